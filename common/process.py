@@ -1,0 +1,95 @@
+"""What every process does: log, stop when asked, die with its parent, know how its time was spent."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from common.config import Config, ConfigError, load
+
+_PR_SET_PDEATHSIG = 1
+
+
+class FatalError(RuntimeError):
+    """Ends the process; the message says what failed and what to do, a traceback would only hide it."""
+
+
+def main(body: Callable[[Config], None]) -> None:
+    """Runs a process: ``python -m PACKAGE CONFIG.toml [--section.key value]``.
+
+    Exits with 0 when ``body`` returns, 2 for a wrong configuration, 1 for a FatalError, 130 when interrupted.
+    """
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        body(load(sys.argv[1:]))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except FatalError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def die_with_parent() -> None:
+    """Asks Linux to kill this process when the one that started it is gone; elsewhere does nothing.
+
+    For ``preexec_fn``: a child must not outlive a parent that was killed and could not clean up.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def has_cuda() -> bool:
+    """Whether this process may use an NVIDIA GPU; asks the driver, so that no torch is needed."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+class Stopwatch:
+    """Seconds spent in each state; a thread-safe ledger of who works and who waits.
+
+    Example:
+        >>> watch = Stopwatch()
+        >>> with watch("train"):
+        ...     pass
+        >>> sorted(watch.seconds())
+        ['train']
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, state: str) -> Iterator[None]:
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(state, time.monotonic() - begin)
+
+    def add(self, state: str, seconds: float) -> None:
+        with self._lock:
+            self._seconds[state] = self._seconds.get(state, 0.0) + seconds
+
+    def seconds(self) -> dict[str, float]:
+        with self._lock:
+            return dict(self._seconds)

@@ -1,0 +1,82 @@
+"""``torchrun ... -m learner CONFIG.toml [--section.key value]``"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from common.config import Config
+from common.process import FatalError, has_cuda, main
+from learner.checkpoint import Checkpoints, export
+from learner.control import Command, Ranks
+from learner.policy import full_weights
+from learner.run import Interrupted, Run
+from learner.server import Server
+from learner.trainer import Trainer, set_up_distributed
+
+
+def learn(config: Config) -> None:
+    leads = int(os.environ.get("RANK", "0")) == 0
+    server = Server(config.learner.address, config.learner.lease_timeout_s) if leads else None
+    if not leads:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not has_cuda():
+        torch.set_num_threads(1)
+    set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
+    torch.manual_seed(config.run.seed)
+    tokenizer = _tokenizer(config.model.path)
+    trainer = Trainer(config)
+    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
+    latest = checkpoints.latest()
+    if latest is not None:
+        checkpoints.load(latest["path"], trainer.policy, trainer.optimizer)
+    run: Run | None = None
+
+    def save(command: Command) -> None:
+        state: dict[str, Any] = run.state() if run is not None else {}
+        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state)
+
+    ranks = Ranks(
+        {
+            "train": lambda command: trainer.step(command.batch, command.number),
+            "gather": lambda command: full_weights(trainer.policy, getattr(torch, config.model.dtype)),
+            "save": save,
+            "export": lambda command: export(trainer.policy, tokenizer, config.run.dir / "model"),
+        }
+    )
+    if server is None:
+        ranks.obey()
+        checkpoints.wait()
+    else:
+        run = Run(config, server, trainer, tokenizer, ranks, checkpoints)
+        try:
+            run.lead()
+        finally:
+            ranks.call("stop")
+            server.close()
+    dist.destroy_process_group()
+
+
+def _tokenizer(path: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}: {error}") from None
+    return tokenizer
+
+
+def _run(config: Config) -> None:
+    try:
+        learn(config)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+
+
+if __name__ == "__main__":
+    main(_run)

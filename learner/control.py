@@ -1,0 +1,62 @@
+"""Rank 0 decides, all ranks do: named collective actions and the batches they need, over the default gloo group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import torch
+import torch.distributed as dist
+
+from common.wire import Message
+from learner.server import Finished
+
+
+class Command(Message):
+    action: str
+    number: int = 0  # step
+    batch: list[Finished]
+
+
+Action = Callable[[Command], Any]
+
+
+class Ranks:
+    """The learner's processes as one.
+
+    Args:
+        actions: by name; each is run by every rank with the same command. Name ``stop`` is taken.
+
+    Example, on all ranks:
+        >>> ranks = Ranks({"train": train})  # doctest: +SKIP
+        >>> ranks.obey() if dist.get_rank() else ranks.call("train", batch=batch)  # doctest: +SKIP
+    """
+
+    def __init__(self, actions: dict[str, Action]) -> None:
+        self._actions = actions
+
+    def call(self, action: str, number: int = 0, batch: list[Finished] | None = None) -> Any:
+        """Has every rank do it; the result of rank 0, the only one to call this."""
+        command = Command(action=action, number=number, batch=batch or [])
+        if dist.get_world_size() > 1:
+            _broadcast(msgpack.packb(command.model_dump()))
+        return self._actions[action](command) if action != "stop" else None
+
+    def obey(self) -> None:
+        """What the other ranks do until rank 0 calls ``stop``."""
+        while True:
+            command = Command.model_validate(msgpack.unpackb(_broadcast(b"")))
+            if command.action == "stop":
+                return
+            self._actions[command.action](command)
+
+
+def _broadcast(data: bytes) -> bytes:
+    size = torch.tensor([len(data)])
+    dist.broadcast(size, src=0)
+    buffer = torch.empty(int(size), dtype=torch.uint8)
+    if dist.get_rank() == 0:
+        buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    dist.broadcast(buffer, src=0)
+    return buffer.numpy().tobytes()

@@ -1,0 +1,101 @@
+"""Questions from parquet files in the row schema of verl, and the order in which a run asks them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from common.languages import code_of
+from common.process import FatalError
+from common.wire import Chat, Question
+
+log = logging.getLogger("learner.data")
+
+_COLUMNS = ("prompt", "ability", "reward_model", "extra_info")
+
+
+def read_questions(path: Path, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> list[Question]:
+    """Every row of a parquet file as a question, without those whose prompt is too long (their number is logged).
+
+    A row has ``prompt`` (chat messages), ``ability`` (topic), ``reward_model.ground_truth`` and
+    ``extra_info`` with ``language`` (English name or code), ``topic`` and ``region`` (null, a string or a list).
+
+    Raises:
+        FatalError: the file is missing, no parquet, lacks a column, or a row is malformed; names file, row and key.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise FatalError(f"cannot read questions from {path}: {error}") from None
+    missing = [column for column in _COLUMNS if column not in table.column_names]
+    if missing:
+        raise FatalError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(table.column_names)}")
+    questions = []
+    for row, record in enumerate(table.to_pylist()):
+        try:
+            questions.append(_question(row, record))
+        except (KeyError, TypeError, ValueError) as error:
+            raise FatalError(f"{path}, row {row}: {error!r}") from None
+    fitting = [question for question in questions if _length(question, tokenizer) <= max_prompt_tokens]
+    if not fitting:
+        raise FatalError(f"{path} holds no question of at most {max_prompt_tokens} prompt tokens")
+    if len(fitting) < len(questions):
+        log.warning(
+            "%s: left out %d prompts of more than %d tokens", path, len(questions) - len(fitting), max_prompt_tokens
+        )
+    return fitting
+
+
+def _question(row: int, record: dict[str, Any]) -> Question:
+    extra = record["extra_info"]
+    return Question(
+        index=row,
+        messages=[Chat(role=message["role"], content=message["content"]) for message in record["prompt"]],
+        reference=record["reward_model"]["ground_truth"],
+        language=code_of(extra["language"]),
+        topics=_list(extra.get("topic") or record["ability"]),
+        regions=_list(extra.get("region")),
+    )
+
+
+def _list(value: str | list[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _length(question: Question, tokenizer: PreTrainedTokenizerBase) -> int:
+    return len(tokenizer.encode("\n".join(message.content for message in question.messages)))
+
+
+class Shuffled:
+    """The run's order of questions: epoch after epoch, each a fresh permutation drawn from the seed.
+
+    Position n is the same question in every run with the same seed, so a cursor alone resumes it.
+    """
+
+    def __init__(self, questions: list[Question], seed: int) -> None:
+        self.questions = questions
+        self.seed = seed
+        self._order: dict[int, np.ndarray[Any, np.dtype[np.int64]]] = {}
+
+    def __getitem__(self, sequence: int) -> Question:
+        epoch, position = divmod(sequence, len(self.questions))
+        if epoch not in self._order:
+            self._order = {e: order for e, order in self._order.items() if e >= epoch - 1}
+            self._order[epoch] = np.random.default_rng([self.seed, epoch]).permutation(len(self.questions))
+        return self.questions[int(self._order[epoch][position])]
+
+
+def spread(questions: list[Question], count: int) -> list[Question]:
+    """At most ``count`` questions, evenly spread over the file."""
+    if len(questions) <= count:
+        return questions
+    picks = np.linspace(0, len(questions) - 1, count).round().astype(int)
+    return [questions[pick] for pick in picks]

@@ -1,0 +1,59 @@
+"""What became of every group, in one line each: the proof that nothing is lost and nothing trained twice."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Outcome = Literal["trained", "zero_variance", "failed"]
+
+
+class Ledger:
+    """An append-only JSONL file: ``{"sequence", "row", "outcome", "step", "reason"}``.
+
+    Args:
+        path: the file; it is cut to ``size`` bytes, so that lines written after the checkpoint a run resumes from,
+            whose training is undone, do not count.
+    """
+
+    def __init__(self, path: Path, size: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(size)
+        self._file.seek(size)
+
+    def enter(self, sequence: int, row: int, outcome: Outcome, step: int, reason: str = "") -> None:
+        line = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason}
+        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+    def sync(self) -> int:
+        """Writes everything out; the size of the file, to be kept in the checkpoint."""
+        self._file.flush()
+        return self._file.tell()
+
+
+@dataclass(frozen=True)
+class Audit:
+    outcomes: dict[str, int]
+    lost: int  # handed out, not pending, and in no line
+    duplicated: int  # in more than one line
+
+
+def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
+    """Reads the ledger back and compares it with the numbers handed out, 0 … next_sequence − 1.
+
+    Args:
+        pending: handed out, to be done after a resume.
+    """
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    entries = Counter(line["sequence"] for line in lines)
+    expected = set(range(next_sequence)) - set(pending)
+    return Audit(
+        outcomes=dict(Counter(line["outcome"] for line in lines)),
+        lost=len(expected - set(entries)),
+        duplicated=sum(count > 1 for count in entries.values()),
+    )

@@ -1,0 +1,174 @@
+"""The policy under training: a transformers causal LM on packed sequences, sharded with FSDP2."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface
+
+from common.process import FatalError
+from learner.packing import Packed
+
+_ATTENTION = "lrpo_packed"
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    cu_seq_lens_q: Tensor | None = None,
+    max_length_q: int = 0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each packed sequence; query [1, heads, T, d], key and value [1, kv heads, T, d].
+
+    On a CPU one SDPA call a sequence is faster than any mask, and exact; CUDA has a kernel for it.
+    """
+    assert cu_seq_lens_q is not None
+    if query.is_cuda:
+        from torch.nn.attention.varlen import varlen_attn
+
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        out = varlen_attn(
+            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
+            window_size=(-1, 0), scale=scaling, enable_gqa=True,
+        )  # fmt: skip
+        return out[None], None
+    bounds = cu_seq_lens_q.tolist()
+    pieces = [
+        F.scaled_dot_product_attention(
+            query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, scale=scaling, enable_gqa=True
+        )
+        for a, b in pairwise(bounds)
+    ]
+    return torch.cat(pieces, 2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(_ATTENTION, _packed_attention)
+AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)  # boundaries do the masking
+
+
+class _ChunkedLogProb(torch.autograd.Function):
+    """Log-probability and entropy of targets in float32, with ``chunk`` rows of logits alive at a time.
+
+    Logits are computed again in the backward pass. The entropy carries no gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logp = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        entropy, normalizer = torch.empty_like(logp), torch.empty_like(logp)
+        for part in _slices(len(targets), chunk):
+            logits = (hidden[part] @ weight.T).float() / temperature
+            normalizer[part] = logits.logsumexp(-1)
+            logits -= normalizer[part, None]
+            logp[part] = logits.gather(1, targets[part, None])[:, 0]
+            entropy[part] = -(logits.exp() * logits).sum(-1)
+        ctx.save_for_backward(hidden, weight, targets, normalizer)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logp, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, normalizer = ctx.saved_tensors
+        d_hidden = torch.empty_like(hidden)
+        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
+        for part in _slices(len(targets), ctx.chunk):
+            logits = (hidden[part] @ weight.T).float() / ctx.temperature
+            d_logits = -(logits - normalizer[part, None]).exp()
+            d_logits.scatter_add_(1, targets[part, None], torch.ones_like(d_logits[:, :1]))
+            d_logits *= gradients[0][part, None] / ctx.temperature
+            d_logits = d_logits.to(hidden.dtype)
+            d_hidden[part] = d_logits @ weight
+            d_weight += (d_logits.T @ hidden[part]).float()
+        return d_hidden, d_weight.to(weight.dtype), None, None, None
+
+
+def _slices(length: int, chunk: int) -> list[slice]:
+    return [slice(begin, begin + chunk) for begin in range(0, length, chunk)]
+
+
+class Policy(nn.Module):
+    """A causal LM that gives log-probabilities of the responses in a packed micro-batch.
+
+    Backbone and vocabulary projection are one module, so that FSDP2 shards tied embeddings once.
+
+    Args:
+        path: Hugging Face directory or hub name.
+        temperature: of sampling; logits are divided by it, as the engine does.
+        head_chunk: rows of logits alive at a time.
+    """
+
+    def __init__(self, path: str, *, temperature: float, head_chunk: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        try:
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=_ATTENTION)
+        except (OSError, ValueError) as error:
+            raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
+        self.lm: PreTrainedModel = model
+        self.temperature, self.head_chunk = temperature, head_chunk
+        if checkpointing:
+            self.lm.gradient_checkpointing_enable()
+
+    def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of ``batch.targets`` and entropies at their positions, each [R] float32."""
+        longest = int((batch.boundaries[1:] - batch.boundaries[:-1]).max())
+        hidden = self.lm.base_model(
+            input_ids=batch.ids,
+            position_ids=batch.positions,
+            attention_mask=None,
+            use_cache=False,  # with a cache transformers would mix the packed sequences
+            cu_seq_lens_q=batch.boundaries,
+            cu_seq_lens_k=batch.boundaries,
+            max_length_q=longest,
+            max_length_k=longest,
+        ).last_hidden_state[0]
+        head = self.lm.get_output_embeddings().weight
+        logp, entropy = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
+            hidden[batch.rows], head, batch.targets, self.temperature, self.head_chunk
+        )
+        return logp, entropy
+
+
+def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype) -> Policy:
+    """Shards layer by layer, then the rest; forward in ``param_dtype``; gradients reduced, weights kept in float32."""
+    precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
+    for layer in cast(nn.ModuleList, policy.lm.base_model.layers):
+        fully_shard(layer, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    return policy
+
+
+def full_weights(policy: Policy, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
+    """Every tensor under its checkpoint name, whole and in ``dtype``; all ranks must call it together.
+
+    Gathers one FSDP unit after the other with a single collective each. Only rank 0 keeps the copies: others get [].
+    """
+    keep = dist.get_rank() == 0
+    units: list[tuple[str, Any]] = [
+        (name, module) for name, module in policy.named_modules() if isinstance(module, FSDPModule)
+    ]
+    weights: dict[str, Tensor] = {}
+    for prefix, unit in units:
+        unit.unshard()
+        for name, parameter in unit.named_parameters(prefix=prefix):
+            owner = max((p for p, _ in units if not p or name.startswith(p + ".")), key=len)
+            if keep and owner == prefix:
+                weights[name.removeprefix("lm.")] = parameter.detach().to(dtype, copy=True)
+        unit.reshard()
+    return list(weights.items())

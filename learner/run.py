@@ -1,0 +1,339 @@
+"""Learner rank 0: the one owner of data cursor, ledger, router, queue and policy version, and the algorithm's loop."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from common import wire
+from common.config import Config
+from common.process import FatalError, Stopwatch
+from learner.checkpoint import Checkpoints
+from learner.control import Ranks
+from learner.data import Shuffled, read_questions, spread
+from learner.evaluation import Evaluation, evaluation_queue, evaluation_work, summarise
+from learner.ledger import Ledger, audit
+from learner.publisher import Publisher
+from learner.queue import WorkQueue, staleness_bound
+from learner.report import Report, bottleneck, shares, token_lags
+from learner.server import Finished, Server
+from learner.trainer import StepResult, Trainer
+from router import Observation, Router
+
+log = logging.getLogger("learner")
+
+_TURN_S = 0.5  # how long a wait lasts before it looks at newcomers, deadlines and interrupts
+
+
+class Interrupted(Exception):
+    """The run was asked to end early."""
+
+
+class Run:
+    """A training run as rank 0 leads it.
+
+    Args:
+        server: already listening, so that a taken port is noticed before the model is loaded.
+        ranks: knows the actions ``train``, ``gather``, ``save`` and ``export``.
+        checkpoints: found or to be written.
+    """
+
+    def __init__(
+        self, config: Config, server: Server, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, ranks: Ranks,
+        checkpoints: Checkpoints,
+    ) -> None:  # fmt: skip
+        self.config, self._server, self._ranks, self._checkpoints = config, server, ranks, checkpoints
+        self._tokenizer = tokenizer
+        learner = config.learner
+        longest = config.data.max_prompt_tokens
+        self._questions = Shuffled(read_questions(config.data.train, tokenizer, longest), config.run.seed)
+        self._heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
+        self._languages = list(config.run.languages)
+        self._router = Router(config.router, self._languages, config.run.seed)
+        self.bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
+        self._publisher = Publisher(server, config.sync, trainer.device)
+        self._report = Report(config.run.dir, learner.steps, self.bound)
+        self._watch = Stopwatch()
+        self._interrupted = False
+        self._totals: dict[str, float] = {"response_tokens": 0, "lag_sum": 0, "lag_max": 0, "loop_s": 0}
+        self._before: dict[str, Any] = {}
+        self._begin(checkpoints.latest() or {})
+
+    def _begin(self, state: dict[str, Any]) -> None:
+        learner = self.config.learner
+        self.step = int(state.get("step", 0))
+        self._wall_before = float(state.get("wall_seconds", 0.0))
+        self._began = time.monotonic()
+        if state:
+            if state["questions"] != len(self._questions.questions):
+                raise FatalError(
+                    f"{self.config.run.dir} was begun with {state['questions']} questions and {self.config.data.train} "
+                    f"has {len(self._questions.questions)}: use the same data, or another run.dir"
+                )
+            try:
+                self._router.load(state["router"])
+            except ValueError as error:
+                raise FatalError(f"cannot resume {self.config.run.dir}: {error}") from None
+            self._totals, self._before = state["totals"], state["before"]
+            log.info("resuming after step %d of %d", self.step, learner.steps)
+        self.ledger_path = self.config.run.dir / "ledger.jsonl"
+        self._ledger = Ledger(self.ledger_path, state.get("ledger_size", 0))
+        self._queue: WorkQueue[Finished] = WorkQueue(
+            groups_per_step=learner.groups_per_step,
+            staleness=learner.staleness,
+            window=learner.window,
+            attempts=learner.group_attempts,
+            total=max(0, learner.steps - self.step) * learner.groups_per_step,
+            next_sequence=state.get("next_sequence", 0),
+            pending=state.get("pending", []),
+        )
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def lead(self) -> None:
+        """The algorithm. Ends with ``summary.json`` and the exported model; raises Interrupted on SIGTERM or SIGINT."""
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(kind, self._interrupt)
+        try:
+            self._publish()
+            self._before = self._before or self._evaluate("before")
+            self._server.serve(self._queue, self._work, self._failed)
+            self._mark = time.monotonic()
+            while self.step < self.config.learner.steps:
+                batch = self._take()
+                result = self._train(batch)
+                self._observe(batch)
+                self._publish()
+                self._log(batch, result)
+                self._save()
+            self._finish(self._evaluate("after"))
+        except Interrupted:
+            self._save(always=True)
+            self._checkpoints.wait()
+            log.info("interrupted after step %d; the same command resumes", self.step)
+            raise
+        finally:
+            self._report.close()
+
+    def _take(self) -> list[Finished]:
+        """The P groups of the next step; newcomers get the current weights meanwhile."""
+        deadline = time.monotonic() + self.config.learner.batch_timeout_s
+        while True:
+            self._check_interrupt()
+            with self._watch("wait"):
+                batch = self._server.take(_TURN_S)
+            if batch is not None:
+                return batch
+            if self._server.newcomers():
+                self._publish()
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"no full batch within learner.batch_timeout_s = {self.config.learner.batch_timeout_s:.0f} s: "
+                    f"{self._queue.finished()} groups finished, {self._queue.leased()} leased, "
+                    f"actors: {', '.join(self._server.members()) or 'none'}"
+                )
+
+    def _train(self, batch: list[Finished]) -> StepResult:
+        with self._watch("train"):
+            result: StepResult = self._ranks.call("train", number=self.step, batch=batch)
+        lags = token_lags(batch, self.step)
+        self.step += 1
+        self._totals["lag_sum"] += float(lags.sum())
+        self._totals["lag_max"] = max(self._totals["lag_max"], int(lags.max()))
+        self._totals["response_tokens"] += len(lags)
+        for group in batch:
+            varied = len({rollout.score.reward for rollout in group.rollouts}) > 1
+            sequence = int(group.work.id.rpartition("-")[2])
+            self._ledger.enter(sequence, group.work.question.index, "trained" if varied else "zero_variance", self.step)
+        return result
+
+    def _observe(self, batch: list[Finished]) -> None:
+        observations = [
+            Observation(
+                group=group.work.id,
+                topics=tuple(group.work.question.topics),
+                regions=tuple(group.work.question.regions),
+                language=rollout.language,
+                reward=rollout.score.reward,
+            )
+            for group in batch
+            for rollout in group.rollouts
+        ]
+        with self._server.lock:  # the server draws from the router as it leases
+            self._router.observe(observations)
+
+    def _publish(self) -> None:
+        """The current weights as version ``step`` to all actors; waits for the first one if there is none."""
+        deadline = time.monotonic() + self.config.actor.start_timeout_s
+        while not self._server.members():
+            with self._watch("wait"):
+                time.sleep(_TURN_S / 5)
+            self._check_interrupt()
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"no actor came to {self.config.learner.address} within actor.start_timeout_s = "
+                    f"{self.config.actor.start_timeout_s:.0f} s"
+                )
+        with self._watch("publish"):
+            weights = self._ranks.call("gather")
+            self.published = self._publisher.publish(self.step, weights)
+        self._server.published(self.published.members)
+
+    def _log(self, batch: list[Finished], result: StepResult) -> None:
+        self._totals["loop_s"] += time.monotonic() - self._mark
+        self._mark = time.monotonic()
+        with self._watch("report"):
+            silent = sum(len({rollout.score.reward for rollout in group.rollouts}) == 1 for group in batch)
+            extra = {
+                "zero_variance_groups": float(silent),
+                "retried_groups": float(self._queue.retried),
+                "finished_groups_waiting": float(self._queue.finished()),
+                "publish_seconds": self.published.seconds,
+                "generation_pause_seconds": self.published.pause_s,
+                "actors": float(len(self.published.members)),
+            }
+            rate = self._totals["response_tokens"] / max(self._totals["loop_s"], 1e-9)
+            self._report.step(self.step, batch, result, extra, self._seconds(), rate)
+            if self.step % self.config.router.interval == 0 or self.step == 1:
+                self._report.router(self.step, self._router.probabilities())
+
+    def _save(self, *, always: bool = False) -> None:
+        self._checkpoints.poll()
+        if self.step == 0 or not (always or self.step % self.config.learner.checkpoint_every == 0):
+            return
+        with self._watch("save"):
+            self._ranks.call("save", number=self.step)
+
+    def state(self) -> dict[str, Any]:
+        """All of the run but model and optimizer, as JSON; goes into their checkpoint."""
+        with self._server.lock:
+            return {
+                "step": self.step,
+                "questions": len(self._questions.questions),
+                "next_sequence": self._queue.next_sequence,
+                "pending": self._queue.untaken(),
+                "ledger_size": self._ledger.sync(),
+                "router": self._router.state(),
+                "totals": self._totals,
+                "before": self._before,
+                "wall_seconds": self._wall(),
+            }
+
+    # -- what the server asks, on its thread -----------------------------------------------------------------------
+
+    def _work(self, sequence: int) -> wire.Work:
+        question = self._questions[sequence]
+        draw = self._router.draw(question.language, question.topics, question.regions)
+        return wire.Work(
+            id=f"train-{sequence}",
+            question=question,
+            languages=draw.languages,
+            propensities=draw.propensities,
+            router_version=draw.router_version,
+            policy_version=self.step,
+            greedy=False,
+        )
+
+    def _failed(self, sequence: int, reason: str) -> None:
+        self._ledger.enter(sequence, self._questions[sequence].index, "failed", self.step, reason)
+
+    # -- before, after, and the end --------------------------------------------------------------------------------
+
+    def _evaluate(self, when: str) -> dict[str, Any]:
+        """Greedy answers to trained and held-out questions in every language: ``{set: Evaluation as dict}``."""
+        if not self.config.learner.evaluate:
+            return {}
+        results = {}
+        count = self.config.learner.evaluate_questions
+        for name, questions in {"train": self._questions.questions, "heldout": self._heldout}.items():
+            if questions:
+                evaluation = self._greedy(f"{when}-{name}", spread(questions, count))
+                self._report.evaluation(self.step, name, evaluation)
+                results[name] = evaluation.as_dict()
+        return results
+
+    def _greedy(self, name: str, questions: list[wire.Question]) -> Evaluation:
+        def work(sequence: int) -> wire.Work:
+            return evaluation_work(name, sequence, questions[sequence], self._languages, self.step)
+
+        def failed(sequence: int, reason: str) -> None:
+            log.error("evaluation %s goes on without question %d: %s", name, sequence, reason)
+            queue.give_up_one()
+
+        queue = evaluation_queue(len(questions))
+        self._server.serve(queue, work, failed)
+        groups = self._take()
+        self._server.published({})  # frees the slots
+        return summarise(groups, self._languages, self._router)
+
+    def _finish(self, after: dict[str, Any]) -> None:
+        self._save(always=True)
+        self._ranks.call("export")
+        self._checkpoints.wait()
+        seconds = self._seconds()
+        for process, states in seconds.items():
+            log.info(
+                "%s spent its time: %s", process, "  ".join(f"{s} {v:.0%}" for s, v in sorted(shares(states).items()))
+            )
+        self._report.summary(self._summary(after, seconds))
+
+    def _summary(self, after: dict[str, Any], seconds: dict[str, dict[str, float]]) -> dict[str, Any]:
+        self._ledger.sync()
+        found = audit(self.ledger_path, self._queue.next_sequence, self._queue.untaken())
+        totals, before = self._totals, self._before
+
+        def of(results: dict[str, Any], part: str, key: str) -> Any:
+            return results.get(part, {}).get(key)
+
+        return {
+            "steps": self.step,
+            "groups_trained": found.outcomes.get("trained", 0),
+            "groups_zero_variance": found.outcomes.get("zero_variance", 0),
+            "groups_failed": found.outcomes.get("failed", 0),
+            "groups_retried": self._queue.retried,
+            "questions_lost": found.lost,
+            "questions_duplicated": found.duplicated,
+            "staleness_max": totals["lag_max"],
+            "staleness_mean": totals["lag_sum"] / max(totals["response_tokens"], 1),
+            "staleness_bound": self.bound,
+            "reward_before": of(before, "train", "own"),
+            "reward_after": of(after, "train", "own"),
+            "heldout_before": of(before, "heldout", "own"),
+            "heldout_after": of(after, "heldout", "own"),
+            "compliance_before": of(before, "train", "compliance"),
+            "compliance_after": of(after, "train", "compliance"),
+            "reward_by_language": of(after, "train", "own_by_language"),
+            "router_top_by_topic": self._router.top_by_topic(),
+            "tokens_per_second": totals["response_tokens"] / max(totals["loop_s"], 1e-9),
+            "bottleneck": bottleneck(seconds),
+            "time_shares": {process: shares(states) for process, states in seconds.items()},
+            "evaluation_before": before,
+            "evaluation_after": after,
+            "wall_seconds": self._wall(),
+        }
+
+    # -- time and interrupts -----------------------------------------------------------------------------------------
+
+    def _seconds(self) -> dict[str, dict[str, float]]:
+        """Seconds in each state, of every process, since it started."""
+        seconds = {"learner": self._watch.seconds()}
+        for name, peer in self._server.members().items():
+            seconds[f"actor {name}"] = {s: v for s, v in peer.seconds.items() if not s.startswith("reward_")}
+            reward = {s.removeprefix("reward_"): v for s, v in peer.seconds.items() if s.startswith("reward_")}
+            if sum(reward.values()) > sum(seconds.get("reward", {}).values()):
+                seconds["reward"] = reward
+        return seconds
+
+    def _wall(self) -> float:
+        return self._wall_before + time.monotonic() - self._began
+
+    def _interrupt(self, *_: object) -> None:
+        self._interrupted = True
+
+    def _check_interrupt(self) -> None:
+        if self._interrupted:
+            raise Interrupted

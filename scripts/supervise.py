@@ -1,0 +1,111 @@
+"""Runs a set of processes as one: if any fails all end, and the failing one's last words are shown."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from common.process import die_with_parent
+
+_POLL_S = 0.2
+_GRACE_S = 7.0  # between asking and killing: an interrupted run is gone within 10 s
+
+
+class ChildFailed(RuntimeError):
+    """A process ended though it should not have; the message holds its last lines."""
+
+
+class Children:
+    """Child processes, each with a log file and a process group of its own; all end with the ``with`` block.
+
+    Args:
+        logs: directory of the log files.
+    """
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        logs.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Children:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        with self.log(name).open("ab") as output:
+            self._running[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def log(self, name: str) -> Path:
+        return self._logs / f"{name}.log"
+
+    def wait_for(self, name: str) -> None:
+        """Until ``name`` has ended well, copying its progress to standard output.
+
+        Raises:
+            ChildFailed: it, or any other, ended with an error.
+        """
+        with self.log(name).open(errors="replace") as progress:
+            progress.seek(0, os.SEEK_END)
+            while True:
+                self._show(progress.readlines())
+                for other, process in self._running.items():
+                    if process.poll() not in (None, 0):
+                        raise ChildFailed(self._last_words(other, process.returncode))
+                if self._running[name].poll() == 0:
+                    self._show(progress.readlines())
+                    return
+                time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Asks all to end, kills the process groups of those that do not."""
+        for process in self._running.values():
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        while time.monotonic() < deadline and any(process.poll() is None for process in self._running.values()):
+            time.sleep(_POLL_S / 4)
+        for process in self._running.values():
+            _signal(process, signal.SIGKILL)
+            process.wait()
+
+    def _show(self, lines: list[str]) -> None:
+        for line in lines:
+            if " INFO learner: " in line or " WARNING " in line or " ERROR " in line:
+                print(line.rstrip(), flush=True)
+
+    def _last_words(self, name: str, code: int) -> str:
+        lines = self.log(name).read_text(errors="replace").splitlines()
+        errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+        shown = lines[errors[-1] :] if errors else lines[-20:]
+        return f"{name} ended with code {code}; its last lines (all in {self.log(name)}):\n" + "\n".join(shown)
+
+
+def _signal(process: subprocess.Popen[bytes], kind: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, kind)
+
+
+def run_to_end(command: Sequence[str]) -> None:
+    """Runs a preparation step in the foreground.
+
+    Raises:
+        SystemExit: with the step's code, when it failed; it has said why.
+    """
+    code = subprocess.run([sys.executable, *command], check=False).returncode
+    if code:
+        raise SystemExit(code)

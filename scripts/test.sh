@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Style, types and tests. Arguments go to pytest, with paths from the repository's root:
+#   ./scripts/test.sh -k router      ./scripts/test.sh -m slow
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/env.sh
+ensure_env || exit 1
+"$LRPO_PYTHON" -m ruff check .
+"$LRPO_PYTHON" -m ruff format --check .
+"$LRPO_PYTHON" -m mypy
+exec "$LRPO_PYTHON" -m pytest "$@"
