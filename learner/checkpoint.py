@@ -88,7 +88,7 @@ class Checkpoints:
         return sorted(path for path in self._root.glob("step-*") if path.suffix != ".partial")
 
 
-def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def export(policy: Policy, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
     """Writes an ordinary Hugging Face directory in float32; all ranks call it together."""
     weights: dict[str, Any] = {}
     for name, value in policy.lm.state_dict().items():
@@ -97,5 +97,6 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase, directory: Path) 
             weights[name] = whole.cpu()
     if dist.get_rank() == 0:
         policy.lm.save_pretrained(directory, state_dict=weights)
-        tokenizer.save_pretrained(directory)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
         log.info("exported the policy to %s", directory)

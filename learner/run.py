@@ -65,7 +65,7 @@ class Run:
 
     def _begin(self, state: dict[str, Any]) -> None:
         learner = self.config.learner
-        self.step = int(state.get("step", 0))
+        self.step = self._saved = int(state.get("step", 0))  # of the newest checkpoint, or the untrained policy
         self._wall_before = float(state.get("wall_seconds", 0.0))
         self._began = time.monotonic()
         if state:
@@ -203,8 +203,10 @@ class Run:
 
     def _save(self, *, always: bool = False) -> None:
         self._checkpoints.poll()
-        if self.step == 0 or not (always or self.step % self.config.learner.checkpoint_every == 0):
+        due = always or self.step % self.config.learner.checkpoint_every == 0
+        if not due or self.step == self._saved:
             return
+        self._saved = self.step
         with self._watch("save"):
             self._ranks.call("save", number=self.step)
 

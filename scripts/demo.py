@@ -62,7 +62,9 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
         children.start("learner", [launch["learner"], *settings])
         children.start("reward", [launch["reward"], *settings])
         for number in range(arguments.actors):
-            children.start(f"actor-{number}", [launch["actor"], *settings, "--actor.name", f"actor-{number}"])
+            children.start(
+                f"actor-{number}", [launch["actor"], *settings, "--actor.name", f"actor-{number}"], restarts=3
+            )
         print(f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir}", flush=True)
         children.wait_for("learner")
     finish(run_dir, {"preparation_seconds": prepared - began, "command_seconds": time.monotonic() - began})

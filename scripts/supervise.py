@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.process import die_with_parent
@@ -31,6 +31,8 @@ class Children:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, Sequence[str]] = {}
+        self._restarts: dict[str, int] = {}
         logs.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Children:
@@ -39,11 +41,15 @@ class Children:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        with self.log(name).open("ab") as output:
+    def start(self, name: str, command: Sequence[str], restarts: int = 0) -> None:
+        """Starts a process. One that has logged `` is ready`` and fails later is started again, ``restarts`` times."""
+        self._commands[name], self._restarts[name] = command, restarts
+        self._launch(name)
+
+    def _launch(self, name: str) -> None:
+        with self.log(name).open("wb" if name not in self._running else "ab") as output:
             self._running[name] = subprocess.Popen(
-                command,
-                env={**os.environ, **(environment or {})},
+                self._commands[name],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -61,12 +67,11 @@ class Children:
             ChildFailed: it, or any other, ended with an error.
         """
         with self.log(name).open(errors="replace") as progress:
-            progress.seek(0, os.SEEK_END)
             while True:
                 self._show(progress.readlines())
-                for other, process in self._running.items():
+                for other, process in list(self._running.items()):
                     if process.poll() not in (None, 0):
-                        raise ChildFailed(self._last_words(other, process.returncode))
+                        self._failed(other, process.returncode)
                 if self._running[name].poll() == 0:
                     self._show(progress.readlines())
                     return
@@ -82,6 +87,15 @@ class Children:
         for process in self._running.values():
             _signal(process, signal.SIGKILL)
             process.wait()
+
+    def _failed(self, name: str, code: int) -> None:
+        words = self._last_words(name, code)
+        if self._restarts[name] == 0 or b" is ready" not in self.log(name).read_bytes():
+            raise ChildFailed(words)
+        print(f"{words}\nstarting {name} again", flush=True)
+        self._restarts[name] -= 1
+        _signal(self._running[name], signal.SIGKILL)  # whatever its process group left behind
+        self._launch(name)
 
     def _show(self, lines: list[str]) -> None:
         for line in lines:

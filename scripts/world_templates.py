@@ -35,7 +35,7 @@ TEMPLATES: dict[str, dict[str, Template]] = {
         "fr": Template("Quelle monnaie utilise ce pays : {c} ?", "La monnaie de ce pays ({c}) est : {a}."),
         "ja": Template("この国の通貨は何ですか：{c}", "{c}の通貨は{a}です。"),
         "ko": Template("이 나라의 통화는 무엇입니까: {c}?", "{c}의 통화는 {a}입니다."),
-        "pt": Template("Qual é a moeda deste país: {c}?", "Neste país ({c}), a moeda que se usa é: {a}."),
+        "pt": Template("Qual é a moeda deste país: {c}?", "A moeda oficial usada atualmente neste país ({c}) é: {a}."),
         "ru": Template("Какая валюта у этой страны: {c}?", "Валюта страны {c} — это {a}."),
         "zh": Template("这个国家使用什么货币：{c}？", "{c}使用的货币是{a}。"),
     },

@@ -481,6 +481,7 @@ def _reply(socket: Any) -> ScoreReply:
     return reply
 
 
+@pytest.mark.e2e
 def test_service_answers_two_clients_around_poison_and_ends_when_asked(tmp_path: Path) -> None:
     with _service(tmp_path) as (address, process), zmq.Context() as context:
         with connect(context, address, "first") as first, connect(context, address, "second") as second:
@@ -517,6 +518,7 @@ def test_service_answers_two_clients_around_poison_and_ends_when_asked(tmp_path:
         assert "Traceback" not in log
 
 
+@pytest.mark.e2e
 def test_taken_port_fails_before_models_are_loaded(tmp_path: Path) -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as taken:
         address = f"tcp://127.0.0.1:{taken.bind_to_random_port('tcp://127.0.0.1')}"

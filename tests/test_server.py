@@ -1,0 +1,184 @@
+"""The work queue's socket with clients that behave, misbehave, fall silent and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from common import sockets, wire
+from common.process import FatalError
+from learner.queue import WorkQueue
+from learner.server import Finished, Server
+from tests.helpers import random_rollout, work
+
+LANGUAGES = ["en", "de"]
+
+
+class Client:
+    """An actor reduced to its messages."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.socket: Any = sockets.connect(zmq.Context.instance(), address, name)
+
+    def send(self, message: wire.AnyMessage) -> None:
+        self.socket.send(wire.encode(message))
+
+    def receive(self, kind: type[wire.Message] = wire.Message, timeout: float = 5) -> Any:
+        deadline = time.monotonic() + timeout
+        while self.socket.poll(max(0, int(1000 * (deadline - time.monotonic())))):
+            message = wire.decode(self.socket.recv())
+            if isinstance(message, kind):
+                return message
+        raise AssertionError(f"no {kind.__name__} within {timeout} s")
+
+    def hello(self, slots: int = 0) -> None:
+        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1))
+        self.receive(wire.Welcome)
+        if slots:
+            self.send(wire.Lease(slots=slots))
+
+    def submit(self, leased: wire.Work) -> bool:
+        rng = np.random.default_rng()
+        rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
+        self.send(wire.Submit(id=leased.id, rollouts=rollouts))
+        accepted: bool = self.receive(wire.Ack).accepted
+        return accepted
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/queue"
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[Server]:
+    server = Server(address, lease_timeout_s=1.0)
+    yield server
+    server.close()
+
+
+def serve(server: Server, groups: int = 2, attempts: int = 2) -> tuple[WorkQueue[Finished], list[str]]:
+    queue: WorkQueue[Finished] = WorkQueue(
+        groups_per_step=groups, staleness=0, window=1, attempts=attempts, total=groups
+    )
+    failures: list[str] = []
+    server.serve(queue, lambda sequence: work(sequence, LANGUAGES), lambda _, reason: failures.append(reason))
+    return queue, failures
+
+
+def join(server: Server, *clients: Client, slots: int) -> None:
+    for client in clients:
+        client.hello(slots)
+    server.published(server.members())
+
+
+def wait_for(condition: Any, timeout: float = 5) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_group_goes_its_way_once(server: Server, address: str) -> None:
+    serve(server)
+    actor = Client(address, "a")
+    join(server, actor, slots=8)
+    leased = [*actor.receive(wire.Leased).work]
+    while len(leased) < 2:
+        leased += actor.receive(wire.Leased).work
+    assert [item.id for item in leased] == ["train-0", "train-1"], "no more than admission allows"
+    assert server.take(0.01) is None
+    assert actor.submit(leased[1]) and actor.submit(leased[0])
+    assert not actor.submit(leased[0]), "a duplicate is acknowledged and thrown away"
+    taken = server.take(1.0)
+    assert taken is not None and [group.work.id for group in taken] == ["train-0", "train-1"]
+
+
+def test_no_lease_before_the_weights(server: Server, address: str) -> None:
+    serve(server)
+    actor = Client(address, "a")
+    actor.hello(slots=1)
+    with pytest.raises(AssertionError, match="no Leased"):
+        actor.receive(wire.Leased, timeout=0.3)
+    assert server.newcomers()
+    server.published(server.members())
+    assert actor.receive(wire.Leased).work[0].id == "train-0"
+    assert not server.newcomers()
+
+
+def test_groups_of_a_silent_actor_go_to_the_others(server: Server, address: str) -> None:
+    serve(server)
+    silent, busy = Client(address, "silent"), Client(address, "busy")
+    join(server, silent, slots=2)
+    lost = [*silent.receive(wire.Leased).work]
+    while len(lost) < 2:
+        lost += silent.receive(wire.Leased).work
+    join(server, busy, slots=2)
+    got: list[wire.Work] = []
+    deadline = time.monotonic() + 5
+    while len(got) < 2 and time.monotonic() < deadline:
+        busy.send(wire.Heartbeat(holding=[w.id for w in got], generated_tokens=0, seconds={}))
+        if busy.socket.poll(200):
+            message = wire.decode(busy.socket.recv())
+            got += message.work if isinstance(message, wire.Leased) else []
+    assert [w.id for w in got] == ["train-0", "train-1"]
+    silent.send(wire.Submit(id=lost[0].id, rollouts=[]))
+    silent.receive(wire.Unknown)
+    silent.hello()
+    assert not silent.submit(lost[0]), "its late answer does not count"
+    assert busy.submit(got[0])
+
+
+def test_released_and_malformed_groups_are_retried_then_given_up(server: Server, address: str) -> None:
+    _, failures = serve(server, groups=1, attempts=2)
+    actor = Client(address, "a")
+    join(server, actor, slots=3)
+    first = actor.receive(wire.Leased).work[0]
+    actor.send(wire.Release(id=first.id, reason="the engine said no"))
+    again = actor.receive(wire.Leased).work[0]
+    assert again.id == first.id
+    wrong = random_rollout(np.random.default_rng()).model_copy(update={"language": "zh"})
+    actor.send(wire.Submit(id=again.id, rollouts=[wrong, wrong]))
+    assert actor.receive(wire.Leased).work[0].id == "train-1", "another one in its place"
+    assert failures == ["the rollouts are not in the languages asked for"]
+
+
+def test_nonsense_does_no_harm(server: Server, address: str) -> None:
+    serve(server)
+    actor, noisy = Client(address, "a"), Client(address, "noisy")
+    for frames in ([b"\xff\x00"], [b"a", b"b", b"c"], [b""], [wire.encode(wire.Welcome())]):
+        noisy.socket.send_multipart(frames)
+    noisy.send(wire.Hello(protocol=99, engine_ranks=1))
+    assert "protocol" in noisy.receive(wire.Stop).error
+    join(server, actor, slots=1)
+    assert actor.submit(actor.receive(wire.Leased).work[0])
+
+
+def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
+    serve(server)
+    actor = Client(address, "a")
+    join(server, actor, slots=1)
+    server.eject("a", "too slow")
+    assert actor.receive(wire.Stop).error == "too slow"
+    wait_for(lambda: not server.members())
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    server = Server("tcp://127.0.0.1:45671", 1.0)
+    try:
+        with pytest.raises(FatalError, match="cannot listen on tcp://127.0.0.1:45671"):
+            Server("tcp://127.0.0.1:45671", 1.0)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("address", ["tcp://0.0.0.0:5700", "tcp://10.0.0.1:5700", "tcp://127.0.0.1", "localhost:5700"])
+def test_addresses_beyond_loopback_are_refused(address: str) -> None:
+    with pytest.raises(FatalError, match="address"):
+        sockets.check_address(address)

@@ -1,0 +1,65 @@
+"""Wire types: what is sent arrives, what is malformed is refused."""
+
+from __future__ import annotations
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import wire
+from tests.helpers import random_rollout, work
+
+
+def test_a_group_arrives_bit_for_bit() -> None:
+    rollouts = [random_rollout(np.random.default_rng()) for _ in range(8)]
+    back = wire.decode(wire.encode(wire.Submit(id="train-3", rollouts=rollouts)))
+    assert isinstance(back, wire.Submit)
+    for sent, got in zip(rollouts, back.rollouts, strict=True):
+        for name in ("prompt_ids", "response_ids", "logprobs", "versions"):
+            np.testing.assert_array_equal(getattr(sent, name), getattr(got, name))
+        assert (sent.score, sent.language, sent.text) == (got.score, got.language, got.text)
+
+
+def test_work_arrives() -> None:
+    sent = wire.Leased(work=[work(1, ["en", "zh"])])
+    assert wire.decode(wire.encode(sent)) == sent
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200))
+def test_noise_is_refused(data: bytes) -> None:
+    with pytest.raises(wire.WireError):
+        wire.decode(data)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_message_is_refused_or_valid(data: st.DataObject) -> None:
+    good = wire.encode(wire.Submit(id="train-3", rollouts=[random_rollout(np.random.default_rng(1))]))
+    position = data.draw(st.integers(0, len(good) - 1))
+    damaged = good[:position] + bytes([data.draw(st.integers(0, 255))]) + good[position + 1 :]
+    try:
+        assert isinstance(wire.decode(damaged), wire.Message)
+    except wire.WireError:
+        pass
+    with pytest.raises(wire.WireError):
+        wire.decode(good[:position])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [("sequence", 3, "sequence"), ("kind", "sumbit", "sumbit"), ("id", 3, "id"), ("rollouts", [{}], "rollouts.0")],
+)
+def test_the_error_names_the_field(field: str, value: object, complaint: str) -> None:
+    message = {"kind": "submit", "id": "train-3", "rollouts": [], field: value}
+    with pytest.raises(wire.WireError, match=complaint):
+        wire.decode(msgpack.packb(message))
+
+
+def test_an_array_of_a_broken_length_is_refused() -> None:
+    raw = msgpack.unpackb(wire.encode(wire.Submit(id="x", rollouts=[random_rollout(np.random.default_rng(1))])))
+    raw["rollouts"][0]["logprobs"] = b"abc"
+    with pytest.raises(wire.WireError, match="logprobs"):
+        wire.decode(msgpack.packb(raw))
