@@ -33,6 +33,7 @@ class Children:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, Sequence[str]] = {}
         self._restarts: dict[str, int] = {}
+        self._offset: dict[str, int] = {}  # where in its log the present life of a process begins
         logs.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Children:
@@ -47,7 +48,8 @@ class Children:
         self._launch(name)
 
     def _launch(self, name: str) -> None:
-        with self.log(name).open("wb" if name not in self._running else "ab") as output:
+        with self.log(name).open("ab") as output:
+            self._offset[name] = output.tell()
             self._running[name] = subprocess.Popen(
                 self._commands[name],
                 stdin=subprocess.DEVNULL,
@@ -67,6 +69,7 @@ class Children:
             ChildFailed: it, or any other, ended with an error.
         """
         with self.log(name).open(errors="replace") as progress:
+            progress.seek(self._offset[name])
             while True:
                 self._show(progress.readlines())
                 for other, process in list(self._running.items()):
@@ -90,7 +93,7 @@ class Children:
 
     def _failed(self, name: str, code: int) -> None:
         words = self._last_words(name, code)
-        if self._restarts[name] == 0 or b" is ready" not in self.log(name).read_bytes():
+        if self._restarts[name] == 0 or " is ready" not in self._output(name):
             raise ChildFailed(words)
         print(f"{words}\nstarting {name} again", flush=True)
         self._restarts[name] -= 1
@@ -102,8 +105,11 @@ class Children:
             if " INFO learner: " in line or " WARNING " in line or " ERROR " in line:
                 print(line.rstrip(), flush=True)
 
+    def _output(self, name: str) -> str:
+        return self.log(name).read_bytes()[self._offset[name] :].decode(errors="replace")
+
     def _last_words(self, name: str, code: int) -> str:
-        lines = self.log(name).read_text(errors="replace").splitlines()
+        lines = self._output(name).splitlines()
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         shown = lines[errors[-1] :] if errors else lines[-20:]
         return f"{name} ended with code {code}; its last lines (all in {self.log(name)}):\n" + "\n".join(shown)
