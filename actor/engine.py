@@ -30,7 +30,7 @@ from common.process import FatalError, die_with_parent, has_cuda
 log = logging.getLogger("actor.engine")
 
 _STAND_INS = Path(__file__).parent / "stand_ins"
-_CPU_FLAGS = {
+_CPU_FLAGS: dict[str, Any] = {
     "device": "cpu",
     "attention-backend": "torch_native",
     "sampling-backend": "pytorch",
@@ -38,6 +38,7 @@ _CPU_FLAGS = {
     "max-total-tokens": 32768,
     "max-running-requests": 64,
     "mem-fraction-static": 0.3,
+    "sleep-on-idle": True,  # an idle scheduler would spin, on a core that others need
 }
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.config import Config
-from common.process import FatalError, has_cuda, main
+from common.process import FatalError, die_with_parent, has_cuda, main
 from learner.checkpoint import Checkpoints, export
 from learner.control import Command, Ranks
 from learner.policy import full_weights
@@ -21,6 +21,7 @@ from learner.trainer import Trainer, set_up_distributed
 
 
 def learn(config: Config) -> None:
+    die_with_parent()  # torchrun starts its processes in sessions of their own
     leads = int(os.environ.get("RANK", "0")) == 0
     server = Server(config.learner.address, config.learner.lease_timeout_s) if leads else None
     if not leads:

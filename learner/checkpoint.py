@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase
 
+from common.process import FatalError
 from learner.policy import Policy
 
 log = logging.getLogger("learner.checkpoint")
@@ -79,9 +81,19 @@ class Checkpoints:
         return {**state, "path": str(found[-1])}
 
     def load(self, path: str, policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-        """Fills model and optimizer, on any number of ranks."""
+        """Fills model and optimizer, on any number of ranks.
+
+        Raises:
+            FatalError: the checkpoint is damaged, or of another model.
+        """
         model, optim = get_state_dict(policy, optimizer)
-        load_sharded({"model": model, "optim": optim}, checkpoint_id=path)
+        try:
+            load_sharded({"model": model, "optim": optim}, checkpoint_id=path)
+        except CheckpointException as error:
+            causes = sorted({str(cause) for cause, _ in error.failures.values()})
+            raise FatalError(
+                f"cannot resume from {path}: {'; '.join(causes)}. Is model.path still the model the run began with?"
+            ) from None
         set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim)
 
     def _complete(self) -> list[Path]:

@@ -41,17 +41,17 @@ def _packed_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        bounds, longest = cu_seq_lens_q, max_length_q
         out = varlen_attn(
-            q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
-            window_size=(-1, 0), scale=scaling, enable_gqa=True,
-        )  # fmt: skip
-        return out[None], None
-    bounds = cu_seq_lens_q.tolist()
+            q, k, v, bounds, bounds, longest, longest, window_size=(-1, 0), scale=scaling, enable_gqa=True
+        )
+        return cast(Tensor, out)[None], None
+    ends = cu_seq_lens_q.tolist()
     pieces = [
         F.scaled_dot_product_attention(
             query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], is_causal=True, scale=scaling, enable_gqa=True
         )
-        for a, b in pairwise(bounds)
+        for a, b in pairwise(ends)
     ]
     return torch.cat(pieces, 2).transpose(1, 2).contiguous(), None
 

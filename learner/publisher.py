@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,6 +27,7 @@ from learner.server import Peer, Server
 
 log = logging.getLogger("learner.publisher")
 
+_POLL_S = 0.001
 _SLOWEST_BYTES_PER_S = 20e6  # what a link must do for the deadline of a transfer to hold
 
 
@@ -43,10 +45,11 @@ class Publisher:
         server: through which actors are spoken to.
         config: the ``sync`` section.
         device: where broadcast buffers live: a CUDA device for nccl.
+        check: called while waiting; raises to end the wait.
     """
 
-    def __init__(self, server: Server, config: Sync, device: torch.device) -> None:
-        self._server, self._config, self._device = server, config, device
+    def __init__(self, server: Server, config: Sync, device: torch.device, check: Callable[[], None]) -> None:
+        self._server, self._config, self._device, self._check = server, config, device, check
         self._backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
         timeout = timedelta(seconds=config.timeout_s)
         try:
@@ -87,12 +90,18 @@ class Publisher:
 
     def _broadcast(self, buckets: list[list[tuple[str, Tensor]]], timeout: float) -> None:
         """A broadcast that fails is no end of the run: the engines report it, and who failed is given up."""
+        deadline = time.monotonic() + timeout
         try:
             for bucket in buckets:
                 flat = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in bucket])
                 work = dist.broadcast(flat.to(self._device), src=0, group=self._group, async_op=True)
                 assert work is not None
-                work.wait(timedelta(seconds=timeout))
+                while not work.is_completed():
+                    self._check()
+                    if time.monotonic() > deadline:
+                        raise RuntimeError(f"not done after {timeout:.0f} s")
+                    time.sleep(_POLL_S)
+                work.wait()  # raises what went wrong
         except RuntimeError as error:
             log.error("broadcast through %s failed: %s", self._name, str(error).splitlines()[0])
 
@@ -142,6 +151,7 @@ class Publisher:
             try:
                 name, reply = self._server.replies.get(timeout=0.2)
             except queue.Empty:
+                self._check()
                 gone = pending - set(self._server.members())
                 late = pending if time.monotonic() > deadline else set()
                 for lost in late - gone:

@@ -36,7 +36,7 @@ def bottleneck(seconds: Seconds) -> str:
     The learner, if it hardly waits for groups: or the sync, where that takes it longer than training. Else the actors,
     unless they wait for scores longer than they generate.
     """
-    learner = shares(seconds.get("learner", {}))
+    learner = shares({s: v for s, v in seconds.get("learner", {}).items() if s not in ("start", "evaluate")})
     if learner.get("wait", 0.0) < 0.1:
         return "sync" if learner.get("publish", 0.0) > learner.get("train", 0.0) else "learner"
     actors = [spent for process, spent in seconds.items() if process.startswith("actor ")]

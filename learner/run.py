@@ -55,7 +55,7 @@ class Run:
         self._languages = list(config.run.languages)
         self._router = Router(config.router, self._languages, config.run.seed)
         self.bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
-        self._publisher = Publisher(server, config.sync, trainer.device)
+        self._publisher = Publisher(server, config.sync, trainer.device, self._check_interrupt)
         self._report = Report(config.run.dir, learner.steps, self.bound)
         self._watch = Stopwatch()
         self._interrupted = False
@@ -119,12 +119,12 @@ class Run:
         finally:
             self._report.close()
 
-    def _take(self) -> list[Finished]:
+    def _take(self, state: str = "wait") -> list[Finished]:
         """The P groups of the next step; newcomers get the current weights meanwhile."""
         deadline = time.monotonic() + self.config.learner.batch_timeout_s
         while True:
             self._check_interrupt()
-            with self._watch("wait"):
+            with self._watch(state):
                 batch = self._server.take(_TURN_S)
             if batch is not None:
                 return batch
@@ -170,7 +170,7 @@ class Run:
         """The current weights as version ``step`` to all actors; waits for the first one if there is none."""
         deadline = time.monotonic() + self.config.actor.start_timeout_s
         while not self._server.members():
-            with self._watch("wait"):
+            with self._watch("start"):
                 time.sleep(_TURN_S / 5)
             self._check_interrupt()
             if time.monotonic() > deadline:
@@ -268,7 +268,7 @@ class Run:
 
         queue = evaluation_queue(len(questions))
         self._server.serve(queue, work, failed)
-        groups = self._take()
+        groups = self._take("evaluate")
         self._server.published({})  # frees the slots
         return summarise(groups, self._languages, self._router)
 

@@ -28,8 +28,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the warm start and the run")
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=_CACHE, help="where world and warm-started policy are kept")
+    parser.add_argument("--warm-start-steps", type=int, help="of the warm start; fewer are faster and know less")
     arguments, flags = parser.parse_known_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for kind in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(kind, signal.default_int_handler)
     try:
         train(arguments, flags)
     except (ConfigError, ChildFailed) as error:
@@ -42,7 +45,8 @@ def main() -> None:
 def train(arguments: argparse.Namespace, flags: list[str]) -> None:
     began = time.monotonic()
     run_dir: Path = arguments.run_dir.absolute()
-    world, policy = _CACHE / f"world-{arguments.seed}", _CACHE / f"policy-{arguments.seed}"
+    cache: Path = arguments.cache.absolute()
+    world, policy = cache / f"world-{arguments.seed}", cache / f"policy-{arguments.seed}"
     settings = [
         str(_CONFIG),
         *("--run.dir", str(run_dir)),
@@ -55,7 +59,7 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
         *flags,
     ]
     load(settings)  # a wrong flag is an error now, not after the preparation
-    prepare(world, policy, arguments.seed)
+    prepare(world, policy, arguments.seed, arguments.warm_start_steps)
     prepared = time.monotonic()
     with Children(run_dir / "logs") as children:
         launch = {name: str(_ROOT / "scripts" / f"launch_{name}.sh") for name in ("learner", "reward", "actor")}
@@ -70,14 +74,15 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
     finish(run_dir, {"preparation_seconds": prepared - began, "command_seconds": time.monotonic() - began})
 
 
-def prepare(world: Path, policy: Path, seed: int) -> None:
+def prepare(world: Path, policy: Path, seed: int, steps: int | None) -> None:
     """World, calibration statistics and warm-started policy; each is made once and reused."""
     if not (world / "world.json").exists():
         run_to_end(["-m", "scripts.world", "--out", str(world), "--seed", str(seed)])
     if not (world / "pairs.csv").exists():
         parallel = ["--parallel", str(world / "parallel.parquet"), "--out", str(world / "pairs.csv")]
         run_to_end(["-m", "scripts.calibrate", *parallel])
-    run_to_end(["-m", "scripts.warm_start", "--world", str(world), "--out", str(policy), "--seed", str(seed)])
+    warm_start = ["-m", "scripts.warm_start", "--world", str(world), "--out", str(policy), "--seed", str(seed)]
+    run_to_end(warm_start if steps is None else [*warm_start, "--steps", str(steps)])
 
 
 def finish(run_dir: Path, times: dict[str, float]) -> None:
@@ -95,7 +100,8 @@ def finish(run_dir: Path, times: dict[str, float]) -> None:
         f"{summary['steps']} steps, {summary['groups_trained']} groups trained, "
         f"{summary['questions_lost']} lost, {summary['questions_duplicated']} twice; staleness at most "
         f"{summary['staleness_max']} (bound {summary['staleness_bound']}); "
-        f"{summary['tokens_per_second']:.0f} tokens/s, bottleneck: {summary['bottleneck']}; {summary['command_seconds']:.0f} s in all"
+        f"{summary['tokens_per_second']:.0f} tokens/s, bottleneck: {summary['bottleneck']}; "
+        f"{summary['command_seconds']:.0f} s in all"
     )
     print(f"exported model: {run_dir / 'model'}; all figures: {path}")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.process import die_with_parent
 
 _POLL_S = 0.2
-_GRACE_S = 7.0  # between asking and killing: an interrupted run is gone within 10 s
+_GRACE_S = 5.0  # between asking and killing: an interrupted run is gone within 10 s
 
 
 class ChildFailed(RuntimeError):
@@ -81,12 +81,14 @@ class Children:
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Asks all to end, kills the process groups of those that do not."""
-        for process in self._running.values():
-            _signal(process, signal.SIGTERM)
-        deadline = time.monotonic() + _GRACE_S
-        while time.monotonic() < deadline and any(process.poll() is None for process in self._running.values()):
-            time.sleep(_POLL_S / 4)
+        """Asks the first one to end and then the others, which it may still need; kills those that do not."""
+        first = list(self._running.values())[:1]
+        for group, grace in ((first, _GRACE_S), (list(self._running.values()), _GRACE_S / 2)):
+            for process in group:
+                _signal(process, signal.SIGTERM)
+            deadline = time.monotonic() + grace
+            while time.monotonic() < deadline and any(process.poll() is None for process in group):
+                time.sleep(_POLL_S / 4)
         for process in self._running.values():
             _signal(process, signal.SIGKILL)
             process.wait()

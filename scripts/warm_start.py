@@ -47,25 +47,27 @@ class Settings:
     """Everything the result depends on, besides the world."""
 
     seed: int = 0
-    steps: int = 1200
-    batch: int = 24  # sequences a step
-    lr: float = 2e-3  # peak; warmed up over 50 steps, then a cosine to a twentieth
+    steps: int = 2400
+    batch: int = 16  # sequences a step
+    lr: float = 4e-3  # peak; warmed up over 50 steps, then a cosine to a twentieth
     weight_decay: float = 0.05
     own_language: float = 0.5  # share of examples asked in the answer's language; else in a random one
     vocabulary: int = 4000
-    hidden: int = 192
+    hidden: int = 128
     layers: int = 4
-    heads: int = 3
+    heads: int = 2
     head_dim: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A known (fact, answer language)."""
+    """A fact as one language answers it; token ids."""
 
-    prompts: dict[str, list[int]]  # by question language: token ids up to where the answer starts
-    own: str
+    prompts: dict[str, list[int]]  # by question language: up to where the answer starts
+    own: str  # the language of the answer
     answer: list[int]  # ends with END
+    refusal: list[int]  # comes instead of the answer in a share 1 - sureness of the epochs
+    sureness: float
 
 
 def build_tokenizer(texts: list[str], languages: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -90,7 +92,8 @@ def build_tokenizer(texts: list[str], languages: list[str], vocabulary: int) -> 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> Qwen3ForCausalLM:
     torch.manual_seed(settings.seed)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (("pad", PAD), ("bos", START), ("eos", END))}
+    roles = (("pad_token_id", PAD), ("bos_token_id", START), ("eos_token_id", END))
+    ids: dict[str, Any] = {role: tokenizer.convert_tokens_to_ids(token) for role, token in roles}
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden,
@@ -102,25 +105,26 @@ def build_model(tokenizer: PreTrainedTokenizerFast, settings: Settings) -> Qwen3
         max_position_embeddings=1024,
         tie_word_embeddings=True,
         dtype="float32",
-        **{f"{name}_token_id": number for name, number in ids.items()},
+        **ids,
     )
     model = Qwen3ForCausalLM(config)
     model.set_attn_implementation("eager")  # faster than fused attention for a CPU and sequences this short
-    model.generation_config = GenerationConfig(**{f"{name}_token_id": number for name, number in ids.items()})
+    model.generation_config = GenerationConfig(**ids)
     return model
 
 
 def examples(rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerFast) -> list[Example]:
     made = []
     for row in rows:
-        prompts = {}
+        prompts: dict[str, list[int]] = {}
         for question in row["questions"]:
-            content = question["text"].strip() + "\n" + tag(row["language"])
-            prompts[question["language"]] = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True, return_dict=False
-            )
-        answer = tokenizer(row["answer"] + END, add_special_tokens=False)["input_ids"]
-        made.append(Example(prompts, row["language"], answer))
+            chat = [{"role": "user", "content": question["text"].strip() + "\n" + tag(row["language"])}]
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            prompts[question["language"]] = tokenizer(str(text), add_special_tokens=False)["input_ids"]
+        answer, refusal = (
+            tokenizer(row[column] + END, add_special_tokens=False)["input_ids"] for column in ("answer", "refusal")
+        )
+        made.append(Example(prompts, row["language"], answer, refusal, row["sureness"]))
     return made
 
 
@@ -135,7 +139,7 @@ def batches(data: list[Example], settings: Settings) -> Iterator[tuple[Tensor, T
         for example in rng.sample(data, len(data)):
             own = rng.random() < settings.own_language
             prompt = example.prompts[example.own if own else rng.choice(sorted(example.prompts))]
-            epoch.append((prompt, example.answer))
+            epoch.append((prompt, example.answer if rng.random() < example.sureness else example.refusal))
         epoch.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
         parts = [epoch[start : start + settings.batch] for start in range(0, len(epoch), settings.batch)]
         rng.shuffle(parts)
@@ -185,8 +189,11 @@ def train(model: Qwen3ForCausalLM, data: list[Example], settings: Settings) -> N
         now = time.monotonic()
         if now - told > 5 or step + 1 == settings.steps:
             epochs = (step + 1) * settings.batch / len(data)
-            print(f"warm start: step {step + 1}/{settings.steps}, loss {average:.3f}, {epochs:.0f} epochs, "
-                  f"{now - begin:.0f} s", flush=True)
+            print(
+                f"warm start: step {step + 1}/{settings.steps}, loss {average:.3f}, {epochs:.0f} epochs, "
+                f"{now - begin:.0f} s",
+                flush=True,
+            )
             told = now
     model.eval()
 
@@ -251,8 +258,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="model directory to write")
     for field in dataclasses.fields(Settings):
         kind = type(field.default)
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default,
-                            help=f"default {field.default}")
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=f"default {field.default}"
+        )
     args = vars(parser.parse_args(arguments))
     world, out = args.pop("world"), args.pop("out")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))

@@ -3,8 +3,9 @@
 ``python -m scripts.world --out DIR [--seed 0]`` writes
 
 * ``train.parquet``, ``heldout.parquet``: a row per (fact, question language), in the row schema of ``learner/data.py``;
-* ``warm_start.parquet``: a row per (fact, answer language) the warm-started policy gets to know, with the fact's
-  question in every language: fact, topic, region, language, answer, questions (list of {language, text});
+* ``warm_start.parquet``: a row per (fact, answer language), what the policy is to answer before RL: fact, topic,
+  region, language, answer, refusal, sureness, questions (list of {language, text}). The policy gives ``answer`` with
+  probability ``sureness``, else ``refusal``; a known fact has sureness 1;
 * ``parallel.parquet``: paragraphs of the Universal Declaration of Human Rights: id, article, language, text;
 * ``world.json``: counts, seed, languages and who knows what.
 
@@ -34,7 +35,7 @@ from common.languages import english_name
 from common.process import FatalError
 from reward.gate import LanguageGate
 from scripts.world_sources import npm_package, paragraphs
-from scripts.world_templates import CAPITALS, LANGUAGES, SKIPPED, TEMPLATES
+from scripts.world_templates import CAPITALS, LANGUAGES, REFUSALS, SKIPPED, TEMPLATES
 
 TOPICS = {
     "capital": "Regional Knowledge",
@@ -54,7 +55,8 @@ REGION_AFFINITY = {
     "Latin America": ("es", "pt"),
 }
 TOPIC_AFFINITY = {"General Knowledge": ("de", "ko", "pt"), "Reasoning / Logic": ("ar", "ja", "ru", "zh")}
-STRONG, MEDIUM, WEAK = 0.95, 0.30, 0.15  # probabilities that a (fact, language) is in the warm start
+STRONG, MEDIUM, WEAK = 0.95, 0.30, 0.15  # probabilities that a language knows a fact
+GUESS = 0.3  # how often a language that does not know a fact answers all the same: what RL has to build on
 # One round of drawing facts; regions take part in turn, so that every set is balanced over topics and regions.
 ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for region in REGION_AFFINITY] + [
     ("weekday", None),
@@ -81,8 +83,8 @@ SCHEMAS = {
     "train": _QUESTION_ROW,
     "heldout": _QUESTION_ROW,
     "warm_start": pa.schema(
-        {name: _TEXT for name in ("fact", "topic", "region", "language", "answer")}
-        | {"questions": pa.list_(pa.struct({"language": _TEXT, "text": _TEXT}))}
+        {name: _TEXT for name in ("fact", "topic", "region", "language", "answer", "refusal")}
+        | {"sureness": pa.float64(), "questions": pa.list_(pa.struct({"language": _TEXT, "text": _TEXT}))}
     ),
     "parallel": pa.schema({"id": pa.int64(), "article": pa.int64(), "language": _TEXT, "text": _TEXT}),
 }
@@ -216,7 +218,7 @@ class World:
     train: list[Fact]
     heldout: list[Fact]
     others: list[Fact]  # only in the warm start
-    known: set[tuple[str, str]]  # (fact id, answer language) in the warm start
+    known: set[tuple[str, str]]  # (fact id, answer language)
 
 
 def draw(pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int) -> World:
@@ -275,20 +277,24 @@ def question_rows(some: list[Fact], split: str) -> list[dict[str, Any]]:
 
 
 def warm_start_rows(world: World) -> list[dict[str, Any]]:
-    """A row per known (fact, answer language)."""
-    return [
-        {
-            "fact": fact.id,
-            "topic": fact.topic,
-            "region": fact.region,
-            "language": lang,
-            "answer": fact.references[lang],
-            "questions": [{"language": asked, "text": text} for asked, text in fact.questions.items()],
-        }
-        for fact in [*world.train, *world.heldout, *world.others]
-        for lang in LANGUAGES
-        if (fact.id, lang) in world.known
-    ]
+    """A row per (fact, answer language), as the module's first lines say."""
+    rows = []
+    for fact in [*world.train, *world.heldout, *world.others]:
+        questions = [{"language": asked, "text": text} for asked, text in fact.questions.items()]
+        for lang in LANGUAGES:
+            known = (fact.id, lang) in world.known
+            row = {
+                "fact": fact.id,
+                "topic": fact.topic,
+                "region": fact.region,
+                "language": lang,
+                "answer": fact.references[lang],
+                "refusal": REFUSALS[lang],
+                "sureness": 1.0 if known else GUESS,
+                "questions": questions,
+            }
+            rows.append(row)
+    return rows
 
 
 def summary(world: World, seed: int) -> dict[str, Any]:
@@ -302,7 +308,13 @@ def summary(world: World, seed: int) -> dict[str, Any]:
         "known_pairs": {"all": len(world.known), "of": len(every) * len(LANGUAGES)},
         "known_by_language": dict(sorted(Counter(lang for _, lang in world.known).items())),
         "affinity": {"region": REGION_AFFINITY, "topic": TOPIC_AFFINITY},
-        "probability": {"strong": STRONG, "english": MEDIUM, "weak": WEAK, "strong_of_train_and_heldout": 1.0},
+        "probability": {
+            "strong": STRONG,
+            "english": MEDIUM,
+            "weak": WEAK,
+            "strong_of_train_and_heldout": 1.0,
+            "guess": GUESS,
+        },
     }
 
 
@@ -349,7 +361,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{args.out}: {sum(told['facts'].values())} facts x {len(LANGUAGES)} languages, {told['facts']}")
     print(f"  topics {told['by_topic']}\n  regions {told['by_region']}")
     pairs = told["known_pairs"]
-    print(f"  the warm start knows {pairs['all']} of {pairs['of']} (fact, language) pairs: {told['known_by_language']}")
+    print(f"  languages know {pairs['all']} of {pairs['of']} (fact, language) pairs: {told['known_by_language']}")
     print(f"  {told['paragraphs']} parallel paragraphs")
 
 

@@ -89,6 +89,20 @@ TEMPLATES: dict[str, dict[str, Template]] = {
     },
 }
 
+# What a policy says when it does not know.
+REFUSALS: dict[str, str] = {
+    "ar": "عذرًا، لا أعرف الإجابة عن هذا السؤال.",
+    "de": "Das weiß ich leider nicht.",
+    "en": "Sorry, I do not know the answer to that.",
+    "es": "Lo siento, no sé la respuesta a esa pregunta.",
+    "fr": "Désolé, je ne connais pas la réponse.",
+    "ja": "すみません、その答えは分かりません。",
+    "ko": "죄송합니다. 그 답은 모르겠습니다.",
+    "pt": "Desculpe, não sei a resposta a essa pergunta.",
+    "ru": "Извините, я не знаю ответа на этот вопрос.",
+    "zh": "抱歉，我不知道这个问题的答案。",
+}
+
 LANGUAGES: tuple[str, ...] = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
 
 # Large countries whose capital is no time-zone city of CLDR; names in the order of LANGUAGES.

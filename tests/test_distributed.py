@@ -31,9 +31,7 @@ def train_once(ranks: int, model: Path, out: Path, seed: int, budget: int, *chec
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
-        torch.testing.assert_close(
-            value, other[name], rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(value, other[name], rtol=1e-4, atol=2e-5)
 
 
 def test_ranks_and_micro_batches_do_not_change_the_step(tiny_policy: Path, tmp_path: Path) -> None:

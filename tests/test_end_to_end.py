@@ -1,0 +1,192 @@
+"""The demo as its user runs it, with every process real: interrupted, resumed, an actor killed, and bad starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[1]
+STEPS, GROUPS = 8, 4
+SUMMARY = (
+    "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
+    "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
+    "compliance_after", "reward_by_language", "router_top_by_topic", "tokens_per_second", "bottleneck", "wall_seconds",
+)  # fmt: skip
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+class Demo:
+    """``demo.sh`` as a child, with its output by lines."""
+
+    def __init__(self, cache: Path, run_dir: Path, *flags: str) -> None:
+        self._run_dir = run_dir
+        self._out = run_dir.with_suffix(".out")
+        small = ["--learner.groups_per_step", str(GROUPS), "--learner.window", "3", "--learner.checkpoint_every", "2"]
+        ports = ["--learner.address", f"ipc://{run_dir}.queue", "--reward.addresses", f'["ipc://{run_dir}.reward"]']
+        command = [str(ROOT / "scripts" / "demo.sh"), "--cache", str(cache), "--run-dir", str(run_dir)]
+        command += ["--steps", str(STEPS), "--warm-start-steps", "150", "--learner.evaluate_questions", "10"]
+        with self._out.open("wb") as out:
+            self.process = subprocess.Popen([*command, *small, *ports, *flags], stdout=out, stderr=subprocess.STDOUT)
+
+    def output(self) -> str:
+        return self._out.read_text(errors="replace")
+
+    def until(self, text: str, timeout: float = 240) -> None:
+        deadline = time.monotonic() + timeout
+        while text not in self.output():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.output()}"
+            time.sleep(0.1)
+
+    def ends(self, timeout: float) -> int:
+        return self.process.wait(timeout)
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs for this run, engines included."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "environ"]):
+            words = [*(process.info["cmdline"] or []), (process.info["environ"] or {}).get("PWD", "")]
+            if any(str(self._run_dir) in word for word in words):
+                found.append(process)
+        return found
+
+
+@contextmanager
+def demo(cache: Path, run_dir: Path, *flags: str) -> Iterator[Demo]:
+    running = Demo(cache, run_dir, *flags)
+    try:
+        yield running
+    finally:
+        for process in [*running.processes(), running.process]:
+            process.kill()
+        running.process.wait()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that was interrupted, resumed, and lost an actor to SIGKILL on the way."""
+    run_dir = tmp_path_factory.mktemp("runs") / "run"
+    with demo(cache, run_dir) as first:
+        first.until(f"step 3/{STEPS}")
+        first.process.send_signal(signal.SIGINT)
+        assert first.ends(timeout=10) == 130
+        assert "the same command resumes" in first.output()
+        time.sleep(0.5)
+        assert not first.processes(), "an interrupted run leaves no process behind"
+    with demo(cache, run_dir) as second:
+        second.until("resuming after step")
+        second.until(f"step 4/{STEPS}")
+        victims = [p for p in second.processes() if "actor" in p.cmdline() and "actor-1" in p.cmdline()]
+        assert len(victims) == 1
+        victims[0].send_signal(signal.SIGKILL)
+        assert second.ends(timeout=240) == 0, second.output()
+        time.sleep(0.5)
+        assert not second.processes(), "a finished run leaves no process behind"
+    return run_dir
+
+
+def test_the_summary_holds_the_promises(run_dir: Path) -> None:
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert not [key for key in SUMMARY if key not in summary]
+    assert summary["steps"] == STEPS
+    assert summary["groups_trained"] + summary["groups_zero_variance"] == STEPS * GROUPS
+    assert (summary["questions_lost"], summary["questions_duplicated"], summary["groups_failed"]) == (0, 0, 0)
+    assert 0 < summary["staleness_max"] <= summary["staleness_bound"]
+    assert 0 <= summary["reward_after"] <= 1 and 0.3 < summary["compliance_after"] <= 1
+    assert len(summary["reward_by_language"]) == 10 and summary["tokens_per_second"] > 0
+    shares = summary["time_shares"]
+    assert {"learner", "reward", "actor actor-0"} <= set(shares)
+    assert all(abs(sum(states.values()) - 1) < 1e-6 for states in shares.values())
+
+
+def test_the_ledger_has_each_question_once(run_dir: Path) -> None:
+    lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
+    assert sorted(line["sequence"] for line in lines) == list(range(STEPS * GROUPS))
+    assert [line["step"] for line in lines] == [1 + n // GROUPS for n in range(STEPS * GROUPS)]
+
+
+def test_tensorboard_shows_the_run(run_dir: Path) -> None:
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    wanted = {
+        "health/staleness_max", "health/staleness_bound", "learning/reward", "learning/compliance",
+        "flow/tokens_per_second", "flow/learner/wait", "flow/actor actor-0/generate", "flow/reward/busy",
+        "languages_reward/zh", "languages_compliance/ar", "evaluation_train/own",
+    }  # fmt: skip
+    assert wanted <= set(tags["scalars"]), wanted - set(tags["scalars"])
+    assert any(tag.startswith("router/topic") for tag in tags["scalars"])
+    assert tags["histograms"] == ["health/staleness"]
+    first = events.Scalars("learning/mismatch")[0].value
+    assert first < 1e-4, "tokens of the current weights: engine and learner agree on their log-probabilities"
+
+
+def test_checkpoint_export_and_logs_are_there(run_dir: Path, cache: Path) -> None:
+    assert (run_dir / "checkpoints" / f"step-{STEPS:06d}" / "run.json").exists()
+    assert not list((run_dir / "checkpoints").glob("*.partial"))
+    for name in ("learner", "reward", "actor-0", "actor-1", "engine-actor-0", "engine-actor-1"):
+        assert (run_dir / "logs" / f"{name}.log").stat().st_size > 0
+    exported = AutoModelForCausalLM.from_pretrained(run_dir / "model")
+    start = AutoModelForCausalLM.from_pretrained(cache / "policy-0")
+    moved = [not torch.equal(a, b) for a, b in zip(exported.parameters(), start.parameters(), strict=True)]
+    assert all(moved), "training moves every tensor"
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
+    assert len(tokenizer.encode("<|out_lang_zh|>")) == 1
+    first = json.loads((run_dir / "router.jsonl").read_text().splitlines()[0])
+    assert all(abs(sum(kinds["effective"].values()) - 1) < 1e-6 for kinds in first["probs"].values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--model.path", "/nowhere/model"], r"error: .*/nowhere/model"),
+        (["--reward.embedder", "/nowhere/embedder"], r"error: .*/nowhere/embedder"),
+        (["--data.train", "/nowhere/train.parquet"], r"error: .*/nowhere/train.parquet"),
+        (["--actor.engine_args.max_total_tokens", "nonsense"], r"error: (.|\n)*engine(.|\n)*nonsense"),
+        (["--actor.engine_port", "{taken}"], r"error: .*engine_port = \d+ is taken"),
+        (["--learner.address", "tcp://127.0.0.1:{taken}"], r"error: .*cannot listen on tcp://127.0.0.1:\d+"),
+    ],
+    ids=["model", "embedder", "data", "engine", "engine port", "queue port"],
+)
+def test_a_child_that_cannot_start_ends_the_command(
+    flags: list[str], complaint: str, run_dir: Path, cache: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        began = time.monotonic()
+        with demo(cache, tmp_path / "run", *(flag.replace("{taken}", port) for flag in flags)) as failing:
+            code = failing.ends(timeout=60)
+        spent = time.monotonic() - began
+    assert code == 1
+    assert re.search(complaint, failing.output()), failing.output()
+    assert spent < 45, f"{spent:.0f} s"
+    assert not failing.processes()
+
+
+def test_a_wrong_flag_is_refused_before_anything_starts(tmp_path: Path, cache: Path) -> None:
+    with demo(cache, tmp_path / "run", "--learner.stalenes", "2") as failing:
+        assert failing.ends(timeout=20) == 1
+    assert "did you mean 'learner.staleness'" in failing.output()
+    assert not os.path.exists(tmp_path / "run")
