@@ -43,7 +43,7 @@ def test_mistakes_are_named(arguments: list[str], complaint: str) -> None:
 
 def test_broken_toml_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text("[learner\n")
-    with pytest.raises(ConfigError, match="broken.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load([str(tmp_path / "broken.toml")])
 
 

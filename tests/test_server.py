@@ -172,7 +172,7 @@ def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     server = Server("tcp://127.0.0.1:45671", 1.0)
     try:
-        with pytest.raises(FatalError, match="cannot listen on tcp://127.0.0.1:45671"):
+        with pytest.raises(FatalError, match=r"cannot listen on tcp://127\.0\.0\.1:45671"):
             Server("tcp://127.0.0.1:45671", 1.0)
     finally:
         server.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgpack
 import numpy as np
 import pytest
@@ -40,10 +42,8 @@ def test_a_damaged_message_is_refused_or_valid(data: st.DataObject) -> None:
     good = wire.encode(wire.Submit(id="train-3", rollouts=[random_rollout(np.random.default_rng(1))]))
     position = data.draw(st.integers(0, len(good) - 1))
     damaged = good[:position] + bytes([data.draw(st.integers(0, 255))]) + good[position + 1 :]
-    try:
+    with suppress(wire.WireError):
         assert isinstance(wire.decode(damaged), wire.Message)
-    except wire.WireError:
-        pass
     with pytest.raises(wire.WireError):
         wire.decode(good[:position])
 
