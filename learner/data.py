@@ -94,8 +94,9 @@ class Shuffled:
 
 
 def spread(questions: list[Question], count: int) -> list[Question]:
-    """At most ``count`` questions, evenly spread over the file."""
+    """At most ``count`` questions, evenly spread over languages and rows."""
     if len(questions) <= count:
         return questions
-    picks = np.linspace(0, len(questions) - 1, count).round().astype(int)
-    return [questions[pick] for pick in picks]
+    ordered = sorted(questions, key=lambda question: (question.language, question.index))
+    picks = np.linspace(0, len(ordered) - 1, count).round().astype(int)
+    return [ordered[pick] for pick in picks]

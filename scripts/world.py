@@ -349,7 +349,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.world", description="Builds the offline world.")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--facts", type=int, default=144, help="facts in all (default 144)")
+    parser.add_argument("--facts", type=int, default=120, help="facts in all (default 120)")
     parser.add_argument("--train-facts", type=int, default=24, help="of which RL trains on (default 24)")
     parser.add_argument("--heldout-facts", type=int, default=24, help="of which RL is tested on (default 24)")
     args = parser.parse_args(arguments)

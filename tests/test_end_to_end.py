@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).parents[1]
-STEPS, GROUPS = 8, 4
+STEPS, GROUPS = 24, 4
 SUMMARY = (
     "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
     "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
@@ -36,7 +36,8 @@ class Demo:
     def __init__(self, cache: Path, run_dir: Path, *flags: str) -> None:
         self._run_dir = run_dir
         self._out = run_dir.with_suffix(".out")
-        small = ["--learner.groups_per_step", str(GROUPS), "--learner.window", "3", "--learner.checkpoint_every", "2"]
+        small = ["--reward.similarity_range", "[-1.0, 1.0]"]  # so that the answers of a poor policy differ in worth
+        small += ["--learner.groups_per_step", str(GROUPS), "--learner.window", "3", "--learner.checkpoint_every", "2"]
         ports = ["--learner.address", f"ipc://{run_dir}.queue", "--reward.addresses", f'["ipc://{run_dir}.reward"]']
         command = [str(ROOT / "scripts" / "demo.sh"), "--cache", str(cache), "--run-dir", str(run_dir)]
         command += ["--steps", str(STEPS), "--warm-start-steps", "150", "--learner.evaluate_questions", "10"]
@@ -95,10 +96,11 @@ def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not first.processes(), "an interrupted run leaves no process behind"
     with demo(cache, run_dir) as second:
         second.until("resuming after step")
-        second.until(f"step 4/{STEPS}")
+        second.until(f"step 10/{STEPS}")
         victims = [p for p in second.processes() if "actor" in p.cmdline() and "actor-1" in p.cmdline()]
         assert len(victims) == 1
         victims[0].send_signal(signal.SIGKILL)
+        second.until("starting actor-1 again")
         assert second.ends(timeout=240) == 0, second.output()
         time.sleep(0.5)
         assert not second.processes(), "a finished run leaves no process behind"
