@@ -45,7 +45,7 @@ TOPICS = {
     "month": "General Knowledge",
     "sum": "Reasoning / Logic",
 }
-# Languages in which a fact is surely known, by its region and by its topic. English is everyone's second language.
+# Languages in which a fact is surely known, by its region and by its topic.
 REGION_AFFINITY = {
     "Africa": ("en", "fr"),
     "Anglosphere": ("en", "es"),
@@ -55,7 +55,7 @@ REGION_AFFINITY = {
     "Latin America": ("es", "pt"),
 }
 TOPIC_AFFINITY = {"General Knowledge": ("de", "ko", "pt"), "Reasoning / Logic": ("ar", "ja", "ru", "zh")}
-STRONG, MEDIUM, WEAK = 0.95, 0.30, 0.15  # probabilities that a language knows a fact
+STRONG, WEAK = 0.95, 0.15  # probabilities that a language knows a fact
 GUESS = 0.3  # how often a language that does not know a fact answers all the same: what RL has to build on
 # One round of drawing facts; regions take part in turn, so that every set is balanced over topics and regions.
 ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for region in REGION_AFFINITY] + [
@@ -247,7 +247,7 @@ def draw(pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int) 
     for place, fact in enumerate(chosen):
         for lang in LANGUAGES:
             sure = 1.0 if place < train + heldout else STRONG  # so that every RL question has a language that knows
-            likely = sure if lang in fact.strong else MEDIUM if lang == "en" else WEAK
+            likely = sure if lang in fact.strong else WEAK
             if rng.random() < likely:
                 known.add((fact.id, lang))
     return World(chosen[:train], chosen[train : train + heldout], chosen[train + heldout :], known)
@@ -310,7 +310,6 @@ def summary(world: World, seed: int) -> dict[str, Any]:
         "affinity": {"region": REGION_AFFINITY, "topic": TOPIC_AFFINITY},
         "probability": {
             "strong": STRONG,
-            "english": MEDIUM,
             "weak": WEAK,
             "strong_of_train_and_heldout": 1.0,
             "guess": GUESS,
