@@ -27,7 +27,7 @@ def run(config: Config) -> None:
     sockets.check_address(config.learner.address)
     process = None
     if not config.actor.engine_url:
-        process = EngineProcess(config, config.run.dir / "logs" / f"engine-{name}.log")
+        process = EngineProcess(config, name, config.run.dir / "logs" / f"engine-{name}.log")
     try:
         asyncio.run(_live(config, name, process, tokenizer))
     finally:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,10 +168,11 @@ class EngineProcess:
 
     Args:
         config: the whole configuration; ``model`` and ``actor`` are read.
+        name: of the actor; engines of one run sample from different streams.
         log_path: where its output goes; the last lines are part of any error.
     """
 
-    def __init__(self, config: Config, log_path: Path) -> None:
+    def __init__(self, config: Config, name: str, log_path: Path) -> None:
         port = config.actor.engine_port or _free_port()
         if not _port_is_free(port):
             raise FatalError(
@@ -184,7 +186,7 @@ class EngineProcess:
             "port": port,
             "dtype": config.model.dtype,
             "weight-version": "0",
-            "random-seed": config.run.seed,
+            "random-seed": (config.run.seed + zlib.crc32(name.encode())) % 2**31,
             "skip-tokenizer-init": True,
             **({} if has_cuda() else _CPU_FLAGS),
             **{name.replace("_", "-"): value for name, value in config.actor.engine_args.items()},

@@ -51,12 +51,17 @@ class Report:
     Args:
         steps: planned, for the progress line.
         bound: of the staleness.
+        begin: the step a resumed run goes on from; what was written of later ones is undone with them.
     """
 
-    def __init__(self, run_dir: Path, steps: int, bound: int) -> None:
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+    def __init__(self, run_dir: Path, steps: int, bound: int, begin: int) -> None:
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=begin + 1 if begin else None)
         self._dir, self._steps, self._bound = run_dir, steps, bound
         self._before: Seconds = {}
+        self._router_log = run_dir / "router.jsonl"
+        lines = self._router_log.read_text(encoding="utf-8").splitlines() if begin and self._router_log.exists() else []
+        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= begin]
+        self._router_log.write_text("".join(kept), encoding="utf-8")
 
     def step(
         self,
@@ -114,7 +119,7 @@ class Report:
         """The router's effective probabilities; also one line of ``router.jsonl`` in the reference's format."""
         for context, kinds in probabilities.items():
             self._scalars(number, f"router/{context.replace('/', '-')}", kinds["effective"])
-        with (self._dir / "router.jsonl").open("a", encoding="utf-8") as lines:
+        with self._router_log.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": number, "probs": probabilities}, ensure_ascii=False) + "\n")
 
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:

@@ -56,12 +56,12 @@ class Run:
         self._router = Router(config.router, self._languages, config.run.seed)
         self.bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
         self._publisher = Publisher(server, config.sync, trainer.device, self._check_interrupt)
-        self._report = Report(config.run.dir, learner.steps, self.bound)
         self._watch = Stopwatch()
         self._interrupted = False
         self._totals: dict[str, float] = {"response_tokens": 0, "lag_sum": 0, "lag_max": 0, "loop_s": 0}
         self._before: dict[str, Any] = {}
         self._begin(checkpoints.latest() or {})
+        self._report = Report(config.run.dir, learner.steps, self.bound, self.step)
 
     def _begin(self, state: dict[str, Any]) -> None:
         learner = self.config.learner

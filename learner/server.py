@@ -84,6 +84,8 @@ class Server:
         """
         with self.lock:
             self._queue, self._ask, self._on_failed = work_queue, ask, on_failed
+            for peer in self.peers.values():
+                peer.holding.clear()  # sequence numbers of another queue must not be taken for this one's
         self._notify()
 
     def take(self, timeout_s: float) -> list[Finished] | None:
@@ -268,6 +270,8 @@ class Server:
                 self._forget(name)
         for sequence, name in self._queue.expire(now) if self._queue is not None else []:
             log.warning("the lease of group %d by %s ran out", sequence, name)
+            held = self.peers[name].holding
+            self.peers[name].holding = {id: work for id, work in held.items() if _sequence(id) != sequence}
 
     def _grant(self) -> None:
         """Leases to those who asked, to the one with the fewest groups in hand first."""
