@@ -60,7 +60,7 @@ async def _live(config: Config, name: str, process: EngineProcess | None, tokeni
         finally:
             for task in tasks:
                 task.cancel()
-            context.destroy(linger=0)
+            context.destroy(linger=500)  # the last word, why an update failed, may be on its way
 
 
 async def _watch(process: EngineProcess) -> None:

@@ -95,8 +95,6 @@ class Actor:
                 log.warning("dropped a message of the learner: %s", error)
                 continue
             match message:
-                case wire.Welcome():
-                    await self._send(wire.Lease(slots=self._config.actor.groups_in_flight))
                 case wire.Unknown():
                     await self._start_over()
                 case wire.Leased():
@@ -110,14 +108,15 @@ class Actor:
                 case wire.Stop():
                     self._stop_reason = message.error
                     self._finished.set()
-                case wire.Alive():
+                case wire.Welcome() | wire.Alive():
                     pass
                 case _:
                     log.warning("dropped a %s of the learner: not for an actor", message.kind)
 
     async def _hello(self) -> None:
         ranks = int(self._config.actor.engine_args.get("tp", 1))
-        await self._send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=ranks))
+        slots = self._config.actor.groups_in_flight
+        await self._send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=ranks, slots=slots))
 
     async def _start_over(self) -> None:
         log.warning("the learner does not know this actor: dropping %d groups, saying hello again", len(self._groups))
@@ -135,7 +134,7 @@ class Actor:
                 raise FatalError(f"no word from the learner at {self._config.learner.address} for {silence:.0f} s")
             if silence > self._config.learner.lease_timeout_s:
                 await self._start_over()
-            beat = wire.Heartbeat(holding=list(self._groups), generated_tokens=self._tokens, seconds=self._seconds())
+            beat = wire.Heartbeat(holding=list(self._groups), seconds=self._seconds())
             await self._send(beat)
 
     # -- a group's way -------------------------------------------------------------------------------------------
@@ -157,6 +156,10 @@ class Actor:
                 problem = str(error)
                 log.warning("group %s, attempt %d: %s", work.id, attempt + 1, problem)
                 await asyncio.sleep(2.0**attempt)
+            except Exception as error:  # a question nobody foresaw must be reported, not leased for ever
+                log.exception("group %s", work.id)
+                problem = repr(error)
+                break
         return wire.Release(id=work.id, reason=problem)
 
     async def _rollouts(self, work: wire.Work) -> list[wire.Rollout]:
@@ -233,7 +236,7 @@ class Actor:
             self._switch(syncing=False)
         if receive is not None:
             pause = time.monotonic() - begin
-            await self._send(wire.Synced(version=order.version, stage="done", error="", pause_s=pause))
+            await self._send(wire.Synced(version=receive.version, stage="done", error="", pause_s=pause))
 
     async def _awaited(self, order: wire.Pause) -> wire.Receive | None:
         """The weights announced by a pause; joining another group may come first. None if they never come."""
@@ -246,6 +249,9 @@ class Actor:
                 return None
             if isinstance(message, wire.Receive) and message.version == order.version:
                 return message
+            if isinstance(message, wire.Pause):  # of a learner that started again
+                order, deadline = message, time.monotonic() + message.timeout_s
+                await self._send(wire.Synced(version=order.version, stage="ready", error="", pause_s=0.0))
             if isinstance(message, wire.Join):
                 try:
                     await self._join(message)

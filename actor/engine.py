@@ -1,6 +1,6 @@
 """An SGLang server, owned as a child process on loopback or attached to, and its HTTP API for reinforcement learning.
 
-Spoken to by detection of what it offers (0.5.17 to 0.5.23). Only real SGLang is spoken to; without CUDA its plain torch
+Made for SGLang 0.5.21 to 0.5.23. Only real SGLang is spoken to; without CUDA its plain torch
 path runs, with the two packages of ``actor/stand_ins`` on the server's path.
 """
 

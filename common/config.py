@@ -86,7 +86,7 @@ class Sampling(Section):
 
 
 class Actor(Section):
-    name: str = ""  # unique in the run; empty: host and process id
+    name: str = ""  # unique in the run, and the seed of its engine's samples; empty: host and process id
     engine_url: str = ""  # attach to this SGLang server; empty: own one as a child process
     engine_port: int = 0  # of an owned server, on loopback; 0: a free one
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
@@ -133,7 +133,7 @@ class Learner(Section):
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
-    clip_low: float = Field(0.2, gt=0)
+    clip_low: float = Field(0.2, gt=0)  # inert while a batch is one optimizer step, as then the ratio is 1
     clip_high: float = Field(0.2, gt=0)
     kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
     importance_cap: float = Field(2.0, gt=0)  # truncates the weight between learner and behaviour policy

@@ -1,31 +1,30 @@
-"""The languages lrpo knows: ISO 639-1 code, English name (as data rows spell it) and native name."""
+"""The languages lrpo knows: ISO 639-1 code and English name, as data rows spell it."""
 
 from __future__ import annotations
 
 import difflib
 
-# code: (English name, native name)
-_TABLE: dict[str, tuple[str, str]] = {
-    "ar": ("arabic", "العربية"),
-    "de": ("german", "Deutsch"),
-    "en": ("english", "English"),
-    "es": ("spanish", "Español"),
-    "fr": ("french", "Français"),
-    "hi": ("hindi", "हिन्दी"),
-    "id": ("indonesian", "Bahasa Indonesia"),
-    "it": ("italian", "Italiano"),
-    "ja": ("japanese", "日本語"),
-    "ko": ("korean", "한국어"),
-    "nl": ("dutch", "Nederlands"),
-    "pl": ("polish", "Polski"),
-    "pt": ("portuguese", "Português"),
-    "ru": ("russian", "Русский"),
-    "th": ("thai", "ไทย"),
-    "tr": ("turkish", "Türkçe"),
-    "vi": ("vietnamese", "Tiếng Việt"),
-    "zh": ("chinese", "中文"),
+_TABLE: dict[str, str] = {
+    "ar": "arabic",
+    "de": "german",
+    "en": "english",
+    "es": "spanish",
+    "fr": "french",
+    "hi": "hindi",
+    "id": "indonesian",
+    "it": "italian",
+    "ja": "japanese",
+    "ko": "korean",
+    "nl": "dutch",
+    "pl": "polish",
+    "pt": "portuguese",
+    "ru": "russian",
+    "th": "thai",
+    "tr": "turkish",
+    "vi": "vietnamese",
+    "zh": "chinese",
 }
-_CODE_BY_NAME = {english: code for code, (english, _) in _TABLE.items()}
+_CODE_BY_NAME = {english: code for code, english in _TABLE.items()}
 
 CODES: tuple[str, ...] = tuple(_TABLE)
 
@@ -49,11 +48,7 @@ def code_of(name: str) -> str:
 
 def english_name(code: str) -> str:
     """The English name of an ISO code, lower case, as in ``extra_info.language`` of a data row."""
-    return _TABLE[code_of(code)][0]
-
-
-def native_name(code: str) -> str:
-    return _TABLE[code_of(code)][1]
+    return _TABLE[code_of(code)]
 
 
 def tag(code: str) -> str:

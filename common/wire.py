@@ -60,7 +60,7 @@ class Question(Message):
 class Work(Message):
     """A leased question: answer it once in each of ``languages``."""
 
-    id: str  # of the group: "train-17" is the question at position 17 of the run's order
+    id: str  # of the lease: "5:train-17" is the sixth lease given, of the question at position 17 of the run's order
     question: Question
     languages: list[str]  # [K]
     propensities: list[float]  # [K] probability with which the router drew each language; 1 for reserved ones
@@ -96,6 +96,7 @@ class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: int
     engine_ranks: int  # of its engine in the weight group: the tensor-parallel size
+    slots: int  # leases it can hold
 
 
 class Welcome(Message):
@@ -111,7 +112,7 @@ class Unknown(Message):
 
 
 class Lease(Message):
-    """An actor asks for up to ``slots`` questions; the answer may hold fewer, and come later."""
+    """An actor has ``slots`` more leases free; work for them comes as admission allows."""
 
     kind: Literal["lease"] = "lease"
     slots: int
@@ -145,11 +146,10 @@ class Ack(Message):
 
 
 class Heartbeat(Message):
-    """Keeps an actor's leases alive and says what it has done since it started."""
+    """Keeps an actor's leases alive and says where its time went since it started."""
 
     kind: Literal["heartbeat"] = "heartbeat"
     holding: list[str]  # ids of its leases
-    generated_tokens: int
     seconds: dict[str, float]  # time in each state, see common.process.Stopwatch; also "reward_busy" of its reward
 
 

@@ -55,8 +55,8 @@ def learn(config: Config) -> None:
         ranks.obey()
         checkpoints.wait()
     else:
-        run = Run(config, server, trainer, tokenizer, ranks, checkpoints)
         try:
+            run = Run(config, server, trainer, tokenizer, ranks, checkpoints)
             run.lead()
         finally:
             ranks.call("stop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def read_questions(path: Path, tokenizer: PreTrainedTokenizerBase, max_prompt_to
     for row, record in enumerate(table.to_pylist()):
         try:
             questions.append(_question(row, record))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FatalError(f"{path}, row {row}: {error!r}") from None
     fitting = [question for question in questions if _length(question, tokenizer) <= max_prompt_tokens]
     if not fitting:
@@ -54,6 +55,8 @@ def read_questions(path: Path, tokenizer: PreTrainedTokenizerBase, max_prompt_to
 
 def _question(row: int, record: dict[str, Any]) -> Question:
     extra = record["extra_info"]
+    if not record["prompt"]:
+        raise ValueError("the prompt is empty")
     return Question(
         index=row,
         messages=[Chat(role=message["role"], content=message["content"]) for message in record["prompt"]],
@@ -72,6 +75,12 @@ def _list(value: str | list[str] | None) -> list[str]:
 
 def _length(question: Question, tokenizer: PreTrainedTokenizerBase) -> int:
     return len(tokenizer.encode("\n".join(message.content for message in question.messages)))
+
+
+def digest(questions: list[Question], seed: int) -> str:
+    """Of all that fixes which question is asked when."""
+    data = "\n".join(question.model_dump_json() for question in questions)
+    return hashlib.sha256(f"{seed}\n{data}".encode()).hexdigest()
 
 
 class Shuffled:

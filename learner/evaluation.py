@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common import wire
-from learner.data import spread
 from learner.queue import WorkQueue
 from learner.server import Finished
 from router import Router
@@ -28,7 +27,7 @@ class Evaluation:
     oracle: float
     best_fixed: float
     best_fixed_language: str
-    english: float
+    english: float | None  # None when it is no language of the run
     uniform: float
     routed: float
     compliance: float  # share of own-language answers in the language asked for
@@ -73,7 +72,7 @@ def summarise(groups: list[Finished], languages: list[str], router: Router) -> E
         oracle=float(rewards.max(1).mean()),
         best_fixed=float(rewards.mean(0)[best]),
         best_fixed_language=languages[best],
-        english=float(rewards[:, languages.index("en")].mean()) if "en" in languages else float("nan"),
+        english=float(rewards[:, languages.index("en")].mean()) if "en" in languages else None,
         uniform=float(rewards.mean()),
         routed=float((rewards * np.array(routed)).sum(1).mean()),
         compliance=float(np.mean([rollout.score.compliant for rollout in own])),
@@ -83,6 +82,3 @@ def summarise(groups: list[Finished], languages: list[str], router: Router) -> E
 
 def _own(group: Finished) -> wire.Rollout:
     return group.rollouts[group.work.languages.index(group.work.question.language)]
-
-
-__all__ = ["Evaluation", "evaluation_queue", "evaluation_work", "spread", "summarise"]

@@ -61,7 +61,7 @@ AttentionMaskInterface.register(_ATTENTION, lambda *_, **__: None)  # boundaries
 
 
 class _ChunkedLogProb(torch.autograd.Function):
-    """Log-probability and entropy of targets in float32, with ``chunk`` rows of logits alive at a time.
+    """Log-probability and entropy of targets, softmax in float32, with ``chunk`` rows of logits alive at a time.
 
     Logits are computed again in the backward pass. The entropy carries no gradient.
     """

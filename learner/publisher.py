@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import queue
+import socket
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,17 +53,12 @@ class Publisher:
     def __init__(self, server: Server, config: Sync, device: torch.device, check: Callable[[], None]) -> None:
         self._server, self._config, self._device, self._check = server, config, device, check
         self._backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
-        timeout = timedelta(seconds=config.timeout_s)
-        try:
-            self._store = TCPStore(
-                config.host, config.port, is_master=True, timeout=timeout, wait_for_workers=False, use_libuv=True
-            )
-        except (RuntimeError, ValueError) as error:
-            raise FatalError(f"cannot listen on sync.host:port {config.host}:{config.port}: {error}") from None
+        self._store = _listen(config)
         self._group: Any = None
         self._name = ""
         self._joined: dict[str, Peer] = {}
         self._groups = 0
+        self._run = uuid.uuid4().hex[:8]  # an engine may still know the groups of a learner before this one
 
     def publish(self, version: int, weights: list[tuple[str, Tensor]]) -> Published:
         """Sends the weights as ``version`` to all actors present; returns those who have them (maybe none)."""
@@ -72,7 +69,7 @@ class Publisher:
         members = self._server.members()
         for name in members:
             self._server.send(name, wire.Pause(version=version, timeout_s=4 * timeout))
-        ready = self._collect(wire.Synced, {name: version for name in members}, "ready", timeout)
+        ready = self._collect(wire.Synced, members, version, "ready", timeout)
         members = {name: peer for name, peer in members.items() if name in ready}
         if members and members != self._joined:
             members = self._regroup(members)
@@ -82,7 +79,7 @@ class Publisher:
             self._server.send(name, order)
         if members:
             self._broadcast(buckets, timeout)
-        done = self._collect(wire.Synced, {name: version for name in members}, "done", timeout)
+        done = self._collect(wire.Synced, members, version, "done", timeout)
         if set(done) != set(members):
             self._leave()
         pause = max((reply.pause_s for reply in done.values() if isinstance(reply, wire.Synced)), default=0.0)
@@ -110,7 +107,7 @@ class Publisher:
         while members:
             self._leave()
             self._groups += 1
-            self._name = f"lrpo-weights-{self._groups}"
+            self._name = f"lrpo-{self._run}-{self._groups}"
             world, rank = 1 + sum(peer.engine_ranks for peer in members.values()), 1
             for name, peer in members.items():
                 join = wire.Join(
@@ -128,7 +125,7 @@ class Publisher:
                 self._group = _form_group(self._backend, self._store, self._name, world, self._config.timeout_s)
             except RuntimeError as error:  # torch's distributed errors; some member did not come
                 log.error("weight group %s did not form: %s", self._name, str(error).splitlines()[0])
-            joined = self._collect(wire.Joined, {name: self._name for name in members}, "", self._config.timeout_s)
+            joined = self._collect(wire.Joined, members, self._name, "", self._config.timeout_s)
             if self._group is not None and len(joined) == len(members):
                 self._joined = members
                 return members
@@ -141,32 +138,59 @@ class Publisher:
         self._group, self._joined = None, {}
 
     def _collect(
-        self, kind: type[wire.Joined] | type[wire.Synced], awaited: dict[str, str | int], stage: str, timeout: float
+        self,
+        kind: type[wire.Joined] | type[wire.Synced],
+        members: dict[str, Peer],
+        key: str | int,
+        stage: str,
+        timeout: float,
     ) -> dict[str, wire.Joined | wire.Synced]:
-        """Replies by actor; those that report failure, vanish or say nothing in time are given up, with the reason."""
+        """Replies about group or version ``key`` by actor.
+
+        Those that report failure, vanish or say nothing in time are given up, with the reason.
+        """
         replies: dict[str, wire.Joined | wire.Synced] = {}
-        pending = set(awaited)
+        pending = set(members)
         deadline = time.monotonic() + timeout
         while pending:
             try:
                 name, reply = self._server.replies.get(timeout=0.2)
             except queue.Empty:
                 self._check()
-                gone = pending - set(self._server.members())
+                here = self._server.members()
+                gone = {name for name in pending if here.get(name) is not members[name]}
                 late = pending if time.monotonic() > deadline else set()
                 for lost in late - gone:
-                    self._server.eject(lost, f"no answer to the weight update within {timeout:.0f} s")
+                    self._server.eject(lost, members[lost], f"no answer to the weight update within {timeout:.0f} s")
                 pending -= gone | late
                 continue
-            if name not in pending or not isinstance(reply, kind) or _key(reply) != awaited[name]:
+            if name not in pending or not isinstance(reply, kind) or _key(reply) != key:
                 continue  # of an earlier round
             if reply.error:
-                self._server.eject(name, reply.error)
+                self._server.eject(name, members[name], reply.error)
                 pending.discard(name)
             elif isinstance(reply, wire.Joined) or reply.stage == stage:
                 replies[name] = reply
                 pending.discard(name)
         return replies
+
+
+def _listen(config: Sync) -> TCPStore:
+    """The store through which groups form, listening on ``sync.host`` alone: by itself it would on every interface."""
+    listener = socket.socket()
+    try:
+        listener.bind((config.host, config.port))
+        listener.listen()
+    except OSError as error:
+        raise FatalError(f"cannot listen on sync.host:port {config.host}:{config.port}: {error}") from None
+    return TCPStore(
+        config.host,
+        listener.getsockname()[1],
+        is_master=True,
+        timeout=timedelta(seconds=config.timeout_s),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
 
 
 def _key(reply: wire.Joined | wire.Synced) -> str | int:

@@ -81,7 +81,7 @@ class WorkQueue(Generic[Result]):
 
     def lease(self, actor: str, deadline: float) -> int | None:
         """The oldest group without a lease, or a fresh one if admission allows; else None."""
-        for sequence, slot in sorted(self._alive.items()):
+        for sequence, slot in sorted(self._alive.items())[: self.capacity]:  # a resumed run may hold more
             if slot.actor is None and slot.result is None and not slot.training:
                 slot.actor, slot.deadline = actor, deadline
                 return sequence
@@ -127,13 +127,9 @@ class WorkQueue(Generic[Result]):
                 slot.actor = None
                 self.retried += 1
 
-    def expire(self, now: float) -> list[tuple[int, str]]:
-        """Takes back the leases whose deadline is over: ``[(sequence, actor)]``."""
-        late = [(n, slot.actor) for n, slot in self._alive.items() if slot.actor is not None and slot.deadline < now]
-        for sequence, _ in late:
-            self._alive[sequence].actor = None
-            self.retried += 1
-        return late
+    def expired(self, now: float) -> list[tuple[int, str]]:
+        """The leases whose deadline is over, to be released: ``[(sequence, actor)]``."""
+        return [(n, slot.actor) for n, slot in self._alive.items() if slot.actor is not None and slot.deadline < now]
 
     def take(self) -> list[tuple[int, Result]] | None:
         """P finished groups, oldest first, or None while there are too few.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def bottleneck(seconds: Seconds) -> str:
     return "reward" if scoring > generating else "actors"
 
 
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:  # cut off when the process was killed
+        return math.inf
+
+
 class Report:
     """Writes TensorBoard events to ``run_dir/tensorboard``; README lists the metrics.
 
@@ -55,12 +63,12 @@ class Report:
     """
 
     def __init__(self, run_dir: Path, steps: int, bound: int, begin: int) -> None:
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=begin + 1 if begin else None)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=begin + 1 if begin else 0)
         self._dir, self._steps, self._bound = run_dir, steps, bound
         self._before: Seconds = {}
         self._router_log = run_dir / "router.jsonl"
-        lines = self._router_log.read_text(encoding="utf-8").splitlines() if begin and self._router_log.exists() else []
-        kept = [line + "\n" for line in lines if json.loads(line)["step"] <= begin]
+        lines = self._router_log.read_text(encoding="utf-8").splitlines() if self._router_log.exists() else []
+        kept = [line + "\n" for line in lines if _step_of(line) <= begin]
         self._router_log.write_text("".join(kept), encoding="utf-8")
 
     def step(
@@ -125,11 +133,12 @@ class Report:
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
         numbers = {key: value for key, value in evaluation.as_dict().items() if isinstance(value, float)}
         self._scalars(number, f"evaluation_{name}", numbers)
+        english = "not asked" if evaluation.english is None else f"{evaluation.english:.3f}"
         log.info(
             "%s after %d steps: greedy reward in the question's own language %.3f (compliance %.2f); "
-            "oracle %.3f, routed %.3f, best fixed language (%s) %.3f, English %.3f, uniform %.3f",
+            "oracle %.3f, routed %.3f, best fixed language (%s) %.3f, English %s, uniform %.3f",
             name, number, evaluation.own, evaluation.compliance, evaluation.oracle, evaluation.routed,
-            evaluation.best_fixed_language, evaluation.best_fixed, evaluation.english, evaluation.uniform,
+            evaluation.best_fixed_language, evaluation.best_fixed, english, evaluation.uniform,
         )  # fmt: skip
 
     def summary(self, summary: dict[str, Any]) -> None:

@@ -14,14 +14,14 @@ from common.config import Config
 from common.process import FatalError, Stopwatch
 from learner.checkpoint import Checkpoints
 from learner.control import Ranks
-from learner.data import Shuffled, read_questions, spread
+from learner.data import Shuffled, digest, read_questions, spread
 from learner.evaluation import Evaluation, evaluation_queue, evaluation_work, summarise
-from learner.ledger import Ledger, audit
+from learner.ledger import Ledger, Outcome, audit
 from learner.publisher import Publisher
 from learner.queue import WorkQueue, staleness_bound
 from learner.report import Report, bottleneck, shares, token_lags
 from learner.server import Finished, Server
-from learner.trainer import StepResult, Trainer
+from learner.trainer import StepResult, Trainer, varied
 from router import Observation, Router
 
 log = logging.getLogger("learner")
@@ -53,11 +53,16 @@ class Run:
         self._questions = Shuffled(read_questions(config.data.train, tokenizer, longest), config.run.seed)
         self._heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
         self._languages = list(config.run.languages)
-        self._router = Router(config.router, self._languages, config.run.seed)
+        try:
+            self._router = Router(config.router, self._languages, config.run.seed)
+        except ValueError as error:
+            raise FatalError(str(error)) from None
+        self._digest = digest(self._questions.questions, config.run.seed)
         self.bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
         self._publisher = Publisher(server, config.sync, trainer.device, self._check_interrupt)
         self._watch = Stopwatch()
         self._interrupted = False
+        self._version = 0  # of the policy the engines have
         self._totals: dict[str, float] = {"response_tokens": 0, "lag_sum": 0, "lag_max": 0, "loop_s": 0}
         self._before: dict[str, Any] = {}
         self._begin(checkpoints.latest() or {})
@@ -69,10 +74,10 @@ class Run:
         self._wall_before = float(state.get("wall_seconds", 0.0))
         self._began = time.monotonic()
         if state:
-            if state["questions"] != len(self._questions.questions):
+            if state["questions"] != self._digest:
                 raise FatalError(
-                    f"{self.config.run.dir} was begun with {state['questions']} questions and {self.config.data.train} "
-                    f"has {len(self._questions.questions)}: use the same data, or another run.dir"
+                    f"{self.config.run.dir} was begun with another seed or other questions than those of "
+                    f"{self.config.data.train}: use the same, or another run.dir"
                 )
             try:
                 self._router.load(state["router"])
@@ -110,6 +115,7 @@ class Run:
                 self._publish()
                 self._log(batch, result)
                 self._save()
+            self._save(always=True)
             self._finish(self._evaluate("after"))
         except Interrupted:
             self._save(always=True)
@@ -133,7 +139,7 @@ class Run:
             if time.monotonic() > deadline:
                 raise FatalError(
                     f"no full batch within learner.batch_timeout_s = {self.config.learner.batch_timeout_s:.0f} s: "
-                    f"{self._queue.finished()} groups finished, {self._queue.leased()} leased, "
+                    f"{self._server.counts()}, "
                     f"actors: {', '.join(self._server.members()) or 'none'}"
                 )
 
@@ -146,9 +152,9 @@ class Run:
         self._totals["lag_max"] = max(self._totals["lag_max"], int(lags.max()))
         self._totals["response_tokens"] += len(lags)
         for group in batch:
-            varied = len({rollout.score.reward for rollout in group.rollouts}) > 1
             sequence = int(group.work.id.rpartition("-")[2])
-            self._ledger.enter(sequence, group.work.question.index, "trained" if varied else "zero_variance", self.step)
+            outcome: Outcome = "trained" if varied(group) else "zero_variance"
+            self._ledger.enter(sequence, group.work.question.index, outcome, self.step)
         return result
 
     def _observe(self, batch: list[Finished]) -> None:
@@ -181,17 +187,18 @@ class Run:
         with self._watch("publish"):
             weights = self._ranks.call("gather")
             self.published = self._publisher.publish(self.step, weights)
+        self._version = self.step
         self._server.published(self.published.members)
 
     def _log(self, batch: list[Finished], result: StepResult) -> None:
         self._totals["loop_s"] += time.monotonic() - self._mark
         self._mark = time.monotonic()
         with self._watch("report"):
-            silent = sum(len({rollout.score.reward for rollout in group.rollouts}) == 1 for group in batch)
+            counts = self._server.counts()
             extra = {
-                "zero_variance_groups": float(silent),
-                "retried_groups": float(self._queue.retried),
-                "finished_groups_waiting": float(self._queue.finished()),
+                "zero_variance_groups": float(sum(not varied(group) for group in batch)),
+                "retried_groups": float(counts["retried"]),
+                "finished_groups_waiting": float(counts["finished"]),
                 "publish_seconds": self.published.seconds,
                 "generation_pause_seconds": self.published.pause_s,
                 "actors": float(len(self.published.members)),
@@ -215,7 +222,7 @@ class Run:
         with self._server.lock:
             return {
                 "step": self.step,
-                "questions": len(self._questions.questions),
+                "questions": self._digest,
                 "next_sequence": self._queue.next_sequence,
                 "pending": self._queue.untaken(),
                 "ledger_size": self._ledger.sync(),
@@ -236,7 +243,7 @@ class Run:
             languages=draw.languages,
             propensities=draw.propensities,
             router_version=draw.router_version,
-            policy_version=self.step,
+            policy_version=self._version,
             greedy=False,
         )
 
@@ -260,7 +267,7 @@ class Run:
 
     def _greedy(self, name: str, questions: list[wire.Question]) -> Evaluation:
         def work(sequence: int) -> wire.Work:
-            return evaluation_work(name, sequence, questions[sequence], self._languages, self.step)
+            return evaluation_work(name, sequence, questions[sequence], self._languages, self._version)
 
         def failed(sequence: int, reason: str) -> None:
             log.error("evaluation %s goes on without question %d: %s", name, sequence, reason)
@@ -269,11 +276,9 @@ class Run:
         queue = evaluation_queue(len(questions))
         self._server.serve(queue, work, failed)
         groups = self._take("evaluate")
-        self._server.published({})  # frees the slots
         return summarise(groups, self._languages, self._router)
 
     def _finish(self, after: dict[str, Any]) -> None:
-        self._save(always=True)
         self._ranks.call("export")
         self._checkpoints.wait()
         seconds = self._seconds()

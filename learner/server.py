@@ -6,14 +6,17 @@ training thread through ``replies``. Actors hold nothing that matters: one that 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import numpy as np
 import zmq
 
 from common import sockets, wire
@@ -42,7 +45,6 @@ class Peer:
     live: bool = False  # its engine has the current weights, so it may lease
     credit: int = 0  # leases it has asked for and not got yet
     holding: dict[str, wire.Work] = field(default_factory=dict)
-    generated_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -68,6 +70,7 @@ class Server:
         self._queue: WorkQueue[Finished] | None = None
         self._ask: Callable[[int], wire.Work] | None = None
         self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
+        self._leases = itertools.count()
         self._closing = False
         self._crash: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
@@ -85,7 +88,7 @@ class Server:
         with self.lock:
             self._queue, self._ask, self._on_failed = work_queue, ask, on_failed
             for peer in self.peers.values():
-                peer.holding.clear()  # sequence numbers of another queue must not be taken for this one's
+                peer.holding.clear()  # what is still out belongs to the queue before
         self._notify()
 
     def take(self, timeout_s: float) -> list[Finished] | None:
@@ -118,12 +121,22 @@ class Server:
         with self.lock:
             return any(not peer.live for peer in self.peers.values())
 
-    def eject(self, name: str, reason: str) -> None:
-        """Gives an actor up, tells it why, and leases its groups to others."""
+    def counts(self) -> dict[str, int]:
+        """Groups that were retried so far, are finished, are leased."""
+        with self.lock:
+            served = self._queue
+            if served is None:
+                return {}
+            return {"retried": served.retried, "finished": served.finished(), "leased": served.leased()}
+
+    def eject(self, name: str, peer: Peer, reason: str) -> None:
+        """Gives an actor up, tells it why, and leases its groups to others; not one that came back meanwhile."""
+        with self.lock:
+            if self.peers.get(name) is not peer:
+                return
+            self._forget(name)
         log.warning("giving up actor %s: %s", name, reason)
         self.send(name, wire.Stop(error=reason))
-        with self.lock:
-            self._forget(name)
 
     def send(self, name: str, message: wire.AnyMessage) -> None:
         self._outbox.put((name, message))
@@ -131,7 +144,7 @@ class Server:
 
     def close(self) -> None:
         """Tells every actor that the run is over and frees the address."""
-        for name in self.members():
+        for name in list(self.peers):
             self.send(name, wire.Stop(error=""))
         self._closing = True
         self._notify()
@@ -145,7 +158,8 @@ class Server:
 
     def _notify(self) -> None:
         if threading.current_thread() is not self._thread:
-            self._wake.send(b"")
+            with suppress(zmq.ZMQError):  # it looks by itself every _POLL_MS, or has ended
+                self._wake.send(b"", zmq.DONTWAIT)
 
     # -- the server's thread ----------------------------------------------------------------------------------------
 
@@ -211,7 +225,7 @@ class Server:
             case wire.Release():
                 self._release(name, peer, message)
             case wire.Heartbeat():
-                peer.generated_tokens, peer.seconds = message.generated_tokens, message.seconds
+                peer.seconds = message.seconds
                 if self._queue is not None:
                     held = [_sequence(id) for id in message.holding if id in peer.holding]
                     self._queue.extend(name, held, peer.heard + self._lease_timeout_s)
@@ -227,7 +241,7 @@ class Server:
             self._outbox.put((name, wire.Stop(error=reason)))
             return
         self._forget(name)
-        self.peers[name] = Peer(engine_ranks=hello.engine_ranks, heard=time.monotonic())
+        self.peers[name] = Peer(engine_ranks=hello.engine_ranks, heard=time.monotonic(), credit=hello.slots)
         self._outbox.put((name, wire.Welcome()))
         log.info("actor %s is here (%d ranks)", name, hello.engine_ranks)
 
@@ -268,10 +282,12 @@ class Server:
             if peer.heard < now - self._lease_timeout_s:
                 log.warning("actor %s was silent for %.0f s: its groups go to the others", name, now - peer.heard)
                 self._forget(name)
-        for sequence, name in self._queue.expire(now) if self._queue is not None else []:
+        for sequence, name in self._queue.expired(now) if self._queue is not None else []:
             log.warning("the lease of group %d by %s ran out", sequence, name)
-            held = self.peers[name].holding
-            self.peers[name].holding = {id: work for id, work in held.items() if _sequence(id) != sequence}
+            holding = self.peers[name].holding
+            work = next(work for work in holding.values() if _sequence(work.id) == sequence)
+            del holding[work.id]
+            self._give_back(name, work, "its lease ran out")
 
     def _grant(self) -> None:
         """Leases to those who asked, to the one with the fewest groups in hand first."""
@@ -284,6 +300,7 @@ class Server:
             if sequence is None:
                 break
             work = self._ask(sequence)
+            work = work.model_copy(update={"id": f"{next(self._leases)}:{work.id}"})
             peer = self.peers[name]
             peer.credit -= 1
             peer.holding[work.id] = work
@@ -304,6 +321,6 @@ def _problem(work: wire.Work, rollouts: list[wire.Rollout]) -> str:
         length = len(rollout.response_ids)
         if not length or len(rollout.logprobs) != length or len(rollout.versions) != length:
             return f"{length} tokens, {len(rollout.logprobs)} log-probabilities, {len(rollout.versions)} versions"
-        if math.isnan(rollout.score.reward):
-            return "the reward is not a number"
+        if not math.isfinite(rollout.score.reward) or not np.isfinite(rollout.logprobs).all():
+            return "a reward or a log-probability is not finite"
     return ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -21,13 +24,14 @@ from learner.packing import Packed, Sample, pack, plan
 from learner.policy import Policy, shard
 from learner.server import Finished
 
+log = logging.getLogger("learner.trainer")
+
 
 @dataclass(frozen=True)
 class StepResult:
     """Means over the response tokens of the whole batch, and what is one number a step."""
 
     means: dict[str, float]
-    tokens: int  # of responses
     packed_tokens: int  # prompts included
     grad_norm: float
     lr: float
@@ -81,16 +85,18 @@ class Trainer:
         for chosen in shares[dist.get_rank()]:
             self._accumulate(pack([samples[index] for index in chosen]).to(self.device), max(total, 1), sums)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._config.max_grad_norm)
-        if total:  # without a trainable token there is no gradient, and weight decay alone is no step
+        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not math.isfinite(grad_norm):
+            log.error("step %d: the gradient is not finite; the weights stay as they are", number + 1)
+        elif total:  # without a trainable token there is no gradient, and weight decay alone is no step
             self.optimizer.step()
         self.optimizer.zero_grad()
         stacked = torch.stack(list(sums.values()))
         dist.all_reduce(stacked)
         return StepResult(
             means={name: value / max(total, 1) for name, value in zip(sums, stacked.tolist(), strict=True)},
-            tokens=total,
             packed_tokens=sum(map(len, samples)),
-            grad_norm=float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm),
+            grad_norm=grad_norm,
             lr=lr,
         )
 
@@ -107,12 +113,20 @@ class Trainer:
             sums[name] += values.detach().sum()
 
 
+def varied(group: Finished) -> bool:
+    """Whether the rewards of a group differ, so that there is something to learn from it."""
+    return bool(np.ptp(_rewards(group)) > 0)
+
+
+def _rewards(group: Finished) -> NDArray[np.float32]:
+    return np.array([rollout.score.reward for rollout in group.rollouts], np.float32)
+
+
 def group_samples(group: Finished, *, divide_by_std: bool) -> list[Sample]:
     """The rollouts of a group that carry gradient; [] when their rewards do not differ."""
-    rewards = np.array([rollout.score.reward for rollout in group.rollouts], np.float32)
-    if np.ptp(rewards) == 0:
+    if not varied(group):
         return []
-    values = advantages(rewards, divide_by_std=divide_by_std)
+    values = advantages(_rewards(group), divide_by_std=divide_by_std)
     return [Sample(rollout, float(value)) for rollout, value in zip(group.rollouts, values, strict=True)]
 
 

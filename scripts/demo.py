@@ -58,7 +58,7 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
         *(("--learner.steps", str(arguments.steps)) if arguments.steps else ()),
         *flags,
     ]
-    load(settings)  # a wrong flag is an error now, not after the preparation
+    run_dir = load(settings).run.dir  # a wrong flag is an error now, not after the preparation
     prepare(world, policy, arguments.seed, arguments.warm_start_steps)
     prepared = time.monotonic()
     with Children(run_dir / "logs") as children:

@@ -72,12 +72,12 @@ class Children:
             progress.seek(self._offset[name])
             while True:
                 self._show(progress.readlines())
-                for other, process in list(self._running.items()):
-                    if process.poll() not in (None, 0):
-                        self._failed(other, process.returncode)
                 if self._running[name].poll() == 0:
                     self._show(progress.readlines())
                     return
+                for other, process in list(self._running.items()):
+                    if process.poll() not in (None, 0):
+                        self._failed(other, process.returncode)
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:

@@ -101,7 +101,8 @@ def test_leases_expire_unless_extended() -> None:
     queue: WorkQueue[str] = WorkQueue(groups_per_step=2, staleness=0, window=1, attempts=2, total=2)
     queue.lease("a", deadline=10.0), queue.lease("a", deadline=10.0)
     queue.extend("a", [1], deadline=20.0)
-    assert queue.expire(now=15.0) == [(0, "a")]
+    assert queue.expired(now=15.0) == [(0, "a")]
+    assert not queue.release(0, "a")
     assert not queue.submit(0, "a", "late")
     assert queue.submit(1, "a", "in time")
 

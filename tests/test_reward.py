@@ -488,7 +488,7 @@ def test_service_answers_two_clients_around_poison_and_ends_when_asked(tmp_path:
             first.send(encode(request([SENTENCES["de"], SENTENCES["ja"]], ["de", "en"], id=11)))
             first.send(b"\xc1 this is no MessagePack")
             first.send(msgpack.packb({"kind": "score", "id": "eleven"}))
-            first.send(encode(Heartbeat(holding=[], generated_tokens=0, seconds={})))
+            first.send(encode(Heartbeat(holding=[], seconds={})))
             first.send_multipart([b"one", b"frame", b"too many"])
             second.send(encode(request(["a"], ["en", "de"], id=22)))
             second.send(encode(request([SENTENCES["fr"]], ["fr"], id=23)))

@@ -38,10 +38,8 @@ class Client:
         raise AssertionError(f"no {kind.__name__} within {timeout} s")
 
     def hello(self, slots: int = 0) -> None:
-        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1))
+        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=slots))
         self.receive(wire.Welcome)
-        if slots:
-            self.send(wire.Lease(slots=slots))
 
     def submit(self, leased: wire.Work) -> bool:
         rng = np.random.default_rng()
@@ -78,6 +76,11 @@ def join(server: Server, *clients: Client, slots: int) -> None:
     server.published(server.members())
 
 
+def questions(works: list[wire.Work]) -> list[str]:
+    """Ids without the number of the lease."""
+    return [work.id.partition(":")[2] for work in works]
+
+
 def wait_for(condition: Any, timeout: float = 5) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
@@ -92,12 +95,12 @@ def test_a_group_goes_its_way_once(server: Server, address: str) -> None:
     leased = [*actor.receive(wire.Leased).work]
     while len(leased) < 2:
         leased += actor.receive(wire.Leased).work
-    assert [item.id for item in leased] == ["train-0", "train-1"], "no more than admission allows"
+    assert questions(leased) == ["train-0", "train-1"], "no more than admission allows"
     assert server.take(0.01) is None
     assert actor.submit(leased[1]) and actor.submit(leased[0])
     assert not actor.submit(leased[0]), "a duplicate is acknowledged and thrown away"
     taken = server.take(1.0)
-    assert taken is not None and [group.work.id for group in taken] == ["train-0", "train-1"]
+    assert taken is not None and questions([group.work for group in taken]) == ["train-0", "train-1"]
 
 
 def test_no_lease_before_the_weights(server: Server, address: str) -> None:
@@ -108,7 +111,7 @@ def test_no_lease_before_the_weights(server: Server, address: str) -> None:
         actor.receive(wire.Leased, timeout=0.3)
     assert server.newcomers()
     server.published(server.members())
-    assert actor.receive(wire.Leased).work[0].id == "train-0"
+    assert questions(actor.receive(wire.Leased).work) == ["train-0"]
     assert not server.newcomers()
 
 
@@ -123,11 +126,11 @@ def test_groups_of_a_silent_actor_go_to_the_others(server: Server, address: str)
     got: list[wire.Work] = []
     deadline = time.monotonic() + 5
     while len(got) < 2 and time.monotonic() < deadline:
-        busy.send(wire.Heartbeat(holding=[w.id for w in got], generated_tokens=0, seconds={}))
+        busy.send(wire.Heartbeat(holding=[w.id for w in got], seconds={}))
         if busy.socket.poll(200):
             message = wire.decode(busy.socket.recv())
             got += message.work if isinstance(message, wire.Leased) else []
-    assert [w.id for w in got] == ["train-0", "train-1"]
+    assert questions(got) == ["train-0", "train-1"]
     silent.send(wire.Submit(id=lost[0].id, rollouts=[]))
     silent.receive(wire.Unknown)
     silent.hello()
@@ -142,10 +145,11 @@ def test_released_and_malformed_groups_are_retried_then_given_up(server: Server,
     first = actor.receive(wire.Leased).work[0]
     actor.send(wire.Release(id=first.id, reason="the engine said no"))
     again = actor.receive(wire.Leased).work[0]
-    assert again.id == first.id
+    assert questions([again]) == questions([first])
+    assert not actor.submit(first), "an answer counts under its own lease only"
     wrong = random_rollout(np.random.default_rng()).model_copy(update={"language": "zh"})
     actor.send(wire.Submit(id=again.id, rollouts=[wrong, wrong]))
-    assert actor.receive(wire.Leased).work[0].id == "train-1", "another one in its place"
+    assert questions(actor.receive(wire.Leased).work) == ["train-1"], "another one in its place"
     assert failures == ["the rollouts are not in the languages asked for"]
 
 
@@ -154,17 +158,40 @@ def test_nonsense_does_no_harm(server: Server, address: str) -> None:
     actor, noisy = Client(address, "a"), Client(address, "noisy")
     for frames in ([b"\xff\x00"], [b"a", b"b", b"c"], [b""], [wire.encode(wire.Welcome())]):
         noisy.socket.send_multipart(frames)
-    noisy.send(wire.Hello(protocol=99, engine_ranks=1))
+    noisy.send(wire.Hello(protocol=99, engine_ranks=1, slots=1))
     assert "protocol" in noisy.receive(wire.Stop).error
     join(server, actor, slots=1)
     assert actor.submit(actor.receive(wire.Leased).work[0])
+
+
+def test_a_lease_that_no_heartbeat_mentions_runs_out(server: Server, address: str) -> None:
+    """The actor is alive and has lost the group: it is leased again, and given up when that happens too often."""
+    _, failures = serve(server, groups=1, attempts=2)
+    actor = Client(address, "a")
+    join(server, actor, slots=3)
+    deadline = time.monotonic() + 6
+    while not failures and time.monotonic() < deadline:
+        actor.send(wire.Heartbeat(holding=[], seconds={}))
+        time.sleep(0.1)
+    assert failures == ["its lease ran out"]
+    assert server.counts()["retried"] == 2
+
+
+def test_hello_again_does_not_multiply_the_slots(server: Server, address: str) -> None:
+    serve(server, groups=8)
+    actor = Client(address, "a")
+    for _ in range(3):
+        actor.hello(slots=2)
+    server.published(server.members())
+    time.sleep(0.3)
+    assert server.counts()["leased"] == 2
 
 
 def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
     serve(server)
     actor = Client(address, "a")
     join(server, actor, slots=1)
-    server.eject("a", "too slow")
+    server.eject("a", server.members()["a"], "too slow")
     assert actor.receive(wire.Stop).error == "too slow"
     wait_for(lambda: not server.members())
 
