@@ -9,7 +9,7 @@ import socket
 
 import aiohttp
 import zmq.asyncio
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from actor.actor import Actor
 from actor.engine import Engine, EngineProcess, answers
@@ -17,13 +17,14 @@ from actor.scoring import Scoring
 from common import sockets
 from common.config import Config
 from common.process import FatalError, main
+from common.tokenizer import load_tokenizer
 
 log = logging.getLogger("actor")
 
 
 def run(config: Config) -> None:
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
-    tokenizer = _tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     sockets.check_address(config.learner.address)
     process = None
     if not config.actor.engine_url:
@@ -67,14 +68,6 @@ async def _watch(process: EngineProcess) -> None:
     while True:
         process.check()
         await asyncio.sleep(1)
-
-
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}: {error}") from None
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.config import Config
-from common.process import FatalError, die_with_parent, has_cuda, main
+from common.process import die_with_parent, has_cuda, main
+from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints, export
 from learner.control import Command, Ranks
 from learner.policy import full_weights
@@ -31,7 +31,7 @@ def learn(config: Config) -> None:
         torch.set_num_threads(1)
     set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
     torch.manual_seed(config.run.seed)
-    tokenizer = _tokenizer(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     trainer = Trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
     latest = checkpoints.latest()
@@ -62,14 +62,6 @@ def learn(config: Config) -> None:
             ranks.call("stop")
             server.close()
     dist.destroy_process_group()
-
-
-def _tokenizer(path: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}: {error}") from None
-    return tokenizer
 
 
 def _run(config: Config) -> None:
