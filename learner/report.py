@@ -78,10 +78,16 @@ class Report:
         result: StepResult,
         extra: dict[str, float],
         seconds: Seconds,
-        tokens_per_second: float,
+        spent_s: float,
     ) -> None:
-        """Step ``number`` (from 1) trained ``batch``; ``seconds`` are totals since the processes started."""
+        """Step ``number`` (from 1) trained ``batch``.
+
+        Args:
+            seconds: totals since the processes started.
+            spent_s: since the step before.
+        """
         lags = token_lags(batch, number - 1)
+        tokens_per_second = len(lags) / max(spent_s, 1e-9)
         scores = [rollout.score for group in batch for rollout in group.rollouts]
         reward = float(np.mean([score.reward for score in scores]))
         compliance = float(np.mean([score.compliant for score in scores]))

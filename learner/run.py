@@ -191,8 +191,8 @@ class Run:
         self._server.published(self.published.members)
 
     def _log(self, batch: list[Finished], result: StepResult) -> None:
-        self._totals["loop_s"] += time.monotonic() - self._mark
-        self._mark = time.monotonic()
+        spent, self._mark = time.monotonic() - self._mark, time.monotonic()
+        self._totals["loop_s"] += spent
         with self._watch("report"):
             counts = self._server.counts()
             extra = {
@@ -203,8 +203,7 @@ class Run:
                 "generation_pause_seconds": self.published.pause_s,
                 "actors": float(len(self.published.members)),
             }
-            rate = self._totals["response_tokens"] / max(self._totals["loop_s"], 1e-9)
-            self._report.step(self.step, batch, result, extra, self._seconds(), rate)
+            self._report.step(self.step, batch, result, extra, self._seconds(), spent)
             if self.step % self.config.router.interval == 0 or self.step == 1:
                 self._report.router(self.step, self._router.probabilities())
 

@@ -1,6 +1,6 @@
 """A picture of a run's TensorBoard, taken by headless Chromium.
 
-``python -m scripts.screenshot RUN_DIR OUT.png [--filter REGEX] [--width 1400] [--height 1250]``
+``python -m scripts.screenshot RUN_DIR OUT.png [--filter REGEX] [--width 1400] [--height 1480]``
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-sync --disable-background-networking "
     "--disable-component-update --hide-scrollbars --remote-debugging-port={port} --user-data-dir={profile} "
-    "--window-size={width},{height} about:blank"
+    "about:blank"
 )
 _SETTLE_S = 8.0  # charts are drawn as they come into view, a while after the page has loaded
 _DEADLINE_S = 60.0
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--filter", default=_FILTER, help="regular expression of the metrics to show")
     parser.add_argument("--width", type=int, default=1400)
-    parser.add_argument("--height", type=int, default=1250)
+    parser.add_argument("--height", type=int, default=1480)
     arguments = parser.parse_args()
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
@@ -46,14 +46,15 @@ def main() -> None:
         raise SystemExit(f"error: {arguments.run_dir} holds no TensorBoard events")
     ports = [_free_port(), _free_port()]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        flags = _FLAGS.format(port=ports[1], profile=profile, width=arguments.width, height=arguments.height)
+        flags = _FLAGS.format(port=ports[1], profile=profile)
         board = ["-m", "tensorboard.main", "--logdir", str(events), "--port", str(ports[0]), "--load_fast", "false"]
         commands = [[sys.executable, *board], [browser, *flags.split()]]
         quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         processes = [subprocess.Popen(command, **quiet) for command in commands]
         try:
             url = f"http://127.0.0.1:{ports[0]}/?darkMode=false&tagFilter={quote(arguments.filter)}#timeseries"
-            picture = asyncio.run(asyncio.wait_for(_photograph(url, ports[1]), _DEADLINE_S))
+            size = (arguments.width, arguments.height)
+            picture = asyncio.run(asyncio.wait_for(_photograph(url, ports[1], size), _DEADLINE_S))
         finally:
             for process in processes:
                 process.terminate()
@@ -61,12 +62,14 @@ def main() -> None:
     arguments.out.write_bytes(picture)
 
 
-async def _photograph(url: str, debugging_port: int) -> bytes:
+async def _photograph(url: str, debugging_port: int, size: tuple[int, int]) -> bytes:
     async with aiohttp.ClientSession() as session:
         await _reachable(session, url)
         targets = await _reachable(session, f"http://127.0.0.1:{debugging_port}/json")
         page = next(target for target in targets if target["type"] == "page")
         async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket_:
+            screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+            await _command(socket_, "Emulation.setDeviceMetricsOverride", **screen)
             await _command(socket_, "Page.navigate", url=url)
             await asyncio.sleep(_SETTLE_S)
             button = "[...document.querySelectorAll('button')].find(b => b.innerText.includes('Settings'))"
