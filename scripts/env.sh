@@ -14,7 +14,7 @@ ensure_env() {
     _env_find_device || return 1
     _env_is_current || _env_build_alone || return 1
     export LRPO_PYTHON="$_ENV_VENV/bin/python" LRPO_DEVICE
-    export TOKENIZERS_PARALLELISM=false
+    export TOKENIZERS_PARALLELISM=false TQDM_DISABLE=1
     if [[ $LRPO_DEVICE == cpu ]]; then
         # Two OpenMP threads on a busy machine cost five to ten times the time of one.
         export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
