@@ -47,7 +47,6 @@ class Run:
         checkpoints: Checkpoints,
     ) -> None:  # fmt: skip
         self.config, self._server, self._ranks, self._checkpoints = config, server, ranks, checkpoints
-        self._tokenizer = tokenizer
         learner = config.learner
         longest = config.data.max_prompt_tokens
         self._questions = Shuffled(read_questions(config.data.train, tokenizer, longest), config.run.seed)
