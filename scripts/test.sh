@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Style, types and tests. Arguments go to pytest, with paths from the repository's root:
-#   ./scripts/test.sh -k router      ./scripts/test.sh -m slow
+#   ./scripts/test.sh -k router      ./scripts/test.sh -m "not e2e"
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/env.sh
