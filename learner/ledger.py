@@ -7,13 +7,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from common.wire import Work
 
 Outcome = Literal["trained", "zero_variance", "failed"]
 
 
 class Ledger:
     """An append-only JSONL file: ``{"sequence", "row", "outcome", "step", "reason"}``.
+
+    A group that was answered also has how it was routed: ``languages`` and ``propensities``, both [K], and
+    ``router_version``.
 
     Args:
         path: the file; it is cut to ``size`` bytes, so that lines written after the checkpoint a run resumes from,
@@ -26,8 +31,12 @@ class Ledger:
         self._file.truncate(size)
         self._file.seek(size)
 
-    def enter(self, sequence: int, row: int, outcome: Outcome, step: int, reason: str = "") -> None:
-        line = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason}
+    def enter(
+        self, sequence: int, row: int, outcome: Outcome, step: int, reason: str = "", work: Work | None = None
+    ) -> None:
+        line: dict[str, Any] = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason}
+        if work is not None:
+            line |= work.model_dump(include={"languages", "propensities", "router_version"})
         self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def sync(self) -> int:

@@ -153,7 +153,7 @@ class Run:
         for group in batch:
             sequence = int(group.work.id.rpartition("-")[2])
             outcome: Outcome = "trained" if varied(group) else "zero_variance"
-            self._ledger.enter(sequence, group.work.question.index, outcome, self.step)
+            self._ledger.enter(sequence, group.work.question.index, outcome, self.step, work=group.work)
         return result
 
     def _observe(self, batch: list[Finished]) -> None:
@@ -324,9 +324,11 @@ class Run:
     # -- time and interrupts -----------------------------------------------------------------------------------------
 
     def _seconds(self) -> dict[str, dict[str, float]]:
-        """Seconds in each state, of every process, since it started."""
+        """Seconds in each state since it started, of every process that has told so far."""
         seconds = {"learner": self._watch.seconds()}
         for name, peer in self._server.members().items():
+            if not peer.seconds:
+                continue
             seconds[f"actor {name}"] = {s: v for s, v in peer.seconds.items() if not s.startswith("reward_")}
             reward = {s.removeprefix("reward_"): v for s, v in peer.seconds.items() if s.startswith("reward_")}
             if sum(reward.values()) > sum(seconds.get("reward", {}).values()):

@@ -92,7 +92,7 @@ class Server:
         self._notify()
 
     def take(self, timeout_s: float) -> list[Finished] | None:
-        """The groups of the next step, or None when they are not there after ``timeout_s`` (call again)."""
+        """The groups of the next step; None if they are not there yet, after waiting at most ``timeout_s``."""
         with self.lock:
             assert self._queue is not None
             taken = self._queue.take()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -132,12 +133,8 @@ def group_samples(group: Finished, *, divide_by_std: bool) -> list[Sample]:
 
 def set_up_distributed(timeout_s: float) -> None:
     """The default process group under torchrun: gloo for commands and CPU tensors, nccl for CUDA tensors."""
-    import datetime
-    import os
-
-    backend: str = "gloo"
-    options: dict[str, Any] = {}
+    backend = "gloo"
     if has_cuda():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s), **options)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))

@@ -125,6 +125,10 @@ def test_the_ledger_has_each_question_once(run_dir: Path) -> None:
     lines = [json.loads(line) for line in (run_dir / "ledger.jsonl").read_text().splitlines()]
     assert sorted(line["sequence"] for line in lines) == list(range(STEPS * GROUPS))
     assert [line["step"] for line in lines] == [1 + n // GROUPS for n in range(STEPS * GROUPS)]
+    for line in lines:
+        assert len(line["languages"]) == len(line["propensities"]) == 8
+        assert line["propensities"][:4] == [1.0] * 4, "reserved for the question's language"
+        assert all(0 < propensity < 1 for propensity in line["propensities"][4:])
 
 
 def test_tensorboard_shows_the_run(run_dir: Path) -> None:
