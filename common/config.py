@@ -58,20 +58,26 @@ class Model(Section):
 class Router(Section):
     """The bandit over languages; symbols of the LRPO paper in brackets."""
 
-    mode: Literal["learned", "monolingual", "input_dominant", "english_dominant", "uniform"] = "learned"
+    mode: Literal["learned", "monolingual", "input_dominant", "english_dominant", "uniform", "policy"] = "learned"
     rollouts: int = Field(8, ge=2)  # answers to a question [K]
     own_language: int = Field(2, ge=0)  # of which reserved for the question's language [K_on]
-    temperature: float = Field(1.0, gt=0)  # softmax temperature at step 0 [tau_0]
+    temperature: float = Field(1.0, gt=0)  # at step 0 [tau_0]; posterior: scales deviations, 1 is Thompson sampling
     temperature_min: float = Field(0.3, gt=0)
     temperature_decay: float = Field(0.999, gt=0, le=1)  # a step
     exploration: Fraction = 0.2  # share of routed draws made uniformly [epsilon_0]
     exploration_min: Fraction = 0.0
     exploration_decay: float = Field(0.995, gt=0, le=1)  # a step
-    ema: float = Field(0.1, gt=0, le=1)  # rate of an arm's logit towards its credit [alpha]
+    anneal: Fraction = 0.0  # above 0: both fall linearly to their minima over this share of the run, not by the decays
     interval: int = Field(5, gt=0)  # policy steps between two router updates [M]
-    group_norm: Literal["none", "center", "zscore"] = "zscore"  # over the languages of one topic and region
-    center_by_question: bool = True  # credit = reward minus its group's mean: difficulty is not quality
-    region_topics: tuple[str, ...] = ()  # add the region's logits for these topics only; empty: for all
+    ema: float = Field(0.1, gt=0, le=1)  # rate of a logit towards its credit [alpha]; posterior: of forgetting
+    credit: Literal["posterior", "pooled", "reference"] = "posterior"  # the paper's logits are the latter two
+    prior: float = Field(16.0, gt=0)  # rollouts that it takes to half believe an arm's credit; not with reference
+    compliance_weight: float = Field(1.0, ge=0)  # of a lost language, in mean rewards; 0: quality alone counts
+    indifference: float = Field(0.2, ge=0)  # posterior: arms closer than this share of the rewards' noise stay even
+    question_language: bool = True  # learn from the question's language too, not from topic and region alone
+    group_norm: Literal["none", "center", "zscore"] = "zscore"  # of logits' credit, over the languages of a context
+    region_topics: tuple[str, ...] = ()  # logits: regions count for these topics only; empty: for all
+    initial: dict[str, dict[Language, float]] = {}  # by row, "topic:NAME" or "region:NAME": logits; posterior: rewards
 
     @model_validator(mode="after")
     def _reserved_fit(self) -> Self:
@@ -171,6 +177,14 @@ class Config(Section):
     learner: Learner = Learner()
     sync: Sync = Sync()
 
+    @model_validator(mode="after")
+    def _languages_are_told(self) -> Self:
+        if self.router.mode == "policy":
+            raise ValueError(
+                "router.mode = 'policy' needs a prompt style that leaves the language open; 'tag' tells it"
+            )
+        return self
+
 
 def load(arguments: Sequence[str]) -> Config:
     """Reads ``CONFIG.toml ... [--section.key value ...]``.
@@ -233,6 +247,8 @@ def _explain(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif item["type"] == "value_error":  # of our own validators, whose messages name the value
+            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")
     return "configuration: " + "\n  ".join(lines)

@@ -61,7 +61,8 @@ def summarise(groups: list[Finished], languages: list[str], router: Router) -> E
     """Reads the ways of routing off the reward matrix [questions, languages]."""
     rewards: NDArray[np.float64] = np.array([[r.score.reward for r in g.rollouts[: len(languages)]] for g in groups])
     own = [_own(group) for group in groups]
-    routed = [router.distribution(g.work.question.topics, g.work.question.regions) for g in groups]
+    asked = [group.work.question for group in groups]
+    routed = [router.distribution(one.language, one.topics, one.regions) for one in asked]
     by_language: dict[str, list[float]] = {}
     for group, rollout in zip(groups, own, strict=True):
         by_language.setdefault(group.work.question.language, []).append(rollout.score.reward)

@@ -129,12 +129,12 @@ class Report:
             for metric, value in values.items():
                 self._writer.add_scalar(f"languages_{metric}/{language}", float(value), number)
 
-    def router(self, number: int, probabilities: dict[str, dict[str, dict[str, float]]]) -> None:
-        """The router's effective probabilities; also one line of ``router.jsonl`` in the reference's format."""
-        for context, kinds in probabilities.items():
-            self._scalars(number, f"router/{context.replace('/', '-')}", kinds["effective"])
+    def router(self, number: int, learned: dict[str, Any]) -> None:
+        """What the router has learned, also as one line of ``router.jsonl``."""
+        for context, chances in learned["probs"].items():
+            self._scalars(number, f"router/{context.replace('/', '-')}", chances["effective"])
         with self._router_log.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": number, "probs": probabilities}, ensure_ascii=False) + "\n")
+            lines.write(json.dumps({"step": number, **learned}, ensure_ascii=False) + "\n")
 
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
         numbers = {key: value for key, value in evaluation.as_dict().items() if isinstance(value, float)}

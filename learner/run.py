@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections import Counter
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,13 +17,13 @@ from learner.checkpoint import Checkpoints
 from learner.control import Ranks
 from learner.data import Shuffled, digest, read_questions, spread
 from learner.evaluation import Evaluation, evaluation_queue, evaluation_work, summarise
-from learner.ledger import Ledger, Outcome, audit
+from learner.ledger import Ledger, Outcome, audit, routed
 from learner.publisher import Publisher
 from learner.queue import WorkQueue, staleness_bound
 from learner.report import Report, bottleneck, shares, token_lags
 from learner.server import Finished, Server
 from learner.trainer import StepResult, Trainer, varied
-from router import Observation, Router
+from router import Context, Observation, Router, mutual_information
 
 log = logging.getLogger("learner")
 
@@ -53,7 +54,7 @@ class Run:
         self._heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
         self._languages = list(config.run.languages)
         try:
-            self._router = Router(config.router, self._languages, config.run.seed)
+            self._router = Router(config.router, self._languages, config.run.seed, learner.steps)
         except ValueError as error:
             raise FatalError(str(error)) from None
         self._digest = digest(self._questions.questions, config.run.seed)
@@ -159,14 +160,12 @@ class Run:
     def _observe(self, batch: list[Finished]) -> None:
         observations = [
             Observation(
-                group=group.work.id,
-                topics=tuple(group.work.question.topics),
-                regions=tuple(group.work.question.regions),
-                language=rollout.language,
-                reward=rollout.score.reward,
+                context=_context(group.work.question),
+                languages=tuple(rollout.language for rollout in group.rollouts),
+                rewards=tuple(rollout.score.reward for rollout in group.rollouts),
+                compliant=tuple(rollout.score.compliant for rollout in group.rollouts),
             )
             for group in batch
-            for rollout in group.rollouts
         ]
         with self._server.lock:  # the server draws from the router as it leases
             self._router.observe(observations)
@@ -204,7 +203,7 @@ class Run:
             }
             self._report.step(self.step, batch, result, extra, self._seconds(), spent)
             if self.step % self.config.router.interval == 0 or self.step == 1:
-                self._report.router(self.step, self._router.probabilities())
+                self._report.router(self.step, self._router.log())
 
     def _save(self, *, always: bool = False) -> None:
         self._checkpoints.poll()
@@ -234,7 +233,7 @@ class Run:
 
     def _work(self, sequence: int) -> wire.Work:
         question = self._questions[sequence]
-        draw = self._router.draw(question.language, question.topics, question.regions)
+        draw = self._router.route([_context(question)])[0]
         return wire.Work(
             id=f"train-{sequence}",
             question=question,
@@ -290,6 +289,8 @@ class Run:
         self._ledger.sync()
         found = audit(self.ledger_path, self._queue.next_sequence, self._queue.untaken())
         totals, before = self._totals, self._before
+        regions = self._routed_by_region()
+        information, shuffled = mutual_information(regions)
 
         def of(results: dict[str, Any], part: str, key: str) -> Any:
             return results.get(part, {}).get(key)
@@ -313,6 +314,12 @@ class Run:
             "compliance_after": of(after, "train", "compliance"),
             "reward_by_language": of(after, "train", "own_by_language"),
             "router_top_by_topic": self._router.top_by_topic(),
+            "routed_by_region": {
+                region: dict(Counter(language for place, language in regions if place == region).most_common())
+                for region in sorted({region for region, _ in regions})
+            },
+            "region_language_bits": information,
+            "region_language_bits_shuffled": shuffled,
             "tokens_per_second": totals["response_tokens"] / max(totals["loop_s"], 1e-9),
             "bottleneck": bottleneck(seconds),
             "time_shares": {process: shares(states) for process, states in seconds.items()},
@@ -320,6 +327,12 @@ class Run:
             "evaluation_after": after,
             "wall_seconds": self._wall(),
         }
+
+    def _routed_by_region(self) -> list[tuple[str, str]]:
+        """Region and language of every draw that the router made in the last third of the run."""
+        regions = {question.index: question.regions for question in self._questions.questions}
+        draws = routed(self.ledger_path, self.step - self.step // 3)
+        return [(region, language) for row, language in draws for region in regions[row]]
 
     # -- time and interrupts -----------------------------------------------------------------------------------------
 
@@ -344,3 +357,7 @@ class Run:
     def _check_interrupt(self) -> None:
         if self._interrupted:
             raise Interrupted
+
+
+def _context(question: wire.Question) -> Context:
+    return Context(question.language, tuple(question.topics), tuple(question.regions))

@@ -1,107 +1,114 @@
-"""From the rewards of an interval to what each arm's logit moves towards; steps 1 to 3 of LRPO's router update."""
+"""The tables of logits: LRPO's update as its public code does it, and the same idea pooled."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import fsum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.float64]
+from router.rollouts import Array, Batch, Context
+
 GroupNorm: TypeAlias = Literal["none", "center", "zscore"]
-Buckets: TypeAlias = dict[tuple[str | None, str | None], list[list[float]]]  # (topic, region) -> [L][rollouts]
 
 _STD_FLOOR = 1e-6
 
 
-@dataclass(frozen=True)
-class Observation:
-    """One scored rollout; ``group`` names the rollouts of one question together, ``language`` was asked for."""
+@dataclass
+class Logits:
+    """Rows A[topic], B[region] and, with ``own_language``, C[question's language], of L logits each.
 
-    group: str
-    topics: tuple[str, ...]
-    regions: tuple[str, ...]
-    language: str
-    reward: float
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a row of logits moves towards; ``values`` are 0 where a language is not ``present``."""
-
-    values: Array  # [L]
-    present: NDArray[np.bool_]  # [L]
-
-
-def targets(
-    observations: Sequence[Observation], languages: Sequence[str], *, center_by_question: bool, group_norm: GroupNorm
-) -> dict[tuple[str, str], Target]:
-    """The pooled credit of an interval, for each context ``("topic", name)`` and ``("region", name)`` met in it.
-
-    Rollouts go into a bucket for every (topic, region) of their question, (topic, none) if it has no region.
-    ``group_norm`` compares the languages of one bucket by their means, each language counted once. A context's value
-    for a language is the mean over its buckets, weighted by their rollouts in that language. LRPO (arXiv 2605.25360)
-    instead moves an arm once for each bucket, so a topic met with 24 regions moves nearly all the way, and by an amount
-    that depends on their order.
-
-    With ``center_by_question`` a rollout's credit is its reward minus the mean of its group, rollouts in languages
-    outside ``languages`` included; those are then left out. The result does not depend on the observations' order.
+    Args:
+        ema: rate of an arm towards its credit.
+        region_topics: regions count for questions of these topics; empty: for all.
     """
-    arm = {language: n for n, language in enumerate(languages)}
-    buckets: Buckets = {}
-    credit = _centred(observations) if center_by_question else [observation.reward for observation in observations]
-    for observation, value in zip(observations, credit, strict=True):
-        if observation.language not in arm:
-            continue
-        for topic in _distinct(observation.topics):
-            for region in _distinct(observation.regions):
-                bucket = buckets.setdefault((topic, region), [[] for _ in languages])
-                bucket[arm[observation.language]].append(value)
-    return _pool(buckets, len(languages), group_norm)
+
+    arms: int
+    ema: float
+    norm: GroupNorm
+    region_topics: Sequence[str] = ()
+    own_language: bool = False
+    rows: dict[str, Array] = field(default_factory=dict)  # "topic:NAME", "region:NAME", "question:LANGUAGE" -> [L]
+
+    def of(self, contexts: Sequence[Context]) -> Array:
+        """``z = Σ A[t] + 1[has region] Σ B[g] (+ C[q])`` for each context, [C, L]."""
+        result = np.zeros((len(contexts), self.arms))
+        for z, context in zip(result, contexts, strict=True):
+            names = [f"topic:{name}" for name in context.topics]
+            if not self.region_topics or set(self.region_topics) & set(context.topics):
+                names += [f"region:{name}" for name in context.regions]
+            for name in [*names, f"question:{context.language}"]:
+                z += self.rows.get(name, 0.0)
+        return result
+
+    def reference(self, batch: Batch) -> None:
+        """The update of LRPO's public code (arXiv 2605.25360), faults included.
+
+        Rewards are averaged by (topic, region, language), a missing region being a region of its own; ``norm`` compares
+        the means of one (topic, region); then each, in the order in which it first occurred, moves A[topic, language],
+        and B[region, language] if that topic's regions count. A topic met with 24 regions so moves 24 times, by an
+        amount that depends on their order.
+        """
+        buckets: dict[tuple[str, str | None, int], list[float]] = {}
+        for context, arm, reward in zip(batch.context.tolist(), batch.arm.tolist(), batch.reward.tolist(), strict=True):
+            for topic in batch.contexts[context].topics:
+                for region in batch.contexts[context].regions or (None,):
+                    buckets.setdefault((topic, region, arm), []).append(reward)
+        compared: dict[tuple[str, str | None], list[float]] = defaultdict(list)
+        for (topic, region, _), rewards in buckets.items():
+            compared[topic, region].append(sum(rewards) / len(rewards))
+        normalised = {key: iter(_normalised(np.array(means), self.norm).tolist()) for key, means in compared.items()}
+        for topic, region, arm in buckets:
+            value = next(normalised[topic, region])
+            names = [f"topic:{topic}"]
+            if region is not None and (not self.region_topics or topic in self.region_topics):
+                names.append(f"region:{region}")
+            for name in names:
+                row = self._row(name)
+                row[arm] += self.ema * (value - row[arm])
+
+    def pooled(self, batch: Batch, credit: Array, prior: float) -> None:
+        """One step for each arm: ``A[t, l] += ema n / (n + prior) (v - A[t, l])``, and likewise B and C.
+
+        v is the mean of the row's (topic, region) buckets after ``norm``, weighted by their n rollouts in l. Arms
+        without rollouts keep their value, those with few move little, and the rollouts' order does not matter.
+
+        Args:
+            credit: [C, L] mean credit of the rollouts of each context in each language.
+        """
+        cell = batch.context * batch.arms + batch.arm
+        counts = np.bincount(cell, minlength=credit.size).reshape(credit.shape)
+        total: dict[str, Array] = defaultdict(lambda: np.zeros((2, self.arms)))  # sum and number of rollouts
+        for names, members in self._buckets(batch.contexts).items():
+            number = counts[members].sum(0)
+            mean = (counts[members] * credit[members]).sum(0) / np.maximum(number, 1)
+            value = np.zeros(self.arms)
+            value[number > 0] = _normalised(mean[number > 0], self.norm)
+            for name in filter(None, names):
+                total[name] += [number * value, number]
+        for name, (values, number) in total.items():
+            row = self._row(name)
+            row += self.ema * number / (number + prior) * (values / np.maximum(number, 1) - row)
+
+    def _buckets(self, contexts: Sequence[Context]) -> Mapping[tuple[str, ...], list[int]]:
+        """Positions of the contexts whose rollouts are compared together, by the rows they move."""
+        buckets: dict[tuple[str, ...], list[int]] = defaultdict(list)
+        for number, context in enumerate(contexts):
+            for topic in [f"topic:{name}" for name in context.topics] or [""]:
+                for region in [f"region:{name}" for name in context.regions] or [""]:
+                    buckets[topic, region].append(number)
+            if self.own_language and context.language:
+                buckets[f"question:{context.language}",].append(number)
+        return buckets
+
+    def _row(self, name: str) -> Array:
+        return self.rows.setdefault(name, np.zeros(self.arms))
 
 
-def _distinct(names: Sequence[str]) -> list[str | None]:
-    return [*dict.fromkeys(names)] or [None]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fsum(values) / len(values)  # fsum is exact, so that order does not matter
-
-
-def _centred(observations: Sequence[Observation]) -> list[float]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for observation in observations:
-        groups[observation.group].append(observation.reward)
-    means = {group: _mean(rewards) for group, rewards in groups.items()}
-    return [observation.reward - means[observation.group] for observation in observations]
-
-
-def _pool(buckets: Buckets, size: int, group_norm: GroupNorm) -> dict[tuple[str, str], Target]:
-    weighted: dict[tuple[str, str], list[list[float]]] = defaultdict(lambda: [[] for _ in range(size)])
-    counts: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0] * size)
-    for (topic, region), bucket in buckets.items():
-        present = [n for n, credit in enumerate(bucket) if credit]
-        values = _normalise(np.array([_mean(bucket[n]) for n in present]), group_norm)
-        for kind, name in (("topic", topic), ("region", region)):
-            if name is not None:
-                for n, value in zip(present, values.tolist(), strict=True):
-                    weighted[kind, name][n].append(value * len(bucket[n]))
-                    counts[kind, name][n] += len(bucket[n])
-    return {
-        context: Target(
-            values=np.array([fsum(terms) / max(count, 1) for terms, count in zip(sums, counts[context], strict=True)]),
-            present=np.array(counts[context]) > 0,
-        )
-        for context, sums in sorted(weighted.items())
-    }
-
-
-def _normalise(means: Array, group_norm: GroupNorm) -> Array:
-    if group_norm == "none":
+def _normalised(means: Array, norm: GroupNorm) -> Array:
+    if norm == "none" or not means.size:
         return means
     centred: Array = means - means.mean()
-    return centred if group_norm == "center" else centred / (means.std() + _STD_FLOOR)
+    return centred if norm == "center" else centred / (means.std() + _STD_FLOOR)

@@ -71,7 +71,7 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
             )
         print(f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir}", flush=True)
         children.wait_for("learner")
-    finish(run_dir, {"preparation_seconds": prepared - began, "command_seconds": time.monotonic() - began})
+    finish(run_dir, world, {"preparation_seconds": prepared - began, "command_seconds": time.monotonic() - began})
 
 
 def prepare(world: Path, policy: Path, seed: int, steps: int | None) -> None:
@@ -85,7 +85,7 @@ def prepare(world: Path, policy: Path, seed: int, steps: int | None) -> None:
     run_to_end(warm_start if steps is None else [*warm_start, "--steps", str(steps)])
 
 
-def finish(run_dir: Path, times: dict[str, float]) -> None:
+def finish(run_dir: Path, world: Path, times: dict[str, float]) -> None:
     """Adds the times of the whole command to ``summary.json`` and prints what matters of it."""
     path = run_dir / "summary.json"
     summary: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8")), **times}
@@ -96,6 +96,12 @@ def finish(run_dir: Path, times: dict[str, float]) -> None:
         before, after = summary[f"{part}_before"], summary[f"{part}_after"]
         if before is not None:
             print(f"{part:<11} {before:.3f} -> {after:.3f}")
+    share, uniform = affinity_share(summary["routed_by_region"], json.loads((world / "world.json").read_text("utf-8")))
+    print(
+        f"routing     region and language share {summary['region_language_bits']:.3f} bits "
+        f"({summary['region_language_bits_shuffled']:.3f} by chance); {share:.0%} of the draws for regions are "
+        f"in languages that know them ({uniform:.0%} when uniform)"
+    )
     print(
         f"{summary['steps']} steps, {summary['groups_trained']} groups trained, "
         f"{summary['questions_lost']} lost, {summary['questions_duplicated']} twice; staleness at most "
@@ -104,6 +110,16 @@ def finish(run_dir: Path, times: dict[str, float]) -> None:
         f"{summary['command_seconds']:.0f} s in all"
     )
     print(f"exported model: {run_dir / 'model'}; all figures: {path}")
+
+
+def affinity_share(routed: dict[str, dict[str, int]], world: dict[str, Any]) -> tuple[float, float]:
+    """Share of the draws in languages that the world was built to know the region in, and when drawn uniformly."""
+    knows = world["affinity"]["region"]
+    totals = {region: sum(counts.values()) for region, counts in routed.items()}
+    known = sum(counts.get(one, 0) for region, counts in routed.items() for one in knows[region])
+    uniform = sum(total * len(knows[region]) / len(world["languages"]) for region, total in totals.items())
+    drawn = max(sum(totals.values()), 1)
+    return known / drawn, uniform / drawn
 
 
 if __name__ == "__main__":

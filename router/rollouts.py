@@ -1,0 +1,170 @@
+"""What the router is told: the scored rollouts of a question, and those of many questions as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.intp]
+Names: TypeAlias = str | Sequence[str] | None
+
+_COLUMNS = ("context", "group", "arm", "reward", "compliant")
+
+
+class Context(NamedTuple):
+    """What the router knows of a question before it is answered."""
+
+    language: str  # the question's own; "" when it does not matter
+    topics: tuple[str, ...]
+    regions: tuple[str, ...]
+
+    @classmethod
+    def of(cls, language: str, topics: Names, regions: Names) -> Context:
+        """From single names, lists of them, or None.
+
+        Raises:
+            ValueError: something else.
+        """
+        return cls(language, _names("topic", topics), _names("region", regions))
+
+
+def _names(what: str, given: Names) -> tuple[str, ...]:
+    names = () if given is None else (given,) if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{what} = {given!r} must be a name, a list of names, or None")
+    return tuple(dict.fromkeys(names))
+
+
+class Observation(NamedTuple):
+    """The scored rollouts of one question; whenever they arrive, they count for the languages that were drawn."""
+
+    context: Context
+    languages: tuple[str, ...]  # [K] asked for
+    rewards: tuple[float, ...]  # [K] 0 where the answer was in another language
+    compliant: tuple[bool, ...]  # [K] answered in the language asked for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The n rollouts of many questions that were asked for in one of L arms; others say nothing about arms."""
+
+    contexts: list[Context]  # C distinct ones, in the order they were met
+    arms: int  # L
+    context: Integers  # [n] index into contexts
+    group: Integers  # [n] number of the question
+    arm: Integers  # [n]
+    reward: Array  # [n]
+    compliant: NDArray[np.bool_]  # [n]
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation], arms: Mapping[str, int]) -> Batch:
+        """Raises ValueError when columns do not fit, a reward is not finite, or a language is not to be had."""
+        asked, spoken, rewards, kept = zip(*observations, strict=True) if observations else ((), (), (), ())
+        sizes = [*map(len, spoken)]
+        if sizes != [*map(len, rewards)] or sizes != [*map(len, kept)]:
+            raise ValueError("an observation needs as many rewards and as many compliant as it has languages")
+        total = sum(sizes)
+        index: dict[Context, int] = {}
+        found = np.array([index.setdefault(context, len(index)) for context in asked], np.intp)
+        group = np.repeat(np.arange(len(sizes)), sizes)
+        languages = [*chain.from_iterable(spoken)]
+        arm = np.fromiter(map(arms.get, languages, repeat(-1)), np.intp, total)
+        reward = np.fromiter(chain.from_iterable(rewards), np.float64, total)
+        compliant = np.fromiter(chain.from_iterable(kept), np.bool_, total)
+        if not np.isfinite(reward).all():
+            wrong = int(np.flatnonzero(~np.isfinite(reward))[0])
+            raise ValueError(f"reward {reward[wrong]} of a rollout in {languages[wrong]!r} must be a finite number")
+        batch = cls(list(index), len(arms), found[group], group, arm, reward, compliant)
+        outside = np.flatnonzero(arm < 0)
+        for other in outside:
+            if languages[other] != asked[group[other]].language:
+                raise ValueError(
+                    f"language {languages[other]!r} of a rollout is neither its question's nor among {' '.join(arms)}"
+                )
+        return batch.without(outside) if len(outside) else batch
+
+    def without(self, rollouts: Integers) -> Batch:
+        columns = {name: np.delete(getattr(self, name), rollouts) for name in _COLUMNS}
+        return Batch(self.contexts, self.arms, **columns)
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """All of them, of the same arms; at least one."""
+        if len(batches) == 1:
+            return batches[0]
+        index: dict[Context, int] = {}
+        context, group, questions = [], [], 0
+        for one in batches:
+            place = np.array([index.setdefault(each, len(index)) for each in one.contexts], np.intp)
+            context.append(place[one.context])
+            group.append(one.group + questions)
+            questions += int(one.group.max(initial=-1)) + 1
+        rest = (np.concatenate([getattr(one, name) for one in batches]) for name in _COLUMNS[2:])
+        return cls([*index], batches[0].arms, np.concatenate(context), np.concatenate(group), *rest)
+
+    def state(self) -> dict[str, Any]:
+        """As JSON."""
+        columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
+        return {"contexts": [list(context) for context in self.contexts], "arms": self.arms, **columns}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Batch:
+        contexts = [Context(language, tuple(topics), tuple(regions)) for language, topics, regions in state["contexts"]]
+        context, group, arm = (np.array(state[name], np.intp) for name in ("context", "group", "arm"))
+        reward, compliant = np.array(state["reward"], np.float64), np.array(state["compliant"], np.bool_)
+        return cls(contexts, state["arms"], context, group, arm, reward, compliant)
+
+    @property
+    def quality(self) -> Cells:
+        """Rewards of the rollouts in the language asked for, centred by question."""
+        return self.cells(self.reward, self.compliant)
+
+    @property
+    def compliance(self) -> Cells:
+        """1 or 0 for each rollout, centred by question."""
+        return self.cells(self.compliant.astype(np.float64), np.ones_like(self.compliant))
+
+    def cells(self, values: Array, kept: NDArray[np.bool_], predicted: Array | None = None) -> Cells:
+        """Sums over each context's rollouts in each language of ``values - predicted``, centred by question.
+
+        Args:
+            values: [n].
+            kept: [n] the rollouts that count; a question's mean is over these.
+            predicted: [C, L], by default 0.
+        """
+        cell, group, arm = (self.context * self.arms + self.arm)[kept], self.group[kept], self.arm[kept]
+        error = values[kept] if predicted is None else values[kept] - predicted.ravel()[cell]
+        number = np.bincount(group)
+        error = error - (np.bincount(group, error) / np.maximum(number, 1))[group]
+        pair = group * self.arms + arm
+        information = 1 - np.bincount(pair)[pair] / number[group]
+        compared = information > 0
+        shape = (len(self.contexts), self.arms)
+
+        def by_cell(which: Integers, weights: Array | None) -> Array:
+            return np.bincount(which, weights, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
+
+        return Cells(
+            sums=by_cell(cell, error),
+            counts=by_cell(cell[compared], None),
+            information=by_cell(cell, information),
+            squares=float(error @ error),
+            freedom=len(error) - int(np.count_nonzero(number)),
+        )
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Of the rollouts of each context in each language, all [C, L]."""
+
+    sums: Array  # of what is left of their values
+    counts: Array  # of those in a question with rollouts in another language too; alone they say nothing
+    information: Array  # the same, each counted as 1 - share of its language in its question
+    squares: float  # sum of squares of what is left, over all rollouts
+    freedom: int  # rollouts less questions
