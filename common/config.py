@@ -69,7 +69,7 @@ class Router(Section):
     exploration_decay: float = Field(0.995, gt=0, le=1)  # a step
     anneal: Fraction = 0.0  # above 0: both fall linearly to their minima over this share of the run, not by the decays
     interval: int = Field(5, gt=0)  # policy steps between two router updates [M]
-    ema: float = Field(0.1, gt=0, le=1)  # rate of a logit towards its credit [alpha]; posterior: of forgetting
+    ema: float = Field(0.1, gt=0, lt=1)  # rate of a logit towards its credit [alpha]; posterior: of forgetting
     credit: Literal["posterior", "pooled", "reference"] = "posterior"  # the paper's logits are the latter two
     prior: float = Field(16.0, gt=0)  # rollouts that it takes to half believe an arm's credit; not with reference
     compliance_weight: float = Field(1.0, ge=0)  # of a lost language, in mean rewards; 0: quality alone counts

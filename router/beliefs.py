@@ -176,7 +176,7 @@ def best(mean: Array, variance: Array, nodes: int = 32) -> Array:
 
     ``P(l) = ∫ Π_{j ≠ l} Φ((x - m_j) / s_j) dΦ((x - m_l) / s_l)``: how often Thompson sampling would choose it.
     """
-    deviation = np.sqrt(variance)
+    deviation = np.sqrt(np.maximum(variance, 1e-18))  # rewards that never differ leave no variance
     low, high = (mean - 4 * deviation).max(1), (mean + 4 * deviation).max(1)
     x = (np.linspace(0, 1, nodes)[:, None] * (high - low)).astype(np.float32)  # above low, [nodes, C]
     scale = (_FINE / deviation).T[:, None].astype(np.float32)

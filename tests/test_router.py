@@ -325,6 +325,14 @@ def test_a_router_of_other_languages_or_another_format_is_refused() -> None:
         router().load({"languages": LANGUAGES})
 
 
+def test_rewards_that_never_differ_leave_all_languages_even() -> None:
+    bandit = router(interval=1, exploration=0.0)
+    same = Observation(Context("de", ("Chat",), ()), ("de", "zh", "en", "ja"), (1.0,) * 4, (True,) * 4)
+    for _ in range(400):
+        bandit.observe([same] * 4)
+    np.testing.assert_allclose(bandit.distribution("de", "Chat", None), 0.25, atol=0.01)
+
+
 def test_thousands_of_names_cost_memory_only_when_met() -> None:
     bandit = router(interval=1)
     assert len(json.dumps(bandit.state())) < 3000
