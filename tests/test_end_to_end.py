@@ -117,6 +117,8 @@ def test_the_summary_holds_the_promises(run_dir: Path) -> None:
     assert 0 <= summary["reward_after"] <= 1 and 0.3 < summary["compliance_after"] <= 1
     assert len(summary["reward_by_language"]) == 10 and summary["tokens_per_second"] > 0
     shares = summary["time_shares"]
+    routed = sum(sum(counts.values()) for counts in summary["routed_by_region"].values())
+    assert routed > 0 and summary["region_language_bits"] > 0
     assert {"learner", "reward", "actor actor-0"} <= set(shares)
     assert all(abs(sum(states.values()) - 1) < 1e-6 for states in shares.values())
 
@@ -145,6 +147,16 @@ def test_tensorboard_shows_the_run(run_dir: Path) -> None:
     assert tags["histograms"] == ["health/staleness"]
     first = events.Scalars("learning/mismatch")[0].value
     assert first < 1e-4, "tokens of the current weights: engine and learner agree on their log-probabilities"
+
+
+def test_the_router_is_in_log_and_checkpoint_and_continues_after_a_resume(run_dir: Path) -> None:
+    lines = [json.loads(line) for line in (run_dir / "router.jsonl").read_text().splitlines()]
+    assert [line["version"] for line in lines] == [line["step"] // 5 for line in lines]
+    newest = max((run_dir / "checkpoints").iterdir())
+    saved = json.loads((newest / "run.json").read_text())["router"]
+    assert (saved["step"], saved["version"]) == (STEPS, STEPS // 5)
+    rollouts = sum(map(sum, saved["beliefs"]["counts"][:1]))
+    assert rollouts == STEPS // 5 * 5 * GROUPS * 8, "each observed once, those of undone steps not"
 
 
 def test_checkpoint_export_and_logs_are_there(run_dir: Path, cache: Path) -> None:
