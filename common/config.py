@@ -129,6 +129,9 @@ class Reward(Section):
 class Learner(Section):
     address: str = "tcp://127.0.0.1:5700"  # the work queue; actors connect here
     ranks: int = Field(1, gt=0)  # processes torchrun starts on this machine
+    replicas: int = Field(
+        1, gt=0
+    )  # > 1: that many whole copies of the weights, each sharded over its part of the ranks
     steps: int = Field(64, gt=0)
     groups_per_step: int = Field(256, gt=0)  # P: questions a step
     staleness: int = Field(1, ge=0)  # S: (S + 1) P groups alive; 0 is synchronous and on policy
@@ -138,12 +141,20 @@ class Learner(Section):
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    advantage: Literal["gated", "split"] = "gated"  # split: quality among answers in their language, compliance apart
     advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
+    compliance_weight: float = Field(1.0, ge=0)  # of the term for compliance when split
+    aggregation: Literal["token", "sequence", "fertility"] = "token"  # the loss is a mean over these; learner/grpo.py
+    mask_truncated: bool = False  # answers that hit the length limit carry no gradient, yet count in their group
     clip_low: float = Field(0.2, gt=0)  # inert while a batch is one optimizer step, as then the ratio is 1
     clip_high: float = Field(0.2, gt=0)
+    dual_clip: float = Field(3.0, gt=1)  # bounds the loss of a token with negative advantage, where the ratio is large
     kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
-    importance_cap: float = Field(2.0, gt=0)  # truncates the weight between learner and behaviour policy
-    microbatch_tokens: int = Field(16384, gt=0)
+    reference_on_cpu: bool = False  # the initial policy rests in host memory; slower, for large models on few GPUs
+    importance: Literal["truncate", "mask"] = "truncate"  # of tokens whose weight learner/behaviour is out of bounds
+    importance_cap: float = Field(2.0, gt=0)
+    importance_floor: float = Field(0.5, ge=0)  # for mask alone
+    microbatch_tokens: int = Field(16384, gt=0)  # a longer sequence is cut to this
     head_chunk: int = Field(1024, gt=0)  # rows of logits alive at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
     activation_checkpointing: bool = False
@@ -152,6 +163,7 @@ class Learner(Section):
     batch_timeout_s: float = Field(1800, gt=0)  # without P finished groups for this long the run ends with an error
     checkpoint_every: int = Field(10, gt=0)
     checkpoints_kept: int = Field(2, gt=0)
+    record: Path | None = None  # a directory: keeps every trained group there, for python -m learner.replay DIR
     evaluate: bool = True  # greedy answers before the first and after the last step
     evaluate_questions: int = Field(64, gt=0)  # at most this many of each set, evenly spread
 

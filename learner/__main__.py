@@ -41,7 +41,8 @@ def learn(config: Config) -> None:
 
     def save(command: Command) -> None:
         state: dict[str, Any] = run.state() if run is not None else {}
-        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state)
+        queued = state.pop("queued", [])
+        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued)
 
     ranks = Ranks(
         {
@@ -56,7 +57,7 @@ def learn(config: Config) -> None:
         checkpoints.wait()
     else:
         try:
-            run = Run(config, server, trainer, tokenizer, ranks, checkpoints)
+            run = Run(config, server, trainer, tokenizer, ranks, checkpoints, latest or {})
             run.lead()
         finally:
             ranks.call("stop")

@@ -40,23 +40,24 @@ class Ranks:
         """Has every rank do it; the result of rank 0, the only one to call this."""
         command = Command(action=action, number=number, batch=batch or [])
         if dist.get_world_size() > 1:
-            _broadcast(msgpack.packb(command.model_dump()))
+            broadcast(msgpack.packb(command.model_dump()))
         return self._actions[action](command) if action != "stop" else None
 
     def obey(self) -> None:
         """What the other ranks do until rank 0 calls ``stop``."""
         while True:
-            command = Command.model_validate(msgpack.unpackb(_broadcast(b"")))
+            command = Command.model_validate(msgpack.unpackb(broadcast(b"")))
             if command.action == "stop":
                 return
             self._actions[command.action](command)
 
 
-def _broadcast(data: bytes) -> bytes:
+def broadcast(data: bytes) -> bytes:
+    """The ``data`` of rank 0, on all ranks; all call it together, the others with nothing."""
     size = torch.tensor([len(data)])
     dist.broadcast(size, src=0)
     buffer = torch.empty(int(size), dtype=torch.uint8)
-    if dist.get_rank() == 0:
+    if data:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     dist.broadcast(buffer, src=0)
     return buffer.numpy().tobytes()

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from common.config import Config
 from common.process import main
 
 
-def launch(config: Config) -> None:
+def launch(module: str, ranks: int, arguments: Sequence[str]) -> None:
+    """Runs ``python -m module`` as this many ranks."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        torchrun(["--standalone", f"--nproc-per-node={config.learner.ranks}", "-m", "learner", *sys.argv[1:]])
+        torchrun(["--standalone", f"--nproc-per-node={ranks}", "-m", module, *arguments])
     except ChildFailedError as error:
         raise SystemExit(error.get_first_failure()[1].exitcode) from None
     except SignalException:
@@ -27,4 +28,4 @@ def launch(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(launch)
+    main(lambda config: launch("learner", config.learner.ranks, sys.argv[1:]))

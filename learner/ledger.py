@@ -11,7 +11,13 @@ from typing import Any, Literal
 
 from common.wire import Work
 
-Outcome = Literal["trained", "zero_variance", "failed"]
+Outcome = Literal[
+    "trained",
+    "zero_variance",  # nothing to tell its answers apart by
+    "masked",  # every answer hit the length limit, and learner.mask_truncated is set
+    "skipped",  # loss or gradient of its step was not finite
+    "failed",  # given up, for the reason in the line
+]
 
 
 class Ledger:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -34,10 +34,10 @@ def _packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention inside each packed sequence; query [1, heads, T, d], key and value [1, kv heads, T, d].
 
-    On a CPU one SDPA call a sequence is faster than any mask, and exact; CUDA has a kernel for it.
+    On a CPU one SDPA call a sequence is faster than any mask, and exact; CUDA has a kernel for it, in half precision.
     """
     assert cu_seq_lens_q is not None
-    if query.is_cuda:
+    if query.is_cuda and query.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -122,12 +122,22 @@ class Policy(nn.Module):
             raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
         self.lm: PreTrainedModel = model
         self.temperature, self.head_chunk = temperature, head_chunk
+        shape: Any = model.config.get_text_config()
+        width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+        self._attention: int = shape.num_hidden_layers * shape.num_attention_heads * width
+        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+        self._head: int = model.get_output_embeddings().weight.numel()
+        self._body: int = sum(p.numel() for p in cast(nn.ModuleList, model.base_model.layers).parameters())
         if checkpointing:
             self.lm.gradient_checkpointing_enable()
 
+    def cost(self, prompt: int, response: int) -> float:
+        """Multiply-adds of a forward pass over one sequence: layers, the head at response tokens, causal attention."""
+        tokens = prompt + response
+        return tokens * self._body + response * self._head + tokens**2 * self._attention
+
     def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
         """Log-probabilities of ``batch.targets`` and entropies at their positions, each [R] float32."""
-        longest = int((batch.boundaries[1:] - batch.boundaries[:-1]).max())
         hidden = self.lm.base_model(
             input_ids=batch.ids,
             position_ids=batch.positions,
@@ -135,8 +145,8 @@ class Policy(nn.Module):
             use_cache=False,  # with a cache transformers would mix the packed sequences
             cu_seq_lens_q=batch.boundaries,
             cu_seq_lens_k=batch.boundaries,
-            max_length_q=longest,
-            max_length_k=longest,
+            max_length_q=batch.longest,
+            max_length_k=batch.longest,
         ).last_hidden_state[0]
         head = self.lm.get_output_embeddings().weight
         logp, entropy = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
@@ -145,12 +155,17 @@ class Policy(nn.Module):
         return logp, entropy
 
 
-def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype) -> Policy:
-    """Shards layer by layer, then the rest; forward in ``param_dtype``; gradients reduced, weights kept in float32."""
+def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu: bool = False) -> Policy:
+    """Shards layer by layer, then the rest; forward in ``param_dtype``; gradients reduced, weights kept in float32.
+
+    Args:
+        mesh: of one dimension, or of two (replicas, shards) for hybrid sharding.
+        on_cpu: weights rest in pinned host memory and visit the GPU layer by layer.
+    """
     precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
-    for layer in cast(nn.ModuleList, policy.lm.base_model.layers):
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    fully_shard(policy, mesh=mesh, mp_policy=precision)
+    offload = CPUOffloadPolicy() if on_cpu else OffloadPolicy()
+    for layer in [*cast(nn.ModuleList, policy.lm.base_model.layers), policy]:
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=offload)
     return policy
 
 

@@ -5,7 +5,7 @@ Pure bookkeeping: no clock, no socket, no thread. ``docs/staleness.md`` proves t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -46,6 +46,7 @@ class WorkQueue(Generic[Result]):
         total: groups wanted in all; admission stops there.
         next_sequence: the first fresh one, after a restart.
         pending: older ones still to be done, after a restart.
+        results: of those pending that were finished before it.
 
     Example:
         >>> queue = WorkQueue[str](groups_per_step=1, staleness=0, window=1, attempts=3, total=1)
@@ -69,6 +70,7 @@ class WorkQueue(Generic[Result]):
         total: int,
         next_sequence: int = 0,
         pending: Iterable[int] = (),
+        results: Mapping[int, Result] | None = None,
     ) -> None:
         self.groups_per_step = groups_per_step
         self.capacity = (staleness + 1) * groups_per_step
@@ -77,7 +79,8 @@ class WorkQueue(Generic[Result]):
         self.remaining = total  # groups that take() has yet to give
         self.next_sequence = next_sequence
         self.retried = 0
-        self._alive: dict[int, _Slot[Result]] = {sequence: _Slot() for sequence in sorted(pending)}
+        done = results or {}
+        self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}
 
     def lease(self, actor: str, deadline: float) -> int | None:
         """The oldest group without a lease, or a fresh one if admission allows; else None."""
@@ -171,8 +174,9 @@ class WorkQueue(Generic[Result]):
         """Sequence numbers handed out and not yet in a step."""
         return [sequence for sequence, _ in self._untaken()]
 
-    def finished(self) -> int:
-        return sum(slot.result is not None for slot in self._alive.values())
+    def finished(self) -> dict[int, Result]:
+        """Results that wait to be taken."""
+        return {sequence: slot.result for sequence, slot in self._alive.items() if slot.result is not None}
 
     def leased(self) -> int:
         return sum(slot.actor is not None for slot in self._alive.values())

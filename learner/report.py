@@ -104,6 +104,9 @@ class Report:
         for process, states in spent.items():
             self._scalars(number, f"flow/{process}", shares(states))
         self._languages(number, batch)
+        for metric in ("entropy", "mismatch"):
+            for language, value in result.by_language.get(metric, {}).items():
+                self._writer.add_scalar(f"languages_{metric}/{language}", value, number)
         slow = bottleneck(spent)
         wait = shares(spent.get("learner", {})).get("wait", 0.0)
         log.info(

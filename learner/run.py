@@ -13,16 +13,18 @@ from transformers import PreTrainedTokenizerBase
 from common import wire
 from common.config import Config
 from common.process import FatalError, Stopwatch
+from learner import record
+from learner.admission import Limits
 from learner.checkpoint import Checkpoints
 from learner.control import Ranks
 from learner.data import Shuffled, digest, read_questions, spread
 from learner.evaluation import Evaluation, evaluation_queue, evaluation_work, summarise
-from learner.ledger import Ledger, Outcome, audit, routed
+from learner.ledger import Ledger, audit, routed
 from learner.publisher import Publisher
 from learner.queue import WorkQueue, staleness_bound
 from learner.report import Report, bottleneck, shares, token_lags
 from learner.server import Finished, Server
-from learner.trainer import StepResult, Trainer, varied
+from learner.trainer import StepResult, Trainer, outcome
 from router import Context, Observation, Router, mutual_information
 
 log = logging.getLogger("learner")
@@ -40,12 +42,13 @@ class Run:
     Args:
         server: already listening, so that a taken port is noticed before the model is loaded.
         ranks: knows the actions ``train``, ``gather``, ``save`` and ``export``.
-        checkpoints: found or to be written.
+        checkpoints: where to write them.
+        state: of the one to go on from, as ``Checkpoints.latest`` gives it; empty at the beginning of a run.
     """
 
     def __init__(
         self, config: Config, server: Server, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, ranks: Ranks,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints, state: dict[str, Any],
     ) -> None:  # fmt: skip
         self.config, self._server, self._ranks, self._checkpoints = config, server, ranks, checkpoints
         learner = config.learner
@@ -60,12 +63,15 @@ class Run:
         self._digest = digest(self._questions.questions, config.run.seed)
         self.bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
         self._publisher = Publisher(server, config.sync, trainer.device, self._check_interrupt)
+        self._limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
         self._watch = Stopwatch()
         self._interrupted = False
         self._version = 0  # of the policy the engines have
         self._totals: dict[str, float] = {"response_tokens": 0, "lag_sum": 0, "lag_max": 0, "loop_s": 0}
         self._before: dict[str, Any] = {}
-        self._begin(checkpoints.latest() or {})
+        self._begin(state)
+        if learner.record is not None:
+            record.begin(learner.record, config, self.step)
         self._report = Report(config.run.dir, learner.steps, self.bound, self.step)
 
     def _begin(self, state: dict[str, Any]) -> None:
@@ -95,6 +101,7 @@ class Run:
             total=max(0, learner.steps - self.step) * learner.groups_per_step,
             next_sequence=state.get("next_sequence", 0),
             pending=state.get("pending", []),
+            results={_sequence(group): group for group in state.get("queued", [])},
         )
 
     # -- the loop ------------------------------------------------------------------------------------------------
@@ -106,7 +113,7 @@ class Run:
         try:
             self._publish()
             self._before = self._before or self._evaluate("before")
-            self._server.serve(self._queue, self._work, self._failed)
+            self._server.serve(self._queue, self._work, self._failed, self._limits)
             self._mark = time.monotonic()
             while self.step < self.config.learner.steps:
                 batch = self._take()
@@ -151,10 +158,18 @@ class Run:
         self._totals["lag_sum"] += float(lags.sum())
         self._totals["lag_max"] = max(self._totals["lag_max"], int(lags.max()))
         self._totals["response_tokens"] += len(lags)
+        if self.config.learner.record is not None:
+            record.write(self.config.learner.record, self.step, batch, result)
+        if result.problem:
+            path = record.write(self.config.run.dir / "skipped", self.step, batch, result)
+            log.error("step %d is skipped, %s; its groups are in %s", self.step, result.problem, path)
         for group in batch:
-            sequence = int(group.work.id.rpartition("-")[2])
-            outcome: Outcome = "trained" if varied(group) else "zero_variance"
-            self._ledger.enter(sequence, group.work.question.index, outcome, self.step, work=group.work)
+            sequence, row = _sequence(group), group.work.question.index
+            what = outcome(group, self.config.learner)
+            if result.problem and what == "trained":
+                self._ledger.enter(sequence, row, "skipped", self.step, result.problem, group.work)
+            else:
+                self._ledger.enter(sequence, row, what, self.step, group.note, group.work)
         return result
 
     def _observe(self, batch: list[Finished]) -> None:
@@ -193,8 +208,11 @@ class Run:
         self._totals["loop_s"] += spent
         with self._watch("report"):
             counts = self._server.counts()
+            fates = Counter(outcome(group, self.config.learner) for group in batch)
             extra = {
-                "zero_variance_groups": float(sum(not varied(group) for group in batch)),
+                "zero_variance_groups": float(fates["zero_variance"]),
+                "masked_groups": float(fates["masked"]),
+                "skipped_steps": float(bool(result.problem)),
                 "retried_groups": float(counts["retried"]),
                 "finished_groups_waiting": float(counts["finished"]),
                 "publish_seconds": self.published.seconds,
@@ -215,13 +233,17 @@ class Run:
             self._ranks.call("save", number=self.step)
 
     def state(self) -> dict[str, Any]:
-        """All of the run but model and optimizer, as JSON; goes into their checkpoint."""
+        """All of the run but model and optimizer, as JSON but for ``queued``; goes into their checkpoint.
+
+        Nothing else is random or remembered: the router's state has its generator, and a step draws no numbers.
+        """
         with self._server.lock:
             return {
                 "step": self.step,
                 "questions": self._digest,
                 "next_sequence": self._queue.next_sequence,
                 "pending": self._queue.untaken(),
+                "queued": list(self._queue.finished().values()),
                 "ledger_size": self._ledger.sync(),
                 "router": self._router.state(),
                 "totals": self._totals,
@@ -271,7 +293,7 @@ class Run:
             queue.give_up_one()
 
         queue = evaluation_queue(len(questions))
-        self._server.serve(queue, work, failed)
+        self._server.serve(queue, work, failed, self._limits)
         groups = self._take("evaluate")
         return summarise(groups, self._languages, self._router)
 
@@ -361,3 +383,7 @@ class Run:
 
 def _context(question: wire.Question) -> Context:
     return Context(question.language, tuple(question.topics), tuple(question.regions))
+
+
+def _sequence(group: Finished) -> int:
+    return int(group.work.id.rpartition("-")[2])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import queue
 import threading
 import time
@@ -16,11 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import numpy as np
 import zmq
 
 from common import sockets, wire
 from common.process import FatalError
+from learner import admission
+from learner.admission import UNLIMITED, Limits
 from learner.queue import WorkQueue
 
 log = logging.getLogger("learner.server")
@@ -34,6 +34,7 @@ class Finished(wire.Message):
     work: wire.Work
     actor: str
     rollouts: list[wire.Rollout]
+    note: str = ""  # for the ledger
 
 
 @dataclass(eq=False)
@@ -70,6 +71,7 @@ class Server:
         self._queue: WorkQueue[Finished] | None = None
         self._ask: Callable[[int], wire.Work] | None = None
         self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
+        self._limits = UNLIMITED
         self._leases = itertools.count()
         self._closing = False
         self._crash: BaseException | None = None
@@ -79,14 +81,18 @@ class Server:
     # -- the training thread's side ------------------------------------------------------------------------------
 
     def serve(
-        self, work_queue: WorkQueue[Finished], ask: Callable[[int], wire.Work], on_failed: Callable[[int, str], None]
+        self,
+        work_queue: WorkQueue[Finished],
+        ask: Callable[[int], wire.Work],
+        on_failed: Callable[[int, str], None],
+        limits: Limits = UNLIMITED,
     ) -> None:
         """Begins to hand out ``work_queue``; ``ask(sequence)`` makes the work, ``on_failed`` learns what was given up.
 
-        Both run on the server's thread under ``lock``.
+        Both run on the server's thread under ``lock``. Answers beyond the ``limits`` are refused or cut.
         """
         with self.lock:
-            self._queue, self._ask, self._on_failed = work_queue, ask, on_failed
+            self._queue, self._ask, self._on_failed, self._limits = work_queue, ask, on_failed, limits
             for peer in self.peers.values():
                 peer.holding.clear()  # what is still out belongs to the queue before
         self._notify()
@@ -127,7 +133,7 @@ class Server:
             served = self._queue
             if served is None:
                 return {}
-            return {"retried": served.retried, "finished": served.finished(), "leased": served.leased()}
+            return {"retried": served.retried, "finished": len(served.finished()), "leased": served.leased()}
 
     def eject(self, name: str, peer: Peer, reason: str) -> None:
         """Gives an actor up, tells it why, and leases its groups to others; not one that came back meanwhile."""
@@ -249,14 +255,14 @@ class Server:
         work = peer.holding.pop(message.id, None)
         accepted = False
         if work is not None and self._queue is not None:
-            problem = _problem(work, message.rollouts)
+            problem = admission.problem(work, message.rollouts, self._limits)
             if problem:
                 log.warning("group %s of %s is malformed: %s", work.id, name, problem)
                 self._give_back(name, work, problem)
             else:
-                accepted = self._queue.submit(
-                    _sequence(work.id), name, Finished(work=work, actor=name, rollouts=message.rollouts)
-                )
+                rollouts, note = admission.cut(message.rollouts, self._limits)
+                finished = Finished(work=work, actor=name, rollouts=rollouts, note=note)
+                accepted = self._queue.submit(_sequence(work.id), name, finished)
         self._outbox.put((name, wire.Ack(id=message.id, accepted=accepted)))
 
     def _release(self, name: str, peer: Peer, message: wire.Release) -> None:
@@ -311,16 +317,3 @@ class Server:
 
 def _sequence(id: str) -> int:
     return int(id.rpartition("-")[2])
-
-
-def _problem(work: wire.Work, rollouts: list[wire.Rollout]) -> str:
-    """What is wrong with the answers to a piece of work; empty when nothing is."""
-    if [rollout.language for rollout in rollouts] != work.languages:
-        return "the rollouts are not in the languages asked for"
-    for rollout in rollouts:
-        length = len(rollout.response_ids)
-        if not length or len(rollout.logprobs) != length or len(rollout.versions) != length:
-            return f"{length} tokens, {len(rollout.logprobs)} log-probabilities, {len(rollout.versions)} versions"
-        if not math.isfinite(rollout.score.reward) or not np.isfinite(rollout.logprobs).all():
-            return "a reward or a log-probability is not finite"
-    return ""

@@ -6,10 +6,12 @@ import copy
 import logging
 import math
 import os
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,40 +19,50 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
-from common.config import Config
-from common.process import has_cuda
-from learner.grpo import Objective, advantages
+from common.config import Config, Learner
+from common.process import FatalError, has_cuda
+from learner.grpo import Objective, advantages, token_weights
+from learner.ledger import Outcome
 from learner.packing import Packed, Sample, pack, plan
 from learner.policy import Policy, shard
 from learner.server import Finished
 
 log = logging.getLogger("learner.trainer")
 
+Item = TypeVar("Item")
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """Means over the response tokens of the whole batch, and what is one number a step."""
+    """What a step did; means are over the response tokens that carry gradient, ``loss`` is the loss."""
 
     means: dict[str, float]
+    by_language: dict[str, dict[str, float]]  # statistic -> language -> mean over its tokens
     packed_tokens: int  # prompts included
     grad_norm: float
     lr: float
+    problem: str = ""  # where loss or gradient is not finite; then the weights stay as they were
 
 
 class Trainer:
     """Owns policy, reference and optimizer.
 
-    The default process group must be up. Loss: the mean over all response tokens of the batch, on all ranks and in all
-    micro-batches together.
+    The default process group must be up. Nothing in a step is random. Losses are means over the whole batch, on all
+    ranks and in all micro-batches together.
     """
 
     def __init__(self, config: Config) -> None:
-        learner = config.learner
-        self._config = learner
+        learner = self._config = config.learner
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
         self.ranks = dist.get_world_size()
-        mesh = init_device_mesh(self.device.type, (self.ranks,))
+        if self.ranks % learner.replicas:
+            raise FatalError(f"learner.replicas = {learner.replicas} does not divide the {self.ranks} ranks")
+        shape = (learner.replicas, self.ranks // learner.replicas)
+        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
+        if learner.replicas == 1:
+            mesh = mesh["shard"]
         dtype = getattr(torch, learner.param_dtype)
         policy = Policy(
             config.model.path,
@@ -60,75 +72,155 @@ class Trainer:
         ).to(self.device)
         self.reference = None
         if learner.kl > 0:
-            self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype)
+            on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
+            self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
+            self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay, fused=True
         )
         self._objective = Objective(
             clip_low=learner.clip_low,
             clip_high=learner.clip_high,
+            dual_clip=learner.dual_clip,
             kl=learner.kl,
+            correction=learner.importance,
             importance_cap=learner.importance_cap,
+            importance_floor=learner.importance_floor,
         )
 
     def step(self, batch: Sequence[Finished], number: int) -> StepResult:
         """Trains on the groups of ``batch``, the same on every rank; ``number`` counts steps from 0."""
-        samples = [
-            sample for group in batch for sample in group_samples(group, divide_by_std=self._config.advantage_std)
-        ]
-        total = sum(len(sample.rollout.response_ids) for sample in samples)
+        samples, languages = group_samples(batch, self._config)
         lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), dtype=torch.float64, device=self.device))
-        shares = plan([len(sample) for sample in samples], self._config.microbatch_tokens, self.ranks)
-        for chosen in shares[dist.get_rank()]:
-            self._accumulate(pack([samples[index] for index in chosen]).to(self.device), max(total, 1), sums)
+        if not samples:  # no gradient, and weight decay alone is no step
+            return StepResult(means={}, by_language={}, packed_tokens=0, grad_norm=0.0, lr=lr)
+        sums, finite = self.backward(samples, len(languages))
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._config.max_grad_norm)
-        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not math.isfinite(grad_norm):
-            log.error("step %d: the gradient is not finite; the weights stay as they are", number + 1)
-        elif total:  # without a trainable token there is no gradient, and weight decay alone is no step
+        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        problem = ""
+        if math.isfinite(grad_norm) and sums["loss"].isfinite().all():
             self.optimizer.step()
+        else:
+            problem = self._blame(samples, finite)
         self.optimizer.zero_grad()
-        stacked = torch.stack(list(sums.values()))
-        dist.all_reduce(stacked)
+        tokens = sums.pop("tokens")
+        means = {name: float(values.sum() / tokens.sum()) for name, values in sums.items()}
+        by_language = {name: dict(zip(languages, (v / tokens).tolist(), strict=True)) for name, v in sums.items()}
         return StepResult(
-            means={name: value / max(total, 1) for name, value in zip(sums, stacked.tolist(), strict=True)},
+            means={**means, "loss": float(sums["loss"].sum())},
+            by_language=by_language,
             packed_tokens=sum(map(len, samples)),
             grad_norm=grad_norm,
             lr=lr,
+            problem=problem,
         )
 
-    def _accumulate(self, batch: Packed, total: int, sums: dict[str, Tensor]) -> None:
+    def backward(self, samples: Sequence[Sample], languages: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Adds the gradient of the whole batch; the same on every rank.
+
+        Returns:
+            Sums over the tokens of all ranks, each [languages] float64: ``loss`` weighted, ``tokens`` their number.
+            And [samples], on a CPU: 0 where this rank saw a loss that is not finite.
+        """
+        lengths = [len(sample) for sample in samples]
+        costs = [self.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
+        mine = plan(lengths, costs, self._config.microbatch_tokens, self.ranks)[dist.get_rank()]
+        sums: dict[str, Tensor] = {}
+        losses = []
+        for batch in _ahead(partial(self._pack, [samples[n] for n in members]) for members in mine):
+            loss, statistics = self._accumulate(batch)
+            losses.append(loss)
+            for name, values in {**statistics, "loss": loss * batch.weight}.items():
+                table = sums.setdefault(name, torch.zeros(languages, dtype=torch.float64, device=self.device))
+                table.index_add_(0, batch.language, values.double())
+        stacked = torch.stack(list(sums.values()))
+        dist.all_reduce(stacked)
+        finite = torch.ones(len(samples), dtype=torch.int32)
+        for members, loss in zip(mine, losses, strict=True):
+            parts = loss.isfinite().cpu().split([len(samples[n].rollout.response_ids) for n in members])
+            finite[members] = torch.tensor([int(part.all()) for part in parts], dtype=torch.int32)
+        return dict(zip(sums, stacked.cpu(), strict=True)), finite
+
+    def _pack(self, samples: list[Sample]) -> Packed:
+        return pack(samples).to(self.device)
+
+    def _accumulate(self, batch: Packed) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradient of a micro-batch; losses and statistics of its tokens, each [R]."""
         ref_logp = None
         if self.reference is not None:
             with torch.no_grad():
                 ref_logp = self.reference(batch)[0]
         logp, entropy = self.policy(batch)
         # One optimizer step a batch: the policy at its beginning is the one being differentiated.
-        loss, stats = self._objective(logp, logp.detach(), batch.behaviour_logp, batch.advantage, ref_logp)
-        (loss.sum() * self.ranks / total).backward()  # FSDP averages gradients over ranks; the loss is a global mean
-        for name, values in {**stats, "loss": loss, "entropy": entropy}.items():
-            sums[name] += values.detach().sum()
+        loss, statistics = self._objective(logp, logp.detach(), batch.behaviour_logp, batch.advantage, ref_logp)
+        (loss @ batch.weight * self.ranks).backward()  # FSDP averages gradients over ranks; the loss is a global mean
+        return loss.detach(), {**statistics, "entropy": entropy, "tokens": torch.ones_like(entropy)}
+
+    def _blame(self, samples: Sequence[Sample], finite: Tensor) -> str:
+        """Which losses and gradients are not finite, on any rank; all ranks call it together."""
+        parameters = list(self.policy.named_parameters())
+        gradients = [
+            value.grad.to_local() if isinstance(value.grad, DTensor) else value.grad for _, value in parameters
+        ]
+        fine = torch.tensor([gradient is None or bool(gradient.isfinite().all()) for gradient in gradients])
+        found = torch.cat([finite, fine.int()])
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        names = [f"loss of {sample.name}" for sample in samples] + [f"gradient of {name}" for name, _ in parameters]
+        bad = [name for name, good in zip(names, found.tolist(), strict=True) if not good] or ["gradient norm"]
+        return f"not finite: {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
 
 
-def varied(group: Finished) -> bool:
-    """Whether the rewards of a group differ, so that there is something to learn from it."""
-    return bool(np.ptp(_rewards(group)) > 0)
+def _ahead(calls: Iterable[Callable[[], Item]]) -> Iterator[Item]:
+    """The results of the calls; each is made on a thread while the one before it is used."""
+    with ThreadPoolExecutor(1) as thread:
+        before: Future[Item] | None = None
+        for call in calls:
+            after = thread.submit(call)
+            if before is not None:
+                yield before.result()
+            before = after
+        if before is not None:
+            yield before.result()
 
 
-def _rewards(group: Finished) -> NDArray[np.float32]:
-    return np.array([rollout.score.reward for rollout in group.rollouts], np.float32)
+def outcome(group: Finished, config: Learner) -> Outcome:
+    """What a step makes of a group."""
+    if not _advantages(group, config).any():
+        return "zero_variance"
+    masked = config.mask_truncated and all(rollout.truncated for rollout in group.rollouts)
+    return "masked" if masked else "trained"
 
 
-def group_samples(group: Finished, *, divide_by_std: bool) -> list[Sample]:
-    """The rollouts of a group that carry gradient; [] when their rewards do not differ."""
-    if not varied(group):
-        return []
-    values = advantages(_rewards(group), divide_by_std=divide_by_std)
-    return [Sample(rollout, float(value)) for rollout, value in zip(group.rollouts, values, strict=True)]
+def _advantages(group: Finished, config: Learner) -> NDArray[np.float64]:
+    scores = [rollout.score for rollout in group.rollouts]
+    return advantages(
+        np.array([score.reward for score in scores]),
+        np.array([score.compliant for score in scores]),
+        form=config.advantage,
+        divide_by_std=config.advantage_std,
+        compliance_weight=config.compliance_weight,
+    )
+
+
+def group_samples(batch: Sequence[Finished], config: Learner) -> tuple[list[Sample], list[str]]:
+    """The rollouts of a batch that carry gradient, and the languages they count in."""
+    chosen = [
+        (f"{group.work.id}, answer {n + 1} ({rollout.language})", rollout, float(value))
+        for group in batch
+        if outcome(group, config) == "trained"
+        for n, (rollout, value) in enumerate(zip(group.rollouts, _advantages(group, config), strict=True))
+        if not (config.mask_truncated and rollout.truncated)
+    ]
+    used = [rollout.language for _, rollout, _ in chosen]
+    languages = sorted(set(used))
+    weights = token_weights([len(rollout.response_ids) for _, rollout, _ in chosen], used, config.aggregation)
+    samples = [
+        Sample(rollout, value, float(weight), languages.index(rollout.language), name)
+        for (name, rollout, value), weight in zip(chosen, weights, strict=True)
+    ]
+    return samples, languages
 
 
 def set_up_distributed(timeout_s: float) -> None:

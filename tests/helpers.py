@@ -11,19 +11,20 @@ LANGUAGES = ("en", "de", "zh")
 
 def random_rollout(generator: np.random.Generator, *, reward: float | None = None, version: int = 0) -> wire.Rollout:
     prompt, response = generator.integers(2, 20), generator.integers(1, 30)
+    compliant = reward is not None or bool(generator.random() < 0.7)
     return wire.Rollout(
         language=str(generator.choice(LANGUAGES)),
         prompt_ids=generator.integers(3, 320, prompt).astype(np.int32),
         response_ids=generator.integers(3, 320, response).astype(np.int32),
         logprobs=(-generator.random(response) * 6).astype(np.float32),
         versions=np.full(response, version, np.int32),
-        truncated=False,
+        truncated=bool(generator.random() < 0.2),
         text="",
         score=wire.Score(
-            reward=float(generator.random()) if reward is None else reward,
+            reward=float(generator.random()) * compliant if reward is None else reward,
             quality=0.5,
             similarity=0.5,
-            compliant=True,
+            compliant=compliant,
             detected="en",
         ),
     )

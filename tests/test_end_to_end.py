@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Demo:
         small += ["--learner.groups_per_step", str(GROUPS), "--learner.window", "3", "--learner.checkpoint_every", "2"]
         ports = ["--learner.address", f"ipc://{run_dir}.queue", "--reward.addresses", f'["ipc://{run_dir}.reward"]']
         command = [str(ROOT / "scripts" / "demo.sh"), "--cache", str(cache), "--run-dir", str(run_dir)]
+        command += ["--learner.record", str(run_dir / "record")]
         command += ["--steps", str(STEPS), "--warm-start-steps", "150", "--learner.evaluate_questions", "10"]
         with self._out.open("wb") as out:
             self.process = subprocess.Popen([*command, *small, *ports, *flags], stdout=out, stderr=subprocess.STDOUT)
@@ -140,6 +142,7 @@ def test_tensorboard_shows_the_run(run_dir: Path) -> None:
     wanted = {
         "health/staleness_max", "health/staleness_bound", "learning/reward", "learning/compliance",
         "flow/tokens_per_second", "flow/learner/wait", "flow/actor actor-0/generate", "flow/reward/busy",
+        "languages_entropy/zh", "languages_mismatch/zh", "health/skipped_steps",
         "languages_reward/zh", "languages_compliance/ar", "evaluation_train/own",
     }  # fmt: skip
     assert wanted <= set(tags["scalars"]), wanted - set(tags["scalars"])
@@ -147,6 +150,15 @@ def test_tensorboard_shows_the_run(run_dir: Path) -> None:
     assert tags["histograms"] == ["health/staleness"]
     first = events.Scalars("learning/mismatch")[0].value
     assert first < 1e-4, "tokens of the current weights: engine and learner agree on their log-probabilities"
+    assert abs(events.Scalars("learning/importance_weight")[0].value - 1) < 1e-3
+    assert abs(events.Scalars("learning/kl")[0].value) < 1e-6
+
+
+def test_the_recorded_run_replays_to_the_last_bit(run_dir: Path) -> None:
+    """Interrupted, resumed and with an actor killed as it was."""
+    command = [sys.executable, "-m", "learner.replay", str(run_dir / "record")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1:] == [f"{STEPS} steps, 0 of them differ"], done.stdout + done.stderr
 
 
 def test_the_router_is_in_log_and_checkpoint_and_continues_after_a_resume(run_dir: Path) -> None:

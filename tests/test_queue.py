@@ -115,6 +115,18 @@ def test_resume_hands_out_what_was_pending_first() -> None:
     assert [queue.lease("a", 1.0) for _ in range(5)] == [4, 6, 9, 10, None]
 
 
+def test_resume_takes_the_results_that_waited_without_asking_again() -> None:
+    queue: WorkQueue[str] = WorkQueue(
+        groups_per_step=2, staleness=1, window=2, attempts=2, total=4, next_sequence=9, pending=[4, 6, 7],
+        results={7: "seven", 4: "four"},
+    )  # fmt: skip
+    assert queue.finished() == {4: "four", 7: "seven"}
+    assert queue.lease("a", 1.0) == 6
+    assert queue.take() == [(4, "four"), (7, "seven")]
+    assert not queue.submit(7, "a", "again")
+    assert queue.untaken() == [6]
+
+
 @pytest.mark.parametrize(
     ("groups", "staleness", "window", "bound"), [(8, 0, 9, 0), (8, 1, 1, 1), (8, 1, 2, 2), (4, 2, 6, 4)]
 )

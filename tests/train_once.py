@@ -1,65 +1,185 @@
-"""Run by torchrun from test_distributed.py: one step of the trainer, a checkpoint, and the weights as a file.
-
-``train_once.py MODEL OUT SEED BUDGET [CHECKPOINTS]``: loads the newest checkpoint first if there is one.
-"""
+"""Learner ranks as processes of a test, without torchrun: forked from a server that has imported everything once."""
 
 from __future__ import annotations
 
 import json
-import sys
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
-from common.config import load
+from common.config import Config, load
+from learner import record
 from learner.checkpoint import Checkpoints, export
 from learner.control import Ranks
+from learner.packing import Sample
 from learner.policy import full_weights
 from learner.server import Finished
-from learner.trainer import Trainer, set_up_distributed
+from learner.trainer import Trainer, group_samples, set_up_distributed
 from tests.helpers import random_rollout, work
 
+_TIMEOUT_S = 100
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.train_once"])
 
-def main() -> None:
-    model, out, seed, budget = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+
+def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Path = Path(os.devnull)) -> list[int]:
+    """Runs ``body(*arguments)`` in ``ranks`` processes with a default process group; their exit codes.
+
+    Args:
+        told: a file for what they write to stdout and stderr.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        _CONTEXT.Process(target=_enter, args=(rank, ranks, port, told, body, arguments)) for rank in range(ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(_TIMEOUT_S)
+        assert process.exitcode is not None, f"not done within {_TIMEOUT_S} s"
+    return [process.exitcode or 0 for process in processes]
+
+
+def _enter(
+    rank: int, ranks: int, port: int, told: Path, body: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
+    with told.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     set_up_distributed(60)
-    settings = ["--model.path", model, "--learner.microbatch_tokens", budget, "--learner.param_dtype", "float32"]
-    trainer = Trainer(load([*settings, "--learner.kl", "0.05", "--learner.lr", "1e-3"]))
-    checkpoints = Checkpoints(Path(sys.argv[5]) if len(sys.argv) > 5 else out / "checkpoints", kept=1)
-    latest = checkpoints.latest()
-    if latest is not None:
-        checkpoints.load(latest["path"], trainer.policy, trainer.optimizer)
-    ranks = Ranks({"train": lambda command: trainer.step(command.batch, command.number)})
-    if dist.get_rank() == 0:
-        result = ranks.call("train", batch=_batch(seed))
-        ranks.call("stop")
-    else:
-        ranks.obey()
-    step = latest["step"] + 1 if latest is not None else 1
-    checkpoints.save(trainer.policy, trainer.optimizer, step, {"step": step})
-    checkpoints.wait()
-    weights = full_weights(trainer.policy, torch.float32)
-    export(trainer.policy, None, out / "model")
-    if dist.get_rank() == 0:
-        save_file(dict(weights), out / "weights.safetensors")
-        (out / "result.json").write_text(json.dumps({**result.means, "grad_norm": result.grad_norm}))
+    body(*arguments)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _batch(seed: int) -> list[Finished]:
+def configuration(model: Path, *flags: str) -> Config:
+    plain = ["--model.path", str(model), "--learner.param_dtype", "float32", "--learner.lr", "1e-3"]
+    return load([*plain, "--learner.kl", "0.05", *flags])
+
+
+def random_batch(seed: int, groups: int = 5) -> list[Finished]:
+    """Groups of four answers, and one more of which nothing can be learnt."""
     rng = np.random.default_rng(seed)
-    groups = [[random_rollout(rng) for _ in range(4)] for _ in range(5)]
-    groups.append([random_rollout(rng, reward=0.5) for _ in range(4)])  # nothing to learn from this one
+    answers = [[random_rollout(rng) for _ in range(4)] for _ in range(groups)]
+    answers.append([random_rollout(rng, reward=0.5) for _ in range(4)])
     return [
         Finished(work=work(n, [r.language for r in rollouts]), actor="a", rollouts=rollouts)
-        for n, rollouts in enumerate(groups)
+        for n, rollouts in enumerate(answers)
     ]
 
 
-if __name__ == "__main__":
-    main()
+def gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
+    """Writes the gradient of a batch, its answers packed in the given order, and its statistics."""
+    config = configuration(model, *flags)
+    trainer = Trainer(config)
+    with torch.no_grad():
+        for parameter in trainer.policy.parameters():
+            parameter.mul_(1.05)  # so that the policy is not its reference
+    samples, languages = group_samples(random_batch(seed), config.learner)
+    np.random.default_rng(order).shuffle(samples)
+    sums, _ = trainer.backward(samples, len(languages))
+    found = {
+        name.removeprefix("lm."): value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad
+        for name, value in trainer.policy.named_parameters()
+    }
+    if dist.get_rank() == 0:
+        torch.save({"gradients": found, "sums": sums}, out)
+
+
+def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: str) -> None:
+    """One step more than the checkpoints hold; writes the weights, another checkpoint and an export."""
+    trainer = Trainer(configuration(model, *flags))
+    kept = Checkpoints(checkpoints, kept=2)
+    latest = kept.latest()
+    if latest is not None:
+        kept.load(latest["path"], trainer.policy, trainer.optimizer)
+    step = latest["step"] if latest is not None else 0
+    batch = random_batch(seed)
+    ranks = Ranks({"train": lambda command: trainer.step(command.batch, command.number)})
+    if dist.get_rank() == 0:
+        result = ranks.call("train", number=step, batch=batch)
+        ranks.call("stop")
+        assert not result.problem
+    else:
+        ranks.obey()
+    kept.save(trainer.policy, trainer.optimizer, step + 1, {"step": step + 1}, batch[:2])
+    kept.wait()
+    weights = full_weights(trainer.policy, torch.float32)
+    export(trainer.policy, None, out.with_suffix(""))
+    if dist.get_rank() == 0:
+        save_file(dict(weights), out)
+
+
+def run(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: int, die_at: int) -> None:
+    """Trains recorded groups as a run does, a checkpoint every second step; kills itself in the middle of a step."""
+    trainer = Trainer(configuration(model))
+    kept = Checkpoints(checkpoints, kept=2)
+    latest = kept.latest() or {"step": 0}
+    if "path" in latest:
+        kept.load(latest["path"], trainer.policy, trainer.optimizer)
+    for number in range(latest["step"], steps):
+        if number == die_at:
+            trainer.backward(*_samples(trainer, record_dir, number))
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = trainer.step(_groups(record_dir, number), number)
+        with losses.open("a") as lines:
+            lines.write(json.dumps([number, result.means["loss"], result.grad_norm]) + "\n")
+        if number % 2:
+            kept.save(trainer.policy, trainer.optimizer, number + 1, {"step": number + 1})
+    kept.wait()
+
+
+def _groups(record_dir: Path, number: int) -> list[Finished]:
+    return list(record.read(record_dir)[1])[number].groups
+
+
+def _samples(trainer: Trainer, record_dir: Path, number: int) -> tuple[list[Sample], int]:
+    samples, languages = group_samples(_groups(record_dir, number), configuration(Path()).learner)
+    return samples, len(languages)
+
+
+def record_run(directory: Path, model: Path, steps: int, *flags: str) -> None:
+    """What a run with ``learner.record`` leaves behind, its groups random."""
+    config = configuration(model, *flags)
+    trainer = Trainer(config)
+    if dist.get_rank() == 0:
+        record.begin(directory, config, 0)
+    for number in range(steps):
+        batch = random_batch(number, groups=2)
+        result = trainer.step(batch, number)
+        if dist.get_rank() == 0:
+            record.write(directory, number + 1, batch, result)
+
+
+def poisoned_step(out: Path, model: Path) -> None:
+    """A step with one log-probability that is not a number, then one without; what became of them."""
+    trainer = Trainer(configuration(model))
+    batch = random_batch(1)
+    bad = batch[2].rollouts[1]
+    poisoned = bad.model_copy(update={"logprobs": np.full_like(bad.logprobs, np.nan)})
+    rollouts = [poisoned if rollout is bad else rollout for rollout in batch[2].rollouts]
+    before = dict(full_weights(trainer.policy, torch.float32))
+    result = trainer.step([*batch[:2], batch[2].model_copy(update={"rollouts": rollouts}), *batch[3:]], 0)
+    after = dict(full_weights(trainer.policy, torch.float32))
+    following = trainer.step(batch, 1)
+    moved = dict(full_weights(trainer.policy, torch.float32))
+    if dist.get_rank() == 0:
+        torch.save({
+            "problem": result.problem, "next": following.problem, "language": bad.language,
+            "same": all(torch.equal(before[name], after[name]) for name in before),
+            "moved": any(not torch.equal(after[name], moved[name]) for name in before),
+        }, out)  # fmt: skip

@@ -1,0 +1,247 @@
+"""``python -m scripts.bench.learner [--json]``: a learner step against a padded Hugging Face step, on this machine.
+
+Both train the same groups on the same random model with as many threads. Lengths are such that the mean answer is a
+quarter of the longest. The padded step is TRL's: prompts padded left and answers right to the longest of the step,
+then cut into equal numbers of sequences; logits of every answer position (``full head``, TRL until 1.x), or the head
+in chunks on real tokens alone (``chunked head``, as newer TRL does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from common import wire
+from common.config import Config, load
+from learner.packing import Packed, Sample
+from learner.policy import _ChunkedLogProb
+from learner.server import Finished
+from learner.trainer import Trainer, group_samples
+from scripts.bench.table import Row, report
+
+_LONGEST, _K, _GROUPS, _VOCABULARY, _SEQUENCES = 256, 8, 4, 4096, 8
+_HEAD_ROWS, _HEAD_WIDTH, _HEAD_VOCABULARY, _HEAD_CHUNK = 1024, 128, 151_936, 128
+
+
+def make_model(path: Path) -> None:
+    """Layers and head in the proportion of Qwen2.5-1.5B, about 6 to 1."""
+    shape = Qwen3Config(
+        hidden_size=192, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=1,
+        head_dim=64, vocab_size=_VOCABULARY, tie_word_embeddings=True,
+    )  # fmt: skip
+    Qwen3ForCausalLM(shape).save_pretrained(path)
+
+
+def make_groups(seed: int) -> list[Finished]:
+    """Groups whose answers have a long tail of lengths: mean a quarter of the longest, which occurs."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.gamma(1.5, size=(_GROUPS, _K))
+    lengths = (lengths / lengths.max() * _LONGEST).clip(1)
+    while abs(lengths.mean() - _LONGEST / 4) > 0.5:
+        short = lengths < _LONGEST
+        lengths[short] = (lengths[short] * (_LONGEST / 4 / lengths.mean()) ** 0.5).clip(1, _LONGEST)
+    return [_group(rng, number, row.round().astype(int)) for number, row in enumerate(lengths)]
+
+
+def _group(rng: np.random.Generator, number: int, lengths: np.ndarray[Any, Any]) -> Finished:
+    prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64)).astype(np.int32)
+    rollouts = []
+    for n in lengths:
+        score = wire.Score(reward=float(rng.random()), quality=0.5, similarity=0.5, compliant=True, detected="en")
+        ids = rng.integers(0, _VOCABULARY, n).astype(np.int32)
+        logprobs, versions = np.full(n, -np.log(_VOCABULARY), np.float32), np.zeros(n, np.int32)
+        rollouts.append(
+            wire.Rollout(
+                language="en", prompt_ids=prompt, response_ids=ids, logprobs=logprobs, versions=versions,
+                truncated=False, text="", score=score,
+            )
+        )  # fmt: skip
+    question = wire.Question(index=number, messages=[], reference="", language="en", topics=[], regions=[])
+    work = wire.Work(
+        id=f"train-{number}", question=question, languages=["en"] * _K, propensities=[1.0] * _K, router_version=0,
+        policy_version=0, greedy=False,
+    )  # fmt: skip
+    return Finished(work=work, actor="bench", rollouts=rollouts)
+
+
+class Padded:
+    """The step without packing: transformers' model and sdpa, AdamW, the same loss."""
+
+    def __init__(self, config: Config, *, chunked: bool) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.learner.lr, fused=True)
+        self._config, self._chunked = config.learner, chunked
+
+    def step(self, batch: list[Finished]) -> float:
+        samples, _ = group_samples(batch, self._config)
+        total = 0.0
+        prompt = max(len(sample.rollout.prompt_ids) for sample in samples)
+        answer = max(len(sample.rollout.response_ids) for sample in samples)
+        for begin in range(0, len(samples), _SEQUENCES):
+            some = samples[begin : begin + _SEQUENCES]
+            ids, mask = torch.zeros(2, len(some), prompt + answer, dtype=torch.int64)
+            values = torch.zeros(3, len(some), answer)
+            for n, sample in enumerate(some):
+                r, length = sample.rollout, len(sample.rollout.response_ids)
+                span = slice(prompt - len(r.prompt_ids), prompt + length)
+                ids[n, span] = torch.from_numpy(np.concatenate([r.prompt_ids, r.response_ids]))
+                mask[n, span] = 1
+                values[:2, n, :length] = torch.tensor([[sample.weight], [sample.advantage]])
+                values[2, n, :length] = torch.from_numpy(r.logprobs)
+            kept = mask[:, prompt:].bool()
+            logp = self._logp(ids, mask, answer, kept)
+            weight, advantage, behaviour = values[:, kept]
+            importance = torch.exp(logp.detach() - behaviour).clamp(max=self._config.importance_cap)
+            loss = (-weight * importance * advantage * torch.exp(logp - logp.detach())).sum()
+            loss.backward()
+            total += float(loss.detach())
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return total
+
+    def _logp(self, ids: Tensor, mask: Tensor, answer: int, kept: Tensor) -> Tensor:
+        if not self._chunked:
+            logits = self._model(ids, attention_mask=mask, use_cache=False, logits_to_keep=answer + 1).logits[:, :-1]
+            return full_head(logits, ids[:, -answer:])[kept]
+        hidden = self._model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden, head = hidden[:, -answer - 1 : -1][kept], self._model.get_output_embeddings().weight
+        logp: Tensor = _ChunkedLogProb.apply(hidden, head, ids[:, -answer:][kept], 1.0, 1024)[0]  # type: ignore[no-untyped-call]
+        return logp
+
+
+def full_head(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-probabilities from whole logits [B, T, V], normalised a sequence at a time; their entropy is computed too."""
+    chosen = logits.gather(-1, targets[..., None])[..., 0]
+    normalizer = torch.stack([row.logsumexp(-1) for row in logits])
+    with torch.no_grad():
+        for row in logits:
+            logp = row.log_softmax(-1)
+            -(logp.exp() * logp).sum(-1)
+    return chosen - normalizer
+
+
+def head_peak(chunked: bool, connection: Any) -> None:
+    """Sends the MB by which the memory of this fresh process rises while a head runs forward and backward."""
+    torch.set_num_threads(1)
+    hidden = torch.randn(_HEAD_ROWS, _HEAD_WIDTH, requires_grad=True)
+    weight = (torch.randn(_HEAD_VOCABULARY, _HEAD_WIDTH) * 0.02).requires_grad_()
+    targets = torch.randint(0, _HEAD_VOCABULARY, (_HEAD_ROWS,))
+    before = _status("VmRSS")
+    if chunked:
+        logp = _ChunkedLogProb.apply(hidden, weight, targets, 1.0, _HEAD_CHUNK)[0]  # type: ignore[no-untyped-call]
+    else:
+        logp = full_head((hidden @ weight.T).view(8, -1, _HEAD_VOCABULARY), targets.view(8, -1))
+    logp.sum().backward()
+    connection.send(_status("VmHWM") - before)
+
+
+def _status(key: str) -> float:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1000
+
+
+def measure_head(chunked: bool) -> float:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=head_peak, args=(chunked, sender))
+    process.start()
+    peak = float(receiver.recv())
+    process.join()
+    return peak
+
+
+class Timed(Trainer):
+    """Knows the seconds spent in forward and backward passes."""
+
+    compute_s = 0.0
+
+    def _accumulate(self, batch: Packed) -> tuple[Tensor, dict[str, Tensor]]:
+        begin = time.perf_counter()
+        result = super()._accumulate(batch)
+        self.compute_s += time.perf_counter() - begin
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    parser.add_argument("--repeat", type=int, default=2, help="steps of each kind; the fastest counts")
+    arguments = parser.parse_args()
+    disable_progress_bar()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as directory:
+        make_model(Path(directory))
+        flags = ["--model.path", directory, "--learner.kl", "0", "--learner.param_dtype", "float32"]
+        config = load([*flags, "--learner.microbatch_tokens", "2048"])
+        rows = _rows(config, arguments.repeat)
+    dist.destroy_process_group()
+    report("learner", rows, arguments.json)
+
+
+def _rows(config: Config, repeat: int) -> list[Row]:
+    batch = make_groups(0)
+    samples: list[Sample] = group_samples(batch, config.learner)[0]
+    tokens = sum(map(len, samples))
+    trainer, padded = Timed(config), {name: Padded(config, chunked=name == "chunked") for name in ("full", "chunked")}
+    steps: dict[str, Callable[[], float]] = {"packed": lambda: trainer.step(batch, 0).means["loss"]}
+    steps |= {name: partial(model.step, batch) for name, model in padded.items()}
+    losses = [step() for step in steps.values()]
+    assert np.ptp(losses) < 1e-4, f"not the same step: {losses}"  # and all are warm
+    trainer.compute_s = 0.0
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeat):
+        for name, step in steps.items():  # in turn, so that other work on the machine is shared
+            begin = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - begin)
+    total = sum(seconds["packed"])
+    speed = {name: tokens / min(times) for name, times in seconds.items()}
+    peaks = {chunked: measure_head(chunked) for chunked in (True, False)}
+    overhead = 100 * (total - trainer.compute_s) / total
+    rows = [
+        Row(
+            metric=f"step of {tokens} tokens, {len(samples)} sequences",
+            value=speed["packed"],
+            unit="tokens/s",
+            baseline=f"padded Hugging Face step, {name} head: {speed[name]:.0f}",
+            ratio=speed["packed"] / speed[name],
+            goal=">= 2x",
+            ok=speed["packed"] >= 2 * speed[name],
+        )
+        for name in padded
+    ]
+    rows.append(
+        Row(
+            metric=f"head, peak memory at V = {_HEAD_VOCABULARY}, {_HEAD_ROWS} tokens",
+            value=peaks[True],
+            unit="MB",
+            baseline=f"whole logits: {peaks[False]:.0f}",
+            ratio=peaks[False] / peaks[True],
+            goal=">= 2x less",
+            ok=2 * peaks[True] <= peaks[False],
+        )
+    )
+    rows.append(Row("besides forward and backward", overhead, "% of a step", goal="<= 5", ok=overhead <= 5))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
