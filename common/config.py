@@ -109,7 +109,7 @@ class Reward(Section):
     gate_span: Literal["all", "thinking", "answer"] = "all"  # which part must be in the language; </think> parts them
     gate_short_characters: int = Field(0, ge=0)  # a text with fewer is too short to identify; 0: none is
     gate_short: Literal["detect", "pass", "fail"] = "detect"  # what such a text is taken for
-    gate_piece: int = Field(48, ge=0)  # long texts are identified by three pieces this long; 0: as a whole
+    gate_piece: int = Field(32, ge=0)  # long texts are identified by three pieces this long; 0: as a whole
     embedder: str = "use"  # "use", or a name or path for sentence-transformers
     device: str = "auto"  # auto: cuda when there is one
     batch_window_ms: float = Field(5.0, ge=0)  # how long a batch waits for requests of other actors

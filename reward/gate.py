@@ -14,7 +14,6 @@ from common.process import FatalError
 _FENCED_CODE = re.compile(r"```.*?```", re.DOTALL)
 _LABEL = "__label__"
 _MIN_ALPHANUMERIC = 0.05  # a text with a smaller share of letters and digits has no language
-_PIECES = 3
 
 
 def clean(text: str) -> str:
@@ -75,11 +74,10 @@ class LanguageGate:
                 best, chance = next(((name, c) for name, c in ranked if name in among[index]), ("", 0.0))
                 found[index] = best if chance >= self._min_probability else ""
             return found
-        sampled = [index for index in whole if self._piece and len(lines[index]) > (_PIECES + 1) * self._piece]
+        sampled = [index for index in whole if self._piece and len(lines[index]) > 4 * self._piece]
         answers = self._labels([part for index in sampled for part in self._pieces(lines[index])])
-        for place, index in enumerate(sampled):
-            agreed = set(answers[_PIECES * place : _PIECES * (place + 1)])
-            found[index] = agreed.pop() if len(agreed) == 1 else ""
+        for index, first, middle, last in zip(sampled, answers[::3], answers[1::3], answers[2::3], strict=True):
+            found[index] = first if first == middle == last else ""
         left = [index for index in whole if not found[index]]
         for index, label in zip(left, self._labels([lines[index] for index in left]), strict=True):
             found[index] = label
@@ -91,10 +89,10 @@ class LanguageGate:
 
     def _labels(self, lines: list[str]) -> list[str]:
         labels, chances = self._model.predict(lines) if lines else ([], [])
-        return [
-            label.removeprefix(_LABEL) if chance >= self._min_probability else ""
-            for (label,), (chance,) in zip(labels, chances, strict=True)
-        ]
+        found: list[str] = [label[0][len(_LABEL) :] for label in labels]
+        if self._min_probability:
+            found = [name if c[0] >= self._min_probability else "" for name, c in zip(found, chances, strict=True)]
+        return found
 
 
 def _shipped_model() -> Path:

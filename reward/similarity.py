@@ -25,6 +25,7 @@ Vectors: TypeAlias = NDArray[np.float32]  # [n, dimension], each row of length 1
 
 _MAX_TOKENS = 512
 _MAX_CHARACTERS = 32 * _MAX_TOKENS  # read of a text: a tokenizer looks at all it is given, even to cut it off
+_FILL, _WORTH_A_BATCH = 7 / 8, 1 / 16  # of a batch's tokens, and of the budget
 _CHARACTERS_PER_TOKEN = 4  # assumed of an encoder that has no tokenizer to ask
 _PROBE = "The capital of Japan is Tokyo."  # its embedding tells whether saved embeddings are this encoder's
 _SAVE_EVERY_S = 60
@@ -148,13 +149,19 @@ def _key(text: str) -> bytes:
 
 
 def _within_budget(order: NDArray[np.int64], lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:
-    """Cuts rows, shortest first, into batches whose longest row times their number is at most the budget."""
-    batches, start = [], 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or lengths[order[end]] * (end + 1 - start) > budget:
+    """Cuts rows, shortest first, into batches whose longest row times their number is at most the budget.
+
+    A batch that is large enough to be worth its overhead also ends before padding becomes an eighth of it.
+    """
+    batches, start, tokens = [], 0, 0
+    for end, row in enumerate(order):
+        padded = int(lengths[row]) * (end + 1 - start)
+        wasteful = tokens >= budget * _WORTH_A_BATCH and tokens + lengths[row] < _FILL * padded
+        if end > start and (padded > budget or wasteful):
             batches.append(order[start:end])
-            start = end
-    return batches
+            start, tokens = end, 0
+        tokens += int(lengths[row])
+    return [*batches, order[start:]]
 
 
 def _load(name: str, device: str) -> SentenceTransformer:

@@ -168,9 +168,12 @@ def test_batches_keep_to_the_token_budget(lengths: list[int], budget: int) -> No
     batches = _within_budget(np.argsort(sizes, kind="stable"), sizes, budget)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
-        assert len(batch) == 1 or sizes[batch].max() * len(batch) <= budget
+        padded, tokens = sizes[batch].max() * len(batch), sizes[batch].sum()
+        assert len(batch) == 1 or padded <= budget
         if following is not None:
-            assert sizes[following[0]] * (len(batch) + 1) > budget, "as few batches as the order allows"
+            longer = sizes[following[0]]
+            wasteful = tokens + longer < 7 / 8 * longer * (len(batch) + 1) and tokens >= budget / 16
+            assert wasteful or longer * (len(batch) + 1) > budget, "as few batches as the order allows"
 
 
 def test_missing_embedder_is_named() -> None:
