@@ -71,6 +71,7 @@ class Scoring:
                 languages=languages,
                 truncated=truncated,
                 topics=question.topics,
+                accepted=question.accepted,
                 deadline_s=rest,
             )
             reply = await self._ask(replica, request, deadline)

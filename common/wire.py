@@ -55,6 +55,7 @@ class Question(Message):
     language: str
     topics: list[str]
     regions: list[str]
+    accepted: list[str] = []  # answers that a verifying term takes, in any language; empty: the reference
 
 
 class Work(Message):

@@ -7,7 +7,6 @@ Reference embeddings are kept beside the run, so that a restarted process need n
 from __future__ import annotations
 
 import logging
-from collections import Counter
 
 import zmq
 
@@ -39,12 +38,12 @@ def serve(config: Config) -> None:
             scorer.warm_up()
             logger.info("reward is ready on %s", address)
             try:
-                service.run(scorer.score, lambda: Counter(scorer.counts))
+                service.run(scorer.score, scorer.counts)
             finally:
                 scorer.save()
         finally:
             service.close()
-            logger.info("counters: %s", dict(service.counts))
+            logger.info("counters: %s", service.all_counts())
 
 
 if __name__ == "__main__":

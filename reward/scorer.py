@@ -104,7 +104,7 @@ class Scorer:
         rows = iter(zip(answers, self._detect(answers), similarities.clip(-1, 1).tolist(), strict=True))
         scores = [[self._score(*next(rows)) for _ in request.answers] for request in requests]
         self.counts["answers"] += len(answers)
-        self.counts.update({name: n - self.counts[name] for name, n in self._embedder.counts.items()})
+        self.counts |= self._embedder.counts  # the larger of each, and they only grow
         return scores
 
     def _prepared(self, request: ScoreRequest) -> list[_Answer]:

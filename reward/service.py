@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import zmq
@@ -76,6 +76,7 @@ class Service:
         self._logs = time.monotonic() + _LOG_EVERY_S
         self._watch = Stopwatch()
         self.counts: Counter[str] = Counter()
+        self._further: Mapping[str, int] = {}
         address = f"inproc://replies-{id(self)}"  # a socket belongs to one thread: replies go through this pair
         self._inner, self._outer = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         self._inner.bind(address)
@@ -83,23 +84,22 @@ class Service:
         self._thread = threading.Thread(target=self._exchange, name="messages", daemon=True)
         self._thread.start()
 
-    def run(self, score: ScoreBatch, counts: Callable[[], Counter[str]] = Counter) -> None:
+    def run(self, score: ScoreBatch, counts: Mapping[str, int]) -> None:
         """Serves until interrupted.
 
         Args:
             score: of a batch.
-            counts: further counters for the answer to ``Health``.
+            counts: further counters, which ``score`` keeps, to tell when asked for health.
 
         Raises:
             FatalError: the thread that exchanges messages died.
         """
-        self._ready = True
+        self._further, self._ready = counts, True
         while True:
             with self._watch("waiting"):
                 batch = self._collect()
             with self._watch("busy"):
                 results = score_or_explain(score, [waiting.request for waiting in batch])
-                self.counts.update({name: n - self.counts[name] for name, n in counts().items()})
             for waiting, result in zip(batch, results, strict=True):
                 failed = isinstance(result, str)
                 self.counts["failed" if failed else "scored"] += 1
@@ -107,7 +107,10 @@ class Service:
                 self._outer.send_multipart(reply)
             if time.monotonic() > self._logs:
                 self._logs = time.monotonic() + _LOG_EVERY_S
-                logger.info("%d texts wait; so far %s", self._queued, dict(self.counts))
+                logger.info("%d texts wait; so far %s", self._queued, self.all_counts())
+
+    def all_counts(self) -> dict[str, int]:
+        return dict(self.counts) | dict(self._further)
 
     def close(self) -> None:
         self._stopping = True
@@ -166,7 +169,7 @@ class Service:
                 raise WireError(f"{len(frames) - 1} frames instead of one")
             message = decode(frames[1])
             if isinstance(message, Health):
-                health = Healthy(life=self._life, ready=self._ready, queued=self._queued, counts=dict(self.counts))
+                health = Healthy(life=self._life, ready=self._ready, queued=self._queued, counts=self.all_counts())
                 self._socket.send_multipart([frames[0], encode(health)])
             elif isinstance(message, ScoreRequest):
                 self._admit(_Waiting(frames[0], message, time.monotonic() + message.deadline_s))

@@ -75,7 +75,7 @@ def serving(address: str, config: Reward) -> Iterator[Callable[[ScoreBatch], Non
 
             def run() -> None:
                 with pytest.raises(_Enough):
-                    service.run(until_ended)
+                    service.run(until_ended, {})
 
             threads.append(threading.Thread(target=run))
             threads[-1].start()
@@ -233,7 +233,7 @@ def score(batch):
         raise ValueError("poison")
     return [[good] * len(entry.answers) for entry in batch]
 with zmq.Context() as context, bind(context, sys.argv[1]) as socket:
-    Service(context, socket, Reward(batch_texts=16, queue_texts=int(sys.argv[3]))).run(score)
+    Service(context, socket, Reward(batch_texts=16, queue_texts=int(sys.argv[3]))).run(score, {})
 """
 
 
