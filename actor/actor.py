@@ -176,7 +176,8 @@ class Actor:
             self._switch(generating=-1)
         self._tokens += sum(len(generation.ids) for generation in generations)
         texts = [str(self._tokenizer.decode(answer.ids, skip_special_tokens=True)) for answer in generations]
-        scores = await self._scoring.score(work.question, texts, work.languages)
+        truncated = [generation.truncated for generation in generations]
+        scores = await self._scoring.score(work.question, texts, work.languages, truncated)
         return [_rollout(*parts) for parts in zip(work.languages, prompts, generations, texts, scores, strict=True)]
 
     async def _deliver(self, work: wire.Work, message: wire.Submit | wire.Release) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
 
 import zmq.asyncio
 
@@ -13,65 +16,117 @@ from common.config import Reward
 
 log = logging.getLogger("actor.scoring")
 
+_BEAT_S = 1.0
+_SILENCE_S = 5.0  # a replica that has not answered a question for its health for so long is not relied on
+_PAUSE_S = 0.1  # before asking again when all queues are full; doubles up to _BEAT_S
+
 
 class ScoringError(RuntimeError):
     """No replica scored the answers; names them."""
 
 
+@dataclass
+class _Replica:
+    address: str
+    socket: Any  # asyncio DEALER
+    heard: float = field(default_factory=time.monotonic)
+    life: str = ""
+    waiting: dict[int, asyncio.Future[wire.ScoreReply]] = field(default_factory=dict)  # by request id
+
+    @property
+    def silent(self) -> bool:
+        return time.monotonic() - self.heard > _SILENCE_S
+
+
 class Scoring:
-    """Sends score requests to the replica that answered last, and to the next one when it does not."""
+    """Sends each request to the replica with the fewest of ours, and on to another one when it falls silent."""
 
     def __init__(self, context: zmq.asyncio.Context, config: Reward) -> None:
-        self._config = config
-        self._sockets = [sockets.connect(context, address) for address in config.addresses]
-        self._waiting: dict[int, asyncio.Future[wire.ScoreReply]] = {}
+        self._timeout_s = config.request_timeout_s
+        self._replicas = [_Replica(address, sockets.connect(context, address)) for address in config.addresses]
         self._ids = itertools.count()
-        self._replica = 0
         self.seconds: dict[str, float] = {}  # the reward process's own time, working and waiting
 
     async def listen(self) -> None:
-        """Receives replies for ever; run it as a task beside ``score``."""
-        await asyncio.gather(*(self._listen(socket) for socket in self._sockets))
+        """Receives replies and watches the replicas' health for ever; run it as a task beside ``score``."""
+        await asyncio.gather(self._beat(), *(self._listen(replica) for replica in self._replicas))
 
-    async def score(self, question: wire.Question, answers: list[str], languages: list[str]) -> list[wire.Score]:
+    async def score(
+        self, question: wire.Question, answers: list[str], languages: list[str], truncated: list[bool]
+    ) -> list[wire.Score]:
         """A score for each answer.
 
         Raises:
-            ScoringError: every replica was silent for ``request_timeout_s`` or reported an error.
+            ScoringError: no replica gave them within ``request_timeout_s``, or each reported an error.
         """
-        problems = []
-        for _ in self._sockets:
-            replica = self._replica
+        deadline, pause = time.monotonic() + self._timeout_s, _PAUSE_S
+        left, problems = list(self._replicas), dict[str, str]()
+        while left and (rest := deadline - time.monotonic()) > 0:
+            replica = min(left, key=lambda one: (one.silent, len(one.waiting)))
             request = wire.ScoreRequest(
                 id=next(self._ids),
                 reference=question.reference,
                 reference_language=question.language,
                 answers=answers,
                 languages=languages,
+                truncated=truncated,
+                topics=question.topics,
+                accepted=question.accepted,
+                deadline_s=rest,
             )
-            future = asyncio.get_running_loop().create_future()
-            self._waiting[request.id] = future
-            try:
-                await self._sockets[replica].send(wire.encode(request))
-                reply: wire.ScoreReply = await asyncio.wait_for(future, self._config.request_timeout_s)
-                if not reply.error and len(reply.scores) == len(answers):
-                    self.seconds = {"reward_busy": reply.busy_s, "reward_wait": reply.waiting_s}
-                    return reply.scores
-                problems.append(f"{self._config.addresses[replica]}: {reply.error or 'a score is missing'}")
-            except TimeoutError:
-                silence = f"no answer within {self._config.request_timeout_s:.0f} s"
-                problems.append(f"{self._config.addresses[replica]}: {silence}")
-            finally:
-                del self._waiting[request.id]
-            self._replica = (replica + 1) % len(self._sockets)
-        raise ScoringError("no reward process scored the answers: " + "; ".join(problems))
+            reply = await self._ask(replica, request, deadline)
+            if reply is None:
+                problems[replica.address] = "no answer"
+            elif reply.full:
+                problems[replica.address] = "its queue is full"
+                left.remove(replica)
+                if not left:  # all are full: all are asked again
+                    left = list(self._replicas)
+                    await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                    pause = min(2 * pause, _BEAT_S)
+            elif not reply.error and len(reply.scores) == len(answers):
+                self.seconds = {"reward_busy": reply.busy_s, "reward_wait": reply.waiting_s}
+                return reply.scores
+            else:
+                problems[replica.address] = reply.error or "a score is missing"
+                left.remove(replica)
+        told = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
+        raise ScoringError(f"no reward process scored the answers, with {self._timeout_s:.0f} s to do it: {told}")
 
-    async def _listen(self, socket: zmq.asyncio.Socket) -> None:
+    async def _ask(self, replica: _Replica, request: wire.ScoreRequest, deadline: float) -> wire.ScoreReply | None:
+        """The reply; None at the deadline, or when the replica has started again or is silent while another is not."""
+        future = replica.waiting[request.id] = asyncio.get_running_loop().create_future()
+        try:
+            await replica.socket.send(wire.encode(request))
+            while (rest := deadline - time.monotonic()) > 0:
+                done, _ = await asyncio.wait([future], timeout=min(rest, _BEAT_S))
+                if done:
+                    return None if future.cancelled() else future.result()
+                if replica.silent and not all(other.silent for other in self._replicas):
+                    log.warning("%s is silent: asking another reward process", replica.address)
+                    return None
+            return None
+        finally:
+            del replica.waiting[request.id]
+
+    async def _beat(self) -> None:
+        while True:
+            for replica in self._replicas:
+                await replica.socket.send(wire.encode(wire.Health()))
+            await asyncio.sleep(_BEAT_S)
+
+    async def _listen(self, replica: _Replica) -> None:
         while True:
             try:
-                reply = wire.decode(await socket.recv())
+                reply = wire.decode(await replica.socket.recv())
             except wire.WireError as error:
                 log.warning("dropped a message of the reward process: %s", error)
                 continue
-            if isinstance(reply, wire.ScoreReply) and (future := self._waiting.get(reply.id)) and not future.done():
+            replica.heard = time.monotonic()
+            if isinstance(reply, wire.Healthy):
+                if replica.life not in ("", reply.life):  # what it was asked before died with it
+                    for lost in replica.waiting.values():
+                        lost.cancel()
+                replica.life = reply.life
+            if isinstance(reply, wire.ScoreReply) and (future := replica.waiting.get(reply.id)) and not future.done():
                 future.set_result(reply)

