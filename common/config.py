@@ -128,7 +128,7 @@ class Reward(Section):
     calibration_weight: float = Field(1.0, ge=0)  # lambda: 0 is raw, 1 removes a pair's whole offset
     calibration_shrink: float = Field(0.0, ge=0)  # k in w = n / (n + k): trust in pairs with few samples
     similarity_range: tuple[float, float] = (-1.0, 1.0)  # calibrated similarities worth 0 and 1; the paper's is (-1, 1)
-    drift_warning: Fraction = 0.3  # distance of a pair's similarities from the calibration's that is worth a warning
+    drift_warning: Fraction = 0.2  # distance of a pair's similarities from the calibration's that is worth a warning
     request_timeout_s: float = Field(60, gt=0)  # an actor's patience, all replicas together
 
     @model_validator(mode="after")
