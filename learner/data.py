@@ -24,8 +24,9 @@ _COLUMNS = ("prompt", "ability", "reward_model", "extra_info")
 def read_questions(path: Path, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> list[Question]:
     """Every row of a parquet file as a question, without those whose prompt is too long (their number is logged).
 
-    A row has ``prompt`` (chat messages), ``ability`` (topic), ``reward_model.ground_truth`` and
-    ``extra_info`` with ``language`` (English name or code), ``topic`` and ``region`` (null, a string or a list).
+    A row has ``prompt`` (chat messages), ``ability`` (topic), ``reward_model.ground_truth``, if it likes
+    ``reward_model.accepted`` (answers that verify), and ``extra_info`` with ``language`` (English name or code),
+    ``topic`` and ``region`` (null, a string or a list).
 
     Raises:
         FatalError: the file is missing, no parquet, lacks a column, or a row is malformed; names file, row and key.
@@ -64,6 +65,7 @@ def _question(row: int, record: dict[str, Any]) -> Question:
         language=code_of(extra["language"]),
         topics=_list(extra.get("topic") or record["ability"]),
         regions=_list(extra.get("region")),
+        accepted=_list(record["reward_model"].get("accepted")),
     )
 
 

@@ -79,8 +79,9 @@ def prepare(world: Path, policy: Path, seed: int, steps: int | None) -> None:
     if not (world / "world.json").exists():
         run_to_end(["-m", "scripts.world", "--out", str(world), "--seed", str(seed)])
     if not (world / "pairs.csv").exists():
-        parallel = ["--parallel", str(world / "parallel.parquet"), "--out", str(world / "pairs.csv")]
-        run_to_end(["-m", "scripts.calibrate", *parallel])
+        # The facts' answers in all languages: like the references, which paragraphs of prose are not.
+        parallel = ["--parallel", str(world / "warm_start.parquet"), "--columns", "fact,fact,language,answer"]
+        run_to_end(["-m", "scripts.calibrate", *parallel, "--out", str(world / "pairs.csv")])
     warm_start = ["-m", "scripts.warm_start", "--world", str(world), "--out", str(policy), "--seed", str(seed)]
     run_to_end(warm_start if steps is None else [*warm_start, "--steps", str(steps)])
 

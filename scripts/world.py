@@ -70,7 +70,7 @@ _QUESTION_ROW = pa.schema(
     {
         "prompt": pa.list_(pa.struct({"role": _TEXT, "content": _TEXT})),
         "ability": _TEXT,
-        "reward_model": pa.struct({"ground_truth": _TEXT}),
+        "reward_model": pa.struct({"ground_truth": _TEXT, "accepted": pa.list_(_TEXT)}),
         "question": _TEXT,
         "answer": _TEXT,
         "data_source": _TEXT,
@@ -99,6 +99,7 @@ class Fact:
     region: str | None
     questions: Names
     references: Names  # full sentences
+    answers: Names  # what a right answer must contain
 
     @property
     def topic(self) -> str:
@@ -205,7 +206,7 @@ def _fact(kind: str, key: str, region: str | None, answer: Names, **slots: Names
     templates = TEMPLATES[kind]
     questions = {lang: fill(templates[lang].question, lang) for lang in LANGUAGES}
     references = {lang: fill(templates[lang].answer, lang) for lang in LANGUAGES}
-    return Fact(f"{kind}-{key}", kind, region, questions, references)
+    return Fact(f"{kind}-{key}", kind, region, questions, references, answer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,7 +261,10 @@ def question_rows(some: list[Fact], split: str) -> list[dict[str, Any]]:
         {
             "prompt": [{"role": "user", "content": fact.questions[lang]}],
             "ability": fact.topic,
-            "reward_model": {"ground_truth": fact.references[lang]},
+            "reward_model": {
+                "ground_truth": fact.references[lang],
+                "accepted": [*dict.fromkeys(fact.answers.values())],
+            },
             "question": fact.questions[lang],
             "answer": fact.references[lang],
             "data_source": f"offline-world/{fact.kind}",

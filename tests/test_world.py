@@ -12,6 +12,7 @@ import pytest
 from common.languages import code_of, tag
 from common.process import FatalError
 from reward.gate import LanguageGate
+from reward.terms import contains
 from scripts import warm_start, world, world_sources
 from scripts.world_templates import LANGUAGES, TEMPLATES
 
@@ -46,7 +47,8 @@ def test_rows_follow_the_schema(tables: dict[str, Rows], split: str) -> None:
     assert len(rows) == 24 * len(LANGUAGES)
     for index, row in enumerate(rows):
         assert row["prompt"] == [{"role": "user", "content": row["question"]}]
-        assert row["reward_model"] == {"ground_truth": row["answer"]}
+        assert row["reward_model"]["ground_truth"] == row["answer"]
+        assert contains(row["answer"], row["reward_model"]["accepted"]) == 1
         extra = row["extra_info"]
         assert (extra["index"], extra["split"], extra["topic"]) == (index, split, row["ability"])
         assert code_of(extra["language"]) in LANGUAGES
