@@ -30,6 +30,7 @@ def test_ranks_micro_batches_and_packing_order_do_not_change_the_gradient(tiny_p
         (1, ["--learner.microbatch_tokens", "50"]),
         (2, ["--learner.microbatch_tokens", "90"]),
         (4, ["--learner.microbatch_tokens", "60"]),
+        (3, ["--learner.microbatch_tokens", "12"]),  # more micro-batches than sequences: most ranks idle in some
         (4, ["--learner.replicas", "2", "--learner.activation_checkpointing", "true"]),
     ]
     found: list[dict[str, Any]] = []

@@ -105,8 +105,10 @@ def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: 
     trainer = Trainer(configuration(model, *flags))
     kept = Checkpoints(checkpoints, kept=2)
     latest = kept.latest()
+    queued = random_batch(99, groups=2)
     if latest is not None:
         kept.load(latest["path"], trainer.policy, trainer.optimizer)
+        assert record.pack_groups(latest["queued"]) == record.pack_groups(queued), "groups that waited come back"
     step = latest["step"] if latest is not None else 0
     batch = random_batch(seed)
     ranks = Ranks({"train": lambda command: trainer.step(command.batch, command.number)})
@@ -116,7 +118,7 @@ def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: 
         assert not result.problem
     else:
         ranks.obey()
-    kept.save(trainer.policy, trainer.optimizer, step + 1, {"step": step + 1}, batch[:2])
+    kept.save(trainer.policy, trainer.optimizer, step + 1, {"step": step + 1}, queued)
     kept.wait()
     weights = full_weights(trainer.policy, torch.float32)
     export(trainer.policy, None, out.with_suffix(""))

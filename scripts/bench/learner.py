@@ -38,7 +38,7 @@ _HEAD_ROWS, _HEAD_WIDTH, _HEAD_VOCABULARY, _HEAD_CHUNK = 1024, 128, 151_936, 128
 
 
 def make_model(path: Path) -> None:
-    """Layers and head in the proportion of Qwen2.5-1.5B, about 6 to 1."""
+    """Layers and head in the proportion of Qwen2.5-1.5B, about 5 to 1."""
     shape = Qwen3Config(
         hidden_size=192, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=3, num_key_value_heads=1,
         head_dim=64, vocab_size=_VOCABULARY, tie_word_embeddings=True,
