@@ -6,7 +6,7 @@ import logging
 import signal
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +19,7 @@ from learner.checkpoint import Checkpoints
 from learner.control import Ranks
 from learner.data import Shuffled, digest, read_questions, spread
 from learner.evaluation import Evaluation, evaluation_queue, evaluation_work, summarise
-from learner.ledger import Ledger, audit, routed
+from learner.ledger import Ledger, Outcome, audit, routed
 from learner.publisher import Publisher
 from learner.queue import WorkQueue, staleness_bound
 from learner.report import Report, bottleneck, shares, token_lags
@@ -319,9 +319,7 @@ class Run:
 
         return {
             "steps": self.step,
-            "groups_trained": found.outcomes.get("trained", 0),
-            "groups_zero_variance": found.outcomes.get("zero_variance", 0),
-            "groups_failed": found.outcomes.get("failed", 0),
+            **{f"groups_{outcome}": found.outcomes.get(outcome, 0) for outcome in get_args(Outcome)},
             "groups_retried": self._queue.retried,
             "questions_lost": found.lost,
             "questions_duplicated": found.duplicated,
