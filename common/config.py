@@ -81,9 +81,16 @@ class Router(Section):
     initial: dict[str, dict[Language, float]] = {}  # by row, "topic:NAME" or "region:NAME": logits; posterior: rewards
 
     @model_validator(mode="after")
-    def _reserved_fit(self) -> Self:
+    def _consistent(self) -> Self:
         if self.own_language > self.rollouts:
             raise ValueError(f"own_language = {self.own_language} exceeds rollouts = {self.rollouts}")
+        for name in ("temperature", "exploration"):
+            if getattr(self, f"{name}_min") > getattr(self, name):
+                raise ValueError(f"{name}_min = {getattr(self, f'{name}_min')} exceeds {name} = {getattr(self, name)}")
+        if wrong := [
+            name for name in self.initial if not name.startswith(("shared:", "topic:", "region:", "question:"))
+        ]:
+            raise ValueError(f"initial: a row is topic:NAME, region:NAME, question:CODE or shared:, not {wrong[0]!r}")
         return self
 
 

@@ -19,7 +19,7 @@ class Evaluation:
     """Mean greedy reward of a question set under the ways to choose its answer language.
 
     ``own`` answers in the question's language and is the headline; ``best_fixed`` is the language that is best for all
-    questions together, ``oracle`` the best one for each, ``routed`` the expectation under the router's probabilities.
+    questions together, ``oracle`` the best one for each, ``routed`` what the router would draw, uniform in fixed modes.
     """
 
     questions: int

@@ -74,13 +74,7 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
     )
 
 
-def routed(path: Path, after: int) -> list[tuple[int, str]]:
-    """Row and language of every rollout whose language was drawn, of groups that a step > ``after`` took."""
+def routed(path: Path, after: int) -> list[tuple[int, list[str]]]:
+    """Row and languages [K] of every answered group that a step > ``after`` took."""
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        (line["row"], language)
-        for line in lines
-        if line["step"] > after
-        for language, propensity in zip(line.get("languages", ()), line.get("propensities", ()), strict=True)
-        if propensity < 1
-    ]
+    return [(line["row"], line["languages"]) for line in lines if line["step"] > after and "languages" in line]

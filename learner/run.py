@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, get_args
 
 from transformers import PreTrainedTokenizerBase
@@ -221,7 +221,9 @@ class Run:
             }
             self._report.step(self.step, batch, result, extra, self._seconds(), spent)
             if self.step % self.config.router.interval == 0 or self.step == 1:
-                self._report.router(self.step, self._router.log())
+                with self._server.lock:  # the server meets new names as it leases
+                    learned = self._router.log()
+                self._report.router(self.step, learned)
 
     def _save(self, *, always: bool = False) -> None:
         self._checkpoints.poll()
@@ -313,6 +315,9 @@ class Run:
         totals, before = self._totals, self._before
         regions = self._routed_by_region()
         information, shuffled = mutual_information(regions)
+        by_region: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for region, language in regions:
+            by_region[region][language] += 1
 
         def of(results: dict[str, Any], part: str, key: str) -> Any:
             return results.get(part, {}).get(key)
@@ -333,11 +338,12 @@ class Run:
             "compliance_before": of(before, "train", "compliance"),
             "compliance_after": of(after, "train", "compliance"),
             "reward_by_language": of(after, "train", "own_by_language"),
-            "router_top_by_topic": self._router.top_by_topic(),
-            "routed_by_region": {
-                region: dict(Counter(language for place, language in regions if place == region).most_common())
-                for region in sorted({region for region, _ in regions})
+            "router_top_by_topic": {
+                name.removeprefix("topic:"): max(chances["softmax"].items(), key=lambda one: one[1])[0]
+                for name, chances in self._router.log()["probs"].items()
+                if name.startswith("topic:")
             },
+            "routed_by_region": {region: dict(counts.most_common()) for region, counts in sorted(by_region.items())},
             "region_language_bits": information,
             "region_language_bits_shuffled": shuffled,
             "tokens_per_second": totals["response_tokens"] / max(totals["loop_s"], 1e-9),
@@ -350,9 +356,12 @@ class Run:
 
     def _routed_by_region(self) -> list[tuple[str, str]]:
         """Region and language of every draw that the router made in the last third of the run."""
-        regions = {question.index: question.regions for question in self._questions.questions}
-        draws = routed(self.ledger_path, self.step - self.step // 3)
-        return [(region, language) for row, language in draws for region in regions[row]]
+        questions = {question.index: question for question in self._questions.questions}
+        pairs = []
+        for row, languages in routed(self.ledger_path, self.step - self.step // 3):
+            fixed = len(languages) - self._router.drawn(questions[row].topics)
+            pairs += [(region, language) for region in questions[row].regions for language in languages[fixed:]]
+        return pairs
 
     # -- time and interrupts -----------------------------------------------------------------------------------------
 
@@ -380,7 +389,7 @@ class Run:
 
 
 def _context(question: wire.Question) -> Context:
-    return Context(question.language, tuple(question.topics), tuple(question.regions))
+    return Context.of(question.language, question.topics, question.regions)
 
 
 def _sequence(group: Finished) -> int:

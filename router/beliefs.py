@@ -5,11 +5,11 @@ A rollout in language l of a question with topics t, regions g, written in q, is
     question + shared[l] + Σ topic[t, l] + Σ region[g, l] + own[q, l] + noise,
 
 once for its quality (the rewards of compliant rollouts) and once for its compliance (0 or 1). Each term but the
-question's is normal with mean 0 and the variance of the noise / ``prior``: a region never seen is worth what its topic
-is, and departs from that as far as its evidence carries. The question's term makes difficulty no quality, and as the
-terms explain what is left of one another, a topic is not praised for its regions' merits. They are fitted in turn, from
-the shared to the special. Evidence fades by ``forget`` an update, so that with plenty of data an arm follows its
-rewards like a moving average of that rate, and with little of it moves little.
+question's starts as a normal one of mean 0 and the variance of the noise / ``prior``: a region never seen is worth what
+its topic is, and departs from that as far as its evidence carries. The question's term makes difficulty no quality. An
+update fits the terms in turn, from the shared to the special, each to what those before it and earlier updates left
+over. Evidence fades by ``forget`` an update, so that an arm never stops following the policy; with little of it, it
+moves little.
 """
 
 from __future__ import annotations
@@ -50,14 +50,22 @@ class Beliefs:
         self.evidence = np.full((2, 1, arms), np.inf)  # in rollouts
         self.counts = np.zeros((1, arms))  # rollouts ever seen
         self._noise = np.array([[_GUESS**2, 1.0], [_GUESS**2, 1.0]])  # squares, and how many
-        self._reward = np.array([0.5, 1.0])  # sum of compliant rewards, and how many
-        self.met: dict[Context, None] = {}  # topics and regions that were observed together, in this order
+        self._seen = np.array([0.5, 1.0, 1.0])  # sum of compliant rewards, how many, and rollouts of either kind
+        self._met: dict[Context, None] = {}  # topics and regions that were observed together
         self._found: dict[Context, list[list[int]]] = {}  # rows of each kind
 
     @property
-    def quality(self) -> float:
-        """Mean reward of compliant rollouts."""
-        return float(self._reward[0] / self._reward[1])
+    def met(self) -> list[Context]:
+        """Topics and regions that were observed together, in the order they were."""
+        return list(self._met)
+
+    def weights(self, compliance_weight: float) -> Array:
+        """Of quality and of compliance in an arm's worth, [2]: mean compliance, and the weight times mean quality.
+
+        With a weight of 1 the worth is the expected reward, quality x compliance, to first order about the means.
+        """
+        quality, compliant, rollouts = self._seen
+        return np.array([compliant / rollouts, compliance_weight * quality / max(compliant, 1e-9)])
 
     @property
     def noise(self) -> Array:
@@ -68,10 +76,10 @@ class Beliefs:
     def update(self, batch: Batch) -> None:
         """One pass over the terms, given the rollouts since the last one."""
         index = self.index(batch.contexts)
-        self.met.update((context._replace(language=""), None) for context in batch.contexts)
-        for fading in (self.evidence[:, 1:], self._noise, self._reward):
+        self._met.update((context._replace(language=""), None) for context in batch.contexts)
+        for fading in (self.evidence[:, 1:], self._noise, self._seen):
             fading *= 1 - self._forget
-        self._reward += [batch.reward[batch.compliant].sum(), batch.compliant.sum()]
+        self._seen += [batch.reward[batch.compliant].sum(), batch.compliant.sum(), len(batch.arm)]
         predicted = self._sum(self.mean, index)
         everyone = np.ones_like(batch.compliant)
         self._fit(QUALITY, index, batch.cells(batch.reward, batch.compliant, predicted[QUALITY]))
@@ -139,44 +147,61 @@ class Beliefs:
         return total
 
     def worth(self, contexts: Sequence[Context], compliance_weight: float) -> tuple[Array, Array]:
-        """Mean and variance of what each arm is worth, but for the question's term, both [C, L].
+        """Mean and variance of what each arm is worth, but for the question's term, both [C, L]."""
+        index, weights = self.index(contexts), self.weights(compliance_weight)
+        variance = self.noise[:, None, None] * self._uncertainty(np.concatenate(index, axis=1))
+        return np.tensordot(weights, self._sum(self.mean, index), 1), np.tensordot(weights**2, variance, 1)
 
-        Worth is ``quality + compliance_weight * mean quality * compliance``: with a weight of 1, to first order the
-        expected reward.
+    def _uncertainty(self, rows: Integers) -> Array:
+        """Variance of the sum of a context's terms over that of the noise, [2, C, L].
+
+        From the term with the most evidence to the one with the least: the rollouts that one has beyond the next tell
+        of the sum so far, ``v <- 1 / (1 / (v + 1 / prior) + e - e_next)``. Exact where the rollouts of each term are
+        among those of the one before; to add the terms' variances up would forget that what one gains another loses.
+
+        Args:
+            rows: [C, terms].
         """
-        index, weight = self.index(contexts), compliance_weight * self.quality
-        mean = self._sum(self.mean, index)
-        variance = self._sum(self.noise[:, None, None] / (self._prior + self.evidence), index)
-        return mean[QUALITY] + weight * mean[COMPLIANCE], variance[QUALITY] + weight**2 * variance[COMPLIANCE]
+        evidence = -np.sort(-self.evidence[:, rows], axis=2)  # [2, C, terms, L], the rows of nothing first
+        variance = np.zeros_like(evidence[:, :, 0])
+        for term in range(rows.shape[1]):
+            known = np.isfinite(evidence[:, :, term])
+            beyond = np.where(known, evidence[:, :, term], 0.0)
+            if term + 1 < rows.shape[1]:
+                beyond = beyond - np.where(known, evidence[:, :, term + 1], 0.0)
+            variance = np.where(known, 1 / (1 / (variance + 1 / self._prior) + beyond), variance)
+        return variance
 
     def state(self) -> dict[str, Any]:
         return {
             "rows": list(self.rows)[1:],
-            "met": [[context.topics, context.regions] for context in self.met],
+            "met": [[context.topics, context.regions] for context in self._met],
             "mean": self.mean[:, 1 : len(self.rows)].tolist(),
             "evidence": self.evidence[:, 1 : len(self.rows)].tolist(),
             "counts": self.counts[1 : len(self.rows)].tolist(),
             "noise": self._noise.tolist(),
-            "reward": self._reward.tolist(),
+            "seen": self._seen.tolist(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Into beliefs that have no rows yet."""
+        self.rows, self._found = {"": _NOTHING}, {}
         for name in state["rows"]:
             self._row(name)
-        self.met = {Context("", tuple(topics), tuple(regions)): None for topics, regions in state["met"]}
+        self._met = {Context("", tuple(topics), tuple(regions)): None for topics, regions in state["met"]}
         if state["rows"]:
             for table, saved in ((self.mean, "mean"), (self.evidence, "evidence"), (self.counts, "counts")):
                 table[..., 1 : len(self.rows), :] = state[saved]
-        self._noise, self._reward = np.array(state["noise"]), np.array(state["reward"])
+        self._noise, self._seen = np.array(state["noise"]), np.array(state["seen"])
 
 
 def best(mean: Array, variance: Array, nodes: int = 32) -> Array:
     """Probability of each arm to be the best one under independent normal beliefs, all [C, L].
 
-    ``P(l) = ∫ Π_{j ≠ l} Φ((x - m_j) / s_j) dΦ((x - m_l) / s_l)``: how often Thompson sampling would choose it.
+    ``P(l) = ∫ Π_{j ≠ l} Φ((x - m_j) / s_j) dΦ((x - m_l) / s_l)``: how often Thompson sampling would choose it. An arm
+    counts as at most six times as sure as the least sure one, which the grid can still resolve.
     """
     deviation = np.sqrt(np.maximum(variance, 1e-18))  # rewards that never differ leave no variance
+    deviation = np.maximum(deviation, deviation.max(1, keepdims=True) / 6)
     low, high = (mean - 4 * deviation).max(1), (mean + 4 * deviation).max(1)
     x = (np.linspace(0, 1, nodes)[:, None] * (high - low)).astype(np.float32)  # above low, [nodes, C]
     scale = (_FINE / deviation).T[:, None].astype(np.float32)

@@ -69,7 +69,7 @@ class Logits:
                 row = self._row(name)
                 row[arm] += self.ema * (value - row[arm])
 
-    def pooled(self, batch: Batch, credit: Array, prior: float) -> None:
+    def pooled(self, batch: Batch, credit: Array, counts: Array, prior: float) -> None:
         """One step for each arm: ``A[t, l] += ema n / (n + prior) (v - A[t, l])``, and likewise B and C.
 
         v is the mean of the row's (topic, region) buckets after ``norm``, weighted by their n rollouts in l. Arms
@@ -77,9 +77,8 @@ class Logits:
 
         Args:
             credit: [C, L] mean credit of the rollouts of each context in each language.
+            counts: [C, L] those rollouts, but for questions all in one language, which compare none.
         """
-        cell = batch.context * batch.arms + batch.arm
-        counts = np.bincount(cell, minlength=credit.size).reshape(credit.shape)
         total: dict[str, Array] = defaultdict(lambda: np.zeros((2, self.arms)))  # sum and number of rollouts
         for names, members in self._buckets(batch.contexts).items():
             number = counts[members].sum(0)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from common.languages import code_of
+
 Array: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.intp]
 Names: TypeAlias = str | Sequence[str] | None
@@ -26,12 +28,12 @@ class Context(NamedTuple):
 
     @classmethod
     def of(cls, language: str, topics: Names, regions: Names) -> Context:
-        """From single names, lists of them, or None.
+        """From a code or English name, and single names, lists of them, or None.
 
         Raises:
-            ValueError: something else.
+            ValueError: something else, or an unknown language.
         """
-        return cls(language, _names("topic", topics), _names("region", regions))
+        return cls(language and code_of(language), _names("topic", topics), _names("region", regions))
 
 
 def _names(what: str, given: Names) -> tuple[str, ...]:
@@ -120,16 +122,6 @@ class Batch:
         reward, compliant = np.array(state["reward"], np.float64), np.array(state["compliant"], np.bool_)
         return cls(contexts, state["arms"], context, group, arm, reward, compliant)
 
-    @property
-    def quality(self) -> Cells:
-        """Rewards of the rollouts in the language asked for, centred by question."""
-        return self.cells(self.reward, self.compliant)
-
-    @property
-    def compliance(self) -> Cells:
-        """1 or 0 for each rollout, centred by question."""
-        return self.cells(self.compliant.astype(np.float64), np.ones_like(self.compliant))
-
     def cells(self, values: Array, kept: NDArray[np.bool_], predicted: Array | None = None) -> Cells:
         """Sums over each context's rollouts in each language of ``values - predicted``, centred by question.
 
@@ -168,3 +160,9 @@ class Cells:
     information: Array  # the same, each counted as 1 - share of its language in its question
     squares: float  # sum of squares of what is left, over all rollouts
     freedom: int  # rollouts less questions
+
+    @property
+    def mean(self) -> Array:
+        """0 where nothing counts."""
+        ratio: Array = self.sums / np.maximum(self.counts, 1)
+        return ratio

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from common import config as configuration
-from common.languages import code_of
 from router.beliefs import COMPLIANCE, QUALITY, Beliefs, best
 from router.credit import Logits
 from router.rollouts import Array, Batch, Context, Observation
@@ -16,6 +15,7 @@ from router.rollouts import Array, Batch, Context, Observation
 TRANSLATION = "Translation"  # the topic whose answers are in a language the question fixes
 CHOSEN = ""  # in place of a language: the policy chooses it
 STATE = 2  # version of Router.state
+_LOGGED = 200  # rows a line of the log has at most
 
 
 class Draw(NamedTuple):
@@ -119,11 +119,11 @@ class Router:
         return self.route([Context.of(question_language, topics, regions)])[0]
 
     def route(self, contexts: Sequence[Context]) -> list[Draw]:
-        """As :meth:`draw`, for many questions at once; the same draws as one after the other."""
+        """As :meth:`draw`, for many questions at once; the same draws, but for rounding, as one after the other."""
         if not contexts:
             return []
-        fixed = [self._fixed(code_of(context.language), context.topics) for context in contexts]
-        self._find(set(contexts))
+        fixed = [self._fixed(context.language, context.topics) for context in contexts]
+        self._find(dict.fromkeys(contexts))
         sizes = [self._config.rollouts - len(languages) for languages in fixed]
         chances = self._random.random(sum(sizes))
         weights = np.repeat(np.array([self._known[context] for context in contexts]), sizes, axis=0)
@@ -147,8 +147,12 @@ class Router:
         :meth:`draw` alone.
         """
         context = Context.of(question_language, topics, regions)
-        self._find({context})
+        self._find([context])
         return self._known[context].copy()
+
+    def drawn(self, topics: Sequence[str]) -> int:
+        """How many of a question's rollouts are drawn, and come after those that are not."""
+        return self._config.rollouts - len(self._fixed("", topics))
 
     def _fixed(self, own: str, topics: Sequence[str]) -> list[str]:
         """The rollouts that are not drawn."""
@@ -170,7 +174,7 @@ class Router:
             case "policy":
                 return [CHOSEN] * count
 
-    def _find(self, contexts: set[Context]) -> None:
+    def _find(self, contexts: Iterable[Context]) -> None:
         missing = [context for context in contexts if context not in self._known]
         if missing:
             weights = self._explored(self._chances(missing))
@@ -217,9 +221,11 @@ class Router:
         if self._config.credit == "reference":
             self._logits.reference(batch)
         elif self._config.credit == "pooled" and len(batch.arm):
-            quality, compliance = (one.sums / np.maximum(one.counts, 1) for one in (batch.quality, batch.compliance))
-            weight = self._config.compliance_weight * self._beliefs.quality
-            self._logits.pooled(batch, quality + weight * compliance, self._config.prior)
+            kept = batch.cells(batch.compliant.astype(np.float64), np.ones_like(batch.compliant))
+            good = batch.cells(batch.reward, batch.compliant)
+            weights = self._beliefs.weights(self._config.compliance_weight)
+            credit = weights[QUALITY] * good.mean + weights[COMPLIANCE] * kept.mean
+            self._logits.pooled(batch, credit, kept.counts, self._config.prior)
         if len(batch.arm):
             self._beliefs.update(batch)
         self._known.clear()
@@ -233,14 +239,15 @@ class Router:
         ``probs`` has the shape of the reference's log, ``{"topic:NAME": {"softmax": {lang: p}, "effective": {lang: p}},
         "region:NAME": …}``, of each row by itself; ``combined`` the effective distribution of each topic with each
         region met, as "TOPIC | REGION"; ``counts`` the rollouts, ``quality`` and ``compliance`` what is believed of
-        each row beside what the shared row says.
+        each row beside what the shared row says. No more than 200 of each, those with the most rollouts or met first.
         """
         beliefs = self._beliefs
-        seen = {name: row for name, row in beliefs.rows.items() if beliefs.counts[row].any()}
+        rollouts = {name: float(beliefs.counts[row].sum()) for name, row in beliefs.rows.items()}
+        names = sorted((name for name in rollouts if rollouts[name]), key=lambda name: -rollouts[name])[:_LOGGED]
+        seen = {name: beliefs.rows[name] for name in beliefs.rows if name in set(names)}
         alone = {name: _context(name) for name in seen if not name.startswith("shared:")}
         pairs = {
-            f"{'+'.join(context.topics) or '-'} | {'+'.join(context.regions) or '-'}": context
-            for context in beliefs.met
+            f"{'+'.join(one.topics) or '-'} | {'+'.join(one.regions) or '-'}": one for one in beliefs.met[:_LOGGED]
         }
         chances = dict(zip([*alone, *pairs], self._chances([*alone.values(), *pairs.values()]), strict=True))
 
@@ -259,14 +266,6 @@ class Router:
             "temperature": self.temperature,
             "exploration": self.exploration,
             "version": self._version,
-        }
-
-    def top_by_topic(self) -> dict[str, str]:
-        """The likeliest language of each topic learned about; the first of several."""
-        return {
-            name.removeprefix("topic:"): max(chances["softmax"], key=lambda one: chances["softmax"][one])
-            for name, chances in self.log()["probs"].items()
-            if name.startswith("topic:")
         }
 
     # -- surviving -------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ import numpy as np
 
 from common import config as configuration
 from common.languages import CODES
-from router.beliefs import QUALITY
 from router.rollouts import Array, Context, Integers, Observation
 from router.router import Router
 
@@ -102,11 +101,7 @@ class Greedy(Router):
 
     def _chances(self, contexts: Sequence[Context]) -> Array:
         mean, variance = self._beliefs.worth(contexts, self._config.compliance_weight)
-        hope = (
-            mean
-            + self.bonus * np.sqrt(variance)
-            + 1e-9 * self._beliefs.noise[QUALITY] * self._random.random(mean.shape)
-        )
+        hope = mean + self.bonus * np.sqrt(variance) + 1e-12 * self._random.random(mean.shape)  # ties at random
         chosen: Array = np.eye(mean.shape[1])[hope.argmax(1)]
         return chosen
 
@@ -122,6 +117,8 @@ STRATEGIES: dict[str, tuple[type[Router], dict[str, Any]]] = {
     "ucb": (Ucb, {}),
     "pooled": (Router, {"credit": "pooled"}),
     "reference": (Router, {"credit": "reference"}),
+    "sharp-pooled": (Router, {"credit": "pooled", "temperature": 0.2, "temperature_min": 0.2, "ema": 0.3}),
+    "sharp-reference": (Router, {"credit": "reference", "temperature": 0.1, "temperature_min": 0.1}),
     "uniform": (Router, {"mode": "uniform"}),
     "monolingual": (Router, {"mode": "monolingual"}),
     "input_dominant": (Router, {"mode": "input_dominant"}),

@@ -111,7 +111,9 @@ def test_a_topic_with_many_regions_moves_once_for_each_in_the_reference_and_once
 # -- pooled ------------------------------------------------------------------------------------------------------------
 
 
-def plain_pooled(seen: list[Observation], rows: Rows, norm: str, quality: float, weight: float, prior: float) -> None:
+def plain_pooled(
+    seen: list[Observation], rows: Rows, norm: str, kept_share: float, weight: float, prior: float
+) -> None:
     cells: dict[Context, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(lambda: [[], [], []]))
     for context, languages, rewards, compliant in seen:
         arms = [n for n, language in enumerate(languages) if language in LANGUAGES]
@@ -119,13 +121,13 @@ def plain_pooled(seen: list[Observation], rows: Rows, norm: str, quality: float,
         for n in arms:
             # a question all in one language compares none
             cell = cells[context][languages[n]]
-            cell[0].append(1.0)
             if len({languages[m] for m in arms}) > 1:
+                cell[0].append(1.0)
                 cell[2].append(compliant[n] - sum(compliant[m] for m in arms) / len(arms))
             if compliant[n] and len({languages[m] for m in kept}) > 1:
                 cell[1].append(rewards[n] - sum(rewards[m] for m in kept) / len(kept))
     credit = {
-        (context, language): sum(q) / max(len(q), 1) + weight * quality * sum(c) / max(len(c), 1)
+        (context, language): kept_share * sum(q) / max(len(q), 1) + weight * sum(c) / max(len(c), 1)
         for context, by_language in cells.items()
         for language, (_, q, c) in by_language.items()
     }
@@ -141,7 +143,7 @@ def plain_pooled(seen: list[Observation], rows: Rows, norm: str, quality: float,
         value, number = {}, {}
         for language in LANGUAGES:
             counts = {one: len(cells[one][language][0]) for one in members if language in cells[one]}
-            if counts:
+            if sum(counts.values()):
                 number[language] = sum(counts.values())
                 total = sum(n * credit[one, language] for one, n in counts.items())
                 value[language] = total / number[language]
@@ -163,9 +165,9 @@ def test_pooled_credit_is_as_defined(norm: str) -> None:
     rows: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
     for _ in range(15):
         seen = some(random, 12, most=2)
-        quality = np.divide(*bandit.state()["beliefs"]["reward"])
+        total, compliant, every = bandit.state()["beliefs"]["seen"]
         bandit.observe(seen)
-        plain_pooled(seen, rows, norm, quality, 0.7, 5)
+        plain_pooled(seen, rows, norm, compliant / every, 0.7 * total / compliant, 5)
         logits = bandit.state()["logits"]
         for name, row in rows.items():
             if name != "-":
@@ -280,6 +282,51 @@ def test_languages_drawn_for_easy_questions_get_no_credit_for_it() -> None:
         hard = [rollouts(random, "Chat", "Europe", {"de": 0.1, "zh": 0.1}, ("de",) * 7 + ("zh",)) for _ in range(4)]
         bandit.observe([*easy, *hard])
     assert abs(gap(bandit, "Chat", None)) < 0.03
+
+
+@pytest.mark.parametrize("credit", ["posterior", "pooled"])
+def test_worth_is_the_expected_reward_to_first_order(credit: str) -> None:
+    """German answers are better, 0.7 to 0.4, and kept in 0.3 of cases to 0.6: worth 0.21 and 0.24."""
+    random, bandit = np.random.default_rng(8), router(credit=credit, ema=0.05, prior=4)
+    for _ in range(60):
+        step = []
+        for _ in range(12):
+            plain = rollouts(random, "Chat", None, {"de": 0.55, "zh": 0.25}, ("de", "zh") * 4)
+            kept = tuple(bool(random.random() < (0.3 if one == "de" else 0.6)) for one in plain.languages)
+            rewards = tuple(reward * held for reward, held in zip(plain.rewards, kept, strict=True))
+            step.append(plain._replace(rewards=rewards, compliant=kept))
+        bandit.observe(step)
+    chances = bandit.distribution("ko", "Chat", None)
+    assert chances[2] > chances[1]
+
+
+def test_the_variance_of_a_sum_of_terms_is_that_of_ridge_regression() -> None:
+    """All rollouts in one context: the four terms are one unknown, of four times the prior variance of each."""
+    bandit = router(prior=16)
+    pair = Observation(Context("ko", ("Chat",), ("China",)), ("de", "zh") * 4, (0.4, 0.6) * 4, (True,) * 8)
+    bandit.observe([pair] * 100)
+    _, variance = bandit._beliefs.worth([pair.context], 0.0)
+    share = bandit._beliefs.weights(0.0)[0]
+    evidence = 100 * 4 * (1 - 4 / 8)  # a rollout tells of its language what its question does not
+    assert variance[0, 1] / bandit._beliefs.noise[0] == pytest.approx(share**2 / (16 / 4 + evidence), rel=1e-9)
+    assert variance[0, 0] / bandit._beliefs.noise[0] == pytest.approx(share**2 * 4 / 16, rel=1e-9), "never drawn"
+    _, elsewhere = bandit._beliefs.worth([Context("ko", ("Chat",), ("Asia",))], 0.0)
+    assert elsewhere[0, 1] > variance[0, 1]
+
+
+def test_questions_all_in_one_language_change_nothing() -> None:
+    random = np.random.default_rng(2)
+    seen = some(random, 10, most=1)
+    alone = [
+        Observation(Context("zh", ("Translation",), ("China",)), ("zh",) * 8, tuple(random.random(8)), (True,) * 8)
+        for _ in range(30)
+    ]
+    one, other = router(credit="pooled", group_norm="center"), router(credit="pooled", group_norm="center")
+    one.observe(seen)
+    other.observe([*seen, *alone])
+    rows = other.state()["logits"]
+    for name, row in one.state()["logits"].items():
+        np.testing.assert_allclose(rows[name], row, atol=1e-12)
 
 
 def test_a_lost_language_is_worth_its_weight() -> None:

@@ -151,11 +151,11 @@ def test_audit_finds_what_is_lost_and_what_is_doubled(tmp_path: Path) -> None:
     assert (found.lost, found.duplicated) == (1, 1)
 
 
-def test_routed_tells_the_drawn_languages_of_late_steps(tmp_path: Path) -> None:
+def test_routed_tells_the_languages_of_late_steps(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.jsonl")
     asked = work(0, ["de", "zh", "ja"]).model_copy(update={"propensities": [1.0, 0.4, 0.2]})
     ledger.enter(0, 7, "trained", 1, work=asked)
     ledger.enter(1, 8, "zero_variance", 2, work=asked)
     ledger.enter(2, 9, "failed", 2)
     ledger.sync()
-    assert routed(tmp_path / "ledger.jsonl", after=1) == [(8, "zh"), (8, "ja")]
+    assert routed(tmp_path / "ledger.jsonl", after=1) == [(8, ["de", "zh", "ja"])]

@@ -30,8 +30,26 @@ def test_equal_languages_stay_even() -> None:
 def test_a_world_is_the_same_for_all_strategies_and_regret_is_counted_right() -> None:
     one, again = (simulate.play("topic", "monolingual", 7, 5, 30) for _ in range(2))
     assert one == again
-    outcomes = [simulate.play("one-language", name, 3, 5, 400) for name in ("uniform", "input_dominant")]
-    assert 0.085 < outcomes[0].regret < 0.115  # of utilities -0.1 ... 0.1 at compliance 0.97, uniform loses 0.097
+    uniform = simulate.play("one-language", "uniform", 3, 5, 400)
+    assert 0.085 < uniform.regret < 0.115  # of utilities -0.1 ... 0.1 at compliance 0.97, uniform loses 0.097
+
+
+def test_late_rewards_arrive_after_up_to_eight_steps_and_none_for_a_lost_language(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[list[Observation]] = []
+    observe = Router.observe
+
+    def listening(self: Router, step: list[Observation]) -> None:
+        seen.append(list(step))
+        observe(self, step)
+
+    monkeypatch.setattr(Router, "observe", listening)
+    simulate.play("late", "posterior", 0, 40, 60)
+    sizes = [len(step) for step in seen]
+    assert sizes[0] < 20 and sum(sizes) < 40 * 60 and np.mean(sizes[10:]) == pytest.approx(60, rel=0.1)
+    rollouts = [pair for step in seen for one in step for pair in zip(one.rewards, one.compliant, strict=True)]
+    assert all(reward == 0 for reward, kept in rollouts if not kept) and not all(kept for _, kept in rollouts)
 
 
 def test_unknown_worlds_are_refused() -> None:
