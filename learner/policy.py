@@ -136,8 +136,11 @@ class Policy(nn.Module):
         tokens = prompt + response
         return tokens * self._body + response * self._head + tokens**2 * self._attention
 
-    def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of ``batch.targets`` and entropies at their positions, each [R] float32."""
+    def forward(self, batch: Packed, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of ``batch.targets`` and entropies at their positions, each [R] float32.
+
+        At the ``temperature`` of sampling, unless another one is given.
+        """
         hidden = self.lm.base_model(
             input_ids=batch.ids,
             position_ids=batch.positions,
@@ -150,7 +153,7 @@ class Policy(nn.Module):
         ).last_hidden_state[0]
         head = self.lm.get_output_embeddings().weight
         logp, entropy = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-            hidden[batch.rows], head, batch.targets, self.temperature, self.head_chunk
+            hidden[batch.rows], head, batch.targets, temperature or self.temperature, self.head_chunk
         )
         return logp, entropy
 

@@ -1,7 +1,7 @@
 """The work queue's socket: one thread of learner rank 0 that leases questions to actors and collects their groups.
 
-The training thread talks to it through ``take``, ``published`` and ``send``; what actors say about weights reaches the
-training thread through ``replies``. Actors hold nothing that matters: one that falls silent loses its leases.
+The training thread talks to it through ``take``, ``published`` and ``send``; what an actor says about weights waits in
+``Peer.replies``. Actors hold nothing that matters: one that falls silent loses its leases.
 """
 
 from __future__ import annotations
@@ -42,11 +42,14 @@ class Peer:
     """An actor as the learner sees it."""
 
     engine_ranks: int
+    transport: str  # "group" or "disk"
+    slots: int  # most leases it can hold
     heard: float  # time of its last message
     live: bool = False  # its engine has the current weights, so it may lease
     credit: int = 0  # leases it has asked for and not got yet
     holding: dict[str, wire.Work] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    replies: queue.SimpleQueue[wire.Joined | wire.Synced] = field(default_factory=queue.SimpleQueue)
 
 
 class Server:
@@ -58,7 +61,6 @@ class Server:
     """
 
     def __init__(self, address: str, lease_timeout_s: float) -> None:
-        self.replies: queue.SimpleQueue[tuple[str, wire.Joined | wire.Synced]] = queue.SimpleQueue()
         self.peers: dict[str, Peer] = {}
         self.lock = threading.Condition()  # guards peers and the queue being served
         self._lease_timeout_s = lease_timeout_s
@@ -73,6 +75,7 @@ class Server:
         self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
         self._limits = UNLIMITED
         self._leases = itertools.count()
+        self.refused = 0  # messages that could not be understood or did not belong here
         self._closing = False
         self._crash: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
@@ -142,7 +145,7 @@ class Server:
                 return
             self._forget(name)
         log.warning("giving up actor %s: %s", name, reason)
-        self.send(name, wire.Stop(error=reason))
+        self.send(name, wire.Eject(reason=reason))
 
     def send(self, name: str, message: wire.AnyMessage) -> None:
         self._outbox.put((name, message))
@@ -198,16 +201,20 @@ class Server:
         """Everything that has arrived; what cannot be understood is logged and dropped."""
         while self._socket.poll(0):
             frames = self._socket.recv_multipart()
-            name = frames[0].decode(errors="replace")
             try:
                 if len(frames) != 2:
                     raise wire.WireError(f"{len(frames)} frames instead of 2")
-                message = wire.decode(frames[1])
-            except wire.WireError as error:
-                log.warning("dropped a message of %s: %s", name, error)
+                name, message = frames[0].decode(), wire.decode(frames[1])
+            except (wire.WireError, UnicodeDecodeError) as error:
+                self._refuse(frames[0].decode(errors="replace"), str(error))
                 continue
             with self.lock:
                 self._handle(name, message)
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:  # the first, second, fourth, …: noise must not fill the disk
+            log.warning("refused a message of %s, the %dth: %s", name, self.refused, reason)
 
     def _flush(self) -> None:
         while not self._outbox.empty():
@@ -225,7 +232,7 @@ class Server:
         peer.heard = time.monotonic()
         match message:
             case wire.Lease():
-                peer.credit += message.slots
+                peer.credit = min(peer.credit + message.slots, peer.slots - len(peer.holding))
             case wire.Submit():
                 self._finish(name, peer, message)
             case wire.Release():
@@ -237,9 +244,12 @@ class Server:
                     self._queue.extend(name, held, peer.heard + self._lease_timeout_s)
                 self._outbox.put((name, wire.Alive()))
             case wire.Joined() | wire.Synced():
-                self.replies.put((name, message))
+                peer.replies.put(message)
+            case wire.Leave():
+                log.warning("actor %s leaves: %s", name, message.reason)
+                self._forget(name)
             case _:
-                log.warning("dropped a %s of %s: not for the learner", message.kind, name)
+                self._refuse(name, f"a {message.kind} is not for the learner")
 
     def _hello(self, name: str, hello: wire.Hello) -> None:
         if hello.protocol != wire.PROTOCOL:
@@ -247,7 +257,13 @@ class Server:
             self._outbox.put((name, wire.Stop(error=reason)))
             return
         self._forget(name)
-        self.peers[name] = Peer(engine_ranks=hello.engine_ranks, heard=time.monotonic(), credit=hello.slots)
+        self.peers[name] = Peer(
+            engine_ranks=hello.engine_ranks,
+            transport=hello.transport,
+            slots=hello.slots,
+            heard=time.monotonic(),
+            credit=hello.slots,
+        )
         self._outbox.put((name, wire.Welcome()))
         log.info("actor %s is here (%d ranks)", name, hello.engine_ranks)
 
