@@ -97,7 +97,11 @@ class Actor:
     # -- talking to the learner ----------------------------------------------------------------------------------
 
     async def _send(self, message: wire.AnyMessage) -> None:
-        await self._socket.send(wire.encode(message))
+        try:
+            await self._socket.send(wire.encode(message))
+        except zmq.Again:
+            address = self._config.learner.address
+            raise FatalError(f"the learner at {address} takes no messages: is LRPO_KEYS the same here?") from None
 
     async def _receive(self) -> None:
         await self._hello()

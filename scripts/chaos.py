@@ -2,9 +2,9 @@
 
 ``python -m scripts.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner, a
 reward process and two actors with an engine each, all real processes, restarted when they die as a cluster would. An
-event comes each time the run has made two more steps. ``--engine light`` puts the engine of ``tests/light`` in the
-place of SGLang: it starts in seconds. Ends with 1 when a question was lost or trained twice, a token was staler than
-the bound, the run stood still for longer than its deadlines allow, or a process is left behind.
+event comes at a random moment after the run has gone on since the last one. ``--engine light`` puts the engine of
+``tests/light`` in the place of SGLang: it starts in seconds. Ends with 1 when a question was lost or trained twice, a
+token was staler than the bound, the run stood still for longer than its deadlines allow, or a process is left behind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from scripts.warm_start import build_tokenizer
 
 _ROOT = Path(__file__).parents[1]
 _LANGUAGES = ["de", "en", "zh"]
-_STEPS_AN_EVENT = 2
+_STEPS_AN_EVENT = 6  # more than are made between two events: the run is not over before them
+_LONGEST_PAUSE_S = 1.5  # between a step and an event, so that any moment of a step may be hit
 _LONGEST_STOP_S = 12.0  # of a SIGSTOP: longer than a lease and than a weight update may be silent
 # What one event may cost, in turn: lease_timeout_s, sync.timeout_s for pause and transfer, the start of a process with
 # its imports on a busy machine, twice because an event may hit the restart, and the longest stop.
@@ -152,11 +153,11 @@ class Cluster:
         return found
 
     def end(self) -> int:
-        """Waits for the actors, ends the rest; how many processes are left that should not be."""
-        deadline = time.monotonic() + 30
-        for name, process in self.processes.items():
-            if name == "reward":
-                process.terminate()
+        """Asks all to end; how many processes are left that should not be."""
+        for process in self.processes.values():
+            process.terminate()  # actors have heard that the run is over, unless their connection was cut just then
+        deadline = time.monotonic() + 20
+        for process in self.processes.values():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
         left = [p for p in psutil.process_iter(["cmdline"]) if str(self.directory) in " ".join(p.info["cmdline"] or [])]
@@ -222,10 +223,10 @@ class Disasters:
 def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any]:
     """Runs it; what was seen."""
     prepare(directory, seed)
-    cluster = Cluster(directory, (events + 2) * _STEPS_AN_EVENT, seed, engine)
+    cluster = Cluster(directory, (events + 1) * _STEPS_AN_EVENT, seed, engine)
     disasters = Disasters(cluster, seed)
-    struck, step, began = 0, 0, time.monotonic()
-    progressed, longest = began, 0.0
+    struck, step, struck_at, began = 0, 0, 0, time.monotonic()
+    progressed, longest, due = began, 0.0, began
     try:
         while not cluster.tend():
             time.sleep(0.1)
@@ -233,9 +234,9 @@ def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any
             if newest != step:
                 longest = max(longest, now - progressed) if step else 0.0
                 step, progressed = newest, now
-            if struck < events and step >= (struck + 1) * _STEPS_AN_EVENT and now - progressed < 1:
+            if struck < events and step != struck_at and now >= due:
                 disasters.strike()
-                struck += 1
+                struck, struck_at, due = struck + 1, step, now + random.uniform(0, _LONGEST_PAUSE_S)
             if now - progressed > 2 * STALL_BOUND_S:
                 raise SystemExit(f"error: no step for {now - progressed:.0f} s; the logs are in {directory}")
     finally:
