@@ -120,8 +120,8 @@ class Actor:
                     for work in message.work:
                         self._groups[work.id] = asyncio.create_task(self._answer(work))
                 case wire.Ack():
-                    if message.id in self._acknowledged:
-                        self._acknowledged[message.id].set()
+                    for id in message.accepted.keys() & self._acknowledged.keys():
+                        self._acknowledged[id].set()
                 case wire.Join() | wire.Pause() | wire.Receive():
                     await self._inbox.put(message)
                 case wire.Eject():
@@ -166,8 +166,7 @@ class Actor:
             await self._deliver(work, await self._make(work))
         finally:
             self._switch()
-            if self._groups.pop(work.id, None) is not None:
-                await self._send(wire.Lease(slots=1))
+            self._groups.pop(work.id, None)
 
     async def _make(self, work: wire.Work) -> wire.Submit | wire.Release:
         problem = ""

@@ -100,7 +100,7 @@ class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: int
     engine_ranks: Annotated[int, Field(ge=1, le=1024)]  # of its engine in the weight group: the tensor-parallel size
-    slots: Count  # leases it can hold
+    slots: Count  # leases it can hold; work comes as admission allows
     transport: Literal["group", "disk"]  # how its engine takes weights
 
 
@@ -123,13 +123,6 @@ class Unknown(Message):
     kind: Literal["unknown"] = "unknown"
 
 
-class Lease(Message):
-    """An actor has ``slots`` more leases free; work for them comes as admission allows."""
-
-    kind: Literal["lease"] = "lease"
-    slots: Count
-
-
 class Leased(Message):
     kind: Literal["leased"] = "leased"
     work: list[Work]
@@ -150,11 +143,10 @@ class Release(Message):
 
 
 class Ack(Message):
-    """A submitted or released group needs no resending; ``accepted`` is false for a late duplicate."""
+    """Submitted or released groups need no resending."""
 
     kind: Literal["ack"] = "ack"
-    id: str
-    accepted: bool
+    accepted: dict[str, bool]  # by id of the lease; false for a late duplicate
 
 
 class Heartbeat(Message):
@@ -268,7 +260,6 @@ AnyMessage: TypeAlias = (
     | Leave
     | Welcome
     | Unknown
-    | Lease
     | Leased
     | Submit
     | Release

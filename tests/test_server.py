@@ -45,7 +45,7 @@ class Client:
         rng = np.random.default_rng()
         rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
         self.send(wire.Submit(id=leased.id, rollouts=rollouts))
-        accepted: bool = self.receive(wire.Ack).accepted
+        accepted: bool = self.receive(wire.Ack).accepted[leased.id]
         return accepted
 
 

@@ -73,7 +73,7 @@ def _actor(address: str, pinned: int) -> None:
     socket = sockets.connect(zmq.Context(), address, "a")
     hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_IN_FLIGHT, transport="group")
     socket.send(wire.encode(hello))
-    packer, lease = msgpack.Packer(), wire.encode(wire.Lease(slots=1))
+    packer = msgpack.Packer()
     while True:
         message = msgpack.unpackb(socket.recv())
         if message["kind"] == "stop":
@@ -82,8 +82,6 @@ def _actor(address: str, pinned: int) -> None:
             for work in message["work"]:
                 head = packer.pack_map_header(3) + packer.pack("kind") + packer.pack("submit")
                 socket.send(head + packer.pack("id") + packer.pack(work["id"]) + packer.pack("rollouts") + body)
-        elif message["kind"] == "ack":
-            socket.send(lease)
 
 
 def _bare(address: str, pinned: int) -> None:
@@ -103,8 +101,8 @@ def _pin(core: int) -> None:
     os.sched_setaffinity(0, {cores[core % len(cores)]})
 
 
-def served(directory: Path, groups: int) -> float:
-    """Groups a second through the server, all its threads on one core."""
+def served(directory: Path, groups: int) -> tuple[float, float]:
+    """Groups a second, and a second of processor time, through the server, all its threads on one core."""
     address = f"ipc://{directory}/queue"
     server = Server(address, lease_timeout_s=60)
     child = multiprocessing.get_context("spawn").Process(target=_actor, args=(address, 1))
@@ -114,7 +112,7 @@ def served(directory: Path, groups: int) -> float:
     queue: WorkQueue[Finished] = WorkQueue(groups_per_step=_STEP, staleness=1, window=_STEP, attempts=3, total=groups)
     ledger = Ledger(directory / "ledger.jsonl")
     server.serve(queue, _work, lambda *_: None, Limits(vocabulary=10_000, tokens=4096))
-    begin, done = time.perf_counter(), 0
+    begin, cpu, done = time.perf_counter(), time.process_time(), 0
     server.published(server.members())
     while done < groups:
         batch = server.take(1.0)
@@ -125,29 +123,29 @@ def served(directory: Path, groups: int) -> float:
             done += 1
         ledger.sync()
         server.published(server.members())
-    spent = time.perf_counter() - begin
+    spent = time.perf_counter() - begin, time.process_time() - cpu
     server.close()
     child.join()
-    return groups / spent
+    return groups / spent[0], groups / spent[1]
 
 
-def bare(directory: Path, groups: int) -> float:
-    """Messages a second of a ROUTER that acknowledges what it does not read."""
+def bare(directory: Path, groups: int) -> tuple[float, float]:
+    """Messages a second, and a second of processor time, of a ROUTER that acknowledges what it does not read."""
     context: zmq.Context[Any] = zmq.Context()
     address = f"ipc://{directory}/bare"
     socket = sockets.bind(context, address)
     child = multiprocessing.get_context("spawn").Process(target=_bare, args=(address, 1))
     child.start()
     peer, _ = socket.recv_multipart()
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), time.process_time()
     for _ in range(groups):
         peer, _ = socket.recv_multipart()
         socket.send_multipart([peer, b"ack"])
-    spent = time.perf_counter() - begin
+    spent = time.perf_counter() - begin, time.process_time() - cpu
     socket.send_multipart([peer, b"stop"])
     child.join()
     context.destroy(linger=0)
-    return groups / spent
+    return groups / spent[0], groups / spent[1]
 
 
 def main() -> None:
@@ -160,11 +158,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         baseline = bare(Path(scratch), groups)
         ours = served(Path(scratch), groups)
-    row = Row(
-        "groups leased, submitted, acknowledged, entered", ours, "groups/s", f"bare ROUTER {baseline:.0f}/s",
-        ours / baseline, f">= {_GOAL}/s", ours >= _GOAL,
-    )  # fmt: skip
-    report("queue", [row], arguments.json)
+    name = "groups leased, submitted, acknowledged, entered"
+    rows = [
+        Row(f"{name}, a {of}", mine, "groups", f"bare ROUTER {theirs:.0f}", mine / theirs, f">= {_GOAL}", mine >= _GOAL)
+        for of, mine, theirs in zip(("second", "second of processor time"), ours, baseline, strict=True)
+    ]
+    report("queue", rows, arguments.json)
 
 
 if __name__ == "__main__":
