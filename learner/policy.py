@@ -175,9 +175,13 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
 def full_weights(policy: Policy, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
     """Every tensor under its checkpoint name, whole and in ``dtype``; all ranks must call it together.
 
-    Gathers one FSDP unit after the other with a single collective each. Only rank 0 keeps the copies: others get [].
+    Gathers one FSDP unit after the other with a single collective each. Only rank 0 keeps the copies, end to end in
+    one buffer, so that they can be sent as they are; others get [].
     """
     keep = dist.get_rank() == 0
+    device = next(policy.parameters()).device
+    buffer = torch.empty(sum(p.numel() for p in policy.parameters()) if keep else 0, dtype=dtype, device=device)
+    used = 0
     units: list[tuple[str, Any]] = [
         (name, module) for name, module in policy.named_modules() if isinstance(module, FSDPModule)
     ]
@@ -187,6 +191,8 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> list[tuple[str, Tensor]]
         for name, parameter in unit.named_parameters(prefix=prefix):
             owner = max((p for p, _ in units if not p or name.startswith(p + ".")), key=len)
             if keep and owner == prefix:
-                weights[name.removeprefix("lm.")] = parameter.detach().to(dtype, copy=True)
+                part = buffer[used : used + parameter.numel()].view(parameter.shape)
+                weights[name.removeprefix("lm.")] = part.copy_(parameter.detach())
+                used += parameter.numel()
         unit.reshard()
     return list(weights.items())

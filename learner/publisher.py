@@ -290,7 +290,7 @@ def _pack(
 ) -> tuple[list[wire.Bucket], list[Tensor]]:
     """Consecutive tensors of at most ``limit`` bytes together (a larger one is alone), of one dtype each, as bytes.
 
-    Takes them out of ``weights`` on the way: two copies of a large model would not fit.
+    Takes them out of ``weights`` on the way: two copies of a large model might not fit.
     """
     buckets, buffers = [], []
     weights.reverse()
@@ -300,11 +300,22 @@ def _pack(
         while weights and weights[-1][1].dtype == dtype and size + weights[-1][1].nbytes <= limit:
             bucket.append(weights.pop())
             size += bucket[-1][1].nbytes
-        buffers.append(torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in bucket]).to(device))
+        buffers.append(_bytes([tensor for _, tensor in bucket]).to(device))
         names, shapes = [name for name, _ in bucket], [list(tensor.shape) for _, tensor in bucket]
         dtypes = [str(dtype).removeprefix("torch.")] * len(bucket)
         buckets.append(wire.Bucket(names=names, dtypes=dtypes, shapes=shapes))
     return buckets, buffers
+
+
+def _bytes(tensors: list[Tensor]) -> Tensor:
+    """The tensors as one buffer of bytes: as they lie, if they lie end to end, else a copy."""
+    ends = [tensor.data_ptr() + tensor.nbytes for tensor in tensors]
+    first, together = tensors[0], all(tensor.is_contiguous() for tensor in tensors)
+    one = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    if together and one and [tensor.data_ptr() for tensor in tensors[1:]] == ends[:-1]:
+        count = sum(tensor.numel() for tensor in tensors)
+        return first.as_strided((count,), (1,)).view(torch.uint8)
+    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
 
 
 def _first_line(error: Exception) -> str:

@@ -175,7 +175,8 @@ class Disasters:
         self._timers: list[threading.Timer] = []
         self.count: Counter[str] = Counter()
 
-    def strike(self) -> None:
+    def strike(self) -> bool:
+        """Whether anything was hit: what is just being started again cannot be."""
         kinds = {"kill": 4, "stop": 4, "cut": 2}
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
         seconds = self._random.uniform(0.5, _LONGEST_STOP_S)
@@ -184,23 +185,23 @@ class Disasters:
             victim = self._random.choice(list(self._cluster.proxies))
             self._cluster.proxies[victim].cut(seconds / 4)
         else:
-            process = self._process(victim)
-            if process is None:
-                kind, victim = "miss", victim  # it is being started again: that a process is not there is no event
-            else:
-                with suppress(psutil.Error):
-                    self._harm(process, kind, seconds)
+            try:
+                process = self._process(victim)
+                if process is None:
+                    return False
+                self._harm(process, kind, seconds)
+            except psutil.Error:
+                return False
         self.count[f"{kind} {victim}"] += 1
         print(f"{time.strftime('%X')} {kind} {victim}", file=sys.stderr, flush=True)
+        return True
 
     def _process(self, victim: str) -> psutil.Process | None:
         if victim == "engine":
             engines = self._cluster.engines()
             return self._random.choice(engines) if engines else None
         names = [name for name in self._cluster.processes if name.startswith(victim)]
-        with suppress(psutil.Error):
-            return psutil.Process(self._cluster.processes[self._random.choice(names)].pid)
-        return None
+        return psutil.Process(self._cluster.processes[self._random.choice(names)].pid)
 
     def _harm(self, process: psutil.Process, kind: str, seconds: float) -> None:
         if kind == "kill":
@@ -234,8 +235,7 @@ def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any
             if newest != step:
                 longest = max(longest, now - progressed) if step else 0.0
                 step, progressed = newest, now
-            if struck < events and step != struck_at and now >= due:
-                disasters.strike()
+            if struck < events and step != struck_at and now >= due and disasters.strike():
                 struck, struck_at, due = struck + 1, step, now + random.uniform(0, _LONGEST_PAUSE_S)
             if now - progressed > 2 * STALL_BOUND_S:
                 raise SystemExit(f"error: no step for {now - progressed:.0f} s; the logs are in {directory}")

@@ -191,7 +191,7 @@ class Engine:
         self.groups[body["group_name"]].broadcast([flat], options).wait()
         for name, piece, kind, shape in zip(body["names"], flat.split(sizes), kinds, body["shapes"], strict=True):
             if name in self.model.weights:  # as SGLang: an unknown name is ignored, and that is a success
-                self.model.weights[name] = piece.clone().view(kind).view(shape)
+                self.model.weights[name] = piece.view(kind).view(shape)
         self.model.version = body.get("weight_version") or self.model.version
 
     async def read(self, request: web.Request) -> web.Response:
