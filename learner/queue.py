@@ -84,7 +84,7 @@ class WorkQueue(Generic[Result]):
         done = results or {}
         self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}  # oldest first
         self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap: those without a lease
-        self._finished = len(self._alive) - len(self._waiting)
+        self._finished, self._training = len(self._alive) - len(self._waiting), 0
 
     def lease(self, actor: str, deadline: float) -> int | None:
         """The oldest group without a lease, or a fresh one if admission allows; else None."""
@@ -93,7 +93,7 @@ class WorkQueue(Generic[Result]):
             sequence = heapq.heappop(self._waiting)
             self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
             return sequence
-        if len(self._alive) >= self.capacity or len(self._untaken()) >= self.remaining:
+        if len(self._alive) >= self.capacity or len(self._alive) - self._training >= self.remaining:
             return None
         sequence = self.next_sequence
         self.next_sequence += 1
@@ -171,6 +171,7 @@ class WorkQueue(Generic[Result]):
             self._alive[sequence].result = None
         self.remaining -= len(chosen)
         self._finished -= len(chosen)
+        self._training += len(chosen)
         return chosen
 
     def enough(self) -> bool:
@@ -180,6 +181,7 @@ class WorkQueue(Generic[Result]):
     def published(self) -> None:
         """The weights of the step are with the engines: its slots are free."""
         self._alive = {sequence: slot for sequence, slot in self._alive.items() if not slot.training}
+        self._training = 0
 
     def give_up_one(self) -> None:
         """One group fewer is wanted: for a fixed set of questions, where a failed one has no replacement."""

@@ -152,7 +152,7 @@ def test_an_engine_of_another_model_is_refused(pool: Pool, tmp_path: Path) -> No
     other = AutoModelForCausalLM.from_pretrained(pool.model)
     other.resize_token_embeddings(336)
     other.save_pretrained(tmp_path)
-    port = "45817"
+    port = "23817"
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tmp_path), "--port", port]
     engine = subprocess.Popen(command, env=LIGHT)
     try:
@@ -172,7 +172,7 @@ def test_an_engine_of_another_model_is_refused(pool: Pool, tmp_path: Path) -> No
 
 
 def test_an_engine_left_paused_by_a_killed_actor_goes_on_with_the_next(pool: Pool) -> None:
-    port = "45818"
+    port = "23818"
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(pool.model), "--port", port]
     engine = subprocess.Popen(command, env=LIGHT)
