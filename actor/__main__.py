@@ -12,56 +12,94 @@ import zmq.asyncio
 from transformers import PreTrainedTokenizerBase
 
 from actor.actor import Actor
-from actor.engine import Engine, EngineProcess, answers
+from actor.engine import Engine, EngineError, EngineProcess, answers
 from actor.scoring import Scoring
-from common import sockets
+from common import sockets, wire
 from common.config import Config
 from common.process import FatalError, main
 from common.tokenizer import load_tokenizer
 
 log = logging.getLogger("actor")
 
+_LONGEST_PAUSE_S = 30.0  # between two starts of an engine
+_FAREWELL_S = 6.0
+
 
 def run(config: Config) -> None:
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
     tokenizer = load_tokenizer(config.model.path)
     sockets.check_address(config.learner.address)
-    process = None
-    if not config.actor.engine_url:
-        process = EngineProcess(config, name, config.run.dir / "logs" / f"engine-{name}.log")
-    try:
-        asyncio.run(_live(config, name, process, tokenizer))
-    finally:
-        if process is not None:
-            process.stop()
+    asyncio.run(_live(config, name, tokenizer))
 
 
-async def _live(config: Config, name: str, process: EngineProcess | None, tokenizer: PreTrainedTokenizerBase) -> None:
+async def _live(config: Config, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """One life after the other, each with a fresh engine, until the learner ends the run."""
     context = zmq.asyncio.Context()
     connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        if process is not None:
-            await process.ready(session, config.actor.start_timeout_s)
-            url = process.url
-        else:
-            url = config.actor.engine_url.rstrip("/")
-            if not await answers(url, session):
-                raise FatalError(f"no SGLang server answers at actor.engine_url = {url}")
-        log.info("engine of actor %s is ready at %s", name, url)
+    failures, lived = 0, False
+    try:
+        async with aiohttp.ClientSession(connector=connector) as session:
+            learner = sockets.connect(context, config.learner.address, name)
+            scoring = Scoring(context, config.reward)
+            while True:
+                engine = None
+                try:
+                    engine = await _engine(config, name, session)
+                    actor = Actor(config, name, engine, learner, scoring, tokenizer)
+                    await _with_engine(actor, engine)
+                    return
+                except EngineError as error:
+                    failures = 1 if engine is not None and actor.updates else failures + 1
+                    if not lived and engine is None:
+                        raise FatalError(str(error)) from None
+                    if failures > config.actor.restarts:
+                        raise FatalError(f"the engine failed {failures} times in a row: {error}") from None
+                    log.error("starting the engine again: %s", error)
+                    await learner.send(wire.encode(wire.Leave(reason=str(error))))
+                finally:
+                    if engine is not None and engine.process is not None:
+                        engine.process.stop()
+                lived = True
+                await asyncio.sleep(min(2.0 ** (failures - 1), _LONGEST_PAUSE_S))
+    finally:
+        context.destroy(linger=500)  # the last word, why an update failed, may be on its way
+
+
+async def _engine(config: Config, name: str, session: aiohttp.ClientSession) -> Engine:
+    """
+    Raises:
+        EngineError: it does not start, or nobody answers at ``actor.engine_url``.
+    """
+    url = config.actor.engine_url.rstrip("/")
+    if url:
+        if not await answers(url, session):
+            raise EngineError(f"no SGLang server answers at actor.engine_url = {url}")
         engine = Engine(url, session, config.actor.request_timeout_s)
-        learner = sockets.connect(context, config.learner.address, name)
-        actor = Actor(config, name, engine, learner, Scoring(context, config.reward), tokenizer)
-        tasks = [asyncio.create_task(actor.run())]
-        if process is not None:
-            tasks.append(asyncio.create_task(_watch(process)))
+        await engine.recover(config.sync.timeout_s)
+    else:
+        process = EngineProcess(config, name, config.run.dir / "logs" / f"engine-{name}.log")
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            context.destroy(linger=500)  # the last word, why an update failed, may be on its way
+            await process.ready(session, config.actor.start_timeout_s)
+        except BaseException:
+            process.stop()
+            raise
+        engine = Engine(process.url, session, config.actor.request_timeout_s, process)
+    log.info("engine of actor %s is ready at %s", name, engine.url)
+    return engine
+
+
+async def _with_engine(actor: Actor, engine: Engine) -> None:
+    tasks = [asyncio.create_task(actor.run())]
+    if engine.process is not None:
+        tasks.append(asyncio.create_task(_watch(engine.process)))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=_FAREWELL_S)
 
 
 async def _watch(process: EngineProcess) -> None:

@@ -1,16 +1,18 @@
-"""An actor's life: say hello, lease, generate, have scored, submit, take new weights; until the learner says stop."""
+"""An actor's life with one engine: say hello, lease, generate, have scored, submit, take new weights; until a stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 import numpy as np
 import zmq.asyncio
 from transformers import PreTrainedTokenizerBase
 
-from actor.engine import Engine, EngineError, Generation
+from actor.engine import Engine, EngineError, Generation, differences
 from actor.prompts import TagPrompts
 from actor.scoring import Scoring, ScoringError
 from common import wire
@@ -20,6 +22,10 @@ from common.process import FatalError, Stopwatch
 log = logging.getLogger("actor")
 
 _HEARTBEAT_S = 2.0
+_FAREWELL_S = 5.0
+_TURN_S = 0.05
+
+_Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | EngineError  # the last of a failed proof
 
 
 class Actor:
@@ -49,9 +55,15 @@ class Actor:
         self._stop_ids = _stop_ids(tokenizer)
         self._groups: dict[str, asyncio.Task[None]] = {}
         self._acknowledged: dict[str, asyncio.Event] = {}
-        self._inbox: asyncio.Queue[wire.Join | wire.Pause | wire.Receive] = asyncio.Queue()
+        self._inbox: asyncio.Queue[_Order] = asyncio.Queue()
         self._heard = time.monotonic()
         self._weight_group = ""
+        self._open = asyncio.Event()  # new answers may begin
+        self._open.set()
+        self._proved = asyncio.Event()  # the engine has the weights its tokens are marked with, so they may be sent
+        self._proving: asyncio.Task[Any] = asyncio.create_task(self._proved.wait())
+        self._known: dict[str, list[int]] | None = None  # shapes of the engine's tensors
+        self.updates = 0
         self._tokens = 0
         self._watch = Stopwatch()
         self._generating, self._syncing, self._since = 0, False, time.monotonic()
@@ -62,7 +74,8 @@ class Actor:
         """Returns when the learner ends the run.
 
         Raises:
-            FatalError: the learner is silent, gave this actor up, or the engine failed a weight update.
+            FatalError: the learner is silent or refuses this actor, or its model is not the engine's.
+            EngineError: the engine ended or failed a weight update; it must be started again.
         """
         tasks = [
             asyncio.create_task(work)
@@ -73,16 +86,22 @@ class Actor:
             for task in done:
                 task.result()
         finally:
-            for task in [*tasks, *self._groups.values()]:
+            ended = [*tasks, *self._groups.values(), self._proving]
+            for task in ended:
                 task.cancel()
+            await asyncio.wait(ended, timeout=_FAREWELL_S)  # an update that was cut off lets the engine go on
         if self._stop_reason:
-            raise FatalError(f"the learner gave this actor up: {self._stop_reason}")
+            raise FatalError(f"the learner refuses this actor: {self._stop_reason}")
         log.info("the run is over: generated %d tokens; %s", self._tokens, _shares(self._seconds()))
 
     # -- talking to the learner ----------------------------------------------------------------------------------
 
     async def _send(self, message: wire.AnyMessage) -> None:
-        await self._socket.send(wire.encode(message))
+        try:
+            await self._socket.send(wire.encode(message))
+        except zmq.Again:
+            address = self._config.learner.address
+            raise FatalError(f"the learner at {address} takes no messages: is LRPO_KEYS the same here?") from None
 
     async def _receive(self) -> None:
         await self._hello()
@@ -101,10 +120,12 @@ class Actor:
                     for work in message.work:
                         self._groups[work.id] = asyncio.create_task(self._answer(work))
                 case wire.Ack():
-                    if message.id in self._acknowledged:
-                        self._acknowledged[message.id].set()
+                    for id in message.accepted.keys() & self._acknowledged.keys():
+                        self._acknowledged[id].set()
                 case wire.Join() | wire.Pause() | wire.Receive():
                     await self._inbox.put(message)
+                case wire.Eject():
+                    raise EngineError(f"the learner gave this engine up: {message.reason}")
                 case wire.Stop():
                     self._stop_reason = message.error
                     self._finished.set()
@@ -115,8 +136,9 @@ class Actor:
 
     async def _hello(self) -> None:
         ranks = int(self._config.actor.engine_args.get("tp", 1))
-        slots = self._config.actor.groups_in_flight
-        await self._send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=ranks, slots=slots))
+        slots, transport = self._config.actor.groups_in_flight, self._config.sync.transport
+        hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=ranks, slots=slots, transport=transport)
+        await self._send(hello)
 
     async def _start_over(self) -> None:
         log.warning("the learner does not know this actor: dropping %d groups, saying hello again", len(self._groups))
@@ -144,8 +166,7 @@ class Actor:
             await self._deliver(work, await self._make(work))
         finally:
             self._switch()
-            if self._groups.pop(work.id, None) is not None:
-                await self._send(wire.Lease(slots=1))
+            self._groups.pop(work.id, None)
 
     async def _make(self, work: wire.Work) -> wire.Submit | wire.Release:
         problem = ""
@@ -169,6 +190,7 @@ class Actor:
             "max_new_tokens": self._config.sampling.max_new_tokens,
             "stop_token_ids": self._stop_ids,
         }
+        await self._open.wait()
         self._switch(generating=1)
         try:
             generations = await self._engine.generate(prompts, sampling)
@@ -182,6 +204,7 @@ class Actor:
 
     async def _deliver(self, work: wire.Work, message: wire.Submit | wire.Release) -> None:
         """Sends until acknowledged; the learner recognises what it has already."""
+        await self._proved.wait()
         self._acknowledged[work.id] = asyncio.Event()
         try:
             while not self._acknowledged[work.id].is_set():
@@ -196,68 +219,104 @@ class Actor:
     # -- new weights -----------------------------------------------------------------------------------------------
 
     async def _weights(self) -> None:
-        """Weight updates, one after another. An engine that failed one has unknown weights: the actor ends with it."""
+        """Weight updates, one after another. An engine that failed one has unknown weights: this life ends with it."""
+        message: _Order | None = None
         while True:
-            message = await self._inbox.get()
-            try:
+            message = message or await self._inbox.get()
+            if isinstance(message, EngineError):
+                raise message
+            elif isinstance(message, wire.Pause):
+                message = await self._update(message)
+            else:
                 if isinstance(message, wire.Join):
                     await self._join(message)
-                elif isinstance(message, wire.Pause):
-                    await self._update(message)
                 else:
                     log.warning("dropped the weights of version %d: they came too late", message.version)
-            except EngineError as error:
-                if isinstance(message, wire.Join):
-                    await self._send(wire.Joined(group=message.group, error=str(error)))
-                else:
-                    failed = wire.Synced(version=message.version, stage="failed", error=str(error), pause_s=0.0)
-                    await self._send(failed)
-                    raise FatalError(f"weight update to version {message.version} failed: {error}") from None
+                message = None
 
     async def _join(self, join: wire.Join) -> None:
         if self._weight_group:
             await self._engine.leave(self._weight_group, join.timeout_s)
-            self._weight_group = ""
         await self._engine.join(join)
         self._weight_group = join.group
-        await self._send(wire.Joined(group=join.group, error=""))
+        await self._send(wire.Joined(group=join.group))
 
-    async def _update(self, order: wire.Pause) -> None:
-        """From the pause to the new version. Requests in flight wait inside the engine and go on afterwards."""
+    async def _update(self, order: wire.Pause) -> _Order | None:
+        """From the pause to the new version. Requests in flight wait inside the engine and go on afterwards.
+
+        Returns what came instead of the weights, of a learner that started again.
+        """
+        timeout = self._config.sync.timeout_s
         begin = time.monotonic()
+        self._proving.cancel()  # the weights it waits for are about to go
+        self._proved.clear()
         self._switch(syncing=True)
         try:
-            await self._engine.pause(order.timeout_s)
-            await self._send(wire.Synced(version=order.version, stage="ready", error="", pause_s=0.0))
+            await self._pause(timeout)
+            await self._send(wire.Synced(version=order.version, stage="ready", pause_s=0.0))
             receive = await self._awaited(order)
-            if receive is not None:
+            if isinstance(receive, wire.Receive):
+                await self._check_names(receive)
                 await self._engine.receive(receive)
-            await self._engine.resume(order.timeout_s)
+            await self._engine.resume(timeout)
+        except BaseException:  # cancelled too: an engine that others use must not stand still for ever
+            with suppress(EngineError):
+                await self._engine.recover(_FAREWELL_S / 2)
+            raise
         finally:
+            self._open.set()
             self._switch(syncing=False)
-        if receive is not None:
-            pause = time.monotonic() - begin
-            await self._send(wire.Synced(version=receive.version, stage="done", error="", pause_s=pause))
+        if not isinstance(receive, wire.Receive):
+            self._proved.set()
+            return receive
+        done = wire.Synced(version=receive.version, stage="done", pause_s=time.monotonic() - begin)
+        await self._send(done)
+        self._proving = asyncio.create_task(self._prove(receive))
+        return None
 
-    async def _awaited(self, order: wire.Pause) -> wire.Receive | None:
-        """The weights announced by a pause; joining another group may come first. None if they never come."""
-        deadline = time.monotonic() + order.timeout_s
+    async def _pause(self, timeout: float) -> None:
+        mode = self._config.sync.pause
+        if mode == "drain":
+            self._open.clear()
+            deadline = time.monotonic() + self._config.sync.drain_s
+            while self._generating and time.monotonic() < deadline:
+                await asyncio.sleep(_TURN_S)
+        await self._engine.pause("in_place" if mode == "in_place" else "retract", timeout)
+
+    async def _awaited(self, order: wire.Pause) -> _Order | None:
+        """The weights announced by a pause, or what comes instead of them. None if nothing comes."""
         while True:
             try:
-                message = await asyncio.wait_for(self._inbox.get(), max(0.0, deadline - time.monotonic()))
+                message = await asyncio.wait_for(self._inbox.get(), order.timeout_s)
             except TimeoutError:
                 log.error("version %d was announced and did not come: going on with the old weights", order.version)
                 return None
-            if isinstance(message, wire.Receive) and message.version == order.version:
+            if not isinstance(message, wire.Receive) or message.version == order.version:
                 return message
-            if isinstance(message, wire.Pause):  # of a learner that started again
-                order, deadline = message, time.monotonic() + message.timeout_s
-                await self._send(wire.Synced(version=order.version, stage="ready", error="", pause_s=0.0))
-            if isinstance(message, wire.Join):
-                try:
-                    await self._join(message)
-                except EngineError as error:
-                    await self._send(wire.Joined(group=message.group, error=str(error)))
+
+    async def _check_names(self, receive: wire.Receive) -> None:
+        if self._known is None:
+            self._known = await self._engine.shapes()
+            if not self._known:
+                log.warning("the checkpoint of the engine cannot be read from here: only the probe checks the weights")
+            elif wrong := differences(receive.buckets, self._known):
+                raise FatalError(f"the engine at {self._engine.url} serves another model than the learner's: {wrong}")
+
+    async def _prove(self, receive: wire.Receive) -> None:
+        """Answers are held back until the engine has shown that its weights are the learner's."""
+        try:
+            found = await self._engine.probe(receive.probe, self._config.actor.request_timeout_s)
+            if not found <= receive.probe.tolerance:
+                raise EngineError(
+                    f"after the update to version {receive.version} the engine's log-probabilities of the probe are "
+                    f"{found:.3g} nats from the learner's (sync.probe_tolerance = {receive.probe.tolerance:g})"
+                )
+        except EngineError as error:
+            await self._inbox.put(error)
+        else:
+            log.info("version %d: %.2g nats from the learner", receive.version, found)
+            self.updates += 1
+            self._proved.set()
 
     # -- where the time goes -------------------------------------------------------------------------------------
 

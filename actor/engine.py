@@ -1,7 +1,7 @@
 """An SGLang server, owned as a child process on loopback or attached to, and its HTTP API for reinforcement learning.
 
-Made for SGLang 0.5.21 to 0.5.23. Only real SGLang is spoken to; without CUDA its plain torch
-path runs, with the two packages of ``actor/stand_ins`` on the server's path.
+Made for SGLang 0.5.17 to 0.5.23, told apart by what they answer; without CUDA its plain torch path runs, with the two
+packages of ``actor/stand_ins`` on the server's path.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ import sys
 import time
 import zlib
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from common import wire
 from common.config import Config
@@ -30,6 +33,7 @@ from common.process import FatalError, die_with_parent, has_cuda
 
 log = logging.getLogger("actor.engine")
 
+_NOT_SENT = ("lm_head.weight", "rotary_emb.inv_freq")
 _STAND_INS = Path(__file__).parent / "stand_ins"
 _CPU_FLAGS: dict[str, Any] = {
     "device": "cpu",
@@ -44,7 +48,7 @@ _CPU_FLAGS: dict[str, Any] = {
 
 
 class EngineError(RuntimeError):
-    """The engine refused or failed a call; the message holds the route, the status and its answer."""
+    """The engine ended, or refused or failed a call; the message holds its last lines, or route, status and answer."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,17 @@ class Engine:
         url: ``http://127.0.0.1:PORT``.
         session: made on the loop that uses it.
         request_timeout_s: of a generation call, pauses included.
+        process: the server, if it is ours.
     """
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, request_timeout_s: float) -> None:
-        self.url = url.rstrip("/")
+    def __init__(
+        self, url: str, session: aiohttp.ClientSession, request_timeout_s: float, process: EngineProcess | None = None
+    ) -> None:
+        self.url, self.process = url, process
         self._session = session
         self._request_timeout_s = request_timeout_s
         self.version = 0  # of the weights it holds
+        self._in_place = False
 
     async def post(self, route: str, body: dict[str, Any], timeout_s: float, *, missing_ok: bool = False) -> Any:
         """
@@ -104,11 +112,26 @@ class Engine:
         answers = await self.post("/generate", body, self._request_timeout_s)
         return [_generation(answer, version) for answer in answers]
 
+    async def probe(self, probe: wire.Probe, timeout_s: float) -> float:
+        """Mean absolute difference, nats, between its log-probabilities of the probe and the learner's."""
+        body = {
+            "input_ids": probe.ids.tolist(),
+            "sampling_params": {"temperature": 0.0, "max_new_tokens": 1},
+            "return_logprob": True,
+            "logprob_start_len": 0,
+            "extra_key": f"probe {self.version}",
+        }
+        answer = await self.post("/generate", body, timeout_s)
+        told = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
+        if len(told) != len(probe.logprobs):
+            raise EngineError(f"/generate: {len(told)} log-probabilities of a probe of {len(probe.ids)} tokens")
+        return float(np.abs(np.array(told, np.float64) - probe.logprobs).mean())
+
     async def join(self, join: wire.Join) -> None:
         body = {
             "master_address": join.host,
             "master_port": join.port,
-            "rank_offset": join.rank,
+            "rank_offset": 1,
             "world_size": join.world,
             "group_name": join.group,
             "backend": join.backend,
@@ -118,34 +141,80 @@ class Engine:
     async def leave(self, group: str, timeout_s: float) -> None:
         await self.post("/destroy_weights_update_group", {"group_name": group}, timeout_s, missing_ok=True)
 
-    async def pause(self, timeout_s: float) -> None:
-        """Running requests go back to the queue; their caches are computed again under the new weights."""
-        await self.post("/pause_generation", {"mode": "retract"}, timeout_s)
+    async def pause(self, mode: str, timeout_s: float) -> None:
+        """Stops generating. ``retract`` puts running requests back; their caches are computed again afterwards."""
+        self._in_place = mode == "in_place"
+        await self.post("/pause_generation", {"mode": mode}, timeout_s)
         await self._flush(timeout_s)
 
     async def receive(self, order: wire.Receive) -> None:
-        """Takes the buckets. The caches are flushed by an explicit call: a failing implicit one kills some versions."""
-        begun = await self.post("/begin_weight_update", {}, order.timeout_s, missing_ok=True)
-        for number, bucket in enumerate(order.buckets, start=1):
-            body: dict[str, Any] = {
-                **bucket.model_dump(),
-                "group_name": order.group,
-                "load_format": "flattened_bucket",
-                "flush_cache": False,
-            }
-            if number == len(order.buckets):
-                body["weight_version"] = str(order.version)
-            await self.post("/update_weights_from_distributed", body, order.timeout_s)
-        if begun is not None:
-            await self.post("/end_weight_update", {}, order.timeout_s)
+        """Takes the weights. The caches are flushed by an explicit call: a failing implicit one kills some versions."""
+        version = str(order.version)
+        if order.path:
+            body: dict[str, Any] = {"model_path": order.path, "flush_cache": False, "weight_version": version}
+            await self.post("/update_weights_from_disk", body, order.timeout_s)
+        else:
+            begun = await self.post("/begin_weight_update", {}, order.timeout_s, missing_ok=True)
+            for number, bucket in enumerate(order.buckets, start=1):
+                body = {
+                    **bucket.model_dump(),
+                    "group_name": order.group,
+                    "load_format": "flattened_bucket",
+                    "flush_cache": False,
+                }
+                if number == len(order.buckets):
+                    body["weight_version"] = version
+                await self.post("/update_weights_from_distributed", body, order.timeout_s)
+            if begun is not None:
+                await self.post("/end_weight_update", {}, order.timeout_s)
         await self._flush(order.timeout_s)
         self.version = order.version
 
     async def resume(self, timeout_s: float) -> None:
         await self.post("/continue_generation", {}, timeout_s)
 
+    async def recover(self, timeout_s: float) -> None:
+        """Undoes what an actor that died in the middle of an update left behind: an open update and a pause."""
+        with suppress(EngineError):  # there may be no update to end, nor such a route
+            await self.post("/end_weight_update", {}, timeout_s)
+        await self.resume(timeout_s)
+
+    async def shapes(self) -> dict[str, list[int]]:
+        """Of the tensors in the checkpoint the engine began with; empty if that cannot be read from here."""
+        async with self._session.get(self.url + "/model_info") as response:
+            path = Path((await response.json())["model_path"])
+        found = {}
+        with suppress(OSError):
+            if not path.is_dir():
+                path = Path(snapshot_download(str(path), local_files_only=True))
+        for file in path.glob("*.safetensors"):
+            with safe_open(file, framework="np") as tensors:
+                found.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+        return found
+
     async def _flush(self, timeout_s: float) -> None:
-        await self.post("/flush_cache", {}, timeout_s)  # with ?timeout= it would wait for the retracted requests to end
+        """Without ``?timeout=``: with it, it would wait for the retracted requests to end."""
+        if self._in_place:
+            return  # running requests keep their caches, by intention; the prefix cache is keyed by version
+        try:
+            await self.post("/flush_cache", {}, timeout_s)
+        except EngineError as error:
+            hint = "an SGLang before 0.5.21 keeps caches while requests wait: it needs sync.pause = drain"
+            raise EngineError(f"{error} ({hint})") from None
+
+
+def differences(buckets: list[wire.Bucket], known: dict[str, list[int]]) -> str:
+    """How the learner's tensors differ from those of the engine's checkpoint; empty when they do not.
+
+    An engine ignores unknown names and calls that a success. A tied head may be in the checkpoint and is not sent.
+    """
+    sent = {
+        name: shape for bucket in buckets for name, shape in zip(bucket.names, bucket.shapes, strict=True)
+    }  # fmt: skip
+    told = [f"{name} is unknown to the engine" for name in sent if name not in known]
+    told += [f"{name} is not sent" for name in known if name not in sent and not name.endswith(_NOT_SENT)]
+    told += [f"{n} is {s}, the engine's {known[n]}" for n, s in sent.items() if n in known and known[n] != s]
+    return "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
 
 
 def _generation(answer: dict[str, Any], version_at_submit: int) -> Generation:
@@ -196,7 +265,7 @@ class EngineProcess:
             if value is not False:
                 command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
         log_path.parent.mkdir(parents=True, exist_ok=True)
-        with log_path.open("wb") as output:
+        with log_path.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
                 env=_environment(),
@@ -210,11 +279,11 @@ class EngineProcess:
     def check(self) -> None:
         """
         Raises:
-            FatalError: the server has ended; with its last lines.
+            EngineError: the server has ended; with its last lines.
         """
         code = self._process.poll()
         if code is not None:
-            raise FatalError(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
+            raise EngineError(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
 
     def last_lines(self, count: int = 15) -> str:
         with self.log_path.open(errors="replace") as lines:
@@ -224,7 +293,7 @@ class EngineProcess:
         """Waits until the server answers.
 
         Raises:
-            FatalError: it ended, or did not answer within ``timeout_s``.
+            EngineError: it ended, or did not answer within ``timeout_s``.
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -232,7 +301,7 @@ class EngineProcess:
             if await answers(self.url, session):
                 return
             await asyncio.sleep(0.25)
-        raise FatalError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
+        raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
 
     def stop(self) -> None:
         for kind in (signal.SIGTERM, signal.SIGKILL):

@@ -106,6 +106,9 @@ class Actor(Section):
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
     groups_in_flight: int = Field(16, gt=0)  # how many leases it holds at a time
     attempts: int = Field(3, gt=0)  # per engine or reward call before a group is handed back
+    restarts: int = Field(
+        5, ge=0
+    )  # of a failed engine in a row, without one weight update between; then the actor ends
     start_timeout_s: float = Field(600, gt=0)  # engine start, weights and kernels included
     request_timeout_s: float = Field(600, gt=0)  # one generation call, pauses for weight updates included
 
@@ -195,11 +198,17 @@ class Learner(Section):
 class Sync(Section):
     """How new weights reach the engines."""
 
-    backend: Literal["auto", "gloo", "nccl"] = "auto"  # auto: nccl when the learner has CUDA
+    transport: Literal["group", "disk"] = "group"  # disk: of an actor whose engine cannot join the learner's group
+    backend: Literal["auto", "gloo", "nccl"] = "auto"  # of groups; auto: nccl when the learner has CUDA
     host: str = "127.0.0.1"  # where engines find the learner's store
     port: int = 0  # of that store; 0: a free one
+    directory: Path = Path("/dev/shm")  # what goes by disk lies here; shared memory where learner and engine share it
+    pause: Literal["retract", "in_place", "drain"] = "retract"  # of answers in flight; docs/staleness.md compares them
     bucket_mb: float = Field(256, gt=0)
-    timeout_s: float = Field(60, gt=0)  # of forming the group and of each bucket
+    timeout_s: float = Field(60, gt=0)  # of each of: forming a group, a pause, a probe; and of a transfer, on top of
+    slowest_mb_per_s: float = Field(20, gt=0)  # the time its bytes take at this speed, one engine after the other
+    drain_s: float = Field(600, gt=0)  # how long answers in flight may take to end when pause = "drain"
+    probe_tolerance: float = Field(0, ge=0)  # nats; 0: 1e-3 where engine and learner both compute in float32, else 0.25
 
 
 class Config(Section):

@@ -1,24 +1,42 @@
 """ZeroMQ ROUTER and DEALER with the limits every lrpo socket has.
 
 High-water marks bound nothing by themselves; leases and acknowledgements do. So sockets here never block on sending,
-refuse messages over ``MAX_MESSAGE_BYTES`` and close at once.
+refuse messages over ``MAX_MESSAGE_BYTES`` and close at once. With ``LRPO_KEYS``, a directory made by
+``scripts/make_keys.sh``, they are encrypted and both ends prove who they are (CURVE); without, only loopback will do.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
+from zmq.auth import load_certificate
+from zmq.auth.thread import ThreadAuthenticator
 
 from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES
 
+_SEND_MS = 10_000
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
+class _Router(zmq.Socket[bytes]):
+    """A ROUTER that ends with the thread that admits its clients."""
+
+    guard: ThreadAuthenticator | None = None
+
+    def close(self, linger: int | None = None) -> None:
+        super().close(linger)
+        if self.guard is not None:
+            self.guard.stop()
+            self.guard = None
+
+
 def check_address(address: str) -> None:
-    """Refuses what is not ``tcp://HOST:PORT`` on loopback or ``ipc://PATH``.
+    """Refuses what is not ``ipc://PATH`` or ``tcp://HOST:PORT``, on loopback unless there are keys.
 
     Raises:
         FatalError: the address is malformed, or would carry prompts and answers unencrypted over a network.
@@ -32,11 +50,25 @@ def check_address(address: str) -> None:
         complete = False
     if not complete:
         raise FatalError(f"address {address!r} is not of the form tcp://HOST:PORT")
-    if not parts.netloc.startswith(_LOOPBACK):
+    if not parts.netloc.startswith(_LOOPBACK) and _keys() is None:
         raise FatalError(
-            f"address {address!r} is not loopback: the sockets are neither encrypted nor authenticated. "
-            "Use 127.0.0.1, over an ssh tunnel between machines"
+            f"address {address!r} is not loopback, and there are no keys to encrypt and authenticate with: "
+            "make them with scripts/make_keys.sh DIR and set LRPO_KEYS=DIR for every process"
         )
+
+
+def _keys() -> Path | None:
+    return Path(os.environ["LRPO_KEYS"]) if os.environ.get("LRPO_KEYS") else None
+
+
+def _identify(socket: Any, certificate: Path) -> None:
+    try:
+        public, secret = load_certificate(certificate)
+        if secret is None:
+            raise ValueError("it holds no secret key")
+        socket.curve_publickey, socket.curve_secretkey = public, secret
+    except (OSError, ValueError) as error:
+        raise FatalError(f"cannot use the key {certificate} of LRPO_KEYS: {error}") from None
 
 
 def _limit(socket: Any) -> None:
@@ -53,8 +85,14 @@ def bind(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
         FatalError: the address is taken or not ours.
     """
     check_address(address)
-    socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
+    socket: _Router = context.socket(zmq.ROUTER, socket_class=_Router)
     _limit(socket)
+    if (keys := _keys()) is not None:
+        _identify(socket, keys / "server.key_secret")
+        socket.curve_server = True
+        socket.guard = ThreadAuthenticator(context)
+        socket.guard.start()
+        socket.guard.configure_curve(domain="*", location=keys / "clients")
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted peer may reconnect under its name
     try:
         socket.bind(address)
@@ -69,6 +107,10 @@ def connect(context: zmq.Context[Any], address: str, identity: str = "") -> Any:
     check_address(address)
     socket = context.socket(zmq.DEALER)
     _limit(socket)
+    socket.setsockopt(zmq.SNDTIMEO, _SEND_MS)  # a server that does not admit our key would block it for ever
+    if (keys := _keys()) is not None:
+        _identify(socket, keys / "clients" / "actor.key_secret")
+        socket.curve_serverkey, _ = load_certificate(keys / "server.key")
     if identity:
         socket.setsockopt(zmq.IDENTITY, identity.encode())
     socket.connect(address)

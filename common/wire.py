@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 
-PROTOCOL = 1  # goes into the hello; peers of another number are refused
+PROTOCOL = 2  # goes into the hello; peers of another number are refused
 MAX_MESSAGE_BYTES = 256 << 20
 
 
@@ -35,6 +35,10 @@ def _array(dtype: str) -> Any:
 
 Int32 = Annotated[NDArray[np.int32], *_array("<i4")]
 Float32 = Annotated[NDArray[np.float32], *_array("<f4")]
+
+
+Count = Annotated[int, Field(ge=0, le=100_000)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Message(BaseModel):
@@ -98,8 +102,16 @@ class Rollout(Message):
 class Hello(Message):
     kind: Literal["hello"] = "hello"
     protocol: int
-    engine_ranks: int  # of its engine in the weight group: the tensor-parallel size
-    slots: int  # leases it can hold
+    engine_ranks: Annotated[int, Field(ge=1, le=1024)]  # of its engine in the weight group: the tensor-parallel size
+    slots: Count  # leases it can hold; work comes as admission allows
+    transport: Literal["group", "disk"]  # how its engine takes weights
+
+
+class Leave(Message):
+    """The actor has no engine for the moment: what it holds goes to others. A hello brings it back."""
+
+    kind: Literal["leave"] = "leave"
+    reason: str
 
 
 class Welcome(Message):
@@ -112,13 +124,6 @@ class Unknown(Message):
     """The learner has started again, or gave the actor up: drop what you hold and say hello."""
 
     kind: Literal["unknown"] = "unknown"
-
-
-class Lease(Message):
-    """An actor has ``slots`` more leases free; work for them comes as admission allows."""
-
-    kind: Literal["lease"] = "lease"
-    slots: int
 
 
 class Leased(Message):
@@ -141,11 +146,10 @@ class Release(Message):
 
 
 class Ack(Message):
-    """A submitted or released group needs no resending; ``accepted`` is false for a late duplicate."""
+    """Submitted or released groups need no resending."""
 
     kind: Literal["ack"] = "ack"
-    id: str
-    accepted: bool
+    accepted: dict[str, bool]  # by id of the lease; false for a late duplicate
 
 
 class Heartbeat(Message):
@@ -153,20 +157,7 @@ class Heartbeat(Message):
 
     kind: Literal["heartbeat"] = "heartbeat"
     holding: list[str]  # ids of its leases
-    seconds: dict[str, float]  # time in each state, see common.process.Stopwatch; also "reward_busy" of its reward
-
-
-class Join(Message):
-    """Enter the group through which weights are broadcast; the learner is rank 0."""
-
-    kind: Literal["join"] = "join"
-    group: str
-    host: str
-    port: int
-    rank: int
-    world: int
-    backend: str
-    timeout_s: float
+    seconds: dict[str, Seconds]  # time in each state, see common.process.Stopwatch; also "reward_busy" of its reward
 
 
 class Alive(Message):
@@ -175,18 +166,21 @@ class Alive(Message):
     kind: Literal["alive"] = "alive"
 
 
+class Join(Message):
+    """Enter the group of the learner, rank 0, and this engine alone; answered by ``Joined`` or ``Leave``."""
+
+    kind: Literal["join"] = "join"
+    group: str
+    host: str
+    port: int
+    world: int
+    backend: str
+    timeout_s: float
+
+
 class Joined(Message):
     kind: Literal["joined"] = "joined"
     group: str
-    error: str  # "" when it worked
-
-
-class Bucket(Message):
-    """Tensors sent as one flat buffer of bytes, in this order."""
-
-    names: list[str]
-    dtypes: list[str]
-    shapes: list[list[int]]
 
 
 class Pause(Message):
@@ -197,26 +191,50 @@ class Pause(Message):
     timeout_s: float  # if nothing follows, generate on under the old weights
 
 
+class Bucket(Message):
+    """Tensors sent as one flat buffer of bytes, in this order."""
+
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+
+
+class Probe(Message):
+    """A fixed sequence and what the learner's weights say of it: proof that an engine has the same ones."""
+
+    ids: Int32  # [n]
+    logprobs: Float32  # [n - 1] of all but the first, at temperature 1
+    tolerance: float  # of the mean absolute difference, nats
+
+
 class Receive(Message):
-    """Take these buckets from the group, then generate on; answered by ``Synced(stage="done")``."""
+    """Take these buckets from the group, or the file; generate on; answered by ``Synced(stage="done")``."""
 
     kind: Literal["receive"] = "receive"
     group: str
+    path: str  # a directory with a safetensors file instead of a group; "" for none
     version: int
     buckets: list[Bucket]
+    probe: Probe
     timeout_s: float
 
 
 class Synced(Message):
     kind: Literal["synced"] = "synced"
     version: int
-    stage: Literal["ready", "done", "failed"]
-    error: str
+    stage: Literal["ready", "done"]
     pause_s: float  # how long generation stood still
 
 
+class Eject(Message):
+    """The engine failed an update, so its weights are unknown: start it again, then say hello."""
+
+    kind: Literal["eject"] = "eject"
+    reason: str
+
+
 class Stop(Message):
-    """The run is over (``error`` empty) or the actor cannot be used any more."""
+    """The run is over (``error`` empty) or the actor cannot be used."""
 
     kind: Literal["stop"] = "stop"
     error: str
@@ -263,9 +281,9 @@ class Healthy(Message):
 
 AnyMessage: TypeAlias = (
     Hello
+    | Leave
     | Welcome
     | Unknown
-    | Lease
     | Leased
     | Submit
     | Release
@@ -277,6 +295,7 @@ AnyMessage: TypeAlias = (
     | Pause
     | Receive
     | Synced
+    | Eject
     | Stop
     | ScoreRequest
     | ScoreReply

@@ -47,7 +47,7 @@ def learn(config: Config) -> None:
     ranks = Ranks(
         {
             "train": lambda command: trainer.step(command.batch, command.number),
-            "gather": lambda command: full_weights(trainer.policy, getattr(torch, config.model.dtype)),
+            "gather": lambda _: (full_weights(trainer.policy, getattr(torch, config.model.dtype)), trainer.probe()),
             "save": save,
             "export": lambda command: export(trainer.policy, tokenizer, config.run.dir / "model"),
         }

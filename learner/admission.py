@@ -23,6 +23,28 @@ def problem(work: Work, rollouts: list[Rollout], limits: Limits) -> str:
     """Why the answers to a piece of work cannot be trained on; empty when they can."""
     if [rollout.language for rollout in rollouts] != work.languages:
         return "the rollouts are not in the languages asked for"
+    return "" if _fine(rollouts, limits) else _fault(rollouts, limits)
+
+
+def _fine(rollouts: list[Rollout], limits: Limits) -> bool:
+    """All at once, as this runs for every group."""
+    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    ids = np.concatenate([ids for rollout in rollouts for ids in (rollout.prompt_ids, rollout.response_ids)])
+    numbers = np.concatenate([rollout.logprobs for rollout in rollouts])
+    scores = [number for rollout in rollouts for number in (rollout.score.reward, rollout.score.quality)]
+    return bool(
+        all(lengths)
+        and lengths == [len(rollout.logprobs) for rollout in rollouts]
+        and lengths == [len(rollout.versions) for rollout in rollouts]
+        and all(0 < len(rollout.prompt_ids) < limits.tokens for rollout in rollouts)
+        and ids.min() >= 0
+        and ids.max() < limits.vocabulary
+        and np.isfinite(numbers).all()
+        and all(map(math.isfinite, scores))
+    )
+
+
+def _fault(rollouts: list[Rollout], limits: Limits) -> str:
     for number, rollout in enumerate(rollouts, start=1):
         length, where = len(rollout.response_ids), f"answer {number} ({rollout.language})"
         if not length or len(rollout.logprobs) != length or len(rollout.versions) != length:

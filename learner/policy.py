@@ -136,8 +136,11 @@ class Policy(nn.Module):
         tokens = prompt + response
         return tokens * self._body + response * self._head + tokens**2 * self._attention
 
-    def forward(self, batch: Packed) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of ``batch.targets`` and entropies at their positions, each [R] float32."""
+    def forward(self, batch: Packed, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of ``batch.targets`` and entropies at their positions, each [R] float32.
+
+        At the ``temperature`` of sampling, unless another one is given.
+        """
         hidden = self.lm.base_model(
             input_ids=batch.ids,
             position_ids=batch.positions,
@@ -150,7 +153,7 @@ class Policy(nn.Module):
         ).last_hidden_state[0]
         head = self.lm.get_output_embeddings().weight
         logp, entropy = _ChunkedLogProb.apply(  # type: ignore[no-untyped-call]
-            hidden[batch.rows], head, batch.targets, self.temperature, self.head_chunk
+            hidden[batch.rows], head, batch.targets, temperature or self.temperature, self.head_chunk
         )
         return logp, entropy
 
@@ -172,9 +175,13 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
 def full_weights(policy: Policy, dtype: torch.dtype) -> list[tuple[str, Tensor]]:
     """Every tensor under its checkpoint name, whole and in ``dtype``; all ranks must call it together.
 
-    Gathers one FSDP unit after the other with a single collective each. Only rank 0 keeps the copies: others get [].
+    Gathers one FSDP unit after the other with a single collective each. Only rank 0 keeps the copies, end to end in
+    one buffer, so that they can be sent as they are; others get [].
     """
     keep = dist.get_rank() == 0
+    device = next(policy.parameters()).device
+    buffer = torch.empty(sum(p.numel() for p in policy.parameters()) if keep else 0, dtype=dtype, device=device)
+    used = 0
     units: list[tuple[str, Any]] = [
         (name, module) for name, module in policy.named_modules() if isinstance(module, FSDPModule)
     ]
@@ -184,6 +191,8 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> list[tuple[str, Tensor]]
         for name, parameter in unit.named_parameters(prefix=prefix):
             owner = max((p for p, _ in units if not p or name.startswith(p + ".")), key=len)
             if keep and owner == prefix:
-                weights[name.removeprefix("lm.")] = parameter.detach().to(dtype, copy=True)
+                part = buffer[used : used + parameter.numel()].view(parameter.shape)
+                weights[name.removeprefix("lm.")] = part.copy_(parameter.detach())
+                used += parameter.numel()
         unit.reshard()
     return list(weights.items())

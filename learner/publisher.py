@@ -1,25 +1,31 @@
-"""New weights to every engine through one process group, while the actors' requests wait inside the engines.
+"""New weights to every engine at once, while the actors' requests wait inside the engines.
 
-Rank 0 of the group is learner rank 0, the engines are the others. When actors come or go, the group is formed anew
-under another name. An actor that does not answer in time is given up; nothing waits without a deadline.
+Each engine has a process group of its own with learner rank 0, formed when its actor comes and kept while it works; an
+engine that cannot join one reads a file. Each is served by a thread of its own, with deadlines that grow with the
+bytes: one that dies, stops or fails is given up and named, and costs the others nothing but its deadline.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
+import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import BroadcastOptions, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 
 from common import wire
@@ -30,7 +36,7 @@ from learner.server import Peer, Server
 log = logging.getLogger("learner.publisher")
 
 _POLL_S = 0.001
-_SLOWEST_BYTES_PER_S = 20e6  # what a link must do for the deadline of a transfer to hold
+_TURN_S = 0.1  # how long a wait lasts before it looks whether the actor is still there
 
 
 @dataclass(frozen=True)
@@ -40,139 +46,209 @@ class Published:
     pause_s: float  # longest time an engine stood still
 
 
+class _Lost(Exception):
+    """An actor that did not take the weights; the message says why."""
+
+
+@dataclass(frozen=True)
+class _Cargo:
+    order: wire.Receive  # complete but for group or path
+    buffers: list[Tensor]  # one for each bucket, bytes
+    path: str
+    deadline_s: float  # of a transfer
+
+
+@dataclass(frozen=True)
+class _Link:
+    peer: Peer
+    group: Any  # ProcessGroup of rank 0, this learner, and the ranks of one engine
+
+
 class Publisher:
-    """Rank 0's end of the weight broadcast.
+    """Rank 0's end of the weight transport.
 
     Args:
         server: through which actors are spoken to.
         config: the ``sync`` section.
-        device: where broadcast buffers live: a CUDA device for nccl.
+        device: where the learner's weights are.
         check: called while waiting; raises to end the wait.
     """
 
     def __init__(self, server: Server, config: Sync, device: torch.device, check: Callable[[], None]) -> None:
-        self._server, self._config, self._device, self._check = server, config, device, check
+        self._server, self._config, self._check = server, config, check
         self._backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
+        self._device = device if self._backend == "nccl" else torch.device("cpu")
         self._store = _listen(config)
-        self._group: Any = None
-        self._name = ""
-        self._joined: dict[str, Peer] = {}
-        self._groups = 0
+        self._links: dict[str, _Link] = {}
+        self._numbers = itertools.count()
         self._run = uuid.uuid4().hex[:8]  # an engine may still know the groups of a learner before this one
+        self._ended = threading.Event()
 
-    def publish(self, version: int, weights: list[tuple[str, Tensor]]) -> Published:
-        """Sends the weights as ``version`` to all actors present; returns those who have them (maybe none)."""
+    def publish(self, version: int, weights: list[tuple[str, Tensor]], probe: wire.Probe) -> Published:
+        """Sends the weights, using them up, as ``version`` to all actors present; returns who has them (maybe none)."""
         begin = time.monotonic()
-        buckets = _buckets(weights, int(self._config.bucket_mb * 2**20))
-        total = sum(tensor.nbytes for _, tensor in weights)
-        timeout = self._config.timeout_s + total / _SLOWEST_BYTES_PER_S
         members = self._server.members()
-        for name in members:
-            self._server.send(name, wire.Pause(version=version, timeout_s=4 * timeout))
-        ready = self._collect(wire.Synced, members, version, "ready", timeout)
-        members = {name: peer for name, peer in members.items() if name in ready}
-        if members and members != self._joined:
-            members = self._regroup(members)
-        described = [_describe(bucket) for bucket in buckets]
-        order = wire.Receive(group=self._name, version=version, buckets=described, timeout_s=timeout)
-        for name in members:
-            self._server.send(name, order)
-        if members:
-            self._broadcast(buckets, timeout)
-        done = self._collect(wire.Synced, members, version, "done", timeout)
-        if set(done) != set(members):
-            self._leave()
-        pause = max((reply.pause_s for reply in done.values() if isinstance(reply, wire.Synced)), default=0.0)
-        return Published({name: members[name] for name in done}, seconds=time.monotonic() - begin, pause_s=pause)
-
-    def _broadcast(self, buckets: list[list[tuple[str, Tensor]]], timeout: float) -> None:
-        """A broadcast that fails is no end of the run: the engines report it, and who failed is given up."""
-        deadline = time.monotonic() + timeout
+        for name, link in list(self._links.items()):
+            if members.get(name) is not link.peer:
+                self._unlink(name, link.peer)
+        cargo = self._load(version, weights, probe, members)
+        results: queue.SimpleQueue[tuple[str, float | Exception]] = queue.SimpleQueue()
+        for name, peer in members.items():
+            # Python must not end under a thread inside torch. Forming a group ends by itself, but for NCCL's.
+            threading.Thread(
+                target=self._serve,
+                args=(name, peer, cargo, results),
+                name=f"weights of {name}",
+                daemon=self._backend == "nccl",
+            ).start()
         try:
-            for bucket in buckets:
-                flat = torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for _, tensor in bucket])
-                work = dist.broadcast(flat.to(self._device), src=0, group=self._group, async_op=True)
-                assert work is not None
-                while not work.is_completed():
-                    self._check()
-                    if time.monotonic() > deadline:
-                        raise RuntimeError(f"not done after {timeout:.0f} s")
-                    time.sleep(_POLL_S)
-                work.wait()  # raises what went wrong
-        except RuntimeError as error:
-            log.error("broadcast through %s failed: %s", self._name, str(error).splitlines()[0])
+            pauses = self._gather(members, results)
+        except BaseException:
+            self._ended.set()  # the threads need not go on
+            raise
+        finally:
+            if cargo.path:
+                shutil.rmtree(cargo.path, ignore_errors=True)
+        seconds = time.monotonic() - begin
+        return Published({name: members[name] for name in pauses}, seconds, max(pauses.values(), default=0.0))
 
-    def _regroup(self, members: dict[str, Peer]) -> dict[str, Peer]:
-        """Forms a new group of exactly these actors; whoever fails to join is given up and the others try again."""
-        while members:
-            self._leave()
-            self._groups += 1
-            self._name = f"lrpo-{self._run}-{self._groups}"
-            world, rank = 1 + sum(peer.engine_ranks for peer in members.values()), 1
-            for name, peer in members.items():
-                join = wire.Join(
-                    group=self._name,
-                    host=self._config.host,
-                    port=self._store.port,
-                    rank=rank,
-                    world=world,
-                    backend=self._backend,
-                    timeout_s=self._config.timeout_s,
-                )
-                self._server.send(name, join)
-                rank += peer.engine_ranks
-            try:
-                self._group = _form_group(self._backend, self._store, self._name, world, self._config.timeout_s)
-            except RuntimeError as error:  # torch's distributed errors; some member did not come
-                log.error("weight group %s did not form: %s", self._name, str(error).splitlines()[0])
-            joined = self._collect(wire.Joined, members, self._name, "", self._config.timeout_s)
-            if self._group is not None and len(joined) == len(members):
-                self._joined = members
-                return members
-            members = {name: peer for name, peer in members.items() if name in joined}
-        return {}
+    def _load(
+        self, version: int, weights: list[tuple[str, Tensor]], probe: wire.Probe, members: dict[str, Peer]
+    ) -> _Cargo:
+        size = sum(tensor.nbytes for _, tensor in weights)
+        deadline = self._config.timeout_s + len(members) * size / (self._config.slowest_mb_per_s * 1e6)
+        path = ""
+        if any(peer.transport == "disk" for peer in members.values()):
+            path = self._write(version, weights)
+        buckets, buffers = _pack(weights, int(self._config.bucket_mb * 2**20), self._device)
+        order = wire.Receive(group="", path="", version=version, buckets=buckets, probe=probe, timeout_s=deadline)
+        return _Cargo(order, buffers, path, deadline)
 
-    def _leave(self) -> None:
-        if self._group is not None:
-            dist.destroy_process_group(self._group)
-        self._group, self._joined = None, {}
+    def _write(self, version: int, weights: list[tuple[str, Tensor]]) -> str:
+        directory: Path = self._config.directory / f"lrpo-{self._run}-{version}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in weights}, directory / "model.safetensors")
+        except OSError as error:
+            raise FatalError(f"cannot write weights to sync.directory = {self._config.directory}: {error}") from None
+        return str(directory)
 
-    def _collect(
-        self,
-        kind: type[wire.Joined] | type[wire.Synced],
-        members: dict[str, Peer],
-        key: str | int,
-        stage: str,
-        timeout: float,
-    ) -> dict[str, wire.Joined | wire.Synced]:
-        """Replies about group or version ``key`` by actor.
-
-        Those that report failure, vanish or say nothing in time are given up, with the reason.
-        """
-        replies: dict[str, wire.Joined | wire.Synced] = {}
+    def _gather(
+        self, members: dict[str, Peer], results: queue.SimpleQueue[tuple[str, float | Exception]]
+    ) -> dict[str, float]:
+        """The pauses of those who have the weights; nobody waits for one who is gone or was given up."""
+        pauses: dict[str, float] = {}
         pending = set(members)
-        deadline = time.monotonic() + timeout
         while pending:
             try:
-                name, reply = self._server.replies.get(timeout=0.2)
+                name, result = results.get(timeout=_TURN_S)
             except queue.Empty:
                 self._check()
                 here = self._server.members()
-                gone = {name for name in pending if here.get(name) is not members[name]}
-                late = pending if time.monotonic() > deadline else set()
-                for lost in late - gone:
-                    self._server.eject(lost, members[lost], f"no answer to the weight update within {timeout:.0f} s")
-                pending -= gone | late
+                pending = {name for name in pending if here.get(name) is members[name]}
                 continue
-            if name not in pending or not isinstance(reply, kind) or _key(reply) != key:
-                continue  # of an earlier round
-            if reply.error:
-                self._server.eject(name, members[name], reply.error)
-                pending.discard(name)
-            elif isinstance(reply, wire.Joined) or reply.stage == stage:
-                replies[name] = reply
-                pending.discard(name)
-        return replies
+            if isinstance(result, Exception):
+                raise result
+            pauses[name] = result
+            pending.discard(name)
+        return pauses
+
+    # -- one engine, on its own thread ---------------------------------------------------------------------------
+
+    def _serve(
+        self, name: str, peer: Peer, cargo: _Cargo, results: queue.SimpleQueue[tuple[str, float | Exception]]
+    ) -> None:
+        try:
+            results.put((name, self._update(name, peer, cargo)))
+        except _Lost as error:
+            self._server.eject(name, peer, str(error))
+            self._unlink(name, peer)
+        except Exception as error:  # a mistake of ours: the training thread must hear of it instead of waiting
+            results.put((name, error))
+
+    def _update(self, name: str, peer: Peer, cargo: _Cargo) -> float:
+        config, group = self._config, None
+        if peer.transport == "group":
+            group = self._linked(name, peer)
+        patience = config.timeout_s + (config.drain_s if config.pause == "drain" else 0.0)
+        version, deadline = cargo.order.version, cargo.deadline_s
+        self._server.send(name, wire.Pause(version=version, timeout_s=2 * deadline))
+        self._hear(name, peer, ("ready", version), patience)
+        goes_by = {"path": cargo.path} if group is None else {"group": group.group_name}
+        self._server.send(name, cargo.order.model_copy(update=goes_by))
+        if group is not None:
+            self._send(name, peer, group, cargo)
+        reply = self._hear(name, peer, ("done", version), deadline)
+        assert isinstance(reply, wire.Synced)
+        return reply.pause_s
+
+    def _linked(self, name: str, peer: Peer) -> Any:
+        link = self._links.get(name)
+        if link is not None and link.peer is peer:
+            return link.group
+        number, timeout_s = next(self._numbers), self._config.timeout_s
+        group_name, world = f"lrpo-{self._run}-{number}", 1 + peer.engine_ranks
+        host, port = self._config.host, self._store.port
+        join = wire.Join(
+            group=group_name, host=host, port=port, world=world, backend=self._backend, timeout_s=timeout_s
+        )
+        self._server.send(name, join)
+        try:
+            # A client of its own: on a shared one, waiting for this engine would hold up all others.
+            store = TCPStore(host, port, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+            group = _form_group(self._backend, store, group_name, world, timeout_s)
+        except RuntimeError as error:  # torch's distributed errors
+            raise _Lost(f"its weight group did not form within {timeout_s:.0f} s: {_first_line(error)}") from None
+        try:
+            self._hear(name, peer, ("joined", group_name), timeout_s)
+        except _Lost:
+            dist.destroy_process_group(group)
+            raise
+        self._links[name] = _Link(peer, group)
+        return group
+
+    def _send(self, name: str, peer: Peer, group: Any, cargo: _Cargo) -> None:
+        begin = time.monotonic()
+        options = BroadcastOptions()
+        options.rootRank, options.timeout = 0, timedelta(seconds=cargo.deadline_s)
+        try:
+            for buffer in cargo.buffers:
+                work = group.broadcast([buffer], options)
+                while not work.is_completed():
+                    self._still(name, peer)
+                    if time.monotonic() > begin + cargo.deadline_s:
+                        if self._backend == "nccl":
+                            group.abort()
+                        raise _Lost(f"the weights did not reach its engine within {cargo.deadline_s:.0f} s")
+                    time.sleep(_POLL_S)
+                work.wait()  # raises what went wrong
+        except RuntimeError as error:
+            raise _Lost(f"sending weights to its engine failed: {_first_line(error)}") from None
+
+    def _hear(self, name: str, peer: Peer, what: tuple[str, int | str], timeout: float) -> wire.Joined | wire.Synced:
+        """The reply about ``(stage, version)`` or ``("joined", group)``; others are of an earlier round."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                reply = peer.replies.get(timeout=_TURN_S)
+            except queue.Empty:
+                self._still(name, peer)
+                if time.monotonic() > deadline:
+                    raise _Lost(f"not {what[0]} within {timeout:.0f} s, weights {what[1]}") from None
+                continue
+            about = ("joined", reply.group) if isinstance(reply, wire.Joined) else (reply.stage, reply.version)
+            if about == what:
+                return reply
+
+    def _still(self, name: str, peer: Peer) -> None:
+        if self._ended.is_set() or self._server.peers.get(name) is not peer:
+            raise _Lost("it is gone")
+
+    def _unlink(self, name: str, peer: Peer) -> None:
+        link = self._links.get(name)
+        if link is not None and link.peer is peer:
+            del self._links[name]
+            dist.destroy_process_group(link.group)
 
 
 def _listen(config: Sync) -> TCPStore:
@@ -193,42 +269,54 @@ def _listen(config: Sync) -> TCPStore:
     )
 
 
-def _key(reply: wire.Joined | wire.Synced) -> str | int:
-    return reply.group if isinstance(reply, wire.Joined) else reply.version
-
-
 def _form_group(backend: str, store: TCPStore, name: str, world: int, timeout_s: float) -> Any:
     """A process group beside the default one.
 
     ``new_group`` takes ranks of the default group only, and under torchrun ``rendezvous`` only connects, never listens;
     engines build theirs by the same helper.
     """
-    timeout = timedelta(seconds=timeout_s)
-    prefixed = PrefixStore(name, store)
-    prefixed.set_timeout(timeout)
+    # A watchdog of NCCL that runs out ends the process: it must not come before the deadlines here, which abort.
+    timeout = timedelta(seconds=timeout_s) if backend == "gloo" else timedelta(days=1)
     group, _ = _new_process_group_helper(
-        world, 0, [], Backend(backend), prefixed, group_name=GroupName(name), timeout=timeout, backend_options=None
-    )
-    _world.pg_group_ranks[group] = {rank: rank for rank in range(world)}
+        world, 0, [], Backend(backend), PrefixStore(name, store), group_name=GroupName(name), timeout=timeout,
+        backend_options=None,
+    )  # fmt: skip
+    _world.pg_group_ranks[group] = {rank: rank for rank in range(world)}  # what destroy_process_group wants to forget
     return group
 
 
-def _buckets(weights: list[tuple[str, Tensor]], limit: int) -> list[list[tuple[str, Tensor]]]:
-    """Consecutive tensors of at most ``limit`` bytes together (a larger one is alone), of one dtype each."""
-    buckets: list[list[tuple[str, Tensor]]] = []
-    room = 0
-    for name, tensor in weights:
-        if not buckets or tensor.nbytes > room or buckets[-1][0][1].dtype != tensor.dtype:
-            buckets.append([])
-            room = limit
-        buckets[-1].append((name, tensor))
-        room -= tensor.nbytes
-    return buckets
+def _pack(
+    weights: list[tuple[str, Tensor]], limit: int, device: torch.device
+) -> tuple[list[wire.Bucket], list[Tensor]]:
+    """Consecutive tensors of at most ``limit`` bytes together (a larger one is alone), of one dtype each, as bytes.
+
+    Takes them out of ``weights`` on the way: two copies of a large model might not fit.
+    """
+    buckets, buffers = [], []
+    weights.reverse()
+    while weights:
+        bucket = [weights.pop()]
+        size, dtype = bucket[0][1].nbytes, bucket[0][1].dtype
+        while weights and weights[-1][1].dtype == dtype and size + weights[-1][1].nbytes <= limit:
+            bucket.append(weights.pop())
+            size += bucket[-1][1].nbytes
+        buffers.append(_bytes([tensor for _, tensor in bucket]).to(device))
+        names, shapes = [name for name, _ in bucket], [list(tensor.shape) for _, tensor in bucket]
+        dtypes = [str(dtype).removeprefix("torch.")] * len(bucket)
+        buckets.append(wire.Bucket(names=names, dtypes=dtypes, shapes=shapes))
+    return buckets, buffers
 
 
-def _describe(bucket: list[tuple[str, Tensor]]) -> wire.Bucket:
-    return wire.Bucket(
-        names=[name for name, _ in bucket],
-        dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
-        shapes=[list(tensor.shape) for _, tensor in bucket],
-    )
+def _bytes(tensors: list[Tensor]) -> Tensor:
+    """The tensors as one buffer of bytes: as they lie, if they lie end to end, else a copy."""
+    ends = [tensor.data_ptr() + tensor.nbytes for tensor in tensors]
+    first, together = tensors[0], all(tensor.is_contiguous() for tensor in tensors)
+    one = len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    if together and one and [tensor.data_ptr() for tensor in tensors[1:]] == ends[:-1]:
+        count = sum(tensor.numel() for tensor in tensors)
+        return first.as_strided((count,), (1,)).view(torch.uint8)
+    return torch.cat([tensor.contiguous().view(-1).view(torch.uint8) for tensor in tensors])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -5,8 +5,10 @@ Pure bookkeeping: no clock, no socket, no thread. ``docs/staleness.md`` proves t
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -80,15 +82,18 @@ class WorkQueue(Generic[Result]):
         self.next_sequence = next_sequence
         self.retried = 0
         done = results or {}
-        self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}
+        self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}  # oldest first
+        self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap: those without a lease
+        self._finished, self._training = len(self._alive) - len(self._waiting), 0
 
     def lease(self, actor: str, deadline: float) -> int | None:
         """The oldest group without a lease, or a fresh one if admission allows; else None."""
-        for sequence, slot in sorted(self._alive.items())[: self.capacity]:  # a resumed run may hold more
-            if slot.actor is None and slot.result is None and not slot.training:
-                slot.actor, slot.deadline = actor, deadline
-                return sequence
-        if len(self._alive) >= self.capacity or len(self._untaken()) >= self.remaining:
+        first = islice(self._alive, self.capacity)  # a resumed run may hold more
+        if self._waiting and (len(self._alive) <= self.capacity or self._waiting[0] in first):
+            sequence = heapq.heappop(self._waiting)
+            self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
+            return sequence
+        if len(self._alive) >= self.capacity or len(self._alive) - self._training >= self.remaining:
             return None
         sequence = self.next_sequence
         self.next_sequence += 1
@@ -101,6 +106,7 @@ class WorkQueue(Generic[Result]):
         if slot is None or slot.actor != actor:
             return False
         slot.actor, slot.result = None, result
+        self._finished += 1
         return True
 
     def extend(self, actor: str, sequences: Iterable[int], deadline: float) -> None:
@@ -119,15 +125,17 @@ class WorkQueue(Generic[Result]):
         slot.attempts += 1
         self.retried += 1
         if slot.attempts < self.attempts:
+            heapq.heappush(self._waiting, sequence)
             return False
         del self._alive[sequence]
         return True
 
     def drop(self, actor: str) -> None:
         """The actor is gone: its leases go back to the front. That is not the groups' fault, so no attempt counts."""
-        for slot in self._alive.values():
+        for sequence, slot in self._alive.items():
             if slot.actor == actor:
                 slot.actor = None
+                heapq.heappush(self._waiting, sequence)
                 self.retried += 1
 
     def expired(self, now: float) -> list[tuple[int, str]]:
@@ -141,6 +149,8 @@ class WorkQueue(Generic[Result]):
         The last groups of the run come together, however few.
         """
         wanted = min(self.groups_per_step, self.remaining)
+        if not self.enough():
+            return None
         chosen: list[tuple[int, Result]] = []
         passed: list[tuple[_Slot[Result], int]] = []  # (slot, how many were chosen before it)
         for sequence, slot in self._untaken():
@@ -160,11 +170,18 @@ class WorkQueue(Generic[Result]):
             self._alive[sequence].training = True
             self._alive[sequence].result = None
         self.remaining -= len(chosen)
+        self._finished -= len(chosen)
+        self._training += len(chosen)
         return chosen
+
+    def enough(self) -> bool:
+        """Whether as many groups are finished as a step takes; the window may still forbid to take them."""
+        return self._finished >= min(self.groups_per_step, self.remaining) > 0
 
     def published(self) -> None:
         """The weights of the step are with the engines: its slots are free."""
         self._alive = {sequence: slot for sequence, slot in self._alive.items() if not slot.training}
+        self._training = 0
 
     def give_up_one(self) -> None:
         """One group fewer is wanted: for a fixed set of questions, where a failed one has no replacement."""
@@ -182,4 +199,4 @@ class WorkQueue(Generic[Result]):
         return sum(slot.actor is not None for slot in self._alive.values())
 
     def _untaken(self) -> list[tuple[int, _Slot[Result]]]:
-        return [(sequence, slot) for sequence, slot in sorted(self._alive.items()) if not slot.training]
+        return [(sequence, slot) for sequence, slot in self._alive.items() if not slot.training]

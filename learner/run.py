@@ -198,8 +198,8 @@ class Run:
                     f"{self.config.actor.start_timeout_s:.0f} s"
                 )
         with self._watch("publish"):
-            weights = self._ranks.call("gather")
-            self.published = self._publisher.publish(self.step, weights)
+            weights, probe = self._ranks.call("gather")
+            self.published = self._publisher.publish(self.step, weights, probe)
         self._version = self.step
         self._server.published(self.published.members)
 

@@ -1,7 +1,7 @@
 """The work queue's socket: one thread of learner rank 0 that leases questions to actors and collects their groups.
 
-The training thread talks to it through ``take``, ``published`` and ``send``; what actors say about weights reaches the
-training thread through ``replies``. Actors hold nothing that matters: one that falls silent loses its leases.
+The training thread talks to it through ``take``, ``published`` and ``send``; what an actor says about weights waits in
+``Peer.replies``. Actors hold nothing that matters: one that falls silent loses its leases.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from learner.queue import WorkQueue
 log = logging.getLogger("learner.server")
 
 _POLL_MS = 50
+_MESSAGES_A_TURN = 64
 
 
 class Finished(wire.Message):
@@ -42,11 +43,13 @@ class Peer:
     """An actor as the learner sees it."""
 
     engine_ranks: int
+    transport: str  # "group" or "disk"
+    slots: int  # most leases it can hold
     heard: float  # time of its last message
     live: bool = False  # its engine has the current weights, so it may lease
-    credit: int = 0  # leases it has asked for and not got yet
     holding: dict[str, wire.Work] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    replies: queue.SimpleQueue[wire.Joined | wire.Synced] = field(default_factory=queue.SimpleQueue)
 
 
 class Server:
@@ -58,7 +61,6 @@ class Server:
     """
 
     def __init__(self, address: str, lease_timeout_s: float) -> None:
-        self.replies: queue.SimpleQueue[tuple[str, wire.Joined | wire.Synced]] = queue.SimpleQueue()
         self.peers: dict[str, Peer] = {}
         self.lock = threading.Condition()  # guards peers and the queue being served
         self._lease_timeout_s = lease_timeout_s
@@ -72,8 +74,11 @@ class Server:
         self._ask: Callable[[int], wire.Work] | None = None
         self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
         self._limits = UNLIMITED
+        self._acks: dict[str, dict[str, bool]] = {}  # to be sent, one message to each actor
         self._leases = itertools.count()
+        self.refused = 0  # messages that could not be understood or did not belong here
         self._closing = False
+        self._looked = 0.0  # when deadlines were last looked at
         self._crash: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._thread.start()
@@ -142,7 +147,7 @@ class Server:
                 return
             self._forget(name)
         log.warning("giving up actor %s: %s", name, reason)
-        self.send(name, wire.Stop(error=reason))
+        self.send(name, wire.Eject(reason=reason))
 
     def send(self, name: str, message: wire.AnyMessage) -> None:
         self._outbox.put((name, message))
@@ -180,10 +185,12 @@ class Server:
                     self._woken.recv()
                 if self._socket in ready:
                     self._receive()
+                    self._acknowledge()
                 with self.lock:
                     self._expire()
                     self._grant()
-                    self.lock.notify_all()
+                    if self._queue is not None and self._queue.enough():
+                        self.lock.notify_all()
                 self._flush()
         except BaseException as error:  # whatever it is, the training thread must hear of it instead of waiting
             log.exception("server thread")
@@ -195,19 +202,31 @@ class Server:
             self._socket.close(linger=500)
 
     def _receive(self) -> None:
-        """Everything that has arrived; what cannot be understood is logged and dropped."""
-        while self._socket.poll(0):
-            frames = self._socket.recv_multipart()
-            name = frames[0].decode(errors="replace")
+        """What has arrived, some at a time; what cannot be understood is counted, logged and dropped."""
+        for _ in range(_MESSAGES_A_TURN):
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                break
             try:
                 if len(frames) != 2:
                     raise wire.WireError(f"{len(frames)} frames instead of 2")
-                message = wire.decode(frames[1])
-            except wire.WireError as error:
-                log.warning("dropped a message of %s: %s", name, error)
+                name, message = frames[0].decode(), wire.decode(frames[1])
+            except (wire.WireError, UnicodeDecodeError) as error:
+                self._refuse(frames[0].decode(errors="replace"), str(error))
                 continue
             with self.lock:
                 self._handle(name, message)
+
+    def _acknowledge(self) -> None:
+        for name, accepted in self._acks.items():
+            self._outbox.put((name, wire.Ack(accepted=accepted)))
+        self._acks.clear()
+
+    def _refuse(self, name: str, reason: str) -> None:
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:  # the first, second, fourth, …: noise must not fill the disk
+            log.warning("refused a message of %s, the %dth: %s", name, self.refused, reason)
 
     def _flush(self) -> None:
         while not self._outbox.empty():
@@ -224,8 +243,6 @@ class Server:
             return
         peer.heard = time.monotonic()
         match message:
-            case wire.Lease():
-                peer.credit += message.slots
             case wire.Submit():
                 self._finish(name, peer, message)
             case wire.Release():
@@ -237,9 +254,12 @@ class Server:
                     self._queue.extend(name, held, peer.heard + self._lease_timeout_s)
                 self._outbox.put((name, wire.Alive()))
             case wire.Joined() | wire.Synced():
-                self.replies.put((name, message))
+                peer.replies.put(message)
+            case wire.Leave():
+                log.warning("actor %s leaves: %s", name, message.reason)
+                self._forget(name)
             case _:
-                log.warning("dropped a %s of %s: not for the learner", message.kind, name)
+                self._refuse(name, f"a {message.kind} is not for the learner")
 
     def _hello(self, name: str, hello: wire.Hello) -> None:
         if hello.protocol != wire.PROTOCOL:
@@ -247,7 +267,9 @@ class Server:
             self._outbox.put((name, wire.Stop(error=reason)))
             return
         self._forget(name)
-        self.peers[name] = Peer(engine_ranks=hello.engine_ranks, heard=time.monotonic(), credit=hello.slots)
+        self.peers[name] = Peer(
+            engine_ranks=hello.engine_ranks, transport=hello.transport, slots=hello.slots, heard=time.monotonic()
+        )
         self._outbox.put((name, wire.Welcome()))
         log.info("actor %s is here (%d ranks)", name, hello.engine_ranks)
 
@@ -263,14 +285,14 @@ class Server:
                 rollouts, note = admission.cut(message.rollouts, self._limits)
                 finished = Finished(work=work, actor=name, rollouts=rollouts, note=note)
                 accepted = self._queue.submit(_sequence(work.id), name, finished)
-        self._outbox.put((name, wire.Ack(id=message.id, accepted=accepted)))
+        self._acks.setdefault(name, {})[message.id] = accepted
 
     def _release(self, name: str, peer: Peer, message: wire.Release) -> None:
         work = peer.holding.pop(message.id, None)
         if work is not None:
             log.warning("actor %s hands back %s: %s", name, message.id, message.reason)
             self._give_back(name, work, message.reason)
-        self._outbox.put((name, wire.Ack(id=message.id, accepted=work is not None)))
+        self._acks.setdefault(name, {})[message.id] = work is not None
 
     def _give_back(self, name: str, work: wire.Work, reason: str) -> None:
         assert self._queue is not None
@@ -284,6 +306,9 @@ class Server:
 
     def _expire(self) -> None:
         now = time.monotonic()
+        if now < self._looked + _POLL_MS / 1000:
+            return
+        self._looked = now
         for name, peer in list(self.peers.items()):
             if peer.heard < now - self._lease_timeout_s:
                 log.warning("actor %s was silent for %.0f s: its groups go to the others", name, now - peer.heard)
@@ -296,11 +321,11 @@ class Server:
             self._give_back(name, work, "its lease ran out")
 
     def _grant(self) -> None:
-        """Leases to those who asked, to the one with the fewest groups in hand first."""
+        """Leases to those who have room, to the one with the fewest groups in hand first."""
         if self._queue is None or self._ask is None:
             return
         granted: dict[str, list[wire.Work]] = {}
-        while asking := [(len(p.holding), n) for n, p in self.peers.items() if p.live and p.credit > 0]:
+        while asking := [(len(p.holding), n) for n, p in self.peers.items() if p.live and len(p.holding) < p.slots]:
             _, name = min(asking)
             sequence = self._queue.lease(name, time.monotonic() + self._lease_timeout_s)
             if sequence is None:
@@ -308,7 +333,6 @@ class Server:
             work = self._ask(sequence)
             work = work.model_copy(update={"id": f"{next(self._leases)}:{work.id}"})
             peer = self.peers[name]
-            peer.credit -= 1
             peer.holding[work.id] = work
             granted.setdefault(name, []).append(work)
         for name, works in granted.items():

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from common.config import Config, Learner
 from common.process import FatalError, has_cuda
+from common.wire import Probe, Rollout, Score
 from learner.grpo import Objective, advantages, token_weights
 from learner.ledger import Outcome
 from learner.packing import Packed, Sample, pack, plan
@@ -30,6 +31,8 @@ from learner.policy import Policy, shard
 from learner.server import Finished
 
 log = logging.getLogger("learner.trainer")
+
+_PROBE_TOKENS = 33
 
 Item = TypeVar("Item")
 
@@ -55,6 +58,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         learner = self._config = config.learner
+        self._model_dtype, self._tolerance = config.model.dtype, config.sync.probe_tolerance
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
         self.ranks = dist.get_world_size()
         if self.ranks % learner.replicas:
@@ -142,6 +146,22 @@ class Trainer:
             parts = loss.isfinite().cpu().split([len(samples[n].rollout.response_ids) for n in members])
             finite[members] = torch.tensor([int(part.all()) for part in parts], dtype=torch.int32)
         return dict(zip(sums, stacked.cpu(), strict=True)), finite
+
+    @torch.no_grad()
+    def probe(self) -> Probe:
+        """What the present weights say of a fixed random sequence; all ranks call it together."""
+        ids = np.random.default_rng(0).integers(0, self.policy.vocabulary, _PROBE_TOKENS).astype(np.int32)
+        zeros = np.zeros(len(ids) - 1, np.float32)
+        nothing = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
+        rollout = Rollout(
+            language="", prompt_ids=ids[:1], response_ids=ids[1:], logprobs=zeros, versions=zeros.astype(np.int32),
+            truncated=False, text="", score=nothing,
+        )  # fmt: skip
+        logp = self.policy(self._pack([Sample(rollout, 0.0)]), temperature=1.0)[0]
+        self.policy.reshard()  # type: ignore[operator]  # of FSDP; without a backward pass it would not
+        exact = self._config.param_dtype == self._model_dtype == "float32"
+        tolerance = self._tolerance or (1e-3 if exact else 0.25)
+        return Probe(ids=ids, logprobs=logp.cpu().numpy(), tolerance=tolerance)
 
     def _pack(self, samples: list[Sample]) -> Packed:
         return pack(samples).to(self.device)

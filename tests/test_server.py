@@ -38,14 +38,14 @@ class Client:
         raise AssertionError(f"no {kind.__name__} within {timeout} s")
 
     def hello(self, slots: int = 0) -> None:
-        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=slots))
+        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=slots, transport="group"))
         self.receive(wire.Welcome)
 
     def submit(self, leased: wire.Work) -> bool:
         rng = np.random.default_rng()
         rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
         self.send(wire.Submit(id=leased.id, rollouts=rollouts))
-        accepted: bool = self.receive(wire.Ack).accepted
+        accepted: bool = self.receive(wire.Ack).accepted[leased.id]
         return accepted
 
 
@@ -158,7 +158,7 @@ def test_nonsense_does_no_harm(server: Server, address: str) -> None:
     actor, noisy = Client(address, "a"), Client(address, "noisy")
     for frames in ([b"\xff\x00"], [b"a", b"b", b"c"], [b""], [wire.encode(wire.Welcome())]):
         noisy.socket.send_multipart(frames)
-    noisy.send(wire.Hello(protocol=99, engine_ranks=1, slots=1))
+    noisy.send(wire.Hello(protocol=99, engine_ranks=1, slots=1, transport="group"))
     assert "protocol" in noisy.receive(wire.Stop).error
     join(server, actor, slots=1)
     assert actor.submit(actor.receive(wire.Leased).work[0])
@@ -192,7 +192,7 @@ def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
     actor = Client(address, "a")
     join(server, actor, slots=1)
     server.eject("a", server.members()["a"], "too slow")
-    assert actor.receive(wire.Stop).error == "too slow"
+    assert actor.receive(wire.Eject).reason == "too slow"
     wait_for(lambda: not server.members())
 
 

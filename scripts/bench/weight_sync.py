@@ -1,0 +1,160 @@
+"""How fast weights reach the engines, beside a bare broadcast of the same bytes to as many receivers.
+
+    python -m scripts.bench.weight_sync [--json] [--engines 2] [--width 512] [--rounds 5]
+
+Real actors, with the light engine of ``tests/light``, take a Qwen3 model with random weights in float32 over gloo. The
+baseline sends one buffer of as many bytes through a group with each receiver, all at once, and nothing else; as in
+SGLang, what arrives goes into fresh memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.distributed import BroadcastOptions, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Backend, PrefixStore, _new_process_group_helper
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from common import wire
+from common.config import Sync
+from common.process import die_with_parent
+from learner.publisher import Publisher
+from learner.server import Server
+from scripts.bench.table import Row, report
+from scripts.warm_start import build_tokenizer
+
+_ROOT = Path(__file__).parents[2]
+_GOAL = 0.8
+
+
+def make_model(path: Path, width: int) -> Qwen3ForCausalLM:
+    tokenizer = build_tokenizer(["What is it?"], ["en"], 300)
+    tokenizer.save_pretrained(path)
+    config = Qwen3Config(
+        vocab_size=16_384, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=8, head_dim=64,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(path)
+    return model
+
+
+def through_actors(model: Qwen3ForCausalLM, path: Path, engines: int, rounds: int) -> list[tuple[float, float]]:
+    """Seconds and the longest pause of each round."""
+    address = f"ipc://{path}/queue"
+    server = Server(address, lease_timeout_s=60)
+    publisher = Publisher(server, Sync(timeout_s=60), torch.device("cpu"), lambda: None)
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "light"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "actor", "--model.path", str(path), "--model.dtype", "float32"]
+    command += ["--run.dir", str(path), "--learner.address", address, "--reward.addresses", f'["ipc://{path}/reward"]']
+    command += ["--run.languages", '["en"]']
+    actors = [
+        subprocess.Popen([*command, "--actor.name", f"a{n}"], env=environment, cwd=_ROOT, preexec_fn=die_with_parent)
+        for n in range(engines)
+    ]
+    while len(server.members()) < engines:
+        time.sleep(0.1)
+    ids = torch.arange(3, 30)
+    found = []
+    for version in range(rounds + 1):
+        with torch.no_grad():
+            logp = model(ids[None]).logits[0].log_softmax(-1)[range(len(ids) - 1), ids[1:]].numpy()
+        probe = wire.Probe(ids=ids.numpy().astype(np.int32), logprobs=logp, tolerance=1e-3)
+        buffer = torch.cat([value.detach().view(-1) for value in model.parameters()])  # as learner.policy gathers them
+        parts = buffer.split([value.numel() for value in model.parameters()])
+        named = zip(model.named_parameters(), parts, strict=True)
+        weights = [(name, part.view(value.shape)) for (name, value), part in named]
+        done = publisher.publish(version, weights, probe)
+        assert len(done.members) == engines, "an engine was lost"
+        found.append((done.seconds, done.pause_s))
+        time.sleep(1)  # the probe
+    server.close()
+    for actor in actors:
+        assert actor.wait(30) == 0
+    return found[1:]  # in the first the groups form
+
+
+def _group(store: TCPStore, rank: int, name: str) -> torch.distributed.ProcessGroup:
+    group, _ = _new_process_group_helper(
+        2, rank, [], Backend("gloo"), PrefixStore(name, store), group_name=name, backend_options=None,  # type: ignore[arg-type]
+        timeout=timedelta(seconds=60),
+    )  # fmt: skip
+    assert isinstance(group, torch.distributed.ProcessGroup)
+    return group
+
+
+def _receiver(port: int, name: str, size: int, rounds: int) -> None:
+    torch.set_num_threads(1)
+    group = _group(TCPStore("127.0.0.1", port, wait_for_workers=False), 1, name)
+    for _ in range(rounds):
+        _broadcast(group, torch.empty(size, dtype=torch.uint8))
+
+
+def _broadcast(group: torch.distributed.ProcessGroup, buffer: torch.Tensor) -> None:
+    options = BroadcastOptions()
+    options.rootRank = 0
+    group.broadcast([buffer], options).wait()
+
+
+def bare(size: int, engines: int, rounds: int) -> list[float]:
+    """Seconds of each round."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    names = [f"bare-{n}" for n in range(engines)]
+    children = [context.Process(target=_receiver, args=(store.port, name, size, rounds + 1)) for name in names]
+    for child in children:
+        child.start()
+    clients = [TCPStore("127.0.0.1", store.port, wait_for_workers=False) for _ in names]
+    groups = [_group(client, 0, name) for client, name in zip(clients, names, strict=True)]
+    buffer, found = torch.ones(size, dtype=torch.uint8), []
+    for _ in range(rounds + 1):
+        begin = time.perf_counter()
+        threads = [threading.Thread(target=_broadcast, args=(group, buffer)) for group in groups]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found.append(time.perf_counter() - begin)
+    for child in children:
+        child.join()
+    return found[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.weight_sync", description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--engines", type=int, default=2)
+    parser.add_argument("--width", type=int, default=512, help="of the model: 512 has 36M parameters")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        model = make_model(Path(scratch), arguments.width)
+        size = sum(value.nbytes for value in model.parameters())
+        ours = through_actors(model, Path(scratch), arguments.engines, arguments.rounds)
+    baseline = statistics.median(bare(size, arguments.engines, arguments.rounds))
+    seconds, pause = (statistics.median(values) for values in zip(*ours, strict=True))
+    ratio, megabytes = baseline / seconds, size * arguments.engines / 1e6
+    rows = [
+        Row("weights to all engines", megabytes / seconds, "MB/s", f"bare broadcast {megabytes / baseline:.0f}", ratio,
+            f">= {_GOAL}", ratio >= _GOAL),
+        Row("pause that generation sees", pause, "s"),
+        Row("bytes to each engine", size / 1e6, "MB"),
+    ]  # fmt: skip
+    report("weight_sync", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

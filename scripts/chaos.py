@@ -1,0 +1,324 @@
+"""A run among disasters: processes are killed and stopped, connections cut, and nothing may be lost or doubled.
+
+``python -m scripts.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner, a
+reward process and two actors with an engine each, all real processes, restarted when they die as a cluster would. An
+event comes at a random moment after the run has gone on since the last one. ``--engine light`` puts the engine of
+``tests/light`` in the place of SGLang: it starts in seconds. Ends with 1 when a question was lost or trained twice, a
+token was staler than the bound, the run stood still for longer than its deadlines allow, or a process is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from common.process import die_with_parent
+from scripts.warm_start import build_tokenizer
+
+_ROOT = Path(__file__).parents[1]
+_LANGUAGES = ["de", "en", "zh"]
+_STEPS_AN_EVENT = 6  # more than are made between two events: the run is not over before them
+_LONGEST_PAUSE_S = 1.5  # between a step and an event, so that any moment of a step may be hit
+_LONGEST_STOP_S = 12.0  # of a SIGSTOP: longer than a lease and than a weight update may be silent
+# What one event may cost, in turn: lease_timeout_s, sync.timeout_s for pause and transfer, the start of a process with
+# its imports on a busy machine, twice because an event may hit the restart, and the longest stop.
+_LEASE_S, _SYNC_S, _START_S = 6.0, 6.0, 60.0
+STALL_BOUND_S = 2 * (_LEASE_S + 2 * _SYNC_S + _START_S) + _LONGEST_STOP_S
+
+
+class Proxy(threading.Thread):
+    """Passes TCP connections on from ``port`` to ``target``; ``cut`` ends all and refuses new ones for a while."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(daemon=True)
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._open: set[asyncio.StreamWriter] = set()
+        self._closed_until = 0.0
+        self._loop = asyncio.new_event_loop()
+        self.start()
+
+    def run(self) -> None:
+        async def serve() -> None:
+            server = await asyncio.start_server(self._accept, sock=self._listener)
+            await server.serve_forever()
+
+        self._loop.run_until_complete(serve())
+
+    def cut(self, seconds: float) -> None:
+        self._closed_until = time.monotonic() + seconds
+        self._loop.call_soon_threadsafe(self._abort)
+
+    def _abort(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if time.monotonic() < self._closed_until:
+            writer.transport.abort()
+            return
+        with suppress(OSError):
+            there, beyond = await asyncio.open_connection("127.0.0.1", self._target)
+            self._open |= {writer, beyond}
+            await asyncio.wait(
+                [asyncio.create_task(self._pass(reader, beyond)), asyncio.create_task(self._pass(there, writer))],
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            beyond.transport.abort()
+            self._open -= {writer, beyond}
+        writer.transport.abort()
+
+    @staticmethod
+    async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+
+
+class Cluster:
+    """The processes of a run, started again when they die."""
+
+    def __init__(self, directory: Path, steps: int, seed: int, engine: str) -> None:
+        self.directory, self.steps = directory, steps
+        ports = [_free_port() for _ in range(3)]
+        self.proxies = {"queue": Proxy(ports[0]), "reward": Proxy(ports[1])}
+        common = ["--run.dir", str(directory / "run"), "--run.seed", str(seed), *_settings(directory, steps)]
+        served = ["--learner.address", f"tcp://127.0.0.1:{ports[0]}"]
+        served += ["--reward.addresses", f'["tcp://127.0.0.1:{ports[1]}"]']
+        through = ["--learner.address", f"tcp://127.0.0.1:{self.proxies['queue'].port}"]
+        through += ["--reward.addresses", f'["tcp://127.0.0.1:{self.proxies["reward"].port}"]']
+        self._commands = {"learner": ["-m", "learner", *common, *served], "reward": ["-m", "reward", *common, *served]}
+        for n in range(2):
+            self._commands[f"actor-{n}"] = ["-m", "actor", *common, *through, "--actor.name", f"actor-{n}"]
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
+        self._environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[2])}
+        light = [str(_ROOT / "tests" / "light")] if engine == "light" else []
+        self._environment["PYTHONPATH"] = os.pathsep.join([*light, str(_ROOT)])
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.restarts: Counter[str] = Counter()
+        for name in self._commands:
+            self._start(name)
+
+    def _start(self, name: str) -> None:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *self._commands[name]], cwd=_ROOT, env=self._environment, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+    def tend(self) -> bool:
+        """Starts again what died; whether the learner has finished."""
+        for name, process in self.processes.items():
+            code = process.poll()
+            if code == 0 and name == "learner":
+                return True
+            if code:
+                self.restarts[name] += 1
+                self._start(name)
+        return False
+
+    def step(self) -> int:
+        """The newest step in the learner's log, undone ones included."""
+        found = re.findall(r" step (\d+)/", (self.directory / "learner.log").read_text(errors="replace")[-20_000:])
+        return int(found[-1]) if found else 0
+
+    def engines(self) -> list[psutil.Process]:
+        found = []
+        for name, process in self.processes.items():
+            if name.startswith("actor"):
+                with suppress(psutil.Error):
+                    found += psutil.Process(process.pid).children()
+        return found
+
+    def end(self) -> int:
+        """Asks all to end; how many processes are left that should not be."""
+        for process in self.processes.values():
+            process.terminate()  # actors have heard that the run is over, unless their connection was cut just then
+        deadline = time.monotonic() + 20
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+        left = [p for p in psutil.process_iter(["cmdline"]) if str(self.directory) in " ".join(p.info["cmdline"] or [])]
+        left = [p for p in left if p.pid != os.getpid() and "scripts.chaos" not in (p.info["cmdline"] or [])]
+        for process in left:
+            process.kill()
+        return len(left)
+
+
+class Disasters:
+    """Random events, from a seed."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self._cluster, self._random = cluster, random.Random(seed)
+        self._timers: list[threading.Timer] = []
+        self.count: Counter[str] = Counter()
+
+    def strike(self) -> bool:
+        """Whether anything was hit: what is just being started again cannot be."""
+        kinds = {"kill": 4, "stop": 4, "cut": 2}
+        kind = self._random.choices(list(kinds), list(kinds.values()))[0]
+        seconds = self._random.uniform(0.5, _LONGEST_STOP_S)
+        victim = self._random.choices(["actor", "engine", "reward", "learner"], [4, 5, 2, 1])[0]
+        if kind == "cut":
+            victim = self._random.choice(list(self._cluster.proxies))
+            self._cluster.proxies[victim].cut(seconds / 4)
+        else:
+            try:
+                process = self._process(victim)
+                if process is None:
+                    return False
+                self._harm(process, kind, seconds)
+            except psutil.Error:
+                return False
+        self.count[f"{kind} {victim}"] += 1
+        print(f"{time.strftime('%X')} {kind} {victim}", file=sys.stderr, flush=True)
+        return True
+
+    def _process(self, victim: str) -> psutil.Process | None:
+        if victim == "engine":
+            engines = self._cluster.engines()
+            return self._random.choice(engines) if engines else None
+        names = [name for name in self._cluster.processes if name.startswith(victim)]
+        return psutil.Process(self._cluster.processes[self._random.choice(names)].pid)
+
+    def _harm(self, process: psutil.Process, kind: str, seconds: float) -> None:
+        if kind == "kill":
+            process.kill()
+            return
+        process.suspend()
+
+        def go_on() -> None:
+            with suppress(psutil.Error):
+                process.resume()
+
+        self._timers.append(threading.Timer(seconds, go_on))
+        self._timers[-1].start()
+
+    def over(self) -> None:
+        for timer in self._timers:
+            timer.join()
+
+
+def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any]:
+    """Runs it; what was seen."""
+    prepare(directory, seed)
+    cluster = Cluster(directory, (events + 1) * _STEPS_AN_EVENT, seed, engine)
+    disasters = Disasters(cluster, seed)
+    struck, step, struck_at, began = 0, 0, 0, time.monotonic()
+    progressed, longest, due = began, 0.0, began
+    try:
+        while not cluster.tend():
+            time.sleep(0.1)
+            now, newest = time.monotonic(), cluster.step()
+            if newest != step:
+                longest = max(longest, now - progressed) if step else 0.0
+                step, progressed = newest, now
+            if struck < events and step != struck_at and now >= due and disasters.strike():
+                struck, struck_at, due = struck + 1, step, now + random.uniform(0, _LONGEST_PAUSE_S)
+            if now - progressed > 2 * STALL_BOUND_S:
+                raise SystemExit(f"error: no step for {now - progressed:.0f} s; the logs are in {directory}")
+    finally:
+        disasters.over()
+        left = cluster.end()
+    summary = json.loads((directory / "run" / "summary.json").read_text())
+    return {
+        "events": struck, "lost": summary["questions_lost"], "doubled": summary["questions_duplicated"],
+        "staleness_max": summary["staleness_max"], "staleness_bound": summary["staleness_bound"],
+        "longest_stall_s": round(longest, 1), "stall_bound_s": STALL_BOUND_S, "leftover_processes": left,
+        "steps": summary["steps"], "failed": summary["groups_failed"], "seconds": round(time.monotonic() - began, 1),
+        "kinds": dict(sorted(disasters.count.items())), "restarts": dict(sorted(cluster.restarts.items())),
+        "ejected": _count(directory, "giving up actor"), "engines_restarted": _count(directory, "starting the engine"),
+    }  # fmt: skip
+
+
+def _count(directory: Path, words: str) -> int:
+    return sum(log.read_text(errors="replace").count(words) for log in directory.glob("*.log"))
+
+
+def _settings(directory: Path, steps: int) -> list[str]:
+    settings: dict[str, object] = {
+        "model.path": directory / "model", "model.dtype": "float32", "data.train": directory / "train.parquet",
+        "run.languages": json.dumps(_LANGUAGES), "router.rollouts": 3, "router.own_language": 1,
+        "sampling.max_new_tokens": 12, "actor.groups_in_flight": 4, "actor.request_timeout_s": 30,
+        "actor.restarts": 1000, "reward.request_timeout_s": 10, "learner.steps": steps, "learner.groups_per_step": 4,
+        "learner.window": 3, "learner.lr": 1e-4, "learner.kl": 0.0, "learner.param_dtype": "float32",
+        "learner.checkpoint_every": 2, "learner.evaluate": "false", "learner.lease_timeout_s": _LEASE_S,
+        "learner.group_attempts": 1000, "sync.timeout_s": _SYNC_S, "sync.bucket_mb": 0.1,
+        "actor.start_timeout_s": 180, "actor.engine_args.max_total_tokens": 2048,
+    }  # fmt: skip
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+def prepare(directory: Path, seed: int) -> None:
+    """A tiny policy with random weights, and questions about nothing."""
+    texts = [f"What is {n} and {n + 1}? It is {2 * n + 1}." for n in range(200)]
+    tokenizer = build_tokenizer(texts, _LANGUAGES, 400)
+    tokenizer.save_pretrained(directory / "model")
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
+        initializer_range=0.2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(directory / "model")
+    chooser = random.Random(seed)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {n} and {n + 1}?"}], "ability": "numbers",
+            "reward_model": {"ground_truth": f"It is {2 * n + 1}."},
+            "extra_info": {"language": chooser.choice(_LANGUAGES), "topic": "numbers", "region": None},
+        }
+        for n in range(500)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), directory / "train.parquet")
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.chaos", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--events", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["sglang", "light"], default="sglang")
+    parser.add_argument("--dir", type=Path, help="where logs and the run stay; default: a temporary directory")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = (arguments.dir or Path(scratch)).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        found = chaos(directory, arguments.events, arguments.seed, arguments.engine)
+    print(json.dumps(found) if arguments.json else "\n".join(f"{key:<20} {value}" for key, value in found.items()))
+    good = not found["lost"] and not found["doubled"] and not found["leftover_processes"]
+    good = good and found["staleness_max"] <= found["staleness_bound"] and found["longest_stall_s"] <= STALL_BOUND_S
+    raise SystemExit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Makes the keys without which no address but loopback is used: scripts/make_keys.sh DIR
+# Learner and reward need all of DIR; actors need DIR/server.key and DIR/clients. Every process finds it as LRPO_KEYS.
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+dir="${1:?usage: make_keys.sh DIR}"
+[[ ! -e "$dir/server.key" ]] || { echo "error: $dir has keys already; choose another directory" >&2; exit 1; }
+source "$root/scripts/env.sh"
+ensure_env || exit 1
+umask 077
+mkdir -p "$dir/clients"
+"$LRPO_PYTHON" - "$dir" <<'PYTHON'
+import sys
+from zmq.auth import create_certificates
+
+create_certificates(sys.argv[1], "server")
+create_certificates(f"{sys.argv[1]}/clients", "actor")
+PYTHON
+echo "export LRPO_KEYS=$(realpath "$dir")"
