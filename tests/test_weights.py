@@ -55,7 +55,7 @@ class Pool:
     def engine(self, name: str) -> psutil.Process:
         return psutil.Process(self.processes[name].pid).children()[0]
 
-    def until(self, condition: Callable[[], object], what: str, timeout: float = 60) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             told = {path.name: path.read_text()[-2000:] for path in self.directory.rglob("*.log")}
@@ -160,7 +160,7 @@ def test_an_engine_of_another_model_is_refused(pool: Pool, tmp_path: Path) -> No
         pool.start("stranger", "--actor.engine_url", f"http://127.0.0.1:{port}")
         pool.here("stranger")
         assert "stranger" not in pool.publish().members
-        assert pool.processes["stranger"].wait(20) == 1
+        assert pool.processes["stranger"].wait(60) == 1
         told = pool.log("stranger").read_text()
         assert (
             "serves another model" in told and "model.embed_tokens.weight is [320, 64], the engine's [336, 64]" in told
