@@ -106,9 +106,7 @@ class Actor(Section):
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
     groups_in_flight: int = Field(16, gt=0)  # how many leases it holds at a time
     attempts: int = Field(3, gt=0)  # per engine or reward call before a group is handed back
-    restarts: int = Field(
-        5, ge=0
-    )  # of a failed engine in a row, without one weight update between; then the actor ends
+    restarts: int = Field(5, ge=0)  # of a failing engine, with no weight update between; then the actor ends
     start_timeout_s: float = Field(600, gt=0)  # engine start, weights and kernels included
     request_timeout_s: float = Field(600, gt=0)  # one generation call, pauses for weight updates included
 

@@ -175,12 +175,13 @@ class Run:
     def _observe(self, batch: list[Finished]) -> None:
         observations = [
             Observation(
-                context=_context(group.work.question),
+                context=Context.of(asked.language, asked.topics, asked.regions),
                 languages=tuple(rollout.language for rollout in group.rollouts),
                 rewards=tuple(rollout.score.reward for rollout in group.rollouts),
                 compliant=tuple(rollout.score.compliant for rollout in group.rollouts),
             )
             for group in batch
+            for asked in [group.work.question]
         ]
         with self._server.lock:  # the server draws from the router as it leases
             self._router.observe(observations)
@@ -257,7 +258,7 @@ class Run:
 
     def _work(self, sequence: int) -> wire.Work:
         question = self._questions[sequence]
-        draw = self._router.route([_context(question)])[0]
+        draw = self._router.draw(question.language, question.topics, question.regions)
         return wire.Work(
             id=f"train-{sequence}",
             question=question,
@@ -386,10 +387,6 @@ class Run:
     def _check_interrupt(self) -> None:
         if self._interrupted:
             raise Interrupted
-
-
-def _context(question: wire.Question) -> Context:
-    return Context.of(question.language, question.topics, question.regions)
 
 
 def _sequence(group: Finished) -> int:

@@ -54,7 +54,7 @@ def train(arguments: argparse.Namespace, flags: list[str]) -> None:
         *("--data.train", str(world / "train.parquet")),
         *("--data.heldout", str(world / "heldout.parquet")),
         *("--model.path", str(policy)),
-        *("--reward.calibration", str(world / "pairs.csv")),
+        *("--reward.calibration", str(world / "facts.csv")),
         *(("--learner.steps", str(arguments.steps)) if arguments.steps else ()),
         *flags,
     ]
@@ -78,10 +78,10 @@ def prepare(world: Path, policy: Path, seed: int, steps: int | None) -> None:
     """World, calibration statistics and warm-started policy; each is made once and reused."""
     if not (world / "world.json").exists():
         run_to_end(["-m", "scripts.world", "--out", str(world), "--seed", str(seed)])
-    if not (world / "pairs.csv").exists():
+    if not (world / "facts.csv").exists():
         # The facts' answers in all languages: like the references, which paragraphs of prose are not.
         parallel = ["--parallel", str(world / "warm_start.parquet"), "--columns", "fact,fact,language,answer"]
-        run_to_end(["-m", "scripts.calibrate", *parallel, "--out", str(world / "pairs.csv")])
+        run_to_end(["-m", "scripts.calibrate", *parallel, "--out", str(world / "facts.csv")])
     warm_start = ["-m", "scripts.warm_start", "--world", str(world), "--out", str(policy), "--seed", str(seed)]
     run_to_end(warm_start if steps is None else [*warm_start, "--steps", str(steps)])
 
@@ -117,8 +117,8 @@ def affinity_share(routed: dict[str, dict[str, int]], world: dict[str, Any]) -> 
     """Share of the draws in languages that the world was built to know the region in, and when drawn uniformly."""
     knows = world["affinity"]["region"]
     totals = {region: sum(counts.values()) for region, counts in routed.items()}
-    known = sum(counts.get(one, 0) for region, counts in routed.items() for one in knows[region])
-    uniform = sum(total * len(knows[region]) / len(world["languages"]) for region, total in totals.items())
+    known = sum(counts.get(one, 0) for region, counts in routed.items() for one in knows.get(region, ()))
+    uniform = sum(total * len(knows.get(region, ())) / len(world["languages"]) for region, total in totals.items())
     drawn = max(sum(totals.values()), 1)
     return known / drawn, uniform / drawn
 

@@ -14,6 +14,7 @@ from common.process import FatalError
 from reward.gate import LanguageGate
 from reward.terms import contains
 from scripts import warm_start, world, world_sources
+from scripts.demo import affinity_share
 from scripts.world_templates import LANGUAGES, TEMPLATES
 
 FILES = ("train", "heldout", "warm_start", "parallel")
@@ -187,3 +188,11 @@ def test_batches_hold_answers_and_refusals_in_proportion(tables: dict[str, Rows]
     right = (ids[:, 2] == 7).float().mean().item()
     assert right == pytest.approx(0.25, abs=0.05)
     assert (labels[:, :2] == -100).all() and (labels[:, 2] == ids[:, 2]).all()
+
+
+def test_affinity_share_counts_draws_in_languages_that_know_the_region() -> None:
+    built = {"languages": ["de", "en", "ja", "zh"], "affinity": {"region": {"Asia": ["ja", "zh"], "Europe": ["de"]}}}
+    share, uniform = affinity_share({"Asia": {"ja": 3, "en": 1}, "Europe": {"de": 2, "zh": 2}}, built)
+    assert (share, uniform) == (5 / 8, 3 / 8)
+    elsewhere, _ = affinity_share({"Elsewhere": {"ja": 4}}, built)  # a region of somebody's own questions
+    assert elsewhere == 0 and affinity_share({}, built) == (0, 0)
