@@ -16,27 +16,25 @@ from numpy.typing import NDArray
 
 PROTOCOL = 3  # goes into the hello; peers of another number are refused
 MAX_MESSAGE_BYTES = 256 << 20
+_INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 
 
 class WireError(ValueError):
     """A message that is not what the protocol says."""
 
 
-class _Array(type):
-    """Names the dtype of an array field for ``_array``, which makes the value that msgspec then checks here."""
-
-    def __instancecheck__(cls, value: Any) -> bool:
-        return type(value) is np.ndarray
-
-
 if TYPE_CHECKING:
     Int32: TypeAlias = NDArray[np.int32]
     Float32: TypeAlias = NDArray[np.float32]
-else:
-    Int32, Float32 = _Array("<i4", (), {}), _Array("<f4", (), {})
+else:  # decoded as a piece of the message itself, which ``__post_init__`` makes an array: no copy
+    Int32 = Float32 = memoryview
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]  # neither infinite nor no number
+
+
+def _array(value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.frombuffer(value, dtype) if type(value) is memoryview else value  # ValueError: not whole elements
 
 
 class Data(Struct, forbid_unknown_fields=True, gc=False):
@@ -113,6 +111,12 @@ class Rollout(Data):
     text: str
     score: Score
     header: int = 0  # tokens of the response in which the policy names its language
+
+    def __post_init__(self) -> None:
+        self.prompt_ids = _array(self.prompt_ids, _INT)
+        self.response_ids = _array(self.response_ids, _INT)
+        self.logprobs = _array(self.logprobs, _FLOAT)
+        self.versions = _array(self.versions, _INT)
 
 
 class Hello(Message):
@@ -218,6 +222,10 @@ class Probe(Data):
     ids: Int32  # [n]
     logprobs: Float32  # [n - 1] of all but the first, at temperature 1
     tolerance: float  # of the mean absolute difference, nats
+
+    def __post_init__(self) -> None:
+        self.ids = _array(self.ids, _INT)
+        self.logprobs = _array(self.logprobs, _FLOAT)
 
 
 class Receive(Message):
@@ -334,14 +342,8 @@ def _raw(value: Any) -> memoryview:
     raise TypeError(f"a {type(value).__name__} of dtype {getattr(value, 'dtype', None)} does not travel")
 
 
-def _array(kind: type, data: Any) -> NDArray[Any]:
-    if type(data) is not bytes:
-        raise ValueError(f"expected the bytes of an array of {kind.__name__}")
-    return np.frombuffer(data, kind.__name__)  # raises ValueError where they are no whole number of elements
-
-
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_raw)
-_DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage, dec_hook=_array)
+_DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 
 
 def encode(message: Any) -> bytes:
@@ -368,9 +370,9 @@ def decode(data: bytes | memoryview) -> AnyMessage:
     return _decoded(data, _DECODER)
 
 
-def unpack(data: bytes, kind: type[T]) -> T:
+def unpack(data: bytes | memoryview, kind: type[T]) -> T:
     """What ``encode`` made of an object of this type; raises WireError for anything else."""
-    return _decoded(data, msgspec.msgpack.Decoder(kind, dec_hook=_array))
+    return _decoded(data, msgspec.msgpack.Decoder(kind))
 
 
 def _decoded(data: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T:

@@ -30,19 +30,21 @@ def problem(work: Work, rollouts: list[Rollout], limits: Limits) -> str:
 
 def _fine(rollouts: list[Rollout], limits: Limits) -> bool:
     """All at once, as this runs for every group; where it is not sure, ``_fault`` looks closely."""
-    lengths = [len(rollout.response_ids) for rollout in rollouts]
+    prompts = [rollout.prompt_ids for rollout in rollouts]
+    responses = [rollout.response_ids for rollout in rollouts]
+    logprobs = [rollout.logprobs for rollout in rollouts]
+    lengths, room = list(map(len, responses)), list(map(len, prompts))
+    scores = [rollout.score for rollout in rollouts]
     if not (
         all(lengths)
-        and lengths == [len(rollout.logprobs) for rollout in rollouts]
-        and lengths == [len(rollout.versions) for rollout in rollouts]
-        and all(0 < len(rollout.prompt_ids) < limits.tokens for rollout in rollouts)
-        and all(math.isfinite(rollout.score.reward + rollout.score.quality) for rollout in rollouts)
+        and lengths == list(map(len, logprobs)) == [len(rollout.versions) for rollout in rollouts]
+        and 0 < min(room) <= max(room) < limits.tokens
+        and math.isfinite(sum(score.reward + score.quality for score in scores))
     ):
         return False
-    ids = np.concatenate([ids for rollout in rollouts for ids in (rollout.prompt_ids, rollout.response_ids)])
-    numbers = np.concatenate([rollout.logprobs for rollout in rollouts])
-    # A negative id is a large unsigned one; a sum of squares that is finite has no summand that is not.
-    return ids.view(np.uint32).max() < limits.vocabulary and math.isfinite(numbers @ numbers)
+    ids, numbers = np.concatenate(prompts + responses), np.concatenate(logprobs)
+    # A negative id is a large unsigned one; a sum that is finite has no summand that is not.
+    return ids.view(np.uint32).max() < limits.vocabulary and math.isfinite(numbers.sum())
 
 
 def _fault(rollouts: list[Rollout], limits: Limits) -> str:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from common.wire import Work
 
 Outcome = Literal[
@@ -19,7 +21,7 @@ Outcome = Literal[
     "failed",  # given up, for the reason in the line
 ]
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False)
+_ENCODER = msgspec.json.Encoder()
 
 
 class Ledger:
@@ -46,7 +48,7 @@ class Ledger:
         line = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason, **took}
         if work is not None:
             line |= {name: getattr(work, name) for name in ("languages", "propensities", "router_version")}
-        self._file.write(_ENCODER.encode(line).encode() + b"\n")
+        self._file.write(_ENCODER.encode(line) + b"\n")
 
     def sync(self) -> int:
         """Writes everything out; the size of the file, to be kept in the checkpoint."""

@@ -6,6 +6,7 @@ The training thread talks to it through ``take``, ``published`` and ``send``; wh
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import queue
@@ -91,6 +92,7 @@ class Server:
         self._closing = False
         self._looked = 0.0  # when deadlines were last looked at
         self._crash: BaseException | None = None
+        gc.freeze()  # the garbage of messages is collected often: that need not walk through every module each time
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._thread.start()
 

@@ -54,8 +54,8 @@ def _answers() -> list[wire.Rollout]:
     return [_answer(rng) for _ in range(_K)]
 
 
-def _actor(address: str, pinned: int) -> None:
-    _pin(pinned)
+def _actor(address: str, core: int) -> None:
+    os.sched_setaffinity(0, {core})
     rollouts = _answers()
     socket = sockets.connect(zmq.Context(), address, "a")
     socket.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_IN_FLIGHT, transport="group")))
@@ -65,8 +65,8 @@ def _actor(address: str, pinned: int) -> None:
                 socket.send(wire.encode(wire.Submit(id=work.id, rollouts=rollouts)))
 
 
-def _bare(address: str, pinned: int) -> None:
-    _pin(pinned)
+def _bare(address: str, core: int) -> None:
+    os.sched_setaffinity(0, {core})
     data = wire.encode(wire.Submit(id="0:train-0", rollouts=_answers()))
     socket = sockets.connect(zmq.Context(), address, "a")
     for _ in range(_IN_FLIGHT):
@@ -75,16 +75,17 @@ def _bare(address: str, pinned: int) -> None:
         socket.send(data)
 
 
-def _pin(core: int) -> None:
+def _cores() -> tuple[int, int]:
+    """One for the server, another for the actor: a child would inherit the server's alone."""
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    return cores[0], cores[-1]
 
 
-def served(directory: Path, groups: int) -> tuple[float, float]:
+def served(directory: Path, groups: int, core: int) -> tuple[float, float]:
     """Groups a second, and a second of processor time, through the server, all its threads on one core."""
     address = f"ipc://{directory}/queue"
     server = Server(address, lease_timeout_s=60)
-    child = multiprocessing.get_context("spawn").Process(target=_actor, args=(address, 1))
+    child = multiprocessing.get_context("spawn").Process(target=_actor, args=(address, core))
     child.start()
     while not server.members():
         time.sleep(0.01)
@@ -108,12 +109,12 @@ def served(directory: Path, groups: int) -> tuple[float, float]:
     return groups / spent[0], groups / spent[1]
 
 
-def bare(directory: Path, groups: int) -> tuple[float, float]:
+def bare(directory: Path, groups: int, core: int) -> tuple[float, float]:
     """Messages a second, and a second of processor time, of a ROUTER that acknowledges what it does not read."""
     context: zmq.Context[Any] = zmq.Context()
     address = f"ipc://{directory}/bare"
     socket = sockets.bind(context, address)
-    child = multiprocessing.get_context("spawn").Process(target=_bare, args=(address, 1))
+    child = multiprocessing.get_context("spawn").Process(target=_bare, args=(address, core))
     child.start()
     peer, _ = socket.recv_multipart()
     begin, cpu = time.perf_counter(), time.process_time()
@@ -132,11 +133,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--groups", type=int, default=20_000)
     arguments = parser.parse_args()
-    _pin(0)
+    server_core, actor_core = _cores()
+    os.sched_setaffinity(0, {server_core})
     groups = arguments.groups // _STEP * _STEP
     with tempfile.TemporaryDirectory() as scratch:
-        baseline = bare(Path(scratch), groups)
-        ours = served(Path(scratch), groups)
+        baseline = bare(Path(scratch), groups, actor_core)
+        ours = served(Path(scratch), groups, actor_core)
     name = "groups leased, submitted, acknowledged, entered"
     rows = [
         Row(f"{name}, a {of}", mine, "groups", f"bare ROUTER {theirs:.0f}", mine / theirs, f">= {_GOAL}", mine >= _GOAL)
