@@ -175,12 +175,16 @@ class Engine:
             await self.call("/update_weights_from_disk", body, order.timeout_s)
         else:
             begun = await self.call("/begin_weight_update", {}, order.timeout_s, missing_ok=True)
-            for number, bucket in enumerate(order.buckets, start=1):
-                body = {**asdict(bucket), "group_name": order.group, "load_format": "flattened_bucket"}
+            for number, bucket in enumerate(order.buckets):
+                if order.loans:
+                    route, body = "/update_weights_from_tensor", _borrowed(bucket, order.loans[number])
+                else:
+                    route, body = "/update_weights_from_distributed", {**asdict(bucket), "group_name": order.group}
+                    body["load_format"] = "flattened_bucket"
                 body["flush_cache"] = False
-                if number == len(order.buckets):
+                if number == len(order.buckets) - 1:
                     body["weight_version"] = version
-                await self.call("/update_weights_from_distributed", body, order.timeout_s)
+                await self.call(route, body, order.timeout_s)
             if begun is not None:
                 await self.call("/end_weight_update", {}, order.timeout_s)
         await self._flush(order.timeout_s)
@@ -233,6 +237,12 @@ def differences(buckets: list[wire.Bucket], known: dict[str, list[int]]) -> str:
     told += [f"{name} is not sent" for name in known if name not in sent and not name.endswith(_NOT_SENT)]
     told += [f"{n} is {s}, the engine's {known[n]}" for n, s in sent.items() if n in known and known[n] != s]
     return "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+
+
+def _borrowed(bucket: wire.Bucket, loans: list[wire.Loan]) -> dict[str, Any]:
+    from actor.loans import pickled  # torch takes seconds to import, and nothing else here needs it
+
+    return {"serialized_named_tensors": [pickled(bucket, loan) for loan in loans]}
 
 
 def _generation(answer: dict[str, Any], version_at_submit: int, pauses: int) -> Generation:

@@ -248,7 +248,9 @@ class Learner(Section):
 class Sync(Section):
     """How new weights reach the engines."""
 
-    transport: Literal["group", "disk"] = "group"  # disk: of an actor whose engine cannot join the learner's group
+    # Of an actor: the learner's group; its memory (or GPU, with the same CUDA_VISIBLE_DEVICES), where it holds a second
+    # copy of the weights; or files, for an engine that can do neither.
+    transport: Literal["group", "shared", "disk"] = "group"
     backend: Literal["auto", "gloo", "nccl"] = "auto"  # of groups; auto: nccl when the learner has CUDA
     host: str = ""  # where engines find the learner's store; empty: the host of learner.address
     port: int = 0  # of that store; 0: a free one

@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-PROTOCOL = 3  # goes into the hello; peers of another number are refused
+PROTOCOL = 4  # goes into the hello; peers of another number are refused
 MAX_MESSAGE_BYTES = 256 << 20
 _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 
@@ -123,7 +123,7 @@ class Hello(Message):
     protocol: int
     engine_ranks: Annotated[int, Meta(ge=1, le=1024)]  # of its engine in the weight group: the tensor-parallel size
     slots: Count  # leases it can hold; work comes as admission allows
-    transport: Literal["group", "disk"]  # how its engine takes weights
+    transport: Literal["group", "shared", "disk"]  # how its engine takes weights
     drain_s: Seconds = 0.0  # how long answers in flight may still take when its engine is told to pause
 
 
@@ -228,8 +228,15 @@ class Probe(Data):
         self.logprobs = _array(self.logprobs, _FLOAT)
 
 
+class Loan(Data):
+    """Where memory of the learner is for another process on its machine: what torch's IPC tells."""
+
+    cuda: bool
+    fields: list[bool | int | bytes]
+
+
 class Receive(Message):
-    """Take these buckets from the group, or the file; generate on; answered by ``Synced(stage="done")``."""
+    """Take these buckets from the group, memory or file; generate on; answered by ``Synced(stage="done")``."""
 
     group: str
     path: str  # a directory with a safetensors file instead of a group; "" for none
@@ -237,6 +244,7 @@ class Receive(Message):
     buckets: list[Bucket]
     probe: Probe
     timeout_s: float
+    loans: list[list[Loan]] = []  # instead of group and path: of each bucket, for each rank of the engine
 
 
 class Synced(Message):

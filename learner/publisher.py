@@ -1,8 +1,9 @@
 """New weights to every engine at once, bucket by bucket as they are gathered, while requests wait inside the engines.
 
-Each engine has a process group of its own with learner rank 0, formed when its actor comes and kept while it works; an
-engine that cannot join one reads a file. Each is served by a thread of its own, with deadlines that grow with the
-bytes: one that dies, stops or fails is given up and named, and costs the others nothing but its deadline.
+Each engine has a process group of its own with learner rank 0, formed when its actor comes and kept while it works; or
+it reads the learner's memory, on the same machine, or a file. Each is served by a thread of its own, with deadlines
+that grow with the bytes: one that dies, stops or fails is given up and named, and costs the others nothing but its
+deadline.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from common import wire
 from common.config import Sync
 from common.process import FatalError
 from common.rendezvous import host_of
+from learner.buckets import dtype_of, lend, lendable, size_of
 from learner.server import Peer, Server
 
 log = logging.getLogger("learner.publisher")
@@ -99,7 +101,8 @@ class _Belt:
 class _Cargo:
     order: wire.Receive  # complete but for the group; ``path`` is of those who read a file
     belt: _Belt
-    written: threading.Event  # the file is whole
+    lent: list[Tensor]  # the buckets, for those who read them where they are
+    whole: threading.Event  # all are gathered
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ class Publisher:
         self._run = uuid.uuid4().hex[:8]  # an engine may still know the groups of a learner before this one
         self._ended = threading.Event()
         self._spare: list[Tensor] = []
+        self._lent: list[Tensor] = []
+        self._own_device = device
 
     def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], probe: wire.Probe) -> Published:
         """Sends the weights, which come as the buckets name them, as ``version`` to all actors present.
@@ -143,7 +148,7 @@ class Publisher:
         for name, link in list(self._links.items()):
             if members.get(name) is not link.peer:
                 self._unlink(name, link.peer)
-        size = sum(map(_size, self._buckets))
+        size = sum(map(size_of, self._buckets))
         deadline = self._config.timeout_s + len(members) * size / (self._config.slowest_mb_per_s * 1e6)
         path = ""
         if any(peer.transport == "disk" for peer in members.values()):
@@ -151,15 +156,19 @@ class Publisher:
         order = wire.Receive(
             group="", path=path, version=version, buckets=self._buckets, probe=probe, timeout_s=deadline
         )  # fmt: skip
-        belt = _Belt([name for name, peer in members.items() if peer.transport == "group"], self._spare)
-        cargo = _Cargo(order, belt, threading.Event())
+        lending = any(peer.transport == "shared" for peer in members.values())
+        if not lending:
+            self._lent.clear()
+        grouped = [name for name, peer in members.items() if peer.transport == "group"]
+        belt = _Belt(grouped, [] if lending else self._spare)
+        cargo = _Cargo(order, belt, self._lent, threading.Event())
         results: queue.SimpleQueue[tuple[str, float | Exception]] = queue.SimpleQueue()
         for name, peer in members.items():
             # Python must not end under a thread inside torch. Forming a group can be ended, but for NCCL's.
             serve = partial(self._serve, name, peer, cargo, results)
             threading.Thread(target=serve, name=f"weights of {name}", daemon=self._backend == "nccl").start()
         try:
-            self._gather(weights, cargo)
+            self._gather(weights, cargo, lending=lending)
             pauses = self._collect(members, results)
         except BaseException:
             self._ended.set()  # the threads need not go on
@@ -173,22 +182,33 @@ class Publisher:
         seconds = time.monotonic() - begin
         return Published({name: members[name] for name in pauses}, seconds, max(pauses.values(), default=0.0))
 
-    def _gather(self, weights: Iterator[tuple[str, Tensor]], cargo: _Cargo) -> None:
+    def _gather(self, weights: Iterator[tuple[str, Tensor]], cargo: _Cargo, *, lending: bool) -> None:
         """Bucket after bucket as bytes onto the belt and, where somebody reads it, into a file."""
-        largest = max(map(_size, self._buckets))
         for number, bucket in enumerate(self._buckets):
             while not cargo.belt.has_room(number):
                 self._check()
-            if not self._spare:
-                self._spare.append(torch.empty(largest, dtype=torch.uint8, device=self._device))
-            buffer = self._spare.pop()
-            parts = buffer[: _size(bucket)].view(_dtype(bucket)).split([math.prod(shape) for shape in bucket.shapes])
+            buffer = self._lendable(number) if lending else self._passing()
+            parts = (
+                buffer[: size_of(bucket)].view(dtype_of(bucket)).split([math.prod(shape) for shape in bucket.shapes])
+            )
             for part, (_, tensor) in zip(parts, itertools.islice(weights, len(parts)), strict=True):
                 part.copy_(tensor.reshape(-1))
             if cargo.order.path:
                 self._write(Path(cargo.order.path), number, bucket, parts)
             cargo.belt.put(number, buffer)
-        cargo.written.set()
+        cargo.whole.set()
+
+    def _passing(self) -> Tensor:
+        if not self._spare:
+            largest = max(map(size_of, self._buckets))
+            self._spare.append(torch.empty(largest, dtype=torch.uint8, device=self._device))
+        return self._spare.pop()
+
+    def _lendable(self, number: int) -> Tensor:
+        """Of this bucket alone, and the same in every update: nobody tells when a GPU has read it to the end."""
+        if number == len(self._lent):
+            self._lent.append(lendable(size_of(self._buckets[number]), self._own_device))
+        return self._lent[number]
 
     def _write(self, directory: Path, number: int, bucket: wire.Bucket, parts: Sequence[Tensor]) -> None:
         try:
@@ -238,8 +258,11 @@ class Publisher:
         if peer.transport == "group":
             group = self._linked(name, peer)
             order = order.model_copy(update={"group": group.group_name, "path": ""})
-        while not (cargo.written.wait(_TURN_S) if group is None else cargo.belt.get(name, 0) is not None):
+        while not (cargo.whole.wait(_TURN_S) if group is None else cargo.belt.get(name, 0) is not None):
             self._still(name, peer)  # no engine stands still before there is something to send
+        if peer.transport == "shared":
+            loans = [[lend(buffer) for _ in range(peer.engine_ranks)] for buffer in cargo.lent]
+            order = order.model_copy(update={"loans": loans, "path": ""})
         version = order.version
         self._server.send(name, wire.Pause(version=version, timeout_s=2 * order.timeout_s))
         self._hear(name, peer, ("ready", version), self._config.timeout_s + peer.drain_s)
@@ -286,7 +309,7 @@ class Publisher:
                 while (buffer := cargo.belt.get(name, number)) is None:
                     self._still(name, peer)
                 begin = time.monotonic()
-                work = group.broadcast([buffer[: _size(self._buckets[number])]], options)
+                work = group.broadcast([buffer[: size_of(self._buckets[number])]], options)
                 while not work.is_completed():
                     self._still(name, peer)
                     if time.monotonic() > begin + left:
@@ -357,30 +380,6 @@ def form_group(backend: str, store: TCPStore, name: str, world: int, timeout_s: 
     )  # fmt: skip
     _world.pg_group_ranks[group] = {one: one for one in range(world)}  # what destroy_process_group wants to forget
     return group
-
-
-def plan(layout: dict[str, list[int]], dtype: str, limit_mb: float) -> list[wire.Bucket]:
-    """Consecutive tensors of at most ``limit_mb`` MiB together in each bucket; a larger one is alone."""
-    buckets: list[wire.Bucket] = []
-    for name, shape in layout.items():
-        one = wire.Bucket(names=[name], dtypes=[dtype], shapes=[shape])
-        if buckets and _size(buckets[-1]) + _size(one) <= limit_mb * 2**20:
-            buckets[-1].names.append(name)
-            buckets[-1].dtypes.append(dtype)
-            buckets[-1].shapes.append(shape)
-        else:
-            buckets.append(one)
-    return buckets
-
-
-def _dtype(bucket: wire.Bucket) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, bucket.dtypes[0])
-    return dtype
-
-
-def _size(bucket: wire.Bucket) -> int:
-    """Bytes."""
-    return _dtype(bucket).itemsize * sum(map(math.prod, bucket.shapes))
 
 
 def _first_line(error: Exception) -> str:

@@ -17,13 +17,14 @@ from common.config import Config
 from common.process import FatalError, Stopwatch
 from learner import record, selection
 from learner.admission import Limits
+from learner.buckets import plan
 from learner.checkpoint import Checkpoints
 from learner.control import Ranks
 from learner.data import Shuffled, digest, read_questions, spread
 from learner.evaluation import evaluation_queue, evaluation_work, summarise
 from learner.ledger import Ledger, Outcome, audit, routed
 from learner.policy import layout
-from learner.publisher import Publisher, plan
+from learner.publisher import Publisher
 from learner.queue import WorkQueue, staleness_bound
 from learner.report import Pulse, Report, per_step, time_spent, token_lags
 from learner.server import Finished, Server
@@ -70,8 +71,7 @@ class Run:
         self._publisher = Publisher(server, config.sync, buckets, trainer.device, self._check_interrupt)
         self._limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
         self._watch = Stopwatch()
-        self._interrupted = False
-        self._version = 0  # of the policy the engines have
+        self._interrupted, self._version = False, 0  # asked to end; of the policy the engines have
         self._totals: dict[str, float] = {"response_tokens": 0, "lag_sum": 0, "lag_max": 0, "loop_s": 0, "pause_s": 0}
         self._before: dict[str, Any] = {}
         self._shares: Mapping[str, float] = {}  # of the languages that the policy chose, an average over steps

@@ -52,7 +52,7 @@ class Peer:
     """An actor as the learner sees it."""
 
     engine_ranks: int
-    transport: str  # "group" or "disk"
+    transport: str  # as sync.transport
     drain_s: float  # how long its engine may take to pause, beside the ordinary
     slots: int  # most leases it can hold
     heard: float  # time of its last message

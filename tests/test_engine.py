@@ -20,7 +20,7 @@ from actor.engine import Engine, Generation, differences
 from actor.process import client, start
 from common import wire
 from common.config import load
-from learner.publisher import plan
+from learner.buckets import plan
 from scripts.bench.pauses import PROMPT, TEMPERATURE, changed, distances, logprobs, update
 
 OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]

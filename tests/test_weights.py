@@ -31,8 +31,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common import wire
 from common.config import Sync
+from learner.buckets import plan
 from learner.policy import full_weights, layout
-from learner.publisher import Published, Publisher, _Belt, _Cargo, plan
+from learner.publisher import Published, Publisher, _Belt, _Cargo
 from learner.server import Peer, Server
 from learner.trainer import Trainer
 from tests.train_once import configuration, together
@@ -82,7 +83,7 @@ class Pool:
     def engine(self, name: str) -> psutil.Process:
         return psutil.Process(self.processes[name].pid).children()[0]
 
-    def until(self, condition: Callable[[], object], what: str, timeout: float = 90) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 300) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             told = {path.name: path.read_text()[-2000:] for path in self.directory.rglob("*.log")}
@@ -121,7 +122,8 @@ def pool(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     for name in ("one", "two"):
         pool.start(name)
     pool.start("reader", "--sync.transport", "disk")
-    pool.here("one", "two", "reader")
+    pool.start("borrower", "--sync.transport", "shared")
+    pool.here("one", "two", "reader", "borrower")
     yield pool
     pool.close()
 
@@ -129,7 +131,7 @@ def pool(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def test_every_engine_gets_the_weights_and_proves_it(pool: Pool) -> None:
     for _ in range(2):
         done = pool.publish()
-        assert set(done.members) == {"one", "two", "reader"}
+        assert set(done.members) == {"one", "two", "reader", "borrower"}
         for name in done.members:
             pool.until(lambda name=name: pool.proved(name), f"{name} proves version {pool.version}")  # type: ignore[misc]
         assert done.pause_s <= done.seconds
@@ -140,7 +142,7 @@ def test_one_that_stops_in_the_middle_of_a_broadcast_is_named_and_costs_its_dead
     pool: Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stopped between pause and weights: the learner is in the broadcast when its deadline passes."""
-    pool.here("one", "two", "reader")
+    pool.here("one", "two", "reader", "borrower")
     before, stopped = pool.publisher._send, pool.engine("one")
 
     def stop_first(name: str, peer: Peer, group: Any, cargo: _Cargo) -> None:
@@ -154,23 +156,23 @@ def test_one_that_stops_in_the_middle_of_a_broadcast_is_named_and_costs_its_dead
         done = pool.publish()
     assert "giving up actor one: the weights did not reach its engine" in caplog.text
     pool.publisher._send = before  # type: ignore[method-assign]
-    assert set(done.members) == {"two", "reader"}
-    pool.here("one", "two", "reader")
-    assert set(pool.publish().members) == {"one", "two", "reader"}, "caught up"
+    assert set(done.members) == {"two", "reader", "borrower"}
+    pool.here("one", "two", "reader", "borrower")
+    assert set(pool.publish().members) == {"one", "two", "reader", "borrower"}, "caught up"
     assert "starting the engine again" in pool.log("one").read_text()
 
 
 def test_an_engine_with_other_weights_is_started_again(pool: Pool) -> None:
     """A tensor that was harmed on the way is found by the probe, and no answer made with it is sent."""
-    pool.here("one", "two", "reader")
+    pool.here("one", "two", "reader", "borrower")
     peers = pool.server.members()
     pool.publish(harm=lambda weights: weights[3][1].mul_(1.01))
-    for name in ("one", "two", "reader"):
+    for name in ("one", "two", "reader", "borrower"):
         words = f"after the update to version {pool.version} the engine's log-probabilities"
         pool.until(lambda name=name, words=words: words in pool.log(name).read_text(), words)  # type: ignore[misc]
     pool.until(lambda: not any(pool.server.peers.get(n) is p for n, p in peers.items()), "all leave")
-    pool.here("one", "two", "reader")
-    assert set(pool.publish().members) == {"one", "two", "reader"}
+    pool.here("one", "two", "reader", "borrower")
+    assert set(pool.publish().members) == {"one", "two", "reader", "borrower"}
 
 
 def test_an_engine_of_another_model_is_refused(pool: Pool, tmp_path: Path) -> None:

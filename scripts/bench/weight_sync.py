@@ -29,7 +29,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from common import wire
 from common.config import Sync
 from common.process import die_with_parent
-from learner.publisher import Publisher, form_group, plan
+from learner.buckets import plan
+from learner.publisher import Publisher, form_group
 from learner.server import Server
 from scripts.bench.table import Row, report
 from scripts.warm_start import build_tokenizer

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import ctypes
 import itertools
 import json
 import os
+import pickle
 import signal
 import time
 from datetime import timedelta
@@ -238,6 +240,16 @@ class Engine:
                 self.model.weights[name] = piece.view(kind).view(shape)
         self.model.version = body.get("weight_version") or self.model.version
 
+    async def borrow(self, request: web.Request) -> web.Response:
+        if not self.open:
+            return web.json_response({"success": False, "message": "begin first"}, status=400)
+        return await self._blocking(self._borrow, await request.json())
+
+    def _borrow(self, body: dict[str, Any]) -> None:
+        for name, tensor in pickle.loads(base64.b64decode(body["serialized_named_tensors"][0])):
+            self.model.weights[name] = tensor.clone()
+        self.model.version = body.get("weight_version") or self.model.version
+
     async def read(self, request: web.Request) -> web.Response:
         return await self._blocking(self._read, await request.json())
 
@@ -285,6 +297,7 @@ def main() -> None:
             "/flush_cache": engine.flush, "/begin_weight_update": engine.begin, "/end_weight_update": engine.end,
             "/init_weights_update_group": engine.join, "/destroy_weights_update_group": engine.leave,
             "/update_weights_from_distributed": engine.receive, "/update_weights_from_disk": engine.read,
+            "/update_weights_from_tensor": engine.borrow,
         }  # fmt: skip
         for path, handler in posts.items():
             if not (engine.old and path in ("/begin_weight_update", "/end_weight_update")):
