@@ -6,6 +6,7 @@ With ``SGLANG_DIRS=DIR:DIR`` also other versions, each installed by ``pip instal
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -20,20 +21,33 @@ from actor.engine import Engine, Generation, differences
 from actor.process import client, start
 from common import wire
 from common.config import load
-from learner.buckets import plan
-from scripts.bench.pauses import PROMPT, TEMPERATURE, changed, distances, logprobs, update
+from learner.buckets import lend, lendable, plan, size_of
+from scripts.bench.pauses import NO_PROBE, PROMPT, TEMPERATURE, by_file, changed, distances, logprobs, update
 
 OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]
 
 
-async def interrupted(engine: Engine, new: PreTrainedModel, scratch: Path) -> tuple[Generation, float]:
-    """An answer under way when the weights become ``new``, by file, and how far the probe is off afterwards."""
+def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) -> wire.Receive:
+    buckets = plan({name: list(value.shape) for name, value in model.named_parameters()}, "float32", 0.05)
+    weights = iter(model.parameters())
+    for bucket in buckets:
+        flat = lendable(size_of(bucket), torch.device("cpu"))
+        flat.view(torch.float32).copy_(torch.cat([next(weights).detach().flatten() for _ in bucket.names]))
+        kept.append(flat)
+    loans = [[lend(flat)] for flat in kept[-len(buckets) :]]
+    return wire.Receive(
+        group="", path="", version=version, buckets=buckets, probe=NO_PROBE, timeout_s=60, loans=loans
+    )  # fmt: skip
+
+
+async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive) -> tuple[Generation, float]:
+    """An answer under way when the weights become ``new``, and how far the probe is off afterwards."""
     shapes = {name: list(value.shape) for name, value in new.named_parameters()}
     assert not differences(plan(shapes, "float32", 1024), await engine.shapes(60))
     sampling = {"temperature": TEMPERATURE, "max_new_tokens": 450, "ignore_eos": True}
     answer = asyncio.create_task(engine.generate([PROMPT], sampling))
     await asyncio.sleep(0.35)
-    await update(engine, new, scratch)
+    await update(engine, order)
     ids = torch.randint(3, 320, (40,)).tolist()
     probe = wire.Probe(
         ids=np.array(ids, np.int32), logprobs=logprobs(new, ids).astype(np.float32), tolerance=1e-4
@@ -59,18 +73,21 @@ def test_every_part_of_an_answer_is_of_the_weights_it_is_marked_with(
     """An SGLang that cannot flush while answers wait lets them end instead, and says so."""
     monkeypatch.setenv("PYTHONPATH", directory)
     policies: list[PreTrainedModel] = [AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)]
+    kept: list[torch.Tensor] = []
 
     async def all_modes(engine: Engine) -> None:
         retracts = engine.mode == "retract"
         assert retracts != ("updates wait until answers in flight have ended" in caplog.text)
-        for mode in [engine.mode, "in_place", "drain", engine.mode]:
+        for mode, memory in itertools.product([engine.mode, "in_place", "drain", engine.mode], [True, False]):
             engine.mode = mode
             policies.append(changed(policies[-1], 0.1))
-            answer, off = await interrupted(engine, policies[-1], tmp_path)
+            version = engine.version + 1
+            order = by_memory(policies[-1], version, kept) if memory else by_file(policies[-1], version, tmp_path)
+            answer, off = await interrupted(engine, policies[-1], order)
             assert off < 1e-4, "the probe"
             old, new = engine.version - 1, engine.version
             found = distances(answer, policies)
-            print(directory, mode, found, np.unique(answer.versions, return_counts=True))
+            print(directory, mode, memory, found, np.unique(answer.versions, return_counts=True))
             if mode == "drain":
                 assert set(found) == {old}, "no answer spans two versions"
             elif retracts:  # spans are told, and the update came in the middle
@@ -92,7 +109,8 @@ def test_an_engine_that_cannot_flush_while_answers_wait_lets_them_end(
     old = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
 
     async def once(engine: Engine) -> None:
-        answer, off = await interrupted(engine, changed(old, 0.1), tmp_path)
+        new = changed(old, 0.1)
+        answer, off = await interrupted(engine, new, by_file(new, 1, tmp_path))
         assert off < 1e-4 and distances(answer, [old])[0] < 1e-4 and len(answer.ids) == 450
 
     with caplog.at_level(logging.WARNING):

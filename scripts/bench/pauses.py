@@ -33,7 +33,7 @@ from scripts.bench.weight_sync import make_model
 
 TEMPERATURE, PROMPT = 0.8, [1, 7, 8, 9]
 _IN_FLIGHT, _EVERY_S, _COMPARED, _EXACT = 8, 3, 12, 1e-4
-_NO_PROBE = wire.Probe(ids=np.zeros(1, np.int32), logprobs=np.zeros(0, np.float32), tolerance=0)
+NO_PROBE = wire.Probe(ids=np.zeros(1, np.int32), logprobs=np.zeros(0, np.float32), tolerance=0)
 
 
 def logprobs(model: PreTrainedModel, ids: list[int], temperature: float = 1.0) -> NDArray[np.float64]:
@@ -60,11 +60,13 @@ def changed(model: PreTrainedModel, by: float) -> PreTrainedModel:
     return new
 
 
-async def update(engine: Engine, model: PreTrainedModel, scratch: Path) -> float:
-    """Gives the engine the model's weights as its next version, by file; seconds from the order until it goes on."""
+def by_file(model: PreTrainedModel, version: int, scratch: Path) -> wire.Receive:
     save_file({name: value.detach() for name, value in model.named_parameters()}, scratch / "model.safetensors")
-    version, path = engine.version + 1, str(scratch)
-    order = wire.Receive(group="", path=path, version=version, buckets=[], probe=_NO_PROBE, timeout_s=60)
+    return wire.Receive(group="", path=str(scratch), version=version, buckets=[], probe=NO_PROBE, timeout_s=60)
+
+
+async def update(engine: Engine, order: wire.Receive) -> float:
+    """Gives the engine new weights; seconds from the order until it goes on."""
     begin = time.perf_counter()
     await engine.pause(60, 600)
     await engine.receive(order)
@@ -91,7 +93,7 @@ async def under_updates(
         await asyncio.sleep(_EVERY_S)
         if scratch:
             policies.append(changed(policies[-1], 0.01))
-            seconds.append(await update(engine, policies[-1], scratch))
+            seconds.append(await update(engine, by_file(policies[-1], engine.version + 1, scratch)))
     going = False
     await asyncio.gather(*asking)
     return sum(len(answer.ids) for answer in answers) / (time.perf_counter() - begin), seconds, answers
