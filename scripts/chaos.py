@@ -1,7 +1,8 @@
 """A run among disasters: processes are killed and stopped, connections cut, and nothing may be lost or doubled.
 
 ``python -m scripts.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner, a
-reward process and two actors with an engine each, all real processes, restarted when they die as a cluster would. An
+reward process and two actors with an engine each, one in a weight group and one that reads the learner's memory; all are
+real processes, restarted when they die as a cluster would. An
 event comes at a random moment after the run has gone on since the last one; after the last one the learner is
 interrupted and resumes to make a few steps more. ``--engine light`` puts the engine of ``tests/light`` in the place of
 SGLang: it starts in seconds. Ends with 1 when a question was lost or trained twice, a token was staler than the bound,
@@ -58,8 +59,9 @@ class Cluster:
         flags += ["--learner.address", f"tcp://127.0.0.1:{self.ports['learner']}"]
         flags += ["--reward.addresses", f'["tcp://127.0.0.1:{self.ports["reward"]}"]']
         self._commands = {"learner": ["-m", "learner", *flags], "reward": ["-m", "reward", *flags]}
-        for n in range(2):
-            self._commands[f"actor-{n}"] = ["-m", "actor", *flags, "--actor.name", f"actor-{n}"]
+        for n, transport in enumerate(("group", "shared")):
+            own = ["--actor.name", f"actor-{n}", "--sync.transport", transport]
+            self._commands[f"actor-{n}"] = ["-m", "actor", *flags, *own]
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
         self._environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.ports["store"])}
         light = [str(_ROOT / "tests" / "light")] if engine == "light" else []
