@@ -1,12 +1,12 @@
 """A run among disasters: processes are killed and stopped, connections cut, and nothing may be lost or doubled.
 
 ``python -m scripts.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner, a
-reward process and two actors with an engine each, one in a weight group and one that reads the learner's memory; all are
-real processes, restarted when they die as a cluster would. An
-event comes at a random moment after the run has gone on since the last one; after the last one the learner is
-interrupted and resumes to make a few steps more. ``--engine light`` puts the engine of ``tests/light`` in the place of
-SGLang: it starts in seconds. Ends with 1 when a question was lost or trained twice, a token was staler than the bound,
-the run stood still for longer than its deadlines allow, or a process is left behind.
+reward process and two actors with an engine each, one in a weight group and one that reads the learner's memory. All
+are real processes, restarted when they die as a cluster would. An event comes at a random moment after the run has
+gone on since the last one; after the last one the learner is interrupted and resumes to make a few steps more.
+``--engine light`` puts the engine of ``tests/light`` in the place of SGLang: it starts in seconds. Ends with 1 when a
+question was lost or trained twice, a token was staler than the bound, the run stood still for longer than its
+deadlines allow, or a process is left behind.
 """
 
 from __future__ import annotations
