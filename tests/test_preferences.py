@@ -1,4 +1,4 @@
-"""Pairs from recorded groups, and what DPO makes of them."""
+"""Pairs from recorded groups, and what DPO and MPO make of them."""
 
 from __future__ import annotations
 
@@ -72,11 +72,15 @@ def test_dpo_prefers_rewards_and_learns_to(recorded: Path, tiny_policy: Path, tm
 
 
 def logp(path: Path, tokenizer: Any, prompt: Any, answer: Any) -> float:
+    return sum(token_logps(path, tokenizer, prompt, answer))
+
+
+def token_logps(path: Path, tokenizer: Any, prompt: Any, answer: Any) -> list[float]:
     start = tokenizer.encode(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
     ids = tokenizer.encode(tokenizer.apply_chat_template([*prompt, *answer], tokenize=False))
     with torch.no_grad():
         table = AutoModelForCausalLM.from_pretrained(path)(torch.tensor([ids])).logits[0].log_softmax(-1)
-    return sum(float(table[n - 1, ids[n]]) for n in range(len(start), len(ids)))
+    return [float(table[n - 1, ids[n]]) for n in range(len(start), len(ids))]
 
 
 def test_mapo_prefers_agreement_with_the_pivot(recorded: Path, tmp_path: Path) -> None:
@@ -103,6 +107,87 @@ def test_lidr_prefers_translations_of_the_pivot_and_the_pivot_to_translations(re
         ("<|out_lang_de|>", german, "Die Hauptstadt von Frankreich ist Berlin."),
         ("<|out_lang_en|>", "The capital of France is Paris.", english),
     }
+
+
+def translator(request: dict[str, Any]) -> str:
+    """Says where it is of the pivot's best and worst answers, and that it does not know where it cannot translate."""
+    asked = request["messages"][0]["content"]
+    if "into German" in asked:
+        return "Frankreichs Hauptstadt heißt Paris." if "Paris" in asked else "Ich glaube, dass es Rom ist."
+    return "法国的首都是巴黎。" if "Paris" in asked else "I do not speak Chinese."
+
+
+def test_mpo_leads_translated_preferences_to_those_of_the_pivot(
+    recorded: Path, tiny_policy: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    training = ["--model", str(tiny_policy), "--lr", "1e-3", "--epochs", "30", "--batch", "1"]
+    with serving(translator) as url:
+        main(["mpo", str(recorded), "--out", str(out), "--endpoint", f"m@{url}", *training])
+    pivot, german = pq.read_table(out / "pairs.parquet").to_pylist()
+    english = list(ANSWERS["en"])
+    assert pairs(out) == {
+        ("<|out_lang_en|>", english[0], english[2]),
+        ("<|out_lang_de|>", "Frankreichs Hauptstadt heißt Paris.", "Ich glaube, dass es Rom ist."),
+    }, "Chinese has but one of the two, so it takes no part"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    aim, before = (gap(tiny_policy, tokenizer, row) for row in (pivot, german))
+    after = gap(out / "model", tokenizer, german)
+    assert abs(1.5 * after - aim) < 0.2 * abs(1.5 * before - aim), (aim, before, after)
+
+
+def gap(path: Path, tokenizer: Any, row: dict[str, Any]) -> float:
+    """Difference of mean log-probabilities of the answers' tokens."""
+    chosen, rejected = (
+        np.mean(token_logps(path, tokenizer, row["prompt"], row[name])) for name in ("chosen", "rejected")
+    )
+    return float(chosen - rejected)
+
+
+def test_the_loss_of_mpo_is_that_of_its_definition(tiny_policy: Path, tmp_path: Path) -> None:
+    """Sequence after sequence without padding, by transformers alone, of a policy that has left its reference."""
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+
+    from scripts.mpo import MPOTrainer
+
+    rng, tokenizer = np.random.default_rng(), AutoTokenizer.from_pretrained(tiny_policy)
+
+    def said(role: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": "".join(rng.choice([*"abc "], rng.integers(1, 30)))}]
+
+    rows = [{"prompt": said("user"), "chosen": said("assistant"), "rejected": said("assistant")} for _ in range(6)]
+    settings = DPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=6, train_sampling_strategy="sequential", beta=0.7,
+        use_cpu=True, bf16=False, report_to=[],
+    )  # fmt: skip
+    data = Dataset.from_list(rows)
+    trainer: Any = MPOTrainer(str(tiny_policy), args=settings, train_dataset=data, processing_class=tokenizer)
+    with torch.no_grad():
+        for parameter in trainer.model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    trainer.model.save_pretrained(tmp_path / "moved")
+
+    wanted = []
+    for pivot, other in zip(rows[0::2], rows[1::2], strict=True):
+        aim, led = gap(tiny_policy, tokenizer, pivot), gap(tmp_path / "moved", tokenizer, other)
+        moved = [
+            state(tmp_path / "moved", tokenizer, pivot, name) - state(tiny_policy, tokenizer, pivot, name)
+            for name in ("chosen", "rejected")
+        ]
+        wanted.append((0.7 * led - aim) ** 2 + float(np.mean(np.square(moved))))
+    assert loss.item() == pytest.approx(np.mean(wanted), rel=1e-4)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in trainer.model.parameters())
+
+
+def state(path: Path, tokenizer: Any, row: dict[str, Any], answer: str) -> Any:
+    ids = tokenizer.encode(tokenizer.apply_chat_template([*row["prompt"], *row[answer]], tokenize=False))
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(path)
+        return model(torch.tensor([ids]), output_hidden_states=True).hidden_states[-1][0].mean(0).numpy()
 
 
 def test_what_gives_no_pairs_is_an_error(recorded: Path, tmp_path: Path) -> None:
