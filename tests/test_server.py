@@ -187,6 +187,33 @@ def test_hello_again_does_not_multiply_the_slots(server: Server, address: str) -
     assert server.counts()["leased"] == 2
 
 
+def test_it_is_quiet_when_every_group_handed_out_is_finished(server: Server, address: str) -> None:
+    leased: list[wire.Work] = []
+    actor = Client(address, "a")
+
+    def wait() -> None:
+        pass
+
+    def finish_one() -> None:
+        assert not leased or actor.submit(leased.pop())
+
+    def interrupted() -> None:
+        raise InterruptedError
+
+    assert server.quiet(5, wait), "nothing is served yet"
+    serve(server)
+    join(server, actor, slots=2)
+    while len(leased) < 2:
+        leased += actor.receive(wire.Leased).work
+    assert not server.quiet(0.05, wait), "two are under way"
+    with pytest.raises(InterruptedError):
+        server.quiet(5, interrupted)
+    assert server.quiet(5, finish_one) and not leased, "it waits for both"
+    assert server.quiet(5, wait), "finished ones may wait to be taken"
+    Client(address, "b").hello(slots=1)
+    assert not server.quiet(5, wait), "an actor has come, and has no weights yet"
+
+
 def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
     serve(server)
     actor = Client(address, "a")
