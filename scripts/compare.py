@@ -168,13 +168,8 @@ def _arm(text: str) -> tuple[str, str]:
 
 
 def _files_first(words: list[str]) -> list[str]:
-    """Files go before all flags, wherever they were given; ``--flag value`` stays together."""
-    files: list[str] = []
-    flags: list[str] = []
-    for place, word in enumerate(words):
-        value = place > 0 and words[place - 1].startswith("--") and "=" not in words[place - 1]
-        (flags if word.startswith("--") or value else files).append(word)
-    return [*files, *flags]
+    """Files go before all flags, wherever they were given."""
+    return sorted(words, key=lambda word: word.startswith("--") or not word.endswith(".toml"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class Failure:
     """No usable answer came, for this reason."""
 
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Endpoint(Generic[Value]):
@@ -176,8 +180,13 @@ def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
     return read
 
 
-def any_text(_: int, answer: str) -> str:
-    """A reading that takes what is not empty."""
-    if not answer:
-        raise ValueError("it is empty")
-    return answer
+def whole_number(least: int, most: int) -> Callable[[int, str], int]:
+    """A reading of a grade: one whole number in these bounds, with or without "/ most"."""
+
+    def read(_: int, answer: str) -> int:
+        found = re.fullmatch(rf"\D*(\d{{1,4}})(?:\s*/\s*{most})?\D*", answer)
+        if found is None or not least <= int(found[1]) <= most:
+            raise ValueError(f"it has to be a whole number from {least} to {most}")
+        return int(found[1])
+
+    return read

@@ -40,7 +40,7 @@ from common.process import FatalError, has_cuda
 from common.tokenizer import load_tokenizer
 from reward.gate import LanguageGate
 from scripts.calibration_report import mean_interval
-from scripts.endpoint import FORM, Endpoint, Failure, Talk
+from scripts.endpoint import FORM, Endpoint, Failure, Talk, whole_number
 from scripts.prepare_data import pairs
 from scripts.sources import Report, Row, Rules, read
 
@@ -85,17 +85,6 @@ def read_label(_: int, said: str) -> str:
     if len(found) != 1:
         raise ValueError(f"it has to be one of {', '.join(LABELS)}")
     return found[0]
-
-
-def read_grade(_: int, said: str) -> str:
-    """
-    Raises:
-        ValueError: it is no whole number from 1 to 10.
-    """
-    found = re.fullmatch(r"\D*(10|[1-9])(?:\s*/\s*10)?\D*", said)
-    if found is None:
-        raise ValueError("it has to be a whole number from 1 to 10")
-    return str(found[1])
 
 
 def last_number(text: str) -> float | None:
@@ -145,15 +134,15 @@ async def _ready(engine: EngineProcess, timeout_s: float) -> None:
 
 def styler(style: str, model: str) -> Callable[[Row], Talk]:
     """How a question is put: ``tag``, ``system``, ``plain``; ``auto`` is tag where the tokenizer has it, else plain."""
-    if style in ("plain", "system", "tag"):
-        ask = {"plain": lambda messages, _: messages, "system": instructed, "tag": tagged}[style]
-        return lambda row: ask(row.messages, row.language)
-    encode = None if "@" in model else load_tokenizer(model).encode
+    encode = load_tokenizer(model).encode if style == "auto" and "@" not in model else None
 
-    def known(language: str) -> bool:
-        return encode is not None and len(encode(tag(language), add_special_tokens=False)) == 1
+    def ask(row: Row) -> Talk:
+        known = encode is not None and len(encode(tag(row.language), add_special_tokens=False)) == 1
+        if style == "tag" or known:
+            return tagged(row.messages, row.language)
+        return instructed(row.messages, row.language) if style == "system" else row.messages
 
-    return lambda row: tagged(row.messages, row.language) if known(row.language) else row.messages
+    return ask
 
 
 def answers(rows: Sequence[Row], endpoint: str, ask: Callable[[Row], Talk], max_tokens: int) -> list[str]:
@@ -163,36 +152,29 @@ def answers(rows: Sequence[Row], endpoint: str, ask: Callable[[Row], Talk], max_
     return ["" if isinstance(one, Failure) else one for one in said]
 
 
-def judged(name: str, rows: Sequence[Row], said: Sequence[str], judge: Endpoint[str] | None) -> list[Item]:
-    """
-    Raises:
-        FatalError: the set needs a judge.
-    """
+def judged(name: str, rows: Sequence[Row], said: Sequence[str], judge: Endpoint[str | int] | None) -> list[Item]:
     spoken = LanguageGate().detect(list(said))
-    labels: list[str | Failure]
+    labels: Sequence[str | int | Failure]
     if name == "mGSM":
         right = [last_number(answer) == last_number(row.reference) for row, answer in zip(rows, said, strict=True)]
-        labels = ["right" if one else "wrong" for one in right]
-    elif judge is None:
-        raise FatalError(f"{name} needs --judge: {FORM}")
+        labels = ["CORRECT" if one else "INCORRECT" for one in right]
     else:
-        form, reading = (_CARE_PRO, read_label) if name == "CARE-pro" else (_CARE, read_grade)
+        assert judge is not None
+        form, reading = (_CARE_PRO, read_label) if name == "CARE-pro" else (_CARE, whole_number(1, 10))
         talks = []
         for row, answer in zip(rows, said, strict=True):
             language = english_name(row.language).capitalize()
             shown = form.format(question=row.prompt, reference=row.reference, answer=answer, language=language)
             talks.append([{"role": "user", "content": shown}])
         labels = judge.ask(talks, reading)
-    worth = {"right": 1.0, "CORRECT": 1.0, **{str(n): n / 10 for n in range(1, 11)}}
+
+    def score(label: str | int | Failure) -> float | None:
+        if isinstance(label, Failure):
+            return None
+        return label / 10 if isinstance(label, int) else float(label == "CORRECT")
+
     return [
-        Item(
-            index=n,
-            language=row.language,
-            score=None if isinstance(label, Failure) else worth.get(label, 0.0),
-            label=label.reason if isinstance(label, Failure) else label,
-            answer=answer,
-            compliant=language == row.language,
-        )
+        Item(n, row.language, score(label), str(label), answer, compliant=language == row.language)
         for n, (row, label, answer, language) in enumerate(zip(rows, labels, said, spoken, strict=True))
     ]
 
@@ -293,15 +275,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     files = {"CARE-pro": args.care_pro, "CARE": args.care, "mGSM": args.mgsm}
     rows: dict[str, list[Row]] = {}
     for name, source in files.items():
-        report = Report()
         if source:
+            if name != "mGSM" and not args.judge:
+                raise FatalError(f"{name} needs --judge: {FORM}")
+            report = Report()
             rules = Rules(pairs(args.columns), args.language, numbers=name == "mGSM")
             rows[name] = read([source], rules, report)
             if not rows[name] or report.counts["broken"]:
                 raise FatalError(f"{name}: {len(rows[name])} good rows; {report.problems[:1] or source}")
-    judge = (
-        Endpoint[str](args.judge, out.with_suffix(".judge.jsonl"), max_tokens=args.judge_tokens) if args.judge else None
-    )
+    kept, longest = out.with_suffix(".judge.jsonl"), args.judge_tokens
+    judge = Endpoint[str | int](args.judge, kept, max_tokens=longest) if args.judge else None
     ask, items = styler(args.prompt_style, model), dict[str, list[Item]]()
     if rows:
         with served(model, out.with_suffix(".engine.log")) as endpoint:

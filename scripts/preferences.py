@@ -24,8 +24,7 @@ from __future__ import annotations
 
 import argparse
 import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from common.process import FatalError, has_cuda
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import record
-from scripts.endpoint import FORM, Endpoint, Failure, in_languages, translation
+from scripts.endpoint import FORM, Endpoint, Failure, in_languages, translation, whole_number
 
 _AGREEMENT = (
     "How far do these two answers to one question say the same? Languages do not matter. Reply with a whole number "
@@ -75,16 +74,6 @@ def dpo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     ]
 
 
-def read_percent(_: int, said: str) -> float:
-    """
-    Raises:
-        ValueError: it is no whole number from 0 to 100.
-    """
-    if not re.fullmatch(r"\d{1,3}", said) or int(said) > 100:
-        raise ValueError("it has to be a whole number from 0 to 100")
-    return int(said) / 100
-
-
 def mapo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     parts = [
         (question, language, answers[args.pivot][0].text, list(dict.fromkeys(rollout.text for rollout in some)))
@@ -93,13 +82,13 @@ def mapo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
         if args.pivot in answers and language != args.pivot
     ]
     asked = [_AGREEMENT.format(pivot=best, answer=text) for _, _, best, texts in parts for text in texts]
-    judge = Endpoint[float](args.endpoint, args.out / "answers.jsonl")
-    scores, pairs = iter(judge.ask([[{"role": "user", "content": one}] for one in asked], read_percent)), list[Pair]()
+    judge = Endpoint[int](args.endpoint, args.out / "answers.jsonl")
+    grades = iter(judge.ask([[{"role": "user", "content": one}] for one in asked], whole_number(0, 100)))
+    pairs: list[Pair] = []
     for question, language, _, texts in parts:
-        rated = [(score, text) for text, score in zip(texts, scores, strict=False) if isinstance(score, float)]
-        (low, worst), (high, best) = (min(rated), max(rated)) if rated else ((0.0, ""), (0.0, ""))
-        if high - low > args.margin:
-            pairs.append((question, language, best, worst))
+        rated = sorted((grade, text) for text, grade in zip(texts, grades, strict=False) if isinstance(grade, int))
+        if rated and rated[-1][0] - rated[0][0] > 100 * args.margin:
+            pairs.append((question, language, rated[-1][1], rated[0][1]))
     return pairs
 
 
@@ -140,9 +129,7 @@ def mpo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     return pairs
 
 
-METHODS: dict[str, Callable[[list[Group], argparse.Namespace], list[Pair]]] = {
-    "dpo": dpo, "mapo": mapo, "lidr": lidr, "mpo": mpo
-}  # fmt: skip
+METHODS = {"dpo": dpo, "mapo": mapo, "lidr": lidr, "mpo": mpo}
 
 
 def rows(pairs: list[Pair], style: str) -> list[dict[str, Any]]:

@@ -78,9 +78,7 @@ class Rules:
 def read(sources: Sequence[str], rules: Rules, report: Report) -> list[Row]:
     """The good rows of all sources, in order.
 
-    By its columns a source is taken for HelpSteer3-preference (context, response1, response2, overall_preference,
-    language), CARE (question, answer, response, human_rating, culture), verl's rows (prompt, ability, reward_model,
-    extra_info), or rows of question, answer, language, topic, region and id as ``rules.columns`` names them.
+    By its columns a source is taken for one of the four forms of scripts.prepare_data.
 
     Raises:
         FatalError: a source is neither a readable file nor a data set of the hub, or no row has a column of
@@ -91,8 +89,8 @@ def read(sources: Sequence[str], rules: Rules, report: Report) -> list[Row]:
     for source in sources:
         for place, record in _records(source):
             try:
-                if isinstance(record, Exception):
-                    raise record
+                if not isinstance(record, dict):
+                    raise ValueError(f"no JSON object: {str(record)[:80]!r}")
                 unmet -= record.keys()
                 if any(str(record.get(column, value)) != value for column, value in rules.where.items()):
                     raise Unused("left out", f"not asked for by --where {dict(rules.where)}")
@@ -104,35 +102,29 @@ def read(sources: Sequence[str], rules: Rules, report: Report) -> list[Row]:
     return _distinct(_with_language(rows, report), report)
 
 
-def _records(source: str) -> Iterator[tuple[tuple[str, int], dict[str, Any] | ValueError]]:
+def _records(source: str) -> Iterator[tuple[tuple[str, int], Any]]:
     path = Path(source)
     files = sorted([*path.rglob("*.parquet"), *path.rglob("*.jsonl")]) if path.is_dir() else [path]
     if not files:
         raise FatalError(f"{source} is a directory without .parquet or .jsonl files")
     for file in files:
-        if file.suffix not in (".jsonl", ".json"):
-            table = read_table(source if path == file else str(file))
-            number = 0
-            for batch in table.to_batches(max_chunksize=1000):
-                for record in batch.to_pylist():
-                    yield (str(file), number), record
-                    number += 1
-            continue
-        try:
-            lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
-        except OSError as error:
-            raise FatalError(f"cannot read {file}: {error}") from None
-        for number, line in enumerate(lines):
-            if line.strip():
-                yield (str(file), number), _json(line)
+        if file.suffix in (".jsonl", ".json"):
+            try:
+                lines = file.read_text(encoding="utf-8", errors="replace").split("\n")
+            except OSError as error:
+                raise FatalError(f"cannot read {file}: {error}") from None
+            yield from (((str(file), row), _json(line)) for row, line in enumerate(lines) if line.strip())
+        else:
+            batches = read_table(source if path == file else str(file)).to_batches(max_chunksize=1000)
+            records = (record for batch in batches for record in batch.to_pylist())
+            yield from (((str(file), row), record) for row, record in enumerate(records))
 
 
-def _json(line: str) -> dict[str, Any] | ValueError:
+def _json(line: str) -> Any:
     try:
-        record = json.loads(line)
+        return json.loads(line)
     except ValueError as error:
-        return ValueError(f"no JSON: {error}")
-    return record if isinstance(record, dict) else ValueError("no JSON object")
+        return str(error)
 
 
 def _converted(record: dict[str, Any], place: tuple[str, int], rules: Rules) -> Row:
@@ -164,7 +156,7 @@ def _converted(record: dict[str, Any], place: tuple[str, int], rules: Rules) -> 
         messages=_messages(fields["question"]),
         reference=_text(fields["answer"], "the answer"),
         language=code_of(_text(language, "the language")) if language else "",
-        topic=_one(fields.get("topic")) or UNLABELLED,
+        topic=next(iter(_texts(fields.get("topic"))), UNLABELLED),  # of verl's, which may have a list, the first
         regions=_texts(fields.get("region")),
         source=str(record.get("data_source") or Path(place[0]).stem),
         place=place,
@@ -188,15 +180,9 @@ def _helpsteer3(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _care(record: dict[str, Any]) -> dict[str, Any]:
-    answer = record.get("answer")
+    answer, rest = record.get("answer"), {"language": record.get("language"), "region": record.get("culture")}
     rating = float("inf") if answer else float(record["human_rating"])
-    return {
-        "question": record["question"],
-        "answer": answer or record["response"],
-        "language": record.get("language"),
-        "region": record.get("culture"),
-        "rating": rating,
-    }
+    return {"question": record["question"], "answer": answer or record["response"], "rating": rating, **rest}
 
 
 def _verl(record: dict[str, Any]) -> dict[str, Any]:
@@ -235,27 +221,18 @@ def _text(value: Any, what: str) -> str:
 def _texts(value: Any) -> list[str]:
     if value is None or value == "":
         return []
-    return [_text(one, "a region or accepted answer") for one in ([value] if isinstance(value, str) else value)]
-
-
-def _one(value: Any) -> str:
-    """verl's rows have a topic or a list of them; the first one counts."""
-    return "" if not value else _text(value if isinstance(value, str) else value[0], "the topic")
+    return [_text(one, "a topic, region or accepted answer") for one in ([value] if isinstance(value, str) else value)]
 
 
 def _with_language(rows: list[Row], report: Report) -> list[Row]:
     """CARE does not tell the language: it is that of the question."""
     silent = [row for row in rows if not row.language]
-    if not silent:
-        return rows
-    found = dict(zip((row.place for row in silent), LanguageGate().detect([r.question for r in silent]), strict=True))
-    kept = []
-    for row in rows:
-        if not row.language and found[row.place] not in CODES:
-            report.add(row.place, ValueError(f"no known language ({found[row.place] or 'none'}): use --language"))
-        else:
-            kept.append(row if row.language else replace(row, language=found[row.place]))
-    return kept
+    found = iter(LanguageGate().detect([row.question for row in silent]) if silent else ())
+    told = [row if row.language else replace(row, language=next(found)) for row in rows]
+    for row in told:
+        if row.language not in CODES:
+            report.add(row.place, ValueError(f"no known language ({row.language or 'none'}): use --language"))
+    return [row for row in told if row.language in CODES]
 
 
 def _distinct(rows: Iterable[Row], report: Report) -> list[Row]:
@@ -269,9 +246,7 @@ def _distinct(rows: Iterable[Row], report: Report) -> list[Row]:
         first = by_prompt.setdefault(row.prompt, row)
         if first.rating is not None and row.rating is not None and first is not row:
             best, other = (row, first) if row.rating > first.rating else (first, row)
-            report.add(
-                other.place, Unused("left out", f"row {best.place[1]} answers this question and is better rated")
-            )
+            report.add(other.place, Unused("left out", f"row {best.place[1]} has this question and a better answer"))
             by_prompt[row.prompt] = best
         elif first is not row:
             report.add(row.place, ValueError(f"the prompt is that of row {first.place[1]} of {first.place[0]}"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts import compare, label, prepare_data, warm_start_data
+from scripts import compare, label, prepare_data, sft, warm_start_data
 from tests.chat import serving
 from tests.test_evaluate import judge
 
@@ -70,14 +68,8 @@ def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsy
         compare.main([f"base={tmp_path}", "--runs", "--out", str(tmp_path / "out")])
 
 
-def run(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.e2e
-@pytest.mark.slow  # a minute of one core: it starts two whole runs
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(900)  # it starts two whole runs: more than a minute of one core
 def test_from_raw_rows_to_a_comparison(
     built: Path, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +105,10 @@ def test_from_raw_rows_to_a_comparison(
     examples, model = tmp_path / "examples.parquet", tmp_path / "model"
     languages = ["--languages", ",".join(LANGUAGES), "--prompts", "32"]
     warm_start_data.main([str(tmp_path / "parallel.parquet"), "--parallel", *languages, "--out", str(examples)])
-    run("scripts.sft", str(tiny_policy), str(examples), "--out", str(model), "--epochs", "1", "--lr", "1e-3")
+    with monkeypatch.context() as told:  # as torchrun tells the only rank
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+            told.setenv(name, value)
+        sft.main([str(tiny_policy), str(examples), "--out", str(model), "--epochs", "1", "--lr", "1e-3"])
 
     flags = SETTINGS | {"model.path": model, "data.train": tmp_path / "train.parquet"}
     flags |= {"learner.address": f"ipc://{tmp_path}/q", "reward.addresses": f'["ipc://{tmp_path}/r"]'}

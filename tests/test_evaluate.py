@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts.evaluate import LABELS, last_number, main, read_grade, read_label
+from scripts.endpoint import whole_number
+from scripts.evaluate import LABELS, last_number, main, read_label
 from tests.chat import serving
 
 QUESTIONS = [
@@ -120,7 +121,8 @@ def test_decimals_are_read(said: str, value: float) -> None:
 
 
 def test_only_clear_judgements_count() -> None:
-    assert read_label(0, "INCORRECT.") == "INCORRECT" and read_grade(0, "Grade: 10/10") == "10"
+    read_grade = whole_number(1, 10)
+    assert read_label(0, "INCORRECT.") == "INCORRECT" and read_grade(0, "Grade: 10/10") == 10
     for said in ("correct?", "CORRECT or INCORRECT", "", "It is not correct"):
         with pytest.raises(ValueError):
             read_label(0, said)

@@ -14,7 +14,7 @@ import pytest
 
 from common.process import FatalError
 from reward.similarity import Embedder
-from scripts.endpoint import Endpoint, Failure, any_text
+from scripts.endpoint import Endpoint, Failure
 from scripts.label import TOPICS, Classifier, label_of, main, read_label
 from tests.chat import serving
 
@@ -77,10 +77,10 @@ def test_a_refusal_is_of_one_question_a_wrong_key_of_all(monkeypatch: pytest.Mon
         return "fine" if status == 200 else (status, "not like this")
 
     with serving(answer) as url:
-        said = Endpoint[str](f"m@{url}").ask([talk("a"), talk("long")], any_text)
+        said = Endpoint[str](f"m@{url}").ask([talk("a"), talk("long")], lambda _, answer: answer)
         assert said[0] == "fine" and isinstance(said[1], Failure) and "status 400" in said[1].reason
         with pytest.raises(FatalError, match="status 401") as error:
-            Endpoint[str](f"m@{url}").ask([talk("key")], any_text)
+            Endpoint[str](f"m@{url}").ask([talk("key")], lambda _, answer: answer)
         assert "secret-key" not in str(error.value)
 
 
