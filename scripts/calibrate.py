@@ -39,7 +39,7 @@ from reward.calibration import KINDS, Calibration, Level, Mode, Pair, PairStatis
 from reward.gate import LanguageGate
 from reward.similarity import Embedder, Vectors
 from scripts.calibration_report import ModeResult, interval, report
-from scripts.endpoint import Endpoint, Failure, in_languages, translation
+from scripts.endpoint import Failure, translated
 
 MISMATCHES, HARD = 10, 2  # of each text
 LEAST = 20  # equivalent texts below which a pair is said to have too little data
@@ -229,9 +229,8 @@ def translate(references: Path, url: str, model: str, languages: list[str], out:
         for language in dict.fromkeys([source, *languages])
     ]
     asked = [row for row in wanted if row["translated"]]
-    talks = [translation(row["text"], row["language"]) for row in asked]
-    endpoint = Endpoint[str](f"{model}@{url}", out.with_suffix(".answers.jsonl"))
-    answers = endpoint.ask(talks, in_languages([row["language"] for row in asked]))
+    texts = [(row["text"], row["language"]) for row in asked]
+    answers = translated(f"{model}@{url}", out.with_suffix(".answers.jsonl"), texts)
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
     spoken = LanguageGate().detect([row["text"] for row in wanted])

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import os
 import random
-import sys
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 from common.config import Model
 from common.process import FatalError
+from learner.data import read_table
 from reward import terms
 from reward.gate import LanguageGate
 from reward.verifier import MathVerifier
@@ -50,21 +50,11 @@ class Acceptance:
         return draw.choices(open_, weights, k=count) if open_ else []
 
 
-def read(path: Path, columns: list[str]) -> list[dict[str, Any]]:
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise FatalError(f"cannot read {path}: {error}") from None
-    if not rows:
-        raise FatalError(f"{path} has no rows")
-    return rows
-
-
 async def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[str, str]]:
     """Kept traces: messages, language, answer. A question comes again only after all others."""
     from openai import AsyncOpenAI, OpenAIError  # comes with SGLang, and is needed only here
 
-    questions = read(args.questions, ["prompt", "reward_model"])
+    questions = read_table(args.questions).to_pylist()
     draw, gate = random.Random(args.seed), LanguageGate()
     verify = {"exact": terms.exact, "contains": terms.contains}.get(args.term) or MathVerifier()
     waiting = {one: deque(draw.sample(questions, len(questions))) for one in args.languages}
@@ -104,7 +94,7 @@ async def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.cold_start")
-    parser.add_argument("--questions", type=Path, required=True, help="rows as learner/data.py reads them")
+    parser.add_argument("--questions", required=True, help="rows as learner/data.py reads them")
     parser.add_argument("--url", required=True)
     parser.add_argument("--model", required=True, help="name at the server")
     parser.add_argument("--languages", type=lambda text: text.split(","), required=True, help="codes, apart by commas")
@@ -122,8 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         acceptance = Acceptance(args.each)
         pq.write_table(pa.Table.from_pylist(asyncio.run(gather(args, acceptance))), args.out)
     except FatalError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(f"error: {error}") from None
     for one in args.languages:
         print(f"{one}: kept {acceptance.kept[one]} of {acceptance.tried[one]} tries, {args.each} wanted")
 

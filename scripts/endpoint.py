@@ -84,9 +84,6 @@ class Endpoint(Generic[Value]):
             with suppress(ValueError, KeyError):  # a line cut off by a kill is asked for again
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["answer"]
-        if lines[-1]:  # end the line that was cut off
-            with cache.open("a", encoding="utf-8") as file:
-                file.write("\n")
 
     def ask(self, talks: Sequence[Talk], read: Callable[[int, str], Value]) -> list[Value | Failure]:
         """What ``read(number, answer)`` makes of the answer to each talk; it raises ValueError on an unusable one.
@@ -137,7 +134,7 @@ class Endpoint(Generic[Value]):
         self._known[key] = answer
         if self._cache is not None:
             with self._cache.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"key": key, "answer": answer}, ensure_ascii=False) + "\n")
+                file.write("\n" + json.dumps({"key": key, "answer": answer}, ensure_ascii=False))
 
     async def _call(self, session: aiohttp.ClientSession, talk: Talk) -> str:
         problem = ""
@@ -162,12 +159,6 @@ class Endpoint(Generic[Value]):
         raise FatalError(f"{self._url} (model {self.model!r}) gives no answer: {problem}")
 
 
-def translation(text: str, language: str) -> Talk:
-    wanted = english_name(language).capitalize()
-    prompt = f"Translate this text into {wanted}. Reply with the translation and nothing else.\n\n{text}"
-    return [{"role": "user", "content": prompt}]
-
-
 def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
     """A reading that takes answer n only if it is in the n-th language."""
     gate = LanguageGate()
@@ -190,3 +181,13 @@ def whole_number(least: int, most: int) -> Callable[[int, str], int]:
         return int(found[1])
 
     return read
+
+
+def translated(name: str, cache: Path, texts: Sequence[tuple[str, str]]) -> list[str | Failure]:
+    """Each text in the language beside it, by the endpoint ``MODEL@URL``."""
+    talks = []
+    for text, language in texts:
+        wanted = f"Translate this text into {english_name(language).capitalize()}. "
+        wanted += f"Reply with the translation and nothing else.\n\n{text}"
+        talks.append([{"role": "user", "content": wanted}])
+    return Endpoint[str](name, cache).ask(talks, in_languages([language for _, language in texts]))

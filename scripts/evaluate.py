@@ -23,7 +23,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ _CARE = (
 class Item:
     """One answered question."""
 
-    index: int
     language: str  # "" where a task does not tell
     score: float | None  # in [0, 1]; None: the judge gave no usable label
     label: str
@@ -118,18 +117,18 @@ def served(model: str, log: Path) -> Iterator[str]:
     try:
         config = load(["--model.path", model, "--actor.engine_args.skip_tokenizer_init", "false"])
         engine = EngineProcess(config, "evaluation", log)
+
+        async def ready() -> None:
+            async with aiohttp.ClientSession() as session:
+                await engine.ready(session, config.actor.start_timeout_s)
+
         try:
-            asyncio.run(_ready(engine, config.actor.start_timeout_s))
+            asyncio.run(ready())
             yield f"{model.replace('@', '-')}@{engine.url}/v1"
         finally:
             engine.stop()
     except EngineError as error:
         raise FatalError(f"no engine for {model}: {error}") from None
-
-
-async def _ready(engine: EngineProcess, timeout_s: float) -> None:
-    async with aiohttp.ClientSession() as session:
-        await engine.ready(session, timeout_s)
 
 
 def styler(style: str, model: str) -> Callable[[Row], Talk]:
@@ -174,8 +173,8 @@ def judged(name: str, rows: Sequence[Row], said: Sequence[str], judge: Endpoint[
         return label / 10 if isinstance(label, int) else float(label == "CORRECT")
 
     return [
-        Item(n, row.language, score(label), str(label), answer, compliant=language == row.language)
-        for n, (row, label, answer, language) in enumerate(zip(rows, labels, said, spoken, strict=True))
+        Item(row.language, score(label), str(label), answer, compliant=language == row.language)
+        for row, label, answer, language in zip(rows, labels, said, spoken, strict=True)
     ]
 
 
@@ -209,17 +208,15 @@ def harness(model: str, tasks: Sequence[str], include: Path | None, limit: int |
         column = next((name for prefix, name in _TASKS.items() if task.startswith(prefix)), task)
         for sample in samples:
             score = next(float(sample[metric]) for metric in ("acc", "exact_match") if metric in sample)
-            answer, place = str(sample["filtered_resps"]), len(items.setdefault(column, []))
-            items[column].append(Item(place, _language(task), score, str(score), answer[:200], True))
+            item = Item(_language(task), score, str(score), str(sample["filtered_resps"])[:200], True)
+            items.setdefault(column, []).append(item)
     return items
 
 
 def _language(task: str) -> str:
     for part in task.split("_"):
-        try:
+        with suppress(ValueError):
             return code_of(part)
-        except ValueError:
-            continue
     return ""
 
 
@@ -297,9 +294,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     seen = [code_of(name) for name in args.seen.split(",")]
     sets = {name: summary(some, seen) for name, some in items.items()}
     found = {"model": args.model, "sets": sets}
-    every = {name: [asdict(item) for item in some] for name, some in items.items()}
+    every = {**found, "items": {name: [asdict(item) for item in some] for name, some in items.items()}}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**found, "items": every}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
 

@@ -38,7 +38,7 @@ from common.process import FatalError, has_cuda
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import record
-from scripts.endpoint import FORM, Endpoint, Failure, in_languages, translation, whole_number
+from scripts.endpoint import FORM, Endpoint, translated, whole_number
 
 _AGREEMENT = (
     "How far do these two answers to one question say the same? Languages do not matter. Reply with a whole number "
@@ -92,13 +92,6 @@ def mapo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     return pairs
 
 
-def translated(texts: list[tuple[str, str]], args: argparse.Namespace) -> list[str | Failure]:
-    """Each text in its language."""
-    talks = [translation(text, language) for text, language in texts]
-    translator = Endpoint[str](args.endpoint, args.out / "answers.jsonl")
-    return translator.ask(talks, in_languages([language for _, language in texts]))
-
-
 def lidr(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     parts: list[tuple[Question, str, str, str, bool]] = []  # language, own answer, other's, whether own is preferred
     for question, answers in found:
@@ -106,7 +99,8 @@ def lidr(found: list[Group], args: argparse.Namespace) -> list[Pair]:
         for language, own in best.items():
             if language != args.pivot and (pivot := best.get(args.pivot)):
                 parts += [(question, language, own, pivot, False), (question, args.pivot, pivot, own, True)]
-    said = translated([(other, language) for _, language, _, other, _ in parts], args)
+    wanted = [(other, language) for _, language, _, other, _ in parts]
+    said = translated(args.endpoint, args.out / "answers.jsonl", wanted)
     return [
         (question, language, *((own, other) if preferred else (other, own)))
         for (question, language, own, _, preferred), other in zip(parts, said, strict=True)
@@ -121,7 +115,8 @@ def mpo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
         if own and own[0].score.reward - own[-1].score.reward > args.margin:
             parts += [(question, one, own[0].text, own[-1].text) for one in answers if one != args.pivot]
     random.Random(args.seed).shuffle(parts)  # they are trained on in this order
-    said = translated([(text, language) for _, language, *texts in parts for text in texts], args)
+    wanted = [(text, language) for _, language, *texts in parts for text in texts]
+    said = translated(args.endpoint, args.out / "answers.jsonl", wanted)
     pairs: list[Pair] = []
     for (question, language, best, worst), chosen, rejected in zip(parts, said[::2], said[1::2], strict=True):
         if isinstance(chosen, str) and isinstance(rejected, str) and chosen != rejected:

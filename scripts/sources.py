@@ -15,6 +15,7 @@ from learner.data import read_table
 from reward.gate import LanguageGate
 
 UNLABELLED = "unlabelled"  # the topic of a row before scripts.label
+_COLUMNS = ("question", "answer", "language", "topic", "region", "id")
 _ROLES = {"system", "user", "assistant"}
 
 
@@ -140,13 +141,10 @@ def _converted(record: dict[str, Any], place: tuple[str, int], rules: Rules) -> 
     elif {"prompt", "reward_model", "extra_info"} <= record.keys():
         fields = _verl(record)
     else:
-        named = {ours: rules.columns.get(ours, ours) for ours in ("question", "answer", "language", "topic", "region")}
-        if named["question"] not in record or named["answer"] not in record:
-            raise ValueError(
-                f"no column {named['question']!r} or {named['answer']!r} among {', '.join(record)}: use --columns"
-            )
+        named = {ours: rules.columns.get(ours, ours) for ours in _COLUMNS}
+        if missing := {named["question"], named["answer"]} - record.keys():
+            raise ValueError(f"no column {min(missing)!r} among {', '.join(record)}: use --columns")
         fields = {ours: record.get(theirs) for ours, theirs in named.items()}
-        fields["id"] = record.get(rules.columns.get("id", "id"))
         if fields["language"] is None and not rules.language:
             raise ValueError("no language: name its column with --columns, or it with --language")
     language = fields.get("language") or rules.language

@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts import compare, label, prepare_data, sft, warm_start_data
+from scripts import compare, evaluate, label, prepare_data, sft, warm_start_data
 from tests.chat import serving
 from tests.test_evaluate import judge
 
@@ -69,11 +69,14 @@ def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsy
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(900)  # it starts two whole runs: more than a minute of one core
+@pytest.mark.timeout(900)  # every arm is a whole run: half a minute of one core
+@pytest.mark.parametrize(
+    "arms", [["lrpo="], pytest.param(["lrpo=", "grpo=--router.mode monolingual"], marks=pytest.mark.slow)]
+)
 def test_from_raw_rows_to_a_comparison(
-    built: Path, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arms: list[str], built: Path, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prepare, label, warm start, train two arms with evaluations on the way, evaluate, compare; a light engine."""
+    """Prepare, label, warm start, train with evaluations on the way, evaluate, compare; with a light engine."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "light"))
     truth = {row["question"]: label.label_of(row) for row in pq.read_table(built / "train.parquet").to_pylist()}
     lines = [
@@ -115,11 +118,16 @@ def test_from_raw_rows_to_a_comparison(
     base = " ".join(f"--{key} '{value}'" for key, value in flags.items())
     with serving(judge) as url:
         scored = f"--care-pro {tmp_path / 'heldout.parquet'} --judge j@{url} --max-tokens 12"
-        compare.main(["lrpo=", "grpo=--router.mode monolingual", "--base", base, "--seeds", "0", "--out",
-                      str(tmp_path / "out"), "--evaluate", scored])  # fmt: skip
+        compare.main([*arms, "--base", base, "--seeds", "0", "--out", str(tmp_path / "out"), "--evaluate", scored])
+        evaluate.main([str(model), "--out", str(tmp_path / "warm.json"), *scored.split()])
+    names = [arm.partition("=")[0] for arm in arms]
     compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
-    assert {(row["arm"], row["metric"]) for row in compared} >= {("grpo", "CARE-pro"), ("lrpo", "reward_after")}
-    for arm in ("lrpo", "grpo"):
+    wanted = {(name, metric) for name in names for metric in ("CARE-pro", "reward_after")}
+    assert {(row["arm"], row["metric"]) for row in compared} >= wanted
+    gained = [f"warm={tmp_path / 'warm.json'}", f"lrpo={tmp_path / 'out' / 'lrpo-0' / 'scores.json'}"]
+    compare.main([*gained, "--scores", "--out", str(tmp_path / "gained")])
+    assert "difference" in json.loads((tmp_path / "gained" / "comparison.json").read_text())[1]
+    for arm in names:
         summary = json.loads((tmp_path / "out" / f"{arm}-0" / "summary.json").read_text())
         assert (summary["questions_lost"], summary["questions_duplicated"], summary["steps"]) == (0, 0, 3)
         assert summary["staleness_max"] <= summary["staleness_bound"]

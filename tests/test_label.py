@@ -54,7 +54,7 @@ def test_answers_come_in_order_many_at_a_time_and_are_kept(tmp_path: Path, monke
         assert isinstance(first[8], Failure) and "no idea" in first[8].reason
         assert calls["7"] == 2 and calls["9"] == 2 and calls["8"] == 3 and most == 4
         with (tmp_path / "a.jsonl").open("a") as file:
-            file.write('{"key": "cut of')
+            file.write('\n{"key": "cut of')
         before = calls.copy()
         again = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl").ask(talks, number)
         assert again[:8] == first[:8]
