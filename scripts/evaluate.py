@@ -231,11 +231,9 @@ def summary(items: Sequence[Item], seen: Sequence[str], seed: int = 0) -> dict[s
         return 100 * float(np.mean([item.score for item in some])) if some else None
 
     languages = sorted({item.language for item in scored})
-    middle, low, high = mean_interval(np.array([100 * (i.score or 0) for i in scored]), np.random.default_rng(seed))
+    interval = mean_interval(np.array([100 * (i.score or 0) for i in scored]), np.random.default_rng(seed))
     return {
-        "mean": middle,
-        "low": low,
-        "high": high,
+        **dict(zip(("mean", "low", "high"), interval, strict=True)),
         "questions": len(items),
         "unjudged": len(items) - len(scored),
         "seen": mean([item for item in scored if item.language in seen]),
@@ -282,8 +280,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
                 raise FatalError(f"{name}: {len(rows[name])} good rows; {report.problems[:1] or source}")
     kept, longest = out.with_suffix(".judge.jsonl"), args.judge_tokens
     judge = Endpoint[str | int](args.judge, kept, max_tokens=longest) if args.judge else None
-    ask, items = styler(args.prompt_style, model), dict[str, list[Item]]()
+    items: dict[str, list[Item]] = {}
     if rows:
+        ask = styler(args.prompt_style, model)
         with served(model, out.with_suffix(".engine.log")) as endpoint:
             said = {name: answers(some, endpoint, ask, args.max_tokens) for name, some in rows.items()}
         items = {name: judged(name, some, said[name], judge) for name, some in rows.items()}

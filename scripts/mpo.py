@@ -25,10 +25,7 @@ class MPOTrainer(DPOTrainer):
         with torch.no_grad():
             aims, kept = self._gaps(self.ref_model, {name: value[0::2] for name, value in inputs.items()})
         gaps, states = self._gaps(model, inputs)
-        led, retained = mse_loss(self.beta * gaps[1::2], aims), mse_loss(states[0::2], kept)
-        for name, value in (("gap", gaps[1::2].mean()), ("gap/pivot", aims.mean()), ("retained", retained)):
-            self._metrics["train"][name].append(value.item())
-        return led + retained
+        return mse_loss(self.beta * gaps[1::2], aims) + mse_loss(states[0::2], kept)
 
     def _gaps(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Reward gaps [pairs] and mean states [2 pairs, hidden]; of 2 pairs sequences the chosen ones come first."""

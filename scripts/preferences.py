@@ -12,7 +12,8 @@ group, and each language that it was answered in,
 * mapo (arXiv 2401.06838) prefers the answer that agrees most with the best one in the pivot language to that which
   agrees least; the endpoint says how much, from 0 to 100, where MAPO asks a translation model for a likelihood;
 * lidr (arXiv 2410.08964) prefers the translation of the best answer in the pivot language to the policy's own answer,
-  and in the pivot language the own answer to the translation of the other one;
+  and in the pivot language the own answer to the translation of the other one; answers that are not in their language
+  take no part in it, nor in the next;
 * mpo (arXiv 2505.16869) prefers the translation of the best answer in the pivot language to that of the worst, as much
   as MODEL prefers those two themselves: scripts.mpo has the loss. The others are trained by DPO.
 
@@ -45,24 +46,17 @@ _AGREEMENT = (
     "from 0 (nothing in common) to 100 (the same) and nothing else.\n\n"
     "First answer:\n{pivot}\n\nSecond answer:\n{answer}"
 )
-Answers = dict[str, list[Rollout]]  # by language, the best rewarded first
-Group = tuple[Question, Answers]
+Group = tuple[Question, dict[str, list[Rollout]]]  # answers by language, the best rewarded first
 Pair = tuple[Question, str, str, str]  # language, chosen and rejected text
 
 
 def groups(directory: Path) -> Iterator[Group]:
     for step in record.read(directory)[1]:
         for group in step.groups:
-            by_language: Answers = {}
+            by_language: dict[str, list[Rollout]] = {}
             for rollout in sorted(group.rollouts, key=lambda rollout: -rollout.score.reward):
                 by_language.setdefault(rollout.language, []).append(rollout)
             yield group.work.question, by_language
-
-
-def compliant(answers: Answers) -> Answers:
-    """Answers that are not in their language are no answers of it."""
-    kept = {language: [one for one in some if one.score.compliant] for language, some in answers.items()}
-    return {language: some for language, some in kept.items() if some}
 
 
 def dpo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
@@ -95,9 +89,9 @@ def mapo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
 def lidr(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     parts: list[tuple[Question, str, str, str, bool]] = []  # language, own answer, other's, whether own is preferred
     for question, answers in found:
-        best = {language: some[0].text for language, some in compliant(answers).items()}
+        best = {one: next((r.text for r in some if r.score.compliant), "") for one, some in answers.items()}
         for language, own in best.items():
-            if language != args.pivot and (pivot := best.get(args.pivot)):
+            if language != args.pivot and own and (pivot := best.get(args.pivot)):
                 parts += [(question, language, own, pivot, False), (question, args.pivot, pivot, own, True)]
     wanted = [(other, language) for _, language, _, other, _ in parts]
     said = translated(args.endpoint, args.out / "answers.jsonl", wanted)
@@ -111,7 +105,7 @@ def lidr(found: list[Group], args: argparse.Namespace) -> list[Pair]:
 def mpo(found: list[Group], args: argparse.Namespace) -> list[Pair]:
     parts: list[Pair] = []
     for question, answers in found:
-        own = compliant(answers).get(args.pivot, [])
+        own = [rollout for rollout in answers.get(args.pivot, []) if rollout.score.compliant]
         if own and own[0].score.reward - own[-1].score.reward > args.margin:
             parts += [(question, one, own[0].text, own[-1].text) for one in answers if one != args.pivot]
     random.Random(args.seed).shuffle(parts)  # they are trained on in this order
