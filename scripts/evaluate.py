@@ -105,8 +105,8 @@ def last_number(text: str) -> float | None:
 
 
 @contextmanager
-def served(model: str, log: Path) -> Iterator[str]:
-    """The model's name as ``NAME@URL``; of a directory or hub name while an engine of its own runs.
+def served(model: str, run: Path, log: Path) -> Iterator[str]:
+    """The model's name as ``NAME@URL``; of a directory or hub name while an engine of its own, as the run's, serves it.
 
     Raises:
         FatalError: the engine does not start.
@@ -115,7 +115,8 @@ def served(model: str, log: Path) -> Iterator[str]:
         yield model
         return
     try:
-        config = load(["--model.path", model, "--actor.engine_args.skip_tokenizer_init", "false"])
+        told = json.loads((run / "config.json").read_text()) if model == str(run / "model") else None
+        config = load(["--model.path", model, "--actor.engine_args.skip_tokenizer_init", "false"], told)
         engine = EngineProcess(config, "evaluation", log)
 
         async def ready() -> None:
@@ -246,8 +247,7 @@ def summary(items: Sequence[Item], seen: Sequence[str], seed: int = 0) -> dict[s
 def table(model: str, sets: dict[str, dict[str, Any]]) -> str:
     """A row in the order of the paper's table; overall and seen are means over the sets that were run."""
     lines = [model]
-    for name in [*(name for name in COLUMNS if name in sets), *(name for name in sets if name not in COLUMNS)]:
-        one = sets[name]
+    for name, one in sorted(sets.items(), key=lambda pair: (*COLUMNS, pair[0]).index(pair[0])):
         parts = [f"{one['mean']:6.2f} [{one['low']:.2f}, {one['high']:.2f}]", f"{one['questions']} questions"]
         parts += [f"{part} {one[part]:.2f}" for part in ("seen", "unseen") if one[part] is not None]
         parts += [f"in the question's language {one['compliance']:.1f}%"]
@@ -266,7 +266,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         FatalError: model, data, judge or task is of no use.
     """
     out: Path = args.out
-    model = str(Path(args.model) / "model") if (Path(args.model) / "model" / "config.json").exists() else args.model
+    own = Path(args.model) / "model"
+    model = str(own) if (own / "config.json").exists() else args.model
     files = {"CARE-pro": args.care_pro, "CARE": args.care, "mGSM": args.mgsm}
     rows: dict[str, list[Row]] = {}
     for name, source in files.items():
@@ -283,7 +284,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     items: dict[str, list[Item]] = {}
     if rows:
         ask = styler(args.prompt_style, model)
-        with served(model, out.with_suffix(".engine.log")) as endpoint:
+        with served(model, own.parent, out.with_suffix(".engine.log")) as endpoint:
             said = {name: answers(some, endpoint, ask, args.max_tokens) for name, some in rows.items()}
         items = {name: judged(name, some, said[name], judge) for name, some in rows.items()}
     if args.lm_eval:
@@ -323,7 +324,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     try:
         found = evaluate(args)
-    except (FatalError, ValueError) as error:
+    except (FatalError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print(json.dumps(found, ensure_ascii=False) if args.json else table(args.model, found["sets"]))
 

@@ -165,8 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         report = prepare(args.sources, args.out, rules, args.heldout, args.seed, unit)
     except FatalError as error:
         raise SystemExit(f"error: {error}") from None
-    bad = report.counts["broken"] + report.counts["too long"]
-    if args.strict and bad:
+    if args.strict and (bad := report.counts["broken"] + report.counts["too long"]):
         raise SystemExit(f"error: {bad} broken or too long rows, listed in {args.out / 'problems.jsonl'}")
 
 
