@@ -185,9 +185,7 @@ def whole_number(least: int, most: int) -> Callable[[int, str], int]:
 
 def translated(name: str, cache: Path, texts: Sequence[tuple[str, str]]) -> list[str | Failure]:
     """Each text in the language beside it, by the endpoint ``MODEL@URL``."""
-    talks = []
-    for text, language in texts:
-        wanted = f"Translate this text into {english_name(language).capitalize()}. "
-        wanted += f"Reply with the translation and nothing else.\n\n{text}"
-        talks.append([{"role": "user", "content": wanted}])
+    form = "Translate this text into {}. Reply with the translation and nothing else.\n\n{}"
+    asked = [form.format(english_name(language).capitalize(), text) for text, language in texts]
+    talks = [[{"role": "user", "content": one}] for one in asked]
     return Endpoint[str](name, cache).ask(talks, in_languages([language for _, language in texts]))

@@ -22,7 +22,7 @@ import asyncio
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -72,7 +72,7 @@ class Item:
     score: float | None  # in [0, 1]; None: the judge gave no usable label
     label: str
     answer: str
-    compliant: bool  # the answer is in the question's language
+    compliant: bool | None  # the answer is in the question's language; None where it is a choice
 
 
 def read_label(_: int, said: str) -> str:
@@ -209,7 +209,7 @@ def harness(model: str, tasks: Sequence[str], include: Path | None, limit: int |
         column = next((name for prefix, name in _TASKS.items() if task.startswith(prefix)), task)
         for sample in samples:
             score = next(float(sample[metric]) for metric in ("acc", "exact_match") if metric in sample)
-            item = Item(_language(task), score, str(score), str(sample["filtered_resps"])[:200], True)
+            item = Item(_language(task), score, str(score), str(sample["filtered_resps"])[:200], None)
             items.setdefault(column, []).append(item)
     return items
 
@@ -228,19 +228,20 @@ def summary(items: Sequence[Item], seen: Sequence[str], seed: int = 0) -> dict[s
     """Percentages: mean with its interval, of seen and unseen languages, by language, and in the right language."""
     scored = [item for item in items if item.score is not None]
 
-    def mean(some: list[Item]) -> float | None:
-        return 100 * float(np.mean([item.score for item in some])) if some else None
+    def mean(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return 100 * float(np.mean(known)) if known else None
 
-    languages = sorted({item.language for item in scored})
     interval = mean_interval(np.array([100 * (i.score or 0) for i in scored]), np.random.default_rng(seed))
+    languages = sorted({item.language for item in scored})
     return {
         **dict(zip(("mean", "low", "high"), interval, strict=True)),
         "questions": len(items),
         "unjudged": len(items) - len(scored),
-        "seen": mean([item for item in scored if item.language in seen]),
-        "unseen": mean([item for item in scored if item.language not in seen]),
-        "by_language": {one: mean([i for i in scored if i.language == one]) for one in languages},
-        "compliance": 100 * float(np.mean([item.compliant for item in items])),
+        "seen": mean(item.score for item in scored if item.language in seen),
+        "unseen": mean(item.score for item in scored if item.language not in seen),
+        "by_language": {one: mean(item.score for item in scored if item.language == one) for one in languages},
+        "compliance": mean(item.compliant for item in items),
     }
 
 
@@ -249,8 +250,8 @@ def table(model: str, sets: dict[str, dict[str, Any]]) -> str:
     lines = [model]
     for name, one in sorted(sets.items(), key=lambda pair: (*COLUMNS, pair[0]).index(pair[0])):
         parts = [f"{one['mean']:6.2f} [{one['low']:.2f}, {one['high']:.2f}]", f"{one['questions']} questions"]
-        parts += [f"{part} {one[part]:.2f}" for part in ("seen", "unseen") if one[part] is not None]
-        parts += [f"in the question's language {one['compliance']:.1f}%"]
+        told = {"seen": "seen", "unseen": "unseen", "compliance": "in the question's language"}
+        parts += [f"{words} {one[part]:.2f}" for part, words in told.items() if one[part] is not None]
         parts += [f"{one['unjudged']} not judged"] * bool(one["unjudged"])
         lines.append(f"  {name:<12} " + "  ".join(parts))
     for name, key in (("overall", "mean"), ("seen", "seen")):
