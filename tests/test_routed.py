@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from aiohttp import web
 
 from actor.engine import Engine
 from actor.routed import Routed, workers
+from common.process import die_with_parent
 from tests.test_weights import LIGHT, ROOT, Pool
 
 
@@ -66,8 +70,45 @@ class Router(threading.Thread):
             return web.json_response(await answer.json(), status=answer.status)
 
 
+@contextmanager
+def stand_in(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+    router = Router(urls)
+    yield f"http://127.0.0.1:{router.port}", lambda: router.sent
+
+
+@contextmanager
+def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+    """The program itself, which takes the engines in turn and counts what each has answered."""
+    pytest.importorskip("sglang_router", reason="pip install sglang-router for the test with the program itself")
+    port, counts = free_port(), free_port()
+    url, flags = f"http://127.0.0.1:{port}", ["--policy", "round_robin", "--log-level", "warn", "--worker-urls", *urls]
+    command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(counts), *flags]
+    process = subprocess.Popen(command, preexec_fn=die_with_parent)
+
+    async def known() -> list[str]:
+        async with aiohttp.ClientSession() as session:
+            return await workers(url, session)
+
+    def sent() -> Counter[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{counts}/metrics", timeout=10) as answer:
+            told = answer.read().decode()
+        found = re.findall(r'smg_worker_cb_outcomes_total{worker="(.*)",outcome="success"} (\d+)', told)
+        return Counter({worker: int(count) for worker, count in found})
+
+    try:
+        deadline = time.monotonic() + 90
+        while asyncio.run(known()) != sorted(urls):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.2)
+        yield url, sent
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.fixture
-def engines(tiny_policy: Path, tmp_path: Path) -> Iterator[list[str]]:
+def engines(tiny_policy: Path) -> Iterator[list[str]]:
     ports = [free_port() for _ in range(2)]
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_policy)]
     started = [subprocess.Popen([*command, "--port", str(port)], env=LIGHT, cwd=ROOT) for port in ports]
@@ -82,22 +123,24 @@ def engines(tiny_policy: Path, tmp_path: Path) -> Iterator[list[str]]:
         process.wait()
 
 
-def test_weights_reach_every_engine_behind_a_router(engines: list[str], tiny_policy: Path, tmp_path: Path) -> None:
-    router = Router(engines)
-    url = f"http://127.0.0.1:{router.port}"
+@pytest.mark.parametrize("router", [stand_in, pytest.param(sglang_router, marks=pytest.mark.slow)])
+def test_weights_reach_every_engine_behind_a_router(
+    router: Any, engines: list[str], tiny_policy: Path, tmp_path: Path
+) -> None:
     pool = Pool(tiny_policy, tmp_path)
-    try:
-        pool.start("routed", "--actor.engine_url", url)
-        pool.here("routed")
-        assert pool.server.members()["routed"].engine_ranks == 2
-        for _ in range(2):
-            assert set(pool.publish().members) == {"routed"}
-            pool.until(lambda: pool.proved("routed"), f"version {pool.version} proved by both engines")
-        versions = asyncio.run(answers(url, engines))
-    finally:
-        pool.close()
-    assert versions == {pool.version}, "of every token, of either engine"
-    assert set(router.sent) == set(engines)
+    with router(engines) as (url, sent):
+        try:
+            pool.start("routed", "--actor.engine_url", url)
+            pool.here("routed")
+            assert pool.server.members()["routed"].engine_ranks == 2
+            for _ in range(2):
+                assert set(pool.publish().members) == {"routed"}
+                pool.until(lambda: pool.proved("routed"), f"version {pool.version} proved by both engines")
+            versions = asyncio.run(answers(url, engines))
+        finally:
+            pool.close()
+        assert versions == {pool.version}, "of every token, of either engine"
+        assert set(sent()) == set(engines)
 
 
 async def answers(url: str, engines: list[str]) -> set[int]:
