@@ -235,7 +235,7 @@ def test_the_manifests_agree_with_kubernetes_schemas() -> None:
         "kubernetes_validate", reason="pip install kubernetes-validate for the schemas"
     ).validate
     for one in manifests():
-        if one["kind"] == "JobSet":  # its definition is not published with those of Kubernetes; its jobs are Jobs
+        if one["kind"] == "JobSet":  # its definition is published elsewhere; its jobs are Jobs
             for job in one["spec"]["replicatedJobs"]:
                 validate(
                     {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **job["template"]},
@@ -244,6 +244,23 @@ def test_the_manifests_agree_with_kubernetes_schemas() -> None:
                 )
         else:
             validate(one, "1.30", strict=True)
+
+
+def test_the_manifest_agrees_with_the_published_models_of_jobset() -> None:
+    """And each of its keys is one that they know."""
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="pip install --no-deps kubeflow-trainer-api for JobSet's models"
+    )
+    [jobset] = (one for one in manifests() if one["kind"] == "JobSet")
+    for job in jobset["spec"]["replicatedJobs"]:
+        del job["template"]["spec"]["template"]["spec"]["containers"][0]["resources"]  # models want quantities as texts
+    known = models.JobsetV1alpha2JobSet.model_validate(jobset).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert keys(jobset) <= keys(known)
+
+
+def keys(value: Any, where: str = "") -> set[str]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {where}.union(*(keys(child, f"{where}.{key}") for key, child in children))
 
 
 def test_kustomize_reads_the_manifests() -> None:
