@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -25,13 +24,7 @@ from aiohttp import web
 from actor.engine import Engine
 from actor.routed import Routed, workers
 from common.process import die_with_parent
-from tests.test_weights import LIGHT, ROOT, Pool
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+from tests.test_weights import LIGHT, ROOT, Pool, free_port
 
 
 class Router(threading.Thread):
@@ -82,8 +75,8 @@ def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[s
     pytest.importorskip("sglang_router", reason="pip install sglang-router for the test with the program itself")
     port, counts = free_port(), free_port()
     url, flags = f"http://127.0.0.1:{port}", ["--policy", "round_robin", "--log-level", "warn", "--worker-urls", *urls]
-    command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(counts), *flags]
+    command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", port]
+    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", counts, *flags]
     process = subprocess.Popen(command, preexec_fn=die_with_parent)
 
     async def known() -> list[str]:
@@ -111,7 +104,7 @@ def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[s
 def engines(tiny_policy: Path) -> Iterator[list[str]]:
     ports = [free_port() for _ in range(2)]
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_policy)]
-    started = [subprocess.Popen([*command, "--port", str(port)], env=LIGHT, cwd=ROOT) for port in ports]
+    started = [subprocess.Popen([*command, "--port", port], env=LIGHT, cwd=ROOT) for port in ports]
     deadline = time.monotonic() + 90
     for process in started:
         while not any(one.status == "LISTEN" for one in psutil.Process(process.pid).net_connections("tcp")):
