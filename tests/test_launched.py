@@ -1,7 +1,7 @@
 """Whole runs started by the launchers themselves, over hosts that are network namespaces: ssh, Slurm, Kubernetes.
 
-``pytest -m slow tests/test_launched.py``. Stand-ins of ssh, sbatch, srun, scontrol and of a pod take the place of a
-cluster's; what they are told to start is the product's, unchanged, and trains.
+``pytest -m slow tests/test_launched.py``. Stand-ins of ssh and of a pod take the place of a cluster's, Slurm is itself;
+what they are told to start is the product's, unchanged, and trains.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tomllib
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.test_cluster import Run
 from tests.test_launchers import manifests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-_STEPS = 3
+_STEPS, _ENOUGH = 3, 60  # the second: for a run that is not over before it is interrupted
 _PATIENCE = {"learner__lease_timeout_s": 60, "sync__timeout_s": 60}
 
 SSH = """#!/usr/bin/env bash
@@ -33,35 +34,33 @@ host=$1
 shift
 exec ip netns exec "$SPACE-${host##*.}" setsid -w bash -c "$*"
 """
-SBATCH = """#!/usr/bin/env bash
-# The next hosts for each component of the job, which begins at once.
-export SLURM_SUBMIT_DIR="$PWD" SLURM_JOB_ID=1 SLURM_JOB_NODELIST=x SLURM_HET_SIZE=0
-next=1
-while [[ $1 != *.sbatch ]]; do
-    if [[ $1 == --nodes=* ]]; then
-        hosts=""
-        for ((n = 0; n < ${1#*=}; n++)); do hosts+="10.77.0.$((next++)) "; done
-        export "SLURM_JOB_NODELIST_HET_GROUP_$((SLURM_HET_SIZE++))=$hosts"
-    fi
-    shift
-done
-exec bash "$@"
+SLURM_CONF = """
+ClusterName=lrpo
+SlurmctldHost=n1({first})
+AuthType=auth/none
+AuthInfo=cred_expire=5
+CredType=cred/none
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={path}/state
+SlurmdSpoolDir={path}/spool-%n
+SlurmdPidFile={path}/%n.pid
+SlurmctldPidFile={path}/slurmctld.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+GresTypes=gpu
+MpiDefault=none
+ReturnToService=2
 """
-SRUN = """#!/usr/bin/env bash
-# A task on each host of the component, whose name means its address.
-while [[ $1 == --* ]]; do
-    [[ $1 != --het-group=* ]] || list="SLURM_JOB_NODELIST_HET_GROUP_${1#*=}"
-    shift
-done
-trap 'kill -TERM $(jobs -p)' TERM
-task=0
-for host in ${!list}; do
-    SLURM_PROCID=$((task++)) LRPO_HOST=$host ip netns exec "$SPACE-${host##*.}" "$@" &
-done
-wait
-wait
+NODE = """
+# On a node of the cluster, which has a name that means its address.
+hostname "$0"
+mount --bind "$1" /etc/hosts
+unset LRPO_HOST
+shift
+exec "$@"
 """
-SCONTROL = '#!/bin/sh\nprintf "%s\\n" $3\n'
 POOL = """
 [gpus.x]
 [[nodes]]
@@ -76,35 +75,92 @@ role = "actor"
 gpu = "x"
 {actor}
 """
-SSH_POOL = {"learner": 'hosts = ["10.77.0.1", "10.77.0.2"]', "reward": 'hosts = ["10.77.0.3"]'}
-SSH_POOL |= {"actor": 'hosts = ["10.77.0.4"]\nengines = 2'}
-SLURM_POOL = {"learner": 'partition = "a"\ncount = 2', "reward": 'partition = "b"\ncount = 1'}
-SLURM_POOL |= {"actor": 'partition = "c"\ncount = 1'}
+HOSTS = {"learner": 'hosts = ["10.77.0.1", "10.77.0.2"]', "reward": 'hosts = ["10.77.0.3"]'}
+HOSTS |= {"actor": 'hosts = ["10.77.0.4"]\nengines = 2'}
+PARTITIONS = {"learner": 'partition = "a"\ncount = 2', "reward": 'partition = "b"\ncount = 1'}
+PARTITIONS |= {"actor": 'partition = "c"\ncount = 1\nengines = 2'}
 
 
-@pytest.mark.parametrize(("pool", "options"), [(SSH_POOL, []), (SLURM_POOL, ["--together"])], ids=["ssh", "slurm"])
-def test_a_pool_file_becomes_a_run_that_trains(pool: dict[str, str], options: list[str], tmp_path: Path) -> None:
+def pool(run: Run, kind: dict[str, str], *options: str) -> list[str]:
+    """The command that starts it."""
+    path = run.directory / "pool.toml"
+    path.write_text(POOL.format(**kind))
+    return [str(ROOT / "scripts" / "launch_pool.sh"), str(path), *options, *run.flags]
+
+
+def check(run: Run, steps: int) -> None:
+    """A run over two learner nodes is over, and nothing of it lost or doubled."""
+    summary = run.summary()
+    assert summary["steps"] == steps and run.ledger() == [*range(4 * steps)]
+    assert summary["config"]["learner"]["nodes"] == 2
+    place = json.loads((run.directory / "rendezvous" / "learner.json").read_text())
+    assert place["address"] in ("tcp://10.77.0.1:5700", "tcp://10.77.0.2:5700") and place["key"]
+
+
+def test_a_pool_of_hosts_becomes_a_run_that_trains(tmp_path: Path) -> None:
     run = Run(tmp_path, tmp_path, _STEPS, **_PATIENCE)
-    (tmp_path / "pool.toml").write_text(POOL.format(**pool))
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, text in {"ssh": SSH, "sbatch": SBATCH, "srun": SRUN, "scontrol": SCONTROL}.items():
-        (tools / name).write_text(text)
-        (tools / name).chmod(0o755)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "ssh").write_text(SSH)
+    (tmp_path / "tools" / "ssh").chmod(0o755)
     with network(4) as hosts, run.log("launcher").open("wb") as log:
-        own = {"PATH": f"{tools}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
+        own = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
         launcher = subprocess.Popen(
-            [ROOT / "scripts" / "launch_pool.sh", tmp_path / "pool.toml", *options, *run.flags],
-            cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
+            pool(run, HOSTS), cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
             stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
         )  # fmt: skip
-        summary = run.summary()
+        check(run, _STEPS)
         assert launcher.wait(60) == 0
         run.until(lambda: not any(host.pids() for host in hosts), "over on every host")
-    assert summary["steps"] == _STEPS and run.ledger() == [*range(4 * _STEPS)]
-    assert summary["config"]["learner"]["nodes"] == 2
-    place = json.loads((tmp_path / "rendezvous" / "learner.json").read_text())
-    assert place["address"] in ("tcp://10.77.0.1:5700", "tcp://10.77.0.2:5700") and place["key"]
+
+
+def slurm(directory: Path, hosts: list[Host]) -> Callable[..., subprocess.Popen[bytes]]:
+    """A Slurm cluster of these nodes, n1 …: partition a of the first two, then b and c. Returns what runs on a node."""
+    path = directory / "slurm"
+    for name in ("state", *(f"spool-n{n}" for n in range(1, 5))):
+        (path / name).mkdir(parents=True)
+    names = {f"n{n}": host.address for n, host in enumerate(hosts, start=1)}
+    nodes = [f"NodeName={name} NodeAddr={address} CPUs=2 Gres=gpu:2" for name, address in names.items()]
+    partitions = [f"PartitionName={name} Nodes={of}" for name, of in {"a": "n[1-2]", "b": "n3", "c": "n4"}.items()]
+    text = SLURM_CONF.format(first=hosts[0].address, path=path) + "\n".join([*nodes, *partitions]) + "\n"
+    (path / "slurm.conf").write_text(text)
+    (path / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n")  # devices that are there, and that nobody opens
+    (path / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # the one that does nothing until it is asked
+    (path / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{a} {n}\n" for n, a in names.items()))
+
+    def on(n: int, log: Path, *command: str, **environment: str) -> subprocess.Popen[bytes]:
+        inside = ["unshare", "--uts", "--mount", "bash", "-euc", NODE, f"n{n}", str(path / "hosts"), *command]
+        return hosts[n - 1].start(inside, log, {**environment, "SLURM_CONF": str(path / "slurm.conf")})
+
+    on(1, directory / "slurm.log", "slurmctld", "-D")
+    for n in range(1, len(hosts) + 1):
+        on(n, directory / "slurm.log", "slurmd", "-D", "-N", f"n{n}")
+    return on
+
+
+@pytest.mark.skipif(shutil.which("slurmctld") is None, reason="apt-get install slurmctld slurmd slurm-client")
+def test_partitions_become_a_slurm_job_that_trains_and_goes_on_when_it_is_queued_again(tmp_path: Path) -> None:
+    """One heterogeneous job under Slurm itself. Its time is nearly over; it saves, is queued again and resumes."""
+    run = Run(tmp_path, tmp_path, _ENOUGH, **_PATIENCE)
+    run.environment["LIGHT_TOKEN_S"] = "0.02"
+    with network(4) as hosts:
+        on = slurm(tmp_path, hosts)
+
+        def told(*command: str) -> list[str]:
+            answer = tmp_path / "answer"
+            answer.unlink(missing_ok=True)
+            on(1, answer, *command).wait(60)
+            return answer.read_text().splitlines()
+
+        run.until(lambda: [line.split()[-1] for line in told("sinfo", "-h", "-N")] == ["idle"] * 4, "waiting for jobs")
+        own = {**run.environment, "SBATCH_OUTPUT": str(run.log("learner"))}
+        assert on(1, run.log("launcher"), *pool(run, PARTITIONS, "--together"), **own).wait(60) == 0
+        run.until(lambda: run.step() >= 3, "training")
+        told("scancel", "--batch", "--signal=TERM", "1")
+        run.until(lambda: run.told("learner", r"resuming after step \d+"), "resumed")
+        check(run, _ENOUGH)
+        [saved] = run.told("learner", r"interrupted after step (\d+); the same command resumes")
+        assert run.told("learner", r"resuming after step (\d+)") == [saved]
+        run.until(lambda: not told("squeue", "-h"), "over for Slurm")
 
 
 POD = """

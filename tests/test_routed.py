@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from aiohttp import web
 
 from actor.engine import Engine
+from actor.process import EngineProcess
 from actor.routed import Routed, workers
+from common.config import load
 from common.process import die_with_parent
-from tests.test_weights import LIGHT, ROOT, Pool, free_port
+from tests.test_weights import LIGHT, Pool, free_port
+
+_PATIENCE_S = 300.0  # until all answer, on a busy machine
 
 
 class Router(threading.Thread):
@@ -90,7 +93,7 @@ def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[s
         return Counter({worker: int(count) for worker, count in found})
 
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + _PATIENCE_S
         while asyncio.run(known()) != sorted(urls):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.2)
@@ -100,28 +103,34 @@ def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[s
         process.wait()
 
 
-@pytest.fixture
-def engines(tiny_policy: Path) -> Iterator[list[str]]:
-    ports = [free_port() for _ in range(2)]
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_policy)]
-    started = [subprocess.Popen([*command, "--port", port], env=LIGHT, cwd=ROOT) for port in ports]
-    deadline = time.monotonic() + 90
-    for process in started:
-        while not any(one.status == "LISTEN" for one in psutil.Process(process.pid).net_connections("tcp")):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
-    yield [f"http://127.0.0.1:{port}" for port in ports]
-    for process in started:
-        process.kill()
-        process.wait()
+@contextmanager
+def engines(kind: str, model: Path, logs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    if kind == "light":
+        monkeypatch.setenv("PYTHONPATH", LIGHT["PYTHONPATH"])
+    config = load(["--model.path", str(model), "--model.dtype", "float32"])
+    started = [EngineProcess(config, name, logs / f"engine-{name}.log") for name in ("one", "two")]
+
+    async def ready() -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(engine.ready(session, _PATIENCE_S) for engine in started))
+
+    try:
+        asyncio.run(ready())
+        yield [engine.url for engine in started]
+    finally:
+        for engine in started:
+            engine.stop()
 
 
-@pytest.mark.parametrize("router", [stand_in, pytest.param(sglang_router, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("router", "kind"),
+    [(stand_in, "light"), pytest.param(sglang_router, "sglang", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
 def test_weights_reach_every_engine_behind_a_router(
-    router: Any, engines: list[str], tiny_policy: Path, tmp_path: Path
+    router: Any, kind: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = Pool(tiny_policy, tmp_path)
-    with router(engines) as (url, sent):
+    with engines(kind, tiny_policy, tmp_path, monkeypatch) as urls, router(urls) as (url, sent):
         try:
             pool.start("routed", "--actor.engine_url", url)
             pool.here("routed")
@@ -129,11 +138,11 @@ def test_weights_reach_every_engine_behind_a_router(
             for _ in range(2):
                 assert set(pool.publish().members) == {"routed"}
                 pool.until(lambda: pool.proved("routed"), f"version {pool.version} proved by both engines")
-            versions = asyncio.run(answers(url, engines))
+            versions = asyncio.run(answers(url, urls))
         finally:
             pool.close()
         assert versions == {pool.version}, "of every token, of either engine"
-        assert set(sent()) == set(engines)
+        assert set(sent()) == set(urls)
 
 
 async def answers(url: str, engines: list[str]) -> set[int]:
