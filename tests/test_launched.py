@@ -165,8 +165,8 @@ def test_partitions_become_a_slurm_job_that_trains_and_goes_on_when_it_is_queued
 
 POD = """
 # A pod in a mount namespace of its own: this machine's programs, and the volumes where the manifest has them.
-root=$1 name=$2 volumes=$3
-shift 3
+root=$1 name=$2 volumes=$3 directory=$4 mounts=$5
+shift 5
 hostname "$name"
 mount -t tmpfs none "$root"
 for path in /*; do
@@ -176,10 +176,13 @@ for path in /*; do
     fi
 done
 mount --bind "$volumes/hosts" "$root/etc/hosts"
-mkdir "$root"/{lrpo,config,keys,shared}
+mkdir "$root/lrpo"
 mount --bind "$PWD" "$root/lrpo"
-for volume in config keys shared; do mount --bind "$volumes/$volume" "$root/$volume"; done
-exec chroot "$root" bash -c 'cd /lrpo && exec "$@"' "$name" "$@"
+for each in $mounts; do
+    mkdir "$root${each#*:}"
+    mount --bind "$volumes/${each%:*}" "$root${each#*:}"
+done
+exec chroot "$root" bash -c 'cd "$0" && exec "$@"' "$directory" "$@"
 """
 
 
@@ -220,7 +223,9 @@ def pod(run: Run, name: str, host: Host, spec: dict[str, Any], command: list[str
     [container] = spec["containers"]
     environment = [f"{one['name']}={one.get('value', host.address)}" for one in container["env"]]
     inside = ["env", *environment, "PYTHONPATH=/lrpo/tests/light", *command]
-    return ["unshare", "--uts", "--mount", "bash", "-euc", POD, "pod", str(place / "root"), name, str(place), *inside]
+    mounts = " ".join(f"{one['name']}:{one['mountPath']}" for one in container["volumeMounts"] if one["name"] != "shm")
+    own = [str(place / "root"), name, str(place), container["workingDir"], mounts]
+    return ["unshare", "--uts", "--mount", "bash", "-euc", POD, "pod", *own, *inside]
 
 
 def test_the_manifests_become_a_run_that_trains_is_well_and_ends_when_told(tmp_path: Path) -> None:
