@@ -15,12 +15,12 @@ from typing import Any
 from common.config import load
 from scripts.plan_pool import Pool, forecast, make_plan
 
-_GPUS = {"H100": (989e12, 3.35e12, 80e9), "L40S": (362e12, 0.864e12, 48e9)}  # bf16 flop/s, memory bytes/s, bytes
+_GPUS = {"H100": (989e12, 3.35e12), "L40S": (362e12, 0.864e12)}  # bf16 flop/s, memory bytes/s
 _MFU, _READ = 0.35, 0.6  # shares of them that training and decoding reach
 _NIC = 50e9  # bytes/s out of the learner's leading node: 400 Gbit/s
 _ROLLOUTS, _PROMPT = 8, 200  # answers to a question, tokens
 _BEAT_S, _HEALTH_S = 2.0, 1.0  # of actors to the learner and to each reward replica
-_QUEUE_GROUPS_S = 1000.0  # python -m scripts.bench.control_plane, --queue here
+_QUEUE_GROUPS_S = 450.0  # 512 actors on two busy cores: python -m scripts.bench.control_plane, --queue here
 _LIMITS = {
     "sync, share of a step": 0.2, "queue, groups/s": 0.0, "queue, memory GB": 64.0,
     "optimizer state of a learner GPU, GB": 60.0,
@@ -53,7 +53,7 @@ SCENARIOS = (
 
 def rates(of: Scenario, gpu: str, tp: int) -> dict[str, float]:
     """Of an engine: a decoding step reads all weights once and each answer's keys and values, and computes."""
-    flops, memory, _ = _GPUS[gpu]
+    flops, memory = _GPUS[gpu]
     context = _PROMPT + of.answer_tokens / 2
     cache = _ROLLOUTS * of.layers * 2 * of.kv_width * 2 * context  # bytes of a group, bf16
     compute = _ROLLOUTS * 2 * of.parameters / (tp * flops * _MFU)
@@ -70,15 +70,8 @@ def planned(of: Scenario, publish_s: float) -> Any:
     # Forward and backward pass, and a forward pass of the reference: eight operations a parameter and token.
     trained = _GPUS["H100"][0] * _MFU / (8 * of.parameters) / (1 + _PROMPT / of.answer_tokens)
     gpus = {f"{gpu}x{tp}": rates(of, gpu, tp) for gpu, _, tp in of.actors} | {"learner": {"train_tokens_s": trained}}
-    nodes = [
-        {
-            "role": "actor",
-            "gpu": f"{gpu}x{tp}",
-            "partition": gpu,
-            "count": n,
-            "tp": tp,
-            "groups_in_flight": of.in_flight,
-        }
+    nodes: list[dict[str, Any]] = [
+        {"role": "actor", "gpu": f"{gpu}x{tp}", "partition": gpu, "count": n, "groups_in_flight": of.in_flight}
         for gpu, n, tp in of.actors
     ]
     nodes += [{"role": "learner", "gpu": "learner", "partition": "h100", "count": 1, "engines": of.learners}]
@@ -132,7 +125,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(found))
         return
-    print("| | " + " | ".join(found) + " |\n|---" * 1 + "|---" * len(found) + "|")
+    print("| | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
     for row in next(iter(found.values())):
         told = [column[row] for column in found.values()]
         print(f"| {row} | " + " | ".join(f"{one:.3g}" if isinstance(one, float) else one for one in told) + " |")

@@ -137,7 +137,16 @@ SRUN = """#!/usr/bin/env bash
 # Slurm's srun as far as it matters here: the tasks of a component, one after the other.
 group=0
 while [[ $1 == --* ]]; do [[ $1 != --het-group=* ]] || group=${1#*=}; shift; done
-for ((task = 0; task < 2; task++)); do SLURM_PROCID=$task GROUP=$group "$@"; done
+for ((task = 0; task < TASKS; task++)); do
+    SLURM_PROCID=$task GROUP=$group "$@" &
+    touch "$TOLD.$!"
+    wait $!
+    rm "$TOLD.$!"
+done
+"""
+SCANCEL = """#!/usr/bin/env bash
+[[ $* == "--signal=TERM 42" ]] || exit 1
+for task in "$TOLD".*; do [[ ! -e $task ]] || kill -TERM "${task##*.}"; done
 """
 LAUNCH = """#!/usr/bin/env bash
 trap 'echo ended >>"$TOLD"; exit 130' TERM
@@ -152,7 +161,11 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
     script = next(n for n, word in enumerate(command) if word.endswith("pool.sbatch"))
     (path / "scripts" / "slurm").mkdir(parents=True)
     shutil.copy(ROOT / command[script], path / command[script])
-    tools = {"srun": SRUN, "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n'}
+    tools = {
+        "srun": SRUN,
+        "scancel": SCANCEL,
+        "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n',
+    }
     tools |= {f"scripts/launch_{role}.sh": LAUNCH for role in ("learner", "reward", "actor")}
     for name, text in tools.items():
         (path / name).write_text(text)
@@ -177,7 +190,7 @@ def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
     told = launch(tmp_path, "--dry-run", "--together", CONFIG, pool=POOL.format(**PARTITIONS))
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     assert command.count(":") == 2 and command.count("--") == 2
-    assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", CALLS="5").wait(60) == 0
+    assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", TASKS="2", CALLS="5").wait(60) == 0
     calls = [json.loads(line) for line in (tmp_path / "job" / "told").read_text().splitlines()]
     assert sorted((group, script) for group, script, *_ in calls) == [
         (str(n), f"launch_{role}.sh") for n, role in enumerate(("learner", "actor", "reward")) for _ in range(2)
@@ -190,11 +203,8 @@ def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
 def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) -> None:
     told = launch(tmp_path, "--dry-run", "--role", "learner", CONFIG, pool=POOL.format(**PARTITIONS))
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
-    trapping = SRUN.replace("for ((", "trap 'kill -TERM $!; wait $!' TERM\nfor ((").replace('"$@";', '"$@" & wait $!;')
     job = tmp_path / "job"
-    (tmp_path / "srun").write_text(trapping.replace("task < 2", "task < 1"))
-    (tmp_path / "srun").chmod(0o755)
-    process = slurm(job, command, CALLS="99", PATH=f"{tmp_path}:{job}:{os.environ['PATH']}")
+    process = slurm(job, command, TASKS="1", CALLS="99")
     within(20, lambda: (job / "told").exists() and (job / "told").read_text())
     process.send_signal(signal.SIGTERM)
     process.wait(20)
@@ -235,7 +245,7 @@ def test_the_manifests_agree_with_kubernetes_schemas() -> None:
         "kubernetes_validate", reason="pip install kubernetes-validate for the schemas"
     ).validate
     for one in manifests():
-        if one["kind"] == "JobSet":  # its definition is not published with those of Kubernetes; its jobs are Jobs
+        if one["kind"] == "JobSet":  # its definition is published elsewhere; its jobs are Jobs
             for job in one["spec"]["replicatedJobs"]:
                 validate(
                     {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **job["template"]},
@@ -244,6 +254,23 @@ def test_the_manifests_agree_with_kubernetes_schemas() -> None:
                 )
         else:
             validate(one, "1.30", strict=True)
+
+
+def test_the_manifest_agrees_with_the_published_models_of_jobset() -> None:
+    """And each of its keys is one that they know."""
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="pip install --no-deps kubeflow-trainer-api for JobSet's models"
+    )
+    [jobset] = (one for one in manifests() if one["kind"] == "JobSet")
+    for job in jobset["spec"]["replicatedJobs"]:
+        del job["template"]["spec"]["template"]["spec"]["containers"][0]["resources"]  # models want quantities as texts
+    known = models.JobsetV1alpha2JobSet.model_validate(jobset).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert keys(jobset) <= keys(known)
+
+
+def keys(value: Any, where: str = "") -> set[str]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {where}.union(*(keys(child, f"{where}.{key}") for key, child in children))
 
 
 def test_kustomize_reads_the_manifests() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from common.config import Config, ConfigError, load
 from learner.queue import staleness_bound
+from scripts import scaling
 from scripts.plan_pool import Pool, engine_tokens_s, forecast, make_plan, read_pool, read_run, recommend
 from scripts.pool_simulation import Engine, Plan
 from tests.measured_run import measured_run
@@ -208,3 +209,11 @@ def test_real_runs_are_predicted_from_one_other(tiny_policy: Path, tmp_path: Pat
         print(told + f"staleness {measured.lag_mean:.2f}, predicted {found.lag_mean:.2f}")
         assert found.step_s == pytest.approx(measured.step_s, rel=0.15), name
         assert found.lag_mean == pytest.approx(measured.lag_mean, rel=0.15), name
+
+
+def test_the_table_on_paper_is_what_its_script_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["scaling"])
+    scaling.main()
+    assert capsys.readouterr().out in (ROOT / "docs" / "scaling.md").read_text()

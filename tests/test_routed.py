@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import socket
+import re
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from aiohttp import web
 
 from actor.engine import Engine
+from actor.process import EngineProcess
 from actor.routed import Routed, workers
-from tests.test_weights import LIGHT, ROOT, Pool
+from common.config import load
+from common.process import die_with_parent
+from tests.test_weights import LIGHT, Pool, free_port
 
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+_PATIENCE_S = 300.0  # until all answer, on a busy machine
 
 
 class Router(threading.Thread):
@@ -66,38 +66,83 @@ class Router(threading.Thread):
             return web.json_response(await answer.json(), status=answer.status)
 
 
-@pytest.fixture
-def engines(tiny_policy: Path, tmp_path: Path) -> Iterator[list[str]]:
-    ports = [free_port() for _ in range(2)]
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tiny_policy)]
-    started = [subprocess.Popen([*command, "--port", str(port)], env=LIGHT, cwd=ROOT) for port in ports]
-    deadline = time.monotonic() + 90
-    for process in started:
-        while not any(one.status == "LISTEN" for one in psutil.Process(process.pid).net_connections("tcp")):
+@contextmanager
+def stand_in(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+    router = Router(urls)
+    yield f"http://127.0.0.1:{router.port}", lambda: router.sent
+
+
+@contextmanager
+def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
+    """The program itself, which takes the engines in turn and counts what each has answered."""
+    pytest.importorskip("sglang_router", reason="pip install sglang-router for the test with the program itself")
+    port, counts = free_port(), free_port()
+    url, flags = f"http://127.0.0.1:{port}", ["--policy", "round_robin", "--log-level", "warn", "--worker-urls", *urls]
+    command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", port]
+    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", counts, *flags]
+    process = subprocess.Popen(command, preexec_fn=die_with_parent)
+
+    async def known() -> list[str]:
+        async with aiohttp.ClientSession() as session:
+            return await workers(url, session)
+
+    def sent() -> Counter[str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{counts}/metrics", timeout=10) as answer:
+            told = answer.read().decode()
+        found = re.findall(r'smg_worker_cb_outcomes_total{worker="(.*)",outcome="success"} (\d+)', told)
+        return Counter({worker: int(count) for worker, count in found})
+
+    try:
+        deadline = time.monotonic() + _PATIENCE_S
+        while asyncio.run(known()) != sorted(urls):
             assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.1)
-    yield [f"http://127.0.0.1:{port}" for port in ports]
-    for process in started:
+            time.sleep(0.2)
+        yield url, sent
+    finally:
         process.kill()
         process.wait()
 
 
-def test_weights_reach_every_engine_behind_a_router(engines: list[str], tiny_policy: Path, tmp_path: Path) -> None:
-    router = Router(engines)
-    url = f"http://127.0.0.1:{router.port}"
-    pool = Pool(tiny_policy, tmp_path)
+@contextmanager
+def engines(kind: str, model: Path, logs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    if kind == "light":
+        monkeypatch.setenv("PYTHONPATH", LIGHT["PYTHONPATH"])
+    config = load(["--model.path", str(model), "--model.dtype", "float32"])
+    started = [EngineProcess(config, name, logs / f"engine-{name}.log") for name in ("one", "two")]
+
+    async def ready() -> None:
+        async with aiohttp.ClientSession() as session:
+            await asyncio.gather(*(engine.ready(session, _PATIENCE_S) for engine in started))
+
     try:
-        pool.start("routed", "--actor.engine_url", url)
-        pool.here("routed")
-        assert pool.server.members()["routed"].engine_ranks == 2
-        for _ in range(2):
-            assert set(pool.publish().members) == {"routed"}
-            pool.until(lambda: pool.proved("routed"), f"version {pool.version} proved by both engines")
-        versions = asyncio.run(answers(url, engines))
+        asyncio.run(ready())
+        yield [engine.url for engine in started]
     finally:
-        pool.close()
-    assert versions == {pool.version}, "of every token, of either engine"
-    assert set(router.sent) == set(engines)
+        for engine in started:
+            engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("router", "kind"),
+    [(stand_in, "light"), pytest.param(sglang_router, "sglang", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_weights_reach_every_engine_behind_a_router(
+    router: Any, kind: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(tiny_policy, tmp_path)
+    with engines(kind, tiny_policy, tmp_path, monkeypatch) as urls, router(urls) as (url, sent):
+        try:
+            pool.start("routed", "--actor.engine_url", url)
+            pool.here("routed")
+            assert pool.server.members()["routed"].engine_ranks == 2
+            for _ in range(2):
+                assert set(pool.publish().members) == {"routed"}
+                pool.until(lambda: pool.proved("routed"), f"version {pool.version} proved by both engines")
+            versions = asyncio.run(answers(url, urls))
+        finally:
+            pool.close()
+        assert versions == {pool.version}, "of every token, of either engine"
+        assert set(sent()) == set(urls)
 
 
 async def answers(url: str, engines: list[str]) -> set[int]:

@@ -303,6 +303,7 @@ def main() -> None:
             if not (engine.old and path in ("/begin_weight_update", "/end_weight_update")):
                 app.router.add_post(path, handler)
         app.router.add_get("/ready", engine.ready)
+        app.router.add_get("/health", engine.ready)
         app.router.add_get("/v1/loads", engine.loads)
         app.router.add_get("/model_info", engine.info)
         app.router.add_get("/server_info", engine.server)
