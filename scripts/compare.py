@@ -143,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--json", action="store_true", help="the last line is JSON")
     args = made.parse_args(arguments)
     try:
-        named = {name: text for arm in args.arms for name, text in [_arm(arm)]}
+        named = {name: text for arm in args.arms for name, text in [arm_of(arm)]}
         if args.runs or args.scores:
             reading = of_runs if args.runs else of_scores
             arms = {name: reading([Path(part) for part in text.split(",")]) for name, text in named.items()}
@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps({"name": "compare", "rows": rows}))
 
 
-def _arm(text: str) -> tuple[str, str]:
+def arm_of(text: str) -> tuple[str, str]:
     name, equals, rest = text.partition("=")
     if not (name and equals):
         raise FatalError(f"an arm is NAME=files and flags, not {text!r}")
