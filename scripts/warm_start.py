@@ -251,7 +251,7 @@ def make(world: Path, out: Path, settings: Settings) -> bool:
         Whether anything had to be made.
 
     Raises:
-        FatalError: the world is incomplete, or ``out`` is something else than an earlier policy.
+        FatalError: the world is incomplete or out of date, or ``out`` is something else than an earlier policy.
     """
     wanted = fingerprint(world, settings)
     if out.exists():
@@ -260,6 +260,8 @@ def make(world: Path, out: Path, settings: Settings) -> bool:
         if json.loads((out / FINGERPRINT).read_text(encoding="utf-8")) == wanted:
             return False
     rows = pq.read_table(world / "warm_start.parquet").to_pylist()
+    if "final" not in rows[0]:
+        raise FatalError(f"{world} was made by an earlier version; remove it, or make another by scripts.world")
     asked = {question["text"] for row in rows for question in row["questions"]}
     texts = sorted(asked | {row["answer"] for row in rows})
     texts += pq.read_table(world / "parallel.parquet")["text"].to_pylist()

