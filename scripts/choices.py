@@ -91,7 +91,7 @@ def by_stage(runs: Sequence[Run]) -> list[list[str]]:
     for number, (first, end) in enumerate(runs[0].stages, 1):
         window = min(_WINDOW, end - first)
         means = [
-            {name: [float(run.series[name][at : at + window].mean()) for run in runs] for name in _SERIES}
+            {name: [float(np.nanmean(run.series[name][at : at + window])) for run in runs] for name in _SERIES}
             for at in (first, end - window)
         ]
         for at, values in zip((first, end - window), means, strict=True):
@@ -126,8 +126,8 @@ def draw(arms: Mapping[str, Sequence[Run]], path: Path) -> None:
     for panel, name in zip(axes, names, strict=True):
         for colour, (arm, runs) in enumerate(arms.items()):
             for number, run in enumerate(runs):
-                values = np.lib.stride_tricks.sliding_window_view(run.series[name], _WINDOW // 2).mean(1)
-                steps = np.arange(len(values)) + 1 + _WINDOW // 4
+                values = np.nanmean(np.lib.stride_tricks.sliding_window_view(run.series[name], _WINDOW), 1)
+                steps = np.arange(len(values)) + (_WINDOW + 1) / 2
                 panel.plot(steps, values, color=f"C{colour}", lw=1, label=None if number else f"{arm}, each seed")
         for first, _ in runs[0].stages[1:]:
             panel.axvline(first + 0.5, color="grey", ls=":")

@@ -16,6 +16,7 @@ from learner.events import Events
 from scripts import choices
 
 STEPS, FIRST = 40, 14  # the first stage ends after 0.34 of the steps
+LOST = 7  # a step without a point, as where a run was interrupted
 METRICS, WHEN = ("accuracy_kept", "compliance"), ("before", "after")
 FLAGS = ["--learner.steps", str(STEPS), "--learner.stages", "[{until = 0.34}, {}]", "--router.mode", "policy"]
 
@@ -29,6 +30,8 @@ def finished(
     events = Events(directory / "tensorboard", 0, Summary())
     for step, value in enumerate(values, 1):
         tag = "selection/choice_entropy" if chose else "learning/reward"
+        if step == LOST:
+            continue
         events.write(step, Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
     events.close()
     shares = {
@@ -49,6 +52,13 @@ def finished(
     return directory, values, shares
 
 
+def mean(values: NDArray[np.float64], at: int) -> float:
+    kept: list[float] = [
+        value for step, value in enumerate(values.tolist(), 1) if at < step <= at + 10 and step != LOST
+    ]
+    return sum(kept) / len(kept)
+
+
 def text(values: list[float]) -> str:
     low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
     return f"{np.mean(values):.3f} ± {(high - low) / 2:.3f}"
@@ -65,8 +75,8 @@ def test_the_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytest.Capture
     cells = {row[0]: row[1:] for row in rows}
 
     for title, at in (("1, steps 1–10", 0), ("1, steps 5–14", 4), ("2, steps 15–24", FIRST), ("2, steps 31–40", 30)):
-        assert cells[f"stage {title}"][0] == text([sum(values[at : at + 10]) / 10 for _, values, _ in policy])
-    changes = [(sum(values[30:40]) - sum(values[14:24])) / 10 for _, values, _ in policy]
+        assert cells[f"stage {title}"][0] == text([mean(values, at) for _, values, _ in policy])
+    changes = [mean(values, 30) - mean(values, FIRST) for _, values, _ in policy]
     assert cells["stage 2, change"][0] == text(changes)
     tables = {metric: [row for row in rows if row[0] == "policy, unseen"][n] for n, metric in enumerate(METRICS)}
     for metric, row in tables.items():
