@@ -115,7 +115,7 @@ def by_setting(arms: Mapping[str, Sequence[Run]], metric: str) -> list[list[str]
 
 
 def draw(arms: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Each series of the arms that chose, by step: a line a seed, smoothed over the steps around; stages are shaded."""
+    """Each series of the arms that chose, by step: a line a seed, means of ten steps; a stage begins at dots."""
     import matplotlib
 
     matplotlib.use("Agg")
