@@ -55,6 +55,8 @@ async def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[
     from openai import AsyncOpenAI, OpenAIError  # comes with SGLang, and is needed only here
 
     questions = read_table(args.questions).to_pylist()
+    if not questions:
+        raise FatalError(f"{args.questions} has no rows")
     draw, gate = random.Random(args.seed), LanguageGate()
     verify = {"exact": terms.exact, "contains": terms.contains}.get(args.term) or MathVerifier()
     waiting = {one: deque(draw.sample(questions, len(questions))) for one in args.languages}
