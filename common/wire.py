@@ -26,15 +26,11 @@ class WireError(ValueError):
 if TYPE_CHECKING:
     Int32: TypeAlias = NDArray[np.int32]
     Float32: TypeAlias = NDArray[np.float32]
-else:  # decoded as a piece of the message itself, which ``__post_init__`` makes an array: no copy
+else:  # decoded as pieces of the message itself, which ``__post_init__`` makes arrays, or refuses: no copy
     Int32 = Float32 = memoryview
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]  # neither infinite nor no number
-
-
-def _array(value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.frombuffer(value, dtype) if type(value) is memoryview else value  # ValueError: not whole elements
 
 
 class Data(Struct, forbid_unknown_fields=True, gc=False):
@@ -113,10 +109,11 @@ class Rollout(Data):
     header: int = 0  # tokens of the response in which the policy names its language
 
     def __post_init__(self) -> None:
-        self.prompt_ids = _array(self.prompt_ids, _INT)
-        self.response_ids = _array(self.response_ids, _INT)
-        self.logprobs = _array(self.logprobs, _FLOAT)
-        self.versions = _array(self.versions, _INT)
+        if isinstance(self.versions, memoryview):
+            self.prompt_ids = np.frombuffer(self.prompt_ids, _INT)
+            self.response_ids = np.frombuffer(self.response_ids, _INT)
+            self.logprobs = np.frombuffer(self.logprobs, _FLOAT)
+            self.versions = np.frombuffer(self.versions, _INT)
 
 
 class Hello(Message):
@@ -224,8 +221,8 @@ class Probe(Data):
     tolerance: float  # of the mean absolute difference, nats
 
     def __post_init__(self) -> None:
-        self.ids = _array(self.ids, _INT)
-        self.logprobs = _array(self.logprobs, _FLOAT)
+        if isinstance(self.ids, memoryview):
+            self.ids, self.logprobs = np.frombuffer(self.ids, _INT), np.frombuffer(self.logprobs, _FLOAT)
 
 
 class Loan(Data):
