@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from actor.engine import Engine
+from actor.engine import Engine, EngineError
 from common import wire
 
 
@@ -29,6 +29,18 @@ class Routed(Engine):
     def __init__(self, urls: list[str], url: str, session: aiohttp.ClientSession, *rest: Any) -> None:
         super().__init__(url, session, *rest)
         self._each = [Engine(one, session, *rest) for one in urls]
+
+    async def load(self) -> dict[str, float]:
+        """Asked for after each answer, and before it is sent.
+
+        Raises:
+            EngineError: the router has other engines than when the actor came; a new one may have answered, with
+                weights of its own.
+        """
+        told, known = await workers(self.url, self._session), [engine.url for engine in self._each]
+        if told and told != known:
+            raise EngineError(f"the router at {self.url} has the engines {told} now, and had {known}")
+        return await super().load()
 
     async def call(self, route: str, body: dict[str, Any] | None, timeout_s: float, *, missing_ok: bool = False) -> Any:
         if route == "/generate":
