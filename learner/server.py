@@ -7,6 +7,7 @@ The training thread talks to it through ``take``, ``published`` and ``send``; wh
 from __future__ import annotations
 
 import gc
+import heapq
 import itertools
 import logging
 import queue
@@ -363,8 +364,10 @@ class Server:
         if self._queue is None or self._ask is None:
             return
         granted: dict[str, list[wire.Work]] = {}
-        while asking := [(len(p.holding), n) for n, p in self.peers.items() if p.live and len(p.holding) < p.slots]:
-            _, name = min(asking)
+        asking = [(len(p.holding), n) for n, p in self.peers.items() if p.live and len(p.holding) < p.slots]
+        heapq.heapify(asking)
+        while asking:
+            held, name = asking[0]
             sequence = self._queue.lease(name, time.monotonic() + self._lease_timeout_s)
             if sequence is None:
                 break
@@ -373,5 +376,9 @@ class Server:
             peer = self.peers[name]
             peer.holding[work.id] = work
             granted.setdefault(name, []).append(work)
+            if held + 1 < peer.slots:
+                heapq.heapreplace(asking, (held + 1, name))
+            else:
+                heapq.heappop(asking)
         for name, works in granted.items():
             self._outbox.put((name, wire.Leased(work=works)))
