@@ -20,7 +20,7 @@ _MFU, _READ = 0.35, 0.6  # shares of them that training and decoding reach
 _NIC = 50e9  # bytes/s out of the learner's leading node: 400 Gbit/s
 _ROLLOUTS, _PROMPT = 8, 200  # answers to a question, tokens
 _BEAT_S, _HEALTH_S = 2.0, 1.0  # of actors to the learner and to each reward replica
-_QUEUE_GROUPS_S = 450.0  # 512 actors on two busy cores: python -m scripts.bench.control_plane, --queue here
+_QUEUE_GROUPS_S = 3400.0  # 512 actors on two cores: python -m scripts.bench.control_plane, --queue here
 _LIMITS = {
     "sync, share of a step": 0.2, "queue, groups/s": 0.0, "queue, memory GB": 64.0,
     "optimizer state of a learner GPU, GB": 60.0,
