@@ -37,7 +37,7 @@ class Routed(Engine):
             EngineError: the router has other engines than when the actor came; a new one may have answered, with
                 weights of its own.
         """
-        told, known = await workers(self.url, self._session), [engine.url for engine in self._each]
+        told, known = await workers(self.url, self._session), sorted(engine.url for engine in self._each)
         if told and told != known:
             raise EngineError(f"the router at {self.url} has the engines {told} now, and had {known}")
         return await super().load()
