@@ -265,7 +265,8 @@ class Server:
             return
         peer = self.peers.get(name)
         if peer is None:
-            self._outbox.put((name, wire.Unknown()))
+            if not isinstance(message, wire.Leave):  # one that was given up says so too, and comes back by itself
+                self._outbox.put((name, wire.Unknown()))
             return
         peer.heard = time.monotonic()
         match message:

@@ -131,6 +131,9 @@ def test_groups_of_a_silent_actor_go_to_the_others(server: Server, address: str)
             message = wire.decode(busy.socket.recv())
             got += message.work if isinstance(message, wire.Leased) else []
     assert questions(got) == ["train-0", "train-1"]
+    silent.send(wire.Leave(reason="its engine ended"))  # nobody waits for it
+    silent.send(wire.Health())
+    assert isinstance(silent.receive(), wire.Status), "not told to say hello, which it does anyway"
     silent.send(wire.Submit(id=lost[0].id, rollouts=[]))
     silent.receive(wire.Unknown)
     silent.hello()
