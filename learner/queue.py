@@ -80,7 +80,6 @@ class WorkQueue(Generic[Result]):
         self.attempts = attempts
         self.remaining = total  # groups that take() has yet to give
         self.next_sequence = next_sequence
-        self.retried = 0
         self._blocker = -1  # while it and older ones stay unfinished, the window forbids to take
         self.retried = self.orphaned = self.failed = 0  # given out again; of these, as their actor was lost; given up
         done = results or {}

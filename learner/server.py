@@ -275,7 +275,6 @@ class Server:
             case wire.Release():
                 self._release(name, peer, message)
             case wire.Heartbeat():
-                peer.seconds = message.seconds
                 peer.slots = peer.slots if message.slots is None else message.slots
                 peer.seconds, peer.gauges = message.seconds, message.gauges
                 if self._queue is not None:
