@@ -129,9 +129,9 @@ class Run:
                 batch, self._shares = selection.rewarded(self._take(), stage, self._shares)
                 result = self._train(batch)
                 self._observe(batch)
+                self._log(batch, result)  # first, as an interrupt may end what follows
                 between = every and self.step % every == 0 and self.step < self.config.learner.steps
                 self._evaluate_between() if between else self._publish()
-                self._log(batch, result)
                 self._save()
             self._save(always=True)
             self._finish(self._step_seconds(), self._evaluate("after"))

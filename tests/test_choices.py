@@ -16,7 +16,9 @@ from learner.events import Events
 from scripts import choices
 
 STEPS, FIRST = 40, 14  # the first stage ends after 0.34 of the steps
-LOST = 7  # a step without a point, as where a run was interrupted
+LOST = 7  # a step without a point, as where the disk was full
+TAGS = ["choice_entropy", "header_entropy", "well_formed", "compliance", "accuracy_kept"]
+TAGS = [*(f"selection/{name}" for name in TAGS), "learning/reward"]
 METRICS, WHEN = ("accuracy_kept", "compliance"), ("before", "after")
 FLAGS = ["--learner.steps", str(STEPS), "--learner.stages", "[{until = 0.34}, {}]", "--router.mode", "policy"]
 
@@ -29,10 +31,9 @@ def finished(
     values = rng.random(STEPS)
     events = Events(directory / "tensorboard", 0, Summary())
     for step, value in enumerate(values, 1):
-        tag = "selection/choice_entropy" if chose else "learning/reward"
-        if step == LOST:
-            continue
-        events.write(step, Summary(value=[Summary.Value(tag=tag, simple_value=value)]))
+        if step != LOST:
+            points = [Summary.Value(tag=tag, simple_value=value) for tag in (TAGS if chose else TAGS[-1:])]
+            events.write(step, Summary(value=points))
     events.close()
     shares = {
         f"{when} {asked} {setting} {metric}": float(rng.random())

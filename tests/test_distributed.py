@@ -18,7 +18,7 @@ from tests.train_once import gradients, poisoned_step, record_run, run, together
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """All but one element in a thousand: Adam divides by the gradient's size, so where that is rounding, so is the move."""
+    """All but one element in a thousand: Adam divides by the gradient, and where that is rounding, so is the move."""
     assert one.keys() == other.keys()
     for name, value in one.items():
         apart = ~torch.isclose(value, other[name], rtol=1e-4, atol=2e-5)

@@ -148,6 +148,8 @@ def test_tensorboard_shows_the_run(run_dir: Path) -> None:
     }  # fmt: skip
     assert wanted <= set(tags["scalars"]), wanted - set(tags["scalars"])
     assert (tags["histograms"], tags["images"]) == (["health/lag"], ["router/probabilities"])
+    points = [point.step for point in events.Scalars("learning/reward")]
+    assert points == list(range(1, STEPS + 1)), "the step that was interrupted has its point, too"
     arabic = EventAccumulator(str(run_dir / "tensorboard" / "ar"))
     arabic.Reload()
     by_language = ("reward", "compliance", "length", "lag", "share", "entropy", "mismatch")
