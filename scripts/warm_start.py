@@ -53,7 +53,7 @@ class Settings:
     style: str = "tag"  # or "select"
     header: str = Model().header
     favourite: str = "en"  # language whose header is learned every time
-    others: float = 0.2  # how often the header of another one is; else it is given, as for a forced language
+    others: float = 0.1  # how often the header of another one is; else it is given, as for a forced language
     unseen: str = "pt,ru"  # languages, apart by commas, whose header is only ever given
     steps: int = 2200
     batch: int = 16  # sequences a step
