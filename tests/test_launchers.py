@@ -184,7 +184,7 @@ def test_processes_of_one_machine_get_gpus_of_their_own_where_there_are_enough()
     assert shares([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
     assert shares([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
     assert shares(["a"], config, 1) == [["a"]] * 3
-    assert shares([], config, 1) == [[]] * 3
+    assert not any(shares([], config, 1))
 
 
 def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
