@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -120,7 +121,7 @@ class Actor(Section):
     engine_url: str = ""  # attach to this SGLang server or sglang-router; empty: own a server as a child process
     engine_port: int = 0  # of an owned server, on loopback; 0: a free one
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
-    groups_in_flight: int = Field(16, gt=0)  # how many leases it holds at a time
+    groups_in_flight: int = Field(16, gt=0)  # leases it holds at most; how many, it finds itself: docs/tuning.md
     attempts: int = Field(3, gt=0)  # per engine or reward call before a group is handed back
     restarts: int = Field(5, ge=0)  # of a failing engine, with no weight update between; then the actor ends
     start_timeout_s: float = Field(600, gt=0)  # engine start, weights and kernels included
@@ -317,6 +318,25 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
         raise ConfigError(f"configuration: {explain(error, Config)}") from None
 
 
+def usage() -> str:
+    """How files and flags are given, and every setting with its default."""
+    return "\n".join(
+        [
+            "CONFIG.toml ... [--section.key value] ...",
+            "\nFiles are merged from left to right, then flags. The settings, explained in common/config.py:\n",
+            *_flags("  --", Config().model_dump(mode="json")),
+        ]
+    )
+
+
+def _flags(prefix: str, values: dict[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flags(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key} {json.dumps(value)}"
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -352,6 +372,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         elif item["type"] == "value_error":  # of our own validators, whose messages name the value
             lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+        elif item["type"] == "tuple_type":
+            lines.append(f'{key} = {item["input"]!r}: a list is meant, in a shell as \'["a", "b"]\'')
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")
     return "\n  ".join(lines)

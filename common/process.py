@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 import threading
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from common.config import Config, ConfigError, load
+from common.config import Config, ConfigError, load, usage
 
 _PR_SET_PDEATHSIG = 1
 
@@ -32,6 +33,9 @@ def main(body: Callable[[Config], None]) -> None:
         stream=sys.stderr,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if {"-h", "--help"} & {*sys.argv[1:]}:
+        print(f"usage: scripts/launch_learner.sh, launch_reward.sh or launch_actor.sh {usage()}")
+        return
     try:
         body(load(sys.argv[1:]))
     except ConfigError as error:
@@ -53,14 +57,21 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def has_cuda() -> bool:
-    """Whether this process may use an NVIDIA GPU; asks the driver, so that no torch is needed."""
+def gpus() -> list[str]:
+    """The NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; asks the driver, so needs no torch."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return []
     count = ctypes.c_int(0)
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[: count.value] if named else [str(number) for number in range(count.value)]
+
+
+def has_cuda() -> bool:
+    return bool(gpus())
 
 
 class Stopwatch:

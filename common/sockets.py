@@ -106,7 +106,10 @@ def bind(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
         socket.bind(address)
     except zmq.ZMQError as error:
         socket.close()
-        raise FatalError(f"cannot listen on {address}: {error}. Is another run using it?") from None
+        raise FatalError(
+            f"cannot listen on {address}: {error}. Is another run using it? Then give this one "
+            "another learner.address or reward.addresses"
+        ) from None
     return socket
 
 

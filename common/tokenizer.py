@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from huggingface_hub import constants
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.process import FatalError
@@ -12,8 +15,12 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     Raises:
         FatalError: ``path`` is no Hugging Face directory, and no hub is reached where it is a name.
     """
+    if not path:
+        raise FatalError("model.path is not set: give a Hugging Face directory or hub name, as --model.path DIR")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}: {error}") from None
+        found = "" if Path(path).is_dir() else ", which is no directory here"
+        found += ", and HF_HUB_OFFLINE=1 keeps it from the hub" if found and constants.HF_HUB_OFFLINE else ""
+        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}{found}: {error}") from None
     return tokenizer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.languages import code_of
 from common.process import FatalError
-from common.wire import Chat, Question, encode
+from common.wire import Question, encode
 
 log = logging.getLogger("learner.data")
 
@@ -36,13 +37,16 @@ def read_questions(path: Path, tokenizer: PreTrainedTokenizerBase, max_prompt_to
     table = read_table(str(path))
     missing = [column for column in _COLUMNS if column not in table.column_names]
     if missing:
-        raise FatalError(f"{path} lacks the column {missing[0]!r}; it has {', '.join(table.column_names)}")
+        raise FatalError(
+            f"{path} lacks the column {missing[0]!r}; it has {', '.join(table.column_names)}. docs/data.md has the "
+            "columns, and scripts.prepare_data makes them"
+        )
     questions = []
     for row, record in enumerate(table.to_pylist()):
         try:
             questions.append(_question(row, record))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FatalError(f"{path}, row {row}: {error!r}") from None
+            raise FatalError(f"{path}, row {row}: {error!r}; docs/data.md has the columns") from None
     fitting = [question for question in questions if _length(question, tokenizer) <= max_prompt_tokens]
     if not fitting:
         raise FatalError(f"{path} holds no question of at most {max_prompt_tokens} prompt tokens")
@@ -69,6 +73,8 @@ def read_table(source: str) -> pa.Table:
         if not constants.HF_HUB_OFFLINE:  # else what is in the cache is taken
             HfApi().dataset_info(name, timeout=10)  # fails at once, where loading would try again for half a minute
         return datasets.load_dataset(name, configuration or None, split="train").data.table
+    except FileNotFoundError:
+        raise FatalError(f"cannot read {source}: there is no such file") from None
     except (OSError, ValueError, pa.ArrowInvalid) as error:
         raise FatalError(f"cannot read {source}: {error}") from None
     except httpx.HTTPError as error:
@@ -79,15 +85,16 @@ def _question(row: int, record: dict[str, Any]) -> Question:
     extra = record["extra_info"]
     if not record["prompt"]:
         raise ValueError("the prompt is empty")
-    return Question(
-        index=row,
-        messages=[Chat(role=message["role"], content=message["content"]) for message in record["prompt"]],
-        reference=record["reward_model"]["ground_truth"],
-        language=code_of(extra["language"]),
-        topics=_list(extra.get("topic") or record["ability"]),
-        regions=_list(extra.get("region")),
-        accepted=_list(record["reward_model"].get("accepted")),
-    )
+    values = {
+        "index": row,
+        "messages": [{"role": message["role"], "content": message["content"]} for message in record["prompt"]],
+        "reference": record["reward_model"]["ground_truth"],
+        "language": code_of(extra["language"]),
+        "topics": _list(extra.get("topic") or record["ability"]),
+        "regions": _list(extra.get("region")),
+        "accepted": _list(record["reward_model"].get("accepted")),
+    }
+    return msgspec.convert(values, Question)  # checks types: an answer that is no text would be found by the actors
 
 
 def _list(value: str | list[str] | None) -> list[str]:

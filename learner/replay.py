@@ -39,7 +39,7 @@ def replay(directory: Path) -> bool:
 
 
 def main() -> None:
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit("usage: python -m learner.replay DIR")
     try:
         if "RANK" in os.environ:

@@ -84,7 +84,10 @@ class PairStatistics:
                         raise ConfigError(f"{path}, line {rows.line_num}: {error}") from None
                     levels[pair] = level
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"cannot read calibration {path}: {error}") from None
+            raise ConfigError(
+                f"cannot read reward.calibration = {path}: {error}. scripts.calibrate writes it; without one set "
+                'reward.calibration_mode = "raw"'
+            ) from None
         return cls(levels)
 
     def write(self, path: Path) -> None:

@@ -25,10 +25,8 @@ def read(path: Path) -> Line:
     Raises:
         ValueError: there is no such thing at ``path``; the message says what is wrong with it.
     """
-    if (path / "router.jsonl").exists():
-        path = path / "router.jsonl"
-    elif (path / _STATE).exists():
-        path = path / _STATE
+    if path.is_dir():
+        path = path / (_STATE if (path / _STATE).exists() else "router.jsonl")
     try:
         text = path.read_text(encoding="utf-8")
         if path.name == _STATE:

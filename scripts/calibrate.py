@@ -276,12 +276,12 @@ def calibrate(parallel: dict[str, Texts], embedder: Embedder, out: Path, seed: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.calibrate", description=(__doc__ or "").partition("\n")[0])
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--parallel", type=Path, help="parquet file of parallel texts")
     source.add_argument("--references", type=Path, help="parquet file of training questions, to be translated")
     parser.add_argument("--columns", default="id,article,language,text", help="of --parallel, in this order")
-    parser.add_argument("--translate", metavar="URL", help="OpenAI-compatible endpoint; key in OPENAI_API_KEY")
+    parser.add_argument("--translate", metavar="URL", help="OpenAI-compatible, up to /v1; key in OPENAI_API_KEY")
     parser.add_argument("--model", default="default", help="name of the endpoint's model")
     parser.add_argument("--languages", help="to translate into, with commas")
     parser.add_argument("--out", type=Path, required=True, help="CSV to write; the other files go beside it")

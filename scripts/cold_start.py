@@ -95,9 +95,9 @@ async def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.cold_start")
+    parser = argparse.ArgumentParser(prog="python -m scripts.cold_start", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--questions", required=True, help="rows as learner/data.py reads them")
-    parser.add_argument("--url", required=True)
+    parser.add_argument("--url", required=True, help="of an OpenAI-compatible server, up to /v1")
     parser.add_argument("--model", required=True, help="name at the server")
     parser.add_argument("--languages", type=lambda text: text.split(","), required=True, help="codes, apart by commas")
     parser.add_argument("--term", choices=("math", "exact", "contains"), default="math", help="verifies an answer")

@@ -1,7 +1,7 @@
 """Trains a set of configurations with several seeds each, scores them, and says which differences are more than chance.
 
     python -m scripts.compare --out runs/study --seeds 0,1,2 --base configs/qwen2.5-1.5b.toml \\
-        lrpo= grpo=configs/monolingual.toml uniform="--router.mode uniform" \\
+        lrpo= grpo="--router.mode monolingual" uniform="--router.mode uniform" \\
         --evaluate "--care-pro care_pro.jsonl --mgsm mgsm.jsonl --judge MODEL@URL"
 
 An arm is NAME=TOML files and flags, on top of ``--base``; the first arm is what the others are compared with. A run
@@ -134,8 +134,8 @@ def main(arguments: list[str] | None = None) -> None:
     made = argparse.ArgumentParser(prog="python -m scripts.compare", description=(__doc__ or "").split("\n")[0])
     made.add_argument("arms", nargs="+", metavar="NAME=…", help="files and flags; with --runs, --scores: what to read")
     made.add_argument("--base", default="", help="files and flags of all arms")
-    made.add_argument("--seeds", default="0,1,2")
-    made.add_argument("--actors", type=int, default=1)
+    made.add_argument("--seeds", default="0,1,2", help="of each arm")
+    made.add_argument("--actors", type=int, default=1, help="of each run")
     made.add_argument("--evaluate", default="", help="flags of scripts.evaluate, without --out")
     made.add_argument("--runs", action="store_true", help="arms are finished runs: NAME=DIR,DIR")
     made.add_argument("--scores", action="store_true", help="arms are files of scripts.evaluate: NAME=FILE,FILE")

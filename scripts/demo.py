@@ -23,12 +23,14 @@ _CACHE = _ROOT / ".cache"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="demo.sh", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="demo.sh", usage="%(prog)s [options] [--section.key value] ...", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("--config", type=Path, action="append", default=[], help="further ones, over configs/demo.toml")
     parser.add_argument("--run-dir", type=Path, default=_ROOT / "runs" / "demo", help="logs, metrics, checkpoints")
-    parser.add_argument("--steps", type=int, help="training steps")
+    parser.add_argument("--steps", type=int, help="training steps (default 150)")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the warm start and the run")
-    parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--actors", type=int, default=2, help="default 2")
     parser.add_argument("--cache", type=Path, default=_CACHE, help="where world and warm-started policy are kept")
     parser.add_argument("--warm-start-steps", type=int, help="of the warm start; fewer are faster and know less")
     arguments, flags = parser.parse_known_args()

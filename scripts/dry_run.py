@@ -104,10 +104,13 @@ def rows(shape: Shape, config: Config, gpu_gb: float) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.dry_run", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.dry_run", usage="%(prog)s CONFIG.toml ... [options] [--section.key value] ...",
+        description=(__doc__ or "").split("\n")[0],
+    )  # fmt: skip
     parser.add_argument("--shape", default="", help="config.json, directory or hub name; else model.path")
     parser.add_argument("--text", action="store_true", help="without the image encoder")
-    parser.add_argument("--gpu-gb", type=float, default=80)
+    parser.add_argument("--gpu-gb", type=float, default=80, help="memory of a GPU (default 80)")
     parser.add_argument("--json", action="store_true")
     args, settings = parser.parse_known_args(arguments)
     try:

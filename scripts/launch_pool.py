@@ -96,6 +96,8 @@ def processes(pool: Pool, flags: list[str]) -> list[Process]:
                 name = f"{nodes.role}-{host}-{n}"
                 environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}"]
                 environment += [f"LRPO_KEYS={os.environ['LRPO_KEYS']}"] if os.environ.get("LRPO_KEYS") else []
+                # All share one .venv; but of a host without a GPU that starts others we know nothing.
+                environment += ["LRPO_DEVICE=gpu"] if os.environ.get("LRPO_DEVICE") == "gpu" else []
                 command = ["env", *environment, f"scripts/launch_{nodes.role}.sh", *flags, *own_flags(nodes)]
                 if nodes.role == "actor":
                     command += ["--actor.name", name]
@@ -130,8 +132,11 @@ def jobs(pool: Pool, flags: list[str], together: bool) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="launch_pool.sh", description=__doc__, allow_abbrev=False)
-    parser.add_argument("pool", type=Path, help="as scripts/plan_pool.py reads it")
+    parser = argparse.ArgumentParser(
+        prog="launch_pool.sh", usage="%(prog)s POOL.toml [options] CONFIG.toml ... [--section.key value] ...",
+        description=__doc__, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("pool", type=Path, metavar="POOL.toml", help="who does what; docs/cluster.md")
     parser.add_argument("--dry-run", action="store_true", help="print what would be started")
     parser.add_argument(
         "--role", choices=["learner", "reward", "actor"], help="only these nodes; the others run already"

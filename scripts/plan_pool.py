@@ -311,7 +311,9 @@ def draw(plan: Plan, found: Forecast, advice: dict[str, Any], path: Path) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument(
+        "--pool", type=Path, required=True, help="who does what, and rates; as configs/pools/example.toml"
+    )
     parser.add_argument("--run", type=Path, help="a finished run, whose settings and rates are used")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, help="a picture; its ending says which kind")

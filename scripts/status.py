@@ -18,9 +18,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from common import sockets, wire
+from common import wire
 from common.config import Config
 from common.process import FatalError
+from common.rendezvous import Route
 
 _STATES = ("generate", "wait_work", "wait_reward", "sync")
 _PATIENCE_S = 10.0  # a learner that takes up a large batch may be slow to answer
@@ -46,10 +47,10 @@ def watch(run_dir: Path, every_s: float, once: bool) -> None:
     Raises:
         FatalError: there is no such run, or its learner does not answer.
     """
-    address, console = _address(run_dir), Console()
-    socket = sockets.connect(zmq.Context.instance(), address, f"status-{uuid.uuid4().hex[:8]}")
+    learner, console = _learner(run_dir), Console()
+    learner.connect(zmq.Context.instance(), f"status-{uuid.uuid4().hex[:8]}")
     with Live(console=console, auto_refresh=False) as live:
-        while (status := _ask(socket)) is not None:
+        while (status := _ask(learner.socket)) is not None:
             if console.is_terminal:
                 live.update(view(status), refresh=True)
             else:
@@ -59,16 +60,17 @@ def watch(run_dir: Path, every_s: float, once: bool) -> None:
             time.sleep(every_s)
     if not (run_dir / "summary.json").exists():
         raise FatalError(
-            f"no answer from the learner at {address} within {_PATIENCE_S:.0f} s: it does not run on this machine (its "
-            f"last words: {run_dir}/logs/learner.log), or LRPO_KEYS is another one here"
+            f"no answer from the learner at {learner.place.address} within {_PATIENCE_S:.0f} s: it runs there no more "
+            f"(its last words: {run_dir}/logs, or its terminal), or LRPO_KEYS is another one here"
         )
     print(f"the run is over; its figures are in {run_dir / 'summary.json'}")
 
 
-def _address(run_dir: Path) -> str:
+def _learner(run_dir: Path) -> Route:
     path = run_dir / "config.json"
     try:
-        return Config.model_validate_json(path.read_text(encoding="utf-8")).learner.address
+        config = Config.model_validate_json(path.read_text(encoding="utf-8"))
+        return Route(config.run, "learner", config.learner.address, 0)
     except OSError as error:
         raise FatalError(f"{run_dir} is no run that has started: cannot read {path}: {error.strerror}") from None
     except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:

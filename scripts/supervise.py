@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.process import die_with_parent
+from common.config import Config, load
+from common.process import die_with_parent, gpus
 
 _ROOT = Path(__file__).parents[1]
 _POLL_S = 0.2
@@ -134,18 +135,32 @@ def run_to_end(command: Sequence[str]) -> None:
         raise SystemExit(code)
 
 
+def shares(gpus: Sequence[str], config: Config, actors: int) -> list[Sequence[str]]:
+    """The GPUs of the learner, of the reward process and of each actor; where they are too few, all have all.
+
+    The reward process takes one that is left over, else the learner's last.
+    """
+    ranks, width = config.learner.ranks, int(config.actor.engine_args.get("tp", 1))
+    used = ranks + actors * width
+    if len(gpus) < used:
+        return [gpus] * (2 + actors)
+    engines = [gpus[first : first + width] for first in range(ranks, used, width)]
+    return [gpus[:ranks], gpus[used : used + 1] or gpus[ranks - 1 : ranks], *engines]
+
+
 def run_all(settings: Sequence[str], run_dir: Path, actors: int) -> None:
-    """Trains with one reward process and this many actors on this machine, until the learner is done.
+    """Trains with one reward process and this many actors on this machine's GPUs or CPU, until the learner is done.
 
     Raises:
         ChildFailed: a process ended with an error and could not be started again.
     """
     with Children(run_dir / "logs") as children:
-        launch = {name: str(_ROOT / "scripts" / f"launch_{name}.sh") for name in ("learner", "reward", "actor")}
-        children.start("learner", [launch["learner"], *settings])
-        children.start("reward", [launch["reward"], *settings], restarts=3)
-        for number in range(actors):
-            name = f"actor-{number}"
-            children.start(name, [launch["actor"], *settings, "--actor.name", name], restarts=3)
+        own = shares(gpus(), load(settings), actors)
+        names = ["learner", "reward", *(f"actor-{number}" for number in range(actors))]
+        for name, visible in zip(names, own, strict=True):
+            role = name.partition("-")[0]
+            launch = ["env", f"CUDA_VISIBLE_DEVICES={','.join(visible)}", str(_ROOT / "scripts" / f"launch_{role}.sh")]
+            flags = ["--actor.name", name] if role == "actor" else []
+            children.start(name, [*launch, *settings, *flags], restarts=0 if role == "learner" else 3)
         print(f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir}", flush=True)
         children.wait_for("learner")

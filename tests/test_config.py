@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, load
+from common.config import Config, ConfigError, load, usage
 from common.languages import CODES, code_of, english_name, tag
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +30,7 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
         (["--learner.lr", "-1"], "learner.lr = -1"),
         (["--learner.lr"], "--learner.lr needs a value"),
         (["--run.languages", '["klingon"]'], "unknown language 'klingon'"),
+        (["--run.languages", "en,zh"], "run.languages = 'en,zh': a list is meant"),
         (["--router.own_language", "9"], "own_language = 9 exceeds rollouts = 8"),
         (["--reward.replica", "1"], "there are 1 addresses"),
         (["nowhere.toml"], "cannot read configuration nowhere.toml"),
@@ -39,6 +40,12 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
 def test_mistakes_are_named(arguments: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         load(arguments)
+
+
+def test_the_help_has_every_setting_as_it_may_be_given() -> None:
+    told = [line.split(maxsplit=1) for line in usage().splitlines() if line.startswith("  --")]
+    assert {flag.split(".")[0] for flag, _ in told} == {f"--{section}" for section in Config.model_fields}
+    assert load([word for pair in told if pair[1] != "null" for word in pair]) == Config()
 
 
 def test_broken_toml_names_the_file(tmp_path: Path) -> None:

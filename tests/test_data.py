@@ -61,6 +61,7 @@ def test_long_prompts_are_left_out_and_counted(
         ({"extra_info": {"language": "klingon"}}, r"row 0: .*klingon"),
         ({"extra_info": {"language": None}}, r"row 0"),
         ({"reward_model": {"style": "rule"}}, r"row 0: .*ground_truth"),
+        ({"reward_model": {"ground_truth": 3}}, r"row 0: .*reference"),
         ({"prompt": []}, r"row 0: .*prompt is empty"),
     ],
 )

@@ -22,6 +22,7 @@ from common.config import Config, load
 from learner.server import Server
 from scripts.health import problem
 from scripts.launch_pool import Process
+from scripts.supervise import shares
 
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "qwen2.5-1.5b.toml")
@@ -176,6 +177,14 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
         ["bash", command[script], *command[script + 1 :]], cwd=path, text=True,
         env={**os.environ, **own, **lists, "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "42", **environment},
     )  # fmt: skip
+
+
+def test_processes_of_one_machine_get_gpus_of_their_own_where_there_are_enough() -> None:
+    config = load(["--learner.ranks", "2", "--actor.engine_args.tp", "2"])
+    assert shares([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
+    assert shares([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
+    assert shares(["a"], config, 1) == [["a"]] * 3
+    assert not any(shares([], config, 1))
 
 
 def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import zmq
 from common import sockets, wire
 from common.config import load
 from common.process import FatalError
+from common.rendezvous import announce
 from learner.queue import WorkQueue
 from learner.server import Finished, Server
 from scripts import status
@@ -78,6 +79,14 @@ def test_a_live_table_in_a_terminal(run_dir: Path, server: Server) -> None:
     os.close(terminal)
     for words in ("step 12/150", "l40s-0", "410", "75%", "wait for work", "learner cost 44%"):
         assert words in text, text
+
+
+def test_a_learner_is_found_where_it_has_announced_itself(run_dir: Path, server: Server) -> None:
+    places = ["--run.dir", str(run_dir), "--run.rendezvous", str(run_dir / "meet")]
+    config = load([*places, "--learner.address", "tcp://*:5700"])
+    (run_dir / "config.json").write_text(config.model_dump_json())
+    announce(config.run, "learner", f"ipc://{run_dir}/queue")
+    assert "l40s-0" in ask(run_dir, "--once").stdout
 
 
 def test_it_says_why_there_is_nothing_to_see(

@@ -179,7 +179,9 @@ class Timed(Trainer):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench.learner", description=__doc__.split("\n")[0] if __doc__ else None
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     parser.add_argument("--repeat", type=int, default=2, help="steps of each kind; the fastest counts")
     arguments = parser.parse_args()

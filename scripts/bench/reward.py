@@ -220,7 +220,9 @@ def measure(count: int, lengths: str, seed: int) -> list[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench.reward", description=(__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     parser.add_argument("--pairs", type=int, default=2048)
     parser.add_argument("--lengths", choices=["log-uniform", "uniform"], default="log-uniform", help="of texts")
