@@ -29,8 +29,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec.structs import asdict
 
 from actor.prompts import STYLES
@@ -39,7 +37,9 @@ from common.process import FatalError, has_cuda
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import record
+from scripts.command import plain_errors
 from scripts.endpoint import FORM, Endpoint, translated, whole_number
+from scripts.prepare_data import write
 
 _AGREEMENT = (
     "How far do these two answers to one question say the same? Languages do not matter. Reply with a whole number "
@@ -185,20 +185,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-length", type=int, default=1536, help="tokens of prompt and answer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    try:
+    with plain_errors():
         if args.method != "dpo" and not args.endpoint:
             raise FatalError(f"{args.method} needs --endpoint: {FORM}")
         style, found = record.read(args.record)[0].model.prompt_style, list(groups(args.record))
         made = rows(METHODS[args.method](found, args), style)
         if not made:
             raise FatalError(f"no pair in {len(found)} groups of {args.record}: no two differ, or --pivot is not there")
-        args.out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(made), args.out / "pairs.parquet")
+        write(made, args.out / "pairs.parquet")
         print(f"{len(made)} pairs of {len(found)} groups in {args.out / 'pairs.parquet'}")
         if args.model:
             train(made, args)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":
