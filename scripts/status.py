@@ -21,6 +21,7 @@ from rich.table import Table
 from common import sockets, wire
 from common.config import Config
 from common.process import FatalError
+from scripts.command import plain_errors
 
 _STATES = ("generate", "wait_work", "wait_reward", "sync")
 _PATIENCE_S = 10.0  # a learner that takes up a large batch may be slow to answer
@@ -32,12 +33,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     parser.add_argument("--once", action="store_true", help="one look")
     arguments = parser.parse_args()
-    try:
+    with plain_errors():
         watch(arguments.run_dir, arguments.every, arguments.once)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def watch(run_dir: Path, every_s: float, once: bool) -> None:
