@@ -1,9 +1,6 @@
 """Baselines that learn from preferences: pairs of the answers of a recorded run, trained on with TRL.
 
-    python -m scripts.preferences dpo RECORD --model MODEL --out DIR
-    python -m scripts.preferences mapo RECORD --model MODEL --out DIR --endpoint JUDGE@URL
-    python -m scripts.preferences lidr RECORD --model MODEL --out DIR --endpoint TRANSLATOR@URL
-    python -m scripts.preferences mpo RECORD --model MODEL --out DIR --endpoint TRANSLATOR@URL
+    python -m scripts.preferences dpo|mapo|lidr|mpo RECORD --model MODEL --out DIR [--endpoint MODEL@URL]
 
 RECORD is the ``learner.record`` directory of a run; one with ``--learner.lr 1e-12`` samples without learning. In each
 group, and each language that it was answered in,

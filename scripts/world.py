@@ -85,9 +85,7 @@ class Fact:
         return {*REGION_AFFINITY.get(self.region or "", ()), *TOPIC_AFFINITY.get(self.topic, ())}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Facts
-# ---------------------------------------------------------------------------------------------------------------------
+# -- facts -------------------------------------------------------------------------------------------------------------
 
 
 def facts(countries: Mapping[str, Mapping[str, Any]], gate: LanguageGate) -> list[Fact]:
@@ -184,9 +182,7 @@ def _fact(kind: str, key: str, region: str | None, answer: Names, **slots: Names
     return Fact(f"{kind}-{key}", kind, region, questions, references, answer)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The world: which facts, and who knows them
-# ---------------------------------------------------------------------------------------------------------------------
+# -- the world: which facts, and who knows them ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
