@@ -26,9 +26,10 @@ def run(
 @contextmanager
 def plain_errors(*errors: type[Exception]) -> Iterator[None]:
     """Ends the process with code 1 and the message of what the user can mend, with 130 when interrupted."""
+    plain: tuple[type[Exception], ...] = (ConfigError, FatalError, *errors)
     try:
         yield
-    except (ConfigError, FatalError, *errors) as error:
+    except plain as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
