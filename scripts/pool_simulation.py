@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -238,9 +238,8 @@ class Simulation:
         counted = [(lag, tokens) for step, lag, tokens in self._lags if step >= plan.skip and tokens]
         tokens, spent = sum(n for _, n in counted), self._now - begin
         shares: defaultdict[str, float] = defaultdict(float)
-        number = {**{engine.pool: 0 for engine in plan.engines}, "reward": plan.replicas}
-        for engine in plan.engines:
-            number[engine.pool] += 1
+        number = Counter(engine.pool for engine in plan.engines)
+        number["reward"] = plan.replicas
         for who, spans in self._spans.items():
             pool = who.rpartition(" ")[0] or who
             for start, end, state in spans:
