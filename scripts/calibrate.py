@@ -23,23 +23,24 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from common.languages import code_of
 from common.process import FatalError
+from learner.data import read_table
 from reward.calibration import KINDS, Calibration, Level, Mode, Pair, PairStatistics, Quantiles, quantile_path
 from reward.gate import LanguageGate
 from reward.similarity import Embedder, Vectors
 from scripts.calibration_report import ModeResult, interval, report
+from scripts.command import plain_errors
 from scripts.endpoint import Failure, translated
+from scripts.prepare_data import write
 
 MISMATCHES, HARD = 10, 2  # of each text
 LEAST = 20  # equivalent texts below which a pair is said to have too little data
@@ -83,10 +84,10 @@ def read_parallel(path: Path, columns: str = "id,article,language,text") -> dict
     """
     try:
         of_id, of_article, of_language, of_text = columns.split(",")
-        table = pq.read_table(path, columns=sorted({of_id, of_article, of_language, of_text}))
+        table = read_table(str(path))
         codes = np.array([code_of(name) for name in table[of_language].to_pylist()])
         ids, articles = (np.unique(table[name].to_pylist(), return_inverse=True)[1] for name in (of_id, of_article))
-    except (OSError, ValueError, TypeError, pa.ArrowInvalid, KeyError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise FatalError(f"cannot read parallel texts {path} (columns {columns}): {error}") from None
     every = Texts(ids, articles, table[of_text].to_pylist(), _NONE)
     parallel: dict[str, Texts] = {}
@@ -219,9 +220,9 @@ def translate(references: Path, url: str, model: str, languages: list[str], out:
         FatalError: the references cannot be read, or no translation was usable.
     """
     try:
-        rows = pq.read_table(references, columns=["reward_model", "extra_info"]).to_pylist()
+        rows = read_table(str(references)).to_pylist()
         sources = {row["reward_model"]["ground_truth"]: code_of(row["extra_info"]["language"]) for row in rows}
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FatalError(f"cannot read references {references}: {error!r}") from None
     wanted = [
         {"id": id, "article": id, "language": language, "text": text, "translated": language != source}
@@ -238,7 +239,7 @@ def translate(references: Path, url: str, model: str, languages: list[str], out:
     print(f"{len(kept)} of {len(wanted)} texts are in their language")
     if not any(row["translated"] for row in kept):
         raise FatalError(f"{url} gave no translation in the language asked for")
-    pq.write_table(pa.Table.from_pylist(kept), out)
+    write(kept, out)
 
 
 # -- command ----------------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def calibrate(parallel: dict[str, Texts], embedder: Embedder, out: Path, seed: i
     statistics.write(out)
     tables.write(quantile_path(out))
     found: dict[str, Any] = {kind: 2 * value - 1 for kind, value in level.items()} | {"retained pairs": len(samples)}
-    found["modes"] = {mode: result.as_dict() for mode, result in modes.items()}
+    found["modes"] = {mode: asdict(result) for mode, result in modes.items()}
     out.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
     equivalent = {pair: (sample.similarities["equivalent"], tables.tables[pair]) for pair, sample in samples.items()}
     html = report(equivalent, modes, [*scanty, *missing], LEAST, seed)
@@ -289,18 +290,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="as reward.device")
     parser.add_argument("--seed", type=int, default=0, help="of mismatched pairs, halves and resamples")
     arguments = parser.parse_args()
-    try:
+    with plain_errors(ValueError):
         path: Path = arguments.parallel or arguments.out.with_suffix(".parallel.parquet")
         if arguments.references:
             if not (arguments.translate and arguments.languages):
                 parser.error("--references needs --translate URL and --languages")
-            path.parent.mkdir(parents=True, exist_ok=True)
             languages = [code_of(name) for name in arguments.languages.split(",")]
             translate(arguments.references, arguments.translate, arguments.model, languages, path)
         parallel = read_parallel(path, arguments.columns if arguments.parallel else "id,article,language,text")
         calibrate(parallel, Embedder(arguments.embedder, arguments.device), arguments.out, arguments.seed)
-    except (FatalError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

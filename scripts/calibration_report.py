@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +29,6 @@ class ModeResult:
     auc: Interval  # of equivalent against hard pairs
     relative_spread: float  # spread over separation: modes stretch the scale differently
     separation: float  # mean quality of equivalent minus that of mismatched texts
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def __str__(self) -> str:
         return (

@@ -11,15 +11,10 @@ thought stayed in its language. The server must take ``continue_final_message``,
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
 import random
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common.config import Model
 from common.process import FatalError
@@ -27,6 +22,9 @@ from learner.data import read_table
 from reward import terms
 from reward.gate import LanguageGate
 from reward.verifier import MathVerifier
+from scripts.command import plain_errors
+from scripts.endpoint import Endpoint, Failure
+from scripts.prepare_data import write
 from scripts.world_templates import OPENINGS
 
 _CALLS = 32  # at a time; after these it is looked again at what is missing
@@ -50,47 +48,37 @@ class Acceptance:
         return draw.choices(open_, weights, k=count) if open_ else []
 
 
-async def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[str, str]]:
+def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[str, Any]]:
     """Kept traces: messages, language, answer. A question comes again only after all others."""
-    from openai import AsyncOpenAI, OpenAIError  # comes with SGLang, and is needed only here
-
     questions = read_table(args.questions).to_pylist()
     if not questions:
         raise FatalError(f"{args.questions} has no rows")
     draw, gate = random.Random(args.seed), LanguageGate()
     verify = {"exact": terms.exact, "contains": terms.contains}.get(args.term) or MathVerifier()
+    teacher = Endpoint[str](
+        f"{args.model}@{args.url}", calls=_CALLS, timeout_s=600, temperature=args.temperature,
+        max_tokens=args.max_tokens, continue_final_message=True, add_generation_prompt=False, separate_reasoning=False,
+    )  # fmt: skip
     waiting = {one: deque(draw.sample(questions, len(questions))) for one in args.languages}
+    begun = {one: {"role": "assistant", "content": f"<think>{OPENINGS[one]}"} for one in args.languages}
     kept: list[dict[str, Any]] = []
-
-    async def ask(question: dict[str, Any], language: str) -> str:
-        begun = f"<think>{OPENINGS[language]}"
-        answer = await client.chat.completions.create(
-            model=args.model,
-            messages=[*question["prompt"], {"role": "assistant", "content": begun}],
-            temperature=args.temperature,
-            max_tokens=args.max_tokens,
-            extra_body={"continue_final_message": True, "add_generation_prompt": False, "separate_reasoning": False},
-        )
-        return begun + (answer.choices[0].message.content or "")
-
-    key = os.environ.get("OPENAI_API_KEY", "none")
-    async with AsyncOpenAI(base_url=args.url, api_key=key, timeout=600, max_retries=3) as client:
-        while asked := acceptance.next(draw, [one for one in args.languages if waiting[one]], _CALLS):
-            pairs = [(waiting[one].popleft(), one) for one in asked if waiting[one]]
-            texts = await asyncio.gather(*(ask(*pair) for pair in pairs), return_exceptions=True)
-            for (question, language), text in zip(pairs, texts, strict=True):
-                if isinstance(text, BaseException):
-                    raise FatalError(f"{args.url} does not answer: {text}") if isinstance(text, OpenAIError) else text
-                thinking, answer = terms.split_thinking(text)
-                accepted = question["reward_model"].get("accepted") or [question["reward_model"]["ground_truth"]]
-                good = gate.detect([thinking]) == [language] and bool(answer) and verify(answer, accepted) == 1
-                acceptance.tried[language] += 1
-                acceptance.kept[language] += good
-                if good:
-                    header = args.header.replace("{code}", language)
-                    kept.append({"messages": question["prompt"], "language": language, "answer": header + text})
-                else:
-                    waiting[language].append(question)
+    while asked := acceptance.next(draw, [one for one in args.languages if waiting[one]], _CALLS):
+        pairs = [(waiting[one].popleft(), one) for one in asked if waiting[one]]
+        talks = [[*question["prompt"], begun[language]] for question, language in pairs]
+        for (question, language), said in zip(pairs, teacher.ask(talks, lambda _, answer: answer), strict=True):
+            if isinstance(said, Failure):
+                raise FatalError(f"{args.url} does not answer: {said}")
+            text = f"<think>{OPENINGS[language]}{said}"
+            thinking, answer = terms.split_thinking(text)
+            accepted = question["reward_model"].get("accepted") or [question["reward_model"]["ground_truth"]]
+            good = gate.detect([thinking]) == [language] and bool(answer) and verify(answer, accepted) == 1
+            acceptance.tried[language] += 1
+            acceptance.kept[language] += good
+            if good:
+                header = args.header.replace("{code}", language)
+                kept.append({"messages": question["prompt"], "language": language, "answer": header + text})
+            else:
+                waiting[language].append(question)
     return kept
 
 
@@ -108,13 +96,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(arguments)
-    try:
+    with plain_errors():
         if unknown := set(args.languages) - OPENINGS.keys():
             raise FatalError(f"no opening for {', '.join(unknown)} in scripts/world_templates.py: add it")
         acceptance = Acceptance(args.each)
-        pq.write_table(pa.Table.from_pylist(asyncio.run(gather(args, acceptance))), args.out)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
+        write(gather(args, acceptance), args.out)
     for one in args.languages:
         print(f"{one}: kept {acceptance.kept[one]} of {acceptance.tried[one]} tries, {args.each} wanted")
 

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ConfigError, load
+from common.config import load
 from common.process import FatalError
 from scripts.calibration_report import Interval, interval
-from scripts.evaluate import evaluate, parser
-from scripts.supervise import ChildFailed, run_all
+from scripts.command import parser, plain_errors
+from scripts.evaluate import evaluate
+from scripts.supervise import run_all
 
 Floats = NDArray[np.float64]
 Scores = dict[str, Floats]  # metric -> [seeds, questions]
@@ -126,7 +127,8 @@ def train(name: str, settings: list[str], args: argparse.Namespace) -> Scores:
     files = [run / "scores.json" for run in runs]
     for run, file in zip(runs, files, strict=True):
         if not file.exists():
-            evaluate(parser().parse_args([str(run), "--out", str(file), *shlex.split(args.evaluate)]))
+            flags = parser(evaluate, None).parse_args([str(run), "--out", str(file), *shlex.split(args.evaluate)])
+            evaluate(**vars(flags))
     return of_runs(runs) | of_scores(files)
 
 
@@ -142,8 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
     made.add_argument("--out", type=Path, default=Path("runs/compare"), help="runs, and comparison.json")
     made.add_argument("--json", action="store_true", help="the last line is JSON")
     args = made.parse_args(arguments)
-    try:
-        named = {name: text for arm in args.arms for name, text in [arm_of(arm)]}
+    with plain_errors():
+        named = dict(map(arm_of, args.arms))
         if args.runs or args.scores:
             reading = of_runs if args.runs else of_scores
             arms = {name: reading([Path(part) for part in text.split(",")]) for name, text in named.items()}
@@ -151,8 +153,6 @@ def main(arguments: list[str] | None = None) -> None:
             flags = {name: [*shlex.split(args.base), *shlex.split(text)] for name, text in named.items()}
             arms = {name: train(name, _files_first(some), args) for name, some in flags.items()}
         rows = compare(arms)
-    except (FatalError, ConfigError, ChildFailed) as error:
-        raise SystemExit(f"error: {error}") from None
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     print(table(rows))

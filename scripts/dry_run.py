@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from common.config import Config, ConfigError, load
+from common.config import Config, load
 from common.process import FatalError
 from scripts.bench.table import Row, report
+from scripts.command import plain_errors
 
 GB = 1e9
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -113,11 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--gpu-gb", type=float, default=80, help="memory of a GPU (default 80)")
     parser.add_argument("--json", action="store_true")
     args, settings = parser.parse_known_args(arguments)
-    try:
+    with plain_errors():
         config = load(settings)
         found = rows(Shape(args.shape or config.model.path, args.text), config, args.gpu_gb)
-    except (FatalError, ConfigError) as error:
-        raise SystemExit(f"error: {error}") from None
     report("dry run", found, args.json)
     if any(row.ok is False for row in found):
         raise SystemExit(1)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 import aiohttp
 
@@ -30,6 +30,7 @@ _CALLS = 4  # of one question that fail on the way before the endpoint is given 
 _REFUSED = frozenset({400, 413, 422})  # this question, as too long; others may be answered
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 FORM = 'MODEL@URL of an OpenAI-compatible endpoint, as "judge-7b@http://127.0.0.1:8000/v1"; key in OPENAI_API_KEY'
+Name = Annotated[str, FORM, "MODEL@URL"]
 
 
 class _Refusal(Exception):
@@ -131,8 +132,8 @@ class Endpoint(Generic[Value]):
         return Failure(reason)
 
     def _keep(self, key: str, answer: str) -> None:
-        self._known[key] = answer
         if self._cache is not None:
+            self._known[key] = answer
             with self._cache.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps({"key": key, "answer": answer}, ensure_ascii=False))
 

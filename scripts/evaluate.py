@@ -17,7 +17,6 @@ Intervals are 95%, from a bootstrap over questions. Answers that no judge could 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import re
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import aiohttp
 import numpy as np
@@ -40,13 +39,15 @@ from common.process import FatalError, has_cuda
 from common.tokenizer import load_tokenizer
 from reward.gate import LanguageGate
 from scripts.calibration_report import mean_interval
-from scripts.endpoint import FORM, Endpoint, Failure, Talk, whole_number
+from scripts.command import parser, plain_errors
+from scripts.endpoint import FORM, Endpoint, Failure, Name, Talk, whole_number
 from scripts.prepare_data import pairs
 from scripts.sources import Report, Row, Rules, read
 
 SEEN = "zh,ja,ar,ko,es,fr,pt,de,ru,it,nl,vi,pl,id"  # languages of the paper's training data
 COLUMNS = ("CARE", "CARE-pro", "mGSM", "G-MMLU-Lite", "Include-Lite")  # in the order of the paper's table
 _TASKS = {"global_mmlu": "G-MMLU-Lite", "include": "Include-Lite"}  # what the harness's tasks begin with
+Questions = Annotated[str, "questions with reference answers", "FILE"]
 LABELS = ("CORRECT", "CORRECT_BUT_WRONG_LANGUAGE", "INCORRECT", "NOT_ATTEMPTED")
 _QUESTION = "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to grade:\n{answer}\n\n"
 _CARE_PRO = (
@@ -260,74 +261,67 @@ def table(model: str, sets: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """Runs what the arguments name and writes ``args.out``.
+def evaluate(
+    model: Annotated[str, "run, Hugging Face directory or hub name, or NAME@URL"],
+    *,
+    out: Annotated[Path, "JSON; judge's answers and the engine's log go beside it"],
+    care_pro: Questions = "",
+    care: Questions = "",
+    mgsm: Questions = "",
+    columns: Annotated[str, "ours=theirs,... as for scripts.prepare_data"] = "",
+    language: Annotated[str, "of files that do not tell"] = "",
+    judge: Name = "",
+    judge_tokens: Annotated[int, "longest judgement"] = 512,
+    lm_eval: Annotated[str, "tasks of lm-evaluation-harness", "TASK,..."] = "",
+    include_path: Annotated[Path | None, "directory of tasks, instead of the harness's own"] = None,
+    limit: Annotated[int | None, "questions of each task"] = None,
+    max_tokens: Annotated[int, "longest answer"] = 1024,
+    prompt_style: Literal["auto", "tag", "system", "plain"] = "auto",
+    seen: Annotated[str, "languages of the training data"] = SEEN,
+) -> dict[str, Any]:
+    """Writes every answer with its score to ``out``; the scores.
 
     Raises:
         FatalError: model, data, judge or task is of no use.
     """
-    out: Path = args.out
-    own = Path(args.model) / "model"
-    model = str(own) if (own / "config.json").exists() else args.model
-    files = {"CARE-pro": args.care_pro, "CARE": args.care, "mGSM": args.mgsm}
+    own = Path(model) / "model"
+    weights = str(own) if (own / "config.json").exists() else model
     rows: dict[str, list[Row]] = {}
-    for name, source in files.items():
+    for name, source in {"CARE-pro": care_pro, "CARE": care, "mGSM": mgsm}.items():
         if source:
-            if name != "mGSM" and not args.judge:
+            if name != "mGSM" and not judge:
                 raise FatalError(f"{name} needs --judge: {FORM}")
             report = Report()
-            rules = Rules(pairs(args.columns), args.language, numbers=name == "mGSM")
-            rows[name] = read([source], rules, report)
+            rows[name] = read([source], Rules(pairs(columns), language, numbers=name == "mGSM"), report)
             if not rows[name] or report.counts["broken"]:
                 raise FatalError(f"{name}: {len(rows[name])} good rows; {report.problems[:1] or source}")
-    kept, longest = out.with_suffix(".judge.jsonl"), args.judge_tokens
-    judge = Endpoint[str | int](args.judge, kept, max_tokens=longest) if args.judge else None
+    grader = Endpoint[str | int](judge, out.with_suffix(".judge.jsonl"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:
-        ask = styler(args.prompt_style, model)
-        with served(model, own.parent, out.with_suffix(".engine.log")) as endpoint:
-            said = {name: answers(some, endpoint, ask, args.max_tokens) for name, some in rows.items()}
-        items = {name: judged(name, some, said[name], judge) for name, some in rows.items()}
-    if args.lm_eval:
-        items |= harness(model, args.lm_eval.split(","), args.include_path, args.limit)
+        ask = styler(prompt_style, weights)
+        with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
+            said = {name: answers(some, endpoint, ask, max_tokens) for name, some in rows.items()}
+        items = {name: judged(name, some, said[name], grader) for name, some in rows.items()}
+    if lm_eval:
+        items |= harness(weights, lm_eval.split(","), include_path, limit)
     if not items:
         raise FatalError("nothing to evaluate: give --care-pro, --care, --mgsm or --lm-eval")
-    seen = [code_of(name) for name in args.seen.split(",")]
-    sets = {name: summary(some, seen) for name, some in items.items()}
-    found = {"model": args.model, "sets": sets}
+    codes = [code_of(name) for name in seen.split(",")]
+    found = {"model": model, "sets": {name: summary(some, codes) for name, some in items.items()}}
     every = {**found, "items": {name: [asdict(item) for item in some] for name, some in items.items()}}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return found
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog="python -m scripts.evaluate", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("model", help="run, Hugging Face directory or hub name, or NAME@URL")
-    made.add_argument("--out", type=Path, required=True, help="JSON; judge's answers and the engine's log go beside it")
-    for name in ("care-pro", "care", "mgsm"):
-        made.add_argument(f"--{name}", metavar="FILE", help="questions with reference answers")
-    made.add_argument("--columns", default="", help="ours=theirs,... as for scripts.prepare_data")
-    made.add_argument("--language", default="", help="of files that do not tell")
-    made.add_argument("--judge", default="", metavar="MODEL@URL", help=FORM)
-    made.add_argument("--judge-tokens", type=int, default=512, help="longest judgement")
-    made.add_argument("--lm-eval", default="", metavar="TASK,...", help="tasks of lm-evaluation-harness")
-    made.add_argument("--include-path", type=Path, help="directory of tasks, instead of the harness's own")
-    made.add_argument("--limit", type=int, help="questions of each task")
-    made.add_argument("--max-tokens", type=int, default=1024, help="longest answer")
-    made.add_argument("--prompt-style", default="auto", choices=("auto", "tag", "system", "plain"))
-    made.add_argument("--seen", default=SEEN, help="languages of the training data")
-    made.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
-    return made
-
-
 def main(arguments: list[str] | None = None) -> None:
-    args = parser().parse_args(arguments)
-    try:
-        found = evaluate(args)
-    except (FatalError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print(json.dumps(found, ensure_ascii=False) if args.json else table(args.model, found["sets"]))
+    options = parser(evaluate, __doc__)
+    options.add_argument("--json", action="store_true", help="one line of JSON instead of the table")
+    flags = vars(options.parse_args(arguments))
+    as_json = flags.pop("json")
+    with plain_errors(ValueError, OSError):
+        found = evaluate(**flags)
+    print(json.dumps(found, ensure_ascii=False) if as_json else table(found["model"], found["sets"]))
 
 
 if __name__ == "__main__":

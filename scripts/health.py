@@ -13,9 +13,10 @@ import urllib.request
 import zmq
 
 from common import wire
-from common.config import Config, ConfigError, load
+from common.config import Config, load
 from common.process import FatalError
 from common.rendezvous import Route
+from scripts.command import plain_errors
 
 _PATIENCE_S = 5.0
 
@@ -49,12 +50,9 @@ def problem(role: str, config: Config) -> str:
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in ("learner", "reward", "actor"):
         raise SystemExit("usage: python -m scripts.health learner|reward|actor CONFIG.toml [--section.key value] ...")
-    try:
-        told = problem(sys.argv[1], load(sys.argv[2:]))
-    except (ConfigError, FatalError, wire.WireError) as error:
-        told = str(error)
-    if told:
-        raise SystemExit(f"error: {told}")
+    with plain_errors(wire.WireError):
+        if told := problem(sys.argv[1], load(sys.argv[2:])):
+            raise FatalError(told)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ accuracy by cross-validation is printed. Rows nobody labelled keep the labels th
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from sklearn.dummy import DummyClassifier
@@ -30,8 +29,9 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from common.process import FatalError
 from learner.data import read_table
 from reward.similarity import Embedder
-from scripts.endpoint import FORM, Endpoint, Failure, Talk
-from scripts.prepare_data import write
+from scripts.command import run
+from scripts.endpoint import Endpoint, Failure, Name, Talk
+from scripts.prepare_data import SCHEMA, write, write_lines
 from scripts.sources import UNLABELLED
 
 TOPICS = {
@@ -141,20 +141,29 @@ def _asked(row: dict[str, Any]) -> str:
     return str(row["prompt"][-1]["content"])
 
 
-def label(path: str, out: Path, endpoint: str, classifier: str, embedder: str, device: str) -> None:
+def label(
+    data: Annotated[str, "parquet file of questions"],
+    *,
+    out: Path,
+    endpoint: Name = "",
+    classifier: Annotated[str, "labelled file to learn from; auto: what the endpoint labels"] = "",
+    embedder: Annotated[str, "as reward.embedder"] = "use",
+    device: Annotated[str, "as reward.device"] = "auto",
+) -> None:
     """Writes the labelled rows, and the problems where there are any.
 
     Raises:
         FatalError: the data, the endpoint or the classifier's rows are of no use.
     """
-    rows = read_table(path).to_pylist()
+    if not (endpoint or classifier):
+        raise FatalError("give --endpoint, --classifier, or both")
+    rows = read_table(data).to_pylist()
     labels: list[Label | Failure | None] = [None] * len(rows)
     if endpoint:
         asked = Endpoint[Label](endpoint, out.with_suffix(".answers.jsonl"), max_tokens=200)
         labels = [*asked.ask([talk(row) for row in rows], read_label)]
         problems = [{"row": n, "reason": one.reason} for n, one in enumerate(labels) if isinstance(one, Failure)]
-        lines = "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
-        out.with_suffix(".problems.jsonl").write_text(lines, encoding="utf-8")
+        write_lines(problems, out.with_suffix(".problems.jsonl"))
         print(f"{asked.model}: {len(rows) - len(problems)} of {len(rows)} rows labelled")
     rest = [n for n, one in enumerate(labels) if not isinstance(one, tuple)]
     if classifier:
@@ -165,26 +174,14 @@ def label(path: str, out: Path, endpoint: str, classifier: str, embedder: str, d
         print(f"classifier: {learned.told}, {len(taught)} rows")
         for n, guess in zip(rest, learned([rows[n] for n in rest]) if rest else [], strict=True):
             labels[n] = guess
-    write([labelled(row, one) if isinstance(one, tuple) else row for row, one in zip(rows, labels, strict=True)], out)
+    done = [labelled(row, one) if isinstance(one, tuple) else row for row, one in zip(rows, labels, strict=True)]
+    write(done, out, SCHEMA)
     counts = Counter(one[0] if isinstance(one, tuple) else "not labelled" for one in labels)
     print(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in counts.most_common()))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.label", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("data", help="parquet file of questions")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--endpoint", default="", metavar="MODEL@URL", help=FORM)
-    parser.add_argument("--classifier", default="", help="labelled file to learn from; auto: what the endpoint labels")
-    parser.add_argument("--embedder", default="use", help="as reward.embedder")
-    parser.add_argument("--device", default="auto", help="as reward.device")
-    args = parser.parse_args(arguments)
-    if not (args.endpoint or args.classifier):
-        parser.error("give --endpoint, --classifier, or both")
-    try:
-        label(args.data, args.out, args.endpoint, args.classifier, args.embedder, args.device)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
+    run(label, __doc__, arguments)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Config, ConfigError, load
+from scripts.command import plain_errors
 from scripts.plan_pool import Nodes, Pool, read_pool
-from scripts.supervise import ChildFailed, Children
+from scripts.supervise import Children
 
 _ROOT = Path(__file__).parents[1]
 _QUEUE_PORT, _REWARD_PORT, _TORCHRUN_PORT = 5700, 5701, 29400
@@ -59,19 +60,15 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
     if config.learner.address == type(config.learner)().address:
         flags += ["--learner.address", f"tcp://*:{_QUEUE_PORT}"]
     if learners:
-        count = sum(len(nodes.hosts) or nodes.count for nodes in learners)
+        count = sum(nodes.machines for nodes in learners)
         flags += ["--learner.nodes", str(count), "--learner.ranks", str(learners[0].engines)]
         if learners[0].hosts:
             flags += ["--learner.torchrun", f"{learners[0].hosts[0]}:{_TORCHRUN_PORT}"]
-    ports = [_REWARD_PORT + n for nodes in pool.nodes if nodes.role == "reward" for n in _replicas(nodes)]
-    if ports:
-        flags += ["--reward.addresses", json.dumps([f"tcp://*:{port}" for port in ports])]
+    rewards = [[*range(nodes.engines)] * nodes.machines for nodes in pool.nodes if nodes.role == "reward"]
+    if rewards:
+        addresses = [f"tcp://*:{_REWARD_PORT + n}" for numbers in rewards for n in numbers]
+        flags += ["--reward.addresses", json.dumps(addresses)]
     return flags
-
-
-def _replicas(nodes: Nodes) -> list[int]:
-    """For each reward process of the nodes its number on its host."""
-    return [n for _ in range(len(nodes.hosts) or nodes.count) for n in range(nodes.engines)]
 
 
 def own_flags(nodes: Nodes) -> list[str]:
@@ -83,16 +80,14 @@ def own_flags(nodes: Nodes) -> list[str]:
     return flags
 
 
-def processes(pool: Pool, flags: list[str]) -> list[Process]:
-    """Those on hosts, the learner's first. Each gets the next GPUs of its host."""
+def processes(pool: list[Nodes], flags: list[str]) -> list[Process]:
+    """Those on hosts. Each gets the next GPUs of its host."""
     found, taken, replica = [], Counter[str](), 0
-    for nodes in sorted(pool.nodes, key=lambda nodes: nodes.role != "learner"):
+    for nodes in pool:
         for host in nodes.hosts:
-            for n in range(1 if nodes.role == "learner" else nodes.engines):
-                gpus = nodes.engines if nodes.role == "learner" else nodes.tp
-                gpus = gpus if nodes.gpu else 0
-                visible = ",".join(str(taken[host] + n) for n in range(gpus))
-                taken[host] += gpus
+            for n in range(nodes.tasks):
+                visible = ",".join(str(taken[host] + gpu) for gpu in range(nodes.task_gpus))
+                taken[host] += nodes.task_gpus
                 name = f"{nodes.role}-{host}-{n}"
                 environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}"]
                 environment += [f"LRPO_KEYS={os.environ['LRPO_KEYS']}"] if os.environ.get("LRPO_KEYS") else []
@@ -108,16 +103,14 @@ def processes(pool: Pool, flags: list[str]) -> list[Process]:
     return found
 
 
-def jobs(pool: Pool, flags: list[str], together: bool) -> list[list[str]]:
+def jobs(pool: list[Nodes], flags: list[str], together: bool) -> list[list[str]]:
     """The sbatch commands of the nodes in partitions; ``together``: one heterogeneous job."""
     parts = []
-    for nodes in sorted(pool.nodes, key=lambda nodes: nodes.role != "learner"):
+    for nodes in pool:
         if nodes.partition:
-            learner = nodes.role == "learner"
-            gpus = (nodes.engines if learner else nodes.tp) if nodes.gpu else 0
             options = [f"--partition={nodes.partition}", f"--nodes={nodes.count}"]
-            options += [f"--gpus-per-task={gpus}"] if gpus else []
-            options += [f"--ntasks-per-node={1 if learner else nodes.engines}"]
+            options += [f"--gpus-per-task={nodes.task_gpus}"] if nodes.task_gpus else []
+            options += [f"--ntasks-per-node={nodes.tasks}"]
             parts.append((options, [nodes.role, *flags, *own_flags(nodes)]))
     script = "scripts/slurm/pool.sbatch"
     if not together or not parts:
@@ -145,17 +138,13 @@ def main() -> None:
     arguments, settings = parser.parse_known_args()
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.default_int_handler)
-    try:
+    with plain_errors():
         pool, config = read_pool(arguments.pool), load(settings)
         flags = [*settings, *shared_flags(pool, config)]
         load(flags)
-        kept = tuple(nodes for nodes in pool.nodes if arguments.role in (None, nodes.role))
-        pool = pool.model_copy(update={"nodes": kept})
-        start(jobs(pool, flags, arguments.together), processes(pool, flags), config.run.dir / "logs", arguments.dry_run)
-    except (ConfigError, ChildFailed) as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        kept = [nodes for nodes in pool.nodes if arguments.role in (None, nodes.role)]
+        kept.sort(key=lambda nodes: nodes.role != "learner")
+        start(jobs(kept, flags, arguments.together), processes(kept, flags), config.run.dir / "logs", arguments.dry_run)
 
 
 def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run: bool) -> None:

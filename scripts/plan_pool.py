@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # so that it runs as a file,
 
 from common.config import Config, ConfigError, Section, explain, load, read_toml
 from learner.queue import staleness_bound
+from scripts.command import plain_errors
 from scripts.pool_simulation import Engine, Forecast, Plan, Simulation
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,8 +63,21 @@ class Nodes(Section):
         return self
 
     @property
+    def machines(self) -> int:
+        return len(self.hosts) or self.count
+
+    @property
     def number(self) -> int:
-        return (len(self.hosts) or self.count) * self.engines
+        return self.machines * self.engines
+
+    @property
+    def tasks(self) -> int:
+        """Processes that are started on a machine; a learner's starts its ranks itself."""
+        return 1 if self.role == "learner" else self.engines
+
+    @property
+    def task_gpus(self) -> int:
+        return 0 if not self.gpu else self.engines if self.role == "learner" else self.tp
 
 
 class Work(Section):
@@ -318,14 +332,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, help="a picture; its ending says which kind")
     arguments, settings = parser.parse_known_args()
-    try:
+    with plain_errors(OSError):
         pool, run = read_pool(arguments.pool), read_run(arguments.run) if arguments.run else None
         plan = make_plan(pool, run, load(settings, run.config if run else None), arguments.pool)
         found, advice = forecast(plan), recommend(plan)
         if arguments.plot:
             draw(plan, found, advice, arguments.plot)
-    except (ConfigError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
     told = {name: value for name, value in vars(found).items() if name != "spans"}
     print(json.dumps({"forecast": told, "recommended": advice}) if arguments.json else show(plan, found, advice))
 

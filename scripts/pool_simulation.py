@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 from actor.concurrency import Concurrency
 from learner.queue import WorkQueue
@@ -86,7 +86,7 @@ class Simulation:
         self._actors = [
             _Actor(f"{engine.pool} {n}", engine, Concurrency(engine.slots)) for n, engine in enumerate(plan.engines)
         ]
-        self._events: list[tuple[float, int, str, Any]] = []
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count, self._now, self._version, self._paused, self._idle, self._full = 0, 0.0, 0, False, True, False
         self._free = [0.0] * plan.replicas  # when each reward replica is
         self._lengths: dict[int, Sequence[int]] = {}
@@ -99,16 +99,15 @@ class Simulation:
         self._enter("learner", "wait")
         self._grant(self._actors)
         while self._version < self.plan.steps:
-            self._now, _, kind, subject = heapq.heappop(self._events)
-            getattr(self, f"_on_{kind}")(subject)
+            self._now, _, happen = heapq.heappop(self._events)
+            happen()
         for who in list(self._current):
             self._enter(who, "end")
         return self._forecast()
 
     # -- events ---------------------------------------------------------------------------------------------------
 
-    def _on_generated(self, subject: tuple[_Actor, int]) -> None:
-        actor, stamp = subject
+    def _generated(self, actor: _Actor, stamp: int) -> None:
         if stamp != actor.stamp:
             return
         self._advance(actor)
@@ -121,28 +120,28 @@ class Simulation:
         scoring = max(self._now, self._free[replica])
         self._free[replica] = scoring + self.plan.score_busy_s
         self._spans["reward"].append((scoring, self._free[replica], "busy"))
-        self._at(scoring + self.plan.score_s, "scored", (actor, sequence, self._tokens(actor, sequence, begin)))
+        tokens = self._tokens(actor, sequence, begin)
+        self._at(scoring + self.plan.score_s, partial(self._scored, actor, sequence, tokens))
         self._grant([actor])
 
-    def _on_scored(self, subject: tuple[_Actor, int, list[tuple[int, int]]]) -> None:
-        actor, sequence, tokens = subject
+    def _scored(self, actor: _Actor, sequence: int, tokens: list[tuple[int, int]]) -> None:
         actor.held -= 1
         self._queue.submit(sequence, actor.name, tokens)
         self._grant([actor])
         self._take()
 
-    def _on_trained(self, _: object) -> None:
+    def _trained(self) -> None:
         self._enter("learner", "publish")
-        self._at(self._now + max(0.0, self.plan.publish_s - self.plan.pause_s), "paused", None)
-        self._at(self._now + self.plan.publish_s, "published", None)
+        self._at(self._now + max(0.0, self.plan.publish_s - self.plan.pause_s), self._pause)
+        self._at(self._now + self.plan.publish_s, self._published)
 
-    def _on_paused(self, _: object) -> None:
+    def _pause(self) -> None:
         self._paused = True
         for actor in self._actors:
             self._advance(actor)
             self._plan_next(actor)
 
-    def _on_published(self, _: object) -> None:
+    def _published(self) -> None:
         self._paused = False
         self._version += 1
         self._queue.published()
@@ -153,19 +152,19 @@ class Simulation:
             self._plan_next(actor)
         self._ends.append(self._now)
         self._enter("learner", "rest")
-        self._at(self._now + self.plan.rest_s, "ready", None)
+        self._at(self._now + self.plan.rest_s, self._ready)
         self._grant(self._actors)
 
-    def _on_ready(self, _: object) -> None:
+    def _ready(self) -> None:
         self._idle = True
         self._enter("learner", "wait")
         self._take()
 
     # -- what they share --------------------------------------------------------------------------------------------
 
-    def _at(self, when: float, kind: str, subject: object) -> None:
+    def _at(self, when: float, happen: Callable[[], None]) -> None:
         self._count += 1
-        heapq.heappush(self._events, (when, self._count, kind, subject))
+        heapq.heappush(self._events, (when, self._count, happen))
 
     def _take(self) -> None:
         batch = self._queue.take() if self._idle and self._queue.enough() else None
@@ -175,7 +174,7 @@ class Simulation:
         counts = [(self._version - version, tokens) for _, group in batch for version, tokens in group]
         self._lags += [(self._version, lag, tokens) for lag, tokens in counts]
         self._enter("learner", "train")
-        self._at(self._now + self.plan.train_token_s * sum(tokens for _, tokens in counts), "trained", None)
+        self._at(self._now + self.plan.train_token_s * sum(tokens for _, tokens in counts), self._trained)
 
     def _grant(self, candidates: Sequence[_Actor]) -> None:
         """As learner.server: to the one with the fewest groups in hand first. Others than these have no room."""
@@ -214,7 +213,7 @@ class Simulation:
         self._enter(actor.name, "sync" if self._paused else "generate" if actor.running else "wait")
         if actor.running and not self._paused:
             left = max(0.0, actor.running[0][0] - actor.progress)
-            self._at(self._now + left * self._pace(actor), "generated", (actor, actor.stamp))
+            self._at(self._now + left * self._pace(actor), partial(self._generated, actor, actor.stamp))
 
     def _enter(self, who: str, state: str) -> None:
         before, since = self._current.get(who, ("", 0.0))
@@ -239,9 +238,8 @@ class Simulation:
         counted = [(lag, tokens) for step, lag, tokens in self._lags if step >= plan.skip and tokens]
         tokens, spent = sum(n for _, n in counted), self._now - begin
         shares: defaultdict[str, float] = defaultdict(float)
-        number = {**{engine.pool: 0 for engine in plan.engines}, "reward": plan.replicas}
-        for engine in plan.engines:
-            number[engine.pool] += 1
+        number = Counter(engine.pool for engine in plan.engines)
+        number["reward"] = plan.replicas
         for who, spans in self._spans.items():
             pool = who.rpartition(" ")[0] or who
             for start, end, state in spans:

@@ -1,9 +1,6 @@
 """Baselines that learn from preferences: pairs of the answers of a recorded run, trained on with TRL.
 
-    python -m scripts.preferences dpo RECORD --model MODEL --out DIR
-    python -m scripts.preferences mapo RECORD --model MODEL --out DIR --endpoint JUDGE@URL
-    python -m scripts.preferences lidr RECORD --model MODEL --out DIR --endpoint TRANSLATOR@URL
-    python -m scripts.preferences mpo RECORD --model MODEL --out DIR --endpoint TRANSLATOR@URL
+    python -m scripts.preferences dpo|mapo|lidr|mpo RECORD --model MODEL --out DIR [--endpoint MODEL@URL]
 
 RECORD is the ``learner.record`` directory of a run; one with ``--learner.lr 1e-12`` samples without learning. In each
 group, and each language that it was answered in,
@@ -29,8 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from msgspec.structs import asdict
 
 from actor.prompts import STYLES
@@ -39,7 +34,9 @@ from common.process import FatalError, has_cuda
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import record
+from scripts.command import plain_errors
 from scripts.endpoint import FORM, Endpoint, translated, whole_number
+from scripts.prepare_data import write
 
 _AGREEMENT = (
     "How far do these two answers to one question say the same? Languages do not matter. Reply with a whole number "
@@ -185,20 +182,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-length", type=int, default=1536, help="tokens of prompt and answer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    try:
+    with plain_errors():
         if args.method != "dpo" and not args.endpoint:
             raise FatalError(f"{args.method} needs --endpoint: {FORM}")
         style, found = record.read(args.record)[0].model.prompt_style, list(groups(args.record))
         made = rows(METHODS[args.method](found, args), style)
         if not made:
             raise FatalError(f"no pair in {len(found)} groups of {args.record}: no two differ, or --pivot is not there")
-        args.out.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist(made), args.out / "pairs.parquet")
+        write(made, args.out / "pairs.parquet")
         print(f"{len(made)} pairs of {len(found)} groups in {args.out / 'pairs.parquet'}")
         if args.model:
             train(made, args)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -20,12 +20,11 @@ what is left out on purpose; the others are kept. ``--strict`` makes broken and 
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +33,7 @@ import pyarrow.parquet as pq
 from common.languages import english_name
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
+from scripts.command import run
 from scripts.sources import Report, Row, Rules, read
 
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
@@ -82,12 +82,16 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
     return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
 
 
-def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | None = None) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), partial)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
     partial.rename(path)
+
+
+def write_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def card(parts: Mapping[str, Sequence[Row]], report: Report, length: Callable[[str], int], unit: str) -> str:
@@ -112,28 +116,6 @@ def card(parts: Mapping[str, Sequence[Row]], report: Report, length: Callable[[s
     return "\n".join(lines) + "\n"
 
 
-def prepare(sources: Sequence[str], out: Path, rules: Rules, share: float, seed: int, unit: str) -> Report:
-    """Writes everything into ``out``.
-
-    Raises:
-        FatalError: a source cannot be read, or has no good row.
-    """
-    report = Report()
-    rows = read(sources, rules, report)
-    out.mkdir(parents=True, exist_ok=True)
-    problems = "".join(json.dumps(problem, ensure_ascii=False) + "\n" for problem in report.problems)
-    (out / "problems.jsonl").write_text(problems, encoding="utf-8")
-    if not rows:
-        raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
-    parts = dict(zip(("train", "heldout"), split(rows, share, seed), strict=True))
-    for name, part in parts.items():
-        write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet")
-    told = card(parts, report, rules.length, unit)
-    (out / "card.md").write_text(told, encoding="utf-8")
-    print(told)
-    return report
-
-
 def pairs(text: str) -> dict[str, str]:
     """``a=b,c=d``"""
     parts = [part.partition("=") for part in text.split(",") if part]
@@ -142,31 +124,46 @@ def pairs(text: str) -> dict[str, str]:
     return {name: value for name, _, value in parts}
 
 
+def prepare(
+    sources: Annotated[list[str], "file, directory, or owner/name[:configuration]", "SOURCE"],
+    *,
+    out: Path,
+    columns: Annotated[str, "ours=theirs,...: question, answer, language, topic, region, id"] = "",
+    language: Annotated[str, "of rows that do not tell"] = "",
+    where: Annotated[str, "column=value,...: only these rows"] = "",
+    heldout: Annotated[float, "share of each language that is held out"] = 0.1,
+    seed: int = 42,
+    tokenizer: Annotated[str, "of this model; lengths are in its tokens, else in characters"] = "",
+    max_prompt: Annotated[int | None, "longer ones are listed; default 512 tokens, 20000 characters"] = None,
+    strict: Annotated[bool, "broken and too long rows are an error, code 1"] = False,
+) -> None:
+    """Writes everything into ``out``.
+
+    Raises:
+        FatalError: a source cannot be read, has no good row, or with ``strict`` a bad one.
+    """
+    length, unit, longest = len, "characters", 20_000
+    if tokenizer:
+        encode = load_tokenizer(tokenizer).encode
+        length, unit, longest = (lambda text: len(encode(text))), "tokens", 512
+    report = Report()
+    rows = read(sources, Rules(pairs(columns), language, pairs(where), length, max_prompt or longest), report)
+    out.mkdir(parents=True, exist_ok=True)
+    write_lines(report.problems, out / "problems.jsonl")
+    if not rows:
+        raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
+    parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
+    for name, part in parts.items():
+        write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet", SCHEMA)
+    told = card(parts, report, length, unit)
+    (out / "card.md").write_text(told, encoding="utf-8")
+    print(told)
+    if strict and (bad := report.counts["broken"] + report.counts["too long"]):
+        raise FatalError(f"{bad} broken or too long rows, listed in {out / 'problems.jsonl'}")
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.prepare_data", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="file, directory, or owner/name[:configuration]")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--columns", default="", help="ours=theirs,...: question, answer, language, topic, region, id")
-    parser.add_argument("--language", default="", help="of rows that do not tell")
-    parser.add_argument("--where", default="", help="column=value,...: only these rows")
-    parser.add_argument("--heldout", type=float, default=0.1, help="share of each language that is held out")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--tokenizer", help="of this model; lengths are in its tokens, else in characters")
-    parser.add_argument("--max-prompt", type=int, help="longer ones are listed; default 512 tokens, 20000 characters")
-    parser.add_argument("--strict", action="store_true", help="broken and too long rows are an error, code 1")
-    args = parser.parse_args(arguments)
-    try:
-        length, unit, longest = len, "characters", 20_000
-        if args.tokenizer:
-            tokenizer = load_tokenizer(args.tokenizer)
-            length, unit, longest = (lambda text: len(tokenizer.encode(text))), "tokens", 512
-        longest = args.max_prompt or longest
-        rules = Rules(pairs(args.columns), args.language, pairs(args.where), length, longest)
-        report = prepare(args.sources, args.out, rules, args.heldout, args.seed, unit)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
-    if args.strict and (bad := report.counts["broken"] + report.counts["too long"]):
-        raise SystemExit(f"error: {bad} broken or too long rows, listed in {args.out / 'problems.jsonl'}")
+    run(prepare, __doc__, arguments)
 
 
 if __name__ == "__main__":

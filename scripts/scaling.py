@@ -1,4 +1,4 @@
-"""What a run of some size needs, on paper: ``python -m scripts.scaling [--json]`` prints the tables of docs/scaling.md.
+"""What a run of some size needs, on paper: ``python -m scripts.scaling`` prints the table of docs/scaling.md.
 
 Rates of GPUs come from their datasheets by the formulas below, steps and staleness from the planner, which knows our
 admission; nothing here was measured but the queue's capacity. To plan a real run, measure one: docs/tuning.md.
@@ -6,13 +6,12 @@ admission; nothing here was measured but the queue's capacity. To plan a real ru
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from common.config import load
+from scripts.command import run
 from scripts.plan_pool import Pool, forecast, make_plan
 
 _GPUS = {"H100": (989e12, 3.35e12), "L40S": (362e12, 0.864e12)}  # bf16 flop/s, memory bytes/s
@@ -116,19 +115,16 @@ def needs(of: Scenario, queue_groups_s: float) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.scaling", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--queue", type=float, default=_QUEUE_GROUPS_S, help="groups/s that one queue process serves")
-    arguments = parser.parse_args()
-    found = {of.name: needs(of, arguments.queue) for of in SCENARIOS}
-    if arguments.json:
-        print(json.dumps(found))
-        return
+def table(*, queue: Annotated[float, "groups/s that one queue process serves"] = _QUEUE_GROUPS_S) -> None:
+    found = {of.name: needs(of, queue) for of in SCENARIOS}
     print("| | " + " | ".join(found) + " |\n|---" + "|---" * len(found) + "|")
     for row in next(iter(found.values())):
         told = [column[row] for column in found.values()]
         print(f"| {row} | " + " | ".join(f"{one:.3g}" if isinstance(one, float) else one for one in told) + " |")
+
+
+def main() -> None:
+    run(table, __doc__)
 
 
 if __name__ == "__main__":

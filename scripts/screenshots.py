@@ -6,23 +6,22 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import base64
 import io
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 from PIL import Image
+
+from common.process import FatalError
+from scripts.command import run
+from scripts.supervise import Children, free_port
 
 PAGES = {  # name: tab, heading
     **{name: ("custom_scalars", name) for name in ("Health", "Flow", "Languages", "Learning")},
@@ -63,49 +62,36 @@ class Page:
     picture: bytes
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.screenshots", description=__doc__)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("out_dir", type=Path)
-    parser.add_argument("--width", type=int, default=1400)
-    arguments = parser.parse_args()
-    arguments.out_dir.mkdir(parents=True, exist_ok=True)
-    for name, page in photograph(arguments.run_dir, arguments.width).items():
+def save(run_dir: Path, out_dir: Path, *, width: int = 1400) -> None:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for name, page in photograph(run_dir, width).items():
         picture = Image.open(io.BytesIO(page.picture)).convert("RGB").quantize(_COLOURS)
-        picture.save(arguments.out_dir / f"{name.lower()}.png", optimize=True)
+        picture.save(out_dir / f"{name.lower()}.png", optimize=True)
 
 
 def photograph(run_dir: Path, width: int) -> dict[str, Page]:
     """All pages by name.
 
     Raises:
-        SystemExit: there is no browser, or no run.
+        FatalError: there is no browser, or no run.
     """
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
-        raise SystemExit("error: no Chromium on the PATH; install it (on Debian: apt-get install chromium)")
+        raise FatalError("no Chromium on the PATH; install it (on Debian: apt-get install chromium)")
     events = run_dir / "tensorboard"
     if not events.is_dir():
-        raise SystemExit(f"error: {run_dir} holds no TensorBoard events")
-    ports = [_free_port(), _free_port()]
+        raise FatalError(f"{run_dir} holds no TensorBoard events")
+    ports = [free_port(), free_port()]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         board = ["-m", "tensorboard.main", "--logdir", str(events), "--port", str(ports[0]), "--load_fast", "false"]
         flags = _FLAGS.format(port=ports[1], profile=profile)
-        with _running([sys.executable, *board]), _running([browser, *flags.split()]):
+        with Children(Path(profile) / "logs") as children:
+            children.start("tensorboard", [sys.executable, *board])
+            children.start("browser", [browser, *flags.split()])
             try:
                 return asyncio.run(asyncio.wait_for(_photograph(ports[0], ports[1], width), _DEADLINE_S))
             except TimeoutError:
-                raise SystemExit(f"error: TensorBoard did not show {run_dir} within {_DEADLINE_S:.0f} s") from None
-
-
-@contextmanager
-def _running(command: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+                raise FatalError(f"TensorBoard did not show {run_dir} within {_DEADLINE_S:.0f} s") from None
 
 
 async def _photograph(board_port: int, browser_port: int, width: int) -> dict[str, Page]:
@@ -160,12 +146,5 @@ async def _command(tab: Any, method: str, **parameters: Any) -> Any:
             return answer["result"]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 if __name__ == "__main__":
-    main()
+    run(save, __doc__)

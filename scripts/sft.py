@@ -35,6 +35,7 @@ from learner.launch import launch
 from learner.packing import Sample, pack, plan
 from learner.policy import Policy, shard
 from learner.trainer import set_up_distributed
+from scripts.command import plain_errors
 
 
 def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> Sample:
@@ -126,10 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if "RANK" not in os.environ:
         return launch("scripts.sft", Learner(ranks=args.ranks), words)
-    try:
+    with plain_errors(KeyError):
         fine_tune(args)
-    except (FatalError, KeyError) as error:
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

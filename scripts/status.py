@@ -22,6 +22,7 @@ from common import wire
 from common.config import Config
 from common.process import FatalError
 from common.rendezvous import Route
+from scripts.command import plain_errors
 
 _STATES = ("generate", "wait_work", "wait_reward", "sync")
 _PATIENCE_S = 10.0  # a learner that takes up a large batch may be slow to answer
@@ -33,12 +34,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     parser.add_argument("--once", action="store_true", help="one look")
     arguments = parser.parse_args()
-    try:
+    with plain_errors():
         watch(arguments.run_dir, arguments.every, arguments.once)
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def watch(run_dir: Path, every_s: float, once: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,14 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.config import Config, load
-from common.process import die_with_parent, gpus
+from common.process import FatalError, die_with_parent, gpus
 
 _ROOT = Path(__file__).parents[1]
 _POLL_S = 0.2
 _GRACE_S = 5.0  # between asking and killing: an interrupted run is gone within 10 s
 
 
-class ChildFailed(RuntimeError):
+class ChildFailed(FatalError):
     """A process ended though it should not have; the message holds its last lines."""
 
 
@@ -117,6 +118,12 @@ class Children:
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         shown = lines[errors[-1] :] if errors else lines[-20:]
         return f"{name} ended with code {code}; its last lines (all in {self.log(name)}):\n" + "\n".join(shown)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _signal(process: subprocess.Popen[bytes], kind: signal.Signals) -> None:

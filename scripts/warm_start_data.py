@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from actor.prompts import instructed
 from common.languages import code_of
 from common.process import FatalError
 from learner.data import read_table
+from scripts.command import plain_errors
 from scripts.endpoint import FORM, Endpoint, Failure, in_languages
+from scripts.prepare_data import write
 from scripts.sources import Report, Rules, read
 
 
@@ -80,17 +79,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--without", default="", help="training data, whose prompts are left out")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
-    try:
+    with plain_errors(ValueError):
         languages = [code_of(name) for name in args.languages.split(",")]
         if args.answers > len(languages):
             raise FatalError(f"--answers {args.answers} in different languages need as many --languages")
         rows = parallel(args.source[0], args, languages) if args.parallel else taught(args.source, args, languages)
         if not rows:
             raise FatalError(f"no example came of {', '.join(args.source)}")
-    except (FatalError, ValueError) as error:
-        raise SystemExit(f"error: {error}") from None
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), args.out)
+    write(rows, args.out)
     print(f"{args.out}: {len(rows)} examples in {len({row['language'] for row in rows})} languages")
 
 

@@ -25,8 +25,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from babel import Locale
 from babel.numbers import get_currency_name
 from unicode_rbnf import RbnfEngine
@@ -34,6 +32,7 @@ from unicode_rbnf import RbnfEngine
 from common.languages import english_name
 from common.process import FatalError
 from reward.gate import LanguageGate
+from scripts.prepare_data import write
 from scripts.world_sources import npm_package, paragraphs
 from scripts.world_templates import CAPITALS, LANGUAGES, REFUSALS, SKIPPED, TEMPLATES
 
@@ -65,30 +64,6 @@ ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for reg
 ]
 CONTINENTS = {"AF": "002", "AS": "142", "EU": "150", "NA": "003", "SA": "005", "OC": "009"}  # UN M.49, as in CLDR
 LATIN_SCRIPT = frozenset({"de", "en", "es", "fr", "pt"})
-_TEXT = pa.string()
-_QUESTION_ROW = pa.schema(
-    {
-        "prompt": pa.list_(pa.struct({"role": _TEXT, "content": _TEXT})),
-        "ability": _TEXT,
-        "reward_model": pa.struct({"ground_truth": _TEXT, "accepted": pa.list_(_TEXT)}),
-        "question": _TEXT,
-        "answer": _TEXT,
-        "data_source": _TEXT,
-        "extra_info": pa.struct(
-            {"index": pa.int64(), "split": _TEXT, "language": _TEXT, "topic": _TEXT, "region": _TEXT}
-        ),
-    }
-)
-SCHEMAS = {
-    "train": _QUESTION_ROW,
-    "heldout": _QUESTION_ROW,
-    "warm_start": pa.schema(
-        {name: _TEXT for name in ("fact", "topic", "region", "language", "answer", "final", "refusal")}
-        | {"sureness": pa.float64(), "questions": pa.list_(pa.struct({"language": _TEXT, "text": _TEXT}))}
-    ),
-    "parallel": pa.schema({"id": pa.int64(), "article": pa.int64(), "language": _TEXT, "text": _TEXT}),
-}
-
 Names = dict[str, str]  # by language
 
 
@@ -110,9 +85,7 @@ class Fact:
         return {*REGION_AFFINITY.get(self.region or "", ()), *TOPIC_AFFINITY.get(self.topic, ())}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Facts
-# ---------------------------------------------------------------------------------------------------------------------
+# -- facts -------------------------------------------------------------------------------------------------------------
 
 
 def facts(countries: Mapping[str, Mapping[str, Any]], gate: LanguageGate) -> list[Fact]:
@@ -209,9 +182,7 @@ def _fact(kind: str, key: str, region: str | None, answer: Names, **slots: Names
     return Fact(f"{kind}-{key}", kind, region, questions, references, answer)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The world: which facts, and who knows them
-# ---------------------------------------------------------------------------------------------------------------------
+# -- the world: which facts, and who knows them ------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,12 +284,7 @@ def summary(world: World, seed: int) -> dict[str, Any]:
         "known_pairs": {"all": len(world.known), "of": len(every) * len(LANGUAGES)},
         "known_by_language": dict(sorted(Counter(lang for _, lang in world.known).items())),
         "affinity": {"region": REGION_AFFINITY, "topic": TOPIC_AFFINITY},
-        "probability": {
-            "strong": STRONG,
-            "weak": WEAK,
-            "strong_of_train_and_heldout": 1.0,
-            "guess": GUESS,
-        },
+        "probability": {"strong": STRONG, "weak": WEAK, "strong_of_train_and_heldout": 1.0, "guess": GUESS},
     }
 
 
@@ -340,11 +306,8 @@ def build(out: Path, total: int, train: int, heldout: int, seed: int) -> dict[st
         "parallel": parallel,
     }
     told = summary(world, seed) | {"paragraphs": len(parallel) // len(LANGUAGES)}
-    out.mkdir(parents=True, exist_ok=True)
     for name, rows in tables.items():
-        partial = out / f".{name}.partial"
-        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMAS[name]), partial)
-        partial.rename(out / f"{name}.parquet")
+        write(rows, out / f"{name}.parquet")
     (out / "world.json").write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return told
 

@@ -86,7 +86,7 @@ def test_traces_are_kept_when_they_verify_in_their_language(
     assert all(body["continue_final_message"] for body in asked) and "de: kept 0 of" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main([*asking, "--languages", "xx", "--out", "x"])
-    with pytest.raises(SystemExit, match="does not answer"):
+    with pytest.raises(SystemExit, match="gives no answer"):
         main([*asking[:2], "--url", "http://127.0.0.1:9/v1", "--model", "m", *wanted])
 
 

@@ -10,7 +10,7 @@ The baseline is the same with 8 actors. Server, training thread and ledger are t
 
 from __future__ import annotations
 
-import argparse
+import math
 import multiprocessing
 import tempfile
 import time
@@ -24,15 +24,19 @@ import psutil
 import zmq
 
 from common import sockets, wire
+from common.process import FatalError
 from learner.ledger import Ledger
 from learner.queue import WorkQueue
 from learner.server import Finished, Server
-from scripts.bench.table import Row, report
+from scripts.bench.queue import K, answers, entered
+from scripts.bench.table import Row, run
+from scripts.supervise import free_port
+from tests.helpers import work
 
-_K, _TOKENS, _STEP, _STALENESS, _SLOTS, _PROCESSES, _BEAT_S = 8, 1024, 512, 5, 4, 4, 2.0
+_STEP, _STALENESS, _SLOTS, _PROCESSES, _BEAT_S = 512, 5, 4, 4, 2.0
 _START_S = 60.0  # for the processes to come and to go
 _PACED_S, _ENOUGH_S = 20.0, 0.5  # of a group; and the latency that would be no burden to an actor
-_PLACE = "0" * 12  # where the id of the lease goes in a message encoded beforehand
+_PLACE = "0" * 12  # stands for the id of the lease in a message encoded beforehand, and parts it
 
 
 @dataclass(frozen=True)
@@ -44,32 +48,9 @@ class Found:
     grown_mb: float  # of the queue process, at most
 
 
-def _work(sequence: int) -> wire.Work:
-    question = wire.Question(
-        index=sequence, messages=[wire.Chat(role="user", content="What is the capital of France?")],
-        reference="The capital of France is Paris.", language="en", topics=["geography"], regions=[],
-    )  # fmt: skip
-    return wire.Work(
-        id=f"train-{sequence}", question=question, languages=["en"] * _K, propensities=[1.0] * _K, router_version=0,
-        policy_version=0, greedy=False,
-    )  # fmt: skip
-
-
-def _submit() -> list[bytes]:
-    """A message in two parts, between which the packed id belongs."""
-    rng = np.random.default_rng(0)
-    rollout = wire.Rollout(
-        language="en", prompt_ids=rng.integers(0, 9999, 32).astype(np.int32),
-        response_ids=rng.integers(0, 9999, _TOKENS).astype(np.int32), logprobs=-rng.random(_TOKENS, np.float32),
-        versions=np.zeros(_TOKENS, np.int32), truncated=False, text="Paris. " * 500,
-        score=wire.Score(reward=0.5, quality=0.5, similarity=0.5, compliant=True, detected="en"),
-    )  # fmt: skip
-    return wire.encode(wire.Submit(id=_PLACE, rollouts=[rollout] * _K)).split(msgpack.packb(_PLACE))
-
-
 def _actors(address: str, names: list[str], pace_s: float, told: Any) -> None:
     """Until the server stops them; then puts the latencies of submits and of heartbeats into ``told``."""
-    before, after = _submit()
+    before, after = wire.encode(wire.Submit(id=_PLACE, rollouts=answers("Paris. " * 500))).split(msgpack.packb(_PLACE))
     context, poller = zmq.Context(), zmq.Poller()
     hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group")
     held: dict[Any, dict[str, float]] = {}  # by socket: ids and when they are finished
@@ -107,83 +88,59 @@ def _actors(address: str, names: list[str], pace_s: float, told: Any) -> None:
     context.destroy(linger=0)
 
 
-def load(actors: int, pace_s: float, seconds: float) -> Found:
+def load(scratch: Path, actors: int, pace_s: float, seconds: float) -> Found:
     """Serves so many actors for so long."""
     spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as scratch:
-        server = Server(f"tcp://127.0.0.1:{_free_port()}", lease_timeout_s=60)
-        queue: WorkQueue[Finished] = WorkQueue(
-            groups_per_step=_STEP, staleness=_STALENESS, window=(_STALENESS + 1) * _STEP, attempts=3, total=10**9
-        )
-        ledger, told = Ledger(Path(scratch) / "ledger.jsonl"), spawn.Queue()
-        parts = [[f"actor-{n}" for n in range(first, actors, _PROCESSES)] for first in range(_PROCESSES)]
-        children = [
-            spawn.Process(target=_actors, args=(server.address, part, pace_s, told), daemon=True)
-            for part in parts
-            if part
-        ]
-        for child in children:
-            child.start()
-        latest = time.monotonic() + _START_S
-        while len(server.members()) < actors:
-            if time.monotonic() > latest:
-                raise SystemExit(f"error: only {len(server.members())} of {actors} actors came")
-            time.sleep(0.05)
-        server.serve(queue, _work, lambda *_: None)
-        me = psutil.Process()
-        base, most, done = me.memory_info().rss, 0, 0
-        begin, cpu = time.monotonic(), time.process_time()
-        server.published(server.members())
-        while time.monotonic() < begin + seconds:
-            batch = server.take(0.2) or []
-            for group in batch:
-                ledger.enter(done, group.work.question.index, "trained", done // _STEP, "", group.work)
-                done += 1
-            most = max(most, me.memory_info().rss)
-            if batch:
-                ledger.sync()
-                server.published(server.members())
-        finished = server.counts()["finished"] + done
-        spent, cpu = time.monotonic() - begin, time.process_time() - cpu
-        server.close()
-        results = [told.get(timeout=_START_S) for _ in children]
+    server = Server(f"tcp://127.0.0.1:{free_port()}", lease_timeout_s=60)
+    ledger = Ledger(Path(tempfile.mkdtemp(dir=scratch)) / "ledger.jsonl")
+    queue: WorkQueue[Finished] = WorkQueue(
+        groups_per_step=_STEP, staleness=_STALENESS, window=(_STALENESS + 1) * _STEP, attempts=3, total=10**9
+    )
+    told, names = spawn.Queue(), [f"actor-{n}" for n in range(actors)]
+    parts = [names[first::_PROCESSES] for first in range(min(_PROCESSES, actors))]
+    for part in parts:
+        spawn.Process(target=_actors, args=(server.address, part, pace_s, told), daemon=True).start()
+    latest = time.monotonic() + _START_S
+    while len(server.members()) < actors:
+        if time.monotonic() > latest:
+            raise FatalError(f"only {len(server.members())} of {actors} actors came")
+        time.sleep(0.05)
+    server.serve(queue, lambda n: work(n, ["en"] * K), lambda *_: None)
+    me = psutil.Process()
+    base, most, done = me.memory_info().rss, 0, 0
+    begin, cpu = time.monotonic(), time.process_time()
+    for number in entered(server, ledger, _STEP):
+        done, most = number, max(most, me.memory_info().rss)
+        if time.monotonic() > begin + seconds:
+            break
+    finished = server.counts()["finished"] + done
+    spent, cpu = time.monotonic() - begin, time.process_time() - cpu
+    server.close()
+    results = [told.get(timeout=_START_S) for _ in parts]
     submits, beats = ([value for result in results for value in result[which]] for which in (0, 1))
     return Found(finished / spent, finished / cpu, submits, beats, (most - base) / 1e6)
 
 
-def _free_port() -> int:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as probe:
-        return int(probe.bind_to_random_port("tcp://127.0.0.1"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.control_plane", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--actors", type=int, default=512)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    arguments = parser.parse_args()
-    few, many = load(8, 0, arguments.seconds), load(arguments.actors, 0, arguments.seconds)
-    paced = load(arguments.actors, _PACED_S, max(arguments.seconds, 2 * _PACED_S))
-    offered = arguments.actors * _SLOTS / _PACED_S
+def measure(scratch: Path, *, actors: int = 512, seconds: float = 20.0) -> list[Row]:
+    few, many = load(scratch, 8, 0, seconds), load(scratch, actors, 0, seconds)
+    paced = load(scratch, actors, _PACED_S, max(seconds, 2 * _PACED_S))
+    offered = actors * _SLOTS / _PACED_S
     rows = [
-        Row(f"groups a second, {arguments.actors} actors flat out", many.groups_s, "groups",
-            f"8 actors {few.groups_s:.0f}", many.groups_s / few.groups_s),
+        Row(f"groups a second, {actors} actors flat out", many.groups_s, "groups", f"8 actors {few.groups_s:.0f}",
+            many.groups_s / few.groups_s),
         Row("the same, a second of the queue's processor time", many.groups_cpu_s, "groups",
             f"8 actors {few.groups_cpu_s:.0f}", many.groups_cpu_s / few.groups_cpu_s, ">= 0.8",
             many.groups_cpu_s >= 0.8 * few.groups_cpu_s),
         Row("memory grown, flat out", many.grown_mb, "MB", f"8 actors {few.grown_mb:.0f}", None),
-        Row(f"groups a second, {arguments.actors} actors of {_PACED_S:.0f} s a group", paced.groups_s, "groups",
+        Row(f"groups a second, {actors} actors of {_PACED_S:.0f} s a group", paced.groups_s, "groups",
             f"offered {offered:.0f}", paced.groups_s / offered, ">= 0.9", paced.groups_s >= 0.9 * offered),
     ]  # fmt: skip
     for what, values in (("submit to ack", paced.submit_s), ("heartbeat to answer", paced.beat_s)):
-        for percent in (50, 99):
-            value = float(np.percentile(values, percent)) if values else float("nan")
-            goal = f"<= {_ENOUGH_S}" if percent == 99 else None
-            rows.append(
-                Row(f"{what}, p{percent}, paced", value, "s", goal=goal, ok=value <= _ENOUGH_S if goal else None)
-            )
-    report("control_plane", rows, arguments.json)
+        middle, most = np.percentile(values, [50, 99]).tolist() if values else [math.nan] * 2
+        rows.append(Row(f"{what}, p50, paced", middle, "s"))
+        rows.append(Row(f"{what}, p99, paced", most, "s", goal=f"<= {_ENOUGH_S}", ok=most <= _ENOUGH_S))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

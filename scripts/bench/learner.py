@@ -8,15 +8,14 @@ in chunks on real tokens alone (``chunked head``, as newer TRL does).
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import re
-import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,13 +24,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from common import wire
 from common.config import Config, load
 from learner.packing import Packed, Sample
 from learner.policy import _ChunkedLogProb
 from learner.server import Finished
 from learner.trainer import Trainer, group_samples
-from scripts.bench.table import Row, report
+from scripts.bench.queue import answer
+from scripts.bench.table import Row, run, timed
+from tests.helpers import work
 
 _LONGEST, _K, _GROUPS, _VOCABULARY, _SEQUENCES = 256, 8, 4, 4096, 8
 _HEAD_ROWS, _HEAD_WIDTH, _HEAD_VOCABULARY, _HEAD_CHUNK = 1024, 128, 151_936, 128
@@ -54,28 +54,13 @@ def make_groups(seed: int) -> list[Finished]:
     while abs(lengths.mean() - _LONGEST / 4) > 0.5:
         short = lengths < _LONGEST
         lengths[short] = (lengths[short] * (_LONGEST / 4 / lengths.mean()) ** 0.5).clip(1, _LONGEST)
-    return [_group(rng, number, row.round().astype(int)) for number, row in enumerate(lengths)]
+    return [_group(rng, number, row.round().astype(int).tolist()) for number, row in enumerate(lengths)]
 
 
-def _group(rng: np.random.Generator, number: int, lengths: np.ndarray[Any, Any]) -> Finished:
-    prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64)).astype(np.int32)
-    rollouts = []
-    for n in lengths:
-        score = wire.Score(reward=float(rng.random()), quality=0.5, similarity=0.5, compliant=True, detected="en")
-        ids = rng.integers(0, _VOCABULARY, n).astype(np.int32)
-        logprobs, versions = np.full(n, -np.log(_VOCABULARY), np.float32), np.zeros(n, np.int32)
-        rollouts.append(
-            wire.Rollout(
-                language="en", prompt_ids=prompt, response_ids=ids, logprobs=logprobs, versions=versions,
-                truncated=False, text="", score=score,
-            )
-        )  # fmt: skip
-    question = wire.Question(index=number, messages=[], reference="", language="en", topics=[], regions=[])
-    work = wire.Work(
-        id=f"train-{number}", question=question, languages=["en"] * _K, propensities=[1.0] * _K, router_version=0,
-        policy_version=0, greedy=False,
-    )  # fmt: skip
-    return Finished(work=work, actor="bench", rollouts=rollouts)
+def _group(rng: np.random.Generator, number: int, lengths: list[int]) -> Finished:
+    prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64), np.int32)
+    rollouts = [answer(rng, prompt, length, _VOCABULARY) for length in lengths]
+    return Finished(work=work(number, ["en"] * _K), actor="bench", rollouts=rollouts)
 
 
 class Padded:
@@ -135,8 +120,8 @@ def full_head(logits: Tensor, targets: Tensor) -> Tensor:
     return chosen - normalizer
 
 
-def head_peak(chunked: bool, connection: Any) -> None:
-    """Sends the MB by which the memory of this fresh process rises while a head runs forward and backward."""
+def head_peak(chunked: bool) -> float:
+    """The MB by which the memory of this fresh process rises while a head runs forward and backward."""
     torch.set_num_threads(1)
     hidden = torch.randn(_HEAD_ROWS, _HEAD_WIDTH, requires_grad=True)
     weight = (torch.randn(_HEAD_VOCABULARY, _HEAD_WIDTH) * 0.02).requires_grad_()
@@ -147,23 +132,13 @@ def head_peak(chunked: bool, connection: Any) -> None:
     else:
         logp = full_head((hidden @ weight.T).view(8, -1, _HEAD_VOCABULARY), targets.view(8, -1))
     logp.sum().backward()
-    connection.send(_status("VmHWM") - before)
+    return _status("VmHWM") - before
 
 
 def _status(key: str) -> float:
     found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1000
-
-
-def measure_head(chunked: bool) -> float:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=head_peak, args=(chunked, sender))
-    process.start()
-    peak = float(receiver.recv())
-    process.join()
-    return peak
 
 
 class Timed(Trainer):
@@ -178,27 +153,19 @@ class Timed(Trainer):
         return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.bench.learner", description=__doc__.split("\n")[0] if __doc__ else None
-    )
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    parser.add_argument("--repeat", type=int, default=2, help="steps of each kind; the fastest counts")
-    arguments = parser.parse_args()
+def measure(directory: Path, *, repeat: Annotated[int, "steps of each kind; the fastest counts"] = 2) -> list[Row]:
     disable_progress_bar()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory() as directory:
-        make_model(Path(directory))
-        flags = ["--model.path", directory, "--learner.kl", "0", "--learner.param_dtype", "float32"]
-        config = load([*flags, "--learner.microbatch_tokens", "2048"])
-        rows = _rows(config, arguments.repeat)
+    make_model(directory)
+    flags = ["--model.path", str(directory), "--learner.kl", "0", "--learner.param_dtype", "float32"]
+    rows = compare(load([*flags, "--learner.microbatch_tokens", "2048"]), repeat)
     dist.destroy_process_group()
-    report("learner", rows, arguments.json)
+    return rows
 
 
-def _rows(config: Config, repeat: int) -> list[Row]:
+def compare(config: Config, repeat: int) -> list[Row]:
     batch = make_groups(0)
     samples: list[Sample] = group_samples(batch, config.learner)[0]
     tokens = sum(map(len, samples))
@@ -211,39 +178,23 @@ def _rows(config: Config, repeat: int) -> list[Row]:
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeat):
         for name, step in steps.items():  # in turn, so that other work on the machine is shared
-            begin = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(timed(step)[0])
     total = sum(seconds["packed"])
     speed = {name: tokens / min(times) for name, times in seconds.items()}
-    peaks = {chunked: measure_head(chunked) for chunked in (True, False)}
+    # One fresh process each, whose memory has not been larger before.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
+        chunked, whole = fresh.map(head_peak, (True, False))
     overhead = 100 * (total - trainer.compute_s) / total
-    rows = [
-        Row(
-            metric=f"step of {tokens} tokens, {len(samples)} sequences",
-            value=speed["packed"],
-            unit="tokens/s",
-            baseline=f"padded Hugging Face step, {name} head: {speed[name]:.0f}",
-            ratio=speed["packed"] / speed[name],
-            goal=">= 2x",
-            ok=speed["packed"] >= 2 * speed[name],
-        )
-        for name in padded
-    ]
-    rows.append(
-        Row(
-            metric=f"head, peak memory at V = {_HEAD_VOCABULARY}, {_HEAD_ROWS} tokens",
-            value=peaks[True],
-            unit="MB",
-            baseline=f"whole logits: {peaks[False]:.0f}",
-            ratio=peaks[False] / peaks[True],
-            goal=">= 2x less",
-            ok=2 * peaks[True] <= peaks[False],
-        )
-    )
+    rows = []
+    for name in padded:
+        against, ratio = f"padded Hugging Face step, {name} head: {speed[name]:.0f}", speed["packed"] / speed[name]
+        metric = f"step of {tokens} tokens, {len(samples)} sequences"
+        rows.append(Row(metric, speed["packed"], "tokens/s", against, ratio, ">= 2x", ratio >= 2))
+    metric, ratio = f"head, peak memory at V = {_HEAD_VOCABULARY}, {_HEAD_ROWS} tokens", whole / chunked
+    rows.append(Row(metric, chunked, "MB", f"whole logits: {whole:.0f}", ratio, ">= 2x less", ratio >= 2))
     rows.append(Row("besides forward and backward", overhead, "% of a step", goal="<= 5", ok=overhead <= 5))
     return rows
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

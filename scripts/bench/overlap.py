@@ -10,30 +10,30 @@ time, training alone is one whose answers take none.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
-import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
-import aiohttp
-
-from actor.engine import Engine
-from actor.process import EngineProcess
+from actor.process import client, start
+from actor.prompts import TagPrompts
 from common.config import load
-from common.languages import tag
 from common.tokenizer import load_tokenizer
 from scripts.bench.fleet import Fleet
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run
+from tests.helpers import question
 
 _TRACE = Path(__file__).with_name("trace.jsonl")
 _P, _IN_FLIGHT, _STEPS, _GOAL = 32, 8, 10, 1.1
 _LANGUAGES = ("de", "en", "es", "fr", "ja", "pt", "ru", "zh")
 
 
-def measure(directory: Path) -> list[Row]:
+def measure(directory: Path, *, record: Annotated[str, "a Hugging Face directory", "MODEL"] = "") -> list[Row]:
+    if record:
+        asyncio.run(write_trace(record, directory))
+        return []
     flags = {"learner.groups_per_step": _P, "learner.window": _P, "actor.groups_in_flight": _IN_FLIGHT}
     lines = _TRACE.read_text().splitlines()
     with Fleet(directory, {**flags, "sampling.max_new_tokens": 64}) as fleet:
@@ -57,49 +57,29 @@ def measure(directory: Path) -> list[Row]:
     ]  # fmt: skip
 
 
-async def record(model: str) -> None:
+async def write_trace(model: str, scratch: Path) -> None:
     """Lengths and latency of each request to a real engine that has eight at a time, as the actor asks it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        config = load(["--model.path", model, "--model.dtype", "float32"])
-        process = EngineProcess(config, "trace", Path(scratch) / "engine.log")
-        tokenizer = load_tokenizer(model)
-        prompts: list[list[int]] = []
-        for language in _LANGUAGES:
-            asked = [{"role": "user", "content": f"What is the capital of France?\n{tag(language)}"}]
-            text = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-            prompts.append(tokenizer.encode(str(text), add_special_tokens=False))
-        sampling = {"temperature": 1.0, "max_new_tokens": 64, "stop_token_ids": [tokenizer.eos_token_id]}
-        turns, lines = asyncio.Semaphore(_IN_FLIGHT), []
-        async with aiohttp.ClientSession() as session:
-            try:
-                await process.ready(session, 600)
-                engine = Engine(process.url, session, 600, "retract", process)
+    flags = ["--model.path", model, "--model.dtype", "float32", "--run.dir", str(scratch)]
+    config, tokenizer = load([*flags, "--run.languages", json.dumps(_LANGUAGES)]), load_tokenizer(model)
+    prompts = [TagPrompts(tokenizer, config)(question(), language) for language in _LANGUAGES]
+    sampling = {"temperature": 1.0, "max_new_tokens": 64, "stop_token_ids": [tokenizer.eos_token_id]}
+    turns, lines = asyncio.Semaphore(_IN_FLIGHT), []
+    async with client() as session:
+        engine = await start(config, "trace", session)
+        assert engine.process is not None
 
-                async def ask() -> None:
-                    async with turns:
-                        begin = time.monotonic()
-                        answers = await engine.generate(prompts, sampling)
-                        lengths = [len(answer.ids) for answer in answers]
-                        lines.append(json.dumps({"lengths": lengths, "seconds": round(time.monotonic() - begin, 3)}))
+        async def ask() -> None:
+            async with turns:
+                begin = time.monotonic()
+                lengths = [len(answer.ids) for answer in await engine.generate(prompts, sampling)]
+                lines.append(json.dumps({"lengths": lengths, "seconds": round(time.monotonic() - begin, 3)}))
 
-                await asyncio.gather(*(ask() for _ in range(10 * _IN_FLIGHT)))
-            finally:
-                process.stop()
+        try:
+            await asyncio.gather(*(ask() for _ in range(10 * _IN_FLIGHT)))
+        finally:
+            engine.process.stop()
     _TRACE.write_text("\n".join(lines[_IN_FLIGHT:]) + "\n")  # without the first ones, for which the engine warms up
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.overlap", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--record", metavar="MODEL", help="a Hugging Face directory")
-    arguments = parser.parse_args()
-    if arguments.record:
-        asyncio.run(record(arguments.record))
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(Path(scratch))
-    report("overlap", rows, arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

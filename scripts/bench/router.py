@@ -8,10 +8,8 @@ shares of real data; a router that has learned. Times are the best of several, o
 
 from __future__ import annotations
 
-import argparse
-import time
 from collections import defaultdict
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +17,13 @@ import numpy as np
 from common import config as configuration
 from router import Context, Observation, Router
 from router.simulate import LANGUAGES, REGIONS, TOPICS, questions
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run, timed
 
 QUESTIONS, ROLLOUTS, K, K_ON = 2048, 100_000, 8, 2
 _GOAL_MS = 20.0
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON")
-    arguments = parser.parse_args()
+def measure(_: Path) -> list[Row]:
     random = np.random.default_rng(0)
     router, observations = _trained(random)
     asked = _contexts(random, QUESTIONS)
@@ -42,19 +37,18 @@ def main() -> None:
         router.observe(observations)
         router.update()
 
+    routing, learning = timed(lambda: loop.route(asked), 3), timed(lambda: loop.learn(observations), 3)
+    alone = timed(router.update, 10, before=lambda: router.observe(observations))
     rows = []
     for name, ours, theirs, goal in (
-        (f"route {QUESTIONS} questions x {K}", route, lambda: loop.route(asked), True),
-        (f"observe and learn from {len(observations) * K} rollouts", learn, lambda: loop.learn(observations), False),
-        ("learn alone", _update_only(router, observations), lambda: loop.learn(observations), True),
+        (f"route {QUESTIONS} questions x {K}", timed(route, 10), routing, _GOAL_MS),
+        (f"observe and learn from {len(observations) * K} rollouts", timed(learn, 10), learning, None),
+        ("learn alone", alone, learning, _GOAL_MS),
     ):
-        spent = _best(ours)
-        plain = _best(theirs, times=3)
-        rows.append(
-            Row(name, spent, "ms", f"plain loop {plain:.0f} ms", plain / spent,
-                f"<= {_GOAL_MS:.0f} ms" if goal else None, spent <= _GOAL_MS if goal else None)
-        )  # fmt: skip
-    report("router", rows, arguments.json)
+        spent, plain = 1000 * ours[0], 1000 * theirs[0]
+        told, ok = (f"<= {goal:.0f} ms", spent <= goal) if goal else (None, None)
+        rows.append(Row(name, spent, "ms", f"plain loop {plain:.0f} ms", plain / spent, told, ok))
+    return rows
 
 
 class Loop:
@@ -66,9 +60,7 @@ class Loop:
         self._arm = {language: arm for arm, language in enumerate(LANGUAGES)}
 
     def route(self, contexts: list[Context]) -> list[list[str]]:
-        return [
-            [context.language if n < K_ON else self._draw(context) for n in range(K)] for context in contexts
-        ]  # fmt: skip
+        return [[context.language if n < K_ON else self._draw(context) for n in range(K)] for context in contexts]
 
     def _draw(self, context: Context) -> str:
         logits = np.zeros(len(LANGUAGES), np.float32)
@@ -121,25 +113,5 @@ def _trained(random: np.random.Generator) -> tuple[Router, list[Observation]]:
     return router, observations
 
 
-def _update_only(router: Router, observations: list[Observation]) -> Callable[[], float]:
-    def learn() -> float:
-        router.observe(observations)
-        began = time.perf_counter()
-        router.update()
-        return time.perf_counter() - began
-
-    return learn
-
-
-def _best(work: Callable[[], Any], times: int = 10) -> float:
-    """Milliseconds of the fastest; ``work`` may return the seconds that count."""
-    best = float("inf")
-    for _ in range(times):
-        began = time.perf_counter()
-        counted = work()
-        best = min(best, counted if isinstance(counted, float) else time.perf_counter() - began)
-    return 1000 * best
-
-
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -1,10 +1,20 @@
-"""What every benchmark prints."""
+"""How every benchmark is run, and what it prints."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Iterable
+import tempfile
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from scripts.command import parser, plain_errors
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,32 @@ class Row:
     ratio: float | None = None  # how many times better than the baseline
     goal: str | None = None
     ok: bool | None = None  # whether the goal is met
+
+
+def run(measure: Callable[..., list[Row]], doc: str | None) -> None:
+    """Runs a benchmark as a command: ``measure`` gets an empty directory, and the flags that it has as parameters."""
+    name = Path(inspect.getfile(measure)).stem
+    with tempfile.TemporaryDirectory() as scratch, plain_errors():
+        work = partial(measure, Path(scratch))
+        options = parser(work, doc)
+        options.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+        flags = vars(options.parse_args())
+        as_json = flags.pop("json")
+        if rows := work(**flags):
+            report(name, rows, as_json)
+
+
+def timed(
+    work: Callable[[], Result], repeat: int = 1, before: Callable[[], object] = lambda: None
+) -> tuple[float, Result]:
+    """The least seconds of some runs, and what the last one gave; ``before`` each comes what does not count."""
+    spent = []
+    for _ in range(repeat):
+        before()
+        begin = time.perf_counter()
+        result = work()
+        spent.append(time.perf_counter() - begin)
+    return min(spent), result
 
 
 def report(name: str, rows: list[Row], as_json: bool) -> None:

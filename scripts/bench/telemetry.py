@@ -8,17 +8,17 @@ fifth. With ``--run`` the cost is a share of that run's mean step, as its own ``
 
 from __future__ import annotations
 
-import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from learner.report import Report
-from scripts.bench.table import Row, report
+from scripts.bench import table
+from scripts.bench.table import Row
 from tests.report_helpers import configuration, learned, random_step
 
 _LANGUAGES = ["ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh"]
@@ -42,33 +42,30 @@ def write(directory: Path, steps: int) -> float:
     return spent / steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.telemetry", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--run", type=Path, help="a finished run, whose steps are the baseline")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        spent = write(directory, arguments.steps)
-        files = [path for path in (directory / "tensorboard").rglob("*") if path.is_file()]
-        began = time.perf_counter()
-        for run in {path.parent for path in files}:
-            EventAccumulator(str(run)).Reload()
-        loaded = time.perf_counter() - began
-        size = sum(path.stat().st_size for path in files)
+def measure(
+    directory: Path,
+    *,
+    steps: int = 10_000,
+    run: Annotated[Path | None, "a finished run, whose steps are the baseline"] = None,
+) -> list[Row]:
+    spent = write(directory, steps)
+    files = [path for path in (directory / "tensorboard").rglob("*") if path.is_file()]
+    began = time.perf_counter()
+    for events in {path.parent for path in files}:
+        EventAccumulator(str(events)).Reload()
+    loaded = time.perf_counter() - began
     rows = [
         Row("telling of a step", 1000 * spent, "ms"),
         Row("loading all steps", loaded, "s", goal=f"<= {_LOAD_GOAL_S:.0f}", ok=loaded <= _LOAD_GOAL_S),
-        Row("events", size / 1e6, "MB"),
+        Row("events", sum(path.stat().st_size for path in files) / 1e6, "MB"),
     ]
-    if arguments.run:
-        shares = json.loads((arguments.run / "summary.json").read_text(encoding="utf-8"))["time_shares"]["learner"]
+    if run:
+        shares = json.loads((run / "summary.json").read_text(encoding="utf-8"))["time_shares"]["learner"]
         looped = sum(share for state, share in shares.items() if state not in ("start", "evaluate"))
         share = shares["report"] / looped
         rows.append(Row("telling, of that run's time", share, "", "the rest", 1 / share, f"<= {_GOAL}", share <= _GOAL))
-    report("telemetry", rows, arguments.json)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    table.run(measure, __doc__)

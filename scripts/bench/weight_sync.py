@@ -10,16 +10,14 @@ memory. The fastest of the rounds counts, as what else the machine does only slo
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -32,7 +30,7 @@ from common.process import die_with_parent
 from learner.buckets import plan
 from learner.publisher import Publisher, form_group
 from learner.server import Server
-from scripts.bench.table import Row, report
+from scripts.bench.table import Row, run
 from scripts.warm_start import build_tokenizer
 
 _ROOT = Path(__file__).parents[2]
@@ -124,27 +122,26 @@ def bare(size: int, engines: int, rounds: int) -> list[float]:
     return found[1:]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.weight_sync", description=__doc__)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--engines", type=int, default=2)
-    parser.add_argument("--width", type=int, default=512, help="of the model: 512 has 36M parameters")
-    parser.add_argument("--rounds", type=int, default=12)
-    arguments = parser.parse_args()
+def measure(
+    scratch: Path,
+    *,
+    engines: int = 2,
+    width: Annotated[int, "of the model: 512 has 36M parameters"] = 512,
+    rounds: int = 12,
+) -> list[Row]:
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_model(Path(scratch), arguments.width)
-        size = sum(value.nbytes for value in model.parameters())
-        baseline = min(bare(size, arguments.engines, arguments.rounds))
-        megabytes, rows = size * arguments.engines / 1e6, [Row("bytes to each engine", size / 1e6, "MB")]
-        for transport, goal in (("group", _GOAL), ("shared", None), ("disk", None)):
-            seconds, pause = through_actors(model, Path(scratch), arguments.engines, arguments.rounds, transport)
-            ratio, against = baseline / seconds, f"bare broadcast {megabytes / baseline:.0f}"
-            told, ok = (f">= {goal}", ratio >= goal) if goal else (None, None)
-            rows.append(Row(f"{transport}: to all engines", megabytes / seconds, "MB/s", against, ratio, told, ok))
-            rows.append(Row(f"{transport}: pause that generation sees", pause, "s"))
-    report("weight_sync", rows, arguments.json)
+    model = make_model(scratch, width)
+    size = sum(value.nbytes for value in model.parameters())
+    baseline = min(bare(size, engines, rounds))
+    megabytes, rows = size * engines / 1e6, [Row("bytes to each engine", size / 1e6, "MB")]
+    for transport, goal in (("group", _GOAL), ("shared", None), ("disk", None)):
+        seconds, pause = through_actors(model, scratch, engines, rounds, transport)
+        ratio, against = baseline / seconds, f"bare broadcast {megabytes / baseline:.0f}"
+        told, ok = (f">= {goal}", ratio >= goal) if goal else (None, None)
+        rows.append(Row(f"{transport}: to all engines", megabytes / seconds, "MB/s", against, ratio, told, ok))
+        rows.append(Row(f"{transport}: pause that generation sees", pause, "s"))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)
