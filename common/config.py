@@ -32,7 +32,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -197,7 +197,7 @@ class Learner(Section):
     staleness: int = Field(1, ge=0)  # S: (S + 1) P groups alive; 0 is synchronous and on policy
     window: int = Field(1, gt=0)  # W: a step may overtake the oldest group by fewer than this many; docs/staleness.md
     lr: float = Field(1e-6, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -219,7 +219,7 @@ class Learner(Section):
     head_chunk: int = Field(1024, gt=0)  # rows of logits alive at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
     activation_checkpointing: bool = False
-    lease_timeout_s: float = Field(60, gt=0)  # a silent actor's groups go to the others after this
+    lease_timeout_s: float = Field(60, gt=2)  # a silent actor's groups go to the others; it beats every 2 s
     group_attempts: int = Field(3, gt=0)  # a group handed back this often is entered as failed
     batch_timeout_s: float = Field(1800, gt=0)  # without P finished groups for this long the run ends with an error
     checkpoint_every: int = Field(10, gt=0)
@@ -322,7 +322,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of its TOML, or of its UTF-8
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
