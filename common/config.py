@@ -24,6 +24,7 @@ from common.languages import code_of
 
 Language = Annotated[str, AfterValidator(code_of)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Term = Literal["similarity", "contains", "exact", "math", "repetition", "truncation"]
 
 
@@ -40,7 +41,7 @@ class Run(Section):
 
     dir: Path = Path("runs/default")  # logs, TensorBoard events, checkpoints, the exported model
     rendezvous: Path | None = None  # a directory all hosts see, where services say where they are; none: as configured
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)  # L: those the router may pick
 
 
@@ -118,7 +119,7 @@ class Sampling(Section):
 class Actor(Section):
     name: str = ""  # unique in the run, and the seed of its engine's samples; empty: host and process id
     engine_url: str = ""  # attach to this SGLang server or sglang-router; empty: own a server as a child process
-    engine_port: int = 0  # of an owned server, on loopback; 0: a free one
+    engine_port: Port = 0  # of an owned server, on loopback; 0: a free one
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
     groups_in_flight: int = Field(16, gt=0)  # how many leases it holds at a time
     attempts: int = Field(3, gt=0)  # per engine or reward call before a group is handed back
@@ -253,7 +254,7 @@ class Sync(Section):
     transport: Literal["group", "shared", "disk"] = "group"
     backend: Literal["auto", "gloo", "nccl"] = "auto"  # of groups; auto: nccl when the learner has CUDA
     host: str = ""  # where engines find the learner's store; empty: the host of learner.address
-    port: int = 0  # of that store; 0: a free one
+    port: Port = 0  # of that store; 0: a free one
     directory: Path = Path("/dev/shm")  # what goes by disk lies here; shared memory where learner and engine share it
     pause: Literal["retract", "in_place", "drain"] = "retract"  # of answers in flight; docs/staleness.md compares them
     bucket_mb: float = Field(256, gt=0)

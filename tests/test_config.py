@@ -35,6 +35,8 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
         (["--learner.lr", "inf"], "learner.lr = inf: Input should be a finite number"),
         (["--reward.similarity_range", "[nan, 1.0]"], "reward.similarity_range.0 = nan"),
         (["--learner.betas", "[0.9, 1.0]"], "learner.betas.1 = 1.0"),
+        (["--run.seed", "-1"], "run.seed = -1"),
+        (["--sync.port", "70000"], "sync.port = 70000"),
         (["--learner.lease_timeout_s", "2"], "learner.lease_timeout_s = 2"),
         (["nowhere.toml"], "cannot read configuration nowhere.toml"),
         (["--learner.lr", "1", "stray"], "unexpected argument 'stray'"),
