@@ -187,9 +187,9 @@ class Server:
         self._outbox.put((name, message))
         self._notify()
 
-    def close(self) -> None:
-        """Tells every actor that the run is over and frees the address."""
-        for name in list(self.peers):
+    def close(self, *, over: bool = True) -> None:
+        """Tells every actor that the run is over, if it is, and frees the address."""
+        for name in list(self.peers) if over else []:
             self.send(name, wire.Stop(error=""))
         self._closing = True
         self._notify()

@@ -249,6 +249,19 @@ def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
     wait_for(lambda: not server.members())
 
 
+def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -> None:
+    for over in (True, False):
+        address = f"ipc://{tmp_path}/{over}"
+        server, actor = Server(address, 60), Client(address, "a")
+        actor.hello()
+        server.close(over=over)
+        if over:
+            assert not actor.receive(wire.Stop).error
+        else:
+            with pytest.raises(AssertionError, match="no Stop"):
+                actor.receive(wire.Stop, timeout=0.5)
+
+
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     server = Server("tcp://127.0.0.1:45671", 1.0)
     try:
