@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.languages import code_of
 from common.process import FatalError
-from common.wire import Chat, Question, encode
+from common.wire import Question, encode
 
 log = logging.getLogger("learner.data")
 
@@ -79,15 +80,18 @@ def _question(row: int, record: dict[str, Any]) -> Question:
     extra = record["extra_info"]
     if not record["prompt"]:
         raise ValueError("the prompt is empty")
-    return Question(
-        index=row,
-        messages=[Chat(role=message["role"], content=message["content"]) for message in record["prompt"]],
-        reference=record["reward_model"]["ground_truth"],
-        language=code_of(extra["language"]),
-        topics=_list(extra.get("topic") or record["ability"]),
-        regions=_list(extra.get("region")),
-        accepted=_list(record["reward_model"].get("accepted")),
-    )
+    if not str(record["reward_model"]["ground_truth"]).strip():
+        raise ValueError("reward_model.ground_truth is empty")
+    question = {
+        "index": row,
+        "messages": [{"role": message["role"], "content": message["content"]} for message in record["prompt"]],
+        "reference": record["reward_model"]["ground_truth"],
+        "language": code_of(extra["language"]),
+        "topics": _list(extra.get("topic") or record["ability"]),
+        "regions": _list(extra.get("region")),
+        "accepted": _list(record["reward_model"].get("accepted")),
+    }
+    return msgspec.convert(question, Question)  # or raises ValueError: it says which is of another type
 
 
 def _list(value: str | list[str] | None) -> list[str]:
