@@ -60,7 +60,7 @@ async def _live(
                     if failures > config.actor.restarts:
                         raise FatalError(f"the engine failed {failures} times in a row: {error}") from None
                     log.error("starting the engine again: %s", error)
-                    await learner.socket.send(wire.encode(wire.Leave(reason=str(error))))
+                    await learner.send(wire.Leave(reason=str(error)))
                 finally:
                     if engine is not None and engine.process is not None:
                         engine.process.stop()

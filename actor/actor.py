@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -97,13 +96,6 @@ class Actor:
 
     # -- talking to the learner ----------------------------------------------------------------------------------
 
-    async def _send(self, message: wire.AnyMessage) -> None:
-        try:
-            await self._learner.socket.send(wire.encode(message))
-        except zmq.Again:
-            address = self._learner.place.address
-            raise FatalError(f"the learner at {address} takes no messages: is LRPO_KEYS the same here?") from None
-
     async def _receive(self) -> None:
         await self._hello()
         while True:
@@ -144,7 +136,7 @@ class Actor:
             transport=self._config.sync.transport,
             drain_s=drain_s,
         )
-        await self._send(hello)
+        await self._learner.send(hello)
 
     async def _start_over(self) -> None:
         log.warning("the learner does not know this actor: dropping %d groups, saying hello again", len(self._groups))
@@ -169,7 +161,7 @@ class Actor:
         beat = wire.Heartbeat(
             holding=list(self._groups), seconds=self._seconds(), slots=self._concurrency.groups, gauges=self._gauges
         )
-        await self._send(beat)
+        await self._learner.send(beat)
 
     async def _look(self) -> None:
         """Apart from the heartbeats, which an engine that does not answer must not hold up."""
@@ -259,7 +251,7 @@ class Actor:
         self._acknowledged[work.id] = asyncio.Event()
         try:
             while not self._acknowledged[work.id].is_set():
-                await self._send(message)
+                await self._learner.send(message)
                 try:
                     await asyncio.wait_for(self._acknowledged[work.id].wait(), self._config.learner.lease_timeout_s)
                 except TimeoutError:
@@ -290,7 +282,7 @@ class Actor:
             await self._engine.leave(self._weight_group, join.timeout_s)
         await self._engine.join(join)
         self._weight_group = join.group
-        await self._send(wire.Joined(group=join.group))
+        await self._learner.send(wire.Joined(group=join.group))
 
     async def _update(self, order: wire.Pause) -> _Order | None:
         """From the pause to the new version. Requests in flight wait inside the engine and go on afterwards.
@@ -304,7 +296,7 @@ class Actor:
         self._switch(syncing=True)
         try:
             await self._engine.pause(timeout, self._config.sync.drain_s)
-            await self._send(wire.Synced(version=order.version, stage="ready", pause_s=0.0))
+            await self._learner.send(wire.Synced(version=order.version, stage="ready", pause_s=0.0))
             receive = await self._awaited(order)
             if isinstance(receive, wire.Receive):
                 await self._check_names(receive)
@@ -320,7 +312,7 @@ class Actor:
             self._proved.set()
             return receive
         done = wire.Synced(version=receive.version, stage="done", pause_s=time.monotonic() - begin)
-        await self._send(done)
+        await self._learner.send(done)
         self._proving = asyncio.create_task(self._prove(receive))
         return None
 
@@ -352,8 +344,8 @@ class Actor:
                     f"after the update to version {receive.version} the engine's log-probabilities of the probe are "
                     f"{found:.3g} nats from the learner's (sync.probe_tolerance = {receive.probe.tolerance:g})"
                 )
-        except EngineError as error:
-            await self._inbox.put(error)
+        except Exception as error:  # an answer nobody foresaw must not hold the others back for ever
+            await self._inbox.put(error if isinstance(error, EngineError) else EngineError(f"the probe: {error!r}"))
         else:
             log.info("version %d: %.2g nats from the learner", receive.version, found)
             self._gauges["probe_error"] = found

@@ -59,14 +59,17 @@ class TagPrompts:
     """The style of a warm-started policy: a tag after the last user turn.
 
     Raises:
-        FatalError: the tokenizer splits the tag of one of the languages, so the policy never learned it.
+        FatalError: the tokenizer splits the tag of a language, so the policy never learned it; or has no chat template.
     """
 
     styled = staticmethod(tagged)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
+        if tokenizer.chat_template is None:
+            raise FatalError("the tokenizer of model.path has no chat template, which makes a prompt of a question")
         self._tokenizer = tokenizer
         self._header = Header(config.model.header, config.run.languages)
+        self._checked = set(config.run.languages)
         self._check(config.run.languages)
 
     def _check(self, languages: tuple[str, ...]) -> None:
@@ -74,7 +77,8 @@ class TagPrompts:
             if len(self._tokenizer.encode(tag(language), add_special_tokens=False)) != 1:
                 raise FatalError(
                     f"the tokenizer of model.path has no token {tag(language)}: "
-                    'prompt_style = "tag" needs a model warm-started with the tags of run.languages, "system" none'
+                    'prompt_style = "tag" needs a model warm-started with the tags of all languages of run.languages and '
+                    'of the questions, "system" none'
                 )
 
     def _begin(self, language: str) -> str:
@@ -83,6 +87,9 @@ class TagPrompts:
 
     def __call__(self, question: Question, language: str) -> list[int]:
         """Token ids of the prompt, the opening of the assistant's turn included."""
+        if language not in self._checked:  # a question's own need not be of the run
+            self._check((language,))
+            self._checked.add(language)
         messages = self.styled([asdict(message) for message in question.messages], language)
         text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids: list[int] = self._tokenizer.encode(f"{text}{self._begin(language)}", add_special_tokens=False)

@@ -29,6 +29,8 @@ class _Replica:
     route: Route
     heard: float = field(default_factory=time.monotonic)
     life: str = ""
+    busy_s: float = 0.0  # working, and waiting for work, since it started
+    idle_s: float = 0.0
     waiting: dict[int, asyncio.Future[wire.ScoreReply]] = field(default_factory=dict)  # by request id
 
     @property
@@ -49,7 +51,12 @@ class Scoring:
         for route in routes:
             route.connect(context)
         self._ids = itertools.count()
-        self.seconds: dict[str, float] = {}  # the reward process's own time, working and waiting
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The reward processes' own time, of all that have scored for this actor."""
+        busy, idle = sum(one.busy_s for one in self._replicas), sum(one.idle_s for one in self._replicas)
+        return {"reward_busy": busy, "reward_wait": idle} if busy + idle else {}
 
     async def listen(self) -> None:
         """Receives replies and watches the replicas' health for ever; run it as a task beside ``score``."""
@@ -89,7 +96,7 @@ class Scoring:
                     await asyncio.sleep(min(pause, max(0.0, deadline - time.monotonic())))
                     pause = min(2 * pause, _BEAT_S)
             elif not reply.error and len(reply.scores) == len(answers):
-                self.seconds = {"reward_busy": reply.busy_s, "reward_wait": reply.waiting_s}
+                replica.busy_s, replica.idle_s = reply.busy_s, reply.waiting_s
                 return reply.scores
             else:
                 problems[replica.address] = reply.error or "a score is missing"
@@ -101,7 +108,7 @@ class Scoring:
         """The reply; None at the deadline, or when the replica has started again or is silent while another is not."""
         future = replica.waiting[request.id] = asyncio.get_running_loop().create_future()
         try:
-            await replica.route.socket.send(wire.encode(request))
+            await replica.route.send(request)
             while (rest := deadline - time.monotonic()) > 0:
                 done, _ = await asyncio.wait([future], timeout=min(rest, _BEAT_S))
                 if done:
@@ -118,7 +125,7 @@ class Scoring:
             for replica in self._replicas:
                 if replica.silent and replica.route.follow():
                     log.warning("the reward process is at %s now", replica.address)
-                await replica.route.socket.send(wire.encode(wire.Health()))
+                await replica.route.send(wire.Health())
             await asyncio.sleep(_BEAT_S)
 
     async def _listen(self, replica: _Replica) -> None:

@@ -25,6 +25,7 @@ from common.languages import code_of
 
 Language = Annotated[str, AfterValidator(code_of)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Term = Literal["similarity", "contains", "exact", "math", "repetition", "truncation"]
 
 
@@ -33,7 +34,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Run(Section):
@@ -41,7 +42,7 @@ class Run(Section):
 
     dir: Path = Path("runs/default")  # logs, TensorBoard events, checkpoints, the exported model
     rendezvous: Path | None = None  # a directory all hosts see, where services say where they are; none: as configured
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     languages: Annotated[tuple[Language, ...], Field(min_length=1)] = ("en",)  # L: those the router may pick
 
 
@@ -119,7 +120,7 @@ class Sampling(Section):
 class Actor(Section):
     name: str = ""  # unique in the run, and the seed of its engine's samples; empty: host and process id
     engine_url: str = ""  # attach to this SGLang server or sglang-router; empty: own a server as a child process
-    engine_port: int = 0  # of an owned server, on loopback; 0: a free one
+    engine_port: Port = 0  # of an owned server, on loopback; 0: a free one
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an owned server, "tp" = 2 is --tp 2
     groups_in_flight: int = Field(16, gt=0)  # leases it holds at most; how many, it finds itself: docs/tuning.md
     attempts: int = Field(3, gt=0)  # per engine or reward call before a group is handed back
@@ -198,7 +199,7 @@ class Learner(Section):
     staleness: int = Field(1, ge=0)  # S: (S + 1) P groups alive; 0 is synchronous and on policy
     window: int = Field(1, gt=0)  # W: a step may overtake the oldest group by fewer than this many; docs/staleness.md
     lr: float = Field(1e-6, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -220,7 +221,7 @@ class Learner(Section):
     head_chunk: int = Field(1024, gt=0)  # rows of logits alive at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
     activation_checkpointing: bool = False
-    lease_timeout_s: float = Field(60, gt=0)  # a silent actor's groups go to the others after this
+    lease_timeout_s: float = Field(60, gt=2)  # a silent actor's groups go to the others; it beats every 2 s
     group_attempts: int = Field(3, gt=0)  # a group handed back this often is entered as failed
     batch_timeout_s: float = Field(1800, gt=0)  # without P finished groups for this long the run ends with an error
     checkpoint_every: int = Field(10, gt=0)
@@ -254,7 +255,7 @@ class Sync(Section):
     transport: Literal["group", "shared", "disk"] = "group"
     backend: Literal["auto", "gloo", "nccl"] = "auto"  # of groups; auto: nccl when the learner has CUDA
     host: str = ""  # where engines find the learner's store; empty: the host of learner.address
-    port: int = 0  # of that store; 0: a free one
+    port: Port = 0  # of that store; 0: a free one
     directory: Path = Path("/dev/shm")  # what goes by disk lies here; shared memory where learner and engine share it
     pause: Literal["retract", "in_place", "drain"] = "retract"  # of answers in flight; docs/staleness.md compares them
     bucket_mb: float = Field(256, gt=0)
@@ -342,7 +343,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # of its TOML, or of its UTF-8
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 

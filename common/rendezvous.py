@@ -15,11 +15,13 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import psutil
+import zmq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common import sockets
 from common.config import Run
 from common.process import FatalError
+from common.wire import AnyMessage, encode
 
 _POLL_S = 0.25
 _WILDCARDS = ("0.0.0.0", "*", "::")
@@ -109,7 +111,8 @@ class Route:
     """
 
     def __init__(self, run: Run, name: str, fixed: str, timeout_s: float) -> None:
-        self._run, self._path = run, run.rendezvous / f"{name}.json" if run.rendezvous else None
+        self._run, self._name = run, name
+        self._path = run.rendezvous / f"{name}.json" if run.rendezvous else None
         self.place, self.socket = Place(address=fixed), cast(Any, None)  # a DEALER, once connected
         deadline = time.monotonic() + timeout_s
         while self._path is not None and (found := _read(self._path, run)) is None:
@@ -125,6 +128,19 @@ class Route:
 
     def connect(self, context: Any, identity: str = "") -> None:
         self.socket = sockets.connect(context, self.place.address, identity, self.place.key)
+
+    async def send(self, message: AnyMessage) -> None:
+        """On an asyncio socket.
+
+        Raises:
+            FatalError: the service does not admit us.
+        """
+        try:
+            await self.socket.send(encode(message))
+        except zmq.Again:
+            raise FatalError(
+                f"the {self._name} at {self.place.address} takes no messages: is LRPO_KEYS the same here?"
+            ) from None
 
     def follow(self) -> bool:
         """Whether the service has started again, perhaps elsewhere; ``socket`` then speaks to that one."""

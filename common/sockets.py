@@ -7,6 +7,7 @@ refuse messages over ``MAX_MESSAGE_BYTES`` and close at once. With ``LRPO_KEYS``
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,6 @@ from common.wire import MAX_MESSAGE_BYTES
 
 _SEND_MS = 10_000
 _PING_MS, _DEAD_MS = 2_000, 10_000  # TCP by itself notices a vanished host after a quarter of an hour
-_LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 class _Router(zmq.Socket[bytes]):
@@ -51,11 +51,18 @@ def check_address(address: str) -> None:
         complete = False
     if not complete:
         raise FatalError(f"address {address!r} is not of the form tcp://HOST:PORT")
-    if not parts.netloc.startswith(_LOOPBACK) and _keys() is None:
+    if not _is_loopback(str(parts.hostname)) and _keys() is None:
         raise FatalError(
             f"address {address!r} is not loopback, and there are no keys to encrypt and authenticate with: "
             "make them with scripts/make_keys.sh DIR and set LRPO_KEYS=DIR for every process"
         )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def _keys() -> Path | None:

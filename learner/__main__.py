@@ -72,12 +72,17 @@ def learn(config: Config) -> None:
         ranks.obey()
         checkpoints.wait()
     else:
+        over = True
         try:
             run = Run(config, server, trainer, tokenizer, ranks, checkpoints, latest or {})
             run.lead()
+        except Exception as error:  # if torchrun starts another learner, actors wait for that one
+            again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < config.learner.restarts
+            over = isinstance(error, Interrupted) or not again
+            raise
         finally:
             ranks.call("stop")
-            server.close()
+            server.close(over=over)
     dist.destroy_process_group()
 
 

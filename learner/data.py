@@ -85,7 +85,9 @@ def _question(row: int, record: dict[str, Any]) -> Question:
     extra = record["extra_info"]
     if not record["prompt"]:
         raise ValueError("the prompt is empty")
-    values = {
+    if not str(record["reward_model"]["ground_truth"]).strip():
+        raise ValueError("reward_model.ground_truth is empty")
+    question = {
         "index": row,
         "messages": [{"role": message["role"], "content": message["content"]} for message in record["prompt"]],
         "reference": record["reward_model"]["ground_truth"],
@@ -94,7 +96,7 @@ def _question(row: int, record: dict[str, Any]) -> Question:
         "regions": _list(extra.get("region")),
         "accepted": _list(record["reward_model"].get("accepted")),
     }
-    return msgspec.convert(values, Question)  # checks types: an answer that is no text would be found by the actors
+    return msgspec.convert(question, Question)  # or raises ValueError: it says which is of another type
 
 
 def _list(value: str | list[str] | None) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from common.process import FatalError
 from common.wire import Work
 
 Outcome = Literal[
@@ -33,11 +34,16 @@ class Ledger:
     Args:
         path: the file; it is cut to ``size`` bytes, so that lines written after the checkpoint a run resumes from,
             whose training is undone, do not count.
+
+    Raises:
+        FatalError: it is shorter than that.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
+        if (present := self._file.tell()) < size:
+            raise FatalError(f"{path} has {present} bytes and had {size}: put it back, or begin in another run.dir")
         self._file.truncate(size)
         self._file.seek(size)
 
@@ -69,7 +75,7 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
     Args:
         pending: handed out, to be done after a resume.
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = _read(path)
     entries = Counter(line["sequence"] for line in lines)
     expected = set(range(next_sequence)) - set(pending)
     return Audit(
@@ -81,5 +87,9 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
 
 def routed(path: Path, after: int) -> list[tuple[int, list[str]]]:
     """Row and languages [K] of every answered group that a step > ``after`` took."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(line["row"], line["languages"]) for line in lines if line["step"] > after and "languages" in line]
+    return [(line["row"], line["languages"]) for line in _read(path) if line["step"] > after and "languages" in line]
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as lines:  # not splitlines of a text, which breaks at more than the ends of lines
+        return [json.loads(line) for line in lines]

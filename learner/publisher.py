@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import BroadcastOptions, PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -215,7 +216,7 @@ class Publisher:
             directory.mkdir(parents=True, exist_ok=True)
             tensors = {n: part.view(s) for n, part, s in zip(bucket.names, parts, bucket.shapes, strict=True)}
             save_file(tensors, directory / f"model-{number:05}.safetensors")
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise FatalError(f"cannot write weights to sync.directory = {self._config.directory}: {error}") from None
 
     def _collect(
@@ -351,6 +352,9 @@ class Publisher:
 def _listen(host: str, config: Sync) -> TCPStore:
     """The store through which groups form, listening on ``host`` alone: by itself it would on every interface."""
     listener = socket.socket()
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+    )  # else a restart waits until old connections are gone
     try:
         listener.bind((host, config.port))
         listener.listen()

@@ -76,8 +76,8 @@ def _since(before: Seconds, now: Seconds) -> Seconds:
     spent: Seconds = {}
     for process, states in now.items():
         old = before.get(process, {})
-        again = any(value < old.get(state, 0.0) for state, value in states.items())
-        spent[process] = {state: value - (0.0 if again else old.get(state, 0.0)) for state, value in states.items()}
+        old = old if sum(states.values()) >= sum(old.values()) else {}
+        spent[process] = {state: max(0.0, value - old.get(state, 0.0)) for state, value in states.items()}
     return spent
 
 

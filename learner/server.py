@@ -111,13 +111,19 @@ class Server:
         Both run on the server's thread under ``lock``. Answers beyond the ``limits`` are refused or cut.
         """
         with self.lock:
+            for name, peer in self.peers.items():
+                if self._queue is not None:
+                    self._queue.drop(name)  # what is still out; served again, it is leased anew
+                peer.holding.clear()
             self._queue, self._ask, self._on_failed, self._limits = work_queue, ask, on_failed, limits
-            for peer in self.peers.values():
-                peer.holding.clear()  # what is still out belongs to the queue before
         self._notify()
 
     def take(self, timeout_s: float) -> list[Finished] | None:
-        """The groups of the next step; None if they are not there yet, after waiting at most ``timeout_s``."""
+        """The groups of the next step; None if they are not there yet, after waiting at most ``timeout_s``.
+
+        Raises:
+            FatalError: there will be none, as all were given up; or the server's thread has ended.
+        """
         with self.lock:
             assert self._queue is not None
             taken = self._queue.take()
@@ -125,6 +131,8 @@ class Server:
                 self.lock.wait(timeout_s)
                 taken = self._queue.take()
             self._check()
+            if taken is None and not self._queue.remaining:
+                raise FatalError("every question was given up, for the reasons logged above")
             return None if taken is None else [finished for _, finished in taken]
 
     def published(self, members: dict[str, Peer]) -> None:
@@ -179,9 +187,9 @@ class Server:
         self._outbox.put((name, message))
         self._notify()
 
-    def close(self) -> None:
-        """Tells every actor that the run is over and frees the address."""
-        for name in list(self.peers):
+    def close(self, *, over: bool = True) -> None:
+        """Tells every actor that the run is over, if it is, and frees the address."""
+        for name in list(self.peers) if over else []:
             self.send(name, wire.Stop(error=""))
         self._closing = True
         self._notify()

@@ -33,6 +33,12 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
         (["--run.languages", "en,zh"], "run.languages = 'en,zh': a list is meant"),
         (["--router.own_language", "9"], "own_language = 9 exceeds rollouts = 8"),
         (["--reward.replica", "1"], "there are 1 addresses"),
+        (["--learner.lr", "inf"], "learner.lr = inf: Input should be a finite number"),
+        (["--reward.similarity_range", "[nan, 1.0]"], "reward.similarity_range.0 = nan"),
+        (["--learner.betas", "[0.9, 1.0]"], "learner.betas.1 = 1.0"),
+        (["--run.seed", "-1"], "run.seed = -1"),
+        (["--sync.port", "70000"], "sync.port = 70000"),
+        (["--learner.lease_timeout_s", "2"], "learner.lease_timeout_s = 2"),
         (["nowhere.toml"], "cannot read configuration nowhere.toml"),
         (["--learner.lr", "1", "stray"], "unexpected argument 'stray'"),
     ],
@@ -48,8 +54,9 @@ def test_the_help_has_every_setting_as_it_may_be_given() -> None:
     assert load([word for pair in told if pair[1] != "null" for word in pair]) == Config()
 
 
-def test_broken_toml_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "broken.toml").write_text("[learner\n")
+@pytest.mark.parametrize("content", [b"[learner\n", b'[run]\ndir = "\xff"\n'])
+def test_broken_toml_names_the_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
         load([str(tmp_path / "broken.toml")])
 

@@ -62,6 +62,10 @@ def test_long_prompts_are_left_out_and_counted(
         ({"extra_info": {"language": None}}, r"row 0"),
         ({"reward_model": {"style": "rule"}}, r"row 0: .*ground_truth"),
         ({"reward_model": {"ground_truth": 3}}, r"row 0: .*reference"),
+        ({"reward_model": {"ground_truth": None}}, r"row 0: .*\$\.reference"),
+        ({"reward_model": {"ground_truth": " "}}, r"row 0: .*ground_truth is empty"),
+        ({"prompt": [{"role": "user", "content": None}]}, r"row 0: .*\$\.messages\[0\]\.content"),
+        ({"extra_info": {"language": "de", "topic": ["A", None]}}, r"row 0: .*\$\.topics\[1\]"),
         ({"prompt": []}, r"row 0: .*prompt is empty"),
     ],
 )

@@ -45,6 +45,12 @@ def test_a_style_the_model_cannot_take_is_refused(tiny_policy: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_policy))
     with pytest.raises(FatalError, match=r"no token <\|out_lang_fr\|>"):
         STYLES["tag"](tokenizer, config("de", "fr"))
+    with pytest.raises(FatalError, match=r"no token <\|out_lang_fr\|>"):
+        STYLES["tag"](tokenizer, config("de"))(question(language="fr"), "fr")
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     with pytest.raises(FatalError, match="no place for prompt_style"):
         STYLES["system"](tokenizer, config("de"))
+    tokenizer.chat_template = None
+    for style in STYLES.values():
+        with pytest.raises(FatalError, match="no chat template"):
+            style(tokenizer, config("de"))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,28 @@ def test_a_replica_killed_under_load_loses_no_group(tmp_path: Path) -> None:
     with replica(first) as killed, replica(second):
         found = client(body, Reward(addresses=(first, second), request_timeout_s=30))
     assert found == [[GOOD] * 8] * 150
+
+
+def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    told: list[dict[str, float]] = []
+
+    async def score(one: Scoring) -> None:
+        await one.score(question(), ["a"], ["en"], [])
+        told.append(one.seconds)
+
+    async def body(one: Scoring) -> None:
+        await score(one)
+        with replica(second):  # has less to tell than the first one
+            while not one._replicas[1].life:
+                await asyncio.sleep(0.05)
+            for _ in range(5):
+                await asyncio.gather(score(one), score(one))
+
+    with replica(first):
+        client(body, Reward(addresses=(first, second), request_timeout_s=30))
+    for before, after in pairwise(told):
+        assert all(after[state] >= spent for state, spent in before.items())
 
 
 @pytest.mark.usefixtures("impatient")

@@ -217,6 +217,29 @@ def test_it_is_quiet_when_every_group_handed_out_is_finished(server: Server, add
     assert not server.quiet(5, wait), "an actor has come, and has no weights yet"
 
 
+def test_a_queue_that_is_served_again_leases_anew_what_was_out(server: Server, address: str) -> None:
+    queue, _ = serve(server, groups=1)
+    actor = Client(address, "a")
+    join(server, actor, slots=1)
+    late = actor.receive(wire.Leased).work[0]
+    serve(server, groups=0)
+    server.serve(queue, lambda sequence: work(sequence, LANGUAGES), lambda *_: None)
+    again = actor.receive(wire.Leased).work[0]
+    assert questions([again]) == questions([late])
+    assert not actor.submit(late) and actor.submit(again)
+
+
+def test_nobody_waits_for_questions_that_were_all_given_up(server: Server, address: str) -> None:
+    queue, _ = serve(server, groups=1, attempts=1)
+    server.serve(queue, lambda sequence: work(sequence, LANGUAGES), lambda *_: queue.give_up_one())
+    actor = Client(address, "a")
+    join(server, actor, slots=1)
+    actor.send(wire.Release(id=actor.receive(wire.Leased).work[0].id, reason="no reward process"))
+    actor.receive(wire.Ack)
+    with pytest.raises(FatalError, match="every question was given up"):
+        server.take(0.1)
+
+
 def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
     serve(server)
     actor = Client(address, "a")
@@ -224,6 +247,19 @@ def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
     server.eject("a", server.members()["a"], "too slow")
     assert actor.receive(wire.Eject).reason == "too slow"
     wait_for(lambda: not server.members())
+
+
+def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -> None:
+    for over in (True, False):
+        address = f"ipc://{tmp_path}/{over}"
+        server, actor = Server(address, 60), Client(address, "a")
+        actor.hello()
+        server.close(over=over)
+        if over:
+            assert not actor.receive(wire.Stop).error
+        else:
+            with pytest.raises(AssertionError, match="no Stop"):
+                actor.receive(wire.Stop, timeout=0.5)
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
@@ -235,7 +271,13 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         server.close()
 
 
-@pytest.mark.parametrize("address", ["tcp://0.0.0.0:5700", "tcp://10.0.0.1:5700", "tcp://127.0.0.1", "localhost:5700"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://0.0.0.0:5700", "tcp://10.0.0.1:5700", "tcp://127.0.0.1", "localhost:5700",
+        "tcp://localhost.example.com:5700", "tcp://127.0.0.1.example.com:5700",
+    ],
+)  # fmt: skip
 def test_addresses_beyond_loopback_are_refused(address: str) -> None:
     with pytest.raises(FatalError, match="address"):
         sockets.check_address(address)
