@@ -23,7 +23,7 @@ import aiohttp
 from actor.engine import Engine, EngineError
 from actor.routed import Routed, workers
 from common.config import Config
-from common.process import FatalError, die_with_parent, has_cuda
+from common.process import FatalError, die_with_parent, has_cuda, reserve
 
 log = logging.getLogger("actor.engine")
 
@@ -50,7 +50,8 @@ class EngineProcess:
     """
 
     def __init__(self, config: Config, name: str, log_path: Path) -> None:
-        port = _port(config.actor.engine_port)
+        self._reserved = _reserve(config.actor.engine_port)  # the server listens when it has imported everything
+        port = self._reserved.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log_path = log_path
         flags: dict[str, Any] = {
@@ -108,6 +109,7 @@ class EngineProcess:
         raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
 
     def stop(self) -> None:
+        self._reserved.close()
         for kind in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._process.pid, kind)
@@ -174,14 +176,10 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _port(wanted: int) -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-        except OSError:
-            raise FatalError(
-                f"actor.engine_port = {wanted} is taken on this machine; choose another, or 0 for a free one"
-            ) from None
-        port: int = probe.getsockname()[1]
-        return port
+def _reserve(port: int) -> socket.socket:
+    try:
+        return reserve(port)
+    except OSError:
+        raise FatalError(
+            f"actor.engine_port = {port} is taken on this machine; choose another, or 0 for a free one"
+        ) from None

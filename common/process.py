@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -55,6 +56,24 @@ def die_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def reserve(port: int = 0) -> socket.socket:
+    """A port of loopback, 0 for any, kept for the one who is told of it: nobody who asks for any is given it.
+
+    The socket is bound with SO_REUSEADDR and does not listen, so Linux lets a listener with that option in beside it.
+
+    Raises:
+        OSError: somebody listens there.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        holder.bind(("127.0.0.1", port))
+    except OSError:
+        holder.close()
+        raise
+    return holder
 
 
 def gpus() -> list[str]:

@@ -22,7 +22,7 @@ from common.process import FatalError, die_with_parent
 
 _STEP_S = 2  # math-verify's own limit of each parse and each comparison, by a signal
 _DEADLINE_S = 5.0  # of a whole answer; one that takes longer is no match
-_START_S = 60.0
+_START_S = 240.0  # with its imports, on a busy machine
 _MEMORY = 1 << 30
 
 
@@ -92,6 +92,8 @@ def _serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its owner ends it
     for kind, limit in ((resource.RLIMIT_AS, _MEMORY), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
+    # The first use fills tables, which on a busy machine takes longer than an answer may.
+    verify(parse(r"$\frac{1}{2}$", parsing_timeout=0), parse("0.5", parsing_timeout=0), timeout_seconds=0)
     print("ready", flush=True)
     for line in sys.stdin:
         try:

@@ -28,7 +28,7 @@ def finished(
 ) -> tuple[Path, NDArray[np.float64], dict[str, float]]:
     """A run with random metrics; its entropies, and its shares by name of evaluation, set, setting and metric."""
     directory.mkdir()
-    values = rng.random(STEPS)
+    values = rng.random(STEPS, np.float32).astype(np.float64)  # what the file holds: a table may round the rest apart
     events = Events(directory / "tensorboard", 0, Summary())
     for step, value in enumerate(values, 1):
         if step != LOST:

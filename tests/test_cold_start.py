@@ -111,7 +111,7 @@ def test_sft_teaches_the_header(tiny_policy: Path, tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([row] * 32), tmp_path / "t.parquet")
     sft = [str(tiny_policy), str(tmp_path / "t.parquet"), "--out", str(tmp_path / "sft"), "--prompt-style", "select"]
     command = [sys.executable, "-m", "scripts.sft", *sft, "--epochs", "8", "--batch", "8", "--lr", "3e-3"]
-    subprocess.run(command, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"})
     tokenizer = load_tokenizer(str(tiny_policy))
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
     prompt = tokenizer.encode(text, add_special_tokens=False)

@@ -23,7 +23,7 @@ SETTINGS = {
     "model.dtype": "float32", "run.languages": json.dumps(LANGUAGES), "router.rollouts": 4, "router.own_language": 1,
     "sampling.max_new_tokens": 12, "learner.steps": 3, "learner.groups_per_step": 4, "learner.lr": 1e-4,
     "learner.kl": 0.0, "learner.param_dtype": "float32", "learner.evaluate_every": 1, "learner.evaluate_questions": 4,
-    "learner.batch_timeout_s": 120, "actor.start_timeout_s": 120,
+    "learner.batch_timeout_s": 400, "actor.start_timeout_s": 400,
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsy
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(900)  # every arm is a whole run: half a minute of one core
+@pytest.mark.timeout(1800)  # every arm is a whole run: half a minute of one core
 @pytest.mark.parametrize(
     "arms", [["lrpo="], pytest.param(["lrpo=", "grpo=--router.mode monolingual"], marks=pytest.mark.slow)]
 )

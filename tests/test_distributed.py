@@ -18,11 +18,11 @@ from tests.train_once import gradients, poisoned_step, record_run, run, together
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """All but one element in a thousand: Adam divides by the gradient, and where that is rounding, so is the move."""
+    """All but one element and one in a thousand: where the gradient is rounding, Adam moves by its sign alone."""
     assert one.keys() == other.keys()
     for name, value in one.items():
-        apart = ~torch.isclose(value, other[name], rtol=1e-4, atol=2e-5)
-        assert apart.sum() <= value.numel() // 1000, f"{name}: {int(apart.sum())} of {value.numel()} elements differ"
+        apart = int((~torch.isclose(value, other[name], rtol=1e-4, atol=2e-5)).sum())
+        assert apart <= 1 + value.numel() // 1000, f"{name}: {apart} of {value.numel()} elements differ"
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=5e-3)
 
 

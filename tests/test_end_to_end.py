@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -29,7 +29,8 @@ SUMMARY = (
     "compliance_after", "reward_by_language", "router_top_by_topic", "tokens_per_second", "bottleneck", "wall_seconds",
 )  # fmt: skip
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+_PATIENCE_S = 900.0  # of what should come, on a busy machine
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * _PATIENCE_S)]
 
 
 class Demo:
@@ -50,15 +51,22 @@ class Demo:
     def output(self) -> str:
         return self._out.read_text(errors="replace")
 
-    def until(self, text: str, timeout: float = 240) -> None:
-        deadline = time.monotonic() + timeout
+    def until(self, text: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
         while text not in self.output():
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.output()}"
             time.sleep(0.1)
 
-    def ends(self, timeout: float) -> int:
+    def ends(self, timeout: float = _PATIENCE_S) -> int:
         return self.process.wait(timeout)
+
+    def leaves_nothing(self) -> bool:
+        """Whether no process is left, a moment later: the children of a killed one die after it."""
+        deadline = time.monotonic() + 60
+        while self.processes() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not self.processes()
 
     def processes(self) -> list[psutil.Process]:
         """Whatever runs for this run, engines included."""
@@ -77,7 +85,8 @@ def demo(cache: Path, run_dir: Path, *flags: str) -> Iterator[Demo]:
         yield running
     finally:
         for process in [*running.processes(), running.process]:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         running.process.wait()
 
 
@@ -93,20 +102,18 @@ def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with demo(cache, run_dir) as first:
         first.until(f"step 3/{STEPS}")
         first.process.send_signal(signal.SIGINT)
-        assert first.ends(timeout=10) == 130
+        assert first.ends(timeout=60) == 130  # 10 s on a quiet machine
         assert "the same command resumes" in first.output()
-        time.sleep(0.5)
-        assert not first.processes(), "an interrupted run leaves no process behind"
+        assert first.leaves_nothing(), "an interrupted run leaves no process behind"
     with demo(cache, run_dir) as second:
         second.until("resuming after step")
         second.until(f"step 10/{STEPS}")
-        victims = [p for p in second.processes() if "actor" in p.cmdline() and "actor-1" in p.cmdline()]
+        victims = [p for p in second.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
         assert len(victims) == 1
         victims[0].send_signal(signal.SIGKILL)
         second.until("starting actor-1 again")
-        assert second.ends(timeout=240) == 0, second.output()
-        time.sleep(0.5)
-        assert not second.processes(), "a finished run leaves no process behind"
+        assert second.ends() == 0, second.output()
+        assert second.leaves_nothing(), "a finished run leaves no process behind"
     return run_dir
 
 
@@ -164,7 +171,7 @@ def test_tensorboard_shows_the_run(run_dir: Path) -> None:
 def test_the_recorded_run_replays_to_the_last_bit(run_dir: Path) -> None:
     """Interrupted, resumed and with an actor killed as it was."""
     command = [sys.executable, "-m", "learner.replay", str(run_dir / "record")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
     assert done.stdout.splitlines()[-1:] == [f"{STEPS} steps, 0 of them differ"], done.stdout + done.stderr
 
 
@@ -204,7 +211,7 @@ def test_killed_at_a_random_moment_nothing_is_lost_or_trained_twice(
             broken.until(f"step {chance.randint(first, last)}/{STEPS}")
             time.sleep(chance.random())  # leaving kills every process with SIGKILL
     with demo(cache, run_dir, "--learner.staleness", str(staleness)) as resumed:
-        assert resumed.ends(timeout=300) == 0, resumed.output()
+        assert resumed.ends() == 0, resumed.output()
         assert "resuming after step" in resumed.output()
     test_the_summary_holds_the_promises(run_dir, staleness)
     test_the_ledger_has_each_question_once(run_dir)
@@ -231,14 +238,14 @@ def test_a_child_that_cannot_start_ends_the_command(
         taken.listen()
         port = str(taken.getsockname()[1])
         with demo(cache, tmp_path / "run", *(flag.replace("{taken}", port) for flag in flags)) as failing:
-            code = failing.ends(timeout=180)
+            code = failing.ends()
     assert code == 1
     assert re.search(complaint, failing.output()), failing.output()
-    assert not failing.processes()
+    assert failing.leaves_nothing()
 
 
 def test_a_wrong_flag_is_refused_before_anything_starts(tmp_path: Path, cache: Path) -> None:
     with demo(cache, tmp_path / "run", "--learner.stalenes", "2") as failing:
-        assert failing.ends(timeout=20) == 1
+        assert failing.ends() == 1
     assert "did you mean 'learner.staleness'" in failing.output()
     assert not os.path.exists(tmp_path / "run")

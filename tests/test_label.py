@@ -32,6 +32,7 @@ def number(_: int, answer: str) -> int:
 def test_answers_come_in_order_many_at_a_time_and_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
     calls, keys, busy, most, lock = Counter[str](), set(), 0, 0, threading.Lock()
+    crowded = threading.Event()
 
     def answer(request: dict[str, Any]) -> str | tuple[int, str]:
         nonlocal busy, most
@@ -40,7 +41,10 @@ def test_answers_come_in_order_many_at_a_time_and_are_kept(tmp_path: Path, monke
             busy, most = busy + 1, max(most, busy + 1)
             calls[text] += 1
             keys.add(request["key"])
-        time.sleep(0.02)
+        if busy == 4:
+            crowded.set()
+        crowded.wait(30)
+        time.sleep(0.02)  # for one too many to show
         with lock:
             busy -= 1
         if text == "7" and calls[text] == 1:

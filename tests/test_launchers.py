@@ -25,6 +25,7 @@ from scripts.launch_pool import Process
 from scripts.supervise import shares
 
 ROOT = Path(__file__).parents[1]
+_PATIENCE_S = 240  # of what should come, on a busy machine
 CONFIG = str(ROOT / "configs" / "qwen2.5-1.5b.toml")
 POOL = """
 [gpus.h100]
@@ -56,7 +57,13 @@ def launch(path: Path, *arguments: str, pool: str = "", **environment: str) -> s
     (path / "pool.toml").write_text(pool)
     command = [str(ROOT / "scripts" / "launch_pool.sh"), str(path / "pool.toml"), *arguments]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | environment, timeout=60
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=_PATIENCE_S,
     )
 
 
@@ -112,11 +119,11 @@ def test_a_host_that_is_away_is_tried_again_and_ends_its_process_when_the_connec
     process = Process("actor-alpha-0", "alpha", ["bash", "-c", REMOTE, "quoted 'name'"])
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(told)}
     here = subprocess.Popen(process.over_ssh(), env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    within(30, lambda: told.exists() and "started" in told.read_text())
+    within(lambda: told.exists() and "started" in told.read_text())
     assert told.read_text().splitlines() == ["to alpha", "to alpha", "started by quoted 'name'"]
     os.killpg(here.pid, signal.SIGTERM)
-    here.wait(10)
-    within(10, lambda: told.read_text().endswith("ended\n"))
+    here.wait(_PATIENCE_S)
+    within(lambda: told.read_text().endswith("ended\n"))
 
 
 def test_the_code_of_a_process_that_ends_by_itself_comes_back(tmp_path: Path) -> None:
@@ -124,11 +131,11 @@ def test_the_code_of_a_process_that_ends_by_itself_comes_back(tmp_path: Path) ->
     (tmp_path / "ssh").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
     command = Process("a", "alpha", ["bash", "-c", "exit 3"]).over_ssh()
-    assert subprocess.run(command, env=environment, timeout=20, check=False).returncode == 3
+    assert subprocess.run(command, env=environment, timeout=_PATIENCE_S, check=False).returncode == 3
 
 
-def within(seconds: float, condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + seconds
+def within(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -199,7 +206,7 @@ def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
     told = launch(tmp_path, "--dry-run", "--together", CONFIG, pool=POOL.format(**PARTITIONS))
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     assert command.count(":") == 2 and command.count("--") == 2
-    assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", TASKS="2", CALLS="5").wait(60) == 0
+    assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", TASKS="2", CALLS="5").wait(_PATIENCE_S) == 0
     calls = [json.loads(line) for line in (tmp_path / "job" / "told").read_text().splitlines()]
     assert sorted((group, script) for group, script, *_ in calls) == [
         (str(n), f"launch_{role}.sh") for n, role in enumerate(("learner", "actor", "reward")) for _ in range(2)
@@ -214,9 +221,9 @@ def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) 
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     job = tmp_path / "job"
     process = slurm(job, command, TASKS="1", CALLS="99")
-    within(20, lambda: (job / "told").exists() and (job / "told").read_text())
+    within(lambda: (job / "told").exists() and (job / "told").read_text() and [*job.glob("told.*")])
     process.send_signal(signal.SIGTERM)
-    process.wait(20)
+    process.wait(_PATIENCE_S)
     assert (job / "told").read_text().splitlines()[1:] == ["ended", "requeue 42"]
 
 
@@ -312,6 +319,6 @@ def test_health_is_that_of_the_process(tmp_path: Path) -> None:
     assert problem("learner", config) == ""
     server.close()
     command = [sys.executable, "-m", "scripts.health", "learner", *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
     assert done.returncode == 1 and "nothing answers at ipc://" in done.stderr
     assert "http://127.0.0.1:9 does not answer" in problem("actor", config)

@@ -127,7 +127,7 @@ def test_the_command_recommends_and_draws(tmp_path: Path) -> None:
         str(ROOT / "configs" / "pools" / "example.toml"),
     ]
     flags = ["--learner.groups_per_step", "64", "--json", "--plot", str(tmp_path / "plot.png")]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True, timeout=400, cwd=tmp_path)
     told = json.loads(done.stdout)
     assert set(told["forecast"]["busy"]) >= {"h200", "l40s", "reward", "learner train", "learner wait"}
     assert told["recommended"]["staleness"] in range(5)

@@ -28,7 +28,7 @@ def recorded(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_replay_is_exact_and_notices_a_change(recorded: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "learner.replay", str(recorded)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "3 steps, 0 of them differ"
 

@@ -277,7 +277,7 @@ TEXTS = {
 
 def calibrate(*arguments: str) -> str:
     command = [sys.executable, "-m", "scripts.calibrate", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

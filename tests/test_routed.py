@@ -24,10 +24,10 @@ from actor.engine import Engine
 from actor.process import EngineProcess
 from actor.routed import Routed, workers
 from common.config import load
-from common.process import die_with_parent
-from tests.test_weights import LIGHT, Pool, free_port
+from common.process import die_with_parent, reserve
+from tests.test_weights import LIGHT, Pool
 
-_PATIENCE_S = 300.0  # until all answer, on a busy machine
+_PATIENCE_S = 600.0  # until all answer, on a busy machine
 
 
 class Router(threading.Thread):
@@ -39,7 +39,7 @@ class Router(threading.Thread):
         self._turns = itertools.cycle(urls)
         self._ready = threading.Event()
         self.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(_PATIENCE_S)
 
     def run(self) -> None:
         async def serve() -> None:
@@ -76,7 +76,8 @@ def stand_in(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]
 def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
     """The program itself, which takes the engines in turn and counts what each has answered."""
     pytest.importorskip("sglang_router", reason="pip install sglang-router for the test with the program itself")
-    port, counts = free_port(), free_port()
+    held = [reserve(), reserve()]
+    port, counts = (str(holder.getsockname()[1]) for holder in held)
     url, flags = f"http://127.0.0.1:{port}", ["--policy", "round_robin", "--log-level", "warn", "--worker-urls", *urls]
     command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", port]
     command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", counts, *flags]

@@ -16,17 +16,17 @@ import zmq
 import zmq.auth
 
 from common import sockets, wire
-from common.process import FatalError
+from common.process import FatalError, reserve
 from learner.server import Server
 from tests.helpers import random_rollout
-from tests.test_server import Client, join, serve, wait_for
+from tests.test_server import LEASE_S, Client, join, serve, wait_for
 
 MESSAGES = 100_000
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(f"ipc://{tmp_path}/queue", lease_timeout_s=300)
+    server = Server(f"ipc://{tmp_path}/queue", LEASE_S)
     yield server
     server.close()
 
@@ -93,8 +93,8 @@ def test_a_hundred_thousand_malformed_messages_change_nothing(server: Server, tm
         noisy.socket.send(data)
         sent += 1
         if sent % 1000 == 0:
-            wait_for(partial(caught_up, server, sent - 1000), timeout=30)
-    wait_for(partial(caught_up, server, MESSAGES), timeout=30)
+            wait_for(partial(caught_up, server, sent - 1000))
+    wait_for(partial(caught_up, server, MESSAGES))
     assert server.refused == MESSAGES
     assert (server.counts(), server.members()) == before and not failures
     assert actor.submit(leased[0]) and noisy.submit(leased[1])
@@ -104,9 +104,7 @@ def test_replayed_messages_have_no_second_effect(server: Server, tmp_path: Path)
     serve(server, groups=4)
     actor = Client(f"ipc://{tmp_path}/queue", "a")
     join(server, actor, slots=2)
-    works = [*actor.receive(wire.Leased).work]
-    while len(works) < 2:
-        works += actor.receive(wire.Leased).work
+    works = actor.leases(2)
     assert actor.submit(works[0])
     before = server.counts()
     rollouts = [random_rollout(np.random.default_rng(1)).model_copy(update={"language": c}) for c in works[0].languages]
@@ -140,22 +138,23 @@ def keys(directory: Path) -> Path:
 def test_keys_are_needed_beyond_loopback_and_admit_their_owner_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    address = "tcp://0.0.0.0:45671"
     with pytest.raises(FatalError, match="make_keys"):
-        sockets.check_address(address)
+        sockets.check_address("tcp://0.0.0.0:45671")
     ours, theirs = keys(tmp_path / "ours"), keys(tmp_path / "theirs")
     (theirs / "server.key").write_bytes(
         (ours / "server.key").read_bytes()
     )  # knows whom to speak to, and is not admitted
     monkeypatch.setenv("LRPO_KEYS", str(ours))
-    server = Server(address, lease_timeout_s=60)
+    holder = reserve()
+    port = holder.getsockname()[1]
+    server = Server(f"tcp://0.0.0.0:{port}", LEASE_S)
     try:
-        friend = Client("tcp://127.0.0.1:45671", "friend")
+        friend = Client(f"tcp://127.0.0.1:{port}", "friend")
         friend.hello()
         monkeypatch.setenv("LRPO_KEYS", str(theirs))
-        stranger = Client("tcp://127.0.0.1:45671", "stranger")
+        stranger = Client(f"tcp://127.0.0.1:{port}", "stranger")
         monkeypatch.delenv("LRPO_KEYS")
-        plain = Client("tcp://127.0.0.1:45671", "plain")
+        plain = Client(f"tcp://127.0.0.1:{port}", "plain")
         for client in (stranger, plain):
             client.socket.setsockopt(zmq.SNDTIMEO, 500)
             with suppress(zmq.Again):
@@ -165,6 +164,7 @@ def test_keys_are_needed_beyond_loopback_and_admit_their_owner_alone(
         assert list(server.members()) == ["friend"]
     finally:
         server.close()
+        holder.close()
 
 
 def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

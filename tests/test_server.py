@@ -12,12 +12,14 @@ import pytest
 import zmq
 
 from common import sockets, wire
-from common.process import FatalError
+from common.process import FatalError, reserve
 from learner.queue import WorkQueue
 from learner.server import Finished, Server
 from tests.helpers import random_rollout, work
 
 LANGUAGES = ["en", "de"]
+PATIENCE_S = 60.0  # of what should come, on a busy machine; what should not is given less
+LEASE_S = 1000.0  # longer than any test: those about silence turn the clock
 
 
 class Client:
@@ -29,7 +31,7 @@ class Client:
     def send(self, message: wire.AnyMessage) -> None:
         self.socket.send(wire.encode(message))
 
-    def receive(self, kind: type[wire.Message] = wire.Message, timeout: float = 5) -> Any:
+    def receive(self, kind: type[wire.Message] = wire.Message, timeout: float = PATIENCE_S) -> Any:
         deadline = time.monotonic() + timeout
         while self.socket.poll(max(0, int(1000 * (deadline - time.monotonic())))):
             message = wire.decode(self.socket.recv())
@@ -40,6 +42,12 @@ class Client:
     def hello(self, slots: int = 0) -> None:
         self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=slots, transport="group"))
         self.receive(wire.Welcome)
+
+    def leases(self, count: int) -> list[wire.Work]:
+        works: list[wire.Work] = []
+        while len(works) < count:
+            works += self.receive(wire.Leased).work
+        return works
 
     def submit(self, leased: wire.Work) -> bool:
         rng = np.random.default_rng()
@@ -56,7 +64,7 @@ def address(tmp_path: Path) -> str:
 
 @pytest.fixture
 def server(address: str) -> Iterator[Server]:
-    server = Server(address, lease_timeout_s=1.0)
+    server = Server(address, LEASE_S)
     yield server
     server.close()
 
@@ -81,8 +89,8 @@ def questions(works: list[wire.Work]) -> list[str]:
     return [work.id.partition(":")[2] for work in works]
 
 
-def wait_for(condition: Any, timeout: float = 5) -> None:
-    deadline = time.monotonic() + timeout
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.01)
@@ -92,9 +100,7 @@ def test_a_group_goes_its_way_once(server: Server, address: str) -> None:
     serve(server)
     actor = Client(address, "a")
     join(server, actor, slots=8)
-    leased = [*actor.receive(wire.Leased).work]
-    while len(leased) < 2:
-        leased += actor.receive(wire.Leased).work
+    leased = actor.leases(2)
     assert questions(leased) == ["train-0", "train-1"], "no more than admission allows"
     assert server.take(0.01) is None
     assert actor.submit(leased[1]) and actor.submit(leased[0])
@@ -119,17 +125,11 @@ def test_groups_of_a_silent_actor_go_to_the_others(server: Server, address: str)
     serve(server)
     silent, busy = Client(address, "silent"), Client(address, "busy")
     join(server, silent, slots=2)
-    lost = [*silent.receive(wire.Leased).work]
-    while len(lost) < 2:
-        lost += silent.receive(wire.Leased).work
+    lost = silent.leases(2)
     join(server, busy, slots=2)
-    got: list[wire.Work] = []
-    deadline = time.monotonic() + 5
-    while len(got) < 2 and time.monotonic() < deadline:
-        busy.send(wire.Heartbeat(holding=[w.id for w in got], seconds={}))
-        if busy.socket.poll(200):
-            message = wire.decode(busy.socket.recv())
-            got += message.work if isinstance(message, wire.Leased) else []
+    with server.lock:
+        server.peers["silent"].heard -= 2 * LEASE_S
+    got = busy.leases(2)
     assert questions(got) == ["train-0", "train-1"]
     silent.send(wire.Leave(reason="its engine ended"))  # nobody waits for it
     silent.send(wire.Health())
@@ -169,13 +169,15 @@ def test_nonsense_does_no_harm(server: Server, address: str) -> None:
 
 def test_a_lease_that_no_heartbeat_mentions_runs_out(server: Server, address: str) -> None:
     """The actor is alive and has lost the group: it is leased again, and given up when that happens too often."""
-    _, failures = serve(server, groups=1, attempts=2)
+    queue, failures = serve(server, groups=1, attempts=2)
     actor = Client(address, "a")
     join(server, actor, slots=3)
-    deadline = time.monotonic() + 6
-    while not failures and time.monotonic() < deadline:
+    for _ in range(2):
+        leased = actor.receive(wire.Leased).work[0]
+        with server.lock:
+            queue.extend("a", [leased.sequence], time.monotonic() + 0.5)
         actor.send(wire.Heartbeat(holding=[], seconds={}))
-        time.sleep(0.1)
+    wait_for(lambda: failures)
     assert failures == ["its lease ran out"]
     assert server.counts()["retried"] == 2
 
@@ -186,6 +188,7 @@ def test_hello_again_does_not_multiply_the_slots(server: Server, address: str) -
     for _ in range(3):
         actor.hello(slots=2)
     server.published(server.members())
+    wait_for(lambda: server.counts()["leased"] >= 2)
     time.sleep(0.3)
     assert server.counts()["leased"] == 2
 
@@ -206,13 +209,12 @@ def test_it_is_quiet_when_every_group_handed_out_is_finished(server: Server, add
     assert server.quiet(5, wait), "nothing is served yet"
     serve(server)
     join(server, actor, slots=2)
-    while len(leased) < 2:
-        leased += actor.receive(wire.Leased).work
+    leased += actor.leases(2)
     assert not server.quiet(0.05, wait), "two are under way"
     with pytest.raises(InterruptedError):
-        server.quiet(5, interrupted)
-    assert server.quiet(5, finish_one) and not leased, "it waits for both"
-    assert server.quiet(5, wait), "finished ones may wait to be taken"
+        server.quiet(PATIENCE_S, interrupted)
+    assert server.quiet(PATIENCE_S, finish_one) and not leased, "it waits for both"
+    assert server.quiet(PATIENCE_S, wait), "finished ones may wait to be taken"
     Client(address, "b").hello(slots=1)
     assert not server.quiet(5, wait), "an actor has come, and has no weights yet"
 
@@ -263,12 +265,14 @@ def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
-    server = Server("tcp://127.0.0.1:45671", 1.0)
-    try:
-        with pytest.raises(FatalError, match=r"cannot listen on tcp://127\.0\.0\.1:45671"):
-            Server("tcp://127.0.0.1:45671", 1.0)
-    finally:
-        server.close()
+    with reserve() as holder:
+        address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
+        server = Server(address, 1.0)
+        try:
+            with pytest.raises(FatalError, match=f"cannot listen on {address}"):
+                Server(address, 1.0)
+        finally:
+            server.close()
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_intervals_hold_the_mean_of_repeated_samples() -> None:
     for _ in range(100):
         mean, half = simulate.interval(random.normal(3, 2, 40).tolist())
         hits += abs(mean - 3) <= half
-    assert hits >= 83  # 0.95 of them, in a thousand trials hardly ever so few
+    assert hits >= 78  # of 40 values it covers 0.94, so that fewer come once in 4e7 trials
 
 
 def test_mutual_information() -> None:

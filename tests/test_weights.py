@@ -7,7 +7,6 @@ import logging
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import unittest.mock
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common import wire
 from common.config import Sync
+from common.process import reserve
 from learner.buckets import plan
 from learner.policy import full_weights, layout
 from learner.publisher import Published, Publisher, _Belt, _Cargo
@@ -42,7 +43,7 @@ ROOT = Path(__file__).parents[1]
 LIGHT = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "light"), "OMP_NUM_THREADS": "1"}
 
 
-_PATIENCE_S = 30  # of everything that should come; what should not is given less
+_PATIENCE_S = 120  # of everything that should come; what should not is given less
 
 
 def start_actor(model: Path, directory: Path, address: str, name: str, *flags: str) -> subprocess.Popen[bytes]:
@@ -55,7 +56,8 @@ def start_actor(model: Path, directory: Path, address: str, name: str, *flags: s
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):  # it has died with its parent
+            each.kill()
     process.wait()
 
 
@@ -65,7 +67,7 @@ class Pool:
     def __init__(self, model: Path, directory: Path) -> None:
         self.model, self.directory = model, directory
         self.address = f"ipc://{directory}/queue"
-        self.server = Server(self.address, lease_timeout_s=20.0)
+        self.server = Server(self.address, lease_timeout_s=_PATIENCE_S)
         self.sync = Sync(timeout_s=_PATIENCE_S, directory=directory, bucket_mb=0.05)
         self.policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         shapes = {name: list(value.shape) for name, value in self.policy.named_parameters()}
@@ -83,7 +85,7 @@ class Pool:
     def engine(self, name: str) -> psutil.Process:
         return psutil.Process(self.processes[name].pid).children()[0]
 
-    def until(self, condition: Callable[[], object], what: str, timeout: float = 300) -> None:
+    def until(self, condition: Callable[[], object], what: str, timeout: float = 600) -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             told = {path.name: path.read_text()[-2000:] for path in self.directory.rglob("*.log")}
@@ -175,45 +177,42 @@ def test_an_engine_with_other_weights_is_started_again(pool: Pool) -> None:
     assert set(pool.publish().members) == {"one", "two", "reader", "borrower"}
 
 
+@contextmanager
+def engine(pool: Pool, model: Path) -> Iterator[str]:
+    """The address of one that is nobody's child."""
+    with reserve() as holder:
+        port = str(holder.getsockname()[1])
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", port]
+        process = subprocess.Popen(command, env=LIGHT)
+        try:
+            pool.until(lambda: answers(f"http://127.0.0.1:{port}"), "the engine answers")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+            process.wait()
+
+
 def test_an_engine_of_another_model_is_refused(pool: Pool, tmp_path: Path) -> None:
     other = AutoModelForCausalLM.from_pretrained(pool.model)
     other.resize_token_embeddings(336)
     other.save_pretrained(tmp_path)
-    port = free_port()
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(tmp_path), "--port", port]
-    engine = subprocess.Popen(command, env=LIGHT)
-    try:
-        pool.until(lambda: answers(f"http://127.0.0.1:{port}"), "the engine answers")
-        pool.start("stranger", "--actor.engine_url", f"http://127.0.0.1:{port}")
+    with engine(pool, tmp_path) as url:
+        pool.start("stranger", "--actor.engine_url", url)
         pool.here("stranger")
         assert "stranger" not in pool.publish().members
-        assert pool.processes["stranger"].wait(60) == 1
-        told = pool.log("stranger").read_text()
-        assert (
-            "serves another model" in told and "model.embed_tokens.weight is [320, 64], the engine's [336, 64]" in told
-        )
-    finally:
-        engine.kill()
-        engine.wait()
-        del pool.processes["stranger"]
+        assert pool.processes.pop("stranger").wait(_PATIENCE_S) == 1
+    told = pool.log("stranger").read_text()
+    assert "serves another model" in told and "model.embed_tokens.weight is [320, 64], the engine's [336, 64]" in told
 
 
 def test_an_engine_left_paused_by_a_killed_actor_goes_on_with_the_next(pool: Pool) -> None:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(pool.model), "--port", port]
-    engine = subprocess.Popen(command, env=LIGHT)
-    try:
-        pool.until(lambda: answers(url), "the engine answers")
+    with engine(pool, pool.model) as url:
         for route in ("pause_generation", "begin_weight_update"):
             post(f"{url}/{route}", {"mode": "retract"})
         pool.start("next", "--actor.engine_url", url)
         pool.here("next")
         assert "next" in pool.publish().members
         pool.until(lambda: pool.proved("next"), "it generates")
-    finally:
-        engine.kill()
-        engine.wait()
 
 
 @pytest.mark.slow
@@ -326,12 +325,6 @@ def publish_from_ranks(model: Path, address: str, directory: Path) -> None:
         server.close()
 
 
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/ready", timeout=1) as reply:
@@ -342,4 +335,4 @@ def answers(url: str) -> bool:
 
 def post(url: str, body: dict[str, Any]) -> None:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    urllib.request.urlopen(request, timeout=5).close()
+    urllib.request.urlopen(request, timeout=_PATIENCE_S).close()

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from common import wire
 from common.config import Config, load
+from common.process import reserve
 from learner import record
 from learner.checkpoint import Checkpoints, export
 from learner.control import Ranks
@@ -28,7 +28,7 @@ from learner.server import Finished
 from learner.trainer import Trainer, group_samples, set_up_distributed
 from tests.helpers import random_rollout, work
 
-_TIMEOUT_S = 100
+_TIMEOUT_S = 400  # of a body, and within it of each collective: a busy machine takes ten times as long
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.train_once"])
 
@@ -39,17 +39,14 @@ def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Pat
     Args:
         told: a file for what they write to stdout and stderr.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        _CONTEXT.Process(target=_enter, args=(rank, ranks, port, told, body, arguments)) for rank in range(ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(_TIMEOUT_S)
-        assert process.exitcode is not None, f"not done within {_TIMEOUT_S} s"
+    with reserve() as holder:
+        common = ranks, holder.getsockname()[1], told, body, arguments
+        processes = [_CONTEXT.Process(target=_enter, args=(rank, *common)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_TIMEOUT_S)
+            assert process.exitcode is not None, f"not done within {_TIMEOUT_S} s"
     return [process.exitcode or 0 for process in processes]
 
 
@@ -61,7 +58,7 @@ def _enter(
         os.dup2(file.fileno(), 2)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    set_up_distributed(60)
+    set_up_distributed(_TIMEOUT_S)
     body(*arguments)
     dist.barrier()
     dist.destroy_process_group()
