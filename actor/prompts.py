@@ -77,8 +77,8 @@ class TagPrompts:
             if len(self._tokenizer.encode(tag(language), add_special_tokens=False)) != 1:
                 raise FatalError(
                     f"the tokenizer of model.path has no token {tag(language)}: "
-                    'prompt_style = "tag" needs a model warm-started with the tags of all languages of run.languages and '
-                    'of the questions, "system" none'
+                    'prompt_style = "tag" needs a model warm-started with the tags of run.languages and of the '
+                    'questions\' languages, "system" none'
                 )
 
     def _begin(self, language: str) -> str:
