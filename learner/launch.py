@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -34,14 +35,16 @@ def launch(module: str, config: Learner, arguments: Sequence[str]) -> None:
         first = socket.gethostbyname(own) == socket.gethostbyname(meets)
         how += [f"--nnodes={config.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={config.torchrun}"]
         how += ["--rdzv-id=lrpo", f"--rdzv-conf=is_host={first}", f"--local-addr={own}"]
-    else:
-        how += ["--standalone"]
-    try:
-        torchrun([*how, "-m", module, *arguments])
-    except ChildFailedError as error:
-        raise SystemExit(error.get_first_failure()[1].exitcode) from None
-    except SignalException:
-        raise KeyboardInterrupt from None
+    with tempfile.TemporaryDirectory() as directory:
+        if config.nodes == 1:  # by a file: torchrun's store would listen on every interface, and unpickle what is in it
+            how += ["--rdzv-backend=c10d", f"--rdzv-endpoint={directory}/ranks", "--local-addr=127.0.0.1"]
+            how += ["--rdzv-conf=store_type=file,keep_alive_interval=3600"]
+        try:
+            torchrun([*how, "-m", module, *arguments])
+        except ChildFailedError as error:
+            raise SystemExit(error.get_first_failure()[1].exitcode) from None
+        except SignalException:
+            raise KeyboardInterrupt from None
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
@@ -124,7 +125,7 @@ class Policy(nn.Module):
         super().__init__()
         try:
             model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=_ATTENTION)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
         self.lm: PreTrainedModel = model
         self.temperature, self.head_chunk = temperature, head_chunk
@@ -137,6 +138,8 @@ class Policy(nn.Module):
         self._body: int = sum(p.numel() for p in cast(nn.ModuleList, model.get_decoder().layers).parameters())
         if checkpointing:
             self.lm.gradient_checkpointing_enable()
+            for layer in cast(nn.ModuleList, model.get_decoder().layers):
+                layer.training = True  # else it is ignored; of the layer alone, so that nothing inside drops out
 
     def cost(self, prompt: int, response: int) -> float:
         """Multiply-adds of a forward pass over one sequence: layers, the head at response tokens, causal attention."""

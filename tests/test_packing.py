@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from learner.packing import Sample, pack, plan
@@ -54,6 +56,20 @@ def test_plan_balances_cost_where_attention_makes_long_sequences_dear() -> None:
     spent = np.array([[sum(costs[index] for index in members) for members in share] for share in shares])
     assert spent.max(0).sum() < 1.05 * spent.mean(0).sum()
     assert spent.sum(1).max() < 1.05 * spent.sum(1).mean()
+
+
+def test_checkpointed_layers_are_computed_again_for_the_same_gradient(tiny_policy: Path) -> None:
+    batch = pack([Sample(random_rollout(np.random.default_rng()), 0.0) for _ in range(3)])
+    found = []
+    for checkpointing in (False, True):
+        policy = Policy(str(tiny_policy), temperature=1.0, head_chunk=16, checkpointing=checkpointing)
+        passes = Counter[nn.Module]()
+        for layer in policy.lm.get_decoder().layers:
+            layer.mlp.register_forward_pre_hook(lambda module, _, passes=passes: passes.update([module]))
+        policy(batch)[0].sum().backward()
+        assert [*passes.values()] == [1 + checkpointing] * policy.layers
+        found.append({name: value.grad for name, value in policy.named_parameters()})
+    torch.testing.assert_close(*found)
 
 
 def test_an_empty_micro_batch_trains_nothing(tiny_policy: Path) -> None:
