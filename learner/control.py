@@ -25,7 +25,8 @@ class Ranks:
     """The learner's processes as one.
 
     Args:
-        actions: by name; each is run by every rank with the same command. Name ``stop`` is taken.
+        actions: by name; each is run by every rank with the same command. Names ``stop`` and ``wait``, which does
+            nothing but tell the others to wait on, are taken.
 
     Example, on all ranks:
         >>> ranks = Ranks({"train": train})  # doctest: +SKIP
@@ -33,7 +34,7 @@ class Ranks:
     """
 
     def __init__(self, actions: dict[str, Action]) -> None:
-        self._actions = actions
+        self._actions: dict[str, Action] = {"wait": lambda _: None, **actions}
 
     def call(self, action: str, number: int = 0, batch: list[Finished] | None = None) -> Any:
         """Has every rank do it; the result of rank 0, the only one to call this."""

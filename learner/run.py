@@ -83,8 +83,7 @@ class Run:
     def _begin(self, state: dict[str, Any]) -> None:
         learner = self.config.learner
         self.step = self._saved = int(state.get("step", 0))  # of the newest checkpoint, or the untrained policy
-        self._wall_before = float(state.get("wall_seconds", 0.0))
-        self._began = time.monotonic()
+        self._began = time.monotonic() - float(state.get("wall_seconds", 0.0))  # as if never interrupted
         if state:
             if state["questions"] != self._digest:
                 raise FatalError(
@@ -110,6 +109,7 @@ class Run:
             pending=state.get("pending", []),
             results={group.work.sequence: group for group in state.get("queued", [])},
         )
+        self._queue.retried, self._queue.orphaned, self._queue.failed = state.get("so_far", (0, 0, 0))
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -209,8 +209,7 @@ class Run:
         self._totals["loop_s"] += spent
         self._totals["pause_s"] += self.published.pause_s
         with self._watch("report"):
-            counts, members = self._server.counts(), self._server.members()
-            pulse = Pulse(self._seconds(), counts, members, self.published, spent)
+            pulse = Pulse(self._seconds(), self._server.counts(), self._server.members(), self.published, spent)
             self._server.newest = self._report.step(self.step, batch, result, pulse)
             if self.step % self.config.router.interval == 0 or self.step == 1:
                 with self._server.lock:  # the server meets new names as it leases
@@ -237,13 +236,14 @@ class Run:
                 "questions": self._digest,
                 "next_sequence": self._queue.next_sequence,
                 "pending": self._queue.untaken(),
+                "so_far": [self._queue.retried, self._queue.orphaned, self._queue.failed],
                 "queued": list(self._queue.finished().values()),
                 "ledger_size": self._ledger.sync(),
                 "router": self._router.state(),
                 "totals": self._totals,
                 "before": self._before,
                 "shares": self._shares,
-                "wall_seconds": self._wall(),
+                "wall_seconds": time.monotonic() - self._began,
             }
 
     # -- what the server asks, on its thread -----------------------------------------------------------------------
@@ -302,6 +302,7 @@ class Run:
 
         queue = evaluation_queue(len(questions))
         self._server.serve(queue, work, failed, self._limits)
+        self._ranks.call("wait")  # for one batch timeout more
         return self._take("evaluate")
 
     def _evaluate_between(self) -> None:
@@ -367,7 +368,7 @@ class Run:
             "time_shares": {process: shares(states) for process, states in self._seconds().items()},
             "evaluation_before": before,
             "evaluation_after": after,
-            "wall_seconds": self._wall(),
+            "wall_seconds": time.monotonic() - self._began,
             "config": self.config.model_dump(mode="json"),
         }
 
@@ -388,9 +389,6 @@ class Run:
 
     def _seconds(self) -> dict[str, dict[str, float]]:
         return time_spent(self._watch.seconds(), self._server.members())
-
-    def _wall(self) -> float:
-        return self._wall_before + time.monotonic() - self._began
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True
