@@ -103,15 +103,17 @@ class Trainer:
         self._enter(number)
         samples, languages = group_samples(batch, self._config)
         lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = lr
+        for group in self.optimizer.param_groups:  # a checkpoint brings what it was made with
+            group |= {"lr": lr, "betas": self._config.betas, "weight_decay": self._config.weight_decay}
         if not samples:  # no gradient, and weight decay alone is no step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
         sums, finite = self.backward(samples, len(languages))
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._config.max_grad_norm)
+        parameters = list(self.policy.parameters())
+        norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         problem = ""
         if math.isfinite(grad_norm) and sums["loss"].isfinite().all():
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, norm)
             self.optimizer.step()
         else:
             problem = self._blame(samples, finite)
