@@ -308,7 +308,7 @@ def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Pat
                 await asyncio.gather(score(one), score(one))
 
     with replica(first):
-        client(body, Reward(addresses=(first, second), request_timeout_s=30))
+        client(body, Reward(addresses=(first, second), request_timeout_s=_PATIENCE_S))
     for before, after in pairwise(told):
         assert all(after[state] >= spent for state, spent in before.items())
 

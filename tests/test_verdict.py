@@ -39,7 +39,7 @@ def test_the_slowest_stage_is_the_bottleneck_and_no_remedy_promises_more_than_it
     verdict, step = pipeline(actors, reward, learner, sync)
     own = {"actors": actors, "reward": reward, "learner": learner + sync, "sync": learner + sync}
     assert own[verdict.bottleneck] >= 0.9 * step
-    if verdict.bottleneck in ("learner", "sync"):
+    if verdict.bottleneck in ("learner", "sync") and sync != pytest.approx(learner):
         assert (verdict.bottleneck == "sync") == (sync > learner)
     others = [own[stage] for stage in ("actors", "reward", "learner") if own[stage] != own[verdict.bottleneck]]
     assert -1e-9 <= verdict.gain <= 1 - max([*others, step / 2]) / step + 1e-9
