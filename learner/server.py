@@ -82,6 +82,7 @@ class Server:
         self._wake, self._woken = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._woken.bind("inproc://wake")
         self._wake.connect("inproc://wake")
+        self._waking = threading.Lock()  # a socket is one thread's at a time, and publishing has many
         self._queue: WorkQueue[Finished] | None = None
         self._ask: Callable[[int], wire.Work] | None = None
         self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
@@ -203,7 +204,7 @@ class Server:
 
     def _notify(self) -> None:
         if threading.current_thread() is not self._thread:
-            with suppress(zmq.ZMQError):  # it looks by itself every _POLL_MS, or has ended
+            with self._waking, suppress(zmq.ZMQError):  # it looks by itself every _POLL_MS, or has ended
                 self._wake.send(b"", zmq.DONTWAIT)
 
     # -- the server's thread ----------------------------------------------------------------------------------------
