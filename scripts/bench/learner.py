@@ -12,7 +12,6 @@ import multiprocessing
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +57,7 @@ def make_groups(seed: int) -> list[Finished]:
 
 
 def _group(rng: np.random.Generator, number: int, lengths: list[int]) -> Finished:
-    prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64), np.int32)
+    prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64)).astype(np.int32)
     rollouts = [answer(rng, prompt, length, _VOCABULARY) for length in lengths]
     return Finished(work=work(number, ["en"] * _K), actor="bench", rollouts=rollouts)
 
@@ -182,8 +181,8 @@ def compare(config: Config, repeat: int) -> list[Row]:
     total = sum(seconds["packed"])
     speed = {name: tokens / min(times) for name, times in seconds.items()}
     # One fresh process each, whose memory has not been larger before.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as fresh:
-        chunked, whole = fresh.map(head_peak, (True, False))
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as fresh:
+        chunked, whole = fresh.map(head_peak, (True, False), chunksize=1)
     overhead = 100 * (total - trainer.compute_s) / total
     rows = []
     for name in padded:

@@ -34,11 +34,11 @@ _STEP, _IN_FLIGHT, _GOAL = 64, 64, 5000
 def answer(
     rng: np.random.Generator, prompt: NDArray[np.int32], tokens: int, vocabulary: int, text: str = ""
 ) -> wire.Rollout:
+    score = wire.Score(reward=float(rng.random()), quality=0.5, similarity=0.5, compliant=True, detected="en")
+    ids = rng.integers(0, vocabulary, tokens).astype(np.int32)
     return wire.Rollout(
-        language="en", prompt_ids=prompt, text=text, truncated=False,
-        response_ids=rng.integers(0, vocabulary, tokens, np.int32),
-        logprobs=np.full(tokens, -np.log(vocabulary), np.float32), versions=np.zeros(tokens, np.int32),
-        score=wire.Score(reward=float(rng.random()), quality=0.5, similarity=0.5, compliant=True, detected="en"),
+        language="en", prompt_ids=prompt, response_ids=ids, versions=np.zeros(tokens, np.int32), truncated=False,
+        logprobs=np.full(tokens, -np.log(vocabulary), np.float32), text=text, score=score,
     )  # fmt: skip
 
 
