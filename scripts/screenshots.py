@@ -19,9 +19,9 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from common.process import FatalError
+from common.process import FatalError, reserve
 from scripts.command import run
-from scripts.supervise import Children, free_port
+from scripts.supervise import Children
 
 PAGES = {  # name: tab, heading
     **{name: ("custom_scalars", name) for name in ("Health", "Flow", "Languages", "Learning")},
@@ -81,7 +81,8 @@ def photograph(run_dir: Path, width: int) -> dict[str, Page]:
     events = run_dir / "tensorboard"
     if not events.is_dir():
         raise FatalError(f"{run_dir} holds no TensorBoard events")
-    ports = [free_port(), free_port()]
+    with reserve() as one, reserve() as other:
+        ports = [holder.getsockname()[1] for holder in (one, other)]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         board = ["-m", "tensorboard.main", "--logdir", str(events), "--port", str(ports[0]), "--load_fast", "false"]
         flags = _FLAGS.format(port=ports[1], profile=profile)

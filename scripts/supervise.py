@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -118,12 +117,6 @@ class Children:
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         shown = lines[errors[-1] :] if errors else lines[-20:]
         return f"{name} ended with code {code}; its last lines (all in {self.log(name)}):\n" + "\n".join(shown)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _signal(process: subprocess.Popen[bytes], kind: signal.Signals) -> None:

@@ -24,13 +24,12 @@ import psutil
 import zmq
 
 from common import sockets, wire
-from common.process import FatalError
+from common.process import FatalError, reserve
 from learner.ledger import Ledger
 from learner.queue import WorkQueue
 from learner.server import Finished, Server
 from scripts.bench.queue import K, answers, entered
 from scripts.bench.table import Row, run
-from scripts.supervise import free_port
 from tests.helpers import work
 
 _STEP, _STALENESS, _SLOTS, _PROCESSES, _BEAT_S = 512, 5, 4, 4, 2.0
@@ -91,7 +90,8 @@ def _actors(address: str, names: list[str], pace_s: float, told: Any) -> None:
 def load(scratch: Path, actors: int, pace_s: float, seconds: float) -> Found:
     """Serves so many actors for so long."""
     spawn = multiprocessing.get_context("spawn")
-    server = Server(f"tcp://127.0.0.1:{free_port()}", lease_timeout_s=60)
+    with reserve() as holder:
+        server = Server(f"tcp://127.0.0.1:{holder.getsockname()[1]}", lease_timeout_s=60)
     ledger = Ledger(Path(tempfile.mkdtemp(dir=scratch)) / "ledger.jsonl")
     queue: WorkQueue[Finished] = WorkQueue(
         groups_per_step=_STEP, staleness=_STALENESS, window=(_STALENESS + 1) * _STEP, attempts=3, total=10**9
