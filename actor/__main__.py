@@ -10,14 +10,14 @@ import socket
 import zmq.asyncio
 from transformers import PreTrainedTokenizerBase
 
-from actor.actor import Actor
-from actor.engine import Engine, EngineError
-from actor.process import EngineProcess, client, start
+from actor.engine.client import Engine, EngineError
+from actor.engine.server import EngineProcess, client, start
+from actor.life import Actor
 from actor.scoring import Scoring
 from common import wire
 from common.config import Config
+from common.net.rendezvous import Route, host_of, use_interface
 from common.process import FatalError, main
-from common.rendezvous import Route, host_of, use_interface
 from common.tokenizer import load_tokenizer
 
 log = logging.getLogger("actor")

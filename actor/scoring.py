@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import zmq.asyncio
 
 from common import wire
-from common.rendezvous import Route
+from common.net.rendezvous import Route
 
 log = logging.getLogger("actor.scoring")
 

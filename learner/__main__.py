@@ -12,17 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common import rendezvous
 from common.config import Config
+from common.net import rendezvous
 from common.process import die_with_parent, has_cuda, main
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
 from learner.checkpoint import Checkpoints, export
-from learner.control import Command, Ranks
-from learner.policy import full_weights
+from learner.ranks import Command, Ranks
 from learner.run import Interrupted, Run
-from learner.server import Server
-from learner.trainer import Trainer, set_up_distributed
+from learner.train.policy import full_weights
+from learner.train.trainer import Trainer, set_up_distributed
+from learner.work.server import Server
 
 
 def learn(config: Config) -> None:

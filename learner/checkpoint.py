@@ -28,9 +28,9 @@ from transformers import PreTrainedTokenizerBase
 
 from common import wire
 from common.process import FatalError
-from learner.control import broadcast
-from learner.policy import Policy
-from learner.server import Finished
+from learner.groups import Group
+from learner.ranks import broadcast
+from learner.train.policy import Policy
 
 log = logging.getLogger("learner.checkpoint")
 
@@ -61,7 +61,7 @@ class Checkpoints:
         optimizer: torch.optim.Optimizer,
         step: int,
         state: dict[str, Any],
-        queued: Sequence[Finished] = (),
+        queued: Sequence[Group] = (),
         anchor: Policy | None = None,
     ) -> None:
         """Begins to write; all ranks call it together. ``state`` is JSON; it and ``queued`` are of rank 0.
@@ -117,7 +117,7 @@ class Checkpoints:
         if not path:
             return None
         state: dict[str, Any] = json.loads((Path(path) / _STATE).read_text(encoding="utf-8"))
-        return {**state, "path": path, "queued": wire.unpack((Path(path) / _QUEUED).read_bytes(), list[Finished])}
+        return {**state, "path": path, "queued": wire.unpack((Path(path) / _QUEUED).read_bytes(), list[Group])}
 
     def _newest(self) -> str:
         for partial in self._root.glob("step-*.partial"):

@@ -17,14 +17,14 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
-from common.config import Learner
+from common.config import LearnerConfig
+from common.net.rendezvous import host_of
 from common.process import main
-from common.rendezvous import host_of
 
 _GRACE_S = 3600  # for the checkpoint after a SIGTERM; who sent it has a deadline, and kills
 
 
-def launch(module: str, config: Learner, arguments: Sequence[str]) -> None:
+def launch(module: str, config: LearnerConfig, arguments: Sequence[str]) -> None:
     """Runs ``python -m module`` as this machine's ranks."""
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     # Without it ranks that start again may find in torchrun's store where those before them listened.

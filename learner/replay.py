@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 
 from common.process import FatalError, has_cuda
-from learner import record
+from learner import recording
 from learner.launch import launch
-from learner.trainer import Trainer, set_up_distributed
+from learner.train.trainer import Trainer, set_up_distributed
 
 _TIMEOUT_S = 600  # of a collective
 
 
 def replay(directory: Path) -> bool:
     """On every rank of the default group; whether each step came out as it was recorded."""
-    config, steps = record.read(directory)
+    config, steps = recording.read(directory)
     trainer = Trainer(config)
     count = differing = 0
     for step in steps:
@@ -47,7 +47,7 @@ def main() -> None:
                 torch.set_num_threads(1)
             set_up_distributed(_TIMEOUT_S)
             raise SystemExit(0 if replay(Path(sys.argv[1])) else 1)
-        config = record.read(Path(sys.argv[1]))[0].learner
+        config = recording.read(Path(sys.argv[1]))[0].learner
         here = {"nodes": 1, "ranks": config.nodes * config.ranks, "restarts": 0}
         launch("learner.replay", config.model_copy(update=here), sys.argv[1:])
     except FatalError as error:

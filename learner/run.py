@@ -15,21 +15,23 @@ from transformers import PreTrainedTokenizerBase
 from common import wire
 from common.config import Config
 from common.process import FatalError, Stopwatch
-from learner import record, selection
-from learner.admission import Limits
-from learner.buckets import plan
+from learner import recording
 from learner.checkpoint import Checkpoints
-from learner.control import Ranks
-from learner.data import Shuffled, digest, read_questions, spread
-from learner.evaluation import evaluation_queue, evaluation_work, summarise
-from learner.ledger import Ledger, Outcome, audit, routed
-from learner.policy import layout
-from learner.publisher import Publisher
-from learner.queue import WorkQueue, staleness_bound
-from learner.report import Pulse, Report, per_step, time_spent, token_lags
-from learner.server import Finished, Server
-from learner.trainer import StepResult, Trainer, outcome
-from learner.verdict import shares
+from learner.evaluate.languages import evaluation_queue, evaluation_work, summarise
+from learner.groups import Group
+from learner.ranks import Ranks
+from learner.report.report import Pulse, Report, per_step, time_spent, token_lags
+from learner.report.verdict import shares
+from learner.train import stages
+from learner.train.policy import layout
+from learner.train.trainer import StepResult, Trainer, outcome
+from learner.weights.buckets import plan
+from learner.weights.publisher import Publisher
+from learner.work.admission import Limits
+from learner.work.ledger import Ledger, Outcome, audit, routed
+from learner.work.questions import Shuffled, digest, read_questions, spread
+from learner.work.scheduler import WorkQueue, staleness_bound
+from learner.work.server import Server
 from router import Router, mutual_information
 
 log = logging.getLogger("learner")
@@ -77,7 +79,7 @@ class Run:
         self._shares: Mapping[str, float] = {}  # of the languages that the policy chose, an average over steps
         self._begin(state)
         if learner.record is not None:
-            record.begin(learner.record, config, self.step)
+            recording.begin(learner.record, config, self.step)
         self._report = Report(config, self.bound, self.step)
 
     def _begin(self, state: dict[str, Any]) -> None:
@@ -99,7 +101,7 @@ class Run:
             log.info("resuming after step %d of %d", self.step, learner.steps)
         self.ledger_path = self.config.run.dir / "ledger.jsonl"
         self._ledger = Ledger(self.ledger_path, state.get("ledger_size", 0))
-        self._queue: WorkQueue[Finished] = WorkQueue(
+        self._queue: WorkQueue[Group] = WorkQueue(
             groups_per_step=learner.groups_per_step,
             staleness=learner.staleness,
             window=learner.window,
@@ -126,7 +128,7 @@ class Run:
             every = self.config.learner.evaluate_every
             while self.step < self.config.learner.steps:
                 stage = self.config.learner.stage(self.step)
-                batch, self._shares = selection.rewarded(self._take(), stage, self._shares)
+                batch, self._shares = stages.rewarded(self._take(), stage, self._shares)
                 result = self._train(batch)
                 self._observe(batch)
                 self._log(batch, result)  # first, as an interrupt may end what follows
@@ -143,7 +145,7 @@ class Run:
         finally:
             self._report.close()
 
-    def _take(self, state: str = "wait") -> list[Finished]:
+    def _take(self, state: str = "wait") -> list[Group]:
         """The P groups of the next step; newcomers get the current weights meanwhile."""
         deadline = time.monotonic() + self.config.learner.batch_timeout_s
         while True:
@@ -160,7 +162,7 @@ class Run:
                     f"{self._server.counts()}, actors: {', '.join(self._server.members()) or 'none'}"
                 )
 
-    def _train(self, batch: list[Finished]) -> StepResult:
+    def _train(self, batch: list[Group]) -> StepResult:
         with self._watch("train"):
             result: StepResult = self._ranks.call("train", number=self.step, batch=batch)
         lags = token_lags(batch, self.step)
@@ -169,20 +171,20 @@ class Run:
         self._totals["lag_max"] = max(self._totals["lag_max"], int(lags.max()))
         self._totals["response_tokens"] += len(lags)
         if self.config.learner.record is not None:
-            record.write(self.config.learner.record, self.step, batch, result)
+            recording.write(self.config.learner.record, self.step, batch, result)
         if result.problem:
-            path = record.write(self.config.run.dir / "skipped", self.step, batch, result)
+            path = recording.write(self.config.run.dir / "skipped", self.step, batch, result)
             log.error("step %d is skipped, %s; its groups are in %s", self.step, result.problem, path)
         for group in batch:
             what, reason = outcome(group, self.config.learner), group.note
             if result.problem and what == "trained":
                 what, reason = "skipped", result.problem
-            sequence, row, work = group.work.sequence, group.work.question.index, selection.settled(group)
+            sequence, row, work = group.work.sequence, group.work.question.index, stages.settled(group)
             self._ledger.enter(sequence, row, what, self.step, reason, work, **group.took())
         return result
 
-    def _observe(self, batch: list[Finished]) -> None:
-        learned = selection.observations(batch, self._languages)
+    def _observe(self, batch: list[Group]) -> None:
+        learned = stages.observations(batch, self._languages)
         with self._server.lock:  # the server draws from the router as it leases
             self._router.observe(learned)
 
@@ -204,7 +206,7 @@ class Run:
         self._version = self.step
         self._server.published(self.published.members)
 
-    def _log(self, batch: list[Finished], result: StepResult) -> None:
+    def _log(self, batch: list[Group], result: StepResult) -> None:
         spent, self._mark = time.monotonic() - self._mark, time.monotonic()
         self._totals["loop_s"] += spent
         self._totals["pause_s"] += self.published.pause_s
@@ -282,16 +284,16 @@ class Run:
                 results[name] = evaluation.as_dict()
                 if learner.evaluate_samples:
                     how = (self._router, self._languages, learner)
-                    plans = {question.index: selection.settings(question, *how) for question in some}
+                    plans = {question.index: stages.settings(question, *how) for question in some}
                     asked = [list(chain.from_iterable(plan.values())) for plan in plans.values()]
                     answers = self._answers(f"{when}-{name}-settings", some, asked, greedy=False)
-                    results[f"{name}_settings"] = selection.compared(answers, plans)
+                    results[f"{name}_settings"] = stages.compared(answers, plans)
                     self._report.settings(self.step, name, results[f"{name}_settings"])
         return results
 
     def _answers(
         self, name: str, questions: list[wire.Question], languages: list[list[str]], *, greedy: bool
-    ) -> list[Finished]:
+    ) -> list[Group]:
         def work(sequence: int) -> wire.Work:
             asked, version = languages[sequence], self._version
             return evaluation_work(name, sequence, questions[sequence], asked, version, greedy=greedy)

@@ -10,10 +10,10 @@ import logging
 
 import zmq
 
-from common import rendezvous
 from common.config import Config
+from common.net import rendezvous
+from common.net.sockets import bind
 from common.process import main
-from common.sockets import bind
 from reward.service import Service
 
 logger = logging.getLogger("reward")

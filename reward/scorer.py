@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import Model, Reward
+from common.config import ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import CHOSEN, code_of
 from common.wire import Score, ScoreRequest
-from reward import terms
-from reward.calibration import Calibration, Quantiles, quantile_path
-from reward.drift import Drift
+from reward.calibration.drift import Drift
+from reward.calibration.files import Calibration, Quantiles, quantile_path
+from reward.embedder import Embedder
 from reward.gate import LanguageGate
-from reward.similarity import Embedder
-from reward.verifier import MathVerifier
+from reward.terms import text as terms
+from reward.terms.math import MathVerifier
 
 logger = logging.getLogger("reward")
 
-_HEADER = Model().header
+_HEADER = ModelConfig().header
 _MAX_CHARACTERS = 100_000  # read of an answer; what follows is not scored
 
 
@@ -58,7 +58,11 @@ class Scorer:
     """
 
     def __init__(
-        self, config: Reward, languages: Collection[str] = (), cache_file: Path | None = None, header: str = _HEADER
+        self,
+        config: RewardConfig,
+        languages: Collection[str] = (),
+        cache_file: Path | None = None,
+        header: str = _HEADER,
     ) -> None:
         self._config, self._languages, self._header = config, frozenset(languages), Header(header, languages)
         self.calibrate = Calibration.load(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from common.config import Reward
+from common.config import RewardConfig
 from common.process import FatalError, Stopwatch
 from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode
 
@@ -65,7 +65,9 @@ class Service:
         config: of the service.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], config: Reward) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], socket: zmq.Socket[bytes], config: RewardConfig
+    ) -> None:
         self._socket, self._config = socket, config
         self._queue: deque[_Waiting] = deque()
         self._queued = 0  # texts

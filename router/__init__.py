@@ -1,6 +1,6 @@
 """The bandit that picks answer languages: numpy and ``common`` only; the core does no I/O."""
 
-from router.rollouts import Context, Observation
+from router.observations import Context, Observation
 from router.router import Draw, Router
 from router.show import mutual_information
 

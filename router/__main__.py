@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from router import show, simulate
+from router import show
+from router.simulation import compare as simulate
 
 
 def main(arguments: list[str] | None = None) -> None:

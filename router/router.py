@@ -9,9 +9,9 @@ import numpy as np
 
 from common import config as configuration
 from common.languages import CHOSEN
-from router.beliefs import COMPLIANCE, QUALITY, Beliefs, best
-from router.credit import Logits
-from router.rollouts import Array, Batch, Context, Observation
+from router.logits import Logits
+from router.observations import Array, Batch, Context, Observation
+from router.posterior import COMPLIANCE, QUALITY, Beliefs, best
 
 TRANSLATION = "Translation"  # the topic whose answers are in a language the question fixes
 STATE = 2  # version of Router.state
@@ -33,9 +33,9 @@ class Router:
     """Draws languages from ``(1 - ε) p + ε / L`` and learns p from the rewards.
 
     With ``credit = "posterior"``, p is the probability that a language is the best one for the question, given what is
-    believed of it (:mod:`router.beliefs`): Thompson sampling, with deviations scaled by the temperature τ, and never
+    believed of it (:mod:`router.posterior`): Thompson sampling, with deviations scaled by the temperature τ, and never
     below ``indifference`` times that of the noise. With "pooled" and "reference", p = softmax(z / τ) of the paper's
-    logits (:mod:`router.credit`). At policy step s ``τ = max(τ_min, τ_0 d^s)``, or falls linearly to τ_min over the
+    logits (:mod:`router.logits`). At policy step s ``τ = max(τ_min, τ_0 d^s)``, or falls linearly to τ_min over the
     first ``anneal`` of the run; ε likewise.
 
     Args:
@@ -49,12 +49,12 @@ class Router:
             that is no arm.
 
     Example:
-        >>> router = Router(configuration.Router(), ["de", "en", "zh"], seed=0, steps=64)
+        >>> router = Router(configuration.RouterConfig(), ["de", "en", "zh"], seed=0, steps=64)
         >>> router.draw("de", "Reasoning", None).languages[:2]
         ['de', 'de']
     """
 
-    def __init__(self, config: configuration.Router, languages: Sequence[str], seed: int, steps: int) -> None:
+    def __init__(self, config: configuration.RouterConfig, languages: Sequence[str], seed: int, steps: int) -> None:
         if not languages or len(set(languages)) != len(languages):
             raise ValueError(f"the router needs languages, each once, not {list(languages)}; see run.languages")
         if config.mode in ("input_dominant", "english_dominant") and "en" not in languages:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 
 from common import config as configuration
-from router.rollouts import Integers
+from router.observations import Integers
 from router.router import Router
 
 Line: TypeAlias = dict[str, Any]  # of router.jsonl, as Router.log writes it; the reference's has step and probs alone
@@ -31,7 +31,7 @@ def read(path: Path) -> Line:
         text = path.read_text(encoding="utf-8")
         if path.name == _STATE:
             state = json.loads(text)
-            config = configuration.Router.model_validate(state["router"]["config"])
+            config = configuration.RouterConfig.model_validate(state["router"]["config"])
             router = Router(config, state["router"]["languages"], 0, state["router"]["steps"])
             router.load(state["router"])
             return {"step": state["step"], **router.log()}

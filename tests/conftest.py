@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from common.languages import tag
-from scripts import world
-from tests.helpers import LANGUAGES
+from scripts.world import build as world
+from tests.support.groups import LANGUAGES
 
 torch.set_num_threads(1)
 # A busy machine is no counterexample. Under CI examples are the same each time, as in the library's own profile for it.

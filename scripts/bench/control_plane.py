@@ -23,14 +23,16 @@ import numpy as np
 import psutil
 import zmq
 
-from common import sockets, wire
+from common import wire
+from common.net import sockets
 from common.process import FatalError, reserve
-from learner.ledger import Ledger
-from learner.queue import WorkQueue
-from learner.server import Finished, Server
+from learner.groups import Group
+from learner.work.ledger import Ledger
+from learner.work.scheduler import WorkQueue
+from learner.work.server import Server
 from scripts.bench.queue import K, answers, entered
 from scripts.bench.table import Row, run
-from tests.helpers import work
+from tests.support.groups import work
 
 _STEP, _STALENESS, _SLOTS, _PROCESSES, _BEAT_S = 512, 5, 4, 4, 2.0
 _START_S = 60.0  # for the processes to come and to go
@@ -93,7 +95,7 @@ def load(scratch: Path, actors: int, pace_s: float, seconds: float) -> Found:
     with reserve() as holder:
         server = Server(f"tcp://127.0.0.1:{holder.getsockname()[1]}", lease_timeout_s=60)
     ledger = Ledger(Path(tempfile.mkdtemp(dir=scratch)) / "ledger.jsonl")
-    queue: WorkQueue[Finished] = WorkQueue(
+    queue: WorkQueue[Group] = WorkQueue(
         groups_per_step=_STEP, staleness=_STALENESS, window=(_STALENESS + 1) * _STEP, attempts=3, total=10**9
     )
     told, names = spawn.Queue(), [f"actor-{n}" for n in range(actors)]

@@ -18,15 +18,15 @@ import torch.distributed as dist
 from common.config import load
 from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints
-from learner.control import Command, Ranks
-from learner.policy import full_weights
+from learner.ranks import Command, Ranks
 from learner.run import Run
-from learner.server import Server
-from learner.trainer import StepResult, Trainer, set_up_distributed
-from scripts.chaos import prepare, settings
-from scripts.supervise import Children
+from learner.train.policy import full_weights
+from learner.train.trainer import StepResult, Trainer, set_up_distributed
+from learner.work.server import Server
+from scripts.bench.chaos import prepare, settings
+from scripts.ops.supervise import Children
 
-_LIGHT = Path(__file__).parents[2] / "tests" / "light"
+_LIGHT = Path(__file__).parents[2] / "tests" / "support" / "light"
 _START_S = 120.0  # of an actor with its engine, on a busy machine
 _ENDS = 2  # steps at the beginning and at the end of a run that do not count: it fills, and runs empty
 

@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from common.config import Config, load
-from learner.packing import Packed, Sample
-from learner.policy import _ChunkedLogProb
-from learner.server import Finished
-from learner.trainer import Trainer, group_samples
+from learner.groups import Group
+from learner.train.packing import Packed, Sample
+from learner.train.policy import _ChunkedLogProb
+from learner.train.trainer import Trainer, group_samples
 from scripts.bench.queue import answer
 from scripts.bench.table import Row, run, timed
-from tests.helpers import work
+from tests.support.groups import work
 
 _LONGEST, _K, _GROUPS, _VOCABULARY, _SEQUENCES = 256, 8, 4, 4096, 8
 _HEAD_ROWS, _HEAD_WIDTH, _HEAD_VOCABULARY, _HEAD_CHUNK = 1024, 128, 151_936, 128
@@ -45,7 +45,7 @@ def make_model(path: Path) -> None:
     Qwen3ForCausalLM(shape).save_pretrained(path)
 
 
-def make_groups(seed: int) -> list[Finished]:
+def make_groups(seed: int) -> list[Group]:
     """Groups whose answers have a long tail of lengths: mean a quarter of the longest, which occurs."""
     rng = np.random.default_rng(seed)
     lengths = rng.gamma(1.5, size=(_GROUPS, _K))
@@ -56,10 +56,10 @@ def make_groups(seed: int) -> list[Finished]:
     return [_group(rng, number, row.round().astype(int).tolist()) for number, row in enumerate(lengths)]
 
 
-def _group(rng: np.random.Generator, number: int, lengths: list[int]) -> Finished:
+def _group(rng: np.random.Generator, number: int, lengths: list[int]) -> Group:
     prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64)).astype(np.int32)
     rollouts = [answer(rng, prompt, length, _VOCABULARY) for length in lengths]
-    return Finished(work=work(number, ["en"] * _K), actor="bench", rollouts=rollouts)
+    return Group(work=work(number, ["en"] * _K), actor="bench", rollouts=rollouts)
 
 
 class Padded:
@@ -70,7 +70,7 @@ class Padded:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=config.learner.lr, fused=True)
         self._config, self._chunked = config.learner, chunked
 
-    def step(self, batch: list[Finished]) -> float:
+    def step(self, batch: list[Group]) -> float:
         samples, _ = group_samples(batch, self._config)
         total = 0.0
         prompt = max(len(sample.rollout.prompt_ids) for sample in samples)

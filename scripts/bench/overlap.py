@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from actor.process import client, start
+from actor.engine.server import client, start
 from actor.prompts import TagPrompts
 from common.config import load
 from common.tokenizer import load_tokenizer
 from scripts.bench.fleet import Fleet
 from scripts.bench.table import Row, run
-from tests.helpers import question
+from tests.support.groups import question
 
 _TRACE = Path(__file__).with_name("trace.jsonl")
 _P, _IN_FLIGHT, _STEPS, _GOAL = 32, 8, 10, 1.1

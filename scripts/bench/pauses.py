@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from actor.engine import Engine, Generation
-from actor.process import client, start
+from actor.engine.client import Engine, Generation
+from actor.engine.server import client, start
 from common import wire
 from common.config import load
 from scripts.bench.table import Row, run

@@ -19,13 +19,15 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from common import sockets, wire
-from learner.admission import Limits
-from learner.ledger import Ledger
-from learner.queue import WorkQueue
-from learner.server import Finished, Server
+from common import wire
+from common.net import sockets
+from learner.groups import Group
+from learner.work.admission import Limits
+from learner.work.ledger import Ledger
+from learner.work.scheduler import WorkQueue
+from learner.work.server import Server
 from scripts.bench.table import Row, run
-from tests.helpers import work
+from tests.support.groups import work
 
 K, _TOKENS, _VOCABULARY = 8, 1024, 10_000
 _STEP, _IN_FLIGHT, _GOAL = 64, 64, 5000
@@ -92,7 +94,7 @@ def served(directory: Path, groups: int, core: int) -> tuple[float, float]:
     child.start()
     while not server.members():
         time.sleep(0.01)
-    queue: WorkQueue[Finished] = WorkQueue(groups_per_step=_STEP, staleness=1, window=_STEP, attempts=3, total=groups)
+    queue: WorkQueue[Group] = WorkQueue(groups_per_step=_STEP, staleness=1, window=_STEP, attempts=3, total=groups)
     ledger = Ledger(directory / "ledger.jsonl")
     server.serve(queue, lambda n: work(n, ["en"] * K), lambda *_: None, Limits(_VOCABULARY, tokens=4096))
     begin, cpu = time.perf_counter(), time.process_time()

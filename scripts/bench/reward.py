@@ -23,14 +23,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
-from common.config import Reward
+from common.config import RewardConfig
 from common.wire import Score, ScoreRequest
-from reward.calibration import Level, PairStatistics
+from reward.calibration.files import Level, PairStatistics
 from reward.gate import LanguageGate, _shipped_model
 from reward.scorer import Scorer
 from scripts.bench.table import Row, run, timed
-from scripts.world_sources import npm_package, paragraphs
-from tests.reward_helpers import request
+from scripts.world.sources import npm_package, paragraphs
+from tests.support.scoring import request
 
 _K, _CHUNK, _MAX_TOKENS = 8, 128, 512
 _CPU: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 144}
@@ -165,7 +165,7 @@ def measure(
     each = combinations_with_replacement(sorted(texts), 2)
     statistics = PairStatistics({pair: Level(30, generator.uniform(0.6, 0.9), 0.1) for pair in each})
     statistics.write(path / "pairs.csv")
-    config = Reward(embedder=str(path / "encoder"), calibration=path / "pairs.csv")
+    config = RewardConfig(embedder=str(path / "encoder"), calibration=path / "pairs.csv")
     scorer = Scorer(config)
     device, dtype = ("cuda", torch.bfloat16) if gpu else ("cpu", torch.float32)
     plain = Plain(path / "encoder", statistics, device, dtype)

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import config as configuration
 from router import Context, Observation, Router
-from router.simulate import LANGUAGES, REGIONS, TOPICS, questions
+from router.simulation.compare import LANGUAGES, REGIONS, TOPICS, questions
 from scripts.bench.table import Row, run, timed
 
 QUESTIONS, ROLLOUTS, K, K_ON = 2048, 100_000, 8, 2
@@ -101,7 +101,7 @@ def _contexts(random: np.random.Generator, number: int) -> list[Context]:
 
 
 def _trained(random: np.random.Generator) -> tuple[Router, list[Observation]]:
-    router = Router(configuration.Router(interval=10**9), LANGUAGES, seed=0, steps=1000)
+    router = Router(configuration.RouterConfig(interval=10**9), LANGUAGES, seed=0, steps=1000)
     observations = []
     for context in _contexts(random, ROLLOUTS // K):
         languages = (context.language,) * K_ON + tuple(random.choice(LANGUAGES, K - K_ON).tolist())

@@ -16,10 +16,10 @@ from typing import Annotated
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from learner.report import Report
+from learner.report.report import Report
 from scripts.bench import table
 from scripts.bench.table import Row
-from tests.report_helpers import configuration, learned, random_step
+from tests.support.reports import configuration, learned, random_step
 
 _LANGUAGES = ["ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh"]
 _GOAL, _LOAD_GOAL_S = 0.01, 10.0

@@ -2,9 +2,9 @@
 
     python -m scripts.bench.weight_sync [--json] [--engines 2] [--width 512] [--rounds 12]
 
-Real actors, with the light engine of ``tests/light``, take a Qwen3 model with random weights in float32 over gloo, then
-from the learner's memory and from files; gathering, here a copy, is in the time. The baseline sends one buffer of as
-many bytes through a group with each receiver, all at once, and nothing else; as in SGLang, what arrives goes into fresh
+Real actors, with the light engine of ``tests/support/light``, take a Qwen3 model with random weights in float32 over
+gloo, then from the learner's memory and from files; gathering, here a copy, is in the time. The baseline sends one
+buffer of as many bytes through a group with each receiver, all at once, and nothing else; as in SGLang, what arrives goes into fresh
 memory. The fastest of the rounds counts, as what else the machine does only slows them.
 """
 
@@ -25,13 +25,13 @@ from torch.distributed import BroadcastOptions, TCPStore  # type: ignore[attr-de
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common import wire
-from common.config import Sync
+from common.config import SyncConfig
 from common.process import die_with_parent
-from learner.buckets import plan
-from learner.publisher import Publisher, form_group
-from learner.server import Server
+from learner.weights.buckets import plan
+from learner.weights.publisher import Publisher, form_group
+from learner.work.server import Server
 from scripts.bench.table import Row, run
-from scripts.warm_start import build_tokenizer
+from scripts.world.warm_start import build_tokenizer
 
 _ROOT = Path(__file__).parents[2]
 _GOAL, _BUCKET_MB = 0.8, 32
@@ -57,8 +57,8 @@ def through_actors(
     address = f"ipc://{path}/queue"
     server = Server(address, lease_timeout_s=60)
     buckets = plan({name: list(value.shape) for name, value in model.named_parameters()}, "float32", _BUCKET_MB)
-    publisher = Publisher(server, Sync(timeout_s=60), buckets, torch.device("cpu"), lambda: None)
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "light"), "OMP_NUM_THREADS": "1"}
+    publisher = Publisher(server, SyncConfig(timeout_s=60), buckets, torch.device("cpu"), lambda: None)
+    environment = {**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "support" / "light"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "actor", "--model.path", str(path), "--model.dtype", "float32"]
     command += ["--run.dir", str(path), "--learner.address", address, "--reward.addresses", f'["ipc://{path}/reward"]']
     command += ["--run.languages", '["en"]', "--sync.transport", transport]

@@ -1,0 +1,1 @@
+"""The inference engine behind an actor: one SGLang server or several behind a router."""

@@ -1,0 +1,122 @@
+"""Reads a configuration: TOML files merged from left to right, then ``--section.key value`` flags.
+
+Unknown keys are refused with the nearest known one.
+
+Example:
+    >>> config = load(["configs/demo.toml", "--learner.lr", "1e-4"])  # doctest: +SKIP
+    >>> config.learner.lr  # doctest: +SKIP
+    0.0001
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from common.config.config import Config
+from common.config.section import ConfigError
+
+
+def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config:
+    """Reads ``CONFIG.toml ... [--section.key value ...]``, on top of ``base``, a whole configuration.
+
+    Raises:
+        ConfigError: a file is missing or no TOML, a key is unknown, a value has the wrong type or range.
+    """
+    merged = copy.deepcopy(base or {})
+    rest = list(arguments)
+    while rest and not rest[0].startswith("--"):
+        _merge(merged, read_toml(Path(rest.pop(0))))
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("--"):
+            raise ConfigError(f"unexpected argument {flag!r}: files come first, then --section.key value")
+        key, equals, value = flag[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"flag --{key} needs a value")
+            value = rest.pop(0)
+        nested: Any = _parse(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        _merge(merged, nested)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError(f"configuration: {explain(error, Config)}") from None
+
+
+def usage() -> str:
+    """How files and flags are given, and every setting with its default."""
+    return "\n".join(
+        [
+            "CONFIG.toml ... [--section.key value] ...",
+            "\nFiles are merged from left to right, then flags. The settings, explained in common/config/load.py:\n",
+            *_flags("  --", Config().model_dump(mode="json")),
+        ]
+    )
+
+
+def _flags(prefix: str, values: dict[str, Any]) -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flags(f"{prefix}{key}.", value)
+        else:
+            yield f"{prefix}{key} {json.dumps(value)}"
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
+    except ValueError as error:  # of its TOML, or of its UTF-8
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def _parse(value: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value  # an unquoted string, as people write them in a shell
+
+
+def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
+    for key, value in update.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for each mistake, with the nearest key of the model for an unknown one."""
+    known = [name if not key else f"{name}.{key}" for name, keys in _keys(model).items() for key in ["", *keys]]
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+            lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        elif item["type"] == "value_error":  # of our own validators, whose messages name the value
+            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+        elif item["type"] == "tuple_type":
+            lines.append(f'{key} = {item["input"]!r}: a list is meant, in a shell as \'["a", "b"]\'')
+        else:
+            lines.append(f"{key} = {item['input']!r}: {item['msg']}")
+    return "\n  ".join(lines)
+
+
+def _keys(model: type[BaseModel]) -> dict[str, list[str]]:
+    keys = {}
+    for name, field in model.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]  # a section, or several in a tuple or dict
+        keys[name] = [key for kind in kinds for key in getattr(kind, "model_fields", {})]
+    return keys

@@ -1,0 +1,23 @@
+"""What every section of the configuration is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from common.languages import code_of
+
+LanguageCode = Annotated[str, AfterValidator(code_of)]  # given as a code or an English name, kept as the code
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ConfigError(ValueError):
+    """The user's mistake in a configuration; the message names the file or key and what to do."""
+
+
+class Section(BaseModel):
+    """A table of the TOML file: immutable, and strict about unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,0 +1,168 @@
+"""Where the processes of a run find each other: a directory that all hosts see, with a small file for each service.
+
+``learner.json``, ``reward-0.json``, …: address, public key, and how often the service has started. Who needs one waits
+for its file, and reads it again when the service falls silent: it may live on another host by now. Without
+``run.rendezvous`` nothing is written, and addresses are the configured ones.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import psutil
+import zmq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common.config import RunConfig
+from common.net import sockets
+from common.process import FatalError
+from common.wire import AnyMessage, encode
+
+_POLL_S = 0.25
+_WILDCARDS = ("0.0.0.0", "*", "::")
+
+
+class Place(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str
+    key: str = ""  # public CURVE key; empty: it has none
+    run: str = ""  # its run.dir
+    life: int = 0  # how often the service has started
+
+
+def reachable(address: str) -> str:
+    """The address as other hosts reach it: every interface becomes ``LRPO_HOST``, or what this host's name means.
+
+    Raises:
+        FatalError: that is nothing but loopback, or nothing at all.
+    """
+    parts = urlsplit(address)
+    if parts.hostname not in _WILDCARDS:
+        return address
+    name = os.environ.get("LRPO_HOST") or socket.gethostname()
+    try:
+        host = socket.gethostbyname(name)
+    except OSError:
+        host = ""
+    if not host or host.startswith("127."):
+        raise FatalError(
+            f"other hosts cannot reach {address}: the name {name!r} of this one means {host or 'nothing'}. "
+            "Set LRPO_HOST to its address"
+        )
+    return f"tcp://{host}:{parts.port}"
+
+
+def host_of(address: str) -> str:
+    return "127.0.0.1" if address.startswith("ipc:") else str(urlsplit(reachable(address)).hostname)
+
+
+def use_interface(host: str) -> None:
+    """Has gloo use the interface on the way to ``host``; by itself it takes the one of this host's name."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, 9))  # sends nothing
+        except OSError as error:
+            raise FatalError(f"there is no way from here to {host}: {error}") from None
+        own = probe.getsockname()[0]
+    names = [name for name, has in psutil.net_if_addrs().items() if own in (one.address for one in has)]
+    if names and not own.startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+
+
+def announce(run: RunConfig, name: str, address: str) -> Place | None:
+    """Writes where a service of this run listens; None without ``run.rendezvous``."""
+    if run.rendezvous is None:
+        return None
+    path = run.rendezvous / f"{name}.json"
+    before = _read(path, run)
+    life = before.life + 1 if before else 1
+    place = Place(address=reachable(address), key=sockets.server_key(), run=str(run.dir), life=life)
+    partial = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(place.model_dump_json(), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise FatalError(f"cannot write {path} (run.rendezvous): {error.strerror}") from None
+    return place
+
+
+def confirm(run: RunConfig, name: str, place: Place | None) -> None:
+    """
+    Raises:
+        FatalError: another process has announced itself as the same service since.
+    """
+    now = _read(run.rendezvous / f"{name}.json", run) if run.rendezvous else None
+    if None not in (now, place) and now != place:
+        raise FatalError(f"another {name} of this run has started since and has taken over: {run.rendezvous}")
+
+
+class Route:
+    """The way to one service: as its file says, for which it waits, or ``fixed`` when there is no rendezvous.
+
+    Raises:
+        FatalError: there is no file in time, it is unreadable or of another run, or its address needs keys.
+    """
+
+    def __init__(self, run: RunConfig, name: str, fixed: str, timeout_s: float) -> None:
+        self._run, self._name = run, name
+        self._path = run.rendezvous / f"{name}.json" if run.rendezvous else None
+        self.place, self.socket = Place(address=fixed), cast(Any, None)  # a DEALER, once connected
+        deadline = time.monotonic() + timeout_s
+        while self._path is not None and (found := _read(self._path, run)) is None:
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"{self._path} did not appear within actor.start_timeout_s = {timeout_s:.0f} s: has the {name} "
+                    "started, with the same run.rendezvous, and does this host see that directory?"
+                )
+            time.sleep(_POLL_S)
+        if self._path is not None and found is not None:
+            self.place = found
+        sockets.check_address(self.place.address)
+
+    def connect(self, context: Any, identity: str = "") -> None:
+        self.socket = sockets.connect(context, self.place.address, identity, self.place.key)
+
+    async def send(self, message: AnyMessage) -> None:
+        """On an asyncio socket.
+
+        Raises:
+            FatalError: the service does not admit us.
+        """
+        try:
+            await self.socket.send(encode(message))
+        except zmq.Again:
+            raise FatalError(
+                f"the {self._name} at {self.place.address} takes no messages: is LRPO_KEYS the same here?"
+            ) from None
+
+    def follow(self) -> bool:
+        """Whether the service has started again, perhaps elsewhere; ``socket`` then speaks to that one."""
+        place = _read(self._path, self._run) if self._path is not None else None
+        if place is None or place == self.place:
+            return False
+        sockets.check_address(place.address)
+        self.socket.disconnect(self.place.address)  # what was on its way there is lost
+        if place.key:
+            self.socket.curve_serverkey = place.key.encode()
+        self.socket.connect(place.address)
+        self.place = place
+        return True
+
+
+def _read(path: Path, run: RunConfig) -> Place | None:
+    try:
+        place = Place.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError:  # not there yet, or a shared file system that is away for a moment
+        return None
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise FatalError(f"{path} is not a rendezvous file: {error}. Delete it and start the run again") from None
+    if place.run != str(run.dir):
+        raise FatalError(f"{path} is of run.dir = {place.run}, not {run.dir}: give each run its own run.rendezvous")
+    return place

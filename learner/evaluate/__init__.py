@@ -1,0 +1,1 @@
+"""What the policy's answers are worth between and after training."""

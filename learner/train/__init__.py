@@ -1,0 +1,1 @@
+"""One GRPO step: samples, packing, policy, loss, optimizer."""

@@ -1,0 +1,1 @@
+"""Which prompt groups are handed out, to whom, and what comes back."""

@@ -1,0 +1,1 @@
+"""Makes similarities of different language pairs comparable."""

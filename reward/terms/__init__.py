@@ -1,0 +1,1 @@
+"""The terms that make the quality of an answer."""

@@ -1,0 +1,1 @@
+"""Contextual-bandit worlds in which routing strategies are compared by regret."""

@@ -1,0 +1,319 @@
+"""A run among disasters: processes are killed and stopped, connections cut, and nothing may be lost or doubled.
+
+``python -m scripts.bench.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner,
+a reward process and two actors with an engine each, one in a weight group and one that reads the learner's memory. All
+are real processes, restarted when they die as a cluster would. An event comes at a random moment after the run has
+gone on since the last one; after the last one the learner is interrupted and resumes to make a few steps more.
+``--engine light`` puts the engine of ``tests/support/light`` in the place of SGLang: it starts in seconds. Ends with 1
+when a question was lost or trained twice, a token was staler than the bound, the run stood still for longer than its
+deadlines allow, or a process is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from common.process import die_with_parent, reserve
+from scripts.world.warm_start import build_tokenizer
+
+_ROOT = Path(__file__).parents[2]
+_LANGUAGES = ["de", "en", "zh"]
+_PIDFD_GETFD = 438  # the system call's number, on every architecture
+_ENDLESS, _LAST_STEPS = 10**6, 5  # steps: the run is not over before its events, and goes on after them
+_LONGEST_PAUSE_S = 1.5  # between a step and an event, so that any moment of a step may be hit
+_LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than a lease and than a weight update may be silent
+_LEASE_S, _SYNC_S, _START_S = 4.0, 4.0, 60.0
+_END_S = 60.0  # until the last process is gone
+
+
+def stall_bound(start_s: float) -> float:
+    """What one event may cost, in turn: lease_timeout_s, sync.timeout_s for pause and transfer, and the start of a
+    process, which takes what it took all of them at the beginning on a machine that is busier than usual; twice because
+    an event may hit the restart, and the longest stop.
+    """
+    return 2 * (_LEASE_S + 2 * _SYNC_S + max(_START_S, start_s)) + _LONGEST_STOP_S
+
+
+class Cluster:
+    """The processes of a run, started again when they die."""
+
+    def __init__(self, directory: Path, seed: int, engine: str) -> None:
+        self.directory = directory
+        self._reserved = {name: reserve() for name in ("learner", "reward", "store")}
+        self.ports = {name: holder.getsockname()[1] for name, holder in self._reserved.items()}
+        flags = ["--run.dir", str(directory / "run"), "--run.seed", str(seed), *settings(directory)]
+        flags += ["--learner.address", f"tcp://127.0.0.1:{self.ports['learner']}"]
+        flags += ["--reward.addresses", f'["tcp://127.0.0.1:{self.ports["reward"]}"]']
+        self._commands = {"learner": ["-m", "learner", *flags], "reward": ["-m", "reward", *flags]}
+        for n, transport in enumerate(("group", "shared")):
+            own = ["--actor.name", f"actor-{n}", "--sync.transport", transport]
+            self._commands[f"actor-{n}"] = ["-m", "actor", *flags, *own]
+        self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
+        self._environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.ports["store"])}
+        light = [str(_ROOT / "tests" / "support" / "light")] if engine == "light" else []
+        self._environment["PYTHONPATH"] = os.pathsep.join([*light, str(_ROOT)])
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.restarts: Counter[str] = Counter()
+        for name in self._commands:
+            self._start(name)
+
+    def _start(self, name: str) -> None:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *self._commands[name]], cwd=_ROOT, env=self._environment, stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
+            )  # fmt: skip
+
+    def tend(self) -> bool:
+        """Starts again what died; whether the learner has finished."""
+        for name, process in self.processes.items():
+            code = process.poll()
+            if code == 0 and name == "learner":
+                return True
+            if code:
+                self.restarts[name] += 1
+                self._start(name)
+        return False
+
+    def step(self) -> int:
+        """The newest step in the learner's log, undone ones included."""
+        found = re.findall(r" step (\d+)/", (self.directory / "learner.log").read_text(errors="replace")[-20_000:])
+        return int(found[-1]) if found else 0
+
+    def conclude(self) -> None:
+        """Interrupts the learner, which is to resume and to end soon."""
+        self._commands["learner"] += ["--learner.steps", str(self.step() + _LAST_STEPS)]
+        self.processes["learner"].terminate()
+
+    def engines(self) -> list[psutil.Process]:
+        found = []
+        for name, process in self.processes.items():
+            if name.startswith("actor"):
+                with suppress(psutil.Error):
+                    found += psutil.Process(process.pid).children()
+        return found
+
+    def end(self) -> int:
+        """Asks all to end; how many processes are left that should not be."""
+        for process in self.processes.values():
+            process.terminate()  # actors have heard that the run is over, unless their connection was cut just then
+        deadline = time.monotonic() + _END_S
+        for process in self.processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+        while (left := self._left()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # an engine dies with its actor, and a little later
+        for process in left:
+            process.kill()
+        return len(left)
+
+    def _left(self) -> list[psutil.Process]:
+        found = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]) if p.pid != os.getpid()]
+        return [
+            p for p, words in found if str(self.directory) in " ".join(words) and "scripts.bench.chaos" not in words
+        ]
+
+
+class Disasters:
+    """Random events, from a seed."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self._cluster, self._random = cluster, random.Random(seed)
+        self._timers: list[threading.Timer] = []
+        self.count: Counter[str] = Counter()
+
+    def strike(self) -> bool:
+        """Whether anything was hit: what is just being started again cannot be."""
+        kinds = {"kill": 4, "stop": 4, "cut": 2}
+        kind = self._random.choices(list(kinds), list(kinds.values()))[0]
+        victim = self._random.choices(["actor", "engine", "reward", "learner"], [4, 5, 2, 1])[0]
+        if kind == "cut":
+            victim = self._random.choice(["engine", "reward", "learner"])
+        try:
+            process = self._process(victim)
+            if process is None or not self._harm(process, kind, victim):
+                return False
+        except PermissionError:
+            raise
+        except (psutil.Error, OSError):  # it has ended, or its connection has
+            return False
+        self.count[f"{kind} {victim}"] += 1
+        print(f"{time.strftime('%X')} {kind} {victim}", file=sys.stderr, flush=True)
+        return True
+
+    def _process(self, victim: str) -> psutil.Process | None:
+        if victim == "engine":
+            engines = self._cluster.engines()
+            return self._random.choice(engines) if engines else None
+        names = [name for name in self._cluster.processes if name.startswith(victim)]
+        return psutil.Process(self._cluster.processes[self._random.choice(names)].pid)
+
+    def _harm(self, process: psutil.Process, kind: str, victim: str) -> bool:
+        """Whether there was anything to harm."""
+        if kind == "kill":
+            process.kill()
+            return True
+        if kind == "cut":
+            return self._cut(process, victim)
+        process.suspend()
+
+        def go_on() -> None:
+            with suppress(psutil.Error):
+                process.resume()
+
+        self._timers.append(threading.Timer(self._random.uniform(0.5, _LONGEST_STOP_S), go_on))
+        self._timers[-1].start()
+        return True
+
+    def _cut(self, server: psutil.Process, victim: str) -> bool:
+        """Ends the connections of the clients of learner or reward, or those by which weights come to an engine.
+
+        The latter are all but those to its HTTP port. Whether there were any.
+
+        Raises:
+            PermissionError: the kernel does not give us the sockets of another process.
+        """
+        command, found = server.cmdline(), False
+        port = self._cluster.ports.get(victim) or int(command[command.index("--port") + 1])
+        for process in [server, *server.children(recursive=True)]:
+            handle = os.pidfd_open(process.pid)
+            for way in process.net_connections("tcp"):
+                if way.status == psutil.CONN_ESTABLISHED and (way.laddr.port == port) != (victim == "engine"):
+                    taken = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, handle, way.fd, 0)
+                    if taken < 0:
+                        raise OSError(ctypes.get_errno(), f"pidfd_getfd of process {process.pid}")
+                    with socket.socket(fileno=taken) as ours:
+                        ours.shutdown(socket.SHUT_RDWR)
+                    found = True
+            os.close(handle)
+        return found
+
+    def over(self) -> None:
+        for timer in self._timers:
+            timer.join()
+
+
+def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any]:
+    """Runs it; what was seen."""
+    prepare(directory, seed)
+    cluster = Cluster(directory, seed, engine)
+    disasters = Disasters(cluster, seed)
+    struck, step, struck_at, began, concluded = 0, 0, 0, time.monotonic(), False
+    progressed, longest, due, bound = began, 0.0, began, stall_bound(0.0)
+    try:
+        while not cluster.tend():
+            time.sleep(0.1)
+            now, newest = time.monotonic(), cluster.step()
+            if newest != step:
+                if step:
+                    longest = max(longest, now - progressed)
+                else:
+                    bound = stall_bound(now - began)
+                step, progressed = newest, now
+            if step != struck_at and now >= due:
+                if struck < events and disasters.strike():
+                    struck, struck_at, due = struck + 1, step, now + random.uniform(0, _LONGEST_PAUSE_S)
+                elif struck == events and not concluded:
+                    cluster.conclude()
+                    concluded = True
+            if now - progressed > 2 * bound:
+                raise SystemExit(f"error: no step for {now - progressed:.0f} s; the logs are in {directory}")
+    finally:
+        disasters.over()
+        left = cluster.end()
+    summary = json.loads((directory / "run" / "summary.json").read_text())
+    return {
+        "events": struck, "lost": summary["questions_lost"], "doubled": summary["questions_duplicated"],
+        "staleness_max": summary["staleness_max"], "staleness_bound": summary["staleness_bound"],
+        "longest_stall_s": round(longest, 1), "stall_bound_s": round(bound, 1), "leftover_processes": left,
+        "steps": summary["steps"], "failed": summary["groups_failed"], "seconds": round(time.monotonic() - began, 1),
+        "kinds": dict(sorted(disasters.count.items())), "restarts": dict(sorted(cluster.restarts.items())),
+        "ejected": _count(directory, "giving up actor"), "engines_restarted": _count(directory, "starting the engine"),
+    }  # fmt: skip
+
+
+def _count(directory: Path, words: str) -> int:
+    return sum(log.read_text(errors="replace").count(words) for log in directory.glob("*.log"))
+
+
+def settings(directory: Path) -> list[str]:
+    settings: dict[str, object] = {
+        "model.path": directory / "model", "model.dtype": "float32", "data.train": directory / "train.parquet",
+        "run.languages": json.dumps(_LANGUAGES), "router.rollouts": 3, "router.own_language": 1,
+        "sampling.max_new_tokens": 12, "actor.groups_in_flight": 4, "actor.request_timeout_s": 30,
+        "actor.restarts": 1000, "reward.request_timeout_s": 10, "learner.steps": _ENDLESS, "learner.groups_per_step": 4,
+        "learner.window": 3, "learner.lr": 1e-4, "learner.kl": 0.0, "learner.param_dtype": "float32",
+        "learner.checkpoint_every": 2, "learner.evaluate": "false", "learner.lease_timeout_s": _LEASE_S,
+        "learner.group_attempts": 1000, "sync.timeout_s": _SYNC_S, "sync.bucket_mb": 0.1,
+        "actor.engine_args.max_total_tokens": 2048,
+    }  # fmt: skip
+    return [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+
+
+def prepare(directory: Path, seed: int) -> None:
+    """A tiny policy with random weights, and questions about nothing."""
+    texts = [f"What is {n} and {n + 1}? It is {2 * n + 1}." for n in range(200)]
+    tokenizer = build_tokenizer(texts, _LANGUAGES, 400)
+    tokenizer.save_pretrained(directory / "model")
+    config = Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True,
+        initializer_range=0.2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(directory / "model")
+    chooser = random.Random(seed)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {n} and {n + 1}?"}], "ability": "numbers",
+            "reward_model": {"ground_truth": f"It is {2 * n + 1}."},
+            "extra_info": {"language": chooser.choice(_LANGUAGES), "topic": "numbers", "region": None},
+        }
+        for n in range(500)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), directory / "train.parquet")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m scripts.bench.chaos", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--events", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engine", choices=["sglang", "light"], default="sglang")
+    parser.add_argument("--dir", type=Path, help="where logs and the run stay; default: a temporary directory")
+    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = (arguments.dir or Path(scratch)).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        found = chaos(directory, arguments.events, arguments.seed, arguments.engine)
+    print(json.dumps(found) if arguments.json else "\n".join(f"{key:<20} {value}" for key, value in found.items()))
+    good = not found["lost"] and not found["doubled"] and not found["leftover_processes"]
+    good = good and found["staleness_max"] <= found["staleness_bound"]
+    good = good and found["longest_stall_s"] <= found["stall_bound_s"]
+    raise SystemExit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()

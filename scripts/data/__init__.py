@@ -1,0 +1,1 @@
+"""From public data to training files."""

@@ -1,0 +1,129 @@
+"""The page ``scripts.data.calibrate`` writes: tables and plots in plain HTML and SVG, nothing to install or to load."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reward.calibration.files import KINDS, Pair, display
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float, float]  # value, and the bounds of its 95% bootstrap interval
+
+_RESAMPLES = 1000
+_COLOURS = {"equivalent": "#2a7", "mismatched": "#999", "hard": "#c63"}
+_STYLE = "body{font:14px sans-serif;max-width:60em;margin:2em auto}table{border-collapse:collapse}"
+_STYLE += "td,th{padding:.2em .6em;text-align:right;border:1px solid #ddd}svg{margin:.3em}rect{stroke:#ddd}"
+
+
+@dataclass(frozen=True)
+class ModeResult:
+    """How a calibration mode does on texts it was not measured on; qualities in [0, 1]."""
+
+    spread: Interval  # standard deviation over pairs of languages of the mean quality of equivalent texts
+    auc: Interval  # of equivalent against hard pairs
+    relative_spread: float  # spread over separation: modes stretch the scale differently
+    separation: float  # mean quality of equivalent minus that of mismatched texts
+
+    def __str__(self) -> str:
+        return (
+            f"spread of equivalent texts {_text(self.spread)}, over separation {self.relative_spread:.3f}; "
+            f"AUC against hard ones {_text(self.auc)}"
+        )
+
+
+def interval(values: Sequence[float] | Floats) -> Interval:
+    """Of an estimate, first, and its bootstrap resamples."""
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def mean_interval(values: Floats, generator: np.random.Generator) -> Interval:
+    resampled = generator.choice(values, (_RESAMPLES, len(values))).mean(1)
+    return interval(np.concatenate([[values.mean()], resampled]))
+
+
+def report(
+    pairs: Mapping[Pair, tuple[Floats, Mapping[str, Floats]]],
+    modes: Mapping[str, ModeResult],
+    scanty: Sequence[Pair],
+    least: int,
+    seed: int,
+) -> str:
+    """
+    Args:
+        pairs: similarities of equivalent texts, and quantile tables by kind.
+        modes: on held-out texts.
+        scanty: pairs with fewer than ``least`` equivalent texts, or none.
+    """
+    generator = np.random.default_rng(seed)
+    means = {pair: mean_interval(values, generator) for pair, (values, _) in pairs.items()}
+    names = ", ".join(f"{display(a)}–{display(b)}" for a, b in scanty) or "none"
+    head = "<tr><th>mode<th>spread of equivalent texts<th>over separation<th>separation<th>AUC equivalent : hard"
+    body = "".join(
+        f"<tr><td>{mode}<td>{_text(one.spread)}<td>{one.relative_spread:.3f}<td>{one.separation:.3f}<td>{_text(one.auc)}"
+        for mode, one in modes.items()
+    )
+    return "\n".join(
+        [
+            f"<!doctype html><meta charset=utf-8><title>Calibration</title><style>{_STYLE}</style><h1>Calibration</h1>",
+            f"<p>{len(pairs)} pairs of languages. Fewer than {least} equivalent texts: {escape(names)}.",
+            "<h2>Modes, on texts they were not measured on</h2><p>Different languages only; 95% bootstrap intervals.",
+            f"<table>{head}{body}</table>",
+            "<h2>Mean similarity of equivalent texts</h2>" + _heat_map(means),
+            "<p>With 95% bootstrap intervals, in order:" + _intervals(means),
+            "<h2>Distributions</h2><p>Share of text pairs up to a similarity from -0.2 to 1: "
+            + ", ".join(f'<span style="color:{colour}">{kind}</span>' for kind, colour in _COLOURS.items()) + ".<p>",
+            *(_distribution(pair, tables) for pair, (_, tables) in sorted(pairs.items())),
+        ]
+    )  # fmt: skip
+
+
+def _text(value: Interval) -> str:
+    return f"{value[0]:.4f} [{value[1]:.4f}, {value[2]:.4f}]"
+
+
+def _heat_map(means: Mapping[Pair, Interval]) -> str:
+    languages = sorted({language for pair in means for language in pair})
+    values = [value for (a, b), (value, _, _) in means.items() if a != b] or [0.0]
+    low, high = min(values), max(values)
+    rows = ["<tr><th>" + "".join(f"<th>{language}" for language in languages)]
+    for a in languages:
+        cells = []
+        for b in languages:
+            value = means.get((min(a, b), max(a, b)), (math.nan,))[0]
+            share = 0.0 if math.isnan(value) else min(1.0, (value - low) / max(high - low, 1e-9))
+            cells.append(f'<td style="background:hsl(150 60% {95 - 40 * share:.0f}%)">{value:.2f}')
+        rows.append(f"<tr><th>{a}" + "".join(cells))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _intervals(means: Mapping[Pair, Interval]) -> str:
+    ordered = sorted(means.items(), key=lambda item: item[1][0])
+    least = min((low for _, (_, low, _) in ordered), default=0.0)
+
+    def x(value: float) -> float:
+        return 80 + 500 * (value - least) / max(1 - least, 1e-9)
+
+    marks = [
+        f'<text x="2" y="{14 * row + 13}">{"-".join(pair)} {value:.2f}</text>'
+        f'<path d="M{x(low):.1f} {14 * row + 9}H{x(high):.1f}" stroke="#555"/>'
+        f'<circle cx="{x(value):.1f}" cy="{14 * row + 9}" r="3" fill="#2a7"/>'
+        for row, (pair, (value, low, high)) in enumerate(ordered)
+    ]
+    return f'<br><svg width="600" height="{14 * len(ordered) + 8}" font-size="11">{"".join(marks)}</svg>'
+
+
+def _distribution(pair: Pair, tables: Mapping[str, Floats]) -> str:
+    lines = []
+    for kind in (kind for kind in KINDS if kind in tables):
+        across = (tables[kind] + 0.2) / 1.2 * 136 + 2
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, np.linspace(88, 16, len(across)), strict=True))
+        lines.append(f'<polyline points="{points}" fill="none" stroke="{_COLOURS[kind]}"/>')
+    title = f'<text x="2" y="12">{"-".join(pair)}</text><rect x="2" y="16" width="136" height="72" fill="none"/>'
+    return f'<svg width="140" height="90" font-size="11">{title}{"".join(lines)}</svg>'

@@ -1,0 +1,188 @@
+"""Gives questions the topic and the regions that the router knows them by.
+
+    python -m scripts.data.label data/train.parquet --out data/labelled.parquet --endpoint MODEL@URL [--classifier auto]
+    python -m scripts.data.label data/train.parquet --out data/labelled.parquet --classifier labelled.parquet
+
+An endpoint is asked question by question, many at a time; its answers are kept beside ``--out``, so that the same
+command goes on where it ended. An answer that is not one of the six topics and any of the known regions is asked for
+again; what stays invalid is in ``*.problems.jsonl``. The classifier, a logistic regression on sentence embeddings,
+labels what is left: trained on the rows of a labelled file, or on those the endpoint has just labelled (``auto``). Its
+accuracy by cross-validation is printed. Rows nobody labelled keep the labels they had.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import KFold, cross_val_predict
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from common.process import FatalError
+from learner.work.questions import read_table
+from reward.embedder import Embedder
+from scripts.command import run
+from scripts.data.endpoint import Endpoint, Failure, Name, Talk
+from scripts.data.prepare import SCHEMA, write, write_lines
+from scripts.data.sources import UNLABELLED
+
+TOPICS = {
+    "Regional Knowledge": "its right answer depends on a country or culture: people, places, food, customs, law, media",
+    "General Knowledge": "facts, science, advice or how-to that hold everywhere",
+    "Reasoning / Logic": "mathematics, code, puzzles, drawing conclusions from what is given",
+    "Safety / Ethics": "harm, crime, self-injury, discrimination, or what is right and wrong",
+    "Chat / Conversational": "small talk, role play, personal opinion, creative or casual writing",
+    "Translation": "asks for a text in another language",
+}
+REGIONS = (
+    "Africa", "Anglosphere", "Arab World", "Asia", "Central Asia", "China", "Europe", "France", "Germany", "India",
+    "Iran", "Israel", "Italy", "Japan", "Latin America", "North Korea", "Poland", "Polynesia", "Russia", "South Asia",
+    "South Korea", "Southeast Asia", "Spain", "Turkey", "Vietnam",
+)  # fmt: skip
+_INSTRUCTIONS = (
+    "You sort questions that people put to an assistant. Name the one topic that fits best:\n"
+    + "".join(f"- {topic}: {meaning}\n" for topic, meaning in TOPICS.items())
+    + "Then name every region of the world whose country or culture the question is about, the most exact ones of: "
+    + ", ".join(REGIONS)
+    + ". The language of the question is no reason to name a region; most questions have none.\n"
+    'Reply with JSON alone, as {"topic": "General Knowledge", "regions": []}.'
+)
+_LONGEST = 6000  # characters of a conversation that are shown
+_LEAST = 10  # labelled rows of a topic or region that the classifier needs to learn it
+_FOLDS = 5
+
+Label = tuple[str, list[str]]  # topic and regions
+
+
+def talk(row: dict[str, Any]) -> Talk:
+    turns = "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
+    return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": turns[-_LONGEST:]}]
+
+
+def read_label(_: int, answer: str) -> Label:
+    """
+    Raises:
+        ValueError: it is not the JSON that was asked for.
+    """
+    body = answer[answer.find("{") : answer.rfind("}") + 1]  # models like to put it in a code block
+    try:
+        said = json.loads(body)
+        topic, regions = said["topic"], said["regions"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError('it is not JSON with "topic" and "regions"') from None
+    if topic not in list(TOPICS):
+        raise ValueError(f"{topic!r} is none of the topics")
+    if not isinstance(regions, list) or any(region not in REGIONS for region in regions):
+        raise ValueError(f"{regions!r} is no list of the regions")
+    return topic, list(dict.fromkeys(regions))
+
+
+def label_of(row: dict[str, Any]) -> Label | None:
+    """The label a row has; None where it has none."""
+    topic, regions = row["extra_info"]["topic"] or row["ability"], row["extra_info"].get("region") or []
+    topic = topic if isinstance(topic, str) else topic[0]
+    return None if topic == UNLABELLED else (topic, [regions] if isinstance(regions, str) else list(regions))
+
+
+def labelled(row: dict[str, Any], label: Label) -> dict[str, Any]:
+    topic, regions = label
+    return {**row, "ability": topic, "extra_info": {**row["extra_info"], "topic": topic, "region": regions or None}}
+
+
+class Classifier:
+    """Topic and regions from sentence embeddings of the questions; ``told`` has its cross-validated accuracy.
+
+    Raises:
+        FatalError: too few labelled rows.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], labels: Sequence[Label], embedder: Embedder) -> None:
+        counts = Counter(topic for topic, _ in labels)
+        known = [n for n, (topic, _) in enumerate(labels) if counts[topic] >= _LEAST]
+        if len({labels[n][0] for n in known}) < 2:
+            raise FatalError(f"the classifier needs two topics with {_LEAST} labelled rows each; there are {counts}")
+        self._embedder = embedder
+        vectors = embedder.embed([_asked(rows[n]) for n in known])
+        topics = np.array([labels[n][0] for n in known])
+        seen = Counter(region for n in known for region in labels[n][1])
+        self._regions = MultiLabelBinarizer(classes=[r for r, count in sorted(seen.items()) if count >= _LEAST])
+        marks = self._regions.fit_transform([[r for r in labels[n][1] if seen[r] >= _LEAST] for n in known])
+        model = LogisticRegression(max_iter=1000, C=10)
+        guess, most = (cross_val_predict(m, vectors, topics, cv=_FOLDS) for m in (model, DummyClassifier()))
+        accuracy, chance = accuracy_score(topics, guess), accuracy_score(topics, most)
+        self.told = (
+            f"topics right {accuracy:.1%} (the most frequent one {chance:.1%}) in {_FOLDS}-fold cross-validation"
+        )
+        self._topic = LogisticRegression(max_iter=1000, C=10).fit(vectors, topics)
+        self._region = None
+        if marks.shape[1]:
+            each = MultiOutputClassifier(model)
+            found = cross_val_predict(each, vectors, marks, cv=KFold(_FOLDS, shuffle=True, random_state=0))
+            same = float((found == marks).all(1).mean())
+            self.told += f"; regions F1 {f1_score(marks, found, average='micro'):.2f}, all right in {same:.1%} of rows"
+            self._region = each.fit(vectors, marks)
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[Label]:
+        vectors = self._embedder.embed([_asked(row) for row in rows])
+        topics = [str(topic) for topic in self._topic.predict(vectors)]
+        regions = self._regions.inverse_transform(self._region.predict(vectors)) if self._region else [()] * len(rows)
+        return [(topic, list(some)) for topic, some in zip(topics, regions, strict=True)]
+
+
+def _asked(row: dict[str, Any]) -> str:
+    return str(row["prompt"][-1]["content"])
+
+
+def label(
+    data: Annotated[str, "parquet file of questions"],
+    *,
+    out: Path,
+    endpoint: Name = "",
+    classifier: Annotated[str, "labelled file to learn from; auto: what the endpoint labels"] = "",
+    embedder: Annotated[str, "as reward.embedder"] = "use",
+    device: Annotated[str, "as reward.device"] = "auto",
+) -> None:
+    """Writes the labelled rows, and the problems where there are any.
+
+    Raises:
+        FatalError: the data, the endpoint or the classifier's rows are of no use.
+    """
+    if not (endpoint or classifier):
+        raise FatalError("give --endpoint, --classifier, or both")
+    rows = read_table(data).to_pylist()
+    labels: list[Label | Failure | None] = [None] * len(rows)
+    if endpoint:
+        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.jsonl"), max_tokens=200)
+        labels = [*asked.ask([talk(row) for row in rows], read_label)]
+        problems = [{"row": n, "reason": one.reason} for n, one in enumerate(labels) if isinstance(one, Failure)]
+        write_lines(problems, out.with_suffix(".problems.jsonl"))
+        print(f"{asked.model}: {len(rows) - len(problems)} of {len(rows)} rows labelled")
+    rest = [n for n, one in enumerate(labels) if not isinstance(one, tuple)]
+    if classifier:
+        examples = rows if classifier == "auto" else read_table(classifier).to_pylist()
+        known = labels if classifier == "auto" else [label_of(row) for row in examples]
+        taught = [(row, one) for row, one in zip(examples, known, strict=True) if isinstance(one, tuple)]
+        learned = Classifier([row for row, _ in taught], [one for _, one in taught], Embedder(embedder, device))
+        print(f"classifier: {learned.told}, {len(taught)} rows")
+        for n, guess in zip(rest, learned([rows[n] for n in rest]) if rest else [], strict=True):
+            labels[n] = guess
+    done = [labelled(row, one) if isinstance(one, tuple) else row for row, one in zip(rows, labels, strict=True)]
+    write(done, out, SCHEMA)
+    counts = Counter(one[0] if isinstance(one, tuple) else "not labelled" for one in labels)
+    print(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in counts.most_common()))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(label, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()

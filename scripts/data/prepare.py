@@ -1,0 +1,170 @@
+"""Turns public preference data into questions: ``train.parquet``, ``heldout.parquet``, a data card, a list of problems.
+
+    python -m scripts.data.prepare --out data SOURCE ... [--where domain=multilingual] [--strict]
+
+A SOURCE is a parquet or JSONL file, a directory of such, or a data set of the hub (``owner/name:configuration``), and
+by its columns is taken for
+
+* HelpSteer3-preference: context, response1, response2, overall_preference, language. The preferred answer is the
+  reference; ties have none and are left out;
+* CARE: question, answer, response, human_rating, culture. The reference is ``answer``, or where there is none the best
+  rated response; the culture is the region;
+* verl's rows, as the reference implementation's: prompt, ability, reward_model, extra_info;
+* anything else: question (a text, or chat messages), answer, language, topic, region and id, or the columns that
+  ``--columns question=q,answer=a`` names.
+
+What is written has the columns of verl's rows (docs/data.md). A row that is broken (no answer, a wrong type, an unknown
+language, an id or a prompt twice) or too long is in ``problems.jsonl`` with source, row (from 0) and reason, and so is
+what is left out on purpose; the others are kept. ``--strict`` makes broken and too long rows an error.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.languages import english_name
+from common.process import FatalError
+from common.tokenizer import load_tokenizer
+from scripts.command import run
+from scripts.data.sources import Report, Row, Rules, read
+
+_TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
+SCHEMA = pa.schema(
+    {
+        "prompt": pa.list_(pa.struct({"role": _TEXT, "content": _TEXT})),
+        "ability": _TEXT,  # the topic
+        "reward_model": pa.struct({"ground_truth": _TEXT, "accepted": _TEXTS, "style": _TEXT}),
+        "question": _TEXT,  # the last turn of the user
+        "answer": _TEXT,
+        "data_source": _TEXT,
+        "extra_info": pa.struct(
+            {"index": pa.int64(), "split": _TEXT, "language": _TEXT, "topic": _TEXT, "region": _TEXTS}
+        ),
+    }
+)
+
+
+def record(row: Row, index: int, split: str) -> dict[str, Any]:
+    return {
+        "prompt": row.messages,
+        "ability": row.topic,
+        "reward_model": {"ground_truth": row.reference, "accepted": row.accepted, "style": "model"},
+        "question": row.question,
+        "answer": row.reference,
+        "data_source": row.source,
+        "extra_info": {
+            "index": index,
+            "split": split,
+            "language": english_name(row.language),
+            "topic": row.topic,
+            "region": row.regions or None,
+        },
+    }
+
+
+def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Train and held-out rows: of each language ``share`` is held out, rounded, drawn with the seed; order is kept."""
+    by_language: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        by_language.setdefault(row.language, []).append(number)
+    held: set[int] = set()
+    for number, language in enumerate(sorted(by_language)):
+        members = np.random.default_rng([seed, number]).permutation(by_language[language])
+        held.update(members[: round(share * len(members))].tolist())
+    return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | None = None) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
+    partial.rename(path)
+
+
+def write_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def card(parts: Mapping[str, Sequence[Row]], report: Report, length: Callable[[str], int], unit: str) -> str:
+    """The data card: rows by language and topic, lengths, and what was left out."""
+    rows = [row for part in parts.values() for row in part]
+    topics = sorted({row.topic for row in rows})
+    cells = Counter((row.language, row.topic) for row in rows)
+    languages = [language for language, _ in Counter(row.language for row in rows).most_common()]
+    regions = Counter(region for row in rows for region in row.regions)
+    lines = ["# Data card", "", f"{len(rows)} rows: " + ", ".join(f"{len(p)} {name}" for name, p in parts.items()), ""]
+    lines += [f"{count} {kind} (problems.jsonl)" for kind, count in sorted(report.counts.items())]
+    lines += ["", "| language | " + " | ".join(topics) + " | all |", "|---" * (len(topics) + 2) + "|"]
+    for language in languages:
+        counts = [cells[language, topic] for topic in topics]
+        lines.append(f"| {language} | " + " | ".join(map(str, [*counts, sum(counts)])) + " |")
+    lines += ["", f"| length in {unit} | median | 95% | longest |", "|---|---|---|---|"]
+    for name, texts in (("prompt", [row.prompt for row in rows]), ("reference", [row.reference for row in rows])):
+        middle, most, longest = np.quantile([length(text) for text in texts], [0.5, 0.95, 1])
+        lines.append(f"| {name} | {middle:.0f} | {most:.0f} | {longest:.0f} |")
+    lines += ["", "Sources: " + ", ".join(f"{n} {s}" for s, n in Counter(row.source for row in rows).most_common())]
+    lines += ["", "Regions: " + (", ".join(f"{n} {region}" for region, n in regions.most_common()) or "none")]
+    return "\n".join(lines) + "\n"
+
+
+def pairs(text: str) -> dict[str, str]:
+    """``a=b,c=d``"""
+    parts = [part.partition("=") for part in text.split(",") if part]
+    if wrong := [name for name, equals, _ in parts if not equals]:
+        raise FatalError(f"{wrong[0]!r} in {text!r} does not have the form name=value")
+    return {name: value for name, _, value in parts}
+
+
+def prepare(
+    sources: Annotated[list[str], "file, directory, or owner/name[:configuration]", "SOURCE"],
+    *,
+    out: Path,
+    columns: Annotated[str, "ours=theirs,...: question, answer, language, topic, region, id"] = "",
+    language: Annotated[str, "of rows that do not tell"] = "",
+    where: Annotated[str, "column=value,...: only these rows"] = "",
+    heldout: Annotated[float, "share of each language that is held out"] = 0.1,
+    seed: int = 42,
+    tokenizer: Annotated[str, "of this model; lengths are in its tokens, else in characters"] = "",
+    max_prompt: Annotated[int | None, "longer ones are listed; default 512 tokens, 20000 characters"] = None,
+    strict: Annotated[bool, "broken and too long rows are an error, code 1"] = False,
+) -> None:
+    """Writes everything into ``out``.
+
+    Raises:
+        FatalError: a source cannot be read, has no good row, or with ``strict`` a bad one.
+    """
+    length, unit, longest = len, "characters", 20_000
+    if tokenizer:
+        encode = load_tokenizer(tokenizer).encode
+        length, unit, longest = (lambda text: len(encode(text))), "tokens", 512
+    report = Report()
+    rows = read(sources, Rules(pairs(columns), language, pairs(where), length, max_prompt or longest), report)
+    out.mkdir(parents=True, exist_ok=True)
+    write_lines(report.problems, out / "problems.jsonl")
+    if not rows:
+        raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
+    parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
+    for name, part in parts.items():
+        write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet", SCHEMA)
+    told = card(parts, report, length, unit)
+    (out / "card.md").write_text(told, encoding="utf-8")
+    print(told)
+    if strict and (bad := report.counts["broken"] + report.counts["too long"]):
+        raise FatalError(f"{bad} broken or too long rows, listed in {out / 'problems.jsonl'}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run(prepare, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Running and watching the processes of a run."""

@@ -1,0 +1,126 @@
+"""What a configuration needs, without weights: memory of each GPU, tokens of a step, bytes of a weight update.
+
+    python -m scripts.ops.dry_run configs/gemma-3-4b.toml configs/gpus-4.toml --shape configs/models/gemma-3-4b.json
+
+The model is built from its ``config.json`` alone on PyTorch's meta device, so parameters are counted, not guessed.
+``--shape`` names another file than that of model.path, ``--text`` leaves an image encoder out. The rest is arithmetic
+written out in ``learner_memory`` and ``engine_memory``: activations are bounds for full micro-batches; the allocator's
+fragments, CUDA's context and kernels' workspaces (a few GB) come on top. Ends with 1 where something exceeds
+``--gpu-gb``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from common.config import Config, load
+from common.process import FatalError
+from scripts.bench.table import Row, report
+from scripts.command import plain_errors
+
+GB = 1e9
+_BYTES = {"float32": 4, "bfloat16": 2}
+
+
+class Shape:
+    """A model's sizes.
+
+    Raises:
+        FatalError: there is no such config.json, or no causal language model is made of it.
+    """
+
+    def __init__(self, path: str, text: bool = False) -> None:
+        try:
+            config: Any = AutoConfig.from_pretrained(path)
+            with torch.device("meta"):
+                model: Any = AutoModelForCausalLM.from_config(config.get_text_config() if text else config)
+        except (OSError, ValueError, KeyError) as error:
+            raise FatalError(f"no model can be made of {path!r}: {error}; --shape names a config.json") from None
+        config = config.get_text_config()
+        self.kind = type(model).__name__
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        layers = model.get_decoder().layers
+        self.layers, self.layer = len(layers), sum(parameter.numel() for parameter in layers[0].parameters())
+        self.body = sum(parameter.numel() for parameter in layers.parameters())
+        self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
+        self.kv = config.num_key_value_heads * layers[0].self_attn.head_dim
+        self.inner = 2 * config.intermediate_size + 2 * config.num_attention_heads * layers[0].self_attn.head_dim
+
+
+def learner_memory(shape: Shape, config: Config) -> dict[str, float]:
+    """Bytes on the fullest GPU of the learner, rank 0's, by use."""
+    learner = config.learner
+    ranks = learner.ranks // learner.replicas  # over which the weights are sharded
+    width = _BYTES[learner.param_dtype]
+    tokens = learner.microbatch_tokens
+    inside = tokens * (shape.inner + 2 * shape.kv + 6 * shape.hidden) * width  # what a layer keeps for its gradient
+    kept = tokens * shape.hidden * width
+    activations = shape.layers * kept + inside if learner.activation_checkpointing else shape.layers * inside
+    root = shape.parameters - shape.body  # embeddings, and what else is in no layer: gathered through the whole step
+    return {
+        "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / ranks,
+        "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else 4 * shape.parameters / ranks,
+        "gathered layers": (2 * shape.layer + root) * width * (2 if learner.kl else 1),
+        "gathered gradients": (shape.layer + root) * width,
+        "activations": activations,
+        "vocabulary": 3 * 4 * learner.head_chunk * shape.vocabulary + 4 * shape.vocabulary * shape.hidden,
+        "copy to publish": _BYTES[config.model.dtype] * shape.parameters,
+    }
+
+
+def engine_memory(shape: Shape, config: Config) -> dict[str, float]:
+    """Bytes of one engine, on all GPUs of its tensor-parallel group together, by use."""
+    width = _BYTES[config.model.dtype]
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    held = config.actor.groups_in_flight * config.router.rollouts * longest
+    return {
+        "weights": width * shape.parameters,
+        "cache of answers in flight": 2 * width * shape.layers * shape.kv * held,
+    }
+
+
+def rows(shape: Shape, config: Config, gpu_gb: float) -> list[Row]:
+    learner = config.learner
+    sequences = learner.groups_per_step * config.router.rollouts
+    tokens = sequences * (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
+    told = [Row(f"parameters of {shape.kind}", shape.parameters / 1e9, "billion")]
+    for name, parts in (("learner", learner_memory(shape, config)), ("engine", engine_memory(shape, config))):
+        told += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
+        total = sum(parts.values()) / GB / (int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1)
+        told.append(Row(f"{name}: each GPU", total, "GB", goal=f"< {gpu_gb:g}", ok=total < gpu_gb))
+    told.append(Row("host memory to load, all ranks", 4 * shape.parameters * learner.ranks / GB, "GB"))
+    told.append(Row("answers a step", sequences, ""))
+    told.append(Row("tokens a step, at most", tokens / 1e6, "million"))
+    share = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
+    told.append(Row("micro-batches a step and rank, at most", share, ""))
+    passes = 6 + (2 if learner.activation_checkpointing else 0) + (2 if learner.kl else 0)
+    told.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
+    told.append(Row("weights sent to each engine", _BYTES[config.model.dtype] * shape.parameters / GB, "GB"))
+    return told
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.ops.dry_run", usage="%(prog)s CONFIG.toml ... [options] [--section.key value] ...",
+        description=(__doc__ or "").split("\n")[0],
+    )  # fmt: skip
+    parser.add_argument("--shape", default="", help="config.json, directory or hub name; else model.path")
+    parser.add_argument("--text", action="store_true", help="without the image encoder")
+    parser.add_argument("--gpu-gb", type=float, default=80, help="memory of a GPU (default 80)")
+    parser.add_argument("--json", action="store_true")
+    args, settings = parser.parse_known_args(arguments)
+    with plain_errors():
+        config = load(settings)
+        found = rows(Shape(args.shape or config.model.path, args.text), config, args.gpu_gb)
+    report("dry run", found, args.json)
+    if any(row.ok is False for row in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Pools of unequal GPUs: planned, simulated, launched."""

@@ -1,0 +1,168 @@
+"""Starts the processes of a pool file: those with hosts over ssh, as long as this command runs, those with a
+partition as Slurm jobs.
+
+Called by ``scripts/launch_pool.sh``. Every process is started by its launch script, from this directory's path, which
+all hosts must see. Of a host that goes away the processes start again when it is back; so do actors and reward
+processes that fail. Interrupted, this command interrupts them all, and the learner saves a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import Config, ConfigError, load
+from scripts.command import plain_errors
+from scripts.ops.supervise import Children
+from scripts.pool.plan import Nodes, Pool, read_pool
+
+_ROOT = Path(__file__).parents[2]
+_QUEUE_PORT, _REWARD_PORT, _TORCHRUN_PORT = 5700, 5701, 29400
+_RESTARTS = 1000
+_SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10"]
+# 255 is ssh's own failure. Closing its input is how the other side learns that this one has ended or is cut off.
+_HERE = (
+    'while :; do exec 3< <(exec sleep infinity); ssh "$@" <&3; code=$?; kill $!; '
+    '((code == 255)) || exit $code; echo " WARNING launch_pool: $0 is away" >&2; sleep 5; done'
+)
+_THERE = (
+    "cd {root} || exit 1; exec 3<&0; {command} </dev/null & pid=$!; {{ cat <&3; kill $pid; }} >/dev/null 2>&1 & "
+    "wait $pid; code=$?; kill $! 2>/dev/null; exit $code"
+)
+
+
+@dataclass(frozen=True)
+class Process:
+    """One over ssh."""
+
+    name: str
+    host: str
+    command: list[str]
+
+    def over_ssh(self) -> list[str]:
+        there = _THERE.format(root=shlex.quote(str(_ROOT)), command=shlex.join(self.command))
+        return ["bash", "-c", _HERE, self.host, *_SSH, self.host, f"bash -c {shlex.quote(there)}"]
+
+
+def shared_flags(pool: Pool, config: Config) -> list[str]:
+    """What follows from the pool for every process of the run."""
+    learners = [nodes for nodes in pool.nodes if nodes.role == "learner"]
+    if len({nodes.engines for nodes in learners}) > 1:
+        raise ConfigError("nodes: all learner nodes need the same number of engines, which are its ranks")
+    flags = [] if config.run.rendezvous else ["--run.rendezvous", str(config.run.dir / "rendezvous")]
+    if config.learner.address == type(config.learner)().address:
+        flags += ["--learner.address", f"tcp://*:{_QUEUE_PORT}"]
+    if learners:
+        count = sum(nodes.machines for nodes in learners)
+        flags += ["--learner.nodes", str(count), "--learner.ranks", str(learners[0].engines)]
+        if learners[0].hosts:
+            flags += ["--learner.torchrun", f"{learners[0].hosts[0]}:{_TORCHRUN_PORT}"]
+    rewards = [[*range(nodes.engines)] * nodes.machines for nodes in pool.nodes if nodes.role == "reward"]
+    if rewards:
+        addresses = [f"tcp://*:{_REWARD_PORT + n}" for numbers in rewards for n in numbers]
+        flags += ["--reward.addresses", json.dumps(addresses)]
+    return flags
+
+
+def own_flags(nodes: Nodes) -> list[str]:
+    flags = []
+    if nodes.role == "actor" and nodes.tp > 1:
+        flags += ["--actor.engine_args.tp", str(nodes.tp)]
+    if nodes.role == "actor" and nodes.groups_in_flight:
+        flags += ["--actor.groups_in_flight", str(nodes.groups_in_flight)]
+    return flags
+
+
+def processes(pool: list[Nodes], flags: list[str]) -> list[Process]:
+    """Those on hosts. Each gets the next GPUs of its host."""
+    found, taken, replica = [], Counter[str](), 0
+    for nodes in pool:
+        for host in nodes.hosts:
+            for n in range(nodes.tasks):
+                visible = ",".join(str(taken[host] + gpu) for gpu in range(nodes.task_gpus))
+                taken[host] += nodes.task_gpus
+                name = f"{nodes.role}-{host}-{n}"
+                environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}"]
+                environment += [f"LRPO_KEYS={os.environ['LRPO_KEYS']}"] if os.environ.get("LRPO_KEYS") else []
+                # All share one .venv; but of a host without a GPU that starts others we know nothing.
+                environment += ["LRPO_DEVICE=gpu"] if os.environ.get("LRPO_DEVICE") == "gpu" else []
+                command = ["env", *environment, f"scripts/launch_{nodes.role}.sh", *flags, *own_flags(nodes)]
+                if nodes.role == "actor":
+                    command += ["--actor.name", name]
+                if nodes.role == "reward":
+                    command += ["--reward.replica", str(replica)]
+                    replica += 1
+                found.append(Process(name, host, command))
+    return found
+
+
+def jobs(pool: list[Nodes], flags: list[str], together: bool) -> list[list[str]]:
+    """The sbatch commands of the nodes in partitions; ``together``: one heterogeneous job."""
+    parts = []
+    for nodes in pool:
+        if nodes.partition:
+            options = [f"--partition={nodes.partition}", f"--nodes={nodes.count}"]
+            options += [f"--gpus-per-task={nodes.task_gpus}"] if nodes.task_gpus else []
+            options += [f"--ntasks-per-node={nodes.tasks}"]
+            parts.append((options, [nodes.role, *flags, *own_flags(nodes)]))
+    script = "scripts/deploy/slurm/pool.sbatch"
+    if not together or not parts:
+        return [["sbatch", f"--job-name=lrpo-{told[0]}", *options, script, *told] for options, told in parts]
+    command = ["sbatch"]
+    for n, (options, _) in enumerate(parts):
+        command += [*([":"] if n else []), *options]
+    command.append(script)
+    for n, (_, told) in enumerate(parts):
+        command += [*(["--"] if n else []), *told]
+    return [command]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="launch_pool.sh", usage="%(prog)s POOL.toml [options] CONFIG.toml ... [--section.key value] ...",
+        description=__doc__, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("pool", type=Path, metavar="POOL.toml", help="who does what; docs/cluster.md")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started")
+    parser.add_argument(
+        "--role", choices=["learner", "reward", "actor"], help="only these nodes; the others run already"
+    )
+    parser.add_argument("--together", action="store_true", help="partitions as one heterogeneous Slurm job")
+    arguments, settings = parser.parse_known_args()
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.default_int_handler)
+    with plain_errors():
+        pool, config = read_pool(arguments.pool), load(settings)
+        flags = [*settings, *shared_flags(pool, config)]
+        load(flags)
+        kept = [nodes for nodes in pool.nodes if arguments.role in (None, nodes.role)]
+        kept.sort(key=lambda nodes: nodes.role != "learner")
+        start(jobs(kept, flags, arguments.together), processes(kept, flags), config.run.dir / "logs", arguments.dry_run)
+
+
+def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run: bool) -> None:
+    if dry_run:
+        for process in over_ssh:
+            print(f"# {process.name}\n{shlex.join(['ssh', process.host, shlex.join(process.command)])}")
+        for command in batches:
+            print(f"# Slurm\n{shlex.join(command)}")
+        return
+    for command in batches:
+        subprocess.run(command, cwd=_ROOT, check=True)
+    if over_ssh:
+        with Children(logs) as children:
+            for process in over_ssh:
+                learns = process.name.startswith("learner")
+                children.start(process.name, process.over_ssh(), restarts=0 if learns else _RESTARTS)
+            children.wait_for(over_ssh[0].name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""A run as a discrete-event simulation: the real admission and the actors' real control, with engines that are rates.
+
+A decoding step of an engine that generates g groups takes ``token_s + group_s · g``; a group takes as many steps as its
+longest answer has tokens. The learner trains, publishes while generation pauses, and does the rest, as in learner.run.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+
+from actor.concurrency import Concurrency
+from learner.work.scheduler import WorkQueue
+
+Span = tuple[float, float, str]  # from, to, state
+
+
+@dataclass(frozen=True)
+class Engine:
+    """An actor's engine; ``pool`` is the kind it is reported under, ``slots`` its ceiling of groups in flight."""
+
+    pool: str
+    token_s: float
+    group_s: float
+    slots: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is simulated."""
+
+    engines: Sequence[Engine]
+    answers: Sequence[Sequence[int]]  # tokens of each answer of a group; groups are drawn from these
+    groups_per_step: int
+    staleness: int
+    window: int
+    train_token_s: float  # of response tokens, all learner ranks together
+    publish_s: float
+    pause_s: float  # the last part of it, when generation stands still
+    rest_s: float  # of a step: reports, checkpoints
+    score_s: float  # until a group has its scores, when nobody else asks
+    score_busy_s: float  # how long one reward replica works at a group
+    replicas: int = 1
+    steps: int = 24
+    skip: int = 4  # first steps that do not count: a run begins empty
+    seed: int = 0
+
+
+@dataclass
+class Forecast:
+    step_s: float
+    tokens_per_second: float
+    lag_mean: float
+    lag_max: int
+    busy: dict[str, float]  # share of time that engines of each pool, reward, and the learner in each state took
+    spans: dict[str, list[Span]] = field(repr=False)
+
+
+@dataclass(eq=False)
+class _Actor:
+    name: str
+    engine: Engine
+    concurrency: Concurrency
+    held: int = 0
+    progress: float = 0.0  # decoding steps so far
+    seen: float = 0.0  # when progress was that
+    stamp: int = 0  # events of an older one are void
+    running: list[tuple[float, int, float]] = field(default_factory=list)  # heap of (end, sequence, begin), in progress
+    versions: list[tuple[float, int]] = field(default_factory=lambda: [(0.0, 0)])  # from this progress on
+
+
+class Simulation:
+    """Call ``run`` once."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self._random = plan, random.Random(plan.seed)
+        self._queue: WorkQueue[list[tuple[int, int]]] = WorkQueue(
+            groups_per_step=plan.groups_per_step, staleness=plan.staleness, window=plan.window, attempts=1,
+            total=plan.steps * plan.groups_per_step,
+        )  # fmt: skip
+        self._actors = [
+            _Actor(f"{engine.pool} {n}", engine, Concurrency(engine.slots)) for n, engine in enumerate(plan.engines)
+        ]
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count, self._now, self._version, self._paused, self._idle, self._full = 0, 0.0, 0, False, True, False
+        self._free = [0.0] * plan.replicas  # when each reward replica is
+        self._lengths: dict[int, Sequence[int]] = {}
+        self._current: dict[str, tuple[str, float]] = {}  # (state, since) of everyone
+        self._spans: defaultdict[str, list[Span]] = defaultdict(list)
+        self._lags: list[tuple[int, int, int]] = []  # (step, lag, tokens)
+        self._ends: list[float] = []
+
+    def run(self) -> Forecast:
+        self._enter("learner", "wait")
+        self._grant(self._actors)
+        while self._version < self.plan.steps:
+            self._now, _, happen = heapq.heappop(self._events)
+            happen()
+        for who in list(self._current):
+            self._enter(who, "end")
+        return self._forecast()
+
+    # -- events ---------------------------------------------------------------------------------------------------
+
+    def _generated(self, actor: _Actor, stamp: int) -> None:
+        if stamp != actor.stamp:
+            return
+        self._advance(actor)
+        in_flight = len(actor.running)
+        end, sequence, begin = heapq.heappop(actor.running)
+        actor.progress = max(actor.progress, end)
+        actor.concurrency.finished({"usage": 0.0}, in_flight, retracted=False)
+        self._plan_next(actor)
+        replica = min(range(len(self._free)), key=self._free.__getitem__)
+        scoring = max(self._now, self._free[replica])
+        self._free[replica] = scoring + self.plan.score_busy_s
+        self._spans["reward"].append((scoring, self._free[replica], "busy"))
+        tokens = self._tokens(actor, sequence, begin)
+        self._at(scoring + self.plan.score_s, partial(self._scored, actor, sequence, tokens))
+        self._grant([actor])
+
+    def _scored(self, actor: _Actor, sequence: int, tokens: list[tuple[int, int]]) -> None:
+        actor.held -= 1
+        self._queue.submit(sequence, actor.name, tokens)
+        self._grant([actor])
+        self._take()
+
+    def _trained(self) -> None:
+        self._enter("learner", "publish")
+        self._at(self._now + max(0.0, self.plan.publish_s - self.plan.pause_s), self._pause)
+        self._at(self._now + self.plan.publish_s, self._published)
+
+    def _pause(self) -> None:
+        self._paused = True
+        for actor in self._actors:
+            self._advance(actor)
+            self._plan_next(actor)
+
+    def _published(self) -> None:
+        self._paused = False
+        self._version += 1
+        self._queue.published()
+        self._full = False
+        for actor in self._actors:
+            self._advance(actor)
+            actor.versions.append((actor.progress, self._version))
+            self._plan_next(actor)
+        self._ends.append(self._now)
+        self._enter("learner", "rest")
+        self._at(self._now + self.plan.rest_s, self._ready)
+        self._grant(self._actors)
+
+    def _ready(self) -> None:
+        self._idle = True
+        self._enter("learner", "wait")
+        self._take()
+
+    # -- what they share --------------------------------------------------------------------------------------------
+
+    def _at(self, when: float, happen: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, (when, self._count, happen))
+
+    def _take(self) -> None:
+        batch = self._queue.take() if self._idle and self._queue.enough() else None
+        if batch is None:
+            return
+        self._idle = False
+        counts = [(self._version - version, tokens) for _, group in batch for version, tokens in group]
+        self._lags += [(self._version, lag, tokens) for lag, tokens in counts]
+        self._enter("learner", "train")
+        self._at(self._now + self.plan.train_token_s * sum(tokens for _, tokens in counts), self._trained)
+
+    def _grant(self, candidates: Sequence[_Actor]) -> None:
+        """As learner.work.server: to the one with the fewest groups in hand first. Others than these have no room."""
+        room = [(actor.held, actor.name, actor) for actor in candidates]
+        heapq.heapify(room)
+        changed: dict[str, _Actor] = {}
+        while room and not self._full:
+            actor = room[0][2]
+            if actor.held >= actor.concurrency.groups:
+                heapq.heappop(room)
+                continue
+            sequence = self._queue.lease(actor.name, self._now)
+            if sequence is None:
+                self._full = True  # until a step is published
+                break
+            if actor.name not in changed:
+                self._advance(actor)
+                changed[actor.name] = actor
+            lengths = self._lengths[sequence] = self._random.choice(self.plan.answers)
+            actor.held += 1
+            heapq.heappush(actor.running, (actor.progress + max(lengths), sequence, actor.progress))
+            heapq.heapreplace(room, (actor.held, actor.name, actor))
+        for actor in changed.values():
+            self._plan_next(actor)
+
+    def _pace(self, actor: _Actor) -> float:
+        return actor.engine.token_s + actor.engine.group_s * len(actor.running)
+
+    def _advance(self, actor: _Actor) -> None:
+        if actor.running and self._current.get(actor.name, ("",))[0] == "generate":
+            actor.progress += (self._now - actor.seen) / self._pace(actor)
+        actor.seen = self._now
+
+    def _plan_next(self, actor: _Actor) -> None:
+        actor.stamp += 1
+        self._enter(actor.name, "sync" if self._paused else "generate" if actor.running else "wait")
+        if actor.running and not self._paused:
+            left = max(0.0, actor.running[0][0] - actor.progress)
+            self._at(self._now + left * self._pace(actor), partial(self._generated, actor, actor.stamp))
+
+    def _enter(self, who: str, state: str) -> None:
+        before, since = self._current.get(who, ("", 0.0))
+        if state != before:
+            if before and self._now > since:
+                self._spans[who].append((since, self._now, before))
+            self._current[who] = (state, self._now)
+
+    def _tokens(self, actor: _Actor, sequence: int, begin: float) -> list[tuple[int, int]]:
+        """[(version, tokens generated under it)]"""
+        lengths = self._lengths.pop(sequence)
+        spans = [(start - begin, version) for start, version in actor.versions if start > begin]
+        oldest = next(version for start, version in reversed(actor.versions) if start <= begin)
+        edges = [0.0, *(start for start, _ in spans), float(max(lengths))]
+        made = [round(sum(min(length, edge) for length in lengths)) for edge in edges]
+        versions = [oldest, *(version for _, version in spans)]
+        return [(version, b - a) for version, (a, b) in zip(versions, pairwise(made), strict=True)]
+
+    def _forecast(self) -> Forecast:
+        plan = self.plan
+        begin = self._ends[plan.skip - 1] if plan.skip else 0.0
+        counted = [(lag, tokens) for step, lag, tokens in self._lags if step >= plan.skip and tokens]
+        tokens, spent = sum(n for _, n in counted), self._now - begin
+        shares: defaultdict[str, float] = defaultdict(float)
+        number = Counter(engine.pool for engine in plan.engines)
+        number["reward"] = plan.replicas
+        for who, spans in self._spans.items():
+            pool = who.rpartition(" ")[0] or who
+            for start, end, state in spans:
+                name = f"learner {state}" if who == "learner" else pool if state in ("generate", "busy") else ""
+                if name:
+                    shares[name] += max(0.0, min(end, self._now) - max(start, begin)) / spent / number.get(pool, 1)
+        lag = sum(lag * n for lag, n in counted) / tokens
+        step_s = spent / (plan.steps - plan.skip)
+        return Forecast(step_s, tokens / spent, lag, max(lag for lag, _ in counted), dict(shares), dict(self._spans))

@@ -1,0 +1,1 @@
+"""The offline world and its demo."""

@@ -1,0 +1,118 @@
+"""Real SGLang through the client: updates in the middle of answers. ``pytest -m slow tests/actor/test_engine.py``
+
+With ``SGLANG_DIRS=DIR:DIR`` also other versions, each installed by ``pip install --no-deps --target DIR sglang==X``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from actor.engine.client import Engine, Generation, differences
+from actor.engine.server import client, start
+from common import wire
+from common.config import load
+from learner.weights.buckets import lend, lendable, plan, size_of
+from scripts.bench.pauses import NO_PROBE, PROMPT, TEMPERATURE, by_file, changed, distances, logprobs, update
+
+OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]
+
+
+def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) -> wire.Receive:
+    buckets = plan({name: list(value.shape) for name, value in model.named_parameters()}, "float32", 0.05)
+    weights = iter(model.parameters())
+    for bucket in buckets:
+        flat = lendable(size_of(bucket), torch.device("cpu"))
+        flat.view(torch.float32).copy_(torch.cat([next(weights).detach().flatten() for _ in bucket.names]))
+        kept.append(flat)
+    loans = [[lend(flat)] for flat in kept[-len(buckets) :]]
+    return wire.Receive(
+        group="", path="", version=version, buckets=buckets, probe=NO_PROBE, timeout_s=60, loans=loans
+    )  # fmt: skip
+
+
+async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive) -> tuple[Generation, float]:
+    """An answer under way when the weights become ``new``, and how far the probe is off afterwards."""
+    shapes = {name: list(value.shape) for name, value in new.named_parameters()}
+    assert not differences(plan(shapes, "float32", 1024), await engine.shapes(60))
+    sampling = {"temperature": TEMPERATURE, "max_new_tokens": 450, "ignore_eos": True}
+    answer = asyncio.create_task(engine.generate([PROMPT], sampling))
+    await asyncio.sleep(0.35)
+    await update(engine, order)
+    ids = torch.randint(3, 320, (40,)).tolist()
+    probe = wire.Probe(
+        ids=np.array(ids, np.int32), logprobs=logprobs(new, ids).astype(np.float32), tolerance=1e-4
+    )  # fmt: skip
+    return (await answer)[0], await engine.probe(probe, 60)
+
+
+async def with_engine(scratch: Path, use: Callable[[Engine], Awaitable[None]], *flags: str) -> None:
+    async with client() as session:
+        engine = await start(load(["--model.dtype", "float32", "--run.dir", str(scratch), *flags]), "a", session)
+        assert engine.process is not None
+        try:
+            await use(engine)
+        finally:
+            engine.process.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("directory", ["", *OTHERS])
+def test_every_part_of_an_answer_is_of_the_weights_it_is_marked_with(
+    directory: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An SGLang that cannot flush while answers wait lets them end instead, and says so."""
+    monkeypatch.setenv("PYTHONPATH", directory)
+    policies: list[PreTrainedModel] = [AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)]
+    kept: list[torch.Tensor] = []
+
+    async def all_modes(engine: Engine) -> None:
+        retracts = engine.mode == "retract"
+        assert retracts != ("updates wait until answers in flight have ended" in caplog.text)
+        for mode, memory in itertools.product([engine.mode, "in_place", "drain", engine.mode], [True, False]):
+            engine.mode = mode
+            policies.append(changed(policies[-1], 0.1))
+            version = engine.version + 1
+            order = by_memory(policies[-1], version, kept) if memory else by_file(policies[-1], version, tmp_path)
+            answer, off = await interrupted(engine, policies[-1], order)
+            assert off < 1e-4, "the probe"
+            old, new = engine.version - 1, engine.version
+            found = distances(answer, policies)
+            print(directory, mode, memory, found, np.unique(answer.versions, return_counts=True))
+            if mode == "drain":
+                assert set(found) == {old}, "no answer spans two versions"
+            elif retracts:  # spans are told, and the update came in the middle
+                assert set(found) == {old, new}
+                assert (found[new] < 1e-4) == (mode == "retract"), "in place: neither policy exactly"
+            if mode != "in_place" or new in found:  # before 0.5.19 all of it counts as of the version at submit
+                assert found[old] < 1e-4
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(with_engine(tmp_path, all_modes, "--model.path", str(tiny_policy)))
+
+
+def test_an_engine_that_cannot_flush_while_answers_wait_lets_them_end(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The light engine as of before 0.5.19: no spans, no updates in brackets, no flush while anything runs."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support" / "light"))
+    monkeypatch.setenv("LIGHT_OLD", "1")
+    old = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
+
+    async def once(engine: Engine) -> None:
+        new = changed(old, 0.1)
+        answer, off = await interrupted(engine, new, by_file(new, 1, tmp_path))
+        assert off < 1e-4 and distances(answer, [old])[0] < 1e-4 and len(answer.ids) == 450
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(with_engine(tmp_path, once, "--model.path", str(tiny_policy)))
+    assert "updates wait until answers in flight have ended" in caplog.text

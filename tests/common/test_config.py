@@ -1,0 +1,74 @@
+"""Configuration: files and flags compose, and every mistake is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from common.config import Config, ConfigError, load, usage
+from common.languages import CODES, code_of, english_name, tag
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_later_files_and_flags_win(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[learner]\nlr = 1e-5\nsteps = 7\n[run]\nlanguages = ["en", "Chinese"]\n')
+    (tmp_path / "b.toml").write_text("[learner]\nlr = 2e-5\n")
+    config = load([str(tmp_path / "a.toml"), str(tmp_path / "b.toml"), "--learner.kl=0", "--run.dir", "runs/x"])
+    assert (config.learner.lr, config.learner.steps, config.learner.kl) == (2e-5, 7, 0.0)
+    assert config.run.languages == ("en", "zh") and config.run.dir == Path("runs/x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--learner.staleness_bound", "2"], "unknown key 'learner.staleness_bound'; did you mean 'learner.staleness'"),
+        (["--lerner.lr", "1"], "unknown key 'lerner'; did you mean 'learner'"),
+        (["--learner.lr", "fast"], "learner.lr = 'fast'"),
+        (["--learner.lr", "-1"], "learner.lr = -1"),
+        (["--learner.lr"], "--learner.lr needs a value"),
+        (["--run.languages", '["klingon"]'], "unknown language 'klingon'"),
+        (["--run.languages", "en,zh"], "run.languages = 'en,zh': a list is meant"),
+        (["--router.own_language", "9"], "own_language = 9 exceeds rollouts = 8"),
+        (["--reward.replica", "1"], "there are 1 addresses"),
+        (["--learner.lr", "inf"], "learner.lr = inf: Input should be a finite number"),
+        (["--reward.similarity_range", "[nan, 1.0]"], "reward.similarity_range.0 = nan"),
+        (["--learner.betas", "[0.9, 1.0]"], "learner.betas.1 = 1.0"),
+        (["--run.seed", "-1"], "run.seed = -1"),
+        (["--sync.port", "70000"], "sync.port = 70000"),
+        (["--learner.lease_timeout_s", "2"], "learner.lease_timeout_s = 2"),
+        (["nowhere.toml"], "cannot read configuration nowhere.toml"),
+        (["--learner.lr", "1", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(arguments)
+
+
+def test_the_help_has_every_setting_as_it_may_be_given() -> None:
+    told = [line.split(maxsplit=1) for line in usage().splitlines() if line.startswith("  --")]
+    assert {flag.split(".")[0] for flag, _ in told} == {f"--{section}" for section in Config.model_fields}
+    assert load([word for pair in told if pair[1] != "null" for word in pair]) == Config()
+
+
+@pytest.mark.parametrize("content", [b"[learner\n", b'[run]\ndir = "\xff"\n'])
+def test_broken_toml_names_the_file(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        load([str(tmp_path / "broken.toml")])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_configurations_load(path: Path) -> None:
+    load([str(path)])
+
+
+def test_languages_have_names_and_never_become_english() -> None:
+    for code in CODES:
+        assert code_of(english_name(code).capitalize()) == code_of(code.upper()) == code
+        assert tag(code) == f"<|out_lang_{code}|>"
+    with pytest.raises(ValueError, match="did you mean 'french'"):
+        code_of("frnch")

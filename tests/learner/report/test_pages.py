@@ -1,0 +1,51 @@
+"""The pages in a browser, as people see them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from learner.report.report import Report
+from scripts.ops import screenshots
+from tests.support.groups import LANGUAGES
+from tests.support.reports import configuration, learned, random_step
+
+ARABIC = "عاصمة فرنسا هي باريس"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
+def test_each_page_shows_its_series(tmp_path: Path) -> None:
+    report = Report(configuration(tmp_path, 10), 2, 0)
+    report.begin({})
+    rng = np.random.default_rng()
+    for number in range(1, 11):
+        step = random_step(rng, number)
+        for n, group in enumerate(step["batch"]):
+            rollouts = [rollout.model_copy(update={"text": ARABIC}) for rollout in group.rollouts]
+            step["batch"][n] = group.model_copy(update={"rollouts": rollouts})
+        report.step(**step)
+        report.router(number, learned(LANGUAGES, 2, 2))
+    report.close()
+    pages = screenshots.photograph(tmp_path, 1400)
+    wanted = {
+        "Health": [
+            "health/lag_p99",
+            "health/lag_bound",
+            "health/mismatch",
+            "health/probe_error",
+            "health/sync_seconds",
+        ],
+        "Flow": ["flow/demand/learner", "flow/actors/wait_work", "flow/pool_tokens/l40s", "flow/kv_use/l40s-1"],
+        "Languages": ["languages/lag (de)", "languages/entropy (zh)", "router/region_language_bits"],
+        "Learning": ["learning/reward", "learning/clip_share", "learning/grad_norm", "learning/zero_variance"],
+        "Text": [ARABIC, "The capital of France is Paris.", "General Knowledge"],
+        "Images": ["router/probabilities"],
+    }
+    assert list(pages) == list(wanted)
+    for name, words in wanted.items():
+        assert not [word for word in words if word not in pages[name].words], pages[name].words
+        assert pages[name].picture.startswith(b"\x89PNG") and len(pages[name].picture) > 10_000

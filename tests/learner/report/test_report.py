@@ -1,0 +1,200 @@
+"""What a run tells: every metric is documented, a long run stays small, a full disk costs metrics, never the run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.custom_scalar import layout_pb2
+
+from learner.evaluate.languages import Evaluation
+from learner.report.report import Report, pool_of, sample
+from tests.support.groups import LANGUAGES, random_rollout
+from tests.support.reports import configuration, learned, random_step
+
+ROOT = Path(__file__).parents[3]
+
+
+def documented() -> list[str]:
+    """Regular expressions of the metrics in the first column of the table."""
+    rows = re.findall(r"^\| (`[^|]+) \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    names = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    return [re.sub(r"[A-Z]+", "[^/]+", name) for name in names]
+
+
+def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) -> EventAccumulator:
+    rng = np.random.default_rng()
+    report = Report(configuration(run_dir, steps), 2, first - 1)
+    report.begin({})
+    for number in range(first, (last or steps) + 1):
+        report.step(**random_step(rng, number))
+        report.router(number, learned(LANGUAGES, 1, 1) if number == first else {"probs": {}})
+    values = {name: 0.5 for name in ("own", "oracle", "best_fixed", "english", "uniform", "routed", "compliance")}
+    done = Evaluation(questions=1, best_fixed_language="en", own_by_language={}, **values)
+    report.evaluation(last or steps, "heldout", done)
+    report.close()
+    found = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
+    found.Reload()
+    return found
+
+
+def scalars(run_dir: Path, run: EventAccumulator) -> list[str]:
+    """Names of all series, those of languages too."""
+    german = EventAccumulator(str(run_dir / "tensorboard" / "de"))
+    german.Reload()
+    return [*run.Tags()["scalars"], *german.Tags()["scalars"]]
+
+
+def test_every_metric_is_documented_and_every_documented_metric_is_written(tmp_path: Path) -> None:
+    run = write(tmp_path, 3)
+    tags, names = scalars(tmp_path, run), documented()
+    assert len(names) > 40
+    for tag in tags:
+        assert any(re.fullmatch(name, tag) for name in names), f"{tag} is not in docs/metrics.md"
+    for name in names:
+        assert any(re.fullmatch(name, tag) for tag in tags), f"nothing writes {name}"
+    assert run.Tags()["histograms"] == ["health/lag"] and run.Tags()["images"] == ["router/probabilities"]
+
+
+def test_every_chart_of_the_pages_shows_a_metric_and_every_metric_but_two_has_a_chart(tmp_path: Path) -> None:
+    run = write(tmp_path, 3)
+    layout = layout_pb2.Layout.FromString(run.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    assert [page.title for page in layout.category] == ["Health", "Flow", "Languages", "Learning"]
+    shown = [pattern for page in layout.category for chart in page.chart for pattern in chart.multiline.tag]
+    tags = [*scalars(tmp_path, run), "evaluation_train/own"]
+    for pattern in shown:
+        assert any(re.match(pattern, tag) for tag in tags), f"the chart of {pattern} is empty"
+    left = {tag for tag in tags if not any(re.match(pattern, tag) for pattern in shown)}
+    choices = {tag for tag in tags if tag.startswith("selection/")}  # of some runs alone: a page would be empty
+    assert left - choices == {"learning/lr", "terms/similarity"}
+
+
+def test_the_lag_is_that_of_every_token(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    report = Report(configuration(tmp_path, 1), 2, 0)
+    report.begin({})
+    step = random_step(rng, 7)
+    groups = [
+        group.model_copy(update={"rollouts": [random_rollout(rng, version=int(rng.integers(0, 7))) for _ in range(4)]})
+        for group in step["batch"]
+    ]
+    report.step(**{**step, "batch": groups})
+    report.close()
+    run = EventAccumulator(str(tmp_path / "tensorboard"))
+    run.Reload()
+    lags = sorted(6 - int(version) for group in groups for rollout in group.rollouts for version in rollout.versions)
+    told = {name: run.Scalars(f"health/lag_{name}")[0].value for name in ("mean", "p50", "p99", "max")}
+    assert told["mean"] == pytest.approx(sum(lags) / len(lags), rel=1e-5) and told["max"] == lags[-1]
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        assert sum(lag <= told[name] for lag in lags) >= share * len(lags)
+        assert sum(lag < told[name] for lag in lags) < share * len(lags)
+    assert run.Histograms("health/lag")[0].histogram_value.num == len(lags)
+
+
+def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(tmp_path: Path) -> None:
+    rng = np.random.default_rng()
+    ready = [random_step(rng, 1, groups=1) for _ in range(7)]
+    report = Report(configuration(tmp_path, 3000), 2, 0)
+    report.begin({})
+    rewards = []
+    for number in range(1, 3001):
+        step = ready[number % 7]
+        rewards.append(np.mean([r.score.reward for group in step["batch"] for r in group.rollouts]))
+        report.step(**{**step, "number": number})
+    report.close()
+    run = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
+    run.Reload()
+    points = run.Scalars("learning/reward")
+    assert [point.step for point in points] == list(range(3, 3001, 3))
+    assert [point.value for point in points] == pytest.approx(np.reshape(rewards, (1000, 3)).mean(1).tolist(), rel=1e-5)
+    assert len(run.Tensors("sample/text_summary")) == 10
+
+
+def test_a_resumed_run_forgets_the_steps_that_were_undone(tmp_path: Path) -> None:
+    write(tmp_path, 10, last=8)
+    run = write(tmp_path, 10, first=6)
+    assert [point.step for point in run.Scalars("learning/reward")] == list(range(1, 11))
+    assert len((tmp_path / "router.jsonl").read_text().splitlines()) == 10
+
+
+def test_a_full_disk_is_told_once_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng()
+    report = Report(configuration(tmp_path, 10), 2, 0)
+    report.begin({})
+    with caplog.at_level(logging.WARNING):
+        report.step(**random_step(rng, 1))
+        assert not caplog.records
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # as good as no room left
+        try:
+            for number in (2, 3, 4):
+                report.step(**random_step(rng, number))
+                report.router(number, {"probs": {}})
+                report.summary({})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    told = [record.message for record in caplog.records]
+    assert len(told) == 3, told
+    assert f"from step 2 on, cannot write {tmp_path}/tensorboard" in told[0]
+    assert [name in message for name, message in zip(("router.jsonl", "summary.json"), told[1:], strict=True)] == [
+        True
+    ] * 2
+    report.close()
+    run = EventAccumulator(str(tmp_path / "tensorboard"))
+    run.Reload()
+    assert [point.step for point in run.Scalars("learning/reward")] == [1]
+
+
+def test_a_run_begins_on_a_full_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "open", lambda _, *how, **more: open("/dev/full", *how, **more))  # noqa: SIM115
+    report = Report(configuration(tmp_path, 10), 2, 0)
+    report.begin({})
+    report.step(**random_step(np.random.default_rng(), 1))
+    report.close()
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2 and all("No space left on device" in message for message in told), told
+
+
+def test_a_log_that_cannot_be_written_stops_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    with open("/dev/full", "w") as full:
+        handler = logging.StreamHandler(full)
+        logger = logging.getLogger("full disk")
+        logger.addHandler(handler)
+        try:
+            logger.warning("a line %s", "x" * 10_000)
+        finally:
+            logger.removeHandler(handler)
+        with pytest.raises(OSError, match="No space"):
+            full.write("x" * 10_000)
+            full.flush()
+
+
+def test_a_text_sample_shows_any_answer_as_it_is() -> None:
+    step = random_step(np.random.default_rng(), 1)
+    answers = [
+        "عاصمة فرنسا هي باريس.",
+        "a | b\n# no heading *nor stars* <script>alert(1)</script>",
+        "x" * 600,
+        "[a](http://b)",
+    ]
+    group = step["batch"][0]
+    rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
+    html = markdown_to_safe_html(sample(group.model_copy(update={"rollouts": rollouts})))
+    assert html.count("<tr>") == 5 and "The capital of France is Paris." in html
+    assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "isolated from what is around it"
+    assert "a | b # no heading *nor stars* &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script" not in html and "<a " not in html and "x" * 500 + "…" in html
+
+
+@pytest.mark.parametrize(("actor", "pool"), [("l40s-12", "l40s"), ("h200_3", "h200"), ("7", "7"), ("gpu", "gpu")])
+def test_a_pool_is_the_actors_of_one_name(actor: str, pool: str) -> None:
+    assert pool_of(actor) == pool

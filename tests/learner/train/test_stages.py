@@ -1,0 +1,392 @@
+"""The policy chooses its language: headers, rewards of a whole step, stages and their anchor, hybrid routing."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from actor.prompts import STYLES
+from common import config as configuration
+from common.config import ConfigError, ModelConfig, RewardConfig, StageConfig, load
+from common.header import Header
+from common.languages import CHOSEN
+from common.tokenizer import load_tokenizer
+from learner.checkpoint import Checkpoints
+from learner.groups import Group
+from learner.report.report import Report
+from learner.train import stages
+from learner.train.policy import full_weights
+from learner.train.trainer import Trainer, group_samples, outcome
+from learner.work.ledger import Ledger
+from reward.scorer import Scorer
+from router import Observation, Router
+from router.observations import Context
+from tests.support.groups import LANGUAGES, question, random_rollout, work
+from tests.support.reports import random_step
+from tests.support.scoring import SENTENCES, request
+from tests.support.train_once import configuration as train_configuration
+from tests.support.train_once import random_batch, together
+
+HEADER = Header(ModelConfig().header, LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "well_formed", "rest"),
+    [
+        ("<lang_select>\nzh\n</lang_select>\n<think>好", "zh", True, "\n<think>好"),
+        ("  <lang_select>\nzh\n</lang_select><think>", "zh", False, "<think>"),
+        ("<LANG_SELECT> ZH </lang_Select>\nx", "zh", False, "\nx"),
+        ("<lang_select>German</lang_select>x", "de", False, "x"),
+        ("<lang_select>\nde\n<think>x</think>", "de", False, "\n<think>x</think>"),
+        ("<lang_select>\nfr\n</lang_select>\nx", "", False, "\nx"),  # not of the run
+        ("<lang_select>\nklingon\n</lang_select>\nx", "", False, "\nx"),
+        ("<lang_select>\n</lang_select>\nx", "", False, "<lang_select>\n</lang_select>\nx"),
+        ("I think <lang_select>\nzh\n</lang_select>", "", False, "I think <lang_select>\nzh\n</lang_select>"),
+        ("", "", False, ""),
+    ],
+)
+def test_headers_are_read_tolerantly(text: str, language: str, well_formed: bool, rest: str) -> None:
+    choice = HEADER.parse(text)
+    assert (choice.language, choice.well_formed, text[choice.end :]) == (language, well_formed, rest)
+
+
+tags = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=12)
+
+
+@given(tags, tags, st.sampled_from(LANGUAGES), st.text(max_size=30))
+def test_any_template_reads_what_it_writes(before: str, after: str, language: str, rest: str) -> None:
+    template = f"<{before}>\n{{code}}\n</{after}>\n"
+    assert ModelConfig(header=template).header == template
+    choice = Header(template, LANGUAGES).parse(Header(template, LANGUAGES).text(language) + rest)
+    assert (choice.language, choice.well_formed) == (language, True)
+    assert choice.end <= len(template) - len("{code}") + len(language)
+
+
+def test_configurations_that_cannot_work_are_refused() -> None:
+    for arguments, complaint in (
+        (["--router.mode", "policy"], "needs model.prompt_style = 'select'"),
+        (["--router.mode", "hybrid", "--router.free_rollouts", "9"], "free_rollouts = 9 exceeds rollouts = 8"),
+        (["--learner.evaluate_samples", "2"], "needs model.prompt_style = 'select'"),
+        (["--model.header", "<l>{code}"], "must have text"),
+        (["--learner.stages", "[{until = 0.5}]"], "must increase from above 0 to 1"),
+        (["--learner.stages", "[{}]", "--learner.advantage", "split"], "advantage must be 'gated'"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            load(arguments)
+    learner = load(["--learner.stages", "[{until = 0.3}, {kl = 0.5}]", "--learner.steps", "10"]).learner
+    assert [learner.stage(step).kl for step in range(10)] == [0.0] * 3 + [0.5] * 7  # type: ignore[union-attr]
+
+
+def test_prompts_leave_the_language_open_or_begin_the_answer_with_it(tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    config = load(["--model.prompt_style", "select", "--run.languages", '["en", "zh"]'])
+    free, forced = (STYLES["select"](tokenizer, config)(question(), language) for language in ("", "zh"))
+    assert str(tokenizer.decode(free)).endswith("What is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
+    assert forced[: len(free)] == free and tokenizer.decode(forced[len(free) :]) == config.model.header.format(
+        code="zh"
+    )
+
+
+def test_a_chosen_language_is_scored_as_if_it_had_been_asked_for() -> None:
+    scorer = Scorer(RewardConfig(gate_span="thinking", terms={"default": {"exact": 1.0}}), LANGUAGES)
+    thought, head = f"<think>{SENTENCES['zh']}</think>Tokyo", HEADER.text("zh")
+    wrong = thought.replace(SENTENCES["zh"], SENTENCES["en"])
+    answers = [
+        head + thought,
+        thought,
+        head + wrong,
+        head.lower().replace("\n", "") + thought,
+        head,
+        thought,
+        "x" + head,
+    ]
+    asked = [CHOSEN, "zh", CHOSEN, CHOSEN, CHOSEN, CHOSEN, CHOSEN]
+    scores = scorer.score([request(answers, asked, accepted=["tokyo"])])[0]
+    assert [score.language for score in scores] == ["zh", "zh", "zh", "zh", "zh", "", ""]
+    assert [score.compliant for score in scores] == [True, True, False, True, False, False, False]
+    assert [score.quality for score in scores] == [1, 1, 1, 1, 0, 1, 0]
+    assert [score.terms.get("selection") for score in scores] == [1, None, 1, 0, 1, 0, 0]
+    assert scores[0].reward == scores[1].reward == 1
+
+
+# -- rewards ---------------------------------------------------------------------------------------------------------
+
+
+def random_choices(rng: np.random.Generator, free: float, kept: float, spoken: tuple[str, ...]) -> list[Group]:
+    """Groups of 1 to 6 answers, of which a share is free, some in no language."""
+    groups = []
+    for number in range(rng.integers(1, 6)):
+        asked, rollouts = [], []
+        for _ in range(rng.integers(1, 7)):
+            language, chose = str(rng.choice(spoken)), rng.random() < free
+            rollout = random_rollout(rng)
+            asked.append(CHOSEN if chose else language or "de")
+            compliant = bool(language) and rng.random() < kept
+            score = rollout.score.model_copy(
+                update={
+                    "quality": float(rng.choice([0, rng.random(), 1])),
+                    "compliant": compliant,
+                    "terms": {"selection": float(rng.random() < 0.8)} if chose else {},
+                }
+            )
+            header = int(rng.integers(0, len(rollout.response_ids) + 1)) if chose else 0
+            told = language if chose else asked[-1]
+            rollouts.append(rollout.model_copy(update={"language": told, "header": header, "score": score}))
+        groups.append(Group(work=work(number, asked), actor="a", rollouts=rollouts))
+    return groups
+
+
+def by_hand(batch: list[Group], stage: StageConfig, before: dict[str, float]) -> list[list[float]]:
+    """The definition, one rollout at a time."""
+
+    def peers(group: Group, over: str) -> list[tuple[str, Any]]:
+        chosen = batch if over == "batch" else [group]
+        return [(a, r) for g in chosen for a, r in zip(g.work.languages, g.rollouts, strict=True)]
+
+    def share(language: str, group: Group) -> Any:
+        named = [r.language for a, r in peers(group, stage.diversity_over) if a == "" and r.language]
+        present = named.count(language) / len(named)
+        return (
+            stage.diversity_ema * present + (1 - stage.diversity_ema) * before.get(language, 0) if before else present
+        )
+
+    def choice(group: Group, rollout: Any) -> Any:
+        value = stage.selection * rollout.score.terms["selection"]
+        if rollout.score.compliant:
+            inverse = {
+                r.language: 1 / share(r.language, group)
+                for a, r in peers(group, stage.diversity_over)
+                if a == "" and r.score.compliant
+            }
+            value += stage.diversity * inverse[rollout.language] / max(inverse.values())
+        if rollout.language and any(
+            r.language == rollout.language and r.score.quality >= 0.5 for _, r in peers(group, stage.success_over)
+        ):
+            value += stage.success
+        return value
+
+    rewards = []
+    for group in batch:
+        chosen = [
+            choice(group, r) if a == "" else None for a, r in zip(group.work.languages, group.rollouts, strict=True)
+        ]
+        own = [value for value in chosen if value is not None]
+        mean = sum(own) / len(own) if own else 0.0
+        common = [stage.correctness * r.score.quality + stage.compliance * r.score.compliant for r in group.rollouts]
+        rewards.append([c + (mean if v is None else v) for c, v in zip(common, chosen, strict=True)])
+    return rewards
+
+
+@pytest.mark.parametrize("free", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("kept", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("spoken", [("de", "en", "zh", ""), ("en",), ("",)])
+def test_rewards_are_those_of_the_definition(free: float, kept: float, spoken: tuple[str, ...]) -> None:
+    rng = np.random.default_rng()
+    for _ in range(8):
+        batch = random_choices(rng, free, kept, spoken)
+        weights = {
+            name: float(rng.random()) for name in ("correctness", "compliance", "selection", "diversity", "success")
+        }
+        over: Any = {name: str(rng.choice(["batch", "group"])) for name in ("diversity_over", "success_over")}
+        stage = StageConfig(**weights, **over, diversity_ema=float(rng.choice([1.0, 0.3])))
+        before = (
+            dict(zip(("de", "en", "zh"), rng.dirichlet([1, 1, 1]).tolist(), strict=True)) if rng.random() < 0.5 else {}
+        )
+        rewarded, after = stages.rewarded(batch, stage, before)
+        found = [[rollout.score.reward for rollout in group.rollouts] for group in rewarded]
+        for mine, theirs in zip(found, by_hand(batch, stage, before), strict=True):
+            assert mine == pytest.approx(theirs)
+        assert not after or sum(after.values()) == pytest.approx(1)
+        assert all(np.isfinite(reward) for group in found for reward in group)
+        untouched = [r.score.quality for group in rewarded for r in group.rollouts]
+        assert untouched == [r.score.quality for group in batch for r in group.rollouts]
+
+
+def test_the_reference_bonus_is_one_where_rare_and_the_batch_tells_success_nothing() -> None:
+    kept = np.array([True] * 5 + [False])
+    assert stages.diversity(["en"] * 4 + ["zh", "de"], kept, {}, 1.0).tolist() == [0.25] * 4 + [1, 0]
+    assert stages.diversity(["en"], np.array([False]), {}, 1.0).tolist() == [0]
+    assert stages.success(["en", "zh", "en", ""], np.array([False, False, True, True])).tolist() == [1, 0, 1, 0]
+
+
+def test_in_a_group_that_is_free_in_part_headers_move_only_those_who_wrote_them() -> None:
+    """Equal answers, one of them with a broken header: the routed ones neither gain nor lose by it."""
+    rng = np.random.default_rng()
+    answers = [random_rollout(rng, reward=0.5) for _ in range(6)]
+    terms = [{"selection": float(n != 1)} if n < 3 else {} for n in range(6)]
+    answers = [
+        r.model_copy(update={"language": "en", "score": r.score.model_copy(update={"terms": t})})
+        for r, t in zip(answers, terms, strict=True)
+    ]
+    group = Group(work=work(0, [CHOSEN] * 3 + ["en"] * 3), actor="a", rollouts=answers)
+    (rewarded,), _ = stages.rewarded([group], StageConfig(), {})
+    samples, _ = group_samples([rewarded], load([]).learner)
+    worth = [sample.advantage for sample in samples]
+    assert worth[3:] == pytest.approx([0, 0, 0], abs=1e-6) and worth[1] < 0 < worth[0] == worth[2]
+
+
+# -- what is told of choices -----------------------------------------------------------------------------------------
+
+
+def test_metrics_and_propensities_count_what_was_chosen() -> None:
+    rng = np.random.default_rng()
+    batch = random_choices(rng, 0.7, 0.5, ("de", "en", "zh", ""))
+    free = [
+        (group, rollout)
+        for group in batch
+        for asked, rollout in zip(group.work.languages, group.rollouts, strict=True)
+        if asked == ""
+    ]
+    told = stages.metrics(batch)
+    if not free:
+        assert told == {}
+        return
+    named = Counter(rollout.language for _, rollout in free if rollout.language)
+    entropy = -sum(n / named.total() * math.log(n / named.total()) for n in named.values())
+    assert told["choice_entropy"] == pytest.approx(entropy)
+    surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free]
+    assert told["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
+    right = [rollout.score.quality >= 0.5 and rollout.score.compliant for _, rollout in free]
+    assert told["accuracy_kept"] == pytest.approx(sum(right) / len(right))
+    for code, count in named.items():
+        assert told[f"share General Knowledge/{code}"] == pytest.approx(count / len(free))
+    for group in batch:
+        settled = stages.settled(group)
+        assert settled.languages == [rollout.language for rollout in group.rollouts]
+        for asked, rollout, p in zip(group.work.languages, group.rollouts, settled.propensities, strict=True):
+            expected = np.prod(np.exp(rollout.logprobs[: rollout.header].astype(np.float64))) if asked == "" else 1
+            assert p == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
+    rng = np.random.default_rng()
+    style = ["--model.prompt_style", "select"]
+    config = load([*style, "--learner.evaluate_samples", "4", "--learner.evaluate_unseen", '["zh"]'])
+    bandit = Router(config.router, ["de", "en"], 0, 1)
+    plan = stages.settings(question(3), bandit, ["de", "en"], config.learner)
+    assert plan["free"] == [""] * 4 and plan["unseen"] == ["zh"] * 4 and set(plan["routed"]) <= {"de", "en"}
+    assert len(set(plan["seen"])) == 1 and plan == stages.settings(question(3), bandit, ["de", "en"], config.learner)
+    asked = [language for languages in plan.values() for language in languages]
+    rollouts = [random_rollout(rng) for _ in asked]
+    rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"quality": rng.random()})}) for r in rollouts]
+    group = Group(work=work(3, asked), actor="a", rollouts=rollouts)
+    told = stages.compared([group], {3: plan})
+    for number, name in enumerate(plan):
+        ours = [r.score.quality >= 0.5 and r.score.compliant for r in rollouts[4 * number : 4 * number + 4]]
+        for k in (1, 2, 4):
+            wins = [any(chosen) for chosen in combinations(ours, k)]
+            assert told[f"{name}_pass@{k}"] == pytest.approx(sum(wins) / len(wins))
+        lengths = [len(r.response_ids) for r in rollouts[4 * number : 4 * number + 4]]
+        assert told[f"{name}_tokens"] == pytest.approx(sum(lengths) / 4)
+
+
+# -- routing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "mode"), [(0, "learned"), (8, "policy")])
+def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any) -> None:
+    seed = int(np.random.default_rng().integers(2**31))
+
+    def play(**settings: Any) -> list[Any]:
+        bandit, rng = (
+            Router(configuration.RouterConfig(interval=1, **settings), ["de", "en", "zh"], 7, 50),
+            np.random.default_rng(seed),
+        )
+        seen: list[Any] = []
+        for _ in range(20):
+            draw = bandit.draw("de", ["Chat"], ["Europe"])
+            languages = tuple(one or str(rng.choice(["de", "en", "zh"])) for one in draw.languages)
+            rewards = tuple(rng.random(len(languages)).tolist())
+            context = Context.of("de", ["Chat"], ["Europe"])
+            bandit.observe([Observation(context, languages, rewards, (True,) * len(languages))])
+            seen.append((draw, bandit.drawn(["Chat"]), bandit.log()["probs"]))
+        return seen
+
+    hybrid, pure = play(mode="hybrid", free_rollouts=free), play(mode=mode)
+    assert [one[:2] for one in hybrid] == [one[:2] for one in pure]
+    assert mode == "policy" or hybrid == pure
+
+
+def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards() -> None:
+    batch = random_choices(np.random.default_rng(), 0.5, 0.5, ("de", "en", "zh", ""))
+    rewarded, _ = stages.rewarded(batch, StageConfig(diversity=3.0), {})
+    for group, learned in zip(batch, stages.observations(rewarded, ["de", "en"]), strict=True):
+        expected = [r for r in group.rollouts if r.language in ("de", "en")]
+        assert learned.languages == tuple(r.language for r in expected)
+        assert learned.rewards == tuple(r.score.quality if r.score.compliant else 0.0 for r in expected)
+
+
+# -- the anchor ------------------------------------------------------------------------------------------------------
+
+_STAGES = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
+
+
+def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int) -> None:
+    """Steps of a run of four, in two stages, from a checkpoint where it does not begin with the first."""
+    flags = ["--learner.stages", _STAGES, "--learner.steps", "4", "--learner.kl", "0"]
+    trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
+    if (latest := kept.latest()) is not None:
+        trainer.anchor_moved = kept.load(latest["path"], trainer.policy, trainer.optimizer, trainer.reference)
+    kls = [trainer.step(random_batch(number), number).means["kl"] for number in range(begin, end)]
+    anchor = trainer.reference if trainer.anchor_moved else None
+    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), anchor)
+    kept.wait()
+    torch.save({"kl": kls, "weights": {name: whole.clone() for name, whole in full_weights(trainer.policy)}}, out)
+
+
+def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path, tmp_path: Path) -> None:
+    assert together(1, staged, tmp_path / "whole", tiny_policy, tmp_path / "a", 0, 4) == [0]
+    for begin, end in ((0, 3), (3, 4)):
+        assert together(1, staged, tmp_path / f"from-{begin}", tiny_policy, tmp_path / "b", begin, end) == [0]
+    whole, resumed = torch.load(tmp_path / "whole"), torch.load(tmp_path / "from-3")
+    first, second, third, fourth = whole["kl"]
+    assert first == third == pytest.approx(0, abs=1e-9) and second > 1e-6 and fourth > 1e-6
+    assert resumed["kl"] == pytest.approx([fourth], rel=1e-6)
+    for name, value in whole["weights"].items():
+        torch.testing.assert_close(resumed["weights"][name], value)
+
+
+# -- a step, from the batch to the dashboard -------------------------------------------------------------------------
+
+
+def stepped(directory: Path, model: Path, seed: int) -> None:
+    """What a run does with a batch in which some answers name no language."""
+    rng = np.random.default_rng(seed)
+    flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2"]
+    config = train_configuration(model, *flags, "--run.dir", str(directory))
+    trainer, ledger = Trainer(config), Ledger(directory / "ledger.jsonl")
+    bandit, report = Router(config.router, LANGUAGES, 0, 2), Report(config, 2, 0)
+    shares: Any = {}
+    report.begin({})
+    for number in range(2):
+        batch = [group for _ in range(4) for group in random_choices(rng, 0.7, 0.5, (*LANGUAGES, "", ""))]
+        batch, shares = stages.rewarded(batch, config.learner.stage(number), shares)
+        result = trainer.step(batch, number)
+        for group in batch:
+            ledger.enter(number, 0, outcome(group, config.learner), number, "", stages.settled(group))
+        bandit.observe(stages.observations(batch, LANGUAGES))
+        report.step(number + 1, batch, result, random_step(rng, number + 1)["pulse"])
+        assert not result.problem
+    bandit.update()
+    report.close()
+    ledger.sync()
+
+
+def test_a_batch_with_answers_in_no_language_goes_all_the_way(tiny_policy: Path, tmp_path: Path) -> None:
+    seed, told = int(np.random.default_rng().integers(2**31)), tmp_path / "told"
+    assert together(1, stepped, tmp_path, tiny_policy, seed, told=told) == [0], told.read_text()
+    events, unnamed = (EventAccumulator(str(tmp_path / "tensorboard" / run)) for run in ("", "none"))
+    for one in (events, unnamed):
+        one.Reload()
+    assert {"selection/header_entropy", "terms/diversity"} <= set(events.Tags()["scalars"])
+    assert "languages/share" in unnamed.Tags()["scalars"]

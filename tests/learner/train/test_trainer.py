@@ -1,0 +1,54 @@
+"""What a step tells of what went wrong, and what a resumed run takes from its configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from learner.checkpoint import Checkpoints
+from learner.train.trainer import Trainer
+from tests.support.train_once import configuration, random_batch, together
+
+WRONG = "lm.model.layers.1.mlp.up_proj.weight"
+
+
+def poisoned_gradient(out: Path, model: Path) -> None:
+    trainer = Trainer(configuration(model))
+    backward = trainer.backward
+
+    def poisoned(*arguments: Any) -> Any:
+        found = backward(*arguments)
+        gradient = trainer.policy.get_parameter(WRONG).grad
+        assert isinstance(gradient, DTensor)
+        gradient.to_local()[0, 0] = torch.nan
+        return found
+
+    trainer.backward = poisoned  # type: ignore[assignment]
+    out.write_text(trainer.step(random_batch(1), 0).problem)
+
+
+def test_only_the_gradient_that_is_not_finite_is_named(tiny_policy: Path, tmp_path: Path) -> None:
+    assert together(1, poisoned_gradient, tmp_path / "problem", tiny_policy) == [0]
+    assert (tmp_path / "problem").read_text() == f"not finite: gradient of {WRONG}"
+
+
+def resumed(out: Path, model: Path) -> None:
+    checkpoints, told = Checkpoints(out.parent / "checkpoints", 1), []
+    for number, flags in enumerate(([], ["--learner.weight_decay", "0.5", "--learner.betas", "[0.8, 0.9]"])):
+        trainer = Trainer(configuration(model, *flags))
+        if latest := checkpoints.latest():
+            checkpoints.load(latest["path"], trainer.policy, trainer.optimizer)
+        trainer.step(random_batch(1), 0)
+        checkpoints.save(trainer.policy, trainer.optimizer, number, {})
+        checkpoints.wait()
+        told.append([(group["weight_decay"], *group["betas"]) for group in trainer.optimizer.param_groups])
+    out.write_text(json.dumps(told))
+
+
+def test_a_resumed_run_trains_with_the_settings_it_is_given(tiny_policy: Path, tmp_path: Path) -> None:
+    assert together(1, resumed, tmp_path / "told", tiny_policy) == [0]
+    assert json.loads((tmp_path / "told").read_text()) == [[[0.0, 0.9, 0.95]], [[0.5, 0.8, 0.9]]]

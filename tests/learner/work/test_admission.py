@@ -1,0 +1,85 @@
+"""Groups that cannot be trained on are refused with the reason, and too long answers cut; nothing else is touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import LearnerConfig
+from common.wire import Rollout
+from learner.groups import Group
+from learner.train.trainer import group_samples, outcome
+from learner.work.admission import UNLIMITED, Limits, cut, problem
+from tests.support.groups import random_rollout, work
+
+LIMITS = Limits(vocabulary=320, tokens=60)
+
+
+def rollouts(**changes: Any) -> list[Rollout]:
+    """Three answers; the second one is changed."""
+    rng = np.random.default_rng()
+    answers = [random_rollout(rng) for _ in range(3)]
+    score = answers[1].score.model_copy(update=changes.pop("score", {}))
+    return [answers[0], answers[1].model_copy(update={**changes, "score": score}), answers[2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"response_ids": np.zeros(0, np.int32)}, r": 0 tokens, \d+ log-probabilities"),
+        ({"logprobs": np.zeros(99, np.float32)}, r": \d+ tokens, 99 log-probabilities"),
+        ({"versions": np.zeros(99, np.int32)}, r": \d+ tokens, \d+ log-probabilities, 99 versions"),
+        ({"prompt_ids": np.zeros(0, np.int32)}, r": 0 prompt tokens, learner.microbatch_tokens = 60"),
+        ({"prompt_ids": np.zeros(60, np.int32)}, r": 60 prompt tokens, learner.microbatch_tokens = 60"),
+        ({"prompt_ids": np.array([3, 320], np.int32)}, r": token 320, vocabulary 320"),
+        ({"prompt_ids": np.array([3, -1], np.int32)}, r": token -1, vocabulary 320"),
+        ({"score": {"reward": float("nan")}}, r": reward nan, quality 0.5"),
+        ({"score": {"quality": float("inf")}}, r", quality inf"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_and_named(changes: dict[str, Any], complaint: str) -> None:
+    answers = rollouts(**changes)
+    asked = work(0, [answer.language for answer in answers])
+    with pytest.raises(AssertionError, match=rf"^answer 2 \({answers[1].language}\).*{complaint}"):
+        raise AssertionError(problem(asked, answers, LIMITS))
+
+
+def test_good_answers_pass_and_a_log_probability_that_is_not_finite_does_not() -> None:
+    answers = rollouts()
+    asked = work(0, [answer.language for answer in answers])
+    assert not problem(asked, answers, LIMITS) and not problem(asked, answers, UNLIMITED)
+    answers[2].logprobs[-1] = np.nan
+    assert "answer 3" in problem(asked, answers, LIMITS)
+
+
+def test_answers_longer_than_a_micro_batch_are_cut_and_noted() -> None:
+    answers = rollouts(
+        prompt_ids=np.arange(20, dtype=np.int32),
+        response_ids=np.arange(50, dtype=np.int32),
+        logprobs=np.arange(50, dtype=np.float32),
+        versions=np.arange(50, dtype=np.int32),
+    )
+    short, note = cut(answers, LIMITS)
+    assert note == "1 of 3 answers cut to learner.microbatch_tokens = 60"
+    assert short[1].response_ids.tolist() == short[1].versions.tolist() == list(range(40)) and short[1].truncated
+    assert len(short[1].logprobs) == 40 and short[1].score == answers[1].score
+    assert short[0] is answers[0] and short[2] is answers[2]
+    assert cut(short, LIMITS) == (short, "")
+
+
+def test_over_long_masking_keeps_the_answers_in_their_group_alone() -> None:
+    rng = np.random.default_rng()
+    answers = [random_rollout(rng, reward=n / 3).model_copy(update={"truncated": n % 2 == 0}) for n in range(4)]
+    group = Group(work=work(0, [answer.language for answer in answers]), actor="a", rollouts=answers)
+    masked, plain = LearnerConfig(mask_truncated=True), LearnerConfig()
+    everything, _ = group_samples([group], plain)
+    remaining, _ = group_samples([group], masked)
+    assert [sample.advantage for sample in remaining] == [everything[1].advantage, everything[3].advantage]
+    assert sum(sample.weight * len(sample.rollout.response_ids) for sample in remaining) == pytest.approx(1)
+    hopeless = group.model_copy(
+        update={"rollouts": [answer.model_copy(update={"truncated": True}) for answer in answers]}
+    )
+    assert outcome(hopeless, masked) == "masked" and not group_samples([hopeless], masked)[0]
+    assert outcome(group, masked) == outcome(hopeless, plain) == "trained"

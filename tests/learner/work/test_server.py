@@ -1,0 +1,287 @@
+"""The work queue's socket with clients that behave, misbehave, fall silent and come back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from common import wire
+from common.net import sockets
+from common.process import FatalError, reserve
+from learner.groups import Group
+from learner.work.scheduler import WorkQueue
+from learner.work.server import Server
+from tests.support.groups import random_rollout, work
+
+LANGUAGES = ["en", "de"]
+PATIENCE_S = 60.0  # of what should come, on a busy machine; what should not is given less
+LEASE_S = 1000.0  # longer than any test: those about silence turn the clock
+
+
+class Client:
+    """An actor reduced to its messages."""
+
+    def __init__(self, address: str, name: str) -> None:
+        self.socket: Any = sockets.connect(zmq.Context.instance(), address, name)
+
+    def send(self, message: wire.AnyMessage) -> None:
+        self.socket.send(wire.encode(message))
+
+    def receive(self, kind: type[wire.Message] = wire.Message, timeout: float = PATIENCE_S) -> Any:
+        deadline = time.monotonic() + timeout
+        while self.socket.poll(max(0, int(1000 * (deadline - time.monotonic())))):
+            message = wire.decode(self.socket.recv())
+            if isinstance(message, kind):
+                return message
+        raise AssertionError(f"no {kind.__name__} within {timeout} s")
+
+    def hello(self, slots: int = 0) -> None:
+        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=slots, transport="group"))
+        self.receive(wire.Welcome)
+
+    def leases(self, count: int) -> list[wire.Work]:
+        works: list[wire.Work] = []
+        while len(works) < count:
+            works += self.receive(wire.Leased).work
+        return works
+
+    def submit(self, leased: wire.Work) -> bool:
+        rng = np.random.default_rng()
+        rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
+        self.send(wire.Submit(id=leased.id, rollouts=rollouts))
+        accepted: bool = self.receive(wire.Ack).accepted[leased.id]
+        return accepted
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/queue"
+
+
+@pytest.fixture
+def server(address: str) -> Iterator[Server]:
+    server = Server(address, LEASE_S)
+    yield server
+    server.close()
+
+
+def serve(server: Server, groups: int = 2, attempts: int = 2) -> tuple[WorkQueue[Group], list[str]]:
+    queue: WorkQueue[Group] = WorkQueue(groups_per_step=groups, staleness=0, window=1, attempts=attempts, total=groups)
+    failures: list[str] = []
+    server.serve(queue, lambda sequence: work(sequence, LANGUAGES), lambda _, reason: failures.append(reason))
+    return queue, failures
+
+
+def join(server: Server, *clients: Client, slots: int) -> None:
+    for client in clients:
+        client.hello(slots)
+    server.published(server.members())
+
+
+def questions(works: list[wire.Work]) -> list[str]:
+    """Ids without the number of the lease."""
+    return [work.id.partition(":")[2] for work in works]
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_group_goes_its_way_once(server: Server, address: str) -> None:
+    serve(server)
+    actor = Client(address, "a")
+    join(server, actor, slots=8)
+    leased = actor.leases(2)
+    assert questions(leased) == ["train-0", "train-1"], "no more than admission allows"
+    assert server.take(0.01) is None
+    assert actor.submit(leased[1]) and actor.submit(leased[0])
+    assert not actor.submit(leased[0]), "a duplicate is acknowledged and thrown away"
+    taken = server.take(1.0)
+    assert taken is not None and questions([group.work for group in taken]) == ["train-0", "train-1"]
+
+
+def test_no_lease_before_the_weights(server: Server, address: str) -> None:
+    serve(server)
+    actor = Client(address, "a")
+    actor.hello(slots=1)
+    with pytest.raises(AssertionError, match="no Leased"):
+        actor.receive(wire.Leased, timeout=0.3)
+    assert server.newcomers()
+    server.published(server.members())
+    assert questions(actor.receive(wire.Leased).work) == ["train-0"]
+    assert not server.newcomers()
+
+
+def test_groups_of_a_silent_actor_go_to_the_others(server: Server, address: str) -> None:
+    serve(server)
+    silent, busy = Client(address, "silent"), Client(address, "busy")
+    join(server, silent, slots=2)
+    lost = silent.leases(2)
+    join(server, busy, slots=2)
+    with server.lock:
+        server.peers["silent"].heard -= 2 * LEASE_S
+    got = busy.leases(2)
+    assert questions(got) == ["train-0", "train-1"]
+    silent.send(wire.Leave(reason="its engine ended"))  # nobody waits for it
+    silent.send(wire.Health())
+    assert isinstance(silent.receive(), wire.Status), "not told to say hello, which it does anyway"
+    silent.send(wire.Submit(id=lost[0].id, rollouts=[]))
+    silent.receive(wire.Unknown)
+    silent.hello()
+    assert not silent.submit(lost[0]), "its late answer does not count"
+    assert busy.submit(got[0])
+
+
+def test_released_and_malformed_groups_are_retried_then_given_up(server: Server, address: str) -> None:
+    _, failures = serve(server, groups=1, attempts=2)
+    actor = Client(address, "a")
+    join(server, actor, slots=3)
+    first = actor.receive(wire.Leased).work[0]
+    actor.send(wire.Release(id=first.id, reason="the engine said no"))
+    again = actor.receive(wire.Leased).work[0]
+    assert questions([again]) == questions([first])
+    assert not actor.submit(first), "an answer counts under its own lease only"
+    wrong = random_rollout(np.random.default_rng()).model_copy(update={"language": "zh"})
+    actor.send(wire.Submit(id=again.id, rollouts=[wrong, wrong]))
+    assert questions(actor.receive(wire.Leased).work) == ["train-1"], "another one in its place"
+    assert failures == ["the rollouts are not in the languages asked for"]
+
+
+def test_nonsense_does_no_harm(server: Server, address: str) -> None:
+    serve(server)
+    actor, noisy = Client(address, "a"), Client(address, "noisy")
+    for frames in ([b"\xff\x00"], [b"a", b"b", b"c"], [b""], [wire.encode(wire.Welcome())]):
+        noisy.socket.send_multipart(frames)
+    noisy.send(wire.Hello(protocol=99, engine_ranks=1, slots=1, transport="group"))
+    assert "protocol" in noisy.receive(wire.Stop).error
+    join(server, actor, slots=1)
+    assert actor.submit(actor.receive(wire.Leased).work[0])
+
+
+def test_a_lease_that_no_heartbeat_mentions_runs_out(server: Server, address: str) -> None:
+    """The actor is alive and has lost the group: it is leased again, and given up when that happens too often."""
+    queue, failures = serve(server, groups=1, attempts=2)
+    actor = Client(address, "a")
+    join(server, actor, slots=3)
+    for _ in range(2):
+        leased = actor.receive(wire.Leased).work[0]
+        with server.lock:
+            queue.extend("a", [leased.sequence], time.monotonic() + 0.5)
+        actor.send(wire.Heartbeat(holding=[], seconds={}))
+    wait_for(lambda: failures)
+    assert failures == ["its lease ran out"]
+    assert server.counts()["retried"] == 2
+
+
+def test_hello_again_does_not_multiply_the_slots(server: Server, address: str) -> None:
+    serve(server, groups=8)
+    actor = Client(address, "a")
+    for _ in range(3):
+        actor.hello(slots=2)
+    server.published(server.members())
+    wait_for(lambda: server.counts()["leased"] >= 2)
+    time.sleep(0.3)
+    assert server.counts()["leased"] == 2
+
+
+def test_it_is_quiet_when_every_group_handed_out_is_finished(server: Server, address: str) -> None:
+    leased: list[wire.Work] = []
+    actor = Client(address, "a")
+
+    def wait() -> None:
+        pass
+
+    def finish_one() -> None:
+        assert not leased or actor.submit(leased.pop())
+
+    def interrupted() -> None:
+        raise InterruptedError
+
+    assert server.quiet(5, wait), "nothing is served yet"
+    serve(server)
+    join(server, actor, slots=2)
+    leased += actor.leases(2)
+    assert not server.quiet(0.05, wait), "two are under way"
+    with pytest.raises(InterruptedError):
+        server.quiet(PATIENCE_S, interrupted)
+    assert server.quiet(PATIENCE_S, finish_one) and not leased, "it waits for both"
+    assert server.quiet(PATIENCE_S, wait), "finished ones may wait to be taken"
+    Client(address, "b").hello(slots=1)
+    assert not server.quiet(5, wait), "an actor has come, and has no weights yet"
+
+
+def test_a_queue_that_is_served_again_leases_anew_what_was_out(server: Server, address: str) -> None:
+    queue, _ = serve(server, groups=1)
+    actor = Client(address, "a")
+    join(server, actor, slots=1)
+    late = actor.receive(wire.Leased).work[0]
+    serve(server, groups=0)
+    server.serve(queue, lambda sequence: work(sequence, LANGUAGES), lambda *_: None)
+    again = actor.receive(wire.Leased).work[0]
+    assert questions([again]) == questions([late])
+    assert not actor.submit(late) and actor.submit(again)
+
+
+def test_nobody_waits_for_questions_that_were_all_given_up(server: Server, address: str) -> None:
+    queue, _ = serve(server, groups=1, attempts=1)
+    server.serve(queue, lambda sequence: work(sequence, LANGUAGES), lambda *_: queue.give_up_one())
+    actor = Client(address, "a")
+    join(server, actor, slots=1)
+    actor.send(wire.Release(id=actor.receive(wire.Leased).work[0].id, reason="no reward process"))
+    actor.receive(wire.Ack)
+    with pytest.raises(FatalError, match="every question was given up"):
+        server.take(0.1)
+
+
+def test_an_ejected_actor_is_told_why(server: Server, address: str) -> None:
+    serve(server)
+    actor = Client(address, "a")
+    join(server, actor, slots=1)
+    server.eject("a", server.members()["a"], "too slow")
+    assert actor.receive(wire.Eject).reason == "too slow"
+    wait_for(lambda: not server.members())
+
+
+def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -> None:
+    for over in (True, False):
+        address = f"ipc://{tmp_path}/{over}"
+        server, actor = Server(address, 60), Client(address, "a")
+        actor.hello()
+        server.close(over=over)
+        if over:
+            assert not actor.receive(wire.Stop).error
+        else:
+            with pytest.raises(AssertionError, match="no Stop"):
+                actor.receive(wire.Stop, timeout=0.5)
+
+
+def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
+    with reserve() as holder:
+        address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
+        server = Server(address, 1.0)
+        try:
+            with pytest.raises(FatalError, match=f"cannot listen on {address}"):
+                Server(address, 1.0)
+        finally:
+            server.close()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "tcp://0.0.0.0:5700", "tcp://10.0.0.1:5700", "tcp://127.0.0.1", "localhost:5700",
+        "tcp://localhost.example.com:5700", "tcp://127.0.0.1.example.com:5700",
+    ],
+)  # fmt: skip
+def test_addresses_beyond_loopback_are_refused(address: str) -> None:
+    with pytest.raises(FatalError, match="address"):
+        sockets.check_address(address)

@@ -1,0 +1,331 @@
+"""Calibration: its formulas, its files, drift, and the script that measures it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import combinations_with_replacement
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from common.config import ConfigError
+from reward.calibration.drift import Drift
+from reward.calibration.files import KINDS, Calibration, Level, PairStatistics, Quantiles, pair_of, quantile_path
+from scripts.data.calibrate import Texts, auc, judge, pair_statistics, quantiles, sample_pairs
+from tests.support.chat import serving
+from tests.support.scoring import LANGUAGES
+
+ROOT = Path(__file__).parents[2]
+
+pairs = st.builds(pair_of, st.sampled_from(LANGUAGES), st.sampled_from(LANGUAGES))
+levels = st.builds(Level, st.integers(1, 500), st.floats(-1, 1), st.floats(0, 1))
+tables = st.dictionaries(pairs, levels, min_size=1)
+cosines = st.floats(-1, 1)
+languages = st.sampled_from([*LANGUAGES, "wuu", ""])
+
+
+@given(st.sampled_from(["raw", "mean", "zscore"]), tables, cosines, languages, languages, st.floats(0, 2), cosines)
+def test_calibration_is_the_formula(
+    mode: Any, table: dict[tuple[str, str], Level], similarity: float, a: str, b: str, weight: float, shrink: float
+) -> None:
+    shrink = abs(shrink) * 50
+    counts, means, stds = (np.array([getattr(level, key) for level in table.values()]) for key in Level.__annotations__)
+    mu, sigma = np.average(means, weights=counts), np.sqrt(np.average(stds**2, weights=counts))
+    expected = similarity
+    for pair, level in table.items():
+        if set(pair) == {a, b}:
+            w = weight * level.count / (level.count + shrink)
+            if mode == "mean":
+                expected = similarity - w * (level.mean - mu)
+            elif mode == "zscore" and sigma > 0:
+                spread = max(sigma / 2, sigma + w * (level.std - sigma))
+                expected = mu + sigma * (similarity - (mu + w * (level.mean - mu))) / spread
+            elif mode == "zscore":
+                expected = similarity - w * (level.mean - mu)
+    calibration = Calibration(mode, PairStatistics(table), None, weight, shrink, (-0.25, 0.9))
+    quality = np.clip((np.clip(expected, -1, 1) + 0.25) / 1.15, 0, 1)
+    assert calibration(similarity, a, b) == pytest.approx(quality, abs=1e-6)
+    assert calibration(similarity, a, b) == calibration(similarity, b, a)
+    assert calibration.knows(a, b) == (mode == "raw" or pair_of(a, b) in table)
+
+
+def random_quantiles(seed: int, knots: int = 12) -> Quantiles:
+    generator = np.random.default_rng(seed)
+    shares = np.sort(generator.random(knots))
+    shares[[0, -1]] = 0, 1
+    chosen = [("de", "en"), ("en", "en"), ("en", "ja")]
+    made = {pair: {"all": np.sort(generator.uniform(-0.5, 0.95, knots))} for pair in chosen}
+    return Quantiles(shares, made, {pair: float(generator.uniform(0.5, 1)) for pair in chosen})
+
+
+@given(st.integers(0, 10_000), st.sampled_from([("de", "en"), ("en", "en"), ("ja", "en")]), cosines, cosines)
+def test_quantile_is_the_inverse_of_its_table(seed: int, pair: tuple[str, str], one: float, other: float) -> None:
+    known = random_quantiles(seed)
+    calibration = Calibration("quantile", PairStatistics({}), known)
+    low, high = sorted([one, other])
+    assert calibration(low, *pair) <= calibration(high, *pair), "monotone"
+    table, anchor = known.tables[pair_of(*pair)]["all"], known.anchors[pair_of(*pair)]
+    place = min(1.0, one / anchor)
+    expected = 1.0 if place > table[-1] else 0.0
+    for left in range(len(table) - 1):
+        if table[left] <= place <= table[left + 1]:
+            share = (place - table[left]) / (table[left + 1] - table[left])
+            expected = known.shares[left] + share * (known.shares[left + 1] - known.shares[left])
+    assert calibration(one, *pair) == pytest.approx(expected, abs=1e-6)
+    assert calibration(table[0] * anchor - 0.01, *pair) == 0
+    assert calibration(1.0, *pair) == 1, "s / U is at least 1 > 0.95, above the table"
+    assert calibration.knows(*pair) and not calibration.knows("de", "ja")
+    everyone = [calibration(one, *each) for each in known.tables]
+    assert calibration(one, "de", "ja") == pytest.approx(np.median(everyone)), "a pair without a table"
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@given(table=tables)
+def test_statistics_survive_their_file(
+    tmp_path_factory: pytest.TempPathFactory, table: dict[tuple[str, str], Level]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "round-trip.csv"
+    PairStatistics(table).write(path)
+    assert PairStatistics.read(path) == PairStatistics(table)
+
+
+def test_statistics_read_the_references_file(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(
+        "lang_a,lang_b,count,mean,std\n"
+        "Chinese,Chinese,30,0.9968056698640188,0.002890266354233371\n"
+        "Japanese,Chinese,10,0.9756549894809723,0.01398132207897096\n"
+    )
+    statistics = PairStatistics.read(path)
+    assert statistics.levels["zh", "zh"].count == 30
+    assert statistics.levels["ja", "zh"].mean == 0.9756549894809723
+    assert statistics.mean == pytest.approx((30 * 0.9968056698640188 + 10 * 0.9756549894809723) / 40)
+    calibration = Calibration.load("mean", path, 1, 0, (-1, 1))
+    assert calibration(0.9, "en", "en") == pytest.approx(0.95), "English with itself is not in it: left raw"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("Chinese,Japanese,30,0.9", "4 fields"),
+        ("Chinese,Japanes,30,0.9,0.1", "did you mean 'japanese'"),
+        ("Chinese,Japanese,many,0.9,0.1", "many"),
+        ("Chinese,Japanese,0,0.9,0.1", "positive"),
+        ("Chinese,Japanese,30,nan,0.1", "cosine"),
+        ("Chinese,Japanese,30,0.9,-1", "negative"),
+        ("English,Chinese,30,0.9,0.1", "before"),
+    ],
+)
+def test_malformed_statistics_name_file_and_line(tmp_path: Path, row: str, reason: str) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"lang_a,lang_b,count,mean,std\nChinese,English,30,0.9,0.1\n{row}\n")
+    with pytest.raises(ConfigError, match=rf"pairs\.csv, line 3: .*{reason}"):
+        PairStatistics.read(path)
+
+
+def test_unreadable_statistics_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.csv"):
+        PairStatistics.read(tmp_path / "absent.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ConfigError, match=r"other\.csv, line 1"):
+        PairStatistics.read(tmp_path / "other.csv")
+    with pytest.raises(ConfigError, match=r"other\.quantiles\.json.*scripts\.calibrate"):
+        Calibration.load("quantile", tmp_path / "other.csv", 1, 0, (-1, 1))
+
+
+def test_quantiles_survive_their_file_and_malformed_ones_name_the_pair(tmp_path: Path) -> None:
+    path = quantile_path(tmp_path / "pairs.csv")
+    known = random_quantiles(3)
+    known.write(path)
+    back = Quantiles.read(path)
+    assert (list(back.tables), back.anchors) == (list(known.tables), known.anchors)
+    for pair, table in known.tables.items():
+        np.testing.assert_allclose(back.tables[pair]["all"], table["all"], atol=1e-6)
+    good = json.loads(path.read_text())
+    for key, value in {
+        "all": [1, 0, 2],
+        "lang_a": "Englisch",
+        "anchor": 0,
+        "hard": [0.1] * 11 + [float("nan")],
+    }.items():
+        bad = {**good, "pairs": [*good["pairs"][:-1], {**good["pairs"][-1], key: value}]}
+        path.write_text(json.dumps(bad))
+        with pytest.raises(ConfigError, match=r"pairs\.quantiles\.json, pair (English|Englisch), Japanese: "):
+            Quantiles.read(path)
+
+
+# --- drift --------------------------------------------------------------------------------------------------------
+
+
+def normal_quantiles(means: dict[str, float]) -> Quantiles:
+    generator, shares = np.random.default_rng(0), np.linspace(0, 1, 41)
+    drawn = {kind: generator.normal(mean, 0.08, 5000) for kind, mean in means.items()}
+    drawn["all"] = np.concatenate(list(drawn.values()))
+    return Quantiles(shares, {("de", "en"): {kind: np.quantile(v, shares) for kind, v in drawn.items()}}, {})
+
+
+@pytest.mark.parametrize("right", [0.0, 0.3, 1.0])
+def test_no_share_of_right_answers_is_drift_but_a_shift_is(right: float, caplog: pytest.LogCaptureFixture) -> None:
+    offline = normal_quantiles({"equivalent": 0.7, "mismatched": 0.2, "hard": 0.5})
+    generator, drift = np.random.default_rng(1), Drift(offline, warn_above=0.3)
+    with caplog.at_level(logging.WARNING):
+        for is_right in generator.random(600) < right:
+            found = drift.observe(generator.normal(0.7 if is_right else 0.2, 0.08), "en", "de")
+        assert 0 < found < 0.12 and not caplog.records
+        for _ in range(600):
+            found = drift.observe(generator.normal(0.9, 0.02), "en", "de")
+    assert found > 0.8 and drift.by_pair == {("de", "en"): found}
+    assert len(caplog.records) == 1 and "de and en" in caplog.text
+    assert drift.observe(0.5, "en", "ja") == 0, "nothing to compare with"
+
+
+# --- script -------------------------------------------------------------------------------------------------------
+
+
+def _unit(generator: np.random.Generator, rows: int) -> Any:
+    vectors = generator.normal(size=(rows, 5)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(LANGUAGES), st.permutations(range(6)), min_size=1, max_size=4), st.integers(1, 6)
+)
+def test_sampled_pairs_are_what_they_say(orders: dict[str, list[int]], kept: int) -> None:
+    generator = np.random.default_rng(0)
+    ids = {language: np.array(order[:kept]) for language, order in orders.items()}
+    texts = {code: Texts(rows, rows // 2, [""] * kept, _unit(generator, kept)) for code, rows in ids.items()}
+    samples = sample_pairs(texts)
+    for a, b in combinations_with_replacement(sorted(ids), 2):
+        cosines = {
+            (i, j): float(texts[a].vectors[row].astype(float) @ texts[b].vectors[column].astype(float))
+            for row, i in enumerate(ids[a])
+            for column, j in enumerate(ids[b])
+        }
+        same = [cosine for (i, j), cosine in cosines.items() if i == j]
+        assert ((a, b) in samples) == bool(same)
+        if not same:
+            continue
+        found = samples[a, b].similarities
+        np.testing.assert_allclose(sorted(found["equivalent"]), sorted(same), atol=1e-6)
+        level = pair_statistics(samples).levels[a, b]
+        assert level.count == len(same) and level.mean == pytest.approx(np.mean(same), abs=1e-6)
+        assert level.std == pytest.approx(np.std(same, ddof=1) if len(same) > 1 else 0, abs=1e-6)
+        wrong = [cosine for (i, j), cosine in cosines.items() if i // 2 != j // 2]  # fewer than are drawn: all
+        np.testing.assert_allclose(sorted(found["mismatched"]), sorted(wrong * (1 if a == b else 2)), atol=1e-6)
+        hard = []
+        for side in (0, 1)[: 1 if a == b else 2]:
+            for i in ids[(a, b)[side]]:
+                hard += sorted(c for key, c in cosines.items() if key[side] == i != key[1 - side])[-2:]
+        np.testing.assert_allclose(sorted(found["hard"]), sorted(hard), atol=1e-6)
+        pooled = np.quantile(np.concatenate([found[kind] for kind in KINDS]), np.linspace(0, 1, 41))
+        np.testing.assert_allclose(quantiles(samples).tables[a, b]["all"], pooled)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.booleans()), min_size=2))
+def test_auc_is_that_of_scikit_learn(rows: list[tuple[int, int, bool]]) -> None:
+    values, weights, good = (np.array(column) for column in zip(*rows, strict=True))
+    found = auc(values[good], values[~good], weights[good], weights[~good])
+    if weights[good].sum() and weights[~good].sum():
+        assert found == pytest.approx(roc_auc_score(good, values, sample_weight=weights))
+    else:
+        assert np.isnan(found)
+
+
+def offset_texts(seed: int) -> dict[str, Texts]:
+    """Parallel vectors: a meaning, noise, and a direction that some languages share with others more than with all."""
+    generator = np.random.default_rng(seed)
+    meanings, made = generator.normal(size=(150, 24)), {}
+    for number, code in enumerate(LANGUAGES[:6]):
+        vectors = meanings + generator.normal(size=(150, 24)) * 0.7
+        vectors[:, 0] = 1.2 * number
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        made[code] = Texts(np.arange(150), np.arange(150), [""] * 150, vectors.astype(np.float32))
+    return made
+
+
+def test_calibration_takes_the_spread_away_and_keeps_the_order() -> None:
+    results = judge(sample_pairs(offset_texts(1)), sample_pairs(offset_texts(2)))
+    assert set(results) == {"raw", "mean", "quantile", "zscore"}
+    for mode in ("mean", "zscore"):
+        assert results[mode].spread[0] < 0.25 * results["raw"].spread[0]
+        assert results[mode].auc[0] > results["raw"].auc[0] - 0.002
+    for result in results.values():
+        for value, low, high in (result.spread, result.auc):
+            assert low < high and low - 0.02 < value < high + 0.02
+
+
+TEXTS = {
+    "de": ["Der Himmel ist heute blau.", "Ich trinke gern heißen Kaffee.", "Der Zug fährt um acht Uhr ab."],
+    "en": ["The sky is blue today.", "I like to drink hot coffee.", "The train leaves at eight."],
+    "ja": ["今日は空が青いです。", "熱いコーヒーを飲むのが好きです。", "電車は八時に出発します。"],
+}
+
+
+def calibrate(*arguments: str) -> str:
+    command = [sys.executable, "-m", "scripts.data.calibrate", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_calibrate_script(tmp_path: Path) -> None:
+    rows = [
+        {"fact": f"fact {index}", "language": language, "answer": text}
+        for language, sentences in TEXTS.items()
+        for index, text in enumerate(sentences)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "texts.parquet")
+    out = tmp_path / "pairs.csv"
+    columns = ("--columns", "fact,fact,language,answer")
+    printed = calibrate("--parallel", str(tmp_path / "texts.parquet"), *columns, "--out", str(out))
+    statistics = PairStatistics.read(out)
+    every = set(combinations_with_replacement(["de", "en", "ja"], 2))
+    assert set(statistics.levels) == set(Quantiles.read(quantile_path(out)).tables) == every
+    found = json.loads((tmp_path / "pairs.json").read_text())
+    assert found["retained pairs"] == 6
+    assert found["equivalent"] == pytest.approx(statistics.mean, abs=0.02)  # but for what the clip takes away
+    assert found["mismatched"] < found["equivalent"] - 0.3
+    assert "too little data" in printed and "de-ja" in printed
+    html = out.with_suffix(".html").read_text()
+    assert "German–Japanese" in html and html.count("<svg") == 1 + len(every)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[str]:
+    """Translates our sentences; what it is asked for in Japanese it answers in English."""
+
+    def answer(request: dict[str, Any]) -> str:
+        prompt = request["messages"][0]["content"]
+        code = "de" if "German" in prompt else "en"
+        return next(t for key, t in zip(TEXTS["en"], TEXTS[code], strict=True) if key in prompt)
+
+    with serving(answer) as url:
+        yield url
+
+
+def test_references_are_translated_and_checked(endpoint: str, tmp_path: Path) -> None:
+    rows = [{"reward_model": {"ground_truth": text}, "extra_info": {"language": "english"}} for text in TEXTS["en"]]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    out = tmp_path / "pairs.csv"
+    source = ("--references", str(tmp_path / "train.parquet"), "--translate", endpoint, "--languages", "German,ja")
+    printed = calibrate(*source, "--out", str(out))
+    assert "6 of 9 texts are in their language" in printed
+    assert set(PairStatistics.read(out).levels) == {("de", "de"), ("de", "en"), ("en", "en")}
+    kept = pq.read_table(tmp_path / "pairs.parallel.parquet").to_pylist()
+    assert {(row["id"], row["language"], row["text"]) for row in kept} == {
+        (index, code, text) for code in ("de", "en") for index, text in enumerate(TEXTS[code])
+    }

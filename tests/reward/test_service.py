@@ -1,0 +1,354 @@
+"""The reward service and its client, under good messages and bad ones, load, and killed replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+import zmq.asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actor import scoring
+from actor.scoring import Scoring, ScoringError
+from common.config import RewardConfig, RunConfig
+from common.net.rendezvous import Route
+from common.net.sockets import bind, connect
+from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
+from reward.service import ScoreBatch, Service, score_or_explain
+from tests.support.groups import question
+from tests.support.scoring import request
+
+ROOT = Path(__file__).parents[2]
+_PATIENCE_S = 400  # of all that should come: a busy machine takes long to start a process
+GOOD = Score(reward=1, quality=1, similarity=1, compliant=True, detected="en")
+
+
+@given(st.lists(st.booleans(), max_size=20))
+def test_a_bad_request_harms_no_other(bad: list[bool]) -> None:
+    def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+        if any(bad[entry.id] for entry in batch):
+            raise RuntimeError("poison" * 1000)
+        return [[GOOD] * entry.id for entry in batch]
+
+    results = score_or_explain(score, [request([], [], id=index) for index in range(len(bad))])
+    for index, (result, is_bad) in enumerate(zip(results, bad, strict=True)):
+        if is_bad:
+            assert isinstance(result, str)
+            assert result.startswith("RuntimeError: poison")
+            assert len(result) <= 500
+        else:
+            assert result == [GOOD] * index
+
+
+# --- service ------------------------------------------------------------------------------------------------------
+
+
+class _Enough(BaseException):
+    """Ends a service's ``run``, as an interrupt would."""
+
+
+@contextmanager
+def serving(address: str, config: RewardConfig) -> Iterator[Callable[[ScoreBatch], None]]:
+    """A service that takes messages, and scores them once it is given a function."""
+    ended = threading.Event()
+    with zmq.Context() as context, bind(context, address) as socket:
+        service = Service(context, socket, config)
+
+        def start(score: ScoreBatch) -> None:
+            def until_ended(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+                if ended.is_set():
+                    raise _Enough
+                return score(batch)
+
+            def run() -> None:
+                with pytest.raises(_Enough):
+                    service.run(until_ended, {})
+
+            threads.append(threading.Thread(target=run))
+            threads[-1].start()
+
+        threads: list[threading.Thread] = []
+        try:
+            yield start
+        finally:
+            ended.set()
+            if threads:
+                with connect(context, address) as last:
+                    last.send(encode(request([], [])))
+                    threads[0].join(_PATIENCE_S)
+            service.close()
+
+
+def replies(socket: Any, count: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(count):
+        assert socket.poll(1000 * _PATIENCE_S), f"only {len(found)} of {count} replies"
+        found.append(decode(socket.recv()))
+    return found
+
+
+def health(socket: Any) -> Healthy:
+    socket.send(encode(Health()))
+    (found,) = replies(socket, 1)
+    assert isinstance(found, Healthy)
+    return found
+
+
+def test_queued_requests_are_merged_up_to_the_batch_size(tmp_path: Path) -> None:
+    sizes: list[int] = []
+
+    def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+        sizes.append(len(batch))
+        return [[] for _ in batch]
+
+    address = f"ipc://{tmp_path}/reward"
+    with (
+        serving(address, RewardConfig(batch_texts=8, batch_window_ms=0)) as start,
+        zmq.Context() as context,
+        connect(context, address) as socket,
+    ):
+        for index in range(5):
+            socket.send(encode(request(["a"] * 3, ["en"] * 3, id=index)))
+        waiting = health(socket)
+        assert not waiting.ready and waiting.queued == 20, "answered before anything is loaded"
+        start(score)
+        assert [reply.id for reply in replies(socket, 5)] == list(range(5))
+    assert sizes[:3] == [2, 2, 1]
+
+
+def test_the_queue_is_bounded_and_forgets_what_nobody_waits_for(tmp_path: Path) -> None:
+    go, scored = threading.Event(), list[int]()
+
+    def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+        assert go.wait(_PATIENCE_S)
+        scored.extend(entry.id for entry in batch)
+        return [[GOOD] * len(entry.answers) for entry in batch]
+
+    address = f"ipc://{tmp_path}/reward"
+    with (
+        serving(address, RewardConfig(batch_texts=1, queue_texts=20)) as start,
+        zmq.Context() as context,
+        connect(context, address) as socket,
+    ):
+        start(score)
+        socket.send(encode(request(["a"], ["en"], id=0)))  # is being scored, until told to go on
+        while health(socket).queued:
+            time.sleep(0.01)
+        for index in range(1, 101):
+            deadline = 0.0 if index == 3 else 60.0
+            socket.send(encode(request(["a"], ["en"], id=index, deadline_s=deadline)))
+        refused = replies(socket, 90)
+        assert all(reply.full and not reply.scores for reply in refused)
+        assert [reply.id for reply in refused] == list(range(11, 101))
+        assert health(socket).queued == 20
+        go.set()
+        served = replies(socket, 10)
+        assert [reply.id for reply in served] == scored == [0, 1, 2, *range(4, 11)]
+        assert all(not reply.full and reply.scores == [GOOD] for reply in served)
+        counts = health(socket).counts
+        assert (counts["full"], counts["late"], counts["scored"]) == (90, 1, 10)
+        socket.send(encode(request(["a"] * 50, ["en"] * 50, id=200)))  # larger than the queue, but alone in it
+        assert len(replies(socket, 1)[0].scores) == 50
+
+
+def malformed(generator: random.Random) -> list[bytes]:
+    """Noise, cut and damaged messages, wrong types, kinds that do not belong here, and wrong numbers of frames."""
+    good = encode(request(["a", "b"], ["en", "de"]))
+    place = generator.randrange(len(good))
+    fields = msgpack.unpackb(good)
+    fields[generator.choice(list(fields))] = generator.choice([None, {}, [[]], b"\xff", -1.5, {"a": 1}])
+    return generator.choice(
+        [
+            [generator.randbytes(generator.randrange(60))],
+            [good[:place]],
+            [good + b"\x00"],
+            [msgpack.packb(fields)],
+            [encode(Heartbeat(holding=[], seconds={}))],
+            [encode(ScoreReply(id=1, scores=[], error="", busy_s=0, waiting_s=0))],
+            [b"\xdd\xff\xff\xff\xff"],  # an array of four billion
+            [b"\x81" * 2000],  # nested deeper than any reader goes
+            [good, good],
+        ]
+    )
+
+
+def test_a_hundred_thousand_malformed_messages_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    address, generator, sent = f"ipc://{tmp_path}/reward", random.Random(), 100_000
+    pool = [frames for _ in range(2000) if not _valid(frames := malformed(generator))]
+    with (
+        caplog.at_level(logging.WARNING),
+        serving(address, RewardConfig()) as start,
+        zmq.Context() as context,
+        connect(context, address, "bad") as bad,
+        connect(context, address, "good") as good,
+    ):
+        start(lambda batch: [[GOOD] * len(entry.answers) for entry in batch])
+        for number in range(sent):
+            bad.send_multipart(generator.choice(pool))
+            if number % 1000 == 0:
+                good.send(encode(request(["a"], ["en"], id=number)))
+        served = replies(good, sent // 1000)
+        assert [reply.scores for reply in served] == [[GOOD]] * (sent // 1000)
+        deadline = time.monotonic() + _PATIENCE_S
+        while (refused := health(good).counts.get("refused", 0)) < sent and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert refused == sent
+        assert not bad.poll(100)
+    assert len(caplog.records) < 20, "a flood must not fill the disk"
+
+
+def _valid(frames: list[bytes]) -> bool:
+    try:
+        return len(frames) == 1 and isinstance(decode(frames[0]), (ScoreRequest, Health))
+    except ValueError:
+        return False
+
+
+# --- client -------------------------------------------------------------------------------------------------------
+
+# A replica without models: scores 1 after a moment, and answers what its arguments say.
+REPLICA = """
+import sys, time, zmq
+from common.config import RewardConfig
+from common.sockets import bind
+from common.wire import Score
+from reward.service import Service
+good = Score(reward=1, quality=1, similarity=1, compliant=True, detected="en")
+def score(batch):
+    time.sleep(float(sys.argv[2]))
+    if any(entry.reference == "poison" for entry in batch):
+        raise ValueError("poison")
+    return [[good] * len(entry.answers) for entry in batch]
+with zmq.Context() as context, bind(context, sys.argv[1]) as socket:
+    Service(context, socket, RewardConfig(batch_texts=16, queue_texts=int(sys.argv[3]))).run(score, {})
+"""
+
+
+@contextmanager
+def replica(address: str, seconds: float = 0.02, queue: int = 10_000) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", REPLICA, address, str(seconds), str(queue)], cwd=ROOT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def client(body: Any, config: RewardConfig) -> Any:
+    """Runs ``body(scoring)`` beside the scoring's own task."""
+
+    async def run() -> Any:
+        context = zmq.asyncio.Context()
+        routes = [Route(RunConfig(), f"reward-{n}", address, 0) for n, address in enumerate(config.addresses)]
+        one = Scoring(context, config.request_timeout_s, routes)
+        listening = asyncio.create_task(one.listen())
+        try:
+            return await body(one)
+        finally:
+            listening.cancel()
+            context.destroy(linger=0)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "_BEAT_S", 0.1)
+    monkeypatch.setattr(scoring, "_SILENCE_S", 0.6)
+
+
+def addresses(tmp_path: Path, count: int = 2) -> tuple[str, ...]:
+    return tuple(f"ipc://{tmp_path}/reward-{number}" for number in range(count))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_replica_killed_under_load_loses_no_group(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+
+    async def body(one: Scoring) -> list[Any]:
+        groups = [asyncio.create_task(one.score(question(), ["a"] * 8, ["en"] * 8, [])) for _ in range(150)]
+        await asyncio.wait(groups[:40], return_when=asyncio.ALL_COMPLETED)
+        assert not all(group.done() for group in groups)
+        killed.kill()
+        return await asyncio.gather(*groups)
+
+    with replica(first) as killed, replica(second):
+        found = client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
+    assert found == [[GOOD] * 8] * 150
+
+
+def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    told: list[dict[str, float]] = []
+
+    async def score(one: Scoring) -> None:
+        await one.score(question(), ["a"], ["en"], [])
+        told.append(one.seconds)
+
+    async def body(one: Scoring) -> None:
+        await score(one)
+        with replica(second):  # has less to tell than the first one
+            while not one._replicas[1].life:
+                await asyncio.sleep(0.05)
+            for _ in range(5):
+                await asyncio.gather(score(one), score(one))
+
+    with replica(first):
+        client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
+    for before, after in pairwise(told):
+        assert all(after[state] >= spent for state, spent in before.items())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_replica_that_starts_again_is_asked_again(tmp_path: Path) -> None:
+    (address,) = addresses(tmp_path, 1)
+
+    async def body(one: Scoring) -> list[Score]:
+        with replica(address, seconds=60) as stuck:
+            asked = asyncio.create_task(one.score(question(), ["a"], ["en"], []))
+            while not one._replicas[0].life:
+                await asyncio.sleep(0.05)
+            stuck.kill()
+            stuck.wait()
+        with replica(address):
+            return await asked
+
+    assert client(body, RewardConfig(addresses=(address,), request_timeout_s=_PATIENCE_S)) == [GOOD]
+
+
+def test_full_replicas_are_asked_until_they_have_room(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+
+    async def body(one: Scoring) -> list[Any]:
+        return await asyncio.gather(*(one.score(question(), ["a"] * 4, ["en"] * 4, []) for _ in range(40)))
+
+    with replica(first, queue=10), replica(second, queue=10):
+        found = client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
+    assert found == [[GOOD] * 4] * 40
+
+
+def test_errors_and_silence_name_the_replicas(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    poison = question().model_copy(update={"reference": "poison"})
+
+    async def ask(one: Scoring) -> None:
+        await one.score(poison, ["a"], ["en"], [])
+
+    with replica(first), replica(second), pytest.raises(ScoringError, match=r"reward-0: .*poison.*reward-1: .*poison"):
+        client(ask, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
+    with pytest.raises(ScoringError, match=r"with 1 s to do it: ipc://.*reward-0: no answer"):
+        client(ask, RewardConfig(addresses=(first,), request_timeout_s=1))

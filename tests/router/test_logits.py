@@ -1,0 +1,347 @@
+"""The two tables of logits and the beliefs, each against a second implementation straight from its definition."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import config as configuration
+from router import Context, Observation, Router
+from router.posterior import COMPLIANCE, QUALITY
+
+LANGUAGES = ["en", "de", "zh", "ja"]
+TOPICS = ["Chat", "Reasoning", "Regional Knowledge"]
+REGIONS = ["China", "Europe", "Asia"]
+
+Rows = dict[str, dict[str, float]]
+
+
+def router(**settings: Any) -> Router:
+    return Router(configuration.RouterConfig(interval=1, **settings), LANGUAGES, seed=0, steps=100)
+
+
+def some(random: np.random.Generator, questions: int, most: int) -> list[Observation]:
+    """Questions with up to ``most`` topics and regions each, two of five rollouts in the question's language."""
+    result = []
+    for _ in range(questions):
+        topics = tuple(random.choice(TOPICS, random.integers(0, most + 1), replace=False).tolist())
+        regions = tuple(random.choice(REGIONS, random.integers(0, most + 1), replace=False).tolist())
+        own = str(random.choice([*LANGUAGES, "ko"]))
+        languages = (own, own, *random.choice(LANGUAGES, 3).tolist())
+        compliant = tuple((random.random(5) < 0.8).tolist())
+        rewards = tuple((random.random(5) * compliant).tolist())
+        result.append(Observation(Context(own, topics, regions), languages, rewards, compliant))
+    return result
+
+
+def normalised(value: float, among: list[float], norm: str) -> float:
+    middle = sum(among) / len(among)
+    spread = math.sqrt(sum((one - middle) ** 2 for one in among) / len(among))
+    return {"none": value, "center": value - middle, "zscore": (value - middle) / (spread + 1e-6)}[norm]
+
+
+# -- as the public code does it ----------------------------------------------------------------------------------------
+
+
+class Published:
+    """The update rule as spec'd by the public code: buckets, then one EMA after another."""
+
+    def __init__(self, norm: str, region_topics: tuple[str, ...]) -> None:
+        self.norm, self.region_topics = norm, region_topics
+        self.rows: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
+
+    def update(self, seen: list[Observation]) -> None:
+        order: list[tuple[str, str | None, str]] = []
+        rewards: dict[tuple[str, str | None, str], list[float]] = defaultdict(list)
+        for context, languages, values, _ in seen:
+            for language, value in zip(languages, values, strict=True):
+                if language not in LANGUAGES:
+                    continue
+                for topic in context.topics:
+                    for region in context.regions or (None,):
+                        key = (topic, region, language)
+                        if key not in order:
+                            order.append(key)
+                        rewards[key].append(value)
+        for topic, region, language in order:
+            means = {key: sum(values) / len(values) for key, values in rewards.items()}
+            among = [means[key] for key in order if key[:2] == (topic, region)]
+            value = normalised(means[topic, region, language], among, self.norm)
+            arms = [self.rows[f"topic:{topic}"]]
+            if region and (not self.region_topics or topic in self.region_topics):
+                arms.append(self.rows[f"region:{region}"])
+            for arm in arms:
+                arm[language] = 0.9 * arm[language] + 0.1 * value
+
+
+@pytest.mark.parametrize("region_topics", [(), ("Regional Knowledge",)])
+@pytest.mark.parametrize("norm", ["none", "center", "zscore"])
+def test_reference_credit_is_that_of_the_public_code(norm: str, region_topics: tuple[str, ...]) -> None:
+    random = np.random.default_rng()
+    bandit = router(credit="reference", group_norm=norm, region_topics=region_topics)
+    expected = Published(norm, region_topics)
+    for _ in range(15):
+        seen = some(random, 12, most=2)
+        bandit.observe(seen)
+        expected.update(seen)
+        logits = bandit.state()["logits"]
+        assert logits.keys() == expected.rows.keys()
+        for name, row in expected.rows.items():
+            np.testing.assert_allclose(logits[name], list(row.values()), rtol=0, atol=1e-9)
+
+
+def test_a_topic_with_many_regions_moves_once_for_each_in_the_reference_and_once_when_pooled() -> None:
+    seen = [
+        Observation(Context("ko", ("Chat",), (f"region {n}",)), ("de", "zh") * 50, (0.9, 0.1) * 50, (True,) * 100)
+        for n in range(24)
+    ]
+    moved = {}
+    for credit in ("reference", "pooled"):
+        bandit = router(credit=credit, prior=1e-9)
+        bandit.observe(seen)
+        moved[credit] = bandit.state()["logits"]["topic:Chat"][1]
+    assert moved["reference"] == pytest.approx(1 - 0.9**24, abs=1e-4)  # effective rate 0.92 of a z-score of 1
+    assert moved["pooled"] == pytest.approx(0.1, abs=1e-4)
+
+
+# -- pooled ------------------------------------------------------------------------------------------------------------
+
+
+def plain_pooled(
+    seen: list[Observation], rows: Rows, norm: str, kept_share: float, weight: float, prior: float
+) -> None:
+    cells: dict[Context, dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(lambda: [[], [], []]))
+    for context, languages, rewards, compliant in seen:
+        arms = [n for n, language in enumerate(languages) if language in LANGUAGES]
+        kept = [n for n in arms if compliant[n]]
+        for n in arms:
+            # a question all in one language compares none
+            cell = cells[context][languages[n]]
+            if len({languages[m] for m in arms}) > 1:
+                cell[0].append(1.0)
+                cell[2].append(compliant[n] - sum(compliant[m] for m in arms) / len(arms))
+            if compliant[n] and len({languages[m] for m in kept}) > 1:
+                cell[1].append(rewards[n] - sum(rewards[m] for m in kept) / len(kept))
+    credit = {
+        (context, language): kept_share * sum(q) / max(len(q), 1) + weight * sum(c) / max(len(c), 1)
+        for context, by_language in cells.items()
+        for language, (_, q, c) in by_language.items()
+    }
+    buckets: dict[tuple[str, ...], set[Context]] = defaultdict(set)
+    for context in cells:
+        for topic in context.topics or (None,):
+            for region in context.regions or (None,):
+                names = [f"topic:{topic}"] * bool(topic) + [f"region:{region}"] * bool(region)
+                buckets[tuple(names) if names else ("-",)].add(context)
+        buckets[f"question:{context.language}",].add(context)
+    targets: dict[tuple[str, str], list[tuple[float, int]]] = defaultdict(list)
+    for bucket, members in buckets.items():
+        value, number = {}, {}
+        for language in LANGUAGES:
+            counts = {one: len(cells[one][language][0]) for one in members if language in cells[one]}
+            if sum(counts.values()):
+                number[language] = sum(counts.values())
+                total = sum(n * credit[one, language] for one, n in counts.items())
+                value[language] = total / number[language]
+        for language in value:
+            for name in bucket:
+                targets[name, language].append(
+                    (normalised(value[language], list(value.values()), norm), number[language])
+                )
+    for (name, language), found in targets.items():
+        n = sum(number for _, number in found)
+        target = sum(number * value for value, number in found) / n
+        rows[name][language] += 0.1 * n / (n + prior) * (target - rows[name][language])
+
+
+@pytest.mark.parametrize("norm", ["none", "center", "zscore"])
+def test_pooled_credit_is_as_defined(norm: str) -> None:
+    random = np.random.default_rng()
+    bandit = router(credit="pooled", group_norm=norm, compliance_weight=0.7, prior=5)
+    rows: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
+    for _ in range(15):
+        seen = some(random, 12, most=2)
+        total, compliant, every = bandit.state()["beliefs"]["seen"]
+        bandit.observe(seen)
+        plain_pooled(seen, rows, norm, compliant / every, 0.7 * total / compliant, 5)
+        logits = bandit.state()["logits"]
+        for name, row in rows.items():
+            if name != "-":
+                np.testing.assert_allclose(logits[name], list(row.values()), rtol=0, atol=1e-7)
+
+
+# -- beliefs -----------------------------------------------------------------------------------------------------------
+
+
+class Plain:
+    """The additive model again: rollout by rollout, one term after the other."""
+
+    def __init__(self, prior: float, forget: float) -> None:
+        self.prior, self.forget = prior, forget
+        self.mean: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
+        self.evidence: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
+        self.squares, self.freedom = 0.25**2, 1.0
+
+    def terms(self, context: Context) -> list[list[str]]:
+        topics, regions = [f"topic:{t}" for t in context.topics], [f"region:{r}" for r in context.regions]
+        return [["shared:"], topics, regions, [f"question:{context.language}"]]
+
+    def update(self, seen: list[tuple[Context, list[tuple[str, float]]]]) -> None:
+        self.squares, self.freedom = self.squares * (1 - self.forget), self.freedom * (1 - self.forget)
+        for row in self.evidence.values():
+            for language in row:
+                row[language] *= 1 - self.forget
+        left: list[list[Any]] = []  # context, language, what is left, information
+        for context, rollouts in seen:
+            rollouts = [(language, value) for language, value in rollouts if language in LANGUAGES]
+            names = [name for kind in self.terms(context) for name in kind]
+            errors = [value - sum(self.mean[name][one] for name in names) for one, value in rollouts]
+            for (language, _), error in zip(rollouts, errors, strict=True):
+                same = sum(one == language for one, _ in rollouts)
+                rest = error - sum(errors) / len(errors)
+                left.append([context, language, rest, 1 - same / len(rollouts)])
+                self.squares += rest**2
+            self.freedom += max(len(rollouts) - 1, 0)
+        for kind in range(4):
+            step: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
+            found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+            for context, language, rest, information in left:
+                for name in self.terms(context)[kind]:
+                    found[name, language].append((rest / len(self.terms(context)[kind]), information))
+            for (name, language), parts in found.items():
+                compared = sum(information > 0 for _, information in parts)
+                weight = self.prior + self.evidence[name][language] + compared
+                step[name][language] = sum(rest for rest, _ in parts) / weight
+                self.mean[name][language] += step[name][language]
+                self.evidence[name][language] += sum(information for _, information in parts)
+            for one in left:
+                if one[3] > 0:
+                    one[2] -= sum(step[name][one[1]] for name in self.terms(one[0])[kind])
+
+
+def test_beliefs_are_those_of_the_plain_model() -> None:
+    random = np.random.default_rng()
+    bandit = router(prior=3, ema=0.2)
+    quality, compliance = Plain(3, 0.2), Plain(3, 0.2)
+    for _ in range(8):
+        seen = some(random, 12, most=2)
+        bandit.observe(seen)
+        every = [(one.context, [*zip(one.languages, one.rewards, one.compliant, strict=True)]) for one in seen]
+        quality.update([(context, [(a, r) for a, r, kept in rollouts if kept]) for context, rollouts in every])
+        compliance.update([(context, [(a, float(kept)) for a, _, kept in rollouts]) for context, rollouts in every])
+        beliefs = bandit._beliefs
+        for table, plain in ((QUALITY, quality), (COMPLIANCE, compliance)):
+            assert beliefs.noise[table] == pytest.approx(plain.squares / plain.freedom, rel=1e-9)
+            for name, row in plain.mean.items():
+                place = beliefs.rows[name]
+                np.testing.assert_allclose(beliefs.mean[table, place], list(row.values()), atol=1e-10)
+                evidence = list(plain.evidence[name].values())
+                np.testing.assert_allclose(beliefs.evidence[table, place], evidence, atol=1e-8)
+
+
+def gap(bandit: Router, topic: str, region: str | None) -> float:
+    """How much more Chinese is thought to be worth than German."""
+    context = Context("ko", (topic,), (region,) if region else ())
+    mean, _ = bandit._beliefs.worth([context], 1.0)
+    return float(mean[0, 2] - mean[0, 1])
+
+
+def rollouts(
+    random: np.random.Generator, topic: str, region: str | None, worth: dict[str, float], languages: tuple[str, ...]
+) -> Observation:
+    noise = random.normal(0, 0.1, len(languages)) + 0.3 * random.random()  # answers to one question share its ease
+    rewards = tuple(worth[one] + float(extra) for one, extra in zip(languages, noise, strict=True))
+    return Observation(Context("ko", (topic,), (region,) if region else ()), languages, rewards, (True,) * len(rewards))
+
+
+def test_an_unknown_region_starts_from_its_topic_and_departs_with_evidence() -> None:
+    random, bandit = np.random.default_rng(3), router()
+    pair = ("de", "zh") * 4
+    for _ in range(20):
+        known = [rollouts(random, "Chat", "China", {"de": 0.3, "zh": 0.5}, pair) for _ in range(10)]
+        bandit.observe(known)
+    assert gap(bandit, "Chat", "Asia") == pytest.approx(gap(bandit, "Chat", None)) and gap(bandit, "Chat", "Asia") > 0.1
+    one = [rollouts(random, "Chat", "Asia", {"de": 0.6, "zh": 0.3}, ("de", "zh"))]
+    bandit.observe(one)
+    assert gap(bandit, "Chat", "Asia") > 0.05  # two rollouts are not much
+    for _ in range(20):
+        known = [rollouts(random, "Chat", "China", {"de": 0.3, "zh": 0.5}, pair) for _ in range(10)]
+        bandit.observe([*known, rollouts(random, "Chat", "Asia", {"de": 0.6, "zh": 0.3}, pair)])
+    assert gap(bandit, "Chat", "Asia") == pytest.approx(-0.3, abs=0.15)
+    assert gap(bandit, "Chat", "China") == pytest.approx(0.2, abs=0.05)
+
+
+def test_languages_drawn_for_easy_questions_get_no_credit_for_it() -> None:
+    random, bandit = np.random.default_rng(4), router()
+    for _ in range(30):
+        easy = [rollouts(random, "Chat", "China", {"de": 0.9, "zh": 0.9}, ("zh",) * 7 + ("de",)) for _ in range(4)]
+        hard = [rollouts(random, "Chat", "Europe", {"de": 0.1, "zh": 0.1}, ("de",) * 7 + ("zh",)) for _ in range(4)]
+        bandit.observe([*easy, *hard])
+    assert abs(gap(bandit, "Chat", None)) < 0.03
+
+
+@pytest.mark.parametrize("credit", ["posterior", "pooled"])
+def test_worth_is_the_expected_reward_to_first_order(credit: str) -> None:
+    """German answers are better, 0.7 to 0.4, and kept in 0.3 of cases to 0.6: worth 0.21 and 0.24."""
+    random, bandit = np.random.default_rng(8), router(credit=credit, ema=0.05, prior=4)
+    for _ in range(60):
+        step = []
+        for _ in range(12):
+            plain = rollouts(random, "Chat", None, {"de": 0.55, "zh": 0.25}, ("de", "zh") * 4)
+            kept = tuple(bool(random.random() < (0.3 if one == "de" else 0.6)) for one in plain.languages)
+            rewards = tuple(reward * held for reward, held in zip(plain.rewards, kept, strict=True))
+            step.append(plain._replace(rewards=rewards, compliant=kept))
+        bandit.observe(step)
+    chances = bandit.distribution("ko", "Chat", None)
+    assert chances[2] > chances[1]
+
+
+def test_the_variance_of_a_sum_of_terms_is_that_of_ridge_regression() -> None:
+    """All rollouts in one context: the four terms are one unknown, of four times the prior variance of each."""
+    bandit = router(prior=16)
+    pair = Observation(Context("ko", ("Chat",), ("China",)), ("de", "zh") * 4, (0.4, 0.6) * 4, (True,) * 8)
+    bandit.observe([pair] * 100)
+    _, variance = bandit._beliefs.worth([pair.context], 0.0)
+    share = bandit._beliefs.weights(0.0)[0]
+    evidence = 100 * 4 * (1 - 4 / 8)  # a rollout tells of its language what its question does not
+    assert variance[0, 1] / bandit._beliefs.noise[0] == pytest.approx(share**2 / (16 / 4 + evidence), rel=1e-9)
+    assert variance[0, 0] / bandit._beliefs.noise[0] == pytest.approx(share**2 * 4 / 16, rel=1e-9), "never drawn"
+    _, elsewhere = bandit._beliefs.worth([Context("ko", ("Chat",), ("Asia",))], 0.0)
+    assert elsewhere[0, 1] > variance[0, 1]
+
+
+def test_questions_all_in_one_language_change_nothing() -> None:
+    random = np.random.default_rng(2)
+    seen = some(random, 10, most=1)
+    alone = [
+        Observation(Context("zh", ("Translation",), ("China",)), ("zh",) * 8, tuple(random.random(8)), (True,) * 8)
+        for _ in range(30)
+    ]
+    one, other = router(credit="pooled", group_norm="center"), router(credit="pooled", group_norm="center")
+    one.observe(seen)
+    other.observe([*seen, *alone])
+    rows = other.state()["logits"]
+    for name, row in one.state()["logits"].items():
+        np.testing.assert_allclose(rows[name], row, atol=1e-12)
+
+
+def test_a_lost_language_is_worth_its_weight() -> None:
+    """German is better by 0.1 when it is German, which it is half the time."""
+    random = np.random.default_rng(6)
+    liked = {}
+    for weight in (0.0, 1.0):
+        bandit = router(compliance_weight=weight)
+        for _ in range(40):
+            step = []
+            for _ in range(6):
+                plain = rollouts(random, "Chat", None, {"de": 0.6, "zh": 0.5}, ("de", "zh") * 4)
+                kept = tuple(one == "zh" or bool(random.random() < 0.5) for one in plain.languages)
+                rewards = tuple(reward * held for reward, held in zip(plain.rewards, kept, strict=True))
+                step.append(plain._replace(rewards=rewards, compliant=kept))
+            bandit.observe(step)
+        liked[weight] = LANGUAGES[int(bandit.distribution("ko", "Chat", None).argmax())]
+    assert liked == {0.0: "de", 1.0: "zh"}

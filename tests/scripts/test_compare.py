@@ -1,0 +1,139 @@
+"""Differences that are more than chance; and the whole way from raw rows to a comparison of two trained models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.data import label, sft, warm_start_data
+from scripts.data import prepare as prepare_data
+from scripts.study import compare, evaluate
+from tests.scripts.test_evaluate import judge
+from tests.support.chat import serving
+
+ROOT = Path(__file__).parents[2]
+LANGUAGES = ("de", "en", "es", "fr")
+SETTINGS = {
+    "model.dtype": "float32", "run.languages": json.dumps(LANGUAGES), "router.rollouts": 4, "router.own_language": 1,
+    "sampling.max_new_tokens": 12, "learner.steps": 3, "learner.groups_per_step": 4, "learner.lr": 1e-4,
+    "learner.kl": 0.0, "learner.param_dtype": "float32", "learner.evaluate_every": 1, "learner.evaluate_questions": 4,
+    "learner.batch_timeout_s": 400, "actor.start_timeout_s": 400,
+}  # fmt: skip
+
+
+def scores(path: Path, values: np.ndarray[Any, Any]) -> str:
+    path.write_text(json.dumps({"items": {"CARE": [{"score": None if np.isnan(v) else v} for v in values.tolist()]}}))
+    return str(path)
+
+
+def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
+    values = np.random.default_rng().normal(0.3, 1, (1, 400))
+    mean, low, high = compare.bootstrap(values)
+    other = stats.bootstrap((values[0],), np.mean, method="percentile", n_resamples=4000).confidence_interval
+    assert mean == pytest.approx(values.mean())
+    assert low == pytest.approx(other.low, abs=0.03) and high == pytest.approx(other.high, abs=0.03)
+    seeds = np.random.default_rng().normal(0, 1, (5, 1)) + np.zeros((5, 400))
+    _, low, high = compare.bootstrap(seeds)
+    assert high - low > 0.3 * seeds.std(), "what differs between seeds is not averaged away by questions"
+
+
+def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(7)
+    hard = rng.random(200)
+    one = np.clip(hard + rng.normal(0, 0.02, (2, 200)), 0, 1)
+    better, same = one + 0.03, one + rng.normal(0, 0.02, one.shape)
+    better[0, 0] = np.nan
+    files = {
+        name: ",".join(scores(tmp_path / f"{name}{n}.json", row) for n, row in enumerate(values))
+        for name, values in {"base": one, "better": better, "same": same}.items()
+    }
+    arms = [f"{name}={some}" for name, some in files.items()]
+    compare.main([*arms, "--scores", "--out", str(tmp_path / "out"), "--json"])
+    printed = capsys.readouterr().out.splitlines()
+    rows = {row["arm"]: row for row in json.loads(printed[-1])["rows"]}
+    assert rows["better"]["difference"][0] == pytest.approx(3) and rows["better"]["difference"][1] > 2.9
+    assert rows["same"]["difference"][1] < 0 < rows["same"]["difference"][2]
+    assert rows["better"]["mean"][1] < rows["base"]["mean"][2], "unpaired, the intervals overlap"
+    assert [line.endswith("more than chance") for line in printed[1:4]] == [False, True, False]
+    short = scores(tmp_path / "short.json", hard[:5])
+    with pytest.raises(SystemExit, match="base and short cannot be paired"):
+        compare.main([arms[0], f"short={short}", "--scores", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="no finished run"):
+        compare.main([f"base={tmp_path}", "--runs", "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1800)  # every arm is a whole run: half a minute of one core
+@pytest.mark.parametrize(
+    "arms", [["lrpo="], pytest.param(["lrpo=", "grpo=--router.mode monolingual"], marks=pytest.mark.slow)]
+)
+def test_from_raw_rows_to_a_comparison(
+    arms: list[str], built: Path, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepare, label, warm start, train with evaluations on the way, evaluate, compare; with a light engine."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
+    truth = {row["question"]: label.label_of(row) for row in pq.read_table(built / "train.parquet").to_pylist()}
+    lines = [
+        json.dumps({"question": row["question"], "answer": row["answer"], "language": row["extra_info"]["language"]})
+        for row in pq.read_table(built / "train.parquet").to_pylist()
+        if row["extra_info"]["language"] in ("german", "english", "spanish", "french")
+    ]
+    (tmp_path / "raw.jsonl").write_text("\n".join(lines))
+    prepare_data.main([str(tmp_path / "raw.jsonl"), "--out", str(tmp_path), "--heldout", "0.1", "--strict"])
+
+    def knows(request: dict[str, Any]) -> str:
+        topic, regions = truth[request["messages"][1]["content"].removeprefix("user: ")] or ("", [])
+        return json.dumps({"topic": topic, "regions": regions})
+
+    with serving(knows) as url:
+        for split in ("train", "heldout"):
+            path = tmp_path / f"{split}.parquet"
+            label.main([str(path), "--out", str(path), "--endpoint", f"m@{url}"])
+    rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert all(label.label_of(row) == truth[row["question"]] for row in rows)
+
+    known = [
+        {"id": row["fact"], "language": row["language"], "answer": row["answer"], "question": asked["text"]}
+        for row in pq.read_table(built / "warm_start.parquet").to_pylist()[:400]
+        for asked in row["questions"]
+        if asked["language"] == row["language"]
+    ]
+    pq.write_table(pa.Table.from_pylist(known), tmp_path / "parallel.parquet")
+    examples, model = tmp_path / "examples.parquet", tmp_path / "model"
+    languages = ["--languages", ",".join(LANGUAGES), "--prompts", "32"]
+    warm_start_data.main([str(tmp_path / "parallel.parquet"), "--parallel", *languages, "--out", str(examples)])
+    with monkeypatch.context() as told:  # as torchrun tells the only rank
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+            told.setenv(name, value)
+        sft.main([str(tiny_policy), str(examples), "--out", str(model), "--epochs", "1", "--lr", "1e-3"])
+
+    flags = SETTINGS | {"model.path": model, "data.train": tmp_path / "train.parquet"}
+    flags |= {"learner.address": f"ipc://{tmp_path}/q", "reward.addresses": f'["ipc://{tmp_path}/r"]'}
+    base = " ".join(f"--{key} '{value}'" for key, value in flags.items())
+    with serving(judge) as url:
+        scored = f"--care-pro {tmp_path / 'heldout.parquet'} --judge j@{url} --max-tokens 12"
+        compare.main([*arms, "--base", base, "--seeds", "0", "--out", str(tmp_path / "out"), "--evaluate", scored])
+        evaluate.main([str(model), "--out", str(tmp_path / "warm.json"), *scored.split()])
+    names = [arm.partition("=")[0] for arm in arms]
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    wanted = {(name, metric) for name in names for metric in ("CARE-pro", "reward_after")}
+    assert {(row["arm"], row["metric"]) for row in compared} >= wanted
+    gained = [f"warm={tmp_path / 'warm.json'}", f"lrpo={tmp_path / 'out' / 'lrpo-0' / 'scores.json'}"]
+    compare.main([*gained, "--scores", "--out", str(tmp_path / "gained")])
+    assert "difference" in json.loads((tmp_path / "gained" / "comparison.json").read_text())[1]
+    for arm in names:
+        summary = json.loads((tmp_path / "out" / f"{arm}-0" / "summary.json").read_text())
+        assert (summary["questions_lost"], summary["questions_duplicated"], summary["steps"]) == (0, 0, 3)
+        assert summary["staleness_max"] <= summary["staleness_bound"]
+        assert sum(summary[f"groups_{fate}"] for fate in ("trained", "zero_variance")) == 12
+        events = EventAccumulator(str(tmp_path / "out" / f"{arm}-0" / "tensorboard"))
+        events.Reload()
+        assert [event.step for event in events.Scalars("evaluation_train/own")] == [0, 1, 2, 3]

@@ -1,0 +1,89 @@
+"""The paper's three backbones on 1, 4 and 8 GPUs, by arithmetic; and a model with windows and an image encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+
+from learner.train.packing import Sample, pack
+from learner.train.policy import Policy
+from scripts.ops.dry_run import main
+from tests.support.groups import random_rollout
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = ("qwen2.5-1.5b", "llama-3.2-1b", "gemma-3-4b")
+
+
+def parameters(name: str) -> int:
+    """Numbers in the weights by the architectures: embeddings, attention, gated MLP, norms; the tower of SigLIP."""
+    whole = json.loads((CONFIGS / "models" / f"{name}.json").read_text())
+    text = whole.get("text_config", whole)
+    h, width = text["hidden_size"], text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+    q, kv = text["num_attention_heads"] * width, text["num_key_value_heads"] * width
+    layer = 2 * h * q + 2 * h * kv + 3 * h * text["intermediate_size"]
+    layer += {"qwen": 2 * h + q + 2 * kv, "llam": 2 * h, "gemm": 4 * h + 2 * width}[name[:4]]  # norms and biases
+    count: int = text["vocab_size"] * h + text["num_hidden_layers"] * layer + h
+    if "vision_config" in whole:
+        sight = whole["vision_config"]
+        v, patch, inner = sight["hidden_size"], sight["patch_size"], sight["intermediate_size"]
+        seen = 4 * (v + 1) * v + (v + 1) * inner + (inner + 1) * v + 2 * 2 * v
+        places = (sight["image_size"] // patch) ** 2
+        count += (3 * patch**2 + 1) * v + places * v + sight["num_hidden_layers"] * seen + 2 * v  # last: a norm's
+        count += v * h + v  # to the text's width, and a norm without bias
+    return count
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(CONFIGS / f"{name}.toml"), str(CONFIGS / f"gpus-{gpus}.toml")]
+    small = ["--gpu-gb", "141"] if name.startswith("gemma") and gpus == 1 else []
+    main([*files, "--shape", str(CONFIGS / "models" / f"{name}.json"), "--json", *small])
+    rows = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    counted = next(value for metric, value in rows.items() if metric.startswith("parameters"))
+    assert counted == parameters(name) / 1e9
+    ranks = {1: 1, 4: 2, 8: 4}[gpus]
+    assert rows["learner: weights, gradients and Adam"] == pytest.approx(16 * parameters(name) / 1e9 / ranks)
+    assert rows["answers a step"] == 2048 and rows["tokens a step, at most"] == pytest.approx(2048 * 1536 / 1e6)
+
+
+def test_what_does_not_fit_or_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(CONFIGS / "gemma-3-4b.toml"), str(CONFIGS / "gpus-1.toml")]
+    shape = ["--shape", str(CONFIGS / "models" / "gemma-3-4b.json")]
+    with pytest.raises(SystemExit) as error:
+        main([*files, *shape])
+    assert error.value.code == 1 and "MISSED" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="/nowhere"):
+        main([*files, "--shape", "/nowhere"])
+    main([*files, *shape, "--text", "--gpu-gb", "141", "--json"])
+    assert "Gemma3ForCausalLM" in capsys.readouterr().out, "without the image encoder"
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_windows_and_image_encoders_are_as_in_transformers(images: bool, tmp_path: Path) -> None:
+    """Log-probabilities of packed sequences longer than the window, against one sequence after the other."""
+    text = {
+        "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "sliding_window": 7, "initializer_range": 0.3,
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = Gemma3Config(text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14})
+    torch.manual_seed(0)
+    whole = Gemma3ForConditionalGeneration(config)
+    (whole if images else AutoModelForCausalLM.from_config(config.get_text_config())).save_pretrained(tmp_path)
+    rng = np.random.default_rng()
+    rollouts = [random_rollout(rng) for _ in range(5)]
+    got, _ = Policy(str(tmp_path), temperature=1.0, head_chunk=8)(pack([Sample(one, 0.0) for one in rollouts]))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")
+    wanted = []
+    for one in rollouts:
+        ids = torch.from_numpy(np.concatenate([one.prompt_ids, one.response_ids]).astype(np.int64))[None]
+        table = plain(ids).logits[0].log_softmax(-1)
+        begin = len(one.prompt_ids)
+        wanted.append(table[range(begin - 1, ids.shape[1] - 1), ids[0, begin:]])
+    torch.testing.assert_close(got, torch.cat(wanted), atol=2e-4, rtol=1e-3)

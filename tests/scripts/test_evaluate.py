@@ -1,0 +1,173 @@
+"""Scores of models whose scores are known, through the command itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scripts.data.endpoint import whole_number
+from scripts.study.evaluate import LABELS, last_number, main, read_label
+from tests.support.chat import serving
+
+QUESTIONS = [
+    ("zh", "日本的首都是哪里？", "日本的首都是东京。"),
+    ("hi", "जापान की राजधानी क्या है?", "जापान की राजधानी टोक्यो है।"),
+    ("es", "¿Cuál es la capital de Japón?", "La capital de Japón es Tokio."),
+]
+ENGLISH = "The capital of Japan is Tokyo."
+
+
+def judge(request: dict[str, Any]) -> str:
+    """Grades by its own reading of the rules: an answer that is the reference, or its translation, or no answer."""
+    form = request["messages"][0]["content"]
+    reference, answer = (
+        form.split(f"{part}:\n")[1].split("\n\n")[0].strip() for part in ("Reference answer", "Answer to grade")
+    )
+    if "from 1 (useless)" in form:
+        return "9/10" if answer == reference else "2"
+    if not answer:
+        return "NOT_ATTEMPTED"
+    return "CORRECT" if answer == reference else "CORRECT_BUT_WRONG_LANGUAGE" if answer == ENGLISH else "INCORRECT"
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> str:
+    rows = [{"question": q, "answer": a, "language": code} for code, q, a in QUESTIONS]
+    (tmp_path / "care_pro.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "care_pro.jsonl")
+
+
+@pytest.mark.parametrize("knows", ["references", "english", "nothing", "one"])
+def test_care_pro_counts_right_answers_in_the_right_language_alone(
+    knows: str, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = {question: reference for _, question, reference in QUESTIONS}
+    asked = []
+
+    def answer(request: dict[str, Any]) -> str:
+        asked.append(request)
+        question = request["messages"][-1]["content"]
+        if knows == "one":
+            return known[question] if "Japón" in question else "No."
+        return {"references": known[question], "english": ENGLISH, "nothing": ""}[knows]
+
+    with serving(answer) as model, serving(judge) as judges:
+        command = [f"m@{model}", "--out", str(tmp_path / "s.json"), "--judge", f"j@{judges}", "--json"]
+        main([*command, "--care-pro", questions, "--care", questions])
+    assert all(request["temperature"] == 0 for request in asked) and len(asked) == 6, "greedy, each prompt once a set"
+    found = json.loads(capsys.readouterr().out)["sets"]
+    one = found["CARE-pro"]
+    assert one["mean"] == pytest.approx({"references": 100, "one": 100 / 3}.get(knows, 0))
+    assert one["seen"] == pytest.approx({"references": 100, "one": 50}.get(knows, 0)), "zh and es are seen"
+    assert one["unseen"] == pytest.approx({"references": 100}.get(knows, 0)), "hi is not"
+    assert one["low"] <= one["mean"] <= one["high"]
+    assert found["CARE"]["mean"] == pytest.approx({"references": 90, "one": 130 / 3}.get(knows, 20))
+    assert found["CARE-pro"]["compliance"] == pytest.approx({"references": 100, "one": 100 / 3}.get(knows, 0))
+    labels = [item["label"] for item in json.loads((tmp_path / "s.json").read_text())["items"]["CARE-pro"]]
+    wanted = {"references": 0, "english": 1, "nothing": 3}
+    assert knows == "one" or labels == [LABELS[wanted[knows]]] * 3
+
+
+def test_judgements_are_kept_and_useless_ones_left_out(
+    questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, calls = {question: reference for _, question, reference in QUESTIONS}, []
+
+    def grumpy(request: dict[str, Any]) -> str:
+        calls.append(request)
+        return "I would say it is not correct" if "टोक्यो" in request["messages"][0]["content"] else judge(request)
+
+    with serving(lambda r: known[r["messages"][-1]["content"]]) as model, serving(grumpy) as judges:
+        command = [f"m@{model}", "--out", str(tmp_path / "s.json"), "--judge", f"j@{judges}", "--care-pro", questions]
+        main(command)
+        assert "1 not judged" in capsys.readouterr().out and len(calls) == 5
+        main([*command, "--json"])
+        assert len(calls) == 8, "only the question without a judgement is judged again"
+    one = json.loads(capsys.readouterr().out)["sets"]["CARE-pro"]
+    assert (one["mean"], one["unjudged"], one["questions"]) == (100, 1, 3)
+    with pytest.raises(SystemExit, match="needs --judge"), serving(lambda _: "") as model:
+        main([f"m@{model}", "--out", str(tmp_path / "s.json"), "--care", questions])
+    with pytest.raises(SystemExit, match="nothing to evaluate"):
+        main(["m@http://127.0.0.1:1", "--out", str(tmp_path / "s.json")])
+
+
+def test_mgsm_takes_the_last_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"{n}?", "answer_number": n, "language": "en"} for n in (12, 1000, 7, -3)]
+    (tmp_path / "mgsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    says = {"12?": "First 5, then 7: 12.", "1000?": "$1,000.00", "7?": "7 apples and 2 pears", "-3?": "−3"}
+    with serving(lambda request: says[request["messages"][-1]["content"]]) as model:
+        command = [f"m@{model}", "--out", str(tmp_path / "s.json"), "--mgsm", str(tmp_path / "mgsm.jsonl"), "--json"]
+        main([*command, "--columns", "answer=answer_number"])
+    assert json.loads(capsys.readouterr().out)["sets"]["mGSM"]["mean"] == 75
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from([",", ".", " ", "\u00a0", "\u202f", ""]), st.sampled_from("0٠०๐০"))
+def test_a_number_is_read_in_any_form(number: int, separator: str, zero: str) -> None:
+    written = f"{number:,}".replace(",", separator)
+    digits = "".join(chr(ord(zero) + int(c)) if c.isdigit() else c for c in written)
+    assert last_number(f"2 + 2 → {digits}.") == number
+    assert last_number("none") is None
+
+
+@pytest.mark.parametrize(("said", "value"), [("3.50", 3.5), ("1,234.5", 1234.5), ("1.234,5", 1234.5), ("0.125", 0.125)])
+def test_decimals_are_read(said: str, value: float) -> None:
+    assert last_number(said) == value
+
+
+def test_only_clear_judgements_count() -> None:
+    read_grade = whole_number(1, 10)
+    assert read_label(0, "INCORRECT.") == "INCORRECT" and read_grade(0, "Grade: 10/10") == 10
+    for said in ("correct?", "CORRECT or INCORRECT", "", "It is not correct"):
+        with pytest.raises(ValueError):
+            read_label(0, said)
+    for said in ("0", "11", "7.5", "between 3 and 4", ""):
+        with pytest.raises(ValueError):
+            read_grade(0, said)
+
+
+def test_the_harness_scores_the_exported_model(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A local task in the layout of Global-MMLU; the random model's choices are those of a direct computation."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    rng = np.random.default_rng(0)  # two choices may be as likely as one another but for rounding
+    rows = [
+        {"question": f"{a} + {b} = ?", "answer": "ABCD"[rng.integers(4)],
+         **{f"option_{c}": str(rng.integers(100)) for c in "abcd"}}
+        for a, b in rng.integers(0, 50, (12, 2)).tolist()
+    ]  # fmt: skip
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    form = "{question}\nA. {option_a}\nB. {option_b}\nC. {option_c}\nD. {option_d}\nAnswer:"
+    task = {
+        "task": "global_mmlu_de_local", "dataset_path": "json", "output_type": "multiple_choice", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "test.jsonl")}}, "doc_to_choice": ["A", "B", "C", "D"],
+        "doc_to_text": form.replace("{", "{{").replace("}", "}}"), "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(task))  # which is YAML too
+    command = [str(tiny_policy), "--out", str(tmp_path / "s.json"), "--include-path", str(tmp_path), "--json"]
+    main([*command, "--lm-eval", "global_mmlu_de_local"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["sets"]["G-MMLU-Lite"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_policy), AutoTokenizer.from_pretrained(tiny_policy)
+    right = []
+    for row in rows:
+        prompt, choices = tokenizer.encode(form.format(**row)), [tokenizer.encode(f" {c}") for c in "ABCD"]
+        with torch.no_grad():
+            tables = [model(torch.tensor([prompt + choice])).logits[0].log_softmax(-1) for choice in choices]
+        logp = [
+            sum(float(table[len(prompt) + n - 1, token]) for n, token in enumerate(choice))
+            for table, choice in zip(tables, choices, strict=True)
+        ]
+        right.append("ABCD"[int(np.argmax(logp))] == row["answer"])
+    assert found["mean"] == pytest.approx(100 * np.mean(right))
+    assert found["by_language"] == {"de": pytest.approx(100 * np.mean(right))} and found["compliance"] is None
+    with pytest.raises(SystemExit, match="no task 'nothing'"):
+        main([*command, "--lm-eval", "nothing"])

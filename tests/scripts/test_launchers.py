@@ -1,0 +1,324 @@
+"""What ssh, Slurm, Kubernetes and SkyPilot are told to start: the launch scripts, with flags that are understood."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.config import Config, load
+from learner.work.server import Server
+from scripts.ops.health import problem
+from scripts.ops.supervise import shares
+from scripts.pool.launch import Process
+
+ROOT = Path(__file__).parents[2]
+_PATIENCE_S = 240  # of what should come, on a busy machine
+CONFIG = str(ROOT / "configs" / "qwen2.5-1.5b.toml")
+POOL = """
+[gpus.h100]
+[gpus.l40s]
+[[nodes]]
+role = "actor"
+gpu = "l40s"
+{where}
+engines = 2
+tp = 2
+groups_in_flight = 7
+[[nodes]]
+role = "reward"
+{reward}
+[[nodes]]
+role = "learner"
+gpu = "h100"
+{learner}
+engines = 3
+"""
+HOSTS = {"where": 'hosts = ["alpha", "beta"]', "reward": 'hosts = ["alpha"]', "learner": 'hosts = ["gamma", "alpha"]'}
+PARTITIONS = {
+    "where": 'partition = "l40s"\ncount = 4', "reward": 'partition = "cpu"\ncount = 2',
+    "learner": 'partition = "h100"\ncount = 2',
+}  # fmt: skip
+
+
+def launch(path: Path, *arguments: str, pool: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    (path / "pool.toml").write_text(pool)
+    command = [str(ROOT / "scripts" / "launch_pool.sh"), str(path / "pool.toml"), *arguments]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+        timeout=_PATIENCE_S,
+    )
+
+
+def started(line: str) -> tuple[dict[str, str], str, Config]:
+    """Environment, role and configuration of a command that starts a process."""
+    words = shlex.split(line)
+    assert words[0] == "env"
+    place = next(n for n, word in enumerate(words) if word.startswith("scripts/launch_"))
+    assert os.access(ROOT / words[place], os.X_OK)
+    role = words[place].removeprefix("scripts/launch_").removesuffix(".sh")
+    return dict(word.split("=", 1) for word in words[1:place]), role, load(words[place + 1 :])
+
+
+def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", CONFIG, pool=POOL.format(**HOSTS), LRPO_KEYS="/keys")
+    assert told.returncode == 0, told.stderr
+    found = [
+        (shlex.split(line)[1], *started(shlex.split(line)[2]))
+        for line in told.stdout.splitlines() if line.startswith("ssh ")
+    ]  # fmt: skip
+    assert [(host, role) for host, _, role, _ in found] == [
+        ("gamma", "learner"), ("alpha", "learner"), ("alpha", "actor"), ("alpha", "actor"), ("beta", "actor"),
+        ("beta", "actor"), ("alpha", "reward"),
+    ]  # fmt: skip
+    gpus = [environment["CUDA_VISIBLE_DEVICES"] for _, environment, _, _ in found]
+    assert gpus == ["0,1,2", "0,1,2", "3,4", "5,6", "0,1", "2,3", ""]
+    for host, environment, role, config in found:
+        assert environment["LRPO_HOST"] == host and environment["LRPO_KEYS"] == "/keys"
+        assert (config.learner.nodes, config.learner.ranks, config.learner.torchrun) == (2, 3, "gamma:29400")
+        assert config.run.rendezvous == config.run.dir / "rendezvous"
+        assert config.learner.address == "tcp://*:5700" and config.reward.addresses == ("tcp://*:5701",)
+        assert config.actor.engine_args.get("tp", 1) == (2 if role == "actor" else 1)
+        assert role != "actor" or config.actor.groups_in_flight == 7
+    names = [config.actor.name for *_, role, config in found if role == "actor"]
+    assert len(set(names)) == 4
+
+
+SSH = """#!/usr/bin/env bash
+# ssh to a host that cannot be reached at first: another session, which has nothing of us but our input and its output.
+while [[ $1 == -o ]]; do shift 2; done
+echo "to $1" >>"$TOLD"
+(($(wc -l <"$TOLD") > 1)) || exit 255
+shift
+exec setsid -w bash -c "$*"
+"""
+REMOTE = 'trap \'echo ended >>"$TOLD"; exit 130\' TERM; echo "started by $0" >>"$TOLD"; while :; do sleep 0.1; done'
+
+
+def test_a_host_that_is_away_is_tried_again_and_ends_its_process_when_the_connection_does(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "ssh").write_text(SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    process = Process("actor-alpha-0", "alpha", ["bash", "-c", REMOTE, "quoted 'name'"])
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(told)}
+    here = subprocess.Popen(process.over_ssh(), env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    within(lambda: told.exists() and "started" in told.read_text())
+    assert told.read_text().splitlines() == ["to alpha", "to alpha", "started by quoted 'name'"]
+    os.killpg(here.pid, signal.SIGTERM)
+    here.wait(_PATIENCE_S)
+    within(lambda: told.read_text().endswith("ended\n"))
+
+
+def test_the_code_of_a_process_that_ends_by_itself_comes_back(tmp_path: Path) -> None:
+    (tmp_path / "ssh").write_text(SSH.replace("|| exit 255", ""))
+    (tmp_path / "ssh").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
+    command = Process("a", "alpha", ["bash", "-c", "exit 3"]).over_ssh()
+    assert subprocess.run(command, env=environment, timeout=_PATIENCE_S, check=False).returncode == 3
+
+
+def within(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+SRUN = """#!/usr/bin/env bash
+# Slurm's srun as far as it matters here: the tasks of a component, one after the other.
+group=0
+while [[ $1 == --* ]]; do [[ $1 != --het-group=* ]] || group=${1#*=}; shift; done
+for ((task = 0; task < TASKS; task++)); do
+    SLURM_PROCID=$task GROUP=$group "$@" &
+    touch "$TOLD.$!"
+    wait $!
+    rm "$TOLD.$!"
+done
+"""
+SCANCEL = """#!/usr/bin/env bash
+[[ $* == "--signal=TERM 42" ]] || exit 1
+for task in "$TOLD".*; do [[ ! -e $task ]] || kill -TERM "${task##*.}"; done
+"""
+LAUNCH = """#!/usr/bin/env bash
+trap 'echo ended >>"$TOLD"; exit 130' TERM
+python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$GROUP" "$(basename "$0")" "$@" >>"$TOLD"
+# A learner goes on until that many lines are written.
+[[ $0 != *learner.sh ]] || while (($(wc -l <"$TOLD") < ${CALLS:-0})); do sleep 0.1; done
+"""
+
+
+def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """Runs a batch script as Slurm would, with launch scripts that only write down how they were called."""
+    script = next(n for n, word in enumerate(command) if word.endswith("pool.sbatch"))
+    (path / "scripts" / "slurm").mkdir(parents=True)
+    shutil.copy(ROOT / command[script], path / command[script])
+    tools = {
+        "srun": SRUN,
+        "scancel": SCANCEL,
+        "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n',
+    }
+    tools |= {f"scripts/launch_{role}.sh": LAUNCH for role in ("learner", "reward", "actor")}
+    for name, text in tools.items():
+        (path / name).write_text(text)
+        (path / name).chmod(0o755)
+    own = {"PATH": f"{path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(path), "TOLD": str(path / "told")}
+    lists = {f"SLURM_JOB_NODELIST_HET_GROUP_{n}": "x" for n in range(3)}
+    return subprocess.Popen(
+        ["bash", command[script], *command[script + 1 :]], cwd=path, text=True,
+        env={**os.environ, **own, **lists, "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "42", **environment},
+    )  # fmt: skip
+
+
+def test_processes_of_one_machine_get_gpus_of_their_own_where_there_are_enough() -> None:
+    config = load(["--learner.ranks", "2", "--actor.engine_args.tp", "2"])
+    assert shares([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
+    assert shares([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
+    assert shares(["a"], config, 1) == [["a"]] * 3
+    assert not any(shares([], config, 1))
+
+
+def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", CONFIG, pool=POOL.format(**PARTITIONS))
+    commands = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    options = [{*command[1 : command.index("scripts/deploy/slurm/pool.sbatch")]} for command in commands]
+    wanted = [("h100", 2, 3, 1), ("l40s", 4, 2, 2), ("cpu", 2, 0, 1)]
+    for have, (partition, nodes, gpus, tasks) in zip(options, wanted, strict=True):
+        assert {f"--partition={partition}", f"--nodes={nodes}"} <= have
+        assert f"--ntasks-per-node={tasks}" in have
+        assert {word for word in have if "gpus" in word} == ({f"--gpus-per-task={gpus}"} if gpus else set())
+    told = launch(tmp_path, "--dry-run", "--together", CONFIG, pool=POOL.format(**PARTITIONS))
+    [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    assert command.count(":") == 2 and command.count("--") == 2
+    assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", TASKS="2", CALLS="5").wait(_PATIENCE_S) == 0
+    calls = [json.loads(line) for line in (tmp_path / "job" / "told").read_text().splitlines()]
+    assert sorted((group, script) for group, script, *_ in calls) == [
+        (str(n), f"launch_{role}.sh") for n, role in enumerate(("learner", "actor", "reward")) for _ in range(2)
+    ]
+    configs = {script: [load(rest) for _, name, *rest in calls if name == script] for _, script, *_ in calls}
+    assert all(config.learner.torchrun == "gamma:29400" for config in configs["launch_learner.sh"])
+    assert all(config.learner.nodes == 2 for config in configs["launch_actor.sh"])
+
+
+def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", "--role", "learner", CONFIG, pool=POOL.format(**PARTITIONS))
+    [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    job = tmp_path / "job"
+    process = slurm(job, command, TASKS="1", CALLS="99")
+    within(lambda: (job / "told").exists() and (job / "told").read_text() and [*job.glob("told.*")])
+    process.send_signal(signal.SIGTERM)
+    process.wait(_PATIENCE_S)
+    assert (job / "told").read_text().splitlines()[1:] == ["ended", "requeue 42"]
+
+
+def test_wrong_pools_are_refused(tmp_path: Path) -> None:
+    uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
+    for pool, complaint in ((uneven, "same number of engines"), (POOL.format(**HOSTS) + "x = 1", "unknown key")):
+        told = launch(tmp_path, "--dry-run", CONFIG, pool=pool)
+        assert told.returncode == 1 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
+
+
+def manifests() -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = yaml.safe_load((ROOT / "scripts/deploy/k8s/run.yaml").read_text())["items"]
+    return items
+
+
+def test_kubernetes_starts_the_launch_scripts_and_asks_our_health(tmp_path: Path) -> None:
+    jobset, actors = (one for one in manifests() if one["kind"] in ("JobSet", "Job"))
+    jobs = {job["name"]: job["template"] for job in jobset["spec"]["replicatedJobs"]} | {"actor": actors}
+    assert set(jobs) == {"learner", "reward", "actor"}
+    for role, job in jobs.items():
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        assert container["command"] == [f"scripts/launch_{role}.sh"]
+        here = {"lrpo": ROOT, "config": ROOT / "scripts" / "k8s"}
+        files = [str(here[Path(word).parts[1]].joinpath(*Path(word).parts[2:])) for word in container["args"]]
+        config = load(files)
+        assert container["livenessProbe"]["exec"]["command"] == ["scripts/health.sh", role, *container["args"]]
+        secrets = {item["path"] for item in job["spec"]["template"]["spec"]["volumes"][-1]["secret"]["items"]}
+        assert ("server.key_secret" in secrets) == (role != "actor")
+    assert jobs["learner"]["spec"]["completions"] == config.learner.nodes
+    assert config.learner.torchrun == "lrpo-learner-0-0.lrpo:29400" and jobset["spec"]["network"]["subdomain"] == "lrpo"
+
+
+def test_the_manifests_agree_with_kubernetes_schemas() -> None:
+    validate = pytest.importorskip(
+        "kubernetes_validate", reason="pip install kubernetes-validate for the schemas"
+    ).validate
+    for one in manifests():
+        if one["kind"] == "JobSet":  # its definition is published elsewhere; its jobs are Jobs
+            for job in one["spec"]["replicatedJobs"]:
+                validate(
+                    {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **job["template"]},
+                    "1.30",
+                    strict=True,
+                )
+        else:
+            validate(one, "1.30", strict=True)
+
+
+def test_the_manifest_agrees_with_the_published_models_of_jobset() -> None:
+    """And each of its keys is one that they know."""
+    models = pytest.importorskip(
+        "kubeflow_trainer_api.models", reason="pip install --no-deps kubeflow-trainer-api for JobSet's models"
+    )
+    [jobset] = (one for one in manifests() if one["kind"] == "JobSet")
+    for job in jobset["spec"]["replicatedJobs"]:
+        del job["template"]["spec"]["template"]["spec"]["containers"][0]["resources"]  # models want quantities as texts
+    known = models.JobsetV1alpha2JobSet.model_validate(jobset).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert keys(jobset) <= keys(known)
+
+
+def keys(value: Any, where: str = "") -> set[str]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {where}.union(*(keys(child, f"{where}.{key}") for key, child in children))
+
+
+def test_kustomize_reads_the_manifests() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl here")
+    command = ["kubectl", "kustomize", str(ROOT / "scripts/deploy/k8s")]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert len([*yaml.safe_load_all(text)]) == len(manifests()) + 1, "and the configuration"
+    assert "image: lrpo" not in text
+
+
+def test_the_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("no shellcheck here")
+    (tmp_path / "run.sh").write_text(
+        "#!/bin/bash\n" + yaml.safe_load((ROOT / "scripts/deploy/skypilot.yaml").read_text())["run"]
+    )
+    scripts = [*(ROOT / "scripts").glob("*.sh"), *(ROOT / "scripts/deploy/slurm").iterdir(), tmp_path / "run.sh"]
+    done = subprocess.run(
+        [shellcheck, "-x", "-P", str(ROOT), *scripts], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_health_is_that_of_the_process(tmp_path: Path) -> None:
+    flags = ["--learner.address", f"ipc://{tmp_path}/queue", "--actor.engine_url", "http://127.0.0.1:9"]
+    config = load(flags)
+    server = Server(config.learner.address, lease_timeout_s=60)
+    assert problem("learner", config) == ""
+    server.close()
+    command = [sys.executable, "-m", "scripts.ops.health", "learner", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    assert done.returncode == 1 and "nothing answers at ipc://" in done.stderr
+    assert "http://127.0.0.1:9 does not answer" in problem("actor", config)

@@ -1,0 +1,196 @@
+"""From published column layouts to questions: what is taken, what is reported, how it is split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.process import FatalError
+from common.tokenizer import load_tokenizer
+from learner.work.questions import read_questions, read_table
+from reward.calibration.files import PairStatistics
+from scripts.data.prepare import main, split
+from scripts.data.sources import Report, Row, Rules, read
+
+HELPSTEER3 = {
+    "domain": "multilingual",
+    "language": "german",
+    "context": [
+        {"role": "user", "content": "Nenne eine Stadt."},
+        {"role": "assistant", "content": "Köln."},
+        {"role": "user", "content": "Noch eine?"},
+    ],
+    "response1": "Bremen.",
+    "response2": "Berlin liegt an der Spree.",
+    "overall_preference": 2,
+    "individual_preference": [{"score": 2, "reasoning": "…", "feedback_1": "…", "feedback_2": "…"}],
+}
+CARE = {"question": "端午节为什么要吃粽子？", "answer": None, "culture": "Chinese", "model": "m"}
+REFERENCE = {  # as the reference implementation's data set has it
+    "prompt": [{"content": "日本の首都はどこですか？", "role": "user"}],
+    "ability": "Regional Knowledge",
+    "reward_model": {"ground_truth": "日本の首都は東京です。", "style": "model"},
+    "question": "日本の首都はどこですか？",
+    "answer": "日本の首都は東京です。",
+    "data_source": "care",
+    "extra_info": {"index": 3, "split": "train", "language": "japanese", "topic": "Regional Knowledge",
+                   "region": "Japan"},
+}  # fmt: skip
+
+
+def parquet(path: Path, *rows: dict[str, Any]) -> str:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+    return str(path)
+
+
+def jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def taken(*sources: str, **rules: Any) -> tuple[list[Row], Report]:
+    report = Report()
+    return read(sources, Rules(**rules), report), report
+
+
+def test_helpsteer3_keeps_the_conversation_and_the_preferred_answer(tmp_path: Path) -> None:
+    tie = {**HELPSTEER3, "overall_preference": 0}
+    code = {**HELPSTEER3, "domain": "code", "language": "python"}
+    first = {**HELPSTEER3, "overall_preference": -1, "context": HELPSTEER3["context"][:1]}  # type: ignore[index]
+    source = parquet(tmp_path / "h.parquet", HELPSTEER3, tie, code, first)
+    rows, report = taken(source, where={"domain": "multilingual"})
+    assert [(row.reference, row.language, len(row.messages)) for row in rows] == [
+        ("Berlin liegt an der Spree.", "de", 3),
+        ("Bremen.", "de", 1),
+    ]
+    assert rows[0].question == "Noch eine?"
+    assert [(p["row"], p["kind"]) for p in report.problems] == [(1, "left out"), (2, "left out")]
+    with pytest.raises(FatalError, match=r"no row of .* has a column 'domian'"):
+        taken(source, where={"domian": "multilingual"})
+    other = parquet(tmp_path / "r.parquet", REFERENCE)
+    assert len(taken(source, other, where={"domain": "multilingual"})[0]) == 3, "a source without the column is whole"
+    _, report = taken(source)
+    assert report.problems[1]["kind"] == "broken" and "unknown language 'python'" in report.problems[1]["reason"]
+
+
+def test_care_takes_the_best_rated_response_and_detects_the_language(tmp_path: Path) -> None:
+    rated = [
+        {**CARE, "response": text, "human_rating": rating}
+        for text, rating in [("坏", 2.0), ("好答案", 9.0), ("中", 5.0)]
+    ]
+    gold = {
+        **CARE,
+        "question": "ما هي عاصمة مصر؟",
+        "answer": "القاهرة",
+        "culture": "Arab",
+        "response": "x",
+        "human_rating": 1.0,
+    }
+    rows, report = taken(parquet(tmp_path / "c.parquet", *rated, gold))
+    assert [(row.language, row.reference, row.regions) for row in rows] == [
+        ("zh", "好答案", ["Chinese"]),
+        ("ar", "القاهرة", ["Arab"]),
+    ]
+    assert report.counts == {"left out": 2}
+
+
+def test_the_reference_row_loads_as_it_is_and_comes_out_the_same(tiny_policy: Path, tmp_path: Path) -> None:
+    source = parquet(tmp_path / "reference.parquet", REFERENCE)
+    tokenizer = load_tokenizer(str(tiny_policy))
+    direct = read_questions(Path(source), tokenizer, 512)
+    main([source, "--out", str(tmp_path / "out"), "--heldout", "0"])
+    again = read_questions(tmp_path / "out" / "train.parquet", tokenizer, 512)
+    assert direct == again
+    assert (direct[0].language, direct[0].regions, direct[0].topics) == ("ja", ["Japan"], ["Regional Knowledge"])
+    written = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()[0]
+    assert written["extra_info"]["language"] == "japanese" and written["data_source"] == "care"
+
+
+def test_the_reference_statistics_load_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("lang_a,lang_b,count,mean,std\nArabic,English,30,0.9386,0.02\nChinese,Chinese,30,0.9968,0.001\n")
+    levels = PairStatistics.read(path).levels
+    assert levels["ar", "en"].mean == 0.9386 and levels["zh", "zh"].count == 30
+
+
+def test_broken_rows_are_reported_by_number_and_the_good_ones_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = {"id": 1, "q": "Wie heißt die Hauptstadt?", "answer": "Berlin.", "language": "de"}
+    rows = [
+        good,
+        {**good, "id": 2, "q": "Was?", "answer": ""},
+        {**good, "id": 3, "q": "Wo?", "answer": None},
+        {**good, "id": 4, "q": "Wer?", "answer": 7},
+        {**good, "id": 5, "q": ["Wann?"]},
+        {**good, "id": 1, "q": "Warum?"},
+        {**good, "id": 6},
+        {**good, "id": 7, "q": "x" * 10_000_000},
+        {**good, "id": 8, "q": "Wieso?", "language": "Germann"},
+        "{no json",
+        "[1]",
+        {**good, "id": 9, "q": "Wohin?", "language": None},
+        {**good, "id": 10, "q": "Woher?"},
+    ]
+    out = tmp_path / "out"
+    command = [jsonl(tmp_path / "r.jsonl", *rows), "--out", str(out), "--columns", "question=q", "--heldout", "0"]
+    main(command)
+    problems = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
+    assert sorted(problem["row"] for problem in problems) == [*range(1, 12)]
+    reason = {problem["row"]: problem["reason"] for problem in problems}
+    words = {1: "empty", 3: "7", 5: "id '1' is that of row 0", 6: "prompt is that of row 0", 7: "10000000 long"}
+    for row, part in {**words, 8: "did you mean 'german'", 11: "no language"}.items():
+        assert part in reason[row]
+    kept = pq.read_table(out / "train.parquet").to_pylist()
+    assert [row["question"] for row in kept] == ["Wie heißt die Hauptstadt?", "Woher?"]
+    card = (out / "card.md").read_text()
+    assert "10 broken" in card and "1 too long" in card and "| de | 2 | 2 |" in card
+    with pytest.raises(SystemExit, match="11 broken or too long rows"):
+        main([*command, "--strict"])
+    with pytest.raises(SystemExit, match="no good row"):
+        main([jsonl(tmp_path / "b.jsonl", {"q": 1}), "--out", str(out)])
+
+
+def test_long_prompts_are_counted_in_tokens(tiny_policy: Path, tmp_path: Path) -> None:
+    rows = [{"question": "x" * n, "answer": "y", "language": "en"} for n in (40, 41)]
+    source = jsonl(tmp_path / "r.jsonl", *rows)
+    limits = ["--tokenizer", str(tiny_policy), "--max-prompt", "40", "--heldout", "0"]
+    main([source, "--out", str(tmp_path), *limits])
+    assert "1 too long" in (tmp_path / "card.md").read_text()
+    assert len(pq.read_table(tmp_path / "train.parquet")) == 1
+
+
+def test_a_source_that_is_nowhere_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FatalError, match=r"nothing\.jsonl"):
+        taken(str(tmp_path / "nothing.jsonl"))
+    with pytest.raises(FatalError, match="directory without"):
+        taken(str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FatalError, match="cannot read nobody/nothing"):
+        read_table("nobody/nothing")
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    languages=st.lists(st.sampled_from(["de", "en", "zh"]), max_size=60),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_split_is_stratified_complete_and_repeatable(languages: list[str], share: float, seed: int) -> None:
+    rows = [
+        Row([{"role": "user", "content": str(n)}], "a", one, "t", [], "s", ("s", n)) for n, one in enumerate(languages)
+    ]
+    train, heldout = split(rows, share, seed)
+    assert sorted([*train, *heldout], key=rows.index) == rows
+    counts = Counter(row.language for row in heldout)
+    for language, total in Counter(languages).items():
+        assert counts[language] == round(share * total)
+    assert split(rows, share, seed) == (train, heldout)

@@ -1,0 +1,189 @@
+"""Learner ranks as processes of a test, without torchrun: forked from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+
+from common import wire
+from common.config import Config, load
+from common.process import reserve
+from learner import recording
+from learner.checkpoint import Checkpoints, export
+from learner.groups import Group
+from learner.ranks import Ranks
+from learner.train.packing import Sample
+from learner.train.policy import full_weights
+from learner.train.trainer import Trainer, group_samples, set_up_distributed
+from tests.support.groups import random_rollout, work
+
+_TIMEOUT_S = 400  # of a body, and within it of each collective: a busy machine takes ten times as long
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.train_once"])
+
+
+def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Path = Path(os.devnull)) -> list[int]:
+    """Runs ``body(*arguments)`` in ``ranks`` processes with a default process group; their exit codes.
+
+    Args:
+        told: a file for what they write to stdout and stderr.
+    """
+    with reserve() as holder:
+        common = ranks, holder.getsockname()[1], told, body, arguments
+        processes = [_CONTEXT.Process(target=_enter, args=(rank, *common)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_TIMEOUT_S)
+            assert process.exitcode is not None, f"not done within {_TIMEOUT_S} s"
+    return [process.exitcode or 0 for process in processes]
+
+
+def _enter(
+    rank: int, ranks: int, port: int, told: Path, body: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
+    with told.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    set_up_distributed(_TIMEOUT_S)
+    body(*arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def configuration(model: Path, *flags: str) -> Config:
+    plain = ["--model.path", str(model), "--learner.param_dtype", "float32", "--learner.lr", "1e-3"]
+    return load([*plain, "--learner.kl", "0.05", *flags])
+
+
+def random_batch(seed: int, groups: int = 5) -> list[Group]:
+    """Groups of four answers, and one more of which nothing can be learnt."""
+    rng = np.random.default_rng(seed)
+    answers = [[random_rollout(rng) for _ in range(4)] for _ in range(groups)]
+    answers.append([random_rollout(rng, reward=0.5) for _ in range(4)])
+    return [
+        Group(work=work(n, [r.language for r in rollouts]), actor="a", rollouts=rollouts)
+        for n, rollouts in enumerate(answers)
+    ]
+
+
+def gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
+    """Writes the gradient of a batch, its answers packed in the given order, and its statistics."""
+    config = configuration(model, *flags)
+    trainer = Trainer(config)
+    with torch.no_grad():
+        for parameter in trainer.policy.parameters():
+            parameter.mul_(1.05)  # so that the policy is not its reference
+    samples, languages = group_samples(random_batch(seed), config.learner)
+    np.random.default_rng(order).shuffle(samples)
+    sums, _ = trainer.backward(samples, len(languages))
+    found = {
+        name.removeprefix("lm."): value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad
+        for name, value in trainer.policy.named_parameters()
+    }
+    if dist.get_rank() == 0:
+        torch.save({"gradients": found, "sums": sums}, out)
+
+
+def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in full_weights(trainer.policy)}
+
+
+def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: str) -> None:
+    """One step more than the checkpoints hold; writes the weights, another checkpoint and an export."""
+    trainer = Trainer(configuration(model, *flags))
+    kept = Checkpoints(checkpoints, kept=2)
+    latest = kept.latest()
+    queued = random_batch(99, groups=2)
+    if latest is not None:
+        kept.load(latest["path"], trainer.policy, trainer.optimizer)
+        assert wire.encode(latest["queued"]) == wire.encode(queued), "groups that waited come back"
+    step = latest["step"] if latest is not None else 0
+    batch = random_batch(seed)
+    ranks = Ranks({"train": lambda command: trainer.step(command.batch, command.number)})
+    if dist.get_rank() == 0:
+        result = ranks.call("train", number=step, batch=batch)
+        ranks.call("stop")
+        assert not result.problem
+    else:
+        ranks.obey()
+    kept.save(trainer.policy, trainer.optimizer, step + 1, {"step": step + 1}, queued)
+    kept.wait()
+    weights = whole(trainer)
+    export(trainer.policy, None, out.with_suffix(""))
+    if dist.get_rank() == 0:
+        save_file(weights, out)
+
+
+def run(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: int, die_at: int) -> None:
+    """Trains recorded groups as a run does, a checkpoint every second step; kills itself in the middle of a step."""
+    trainer = Trainer(configuration(model))
+    kept = Checkpoints(checkpoints, kept=2)
+    latest = kept.latest() or {"step": 0}
+    if "path" in latest:
+        kept.load(latest["path"], trainer.policy, trainer.optimizer)
+    for number in range(latest["step"], steps):
+        if number == die_at:
+            trainer.backward(*_samples(trainer, record_dir, number))
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = trainer.step(_groups(record_dir, number), number)
+        with losses.open("a") as lines:
+            lines.write(json.dumps([number, result.means["loss"], result.grad_norm]) + "\n")
+        if number % 2:
+            kept.save(trainer.policy, trainer.optimizer, number + 1, {"step": number + 1})
+    kept.wait()
+
+
+def _groups(record_dir: Path, number: int) -> list[Group]:
+    return list(recording.read(record_dir)[1])[number].groups
+
+
+def _samples(trainer: Trainer, record_dir: Path, number: int) -> tuple[list[Sample], int]:
+    samples, languages = group_samples(_groups(record_dir, number), configuration(Path()).learner)
+    return samples, len(languages)
+
+
+def record_run(directory: Path, model: Path, steps: int, *flags: str) -> None:
+    """What a run with ``learner.record`` leaves behind, its groups random."""
+    config = configuration(model, *flags)
+    trainer = Trainer(config)
+    if dist.get_rank() == 0:
+        recording.begin(directory, config, 0)
+    for number in range(steps):
+        batch = random_batch(number, groups=2)
+        result = trainer.step(batch, number)
+        if dist.get_rank() == 0:
+            recording.write(directory, number + 1, batch, result)
+
+
+def poisoned_step(out: Path, model: Path) -> None:
+    """A step with one log-probability that is not a number, then one without; what became of them."""
+    trainer = Trainer(configuration(model))
+    batch = random_batch(1)
+    bad = batch[2].rollouts[1]
+    poisoned = bad.model_copy(update={"logprobs": np.full_like(bad.logprobs, np.nan)})
+    rollouts = [poisoned if rollout is bad else rollout for rollout in batch[2].rollouts]
+    before = whole(trainer)
+    result = trainer.step([*batch[:2], batch[2].model_copy(update={"rollouts": rollouts}), *batch[3:]], 0)
+    after = whole(trainer)
+    following = trainer.step(batch, 1)
+    moved = whole(trainer)
+    if dist.get_rank() == 0:
+        torch.save({
+            "problem": result.problem, "next": following.problem, "language": bad.language,
+            "same": all(torch.equal(before[name], after[name]) for name in before),
+            "moved": any(not torch.equal(after[name], moved[name]) for name in before),
+        }, out)  # fmt: skip
