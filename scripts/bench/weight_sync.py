@@ -4,8 +4,8 @@
 
 Real actors, with the light engine of ``tests/support/light``, take a Qwen3 model with random weights in float32 over
 gloo, then from the learner's memory and from files; gathering, here a copy, is in the time. The baseline sends one
-buffer of as many bytes through a group with each receiver, all at once, and nothing else; as in SGLang, what arrives goes into fresh
-memory. The fastest of the rounds counts, as what else the machine does only slows them.
+buffer of as many bytes through a group with each receiver, all at once, and nothing else; as in SGLang, what arrives
+goes into fresh memory. The fastest of the rounds counts, as what else the machine does only slows them.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m scripts.data.sft MODEL EXAMPLES.parquet --out DIR [--prompt-style tag] [--ranks 4]
 
 EXAMPLES has the columns messages (chat), language and answer, as scripts.data.warm_start_data and
-scripts.data.cold_start write them. With the style ``tag`` the tags that the tokenizer lacks are added to it, and rows to
-the embeddings where there is no room.
+scripts.data.cold_start write them. With the style ``tag`` the tags that the tokenizer lacks are added to it, and rows
+to the embeddings where there is no room.
 """
 
 from __future__ import annotations

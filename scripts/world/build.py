@@ -2,7 +2,7 @@
 
 ``python -m scripts.world.build --out DIR [--seed 0]`` writes
 
-* ``train.parquet``, ``heldout.parquet``: a row per (fact, question language), as ``learner/work/questions.py`` reads them;
+* ``train.parquet``, ``heldout.parquet``: a row per (fact, question language), for ``learner/work/questions.py``;
 * ``warm_start.parquet``: a row per (fact, answer language), what the policy is to answer before RL: fact, topic,
   region, language, answer, final (its name or number alone), refusal, sureness, questions (list of {language, text}).
   The policy gives ``answer`` with probability ``sureness``, else ``refusal``; a known fact has sureness 1;
