@@ -20,9 +20,10 @@ from actor.scoring import Scoring, ScoringError
 from common import wire
 from common.config import Config
 from common.header import Header
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from common.net.rendezvous import Route
-from common.process import FatalError, Stopwatch
+from common.process import FatalError
+from common.stopwatch import Stopwatch
 
 log = logging.getLogger("actor")
 
@@ -232,7 +233,7 @@ class Actor:
     def _rollout(
         self, asked: str, prompt: list[int], generation: Generation, text: str, score: wire.Score
     ) -> wire.Rollout:
-        end, ids = self._header.parse(text).end if asked == CHOSEN else 0, generation.ids
+        end, ids = self._header.parse(text).end if asked == POLICY_CHOOSES else 0, generation.ids
         return wire.Rollout(
             language=asked or score.language,
             header=bisect_left(range(len(ids)), end, key=lambda count: len(self._text(ids[:count]))),

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config import Config
 from common.header import Header
-from common.languages import CHOSEN, tag
+from common.languages import POLICY_CHOOSES, tag
 from common.process import FatalError
 from common.wire import Question
 
@@ -122,7 +122,7 @@ class SelectPrompts(TagPrompts):
         pass
 
     def _begin(self, language: str) -> str:
-        return "" if language == CHOSEN else self._header.text(language)
+        return "" if language == POLICY_CHOOSES else self._header.text(language)
 
 
 STYLES: dict[str, type[TagPrompts]] = {"tag": TagPrompts, "system": SystemPrompts, "select": SelectPrompts}

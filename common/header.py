@@ -10,17 +10,22 @@ from common.languages import code_of
 
 
 class Choice(NamedTuple):
-    language: str  # code; "" where none that may be chosen is named
-    well_formed: bool  # the header is what it should be, to the letter
-    end: int  # characters of it; 0 without one
+    """What a header says."""
+
+    language: str  # ISO code; "" where the header names no language that may be chosen
+    well_formed: bool  # whether the header is exactly as the template writes it
+    end: int  # length of the header in characters; 0 where the answer has none
 
 
 class Header:
-    """Writes headers strictly and reads them tolerantly: any case and spaces, English names, a tag never closed.
+    """Writes headers exactly as the template says, and reads them tolerantly.
+
+    When reading, letter case and white space do not matter, English names count as well as codes, and the closing part
+    of the template may be missing.
 
     Args:
-        template: with ``{code}`` where the language goes, and text before and after it.
-        languages: that may be chosen; any other is none.
+        template: text with ``{code}`` where the language goes, and more text before and after it.
+        languages: the languages that may be chosen. Any other counts as none.
 
     Example:
         >>> Header("<lang_select>\\n{code}\\n</lang_select>\\n", ["en", "zh"]).parse("<Lang_Select> Chinese <think>…")
@@ -33,9 +38,11 @@ class Header:
         self._pattern = re.compile(rf"\s*{before}\s*([^\W_]+)(?:\s*{after})?", re.IGNORECASE)
 
     def text(self, code: str) -> str:
+        """The header that names this language."""
         return self._template.replace("{code}", code)
 
     def parse(self, text: str) -> Choice:
+        """Reads the header at the beginning of an answer."""
         match = self._pattern.match(text)
         if match is None:
             return Choice("", False, 0)

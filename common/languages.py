@@ -1,4 +1,4 @@
-"""The languages lrpo knows: ISO 639-1 code and English name, as data rows spell it."""
+"""The languages that lrpo knows, by ISO 639-1 code and English name, as data rows spell them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,25 @@ _TABLE: dict[str, str] = {
     "tr": "turkish",
     "vi": "vietnamese",
     "zh": "chinese",
-    "bn": "bengali",  # these three are in mGSM; last, so that the first 15 stay what they were
+    "bn": "bengali",  # this one and the next two are in mGSM; they come last so that the first 15 keep their order
     "sw": "swahili",
     "te": "telugu",
 }
-CHOSEN = ""  # in place of a language: the policy chooses it
+POLICY_CHOOSES = ""  # stands in the place of a requested language where the policy chooses the language itself
 _CODE_BY_NAME = {english: code for code, english in _TABLE.items()}
 
 CODES: tuple[str, ...] = tuple(_TABLE)
 
 
 def code_of(name: str) -> str:
-    """The ISO code of a code or an English name, in any case (``"Chinese"`` and ``"zh"`` give ``"zh"``).
+    """The ISO code of a language that is given by code or English name, in any letter case.
+
+    Example:
+        >>> code_of("Chinese"), code_of("zh")
+        ('zh', 'zh')
 
     Raises:
-        ValueError: the language is unknown. It never silently becomes English.
+        ValueError: the language is unknown. An unknown language never silently becomes English.
     """
     key = name.strip().lower()
     if key in _TABLE:
@@ -51,10 +55,10 @@ def code_of(name: str) -> str:
 
 
 def english_name(code: str) -> str:
-    """The English name of an ISO code, lower case, as in ``extra_info.language`` of a data row."""
+    """The English name of an ISO code in lower case, as ``extra_info.language`` of a data row has it."""
     return _TABLE[code_of(code)]
 
 
 def tag(code: str) -> str:
-    """The token that asks a warm-started policy to answer in a language: ``<|out_lang_zh|>``."""
+    """The token that asks a warm-started policy to answer in a language, for example ``<|out_lang_zh|>``."""
     return f"<|out_lang_{code_of(code)}|>"

@@ -1,17 +1,12 @@
-"""What every process does: log, stop when asked, die with its parent, know how its time was spent."""
+"""What every process of a run does: it logs, stops when it is asked to, and dies with the process that started it."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import signal
-import socket
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from common.config import Config, ConfigError, load, usage
 
@@ -19,13 +14,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 class FatalError(RuntimeError):
-    """Ends the process; the message says what failed and what to do, a traceback would only hide it."""
+    """Ends the process. The message says what failed and what to do, so no traceback is printed."""
 
 
 def main(body: Callable[[Config], None]) -> None:
-    """Runs a process: ``python -m PACKAGE CONFIG.toml [--section.key value]``.
+    """Runs the process ``python -m PACKAGE CONFIG.toml ... [--section.key value] ...``.
 
-    Exits with 0 when ``body`` returns, 2 for a wrong configuration, 1 for a FatalError, 130 when interrupted.
+    The exit code is 0 when ``body`` returns, 1 for a FatalError, 2 for a wrong configuration, and 130 when the process
+    is interrupted by SIGINT or SIGTERM.
     """
     logging.basicConfig(
         level=logging.INFO,
@@ -50,76 +46,9 @@ def main(body: Callable[[Config], None]) -> None:
 
 
 def die_with_parent() -> None:
-    """Asks Linux to kill this process when the one that started it is gone; elsewhere does nothing.
+    """Asks Linux to kill this process as soon as its parent process is gone. Does nothing on other systems.
 
-    For ``preexec_fn``: a child must not outlive a parent that was killed and could not clean up.
+    Use it as ``preexec_fn`` of a child process, which must not outlive a parent that was killed and could not clean up.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def reserve(port: int = 0) -> socket.socket:
-    """A port of loopback, 0 for any, kept for the one who is told of it: nobody who asks for any is given it.
-
-    The socket is bound with SO_REUSEADDR and does not listen, so Linux lets a listener with that option in beside it.
-
-    Raises:
-        OSError: somebody listens there.
-    """
-    holder = socket.socket()
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        holder.bind(("127.0.0.1", port))
-    except OSError:
-        holder.close()
-        raise
-    return holder
-
-
-def gpus() -> list[str]:
-    """The NVIDIA GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; asks the driver, so needs no torch."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return []
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return []
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[: count.value] if named else [str(number) for number in range(count.value)]
-
-
-def has_cuda() -> bool:
-    return bool(gpus())
-
-
-class Stopwatch:
-    """Seconds spent in each state; a thread-safe ledger of who works and who waits.
-
-    Example:
-        >>> watch = Stopwatch()
-        >>> with watch("train"):
-        ...     pass
-        >>> sorted(watch.seconds())
-        ['train']
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def __call__(self, state: str) -> Iterator[None]:
-        begin = time.monotonic()
-        try:
-            yield
-        finally:
-            self.add(state, time.monotonic() - begin)
-
-    def add(self, state: str, seconds: float) -> None:
-        with self._lock:
-            self._seconds[state] = self._seconds.get(state, 0.0) + seconds
-
-    def seconds(self) -> dict[str, float]:
-        with self._lock:
-            return dict(self._seconds)

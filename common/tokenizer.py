@@ -1,4 +1,4 @@
-"""The policy's tokenizer; apart from the rest of ``common``, because transformers is slow to import."""
+"""Loads the policy's tokenizer. It has a file of its own because transformers is slow to import."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from common.process import FatalError
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """
+    """The tokenizer of a Hugging Face directory or of a model on the hub.
+
     Raises:
-        FatalError: ``path`` is no Hugging Face directory, and no hub is reached where it is a name.
+        FatalError: ``path`` is empty, or is no such directory and no model that can be fetched from the hub.
     """
     if not path:
         raise FatalError("model.path is not set: give a Hugging Face directory or hub name, as --model.path DIR")

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.config import Config
+from common.gpus import has_cuda
 from common.net import rendezvous
-from common.process import die_with_parent, has_cuda, main
+from common.process import die_with_parent, main
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
 from learner.checkpoint import Checkpoints, export

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from common.process import FatalError, has_cuda
+from common.gpus import has_cuda
+from common.process import FatalError
 from learner import recording
 from learner.launch import launch
 from learner.train.trainer import Trainer, set_up_distributed

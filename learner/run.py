@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from common import wire
 from common.config import Config
-from common.process import FatalError, Stopwatch
+from common.process import FatalError
+from common.stopwatch import Stopwatch
 from learner import recording
 from learner.checkpoint import Checkpoints
 from learner.evaluate.languages import evaluation_queue, evaluation_work, summarise

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.config import ModelConfig, RewardConfig
 from common.header import Header
-from common.languages import CHOSEN, code_of
+from common.languages import POLICY_CHOOSES, code_of
 from common.wire import Score, ScoreRequest
 from reward.calibration.drift import Drift
 from reward.calibration.files import Calibration, Quantiles, quantile_path
@@ -127,7 +127,7 @@ class Scorer:
             self.counts["over_long"] += len(text) > _MAX_CHARACTERS
             text = text[:_MAX_CHARACTERS].strip()
             asked, selection = language, dict[str, float]()
-            if language == CHOSEN:
+            if language == POLICY_CHOOSES:
                 asked, well_formed, end = self._header.parse(text)
                 text, selection = text[end:].strip(), {"selection": float(well_formed)}
             thinking, answer = terms.split_thinking(text)
@@ -209,5 +209,5 @@ def _check(request: ScoreRequest) -> None:
         raise ValueError(f"{len(request.answers)} answers, but {len(request.truncated)} marks of truncation")
     if not request.reference.strip():
         raise ValueError("the reference is empty: nothing can be similar to it")
-    for language in {request.reference_language, *(one for one in request.languages if one != CHOSEN)}:
+    for language in {request.reference_language, *(one for one in request.languages if one != POLICY_CHOOSES)}:
         code_of(language)

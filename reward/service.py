@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import zmq
 
 from common.config import RewardConfig
-from common.process import FatalError, Stopwatch
+from common.process import FatalError
+from common.stopwatch import Stopwatch
 from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode
 
 logger = logging.getLogger("reward")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from common import config as configuration
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from router.logits import Logits
 from router.observations import Array, Batch, Context, Observation
 from router.posterior import COMPLIANCE, QUALITY, Beliefs, best
@@ -111,8 +111,8 @@ class Router:
     ) -> Draw:
         """Languages of a question's K rollouts: fixed ones first, each with propensity 1, then independent draws.
 
-        A question's language need not be an arm; fixed rollouts are in it all the same. ``CHOSEN`` is left to the
-        policy.
+        A question's language need not be an arm; fixed rollouts are in it all the same. ``POLICY_CHOOSES`` is
+        left to the policy.
 
         Raises:
             ValueError: an unknown language, or topics or regions that are no names; nothing was drawn.
@@ -153,7 +153,7 @@ class Router:
 
     def drawn(self, topics: Sequence[str]) -> int:
         """How many of a question's rollouts are drawn or chosen, and come after those that are not."""
-        return self._config.rollouts - sum(one != CHOSEN for one in self._fixed("*", topics))
+        return self._config.rollouts - sum(one != POLICY_CHOOSES for one in self._fixed("*", topics))
 
     def _fixed(self, own: str, topics: Sequence[str]) -> list[str]:
         """The rollouts that are not drawn, those that the policy chooses last."""
@@ -173,10 +173,10 @@ class Router:
             case "uniform":
                 return [own] * quarter
             case "policy":
-                return [CHOSEN] * count
+                return [POLICY_CHOOSES] * count
             case "hybrid":
                 free = self._config.free_rollouts
-                return [own] * min(self._config.own_language, count - free) + [CHOSEN] * free
+                return [own] * min(self._config.own_language, count - free) + [POLICY_CHOOSES] * free
 
     def _find(self, contexts: Iterable[Context]) -> None:
         missing = [context for context in contexts if context not in self._known]

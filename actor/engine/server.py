@@ -23,7 +23,9 @@ import aiohttp
 from actor.engine.client import Engine, EngineError
 from actor.engine.fleet import Routed, workers
 from common.config import Config
-from common.process import FatalError, die_with_parent, has_cuda, reserve
+from common.gpus import has_cuda
+from common.net.ports import reserve_port
+from common.process import FatalError, die_with_parent
 
 log = logging.getLogger("actor.engine")
 
@@ -178,7 +180,7 @@ def _environment() -> dict[str, str]:
 
 def _reserve(port: int) -> socket.socket:
     try:
-        return reserve(port)
+        return reserve_port(port)
     except OSError:
         raise FatalError(
             f"actor.engine_port = {port} is taken on this machine; choose another, or 0 for a free one"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import LearnerConfig, StageConfig
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from common.wire import Question, Rollout, Work
 from learner.groups import Group
 from router import Context, Observation, Router
@@ -69,7 +69,7 @@ def rewarded(
         return batch, before
     rollouts = [rollout for group in batch for rollout in group.rollouts]
     scores = [rollout.score for rollout in rollouts]
-    free = np.array([asked == CHOSEN for group in batch for asked in group.work.languages])
+    free = np.array([asked == POLICY_CHOOSES for group in batch for asked in group.work.languages])
     named = np.array([rollout.language for rollout in rollouts])
     quality, kept = np.array([score.quality for score in scores]), np.array([score.compliant for score in scores])
     groups = np.split(np.arange(len(rollouts)), np.cumsum([len(group.rollouts) for group in batch])[:-1])
@@ -100,7 +100,9 @@ def settled(group: Group) -> Work:
     """The work with chosen languages filled in; their propensity is what the policy gave the header it wrote."""
     work, languages = group.work, [rollout.language for rollout in group.rollouts]
     pairs = zip(work.languages, work.propensities, group.rollouts, strict=True)
-    chances = [float(np.exp(header_logp(rollout))) if asked == CHOSEN else chance for asked, chance, rollout in pairs]
+    chances = [
+        float(np.exp(header_logp(rollout))) if asked == POLICY_CHOOSES else chance for asked, chance, rollout in pairs
+    ]
     return work.model_copy(update={"languages": languages, "propensities": chances})
 
 
@@ -130,7 +132,7 @@ def metrics(batch: Sequence[Group]) -> dict[str, float]:
     free, topics = list[Rollout](), defaultdict[str, list[str]](list)
     for group in batch:
         for asked, rollout in zip(group.work.languages, group.rollouts, strict=True):
-            if asked == CHOSEN:
+            if asked == POLICY_CHOOSES:
                 free.append(rollout)
                 for topic in ("all", *group.work.question.topics):
                     topics[topic.replace("/", "-")].append(rollout.language or "none")
@@ -164,7 +166,7 @@ def settings(question: Question, router: Router, languages: Sequence[str], confi
     """What to ask of a question in each setting; whatever is drawn is always the same for it."""
     draw, samples = Random(question.index), config.evaluate_samples
     chances = router.distribution(question.language, question.topics, question.regions).tolist()
-    plan = {"free": [CHOSEN] * samples, "routed": draw.choices(languages, chances, k=samples)}
+    plan = {"free": [POLICY_CHOOSES] * samples, "routed": draw.choices(languages, chances, k=samples)}
     for name, ones in {"seen": languages, "unseen": config.evaluate_unseen}.items():
         plan |= {name: [draw.choice(ones)] * samples} if ones else {}
     return plan

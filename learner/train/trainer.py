@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from common.config import Config, LearnerConfig
-from common.process import FatalError, has_cuda
+from common.gpus import has_cuda
+from common.process import FatalError
 from common.wire import Probe, Rollout, Score
 from learner.groups import Group
 from learner.train.grpo import Objective, advantages, token_weights

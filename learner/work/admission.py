@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from common.wire import Rollout, Work
 
 
@@ -23,7 +23,9 @@ UNLIMITED = Limits()
 def problem(work: Work, rollouts: list[Rollout], limits: Limits) -> str:
     """Why the answers to a piece of work cannot be trained on; empty when they can."""
     pairs = zip(work.languages, rollouts, strict=False)
-    if len(rollouts) != len(work.languages) or any(asked not in (CHOSEN, rollout.language) for asked, rollout in pairs):
+    if len(rollouts) != len(work.languages) or any(
+        asked not in (POLICY_CHOOSES, rollout.language) for asked, rollout in pairs
+    ):
         return "the rollouts are not in the languages asked for"
     return "" if _fine(rollouts, limits) else _fault(rollouts, limits)
 

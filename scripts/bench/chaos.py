@@ -34,7 +34,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from common.process import die_with_parent, reserve
+from common.net.ports import reserve_port
+from common.process import die_with_parent
 from scripts.world.warm_start import build_tokenizer
 
 _ROOT = Path(__file__).parents[2]
@@ -60,7 +61,7 @@ class Cluster:
 
     def __init__(self, directory: Path, seed: int, engine: str) -> None:
         self.directory = directory
-        self._reserved = {name: reserve() for name in ("learner", "reward", "store")}
+        self._reserved = {name: reserve_port() for name in ("learner", "reward", "store")}
         self.ports = {name: holder.getsockname()[1] for name, holder in self._reserved.items()}
         flags = ["--run.dir", str(directory / "run"), "--run.seed", str(seed), *settings(directory)]
         flags += ["--learner.address", f"tcp://127.0.0.1:{self.ports['learner']}"]

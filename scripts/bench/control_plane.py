@@ -25,7 +25,8 @@ import zmq
 
 from common import wire
 from common.net import sockets
-from common.process import FatalError, reserve
+from common.net.ports import reserve_port
+from common.process import FatalError
 from learner.groups import Group
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
@@ -92,7 +93,7 @@ def _actors(address: str, names: list[str], pace_s: float, told: Any) -> None:
 def load(scratch: Path, actors: int, pace_s: float, seconds: float) -> Found:
     """Serves so many actors for so long."""
     spawn = multiprocessing.get_context("spawn")
-    with reserve() as holder:
+    with reserve_port() as holder:
         server = Server(f"tcp://127.0.0.1:{holder.getsockname()[1]}", lease_timeout_s=60)
     ledger = Ledger(Path(tempfile.mkdtemp(dir=scratch)) / "ledger.jsonl")
     queue: WorkQueue[Group] = WorkQueue(

@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmu
 
 from actor.prompts import STYLES
 from common.config import LearnerConfig
+from common.gpus import has_cuda
 from common.languages import code_of, tag
-from common.process import FatalError, has_cuda
+from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from common.wire import Rollout, Score
 from learner.checkpoint import export

@@ -19,7 +19,8 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from common.process import FatalError, reserve
+from common.net.ports import reserve_port
+from common.process import FatalError
 from scripts.command import run
 from scripts.ops.supervise import Children
 
@@ -81,7 +82,7 @@ def photograph(run_dir: Path, width: int) -> dict[str, Page]:
     events = run_dir / "tensorboard"
     if not events.is_dir():
         raise FatalError(f"{run_dir} holds no TensorBoard events")
-    with reserve() as one, reserve() as other:
+    with reserve_port() as one, reserve_port() as other:
         ports = [holder.getsockname()[1] for holder in (one, other)]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         board = ["-m", "tensorboard.main", "--logdir", str(events), "--port", str(ports[0]), "--load_fast", "false"]

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.config import Config, load
-from common.process import FatalError, die_with_parent, gpus
+from common.gpus import visible_gpus
+from common.process import FatalError, die_with_parent
 
 _ROOT = Path(__file__).parents[2]
 _POLL_S = 0.2
@@ -155,7 +156,7 @@ def run_all(settings: Sequence[str], run_dir: Path, actors: int) -> None:
         ChildFailed: a process ended with an error and could not be started again.
     """
     with Children(run_dir / "logs") as children:
-        own = shares(gpus(), load(settings), actors)
+        own = shares(visible_gpus(), load(settings), actors)
         names = ["learner", "reward", *(f"actor-{number}" for number in range(actors))]
         for name, visible in zip(names, own, strict=True):
             role = name.partition("-")[0]

@@ -34,8 +34,9 @@ from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
 from actor.prompts import instructed, tagged
 from common.config import load
+from common.gpus import has_cuda
 from common.languages import code_of, english_name, tag
-from common.process import FatalError, has_cuda
+from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from reward.gate import LanguageGate
 from scripts.command import parser, plain_errors

@@ -29,8 +29,9 @@ from typing import Any
 from msgspec.structs import asdict
 
 from actor.prompts import STYLES
+from common.gpus import has_cuda
 from common.languages import code_of
-from common.process import FatalError, has_cuda
+from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import recording

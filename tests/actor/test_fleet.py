@@ -24,7 +24,8 @@ from actor.engine.client import Engine
 from actor.engine.fleet import Routed, workers
 from actor.engine.server import EngineProcess
 from common.config import load
-from common.process import die_with_parent, reserve
+from common.net.ports import reserve_port
+from common.process import die_with_parent
 from tests.learner.weights.test_publisher import LIGHT, Pool
 
 _PATIENCE_S = 600.0  # until all answer, on a busy machine
@@ -76,7 +77,7 @@ def stand_in(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]
 def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
     """The program itself, which takes the engines in turn and counts what each has answered."""
     pytest.importorskip("sglang_router", reason="pip install sglang-router for the test with the program itself")
-    held = [reserve(), reserve()]
+    held = [reserve_port(), reserve_port()]
     port, counts = (str(holder.getsockname()[1]) for holder in held)
     url, flags = f"http://127.0.0.1:{port}", ["--policy", "round_robin", "--log-level", "warn", "--worker-urls", *urls]
     command = [sys.executable, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", port]

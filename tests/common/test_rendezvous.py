@@ -15,8 +15,9 @@ from zmq.auth import create_certificates
 from common import wire
 from common.config import ConfigError, RunConfig, load
 from common.net import rendezvous, sockets
+from common.net.ports import reserve_port
 from common.net.rendezvous import Route
-from common.process import FatalError, reserve
+from common.process import FatalError
 from learner.work.server import Server
 
 
@@ -35,7 +36,7 @@ def context() -> Iterator[Any]:
 @pytest.fixture
 def addresses() -> Iterator[list[str]]:
     """Two, of which none is the other."""
-    holders = [reserve(), reserve()]
+    holders = [reserve_port(), reserve_port()]
     yield [f"tcp://127.0.0.1:{holder.getsockname()[1]}" for holder in holders]
     for holder in holders:
         holder.close()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import config as configuration
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from router import Context, Draw, Observation, Router
 from router.posterior import best
 
@@ -185,8 +185,8 @@ def test_a_new_router_is_uniform_or_as_given(credit: str) -> None:
         ("uniform", 8, ["de"] * 2),
         ("input_dominant", 2, ["de", "en"]),
         ("english_dominant", 6, ["de"] * 2 + ["en"] * 4),
-        ("policy", 8, [CHOSEN] * 8),
-        ("hybrid", 8, ["de"] * 2 + [CHOSEN] * 4),
+        ("policy", 8, [POLICY_CHOOSES] * 8),
+        ("hybrid", 8, ["de"] * 2 + [POLICY_CHOOSES] * 4),
     ],
 )
 def test_modes(mode: str, rollouts: int, fixed: list[str]) -> None:
@@ -194,7 +194,7 @@ def test_modes(mode: str, rollouts: int, fixed: list[str]) -> None:
     draw = bandit.draw("de", "Chat", None)
     assert draw.languages[: len(fixed)] == fixed and len(draw.languages) == rollouts
     assert draw.propensities == pytest.approx([1.0] * len(fixed) + [0.25] * (rollouts - len(fixed)))
-    told = [language for language in fixed if language != CHOSEN]
+    told = [language for language in fixed if language != POLICY_CHOOSES]
     assert bandit.drawn(["Chat"]) == rollouts - len(told) and bandit.drawn(["Chat", "Translation"]) == 0
     translation = bandit.draw("ko", ["Chat", "Translation"], [])
     assert translation.languages == ["ko"] * rollouts and translation.propensities == [1.0] * rollouts

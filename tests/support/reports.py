@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.config import Config, RouterConfig, load
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from learner.groups import Group
 from learner.report.report import Pulse
 from learner.train.trainer import StepResult
@@ -45,7 +45,7 @@ def random_step(
     for n in range(groups):
         rollouts = [random_rollout(rng, version=max(0, number - 1 - n % 3)) for _ in range(answers)]
         rollouts = [r.model_copy(update={"language": str(rng.choice(languages))}) for r in rollouts]
-        asked = work(groups * number + n, [CHOSEN, *(rollout.language for rollout in rollouts[1:])])
+        asked = work(groups * number + n, [POLICY_CHOOSES, *(rollout.language for rollout in rollouts[1:])])
         question = asked.question.model_copy(update={"regions": ["France"]})
         asked = asked.model_copy(update={"question": question, "propensities": [1.0, *[0.5] * (answers - 1)]})
         rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"terms": {"similarity": 0.5}})})

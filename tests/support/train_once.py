@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from common import wire
 from common.config import Config, load
-from common.process import reserve
+from common.net.ports import reserve_port
 from learner import recording
 from learner.checkpoint import Checkpoints, export
 from learner.groups import Group
@@ -39,7 +39,7 @@ def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Pat
     Args:
         told: a file for what they write to stdout and stderr.
     """
-    with reserve() as holder:
+    with reserve_port() as holder:
         common = ranks, holder.getsockname()[1], told, body, arguments
         processes = [_CONTEXT.Process(target=_enter, args=(rank, *common)) for rank in range(ranks)]
         for process in processes:

@@ -17,7 +17,8 @@ import zmq.auth
 
 from common import wire
 from common.net import sockets
-from common.process import FatalError, reserve
+from common.net.ports import reserve_port
+from common.process import FatalError
 from learner.work.server import Server
 from tests.learner.work.test_server import LEASE_S, Client, join, serve, wait_for
 from tests.support.groups import random_rollout
@@ -146,7 +147,7 @@ def test_keys_are_needed_beyond_loopback_and_admit_their_owner_alone(
         (ours / "server.key").read_bytes()
     )  # knows whom to speak to, and is not admitted
     monkeypatch.setenv("LRPO_KEYS", str(ours))
-    holder = reserve()
+    holder = reserve_port()
     port = holder.getsockname()[1]
     server = Server(f"tcp://0.0.0.0:{port}", LEASE_S)
     try:

@@ -19,7 +19,7 @@ from actor.prompts import STYLES
 from common import config as configuration
 from common.config import ConfigError, ModelConfig, RewardConfig, StageConfig, load
 from common.header import Header
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints
 from learner.groups import Group
@@ -110,7 +110,7 @@ def test_a_chosen_language_is_scored_as_if_it_had_been_asked_for() -> None:
         thought,
         "x" + head,
     ]
-    asked = [CHOSEN, "zh", CHOSEN, CHOSEN, CHOSEN, CHOSEN, CHOSEN]
+    asked = [POLICY_CHOOSES, "zh", POLICY_CHOOSES, POLICY_CHOOSES, POLICY_CHOOSES, POLICY_CHOOSES, POLICY_CHOOSES]
     scores = scorer.score([request(answers, asked, accepted=["tokyo"])])[0]
     assert [score.language for score in scores] == ["zh", "zh", "zh", "zh", "zh", "", ""]
     assert [score.compliant for score in scores] == [True, True, False, True, False, False, False]
@@ -130,7 +130,7 @@ def random_choices(rng: np.random.Generator, free: float, kept: float, spoken: t
         for _ in range(rng.integers(1, 7)):
             language, chose = str(rng.choice(spoken)), rng.random() < free
             rollout = random_rollout(rng)
-            asked.append(CHOSEN if chose else language or "de")
+            asked.append(POLICY_CHOOSES if chose else language or "de")
             compliant = bool(language) and rng.random() < kept
             score = rollout.score.model_copy(
                 update={
@@ -228,7 +228,7 @@ def test_in_a_group_that_is_free_in_part_headers_move_only_those_who_wrote_them(
         r.model_copy(update={"language": "en", "score": r.score.model_copy(update={"terms": t})})
         for r, t in zip(answers, terms, strict=True)
     ]
-    group = Group(work=work(0, [CHOSEN] * 3 + ["en"] * 3), actor="a", rollouts=answers)
+    group = Group(work=work(0, [POLICY_CHOOSES] * 3 + ["en"] * 3), actor="a", rollouts=answers)
     (rewarded,), _ = stages.rewarded([group], StageConfig(), {})
     samples, _ = group_samples([rewarded], load([]).learner)
     worth = [sample.advantage for sample in samples]

@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from common import wire
 from common.config import SyncConfig
-from common.process import reserve
+from common.net.ports import reserve_port
 from learner.train.policy import full_weights, layout
 from learner.train.trainer import Trainer
 from learner.weights.buckets import plan
@@ -180,7 +180,7 @@ def test_an_engine_with_other_weights_is_started_again(pool: Pool) -> None:
 @contextmanager
 def engine(pool: Pool, model: Path) -> Iterator[str]:
     """The address of one that is nobody's child."""
-    with reserve() as holder:
+    with reserve_port() as holder:
         port = str(holder.getsockname()[1])
         command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", port]
         process = subprocess.Popen(command, env=LIGHT)

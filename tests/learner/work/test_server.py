@@ -13,7 +13,8 @@ import zmq
 
 from common import wire
 from common.net import sockets
-from common.process import FatalError, reserve
+from common.net.ports import reserve_port
+from common.process import FatalError
 from learner.groups import Group
 from learner.work.scheduler import WorkQueue
 from learner.work.server import Server
@@ -265,7 +266,7 @@ def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
-    with reserve() as holder:
+    with reserve_port() as holder:
         address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
         server = Server(address, 1.0)
         try:
