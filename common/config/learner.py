@@ -11,68 +11,87 @@ from common.config.section import Fraction, LanguageCode, Section
 
 
 class StageConfig(Section):
-    """A part of the run with its own weights of the reward's parts; learner/train/stages.py has the equation."""
+    """A part of the run with its own weights for the parts of the reward; learner/train/stages.py has the equation."""
 
-    until: Fraction = 1.0  # share of the steps after which it ends
-    correctness: float = Field(1.0, ge=0)  # of the quality, whatever the language
-    compliance: float = Field(0.2, ge=0)  # of thinking in the language chosen or asked for
-    selection: float = Field(0.2, ge=0)  # of a well-formed header; this and the next two for who chose alone
-    diversity: float = Field(0.0, ge=0)  # of choosing what few others choose, and keeping to it
+    until: Fraction = 1.0  # share of the run's steps after which the stage ends
+    correctness: float = Field(1.0, ge=0)  # weight of the quality, whatever the language
+    compliance: float = Field(0.2, ge=0)  # weight of thinking in the language that was chosen or asked for
+    # The weights of selection, diversity and success count only for answers whose language the policy chose.
+    selection: float = Field(0.2, ge=0)  # weight of a well-formed header
+    diversity: float = Field(0.0, ge=0)  # weight of choosing what few others choose, and keeping to it
     diversity_over: Literal["batch", "group"] = "batch"  # the others are those of the step, or of the same question
     diversity_ema: float = Field(1.0, gt=0, le=1)  # weight of the present choices beside those of earlier steps
-    success: float = Field(0.0, ge=0)  # of choosing a language in which some answer is right
-    success_over: Literal["batch", "group"] = "group"  # in a large batch every language has one: it tells nothing apart
-    kl: float = Field(0.0, ge=0)  # in place of learner.kl
-    reset_anchor: bool = False  # from its first step on, the KL is to the policy as it was then
+    success: float = Field(0.0, ge=0)  # weight of choosing a language in which some answer is right
+    # Over which answers success looks. In a large batch every language has a right answer, which tells nothing apart.
+    success_over: Literal["batch", "group"] = "group"
+    kl: float = Field(0.0, ge=0)  # takes the place of learner.kl
+    reset_anchor: bool = False  # from its first step on, the KL is to the policy as it was at that step
 
 
 class LearnerConfig(Section):
-    address: str = "tcp://127.0.0.1:5700"  # the work queue; actors connect here. tcp://*:PORT: on every interface
-    ranks: int = Field(1, gt=0)  # processes torchrun starts on this machine
-    nodes: int = Field(1, gt=0)  # machines that start them; any may lead, so beyond one there must be a run.rendezvous
-    torchrun: str = "127.0.0.1:29400"  # HOST:PORT where these meet, on one of them
-    restarts: int = Field(0, ge=0)  # of learners that fail, by torchrun, from the newest checkpoint
-    replicas: int = Field(
-        1, gt=0
-    )  # > 1: that many whole copies of the weights, each sharded over its part of the ranks
+    """The learner: its processes, the GRPO step, admission of groups, checkpoints and evaluation."""
+
+    # Processes
+    address: str = "tcp://127.0.0.1:5700"  # where actors connect; tcp://*:PORT listens on every interface
+    ranks: int = Field(1, gt=0)  # processes that torchrun starts on this machine
+    nodes: int = Field(1, gt=0)  # machines that do so; more than one needs run.rendezvous, as any of them may lead
+    torchrun: str = "127.0.0.1:29400"  # HOST:PORT where these machines meet, on one of them
+    restarts: int = Field(0, ge=0)  # how often torchrun starts failed ranks again, from the newest checkpoint
+    replicas: int = Field(1, gt=0)  # whole copies of the weights, each sharded over its part of the ranks
+
+    # Admission of prompt groups
     steps: int = Field(64, gt=0)
-    groups_per_step: int = Field(256, gt=0)  # P: questions a step
-    staleness: int = Field(1, ge=0)  # S: (S + 1) P groups alive; 0 is synchronous and on policy
-    window: int = Field(1, gt=0)  # W: a step may overtake the oldest group by fewer than this many; docs/staleness.md
+    groups_per_step: int = Field(256, gt=0)  # questions in a step [P]
+    staleness: int = Field(1, ge=0)  # at most (S + 1) P groups are alive [S]; 0 is synchronous and on policy
+    window: int = Field(1, gt=0)  # a step may overtake the oldest group by fewer than this many [W]; docs/staleness.md
+    lease_timeout_s: float = Field(60, gt=2)  # the groups of an actor that is silent for so long go to the others
+    group_attempts: int = Field(3, gt=0)  # a group that is handed back this often is entered as failed
+    batch_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when a step has no groups for so long
+
+    # Optimizer
     lr: float = Field(1e-6, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    advantage: Literal["gated", "split"] = "gated"  # split: quality among answers in their language, compliance apart
+
+    # Loss
+    # "gated" takes the reward as it is; "split" compares quality among answers in their language, compliance apart.
+    advantage: Literal["gated", "split"] = "gated"
     advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
-    compliance_weight: float = Field(1.0, ge=0)  # of the term for compliance when split
-    stages: tuple[StageConfig, ...] = ()  # rewards one after the other; none: quality where compliant, else 0
-    aggregation: Literal["token", "sequence", "fertility"] = "token"  # of the loss; learner/train/grpo.py
-    mask_truncated: bool = False  # answers that hit the length limit carry no gradient, yet count in their group
-    clip_low: float = Field(0.2, gt=0)  # inert while a batch is one optimizer step, as then the ratio is 1
+    compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
+    stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
+    aggregation: Literal["token", "sequence", "fertility"] = (
+        "token"  # what the loss is a mean over; learner/train/grpo.py
+    )
+    mask_truncated: bool = False  # answers that hit the length limit carry no gradient, but count in their group
+    clip_low: float = Field(0.2, gt=0)  # without effect while a batch is one optimizer step, as the ratio is 1 then
     clip_high: float = Field(0.2, gt=0)
-    dual_clip: float = Field(3.0, gt=1)  # bounds the loss of a token with negative advantage, where the ratio is large
+    dual_clip: float = Field(3.0, gt=1)  # bounds the loss of a token with negative advantage where the ratio is large
     kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
-    reference_on_cpu: bool = False  # the initial policy rests in host memory; slower, for large models on few GPUs
-    importance: Literal["truncate", "mask"] = "truncate"  # of tokens whose weight learner/behaviour is out of bounds
+    reference_on_cpu: bool = False  # keep the initial policy in host memory: slower, for large models on few GPUs
+    # What happens to tokens whose importance weight (learner / behaviour) is out of bounds.
+    importance: Literal["truncate", "mask"] = "truncate"
     importance_cap: float = Field(2.0, gt=0)
-    importance_floor: float = Field(0.5, ge=0)  # for mask alone
-    microbatch_tokens: int = Field(16384, gt=0)  # a longer sequence is cut to this
-    head_chunk: int = Field(1024, gt=0)  # rows of logits alive at a time
+    importance_floor: float = Field(0.5, ge=0)  # for "mask" alone
+
+    # Computation
+    microbatch_tokens: int = Field(16384, gt=0)  # longer sequences are cut to this
+    head_chunk: int = Field(1024, gt=0)  # rows of logits that exist at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
     activation_checkpointing: bool = False
-    lease_timeout_s: float = Field(60, gt=2)  # a silent actor's groups go to the others; it beats every 2 s
-    group_attempts: int = Field(3, gt=0)  # a group handed back this often is entered as failed
-    batch_timeout_s: float = Field(1800, gt=0)  # without P finished groups for this long the run ends with an error
-    checkpoint_every: int = Field(10, gt=0)
+
+    # Checkpoints and records
+    checkpoint_every: int = Field(10, gt=0)  # steps
     checkpoints_kept: int = Field(2, gt=0)
-    record: Path | None = None  # a directory: keeps every trained group there, for python -m learner.replay DIR
+    record: Path | None = None  # a directory where every trained group is kept, for python -m learner.replay DIR
+
+    # Evaluation
     evaluate: bool = True  # greedy answers before the first and after the last step
-    evaluate_every: int = Field(0, ge=0)  # and after every so many steps, while finished groups wait; 0: not
+    evaluate_every: int = Field(0, ge=0)  # and after every so many steps, while finished groups wait; 0 means not
     evaluate_questions: int = Field(64, gt=0)  # at most this many of each set, evenly spread
-    evaluate_samples: int = Field(0, ge=0)  # select: sampled answers to a question, free and in languages asked for
-    evaluate_unseen: tuple[LanguageCode, ...] = ()  # of these samples, languages that are not of the run
+    evaluate_samples: int = Field(0, ge=0)  # with "select", sampled answers to a question: free, and as asked for
+    evaluate_unseen: tuple[LanguageCode, ...] = ()  # languages outside the run that are asked for in these samples
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -84,5 +103,5 @@ class LearnerConfig(Section):
         return self
 
     def stage(self, step: int) -> StageConfig | None:
-        """Of a step, counted from 0; None where there are no stages."""
+        """The stage of a step, which is counted from 0; None where the run has no stages."""
         return next((stage for stage in self.stages if step < stage.until * self.steps), None)

@@ -25,10 +25,14 @@ from common.config.section import ConfigError
 
 
 def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config:
-    """Reads ``CONFIG.toml ... [--section.key value ...]``, on top of ``base``, a whole configuration.
+    """The configuration that the command line ``CONFIG.toml ... [--section.key value] ...`` describes.
+
+    Args:
+        arguments: the command line.
+        base: settings that hold where the command line says nothing; by default there are none.
 
     Raises:
-        ConfigError: a file is missing or no TOML, a key is unknown, a value has the wrong type or range.
+        ConfigError: a file is missing or is no TOML, a key is unknown, or a value has the wrong type or range.
     """
     merged = copy.deepcopy(base or {})
     rest = list(arguments)
@@ -54,11 +58,11 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
 
 
 def usage() -> str:
-    """How files and flags are given, and every setting with its default."""
+    """The help text: how files and flags are given, and every setting with its default."""
     return "\n".join(
         [
             "CONFIG.toml ... [--section.key value] ...",
-            "\nFiles are merged from left to right, then flags. The settings, explained in common/config/load.py:\n",
+            "\nFiles are merged from left to right, then flags. The settings, explained in common/config/:\n",
             *_flags("  --", Config().model_dump(mode="json")),
         ]
     )
@@ -73,11 +77,16 @@ def _flags(prefix: str, values: dict[str, Any]) -> Iterator[str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
-    except ValueError as error:  # of its TOML, or of its UTF-8
+    except ValueError as error:  # from the TOML parser, or for invalid UTF-8
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -85,7 +94,7 @@ def _parse(value: str) -> Any:
     try:
         return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return value  # an unquoted string, as people write them in a shell
+        return value  # a string without quotes, as people write it in a shell
 
 
 def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
@@ -97,7 +106,7 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for each mistake, with the nearest key of the model for an unknown one."""
+    """One line for each mistake that pydantic found in a ``model``; an unknown key comes with the nearest known one."""
     known = [name if not key else f"{name}.{key}" for name, keys in _keys(model).items() for key in ["", *keys]]
     lines = []
     for item in error.errors():
@@ -105,7 +114,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif item["type"] == "value_error":  # of our own validators, whose messages name the value
+        elif item["type"] == "value_error":  # from our own validators, whose messages name the value
             lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
         elif item["type"] == "tuple_type":
             lines.append(f'{key} = {item["input"]!r}: a list is meant, in a shell as \'["a", "b"]\'')
@@ -117,6 +126,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 def _keys(model: type[BaseModel]) -> dict[str, list[str]]:
     keys = {}
     for name, field in model.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]  # a section, or several in a tuple or dict
+        kinds = [field.annotation, *get_args(field.annotation)]  # a section, or a tuple or dict of sections
         keys[name] = [key for kind in kinds for key in getattr(kind, "model_fields", {})]
     return keys

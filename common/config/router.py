@@ -1,4 +1,4 @@
-"""The section ``router``."""
+"""The section ``router``: the bandit over languages. Symbols of the LRPO paper stand in brackets."""
 
 from __future__ import annotations
 
@@ -10,34 +10,41 @@ from common.config.section import Fraction, LanguageCode, Section
 
 
 class RouterConfig(Section):
-    """The bandit over languages; symbols of the LRPO paper in brackets."""
+    """How the languages of a prompt group are chosen; docs/router.md explains the model."""
 
-    # Who picks: policy and hybrid leave all rollouts, or free_rollouts of them, to the policy; docs/explang.md
+    # Who chooses: "learned" is the bandit; "policy" and "hybrid" leave all rollouts, or free_rollouts of them, to the
+    # policy (docs/explang.md); the others are fixed strategies.
     mode: Literal["learned", "monolingual", "input_dominant", "english_dominant", "uniform", "policy", "hybrid"] = (
         "learned"
     )
-    rollouts: int = Field(8, ge=2)  # answers to a question [K]
-    free_rollouts: int = Field(4, ge=0)  # of hybrid: those in a language that the policy chooses [K_free]
-    own_language: int = Field(2, ge=0)  # of which reserved for the question's language [K_on]
-    temperature: float = Field(1.0, gt=0)  # at step 0 [tau_0]; posterior: scales deviations, 1 is Thompson sampling
+    rollouts: int = Field(8, ge=2)  # answers to each question [K]
+    free_rollouts: int = Field(4, ge=0)  # of these, in mode "hybrid", those in a language that the policy chooses
+    own_language: int = Field(2, ge=0)  # of these, those reserved for the question's own language [K_on]
+    # The temperature starts here [tau_0]. With credit = "posterior" it scales the standard deviations of the beliefs,
+    # and 1 is Thompson sampling.
+    temperature: float = Field(1.0, gt=0)
     temperature_min: float = Field(0.3, gt=0)
-    temperature_decay: float = Field(0.999, gt=0, le=1)  # a step
-    exploration: Fraction = 0.2  # share of routed draws made uniformly [epsilon_0]
+    temperature_decay: float = Field(0.999, gt=0, le=1)  # factor of each policy step
+    exploration: Fraction = 0.2  # share of the routed draws that are uniform, at the start [epsilon_0]
     exploration_min: Fraction = 0.0
-    exploration_decay: float = Field(0.995, gt=0, le=1)  # a step
-    anneal: Fraction = 0.0  # above 0: both fall linearly to their minima over this share of the run, not by the decays
-    interval: int = Field(5, gt=0)  # policy steps between two router updates [M]
-    ema: float = Field(0.1, gt=0, lt=1)  # rate of a logit towards its credit [alpha]; posterior: of forgetting
-    credit: Literal["posterior", "pooled", "reference"] = "posterior"  # the paper's logits are the latter two
-    prior: float = Field(16.0, gt=0)  # rollouts that it takes to half believe an arm's credit; not with reference
-    compliance_weight: float = Field(1.0, ge=0)  # of a lost language, in mean rewards; 0: quality alone counts
-    indifference: float = Field(0.2, ge=0)  # posterior: arms closer than this share of the rewards' noise stay even
-    question_language: bool = True  # learn from the question's language too, not from topic and region alone
-    group_norm: Literal["none", "center", "zscore"] = "zscore"  # of logits' credit, over the languages of a context
-    region_topics: tuple[str, ...] = ()  # logits: regions count for these topics only; empty: for all
-    initial: dict[
-        str, dict[LanguageCode, float]
-    ] = {}  # by row, "topic:NAME" or "region:NAME": logits; posterior: rewards
+    exploration_decay: float = Field(0.995, gt=0, le=1)  # factor of each policy step
+    # Above 0, temperature and exploration fall linearly to their minima over this share of the run, without the decays.
+    anneal: Fraction = 0.0
+    interval: int = Field(5, gt=0)  # policy steps between two updates of the router [M]
+    # With logits, the rate at which a logit moves towards its credit [alpha]; with "posterior", the rate of forgetting.
+    ema: float = Field(0.1, gt=0, lt=1)
+    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits.
+    credit: Literal["posterior", "pooled", "reference"] = "posterior"
+    prior: float = Field(16.0, gt=0)  # rollouts after which an arm's own evidence counts half; not for "reference"
+    compliance_weight: float = Field(1.0, ge=0)  # what a lost language costs, in mean rewards; 0 counts quality alone
+    # With "posterior", languages that are closer than this share of the rewards' noise are drawn about equally often.
+    indifference: float = Field(0.2, ge=0)
+    question_language: bool = True  # learn from the question's language too, and not from topic and region alone
+    group_norm: Literal["none", "center", "zscore"] = "zscore"  # of the logits' credit, over a context's languages
+    region_topics: tuple[str, ...] = ()  # with logits, regions count for these topics alone; empty means all topics
+    # Where learning starts, by row ("topic:NAME", "region:NAME", "question:CODE", "shared:"): logits, or mean rewards
+    # with "posterior".
+    initial: dict[str, dict[LanguageCode, float]] = {}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -47,8 +54,7 @@ class RouterConfig(Section):
         for name in ("temperature", "exploration"):
             if getattr(self, f"{name}_min") > getattr(self, name):
                 raise ValueError(f"{name}_min = {getattr(self, f'{name}_min')} exceeds {name} = {getattr(self, name)}")
-        if wrong := [
-            name for name in self.initial if not name.startswith(("shared:", "topic:", "region:", "question:"))
-        ]:
+        rows = ("shared:", "topic:", "region:", "question:")
+        if wrong := [name for name in self.initial if not name.startswith(rows)]:
             raise ValueError(f"initial: a row is topic:NAME, region:NAME, question:CODE or shared:, not {wrong[0]!r}")
         return self

@@ -1,4 +1,4 @@
-"""The section ``sync``."""
+"""The section ``sync``: how new weights reach the engines."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from common.config.section import Port, Section
 
 
 class SyncConfig(Section):
-    """How new weights reach the engines."""
+    """Weight sync; docs/staleness.md compares the ways to pause."""
 
-    # Of an actor: the learner's group; its memory (or GPU, with the same CUDA_VISIBLE_DEVICES), where it holds a second
-    # copy of the weights; or files, for an engine that can do neither.
+    # How an actor's engine gets the weights: "group" through a process group with the learner; "shared" from the
+    # learner's memory on the same machine (or GPU, with the same CUDA_VISIBLE_DEVICES), which then holds a second copy
+    # of the weights; "disk" from files, for an engine that can do neither.
     transport: Literal["group", "shared", "disk"] = "group"
-    backend: Literal["auto", "gloo", "nccl"] = "auto"  # of groups; auto: nccl when the learner has CUDA
-    host: str = ""  # where engines find the learner's store; empty: the host of learner.address
-    port: Port = 0  # of that store; 0: a free one
-    directory: Path = Path("/dev/shm")  # what goes by disk lies here; shared memory where learner and engine share it
-    pause: Literal["retract", "in_place", "drain"] = "retract"  # of answers in flight; docs/staleness.md compares them
-    bucket_mb: float = Field(256, gt=0)
-    timeout_s: float = Field(60, gt=0)  # of each of: forming a group, a pause, a probe; and of a transfer, on top of
-    slowest_mb_per_s: float = Field(20, gt=0)  # the time its bytes take at this speed, one engine after the other
-    drain_s: float = Field(600, gt=0)  # how long answers in flight may take to end when pause = "drain"
-    probe_tolerance: float = Field(
-        0, ge=0
-    )  # nats; 0: 1e-3 if engine and learner compute in float32, else learner/train/trainer.py
+    backend: Literal["auto", "gloo", "nccl"] = "auto"  # of process groups; "auto" is nccl when the learner has CUDA
+    host: str = ""  # where engines find the learner's store; empty means the host of learner.address
+    port: Port = 0  # of that store; 0 means any free one
+    directory: Path = Path("/dev/shm")  # where the files of "disk" lie; memory, if learner and engine share a machine
+    # What happens to answers in flight when weights arrive: "retract" puts them back, to be continued under the new
+    # weights with a fresh cache; "in_place" continues them with their old cache; "drain" lets them end first.
+    pause: Literal["retract", "in_place", "drain"] = "retract"
+    bucket_mb: float = Field(256, gt=0)  # MiB of weights that travel in one piece
+    # Seconds for each of: forming a process group, a pause, a probe. A transfer has these seconds and, on top, the
+    # time that its bytes take at slowest_mb_per_s, one engine after the other.
+    timeout_s: float = Field(60, gt=0)
+    slowest_mb_per_s: float = Field(20, gt=0)
+    drain_s: float = Field(600, gt=0)  # seconds that answers in flight may take to end when pause = "drain"
+    # How far an engine's log-probabilities of the probe may be from the learner's, mean absolute difference in nats.
+    # 0 means 1e-3 where engine and learner compute in float32, and a bound on rounding errors elsewhere.
+    probe_tolerance: float = Field(0, ge=0)

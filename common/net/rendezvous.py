@@ -1,8 +1,9 @@
-"""Where the processes of a run find each other: a directory that all hosts see, with a small file for each service.
+"""How the processes of a run find each other: a directory that all hosts see, with a small file for each service.
 
-``learner.json``, ``reward-0.json``, …: address, public key, and how often the service has started. Who needs one waits
-for its file, and reads it again when the service falls silent: it may live on another host by now. Without
-``run.rendezvous`` nothing is written, and addresses are the configured ones.
+The files ``learner.json``, ``reward-0.json``, … hold address, public key, and how often the service has started. A
+client waits for the file of the service that it needs, and reads it again when the service falls silent, because the
+service may run on another host by then. Without ``run.rendezvous`` nothing is written, and the configured addresses
+hold.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ _WILDCARDS = ("0.0.0.0", "*", "::")
 
 
 class Place(BaseModel):
+    """Where a service is: the content of its file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     address: str
-    key: str = ""  # public CURVE key; empty: it has none
+    key: str = ""  # public CURVE key; empty when it has none
     run: str = ""  # its run.dir
     life: int = 0  # how often the service has started
 
 
 def reachable(address: str) -> str:
-    """The address as other hosts reach it: every interface becomes ``LRPO_HOST``, or what this host's name means.
+    """The address as other hosts reach it. A wildcard host is replaced by ``LRPO_HOST``, or by this host's own address.
 
     Raises:
-        FatalError: that is nothing but loopback, or nothing at all.
+        FatalError: this host's name resolves to loopback, or does not resolve.
     """
     parts = urlsplit(address)
     if parts.hostname not in _WILDCARDS:
@@ -59,16 +62,21 @@ def reachable(address: str) -> str:
 
 
 def host_of(address: str) -> str:
+    """The host part of a ZeroMQ address, as other hosts reach it; loopback for ``ipc:``."""
     return "127.0.0.1" if address.startswith("ipc:") else str(urlsplit(reachable(address)).hostname)
 
 
 def use_interface(host: str) -> None:
-    """Has gloo use the interface on the way to ``host``; by itself it takes the one of this host's name."""
+    """Makes gloo use the network interface that leads to ``host``. By default it takes the one of this host's name.
+
+    Raises:
+        FatalError: no interface leads there.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host, 9))  # sends nothing
+            probe.connect((host, 9))  # of a datagram socket: sends nothing
         except OSError as error:
-            raise FatalError(f"there is no way from here to {host}: {error}") from None
+            raise FatalError(f"no network interface of this host leads to {host}: {error}") from None
         own = probe.getsockname()[0]
     names = [name for name, has in psutil.net_if_addrs().items() if own in (one.address for one in has)]
     if names and not own.startswith("127."):
@@ -76,7 +84,11 @@ def use_interface(host: str) -> None:
 
 
 def announce(run: RunConfig, name: str, address: str) -> Place | None:
-    """Writes where a service of this run listens; None without ``run.rendezvous``."""
+    """Writes the file of a service of this run, and returns its content; None without ``run.rendezvous``.
+
+    Raises:
+        FatalError: the file cannot be written, or other hosts cannot reach the address.
+    """
     if run.rendezvous is None:
         return None
     path = run.rendezvous / f"{name}.json"
@@ -94,7 +106,8 @@ def announce(run: RunConfig, name: str, address: str) -> Place | None:
 
 
 def confirm(run: RunConfig, name: str, place: Place | None) -> None:
-    """
+    """Makes sure that this process is still the one that the file of its service names.
+
     Raises:
         FatalError: another process has announced itself as the same service since.
     """
@@ -104,16 +117,19 @@ def confirm(run: RunConfig, name: str, place: Place | None) -> None:
 
 
 class Route:
-    """The way to one service: as its file says, for which it waits, or ``fixed`` when there is no rendezvous.
+    """Finds one service, and connects to it again when it has moved.
+
+    The constructor blocks until the service's file exists, at most ``timeout_s`` seconds. Without a rendezvous the
+    service is at the address ``fixed``.
 
     Raises:
-        FatalError: there is no file in time, it is unreadable or of another run, or its address needs keys.
+        FatalError: the file does not appear in time, is unreadable or of another run, or its address needs keys.
     """
 
     def __init__(self, run: RunConfig, name: str, fixed: str, timeout_s: float) -> None:
         self._run, self._name = run, name
         self._path = run.rendezvous / f"{name}.json" if run.rendezvous else None
-        self.place, self.socket = Place(address=fixed), cast(Any, None)  # a DEALER, once connected
+        self.place, self.socket = Place(address=fixed), cast(Any, None)  # a DEALER socket once ``connect`` was called
         deadline = time.monotonic() + timeout_s
         while self._path is not None and (found := _read(self._path, run)) is None:
             if time.monotonic() > deadline:
@@ -127,10 +143,11 @@ class Route:
         sockets.check_address(self.place.address)
 
     def connect(self, context: Any, identity: str = "") -> None:
+        """Opens ``socket``; ``identity`` is the name by which the service will know this client."""
         self.socket = sockets.connect(context, self.place.address, identity, self.place.key)
 
     async def send(self, message: AnyMessage) -> None:
-        """On an asyncio socket.
+        """Sends a message; the socket must be an asyncio one.
 
         Raises:
             FatalError: the service does not admit us.
@@ -143,12 +160,12 @@ class Route:
             ) from None
 
     def follow(self) -> bool:
-        """Whether the service has started again, perhaps elsewhere; ``socket`` then speaks to that one."""
+        """Connects to the service again if it has started anew, perhaps elsewhere. Returns whether it has."""
         place = _read(self._path, self._run) if self._path is not None else None
         if place is None or place == self.place:
             return False
         sockets.check_address(place.address)
-        self.socket.disconnect(self.place.address)  # what was on its way there is lost
+        self.socket.disconnect(self.place.address)  # messages that were on their way are lost
         if place.key:
             self.socket.curve_serverkey = place.key.encode()
         self.socket.connect(place.address)
@@ -159,7 +176,7 @@ class Route:
 def _read(path: Path, run: RunConfig) -> Place | None:
     try:
         place = Place.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError:  # not there yet, or a shared file system that is away for a moment
+    except OSError:  # it is not there yet, or the shared file system is away for a moment
         return None
     except (ValidationError, UnicodeDecodeError) as error:
         raise FatalError(f"{path} is not a rendezvous file: {error}. Delete it and start the run again") from None

@@ -1,8 +1,9 @@
-"""ZeroMQ ROUTER and DEALER with the limits every lrpo socket has.
+"""ZeroMQ ROUTER and DEALER sockets with the limits that every socket of lrpo has.
 
-High-water marks bound nothing by themselves; leases and acknowledgements do. So sockets here never block on sending,
-refuse messages over ``MAX_MESSAGE_BYTES`` and close at once. With ``LRPO_KEYS``, a directory made by
-``scripts/make_keys.sh``, they are encrypted and both ends prove who they are (CURVE); without, only loopback will do.
+Leases and acknowledgements bound what is in flight, and high-water marks would not: so these sockets have none. They
+drop peers that send messages over ``MAX_MESSAGE_BYTES``, and close without waiting. With ``LRPO_KEYS``, a directory that
+``scripts/make_keys.sh`` makes, all traffic is encrypted and both ends prove who they are (CURVE). Without it, only
+loopback addresses are allowed.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES
 
 _SEND_MS = 10_000
-_PING_MS, _DEAD_MS = 2_000, 10_000  # TCP by itself notices a vanished host after a quarter of an hour
+_PING_MS, _DEAD_MS = 2_000, 10_000  # TCP alone would notice a vanished host after a quarter of an hour
 
 
 class _Router(zmq.Socket[bytes]):
-    """A ROUTER that ends with the thread that admits its clients."""
+    """A ROUTER socket that, when it closes, also ends the thread that authenticates its clients."""
 
     guard: ThreadAuthenticator | None = None
 
@@ -37,7 +38,7 @@ class _Router(zmq.Socket[bytes]):
 
 
 def check_address(address: str) -> None:
-    """Refuses what is not ``ipc://PATH`` or ``tcp://HOST:PORT``, on loopback unless there are keys.
+    """Accepts ``ipc://PATH`` and ``tcp://HOST:PORT``; without keys, the host must be loopback.
 
     Raises:
         FatalError: the address is malformed, or would carry prompts and answers unencrypted over a network.
@@ -94,10 +95,10 @@ def _limit(socket: Any) -> None:
 
 
 def bind(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
-    """A ROUTER socket that serves ``address``.
+    """A ROUTER socket that listens on ``address``.
 
     Raises:
-        FatalError: the address is taken or not ours.
+        FatalError: the address is taken, or does not belong to this host.
     """
     check_address(address)
     socket: _Router = context.socket(zmq.ROUTER, socket_class=_Router)
@@ -108,7 +109,7 @@ def bind(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
         socket.guard = ThreadAuthenticator(context)
         socket.guard.start()
         socket.guard.configure_curve(domain="*", location=keys / "clients")
-    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted peer may reconnect under its name
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a peer that has restarted may connect again under its name
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -121,25 +122,34 @@ def bind(context: zmq.Context[Any], address: str) -> zmq.Socket[bytes]:
 
 
 def server_key() -> str:
-    """The public key of those who serve, which clients must know; empty without keys."""
+    """The public key of the servers, which clients must know; empty without ``LRPO_KEYS``."""
     keys = _keys()
     return _load(keys / "server.key")[0].decode() if keys is not None else ""
 
 
 def connect(context: zmq.Context[Any], address: str, identity: str = "", key: str = "") -> Any:
-    """A DEALER socket to ``address``, an asyncio one of an asyncio context.
+    """A DEALER socket that is connected to ``address``. It is an asyncio socket if ``context`` is an asyncio context.
 
-    ``identity`` is what the server knows it by, ``key`` the server's public one, where not that in ``LRPO_KEYS``.
+    Args:
+        identity: the name by which the server knows this client.
+        key: public key of the server; empty means the one in ``LRPO_KEYS``.
+
+    Raises:
+        FatalError: the address is not allowed, a key file cannot be used, or the server has a key and we have none.
     """
     check_address(address)
     socket = context.socket(zmq.DEALER)
     _limit(socket)
-    socket.setsockopt(zmq.SNDTIMEO, _SEND_MS)  # a server that does not admit our key would block it for ever
+    socket.setsockopt(
+        zmq.SNDTIMEO, _SEND_MS
+    )  # else sending to a server that does not admit our key would block for ever
     if (keys := _keys()) is not None:
         _identify(socket, keys / "clients" / "actor.key_secret")
         socket.curve_serverkey = (key or server_key()).encode()
     elif key:
-        raise FatalError(f"{address} speaks to those with keys alone: set LRPO_KEYS to the directory with clients/")
+        raise FatalError(
+            f"{address} accepts only clients with keys: set LRPO_KEYS to the directory that holds clients/"
+        )
     if identity:
         socket.setsockopt(zmq.IDENTITY, identity.encode())
     socket.connect(address)

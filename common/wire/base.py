@@ -9,35 +9,39 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-PROTOCOL = 4  # goes into the hello; peers of another number are refused
-MAX_MESSAGE_BYTES = 256 << 20
-INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
+PROTOCOL = 4  # number of this protocol; an actor whose hello has another one is refused
+MAX_MESSAGE_BYTES = 256 << 20  # sockets drop the connection of a peer that sends more
+INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")  # the two types of array that travel
 
 
 class WireError(ValueError):
-    """A message that is not what the protocol says."""
+    """A message is not what the protocol says."""
 
 
 if TYPE_CHECKING:
     Int32: TypeAlias = NDArray[np.int32]
     Float32: TypeAlias = NDArray[np.float32]
-else:  # decoded as pieces of the message itself, which ``__post_init__`` makes arrays, or refuses: no copy
+else:
+    # The decoder hands an array over as a view of the message, without a copy. ``__post_init__`` of the struct makes a
+    # numpy array of it, or refuses it.
     Int32 = Float32 = memoryview
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
-Seconds = Annotated[float, Meta(ge=0, le=1e12)]  # neither infinite nor no number
+Seconds = Annotated[float, Meta(ge=0, le=1e12)]  # the bound keeps out infinity and NaN
 
 
 class WireStruct(Struct, forbid_unknown_fields=True, gc=False):
-    """What messages are made of. Types are checked on arrival, by ``decode``, and not when an object is made."""
+    """A record that travels. Its field types are checked when it is decoded, not when it is made."""
 
     def model_copy(self, update: dict[str, Any]) -> Self:
+        """A copy with some fields replaced."""
         return msgspec.structs.replace(self, **update)
 
 
 class Message(WireStruct, tag_field="kind", tag=str.lower):
-    """What travels by itself."""
+    """A record that travels by itself; ``kind`` tells the receiver which one it is."""
 
     @property
     def kind(self) -> str:
+        """The lower-case name of the class, or its tag."""
         return str(self.__struct_config__.tag)

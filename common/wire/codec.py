@@ -1,7 +1,4 @@
-"""Messages as bytes and back: MessagePack maps, checked against their types on arrival.
-
-A message is decoded straight into its type; its ``kind`` in the map is the lower-case name of that, or its ``tag``.
-"""
+"""Turns messages into bytes and back. They are MessagePack maps, checked against their types when they arrive."""
 
 from __future__ import annotations
 
@@ -56,15 +53,15 @@ _DECODER: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessa
 
 
 def encode(message: Any) -> bytes:
-    """A message, or whatever is made of ``WireStruct``.
+    """The bytes of a message, or of anything that is made of ``WireStruct``.
 
     Raises:
-        TypeError: an array is of another dtype than int32 and float32.
+        TypeError: an array has a dtype other than int32 and float32.
     """
     try:
         return _ENCODER.encode(message)
     except UnicodeEncodeError:
-        # A lone surrogate, which no encoding has, must not keep a whole group from travelling: it becomes a "?".
+        # A text holds a lone surrogate, which UTF-8 cannot encode. It becomes a "?", so that the group still travels.
         plain = msgspec.to_builtins(message, enc_hook=lambda value: bytes(_raw(value)), builtin_types=(bytes,))
         packed = msgpack.packb(plain, unicode_errors="replace")
         assert isinstance(packed, bytes)
@@ -72,15 +69,20 @@ def encode(message: Any) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> AnyMessage:
-    """
+    """Reads a message that has arrived.
+
     Raises:
-        WireError: not MessagePack, of an unknown kind, or a field is missing or of another type.
+        WireError: it is no MessagePack, is of an unknown kind, or a field is missing or has the wrong type.
     """
     return _decoded(data, _DECODER)
 
 
 def unpack(data: bytes | memoryview, kind: type[T]) -> T:
-    """What ``encode`` made of an object of this type; raises WireError for anything else."""
+    """Reads an object of this type that ``encode`` wrote.
+
+    Raises:
+        WireError: the bytes are anything else.
+    """
     return _decoded(data, msgspec.msgpack.Decoder(kind))
 
 
@@ -89,5 +91,5 @@ def _decoded(data: bytes | memoryview, decoder: msgspec.msgpack.Decoder[T]) -> T
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise WireError(f"malformed message: {error}") from None
-    except (ValueError, RecursionError) as error:  # ValueErrors are msgspec's others too, and those of a text's UTF-8
+    except (ValueError, RecursionError) as error:  # msgspec's other errors and those of invalid UTF-8 are ValueErrors
         raise WireError(f"not a MessagePack message: {error}") from None

@@ -8,6 +8,8 @@ from common.wire.base import FLOAT32, INT32, Float32, Int32, Message, Seconds, W
 
 
 class Chat(WireStruct):
+    """One turn of a conversation."""
+
     role: str
     content: str
 
@@ -15,21 +17,21 @@ class Chat(WireStruct):
 class Question(WireStruct):
     """A row of the data: what is asked, in which language, and the reference answer in that language."""
 
-    index: int  # row in its file
+    index: int  # number of the row in its file
     messages: list[Chat]
     reference: str
     language: str
     topics: list[str]
     regions: list[str]
-    accepted: list[str] = []  # answers that a verifying term takes, in any language; empty: the reference
+    accepted: list[str] = []  # answers that a verifying term accepts, in any language; empty means the reference
 
 
 class Work(WireStruct):
-    """A leased question: answer it once in each of ``languages``."""
+    """A question with the languages it is to be answered in, once in each: what an actor holds a lease for."""
 
-    id: str  # of the lease: "5:train-17" is the sixth lease given, of the question at position 17 of the run's order
+    id: str  # of the lease: "5:train-17" is the sixth lease given, for the question at position 17 of the run's order
     question: Question
-    languages: list[str]  # [K]; "" where the policy chooses
+    languages: list[str]  # [K]; POLICY_CHOOSES where the policy chooses
     propensities: list[float]  # [K] probability with which the router drew each language; 1 for reserved ones
     router_version: int
     policy_version: int  # the newest published one when the lease was given
@@ -37,35 +39,35 @@ class Work(WireStruct):
 
     @property
     def sequence(self) -> int:
-        """The position: 17."""
+        """The position of the question in the run's order; 17 in the example."""
         return int(self.id.rpartition("-")[2])
 
 
 class Score(WireStruct):
-    """What the reward process says of one answer; reward = quality where compliant, else 0."""
+    """What the reward process says of one answer. The reward is the quality where the answer is compliant, else 0."""
 
     reward: float
     quality: float  # in [0, 1]; the weighted terms
     similarity: float  # raw cosine
-    compliant: bool
-    detected: str  # language code, "" when the text has none
-    language: str = ""  # asked for, or chosen: then "" where the policy named none
+    compliant: bool  # the answer is in the language asked for, or chosen
+    detected: str  # language code; "" when the text has no language
+    language: str = ""  # asked for, or chosen; "" where the policy chose and named none
     terms: dict[str, float] = {}  # value of each term of reward.terms, before its weight
-    drift: float = 0.0  # of its pair of languages from the calibration, see reward.drift
+    drift: float = 0.0  # of this pair of languages from its calibration, see reward/calibration/drift.py
 
 
 class Rollout(WireStruct):
-    """One answer, with ids, log-probabilities and policy versions as the engine gave them."""
+    """One answer, with token ids, log-probabilities and policy versions exactly as the engine gave them."""
 
-    language: str  # asked for, or chosen: then "" where the policy named none
-    prompt_ids: Int32  # [prompt]
-    response_ids: Int32  # [response], stop token included
-    logprobs: Float32  # [response] behaviour log-probabilities at the sampling temperature
-    versions: Int32  # [response] policy version that produced each token
-    truncated: bool
+    language: str  # asked for, or chosen; "" where the policy chose and named none
+    prompt_ids: Int32  # [prompt tokens]
+    response_ids: Int32  # [response tokens], stop token included
+    logprobs: Float32  # [response tokens] behaviour log-probabilities at the sampling temperature, nats
+    versions: Int32  # [response tokens] policy version that produced each token
+    truncated: bool  # it ended at the length limit
     text: str
     score: Score
-    header: int = 0  # tokens of the response in which the policy names its language
+    header: int = 0  # how many tokens of the response are the header in which the policy names its language
 
     def __post_init__(self) -> None:
         if isinstance(self.versions, memoryview):
@@ -76,31 +78,35 @@ class Rollout(WireStruct):
 
 
 class Leased(Message):
+    """Learner to actor: new leases."""
+
     work: list[Work]
 
 
 class Timing(WireStruct):
-    """What the group cost its actor."""
+    """What a group cost its actor."""
 
-    generate_s: Seconds  # without pauses for weights
-    groups: Seconds  # being generated meanwhile, itself included, on average
-    score_s: Seconds
+    generate_s: Seconds  # generation, without the pauses for weight updates
+    groups: Seconds  # how many groups were being generated meanwhile, on average, this one included
+    score_s: Seconds  # waiting for scores
 
 
 class Submit(Message):
-    id: str
+    """Actor to learner: a finished group."""
+
+    id: str  # of the lease
     rollouts: list[Rollout]
     timing: Timing | None = None
 
 
 class Release(Message):
-    """The actor could not do a question; another may try."""
+    """Actor to learner: this actor could not finish the group; another may try."""
 
-    id: str
+    id: str  # of the lease
     reason: str
 
 
 class Ack(Message):
-    """Submitted or released groups need no resending."""
+    """Learner to actor: these submitted or released groups need not be sent again."""
 
     accepted: dict[str, bool]  # by id of the lease; false for a late duplicate

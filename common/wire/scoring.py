@@ -1,4 +1,4 @@
-"""Requests to the reward service, and its replies."""
+"""Requests of actors to the reward service, and its replies."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ from common.wire.groups import Score
 
 
 class ScoreRequest(Message, tag="score"):
+    """Score these answers to one question."""
+
     id: int
     reference: str
     reference_language: str
     answers: list[str]
-    languages: list[str]  # asked of each answer; "" where its header tells
-    truncated: list[bool] = []  # of each answer; empty: none
-    topics: list[str] = []  # choose the terms
-    accepted: list[str] = []  # answers that count as verified; empty: the reference
-    deadline_s: float = 60.0  # after its arrival nobody waits for the scores any more
+    languages: list[str]  # asked for, one for each answer; POLICY_CHOOSES where the answer's header names it
+    truncated: list[bool] = []  # whether each answer ended at the length limit; empty means none did
+    topics: list[str] = []  # these choose the terms
+    accepted: list[str] = []  # answers that a verifying term accepts; empty means the reference
+    deadline_s: float = 60.0  # seconds after its arrival from which nobody waits for the scores any more
 
 
 class ScoreReply(Message, tag="scores"):
+    """The scores of a request, or why there are none."""
+
     id: int
     scores: list[Score]
-    error: str  # "" when it worked
-    busy_s: float  # the reward process's seconds of work since it started
-    waiting_s: float
-    full: bool = False  # the queue is: ask another replica, or later
+    error: str  # empty when it worked
+    busy_s: float  # seconds that the reward process has worked since it started
+    waiting_s: float  # seconds that it has waited for requests
+    full: bool = False  # its queue is full: ask another replica, or ask later

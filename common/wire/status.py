@@ -1,4 +1,4 @@
-"""How a reward process or a learner is, for whoever asks."""
+"""How a reward process or a learner is doing, for whoever asks."""
 
 from __future__ import annotations
 
@@ -6,31 +6,33 @@ from common.wire.base import Message, Seconds, WireStruct
 
 
 class Health(Message):
-    """Asks a reward process or a learner how it is; anyone may, without a hello."""
+    """Asks a reward process or a learner how it is doing. Anybody may ask, without a hello."""
 
 
 class Healthy(Message):
-    """Answers at once, whatever is being scored."""
+    """A reward process answers at once, whatever it is scoring."""
 
-    life: str  # another one after a restart
+    life: str  # identifies this start of the process; another one after a restart
     ready: bool  # false while models load; requests wait
-    queued: int  # texts
+    queued: int  # texts that wait
     counts: dict[str, int]
 
 
 class ActorStatus(WireStruct):
-    live: bool  # has the current weights
-    groups: int
-    slots: int
-    silent_s: float
-    seconds: dict[str, Seconds]
-    gauges: dict[str, Seconds]
+    """An actor as the learner sees it."""
+
+    live: bool  # its engine has the current weights
+    groups: int  # leases it holds
+    slots: int  # most leases it can hold
+    silent_s: float  # seconds since its last message
+    seconds: dict[str, Seconds]  # as in its heartbeats
+    gauges: dict[str, Seconds]  # as in its heartbeats
 
 
 class Status(Message):
-    """A learner's answer to ``Health``."""
+    """The learner's answer to ``Health``."""
 
-    line: str  # of the newest step, as logged; empty before the first
+    line: str  # the progress line of the newest step; empty before the first
     rates: dict[str, float]  # tokens/s of each actor
     actors: dict[str, ActorStatus]
-    counts: dict[str, int]  # of groups: leased, finished; so far retried, orphaned, failed
+    counts: dict[str, int]  # groups that are leased and finished; retried, orphaned and failed so far
