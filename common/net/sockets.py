@@ -1,8 +1,8 @@
 """ZeroMQ ROUTER and DEALER sockets with the limits that every socket of lrpo has.
 
 Leases and acknowledgements bound what is in flight, and high-water marks would not: so these sockets have none. They
-drop peers that send messages over ``MAX_MESSAGE_BYTES``, and close without waiting. With ``LRPO_KEYS``, a directory that
-``scripts/make_keys.sh`` makes, all traffic is encrypted and both ends prove who they are (CURVE). Without it, only
+drop peers that send messages over ``MAX_MESSAGE_BYTES``, and close without waiting. With ``LRPO_KEYS``, a directory
+that ``scripts/make_keys.sh`` makes, all traffic is encrypted and both ends prove who they are (CURVE). Without it, only
 loopback addresses are allowed.
 """
 
