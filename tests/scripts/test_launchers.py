@@ -231,7 +231,7 @@ def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
     for pool, complaint in ((uneven, "same number of engines"), (POOL.format(**HOSTS) + "x = 1", "unknown key")):
         told = launch(tmp_path, "--dry-run", CONFIG, pool=pool)
-        assert told.returncode == 1 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
+        assert told.returncode == 2 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
 
 
 def manifests() -> list[dict[str, Any]]:
