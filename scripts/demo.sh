@@ -3,4 +3,4 @@
 #   ./scripts/demo.sh [--config FILE.toml] [--run-dir DIR] [--steps N] [--seed N] [--section.key value ...]
 # The same command again resumes a run that was interrupted.
 export LRPO_DEVICE=cpu CUDA_VISIBLE_DEVICES= # whatever there is: learner and engines cannot share a GPU by NCCL
-exec "$(dirname "${BASH_SOURCE[0]}")/run.sh" scripts.world.demo "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" scripts.world.demo "$@"

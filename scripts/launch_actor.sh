@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Starts one actor process: scripts/launch_actor.sh CONFIG.toml ... [--section.key value] ...
-exec "$(dirname "${BASH_SOURCE[0]}")/run.sh" actor "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" actor "$@"

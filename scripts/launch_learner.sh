@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Starts one learner process: scripts/launch_learner.sh CONFIG.toml ... [--section.key value] ...
-exec "$(dirname "${BASH_SOURCE[0]}")/run.sh" learner.launch "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" learner.launch "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Starts one reward process: scripts/launch_reward.sh CONFIG.toml ... [--section.key value] ...
-exec "$(dirname "${BASH_SOURCE[0]}")/run.sh" reward "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" reward "$@"

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # How a run goes, live: scripts/status.sh RUN_DIR
-exec "$(dirname "${BASH_SOURCE[0]}")/run.sh" scripts.ops.status "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" scripts.ops.status "$@"

@@ -11,7 +11,6 @@ deadlines allow, or a process is left behind.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import json
 import os
@@ -27,16 +26,18 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.net.ports import reserve_port
 from common.process import die_with_parent
-from scripts.world.warm_start import build_tokenizer
+from scripts.ops.command_line import command
+from scripts.world.tokenizer import build_tokenizer
 
 _ROOT = Path(__file__).parents[2]
 _LANGUAGES = ["de", "en", "zh"]
@@ -296,19 +297,21 @@ def prepare(directory: Path, seed: int) -> None:
     pq.write_table(pa.Table.from_pylist(rows), directory / "train.parquet")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench.chaos", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--events", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--engine", choices=["sglang", "light"], default="sglang")
-    parser.add_argument("--dir", type=Path, help="where logs and the run stay; default: a temporary directory")
-    parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
-    arguments = parser.parse_args()
+@command()
+def main(
+    *,
+    events: Annotated[int, typer.Option(help="Disasters in all.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the disasters and of the run.")] = 0,
+    engine: Annotated[Literal["sglang", "light"], typer.Option(help="The real engine, or a light one.")] = "sglang",
+    dir: Annotated[Path | None, typer.Option(help="Where logs and run stay; default: a temporary directory.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
+) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
-        directory = (arguments.dir or Path(scratch)).absolute()
+        directory = (dir or Path(scratch)).absolute()
         directory.mkdir(parents=True, exist_ok=True)
-        found = chaos(directory, arguments.events, arguments.seed, arguments.engine)
-    print(json.dumps(found) if arguments.json else "\n".join(f"{key:<20} {value}" for key, value in found.items()))
+        found = chaos(directory, events, seed, engine)
+    print(json.dumps(found) if as_json else "\n".join(f"{key:<20} {value}" for key, value in found.items()))
     good = not found["lost"] and not found["doubled"] and not found["leftover_processes"]
     good = good and found["staleness_max"] <= found["staleness_bound"]
     good = good and found["longest_stall_s"] <= found["stall_bound_s"]
@@ -316,5 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -16,11 +16,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
 import numpy as np
 import psutil
+import typer
 import zmq
 
 from common import wire
@@ -32,7 +33,8 @@ from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
 from learner.work.server import Server
 from scripts.bench.queue import K, answers, entered
-from scripts.bench.table import Row, run
+from scripts.bench.table import Json, Row, run
+from scripts.ops.command_line import command
 from tests.support.groups import work
 
 _STEP, _STALENESS, _SLOTS, _PROCESSES, _BEAT_S = 512, 5, 4, 4, 2.0
@@ -124,7 +126,7 @@ def load(scratch: Path, actors: int, pace_s: float, seconds: float) -> Found:
     return Found(finished / spent, finished / cpu, submits, beats, (most - base) / 1e6)
 
 
-def measure(scratch: Path, *, actors: int = 512, seconds: float = 20.0) -> list[Row]:
+def measure(scratch: Path, actors: int, seconds: float) -> list[Row]:
     few, many = load(scratch, 8, 0, seconds), load(scratch, actors, 0, seconds)
     paced = load(scratch, actors, _PACED_S, max(seconds, 2 * _PACED_S))
     offered = actors * _SLOTS / _PACED_S
@@ -145,5 +147,15 @@ def measure(scratch: Path, *, actors: int = 512, seconds: float = 20.0) -> list[
     return rows
 
 
+@command()
+def main(
+    *,
+    actors: Annotated[int, typer.Option(help="Number of simulated actors.")] = 512,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 20.0,
+    as_json: Json = False,
+) -> None:
+    run(measure, as_json, actors=actors, seconds=seconds)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

@@ -19,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import torch.distributed as dist
+import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
@@ -29,7 +30,8 @@ from learner.train.packing import Packed, Sample
 from learner.train.policy import _ChunkedLogProb
 from learner.train.trainer import Trainer, group_samples
 from scripts.bench.queue import answer
-from scripts.bench.table import Row, run, timed
+from scripts.bench.table import Json, Row, run, timed
+from scripts.ops.command_line import command
 from tests.support.groups import work
 
 _LONGEST, _K, _GROUPS, _VOCABULARY, _SEQUENCES = 256, 8, 4, 4096, 8
@@ -152,7 +154,7 @@ class Timed(Trainer):
         return result
 
 
-def measure(directory: Path, *, repeat: Annotated[int, "steps of each kind; the fastest counts"] = 2) -> list[Row]:
+def measure(directory: Path, repeat: int) -> list[Row]:
     disable_progress_bar()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -195,5 +197,12 @@ def compare(config: Config, repeat: int) -> list[Row]:
     return rows
 
 
+@command()
+def main(
+    *, repeat: Annotated[int, typer.Option(help="Steps of each kind; the fastest counts.")] = 2, as_json: Json = False
+) -> None:
+    run(measure, as_json, repeat=repeat)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

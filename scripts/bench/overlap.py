@@ -17,12 +17,15 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from actor.engine.server import client, start
 from actor.prompts import TagPrompts
 from common.config import load
 from common.tokenizer import load_tokenizer
 from scripts.bench.fleet import Fleet
-from scripts.bench.table import Row, run
+from scripts.bench.table import Json, Row, run
+from scripts.ops.command_line import command
 from tests.support.groups import question
 
 _TRACE = Path(__file__).with_name("trace.jsonl")
@@ -30,7 +33,7 @@ _P, _IN_FLIGHT, _STEPS, _GOAL = 32, 8, 10, 1.1
 _LANGUAGES = ("de", "en", "es", "fr", "ja", "pt", "ru", "zh")
 
 
-def measure(directory: Path, *, record: Annotated[str, "a Hugging Face directory", "MODEL"] = "") -> list[Row]:
+def measure(directory: Path, record: str) -> list[Row]:
     if record:
         asyncio.run(write_trace(record, directory))
         return []
@@ -81,5 +84,16 @@ async def write_trace(model: str, scratch: Path) -> None:
     _TRACE.write_text("\n".join(lines[_IN_FLIGHT:]) + "\n")  # without the first ones, for which the engine warms up
 
 
+@command()
+def main(
+    *,
+    record: Annotated[
+        str, typer.Option(metavar="MODEL", help="Record a trace anew with this Hugging Face model.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    run(measure, as_json, record=record)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

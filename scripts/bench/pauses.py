@@ -15,9 +15,11 @@ import random
 import statistics
 import time
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -26,8 +28,9 @@ from actor.engine.client import Engine, Generation
 from actor.engine.server import client, start
 from common import wire
 from common.config import load
-from scripts.bench.table import Row, run
+from scripts.bench.table import Json, Row, run
 from scripts.bench.weight_sync import make_model
+from scripts.ops.command_line import command
 
 TEMPERATURE, PROMPT = 0.8, [1, 7, 8, 9]
 _IN_FLIGHT, _EVERY_S, _COMPARED, _EXACT = 8, 3, 12, 1e-4
@@ -122,11 +125,18 @@ async def compare(model: PreTrainedModel, path: Path, scratch: Path, updates: in
     return rows
 
 
-def measure(scratch: Path, *, updates: int = 6) -> list[Row]:
+def measure(scratch: Path, updates: int) -> list[Row]:
     torch.set_num_threads(1)
     model = make_model(path := scratch / "model", 128)
     return asyncio.run(compare(model, path, scratch, updates))
 
 
+@command()
+def main(
+    *, updates: Annotated[int, typer.Option(help="Weight updates for each kind of pause.")] = 6, as_json: Json = False
+) -> None:
+    run(measure, as_json, updates=updates)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

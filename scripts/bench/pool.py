@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 
 from scripts.bench.fleet import Fleet
-from scripts.bench.table import Row, run
+from scripts.bench.table import Json, Row, run
+from scripts.ops.command_line import command
 
 _P, _SECONDS, _GOAL = 8, {"fast": 0.3, "slow": 1.5}, 0.95
 
@@ -43,5 +44,10 @@ def measure(directory: Path) -> list[Row]:
     return rows
 
 
+@command()
+def main(*, as_json: Json = False) -> None:
+    run(measure, as_json)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

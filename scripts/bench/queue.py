@@ -13,9 +13,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 import zmq
 from numpy.typing import NDArray
 
@@ -26,7 +27,8 @@ from learner.work.admission import Limits
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
 from learner.work.server import Server
-from scripts.bench.table import Row, run
+from scripts.bench.table import Json, Row, run
+from scripts.ops.command_line import command
 from tests.support.groups import work
 
 K, _TOKENS, _VOCABULARY = 8, 1024, 10_000
@@ -124,7 +126,7 @@ def bare(directory: Path, groups: int, core: int) -> tuple[float, float]:
     return groups / spent[0], groups / spent[1]
 
 
-def measure(scratch: Path, *, groups: int = 20_000) -> list[Row]:
+def measure(scratch: Path, groups: int) -> list[Row]:
     cores = sorted(os.sched_getaffinity(0))  # told the actors, too, which would inherit the server's
     os.sched_setaffinity(0, cores[:1])
     groups = groups // _STEP * _STEP
@@ -136,5 +138,10 @@ def measure(scratch: Path, *, groups: int = 20_000) -> list[Row]:
     ]
 
 
+@command()
+def main(*, groups: Annotated[int, typer.Option(help="Groups to send.")] = 20_000, as_json: Json = False) -> None:
+    run(measure, as_json, groups=groups)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 import fasttext
 import numpy as np
 import torch
+import typer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertModel, PreTrainedTokenizerFast
 
@@ -28,7 +29,8 @@ from common.wire import Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics
 from reward.gate import LanguageGate, _shipped_model
 from reward.scorer import Scorer
-from scripts.bench.table import Row, run, timed
+from scripts.bench.table import Json, Row, run, timed
+from scripts.ops.command_line import command
 from scripts.world.sources import npm_package, paragraphs
 from tests.support.scoring import request
 
@@ -147,13 +149,7 @@ def score(scorer: Scorer, asked: list[ScoreRequest], batch_texts: int) -> list[S
     return [one for batch in batches for scores in scorer.score(batch) for one in scores]
 
 
-def measure(
-    path: Path,
-    *,
-    pairs: int = 2048,
-    lengths: Annotated[Literal["log-uniform", "uniform"], "of texts"] = "log-uniform",
-    seed: int = 0,
-) -> list[Row]:
+def measure(path: Path, pairs: int, lengths: str, seed: int) -> list[Row]:
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
     texts: dict[str, list[str]] = {}
@@ -198,5 +194,18 @@ def measure(
     ]  # fmt: skip
 
 
+@command()
+def main(
+    *,
+    pairs: Annotated[int, typer.Option(help="Pairs of an answer and a reference.")] = 2048,
+    lengths: Annotated[
+        Literal["log-uniform", "uniform"], typer.Option(help="How lengths of texts are drawn.")
+    ] = "log-uniform",
+    seed: Annotated[int, typer.Option(help="Seed of texts and lengths.")] = 0,
+    as_json: Json = False,
+) -> None:
+    run(measure, as_json, pairs=pairs, lengths=lengths, seed=seed)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

@@ -17,7 +17,8 @@ import numpy as np
 from common import config as configuration
 from router import Context, Observation, Router
 from router.simulation.compare import LANGUAGES, REGIONS, TOPICS, questions
-from scripts.bench.table import Row, run, timed
+from scripts.bench.table import Json, Row, run, timed
+from scripts.ops.command_line import command
 
 QUESTIONS, ROLLOUTS, K, K_ON = 2048, 100_000, 8, 2
 _GOAL_MS = 20.0
@@ -113,5 +114,10 @@ def _trained(random: np.random.Generator) -> tuple[Router, list[Observation]]:
     return router, observations
 
 
+@command()
+def main(*, as_json: Json = False) -> None:
+    run(measure, as_json)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

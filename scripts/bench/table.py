@@ -8,13 +8,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from scripts.command import parser, plain_errors
+import typer
 
 Result = TypeVar("Result")
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of a table.")]
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,12 @@ class Row:
     ok: bool | None = None  # whether the goal is met
 
 
-def run(measure: Callable[..., list[Row]], doc: str | None) -> None:
-    """Runs a benchmark as a command: ``measure`` gets an empty directory, and the flags that it has as parameters."""
-    name = Path(inspect.getfile(measure)).stem
-    with tempfile.TemporaryDirectory() as scratch, plain_errors():
-        work = partial(measure, Path(scratch))
-        options = parser(work, doc)
-        options.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-        flags = vars(options.parse_args())
-        as_json = flags.pop("json")
-        if rows := work(**flags):
-            report(name, rows, as_json)
+def run(measure: Callable[..., list[Row]], as_json: bool, **flags: Any) -> None:
+    """Calls ``measure`` with an empty directory and the flags, and prints the rows that it returns, if any."""
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = measure(Path(scratch), **flags)
+    if rows:
+        report(Path(inspect.getfile(measure)).stem, rows, as_json)
 
 
 def timed(

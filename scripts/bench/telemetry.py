@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from learner.report.report import Report
 from scripts.bench import table
 from scripts.bench.table import Row
+from scripts.ops.command_line import command
 from tests.support.reports import configuration, learned, random_step
 
 _LANGUAGES = ["ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh"]
@@ -42,12 +44,7 @@ def write(directory: Path, steps: int) -> float:
     return spent / steps
 
 
-def measure(
-    directory: Path,
-    *,
-    steps: int = 10_000,
-    run: Annotated[Path | None, "a finished run, whose steps are the baseline"] = None,
-) -> list[Row]:
+def measure(directory: Path, steps: int, run: Path | None) -> list[Row]:
     spent = write(directory, steps)
     files = [path for path in (directory / "tensorboard").rglob("*") if path.is_file()]
     began = time.perf_counter()
@@ -67,5 +64,15 @@ def measure(
     return rows
 
 
+@command()
+def main(
+    *,
+    steps: Annotated[int, typer.Option(help="Steps to report.")] = 10_000,
+    run: Annotated[Path | None, typer.Option(help="A finished run, whose steps are the baseline.")] = None,
+    as_json: table.Json = False,
+) -> None:
+    table.run(measure, as_json, steps=steps, run=run)
+
+
 if __name__ == "__main__":
-    table.run(measure, __doc__)
+    main()

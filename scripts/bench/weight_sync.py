@@ -21,6 +21,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from torch.distributed import BroadcastOptions, TCPStore  # type: ignore[attr-defined]
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -30,8 +31,9 @@ from common.process import die_with_parent
 from learner.weights.buckets import plan
 from learner.weights.publisher import Publisher, form_group
 from learner.work.server import Server
-from scripts.bench.table import Row, run
-from scripts.world.warm_start import build_tokenizer
+from scripts.bench.table import Json, Row, run
+from scripts.ops.command_line import command
+from scripts.world.tokenizer import build_tokenizer
 
 _ROOT = Path(__file__).parents[2]
 _GOAL, _BUCKET_MB = 0.8, 32
@@ -122,13 +124,7 @@ def bare(size: int, engines: int, rounds: int) -> list[float]:
     return found[1:]
 
 
-def measure(
-    scratch: Path,
-    *,
-    engines: int = 2,
-    width: Annotated[int, "of the model: 512 has 36M parameters"] = 512,
-    rounds: int = 12,
-) -> list[Row]:
+def measure(scratch: Path, engines: int, width: int, rounds: int) -> list[Row]:
     torch.set_num_threads(1)
     model = make_model(scratch, width)
     size = sum(value.nbytes for value in model.parameters())
@@ -143,5 +139,16 @@ def measure(
     return rows
 
 
+@command()
+def main(
+    *,
+    engines: Annotated[int, typer.Option(help="Engines that receive the weights.")] = 2,
+    width: Annotated[int, typer.Option(help="Hidden width of the model; 512 has 36M parameters.")] = 512,
+    rounds: Annotated[int, typer.Option(help="Rounds of each transport; the fastest counts.")] = 12,
+    as_json: Json = False,
+) -> None:
+    run(measure, as_json, engines=engines, width=width, rounds=rounds)
+
+
 if __name__ == "__main__":
-    run(measure, __doc__)
+    main()

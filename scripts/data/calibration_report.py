@@ -1,51 +1,20 @@
-"""The page ``scripts.data.calibrate`` writes: tables and plots in plain HTML and SVG, nothing to install or to load."""
+"""The page that ``scripts.data.calibrate`` writes: tables and plots in plain HTML and SVG, which loads nothing else."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 
 import numpy as np
-from numpy.typing import NDArray
 
 from reward.calibration.files import KINDS, Pair, display
+from scripts.data.calibration_modes import ModeResult, interval_text
+from scripts.study.statistics import Floats, Interval, mean_interval
 
-Floats = NDArray[np.float64]
-Interval = tuple[float, float, float]  # value, and the bounds of its 95% bootstrap interval
-
-_RESAMPLES = 1000
 _COLOURS = {"equivalent": "#2a7", "mismatched": "#999", "hard": "#c63"}
 _STYLE = "body{font:14px sans-serif;max-width:60em;margin:2em auto}table{border-collapse:collapse}"
 _STYLE += "td,th{padding:.2em .6em;text-align:right;border:1px solid #ddd}svg{margin:.3em}rect{stroke:#ddd}"
-
-
-@dataclass(frozen=True)
-class ModeResult:
-    """How a calibration mode does on texts it was not measured on; qualities in [0, 1]."""
-
-    spread: Interval  # standard deviation over pairs of languages of the mean quality of equivalent texts
-    auc: Interval  # of equivalent against hard pairs
-    relative_spread: float  # spread over separation: modes stretch the scale differently
-    separation: float  # mean quality of equivalent minus that of mismatched texts
-
-    def __str__(self) -> str:
-        return (
-            f"spread of equivalent texts {_text(self.spread)}, over separation {self.relative_spread:.3f}; "
-            f"AUC against hard ones {_text(self.auc)}"
-        )
-
-
-def interval(values: Sequence[float] | Floats) -> Interval:
-    """Of an estimate, first, and its bootstrap resamples."""
-    low, high = np.nanquantile(values[1:], [0.025, 0.975])
-    return float(values[0]), float(low), float(high)
-
-
-def mean_interval(values: Floats, generator: np.random.Generator) -> Interval:
-    resampled = generator.choice(values, (_RESAMPLES, len(values))).mean(1)
-    return interval(np.concatenate([[values.mean()], resampled]))
 
 
 def report(
@@ -55,10 +24,11 @@ def report(
     least: int,
     seed: int,
 ) -> str:
-    """
+    """The page, as HTML.
+
     Args:
-        pairs: similarities of equivalent texts, and quantile tables by kind.
-        modes: on held-out texts.
+        pairs: of each pair of languages, the similarities of equivalent texts, and the quantiles by kind.
+        modes: the result of each calibration mode.
         scanty: pairs with fewer than ``least`` equivalent texts, or none.
     """
     generator = np.random.default_rng(seed)
@@ -66,7 +36,7 @@ def report(
     names = ", ".join(f"{display(a)}–{display(b)}" for a, b in scanty) or "none"
     head = "<tr><th>mode<th>spread of equivalent texts<th>over separation<th>separation<th>AUC equivalent : hard"
     body = "".join(
-        f"<tr><td>{mode}<td>{_text(one.spread)}<td>{one.relative_spread:.3f}<td>{one.separation:.3f}<td>{_text(one.auc)}"
+        f"<tr><td>{mode}<td>{interval_text(one.spread)}<td>{one.relative_spread:.3f}<td>{one.separation:.3f}<td>{interval_text(one.auc)}"
         for mode, one in modes.items()
     )
     return "\n".join(
@@ -82,10 +52,6 @@ def report(
             *(_distribution(pair, tables) for pair, (_, tables) in sorted(pairs.items())),
         ]
     )  # fmt: skip
-
-
-def _text(value: Interval) -> str:
-    return f"{value[0]:.4f} [{value[1]:.4f}, {value[2]:.4f}]"
 
 
 def _heat_map(means: Mapping[Pair, Interval]) -> str:

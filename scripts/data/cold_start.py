@@ -1,4 +1,4 @@
-"""Teaches a model to name its language, think in it and answer, before RL: the traces of a teacher that show it.
+"""Gathers traces of a teacher that names its language, thinks in it and answers, to be taught before RL.
 
 ``python -m scripts.data.cold_start --questions train.parquet --url http://HOST/v1 --model NAME --languages en,zh,fr
 --each 500 --out traces.parquet`` asks an OpenAI-compatible server, of a strong model or of the policy itself, to go on
@@ -10,11 +10,13 @@ thought stayed in its language. The server must take ``continue_final_message``,
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import typer
 
 from common.config import ModelConfig
 from common.process import FatalError
@@ -22,20 +24,20 @@ from learner.work.questions import read_table
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
-from scripts.command import plain_errors
 from scripts.data.endpoint import Endpoint, Failure
 from scripts.data.prepare import write
+from scripts.ops.command_line import command
 from scripts.world.templates import OPENINGS
 
-_CALLS = 32  # at a time; after these it is looked again at what is missing
-_PATIENCE = 20  # tries for each trace that is wanted, before a language is given up
+_CALLS = 32  # questions asked at a time, after which it is counted again what is missing
+_PATIENCE = 20  # tries for each wanted trace before a language is given up
 
 
 class Acceptance:
-    """Which language to ask for next: those that lack most and are rarely kept get most tries.
+    """Decides which language to ask for next: those that lack most traces and are rarely kept get most tries.
 
-    Tries are drawn with weight (wanted - kept) / rate, rate = (kept + 1) / (tried + 2): as many as each is expected to
-    need.
+    A language is drawn with weight (wanted - kept) / rate, where rate = (kept + 1) / (tried + 2): the number of tries
+    that it is expected to need.
     """
 
     def __init__(self, each: int) -> None:
@@ -48,26 +50,32 @@ class Acceptance:
         return draw.choices(open_, weights, k=count) if open_ else []
 
 
-def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[str, Any]]:
-    """Kept traces: messages, language, answer. A question comes again only after all others."""
-    questions = read_table(args.questions).to_pylist()
-    if not questions:
-        raise FatalError(f"{args.questions} has no rows")
-    draw, gate = random.Random(args.seed), LanguageGate()
-    verify = {"exact": terms.exact, "contains": terms.contains}.get(args.term) or MathVerifier()
-    teacher = Endpoint[str](
-        f"{args.model}@{args.url}", calls=_CALLS, timeout_s=600, temperature=args.temperature,
-        max_tokens=args.max_tokens, continue_final_message=True, add_generation_prompt=False, separate_reasoning=False,
-    )  # fmt: skip
-    waiting = {one: deque(draw.sample(questions, len(questions))) for one in args.languages}
-    begun = {one: {"role": "assistant", "content": f"<think>{OPENINGS[one]}"} for one in args.languages}
+def gather(
+    questions: list[dict[str, Any]],
+    languages: list[str],
+    acceptance: Acceptance,
+    teacher: Endpoint[str],
+    verify: Callable[[str, list[str]], float],
+    header: str,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """The traces that are kept: messages, language, answer. A question comes again only after all others.
+
+    Blocks until every language has enough traces or is given up.
+
+    Raises:
+        FatalError: the teacher does not answer.
+    """
+    draw, gate = random.Random(seed), LanguageGate()
+    waiting = {one: deque(draw.sample(questions, len(questions))) for one in languages}
+    begun = {one: {"role": "assistant", "content": f"<think>{OPENINGS[one]}"} for one in languages}
     kept: list[dict[str, Any]] = []
-    while asked := acceptance.next(draw, [one for one in args.languages if waiting[one]], _CALLS):
+    while asked := acceptance.next(draw, [one for one in languages if waiting[one]], _CALLS):
         pairs = [(waiting[one].popleft(), one) for one in asked if waiting[one]]
         talks = [[*question["prompt"], begun[language]] for question, language in pairs]
         for (question, language), said in zip(pairs, teacher.ask(talks, lambda _, answer: answer), strict=True):
             if isinstance(said, Failure):
-                raise FatalError(f"{args.url} does not answer: {said}")
+                raise FatalError(f"the teacher refuses a question: {said}")
             text = f"<think>{OPENINGS[language]}{said}"
             thinking, answer = terms.split_thinking(text)
             accepted = question["reward_model"].get("accepted") or [question["reward_model"]["ground_truth"]]
@@ -75,36 +83,43 @@ def gather(args: argparse.Namespace, acceptance: Acceptance) -> list[dict[str, A
             acceptance.tried[language] += 1
             acceptance.kept[language] += good
             if good:
-                header = args.header.replace("{code}", language)
-                kept.append({"messages": question["prompt"], "language": language, "answer": header + text})
+                named = header.replace("{code}", language)
+                kept.append({"messages": question["prompt"], "language": language, "answer": named + text})
             else:
                 waiting[language].append(question)
     return kept
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.data.cold_start", description=(__doc__ or "").split("\n")[0]
-    )
-    parser.add_argument("--questions", required=True, help="rows as learner/work/questions.py reads them")
-    parser.add_argument("--url", required=True, help="of an OpenAI-compatible server, up to /v1")
-    parser.add_argument("--model", required=True, help="name at the server")
-    parser.add_argument("--languages", type=lambda text: text.split(","), required=True, help="codes, apart by commas")
-    parser.add_argument("--term", choices=("math", "exact", "contains"), default="math", help="verifies an answer")
-    parser.add_argument("--each", type=int, default=500, help="traces wanted in a language")
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-tokens", type=int, default=4096)
-    parser.add_argument("--header", default=ModelConfig().header)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(arguments)
-    with plain_errors():
-        if unknown := set(args.languages) - OPENINGS.keys():
-            raise FatalError(f"no opening for {', '.join(unknown)} in scripts/world/templates.py: add it")
-        acceptance = Acceptance(args.each)
-        write(gather(args, acceptance), args.out)
-    for one in args.languages:
-        print(f"{one}: kept {acceptance.kept[one]} of {acceptance.tried[one]} tries, {args.each} wanted")
+@command()
+def main(
+    *,
+    questions: Annotated[str, typer.Option(help="Rows as learner/work/questions.py reads them.")],
+    url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, up to /v1.")],
+    model: Annotated[str, typer.Option(help="Name of the model at the server.")],
+    languages: Annotated[str, typer.Option(help="Codes, separated by commas.")],
+    term: Annotated[Literal["math", "exact", "contains"], typer.Option(help="What verifies an answer.")] = "math",
+    each: Annotated[int, typer.Option(help="Traces that are wanted in each language.")] = 500,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature of the teacher.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest trace.")] = 4096,
+    header: Annotated[str, typer.Option(help="As model.header.")] = ModelConfig().header,
+    seed: Annotated[int, typer.Option(help="Seed of questions and languages.")] = 0,
+    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+) -> None:
+    codes = languages.split(",")
+    if unknown := set(codes) - OPENINGS.keys():
+        raise FatalError(f"no opening for {', '.join(unknown)} in scripts/world/templates.py: add it")
+    rows = read_table(questions).to_pylist()
+    if not rows:
+        raise FatalError(f"{questions} has no rows")
+    verify = {"exact": terms.exact, "contains": terms.contains}.get(term) or MathVerifier()
+    teacher = Endpoint[str](
+        f"{model}@{url}", calls=_CALLS, timeout_s=600, temperature=temperature, max_tokens=max_tokens,
+        continue_final_message=True, add_generation_prompt=False, separate_reasoning=False,
+    )  # fmt: skip
+    acceptance = Acceptance(each)
+    write(gather(rows, codes, acceptance, teacher, verify, header, seed), out)
+    for one in codes:
+        print(f"{one}: kept {acceptance.kept[one]} of {acceptance.tried[one]} tries, {each} wanted")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Answers of an OpenAI-compatible endpoint: many at a time, kept on disk, asked again where they cannot be used.
 
+The ``openai`` client speaks HTTP, and tries again what fails on the way. Here is what it cannot do: answers are kept in
+a file, so that a command that was interrupted goes on where it ended; an answer that cannot be used is sent back with
+the reason; and where the endpoint refuses one question for good (as too long), the others are asked all the same.
+
 The key is read from OPENAI_API_KEY and is in no message, file or log.
 """
 
@@ -14,9 +18,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar, cast
 
-import aiohttp
+import openai
+import typer
+from openai.types.chat import ChatCompletionMessageParam
 
 from common.languages import english_name
 from common.process import FatalError
@@ -25,12 +31,11 @@ from reward.gate import LanguageGate
 Talk = list[dict[str, str]]  # chat messages
 Value = TypeVar("Value")
 
-_READINGS = 3  # answers that cannot be used before a question is given up
-_CALLS = 4  # of one question that fail on the way before the endpoint is given up
-_REFUSED = frozenset({400, 413, 422})  # this question, as too long; others may be answered
-_BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_ANSWERS = 3  # answers of a question that cannot be used before it is given up
+_RETRIES = 3  # further calls of a question that failed on the way, before the endpoint is given up
+_REFUSED = frozenset({400, 413, 422})  # the status of a refusal of this question; others may be answered
 FORM = 'MODEL@URL of an OpenAI-compatible endpoint, as "judge-7b@http://127.0.0.1:8000/v1"; key in OPENAI_API_KEY'
-Name = Annotated[str, FORM, "MODEL@URL"]
+EndpointOption = Annotated[str, typer.Option(metavar="MODEL@URL", help=FORM)]
 
 
 class _Refusal(Exception):
@@ -53,12 +58,12 @@ class Endpoint(Generic[Value]):
     Args:
         name: ``MODEL@URL``.
         cache: JSONL file of the usable answers, by a hash of model, messages and sampling; None: nothing is kept.
-        calls: under way at a time.
-        timeout_s: of one call.
-        sampling: further fields of a request, ``temperature`` 0 unless given.
+        calls: the number of calls that are under way at a time.
+        timeout_s: how long one call may take.
+        sampling: further fields of a request; ``temperature`` is 0 unless given.
 
     Raises:
-        FatalError: the name has no @, or the cache cannot be written.
+        FatalError: the name has no @, or the cache cannot be read or written.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Endpoint(Generic[Value]):
         self.model, at, url = name.partition("@")
         if not (self.model and at and url):
             raise FatalError(f"{name!r} names no endpoint: it takes the form {FORM}")
-        self._url = url.rstrip("/") + "/chat/completions"
+        self._url = url.rstrip("/")
         self._calls, self._timeout_s = calls, timeout_s
         self._sampling = {"temperature": 0.0, **sampling}
         self._cache, self._known = cache, dict[str, str]()
@@ -89,35 +94,41 @@ class Endpoint(Generic[Value]):
     def ask(self, talks: Sequence[Talk], read: Callable[[int, str], Value]) -> list[Value | Failure]:
         """What ``read(number, answer)`` makes of the answer to each talk; it raises ValueError on an unusable one.
 
+        Blocks until every talk is answered, refused, or given up after three unusable answers.
+
         Raises:
-            FatalError: the endpoint cannot be reached or refuses; what was answered until then is kept.
+            FatalError: the endpoint cannot be reached, or refuses everything; what was answered until then is kept.
         """
         return asyncio.run(self._ask(talks, read))
 
     async def _ask(self, talks: Sequence[Talk], read: Callable[[int, str], Value]) -> list[Value | Failure]:
         free = asyncio.Semaphore(self._calls)
-        headers = {"Authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
-        limits = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(10, self._timeout_s))
-        async with aiohttp.ClientSession(headers=headers, timeout=limits) as session:
+        client = openai.AsyncOpenAI(
+            base_url=self._url,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            timeout=openai.Timeout(self._timeout_s, connect=min(10, self._timeout_s)),
+            max_retries=_RETRIES,
+        )
 
-            async def one(number: int, talk: Talk) -> Value | Failure:
-                async with free:
-                    return await self._usable(session, talk, lambda answer: read(number, answer))
+        async def ask_one(number: int, talk: Talk) -> Value | Failure:
+            async with free:
+                return await self._usable_answer(client, talk, lambda answer: read(number, answer))
 
-            return await asyncio.gather(*(one(number, talk) for number, talk in enumerate(talks)))
+        async with client:
+            return await asyncio.gather(*(ask_one(number, talk) for number, talk in enumerate(talks)))
 
-    async def _usable(
-        self, session: aiohttp.ClientSession, talk: Talk, read: Callable[[str], Value]
+    async def _usable_answer(
+        self, client: openai.AsyncOpenAI, talk: Talk, read: Callable[[str], Value]
     ) -> Value | Failure:
-        said = {"model": self.model, "messages": talk, **self._sampling}
-        key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        request = {"model": self.model, "messages": talk, **self._sampling}
+        key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         if key in self._known:
-            with suppress(ValueError):  # of an older form of the question's answer
+            with suppress(ValueError):  # an answer that was usable once may not be today
                 return read(self._known[key])
         reason, asked = "", talk
-        for _ in range(_READINGS):
+        for _ in range(_ANSWERS):
             try:
-                answer = await self._call(session, asked)
+                answer = await self._call(client, asked)
             except _Refusal as error:
                 return Failure(str(error))
             try:
@@ -137,31 +148,29 @@ class Endpoint(Generic[Value]):
             with self._cache.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps({"key": key, "answer": answer}, ensure_ascii=False))
 
-    async def _call(self, session: aiohttp.ClientSession, talk: Talk) -> str:
-        problem = ""
-        for attempt in range(_CALLS):
-            if attempt:
-                await asyncio.sleep(2.0**attempt / 2)
-            try:
-                body = {"model": self.model, "messages": talk, **self._sampling}
-                async with session.post(self._url, json=body) as response:
-                    text = await response.text()
-                    if response.status == 200:
-                        return str(json.loads(text)["choices"][0]["message"]["content"] or "").strip()
-                    problem = f"status {response.status}: {text[:300]}"
-                    if response.status in _REFUSED:
-                        raise _Refusal(problem)
-                    if response.status not in _BUSY:
-                        break
-            except (aiohttp.ClientError, TimeoutError) as error:
-                problem = f"{type(error).__name__} {error}"
-            except (ValueError, LookupError, TypeError):
-                problem = f"no chat completion: {text[:300]}"
+    async def _call(self, client: openai.AsyncOpenAI, talk: Talk) -> str:
+        """
+        Raises:
+            _Refusal: the endpoint refuses this question.
+            FatalError: the endpoint gives no answer.
+        """
+        messages = cast(list[ChatCompletionMessageParam], talk)
+        try:
+            said = await client.chat.completions.create(model=self.model, messages=messages, extra_body=self._sampling)
+            return (said.choices[0].message.content or "").strip()
+        except openai.APIStatusError as error:
+            problem = f"status {error.status_code}: {error.response.text[:300]}"
+            if error.status_code in _REFUSED:
+                raise _Refusal(problem) from None
+        except openai.APIConnectionError as error:
+            problem = f"{type(error).__name__} {error.__cause__ or error}"
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # the client does not check what it reads
+            problem = f"its reply is no chat completion: {error}"
         raise FatalError(f"{self._url} (model {self.model!r}) gives no answer: {problem}")
 
 
 def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
-    """A reading that takes answer n only if it is in the n-th language."""
+    """For ``Endpoint.ask``: takes answer n only if it is in the n-th language."""
     gate = LanguageGate()
 
     def read(number: int, answer: str) -> str:
@@ -173,7 +182,7 @@ def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
 
 
 def whole_number(least: int, most: int) -> Callable[[int, str], int]:
-    """A reading of a grade: one whole number in these bounds, with or without "/ most"."""
+    """For ``Endpoint.ask``: reads a grade, one whole number in these bounds, with or without "/ most"."""
 
     def read(_: int, answer: str) -> int:
         found = re.fullmatch(rf"\D*(\d{{1,4}})(?:\s*/\s*{most})?\D*", answer)
@@ -184,8 +193,8 @@ def whole_number(least: int, most: int) -> Callable[[int, str], int]:
     return read
 
 
-def translated(name: str, cache: Path, texts: Sequence[tuple[str, str]]) -> list[str | Failure]:
-    """Each text in the language beside it, by the endpoint ``MODEL@URL``."""
+def translate(name: str, cache: Path, texts: Sequence[tuple[str, str]]) -> list[str | Failure]:
+    """Each text in the language beside it, translated by the endpoint ``MODEL@URL``; blocks until all are."""
     form = "Translate this text into {}. Reply with the translation and nothing else.\n\n{}"
     asked = [form.format(english_name(language).capitalize(), text) for text, language in texts]
     talks = [[{"role": "user", "content": one}] for one in asked]

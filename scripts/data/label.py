@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import typer
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -29,10 +30,10 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from common.process import FatalError
 from learner.work.questions import read_table
 from reward.embedder import Embedder
-from scripts.command import run
-from scripts.data.endpoint import Endpoint, Failure, Name, Talk
+from scripts.data.endpoint import Endpoint, EndpointOption, Failure, Talk
 from scripts.data.prepare import SCHEMA, write, write_lines
 from scripts.data.sources import UNLABELLED
+from scripts.ops.command_line import command
 
 TOPICS = {
     "Regional Knowledge": "its right answer depends on a country or culture: people, places, food, customs, law, media",
@@ -63,12 +64,14 @@ Label = tuple[str, list[str]]  # topic and regions
 
 
 def talk(row: dict[str, Any]) -> Talk:
+    """What the endpoint is asked about a row."""
     turns = "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
     return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": turns[-_LONGEST:]}]
 
 
 def read_label(_: int, answer: str) -> Label:
-    """
+    """The label that an answer of the endpoint gives.
+
     Raises:
         ValueError: it is not the JSON that was asked for.
     """
@@ -93,12 +96,15 @@ def label_of(row: dict[str, Any]) -> Label | None:
 
 
 def labelled(row: dict[str, Any], label: Label) -> dict[str, Any]:
+    """The row with another label."""
     topic, regions = label
     return {**row, "ability": topic, "extra_info": {**row["extra_info"], "topic": topic, "region": regions or None}}
 
 
 class Classifier:
-    """Topic and regions from sentence embeddings of the questions; ``told`` has its cross-validated accuracy.
+    """Tells topic and regions from sentence embeddings of the questions.
+
+    ``accuracy`` says in words how well it does by cross-validation.
 
     Raises:
         FatalError: too few labelled rows.
@@ -110,16 +116,16 @@ class Classifier:
         if len({labels[n][0] for n in known}) < 2:
             raise FatalError(f"the classifier needs two topics with {_LEAST} labelled rows each; there are {counts}")
         self._embedder = embedder
-        vectors = embedder.embed([_asked(rows[n]) for n in known])
+        vectors = embedder.embed([_question_text(rows[n]) for n in known])
         topics = np.array([labels[n][0] for n in known])
         seen = Counter(region for n in known for region in labels[n][1])
         self._regions = MultiLabelBinarizer(classes=[r for r, count in sorted(seen.items()) if count >= _LEAST])
         marks = self._regions.fit_transform([[r for r in labels[n][1] if seen[r] >= _LEAST] for n in known])
         model = LogisticRegression(max_iter=1000, C=10)
         guess, most = (cross_val_predict(m, vectors, topics, cv=_FOLDS) for m in (model, DummyClassifier()))
-        accuracy, chance = accuracy_score(topics, guess), accuracy_score(topics, most)
-        self.told = (
-            f"topics right {accuracy:.1%} (the most frequent one {chance:.1%}) in {_FOLDS}-fold cross-validation"
+        right, chance = accuracy_score(topics, guess), accuracy_score(topics, most)
+        self.accuracy = (
+            f"topics right {right:.1%} (the most frequent one {chance:.1%}) in {_FOLDS}-fold cross-validation"
         )
         self._topic = LogisticRegression(max_iter=1000, C=10).fit(vectors, topics)
         self._region = None
@@ -127,34 +133,34 @@ class Classifier:
             each = MultiOutputClassifier(model)
             found = cross_val_predict(each, vectors, marks, cv=KFold(_FOLDS, shuffle=True, random_state=0))
             same = float((found == marks).all(1).mean())
-            self.told += f"; regions F1 {f1_score(marks, found, average='micro'):.2f}, all right in {same:.1%} of rows"
+            score = f1_score(marks, found, average="micro")
+            self.accuracy += f"; regions F1 {score:.2f}, all right in {same:.1%} of rows"
             self._region = each.fit(vectors, marks)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[Label]:
-        vectors = self._embedder.embed([_asked(row) for row in rows])
+        """The label of each row."""
+        vectors = self._embedder.embed([_question_text(row) for row in rows])
         topics = [str(topic) for topic in self._topic.predict(vectors)]
         regions = self._regions.inverse_transform(self._region.predict(vectors)) if self._region else [()] * len(rows)
         return [(topic, list(some)) for topic, some in zip(topics, regions, strict=True)]
 
 
-def _asked(row: dict[str, Any]) -> str:
+def _question_text(row: dict[str, Any]) -> str:
     return str(row["prompt"][-1]["content"])
 
 
-def label(
-    data: Annotated[str, "parquet file of questions"],
+@command()
+def main(
+    data: Annotated[str, typer.Argument(help="Parquet file of questions.")],
     *,
-    out: Path,
-    endpoint: Name = "",
-    classifier: Annotated[str, "labelled file to learn from; auto: what the endpoint labels"] = "",
-    embedder: Annotated[str, "as reward.embedder"] = "use",
-    device: Annotated[str, "as reward.device"] = "auto",
+    out: Annotated[Path, typer.Option(help="Parquet file to write; answers and problems go beside it.")],
+    endpoint: EndpointOption = "",
+    classifier: Annotated[
+        str, typer.Option(help="Labelled file to learn from, or auto: what the endpoint has just labelled.")
+    ] = "",
+    embedder: Annotated[str, typer.Option(help="As reward.embedder.")] = "use",
+    device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
 ) -> None:
-    """Writes the labelled rows, and the problems where there are any.
-
-    Raises:
-        FatalError: the data, the endpoint or the classifier's rows are of no use.
-    """
     if not (endpoint or classifier):
         raise FatalError("give --endpoint, --classifier, or both")
     rows = read_table(data).to_pylist()
@@ -171,17 +177,13 @@ def label(
         known = labels if classifier == "auto" else [label_of(row) for row in examples]
         taught = [(row, one) for row, one in zip(examples, known, strict=True) if isinstance(one, tuple)]
         learned = Classifier([row for row, _ in taught], [one for _, one in taught], Embedder(embedder, device))
-        print(f"classifier: {learned.told}, {len(taught)} rows")
+        print(f"classifier: {learned.accuracy}, {len(taught)} rows")
         for n, guess in zip(rest, learned([rows[n] for n in rest]) if rest else [], strict=True):
             labels[n] = guess
     done = [labelled(row, one) if isinstance(one, tuple) else row for row, one in zip(rows, labels, strict=True)]
     write(done, out, SCHEMA)
     counts = Counter(one[0] if isinstance(one, tuple) else "not labelled" for one in labels)
     print(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in counts.most_common()))
-
-
-def main(arguments: list[str] | None = None) -> None:
-    run(label, __doc__, arguments)
 
 
 if __name__ == "__main__":

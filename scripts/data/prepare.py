@@ -29,12 +29,13 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 
 from common.languages import english_name
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from scripts.command import run
 from scripts.data.sources import Report, Row, Rules, read
+from scripts.ops.command_line import command
 
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -53,6 +54,7 @@ SCHEMA = pa.schema(
 
 
 def record(row: Row, index: int, split: str) -> dict[str, Any]:
+    """A row of a written file, with the columns of ``SCHEMA``."""
     return {
         "prompt": row.messages,
         "ability": row.topic,
@@ -83,7 +85,7 @@ def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list
 
 
 def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | None = None) -> None:
-    """Whole or not at all."""
+    """Writes a parquet file, whole or not at all; its directory is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
@@ -117,31 +119,39 @@ def card(parts: Mapping[str, Sequence[Row]], report: Report, length: Callable[[s
 
 
 def pairs(text: str) -> dict[str, str]:
-    """``a=b,c=d``"""
+    """The names and values of a text of the form ``a=b,c=d``.
+
+    Raises:
+        FatalError: a part has no equals sign.
+    """
     parts = [part.partition("=") for part in text.split(",") if part]
     if wrong := [name for name, equals, _ in parts if not equals]:
         raise FatalError(f"{wrong[0]!r} in {text!r} does not have the form name=value")
     return {name: value for name, _, value in parts}
 
 
-def prepare(
-    sources: Annotated[list[str], "file, directory, or owner/name[:configuration]", "SOURCE"],
+@command()
+def main(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="SOURCE...", help="Files, directories, or owner/name[:configuration].")
+    ],
     *,
-    out: Path,
-    columns: Annotated[str, "ours=theirs,...: question, answer, language, topic, region, id"] = "",
-    language: Annotated[str, "of rows that do not tell"] = "",
-    where: Annotated[str, "column=value,...: only these rows"] = "",
-    heldout: Annotated[float, "share of each language that is held out"] = 0.1,
-    seed: int = 42,
-    tokenizer: Annotated[str, "of this model; lengths are in its tokens, else in characters"] = "",
-    max_prompt: Annotated[int | None, "longer ones are listed; default 512 tokens, 20000 characters"] = None,
-    strict: Annotated[bool, "broken and too long rows are an error, code 1"] = False,
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    columns: Annotated[
+        str, typer.Option(help="OURS=THEIRS,... where ours are question, answer, language, topic, region and id.")
+    ] = "",
+    language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
+    where: Annotated[str, typer.Option(help="COLUMN=VALUE,...: only these rows.")] = "",
+    heldout: Annotated[float, typer.Option(help="Share of each language that is held out.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
+    tokenizer: Annotated[
+        str, typer.Option(help="A model, in whose tokens lengths are counted; without it they are in characters.")
+    ] = "",
+    max_prompt: Annotated[
+        int | None, typer.Option(help="Longer prompts are listed and left out; default 512 tokens, 20000 characters.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Broken or too long rows are an error, code 1.")] = False,
 ) -> None:
-    """Writes everything into ``out``.
-
-    Raises:
-        FatalError: a source cannot be read, has no good row, or with ``strict`` a bad one.
-    """
     length, unit, longest = len, "characters", 20_000
     if tokenizer:
         encode = load_tokenizer(tokenizer).encode
@@ -155,15 +165,11 @@ def prepare(
     parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
     for name, part in parts.items():
         write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet", SCHEMA)
-    told = card(parts, report, length, unit)
-    (out / "card.md").write_text(told, encoding="utf-8")
-    print(told)
+    text = card(parts, report, length, unit)
+    (out / "card.md").write_text(text, encoding="utf-8")
+    print(text)
     if strict and (bad := report.counts["broken"] + report.counts["too long"]):
         raise FatalError(f"{bad} broken or too long rows, listed in {out / 'problems.jsonl'}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    run(prepare, __doc__, arguments)
 
 
 if __name__ == "__main__":

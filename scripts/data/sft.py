@@ -9,16 +9,15 @@ to the embeddings where there is no room.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import typer
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
@@ -36,7 +35,7 @@ from learner.train.packing import Sample, pack, plan
 from learner.train.policy import Policy, shard
 from learner.train.trainer import set_up_distributed
 from learner.work.questions import read_table
-from scripts.command import plain_errors
+from scripts.ops.command_line import command
 
 
 def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> Sample:
@@ -70,32 +69,34 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, languages: set[str]) -> None:
     tokenizer.add_tokens(missing, special_tokens=True)
 
 
-def fine_tune(args: argparse.Namespace) -> None:
+def fine_tune(
+    model: str, path: str, out: Path, style: str, epochs: int, batch_size: int, lr: float, most_tokens: int, seed: int
+) -> None:
     """One rank's part."""
     set_up_distributed(1800)
-    torch.manual_seed(args.seed)
+    torch.manual_seed(seed)
     ranks, rank = dist.get_world_size(), dist.get_rank()
     device = torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
-    rows, tokenizer = read_table(args.examples).to_pylist(), load_tokenizer(args.model)
-    if args.prompt_style == "tag":
+    rows, tokenizer = read_table(path).to_pylist(), load_tokenizer(model)
+    if style == "tag":
         add_tags(tokenizer, {code_of(row["language"]) for row in rows})
-    policy = Policy(args.model, temperature=1.0, head_chunk=1024, checkpointing=has_cuda())
+    policy = Policy(model, temperature=1.0, head_chunk=1024, checkpointing=has_cuda())
     if len(tokenizer) > policy.vocabulary:
         policy.lm.resize_token_embeddings(len(tokenizer))
     dtype = torch.bfloat16 if has_cuda() else torch.float32
     shard(policy.to(device), init_device_mesh(device.type, (ranks,)), dtype)
-    data = [example(row, tokenizer, args.prompt_style) for row in rows]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.0, fused=True)
-    steps = args.epochs * -(-len(data) // args.batch)
+    data = [example(row, tokenizer, style) for row in rows]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
+    steps = epochs * -(-len(data) // batch_size)
     schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
-    rng, order = random.Random(args.seed), list[int]()
+    rng, order = random.Random(seed), list[int]()
     for step in range(steps):
         order = order or rng.sample(range(len(data)), len(data))
-        batch, order = [data[n] for n in order[: args.batch]], order[args.batch :]
+        batch, order = [data[n] for n in order[:batch_size]], order[batch_size:]
         costs = [policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in batch]
         tokens = sum(len(sample.rollout.response_ids) for sample in batch)
         total = torch.zeros((), device=device)
-        for members in plan([len(sample) for sample in batch], costs, args.tokens, ranks)[rank]:
+        for members in plan([len(sample) for sample in batch], costs, most_tokens, ranks)[rank]:
             packed = pack([batch[n] for n in members]).to(device)
             loss = -policy(packed)[0].sum() / tokens
             (loss * ranks).backward()  # FSDP averages gradients over ranks
@@ -108,28 +109,31 @@ def fine_tune(args: argparse.Namespace) -> None:
         if rank == 0 and (step % max(1, steps // 20) == 0 or step == steps - 1):
             size = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
             print(f"step {step + 1}/{steps}  loss {float(total):.3f}  gradient {size:.2f}", flush=True)
-    export(policy, tokenizer, args.out)
+    export(policy, tokenizer, out)
     dist.destroy_process_group()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    words = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m scripts.data.sft", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("model", help="Hugging Face directory or hub name")
-    parser.add_argument("examples", help="parquet file of messages, language, answer")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--prompt-style", choices=tuple(STYLES), default="tag")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32, help="examples a step")
-    parser.add_argument("--lr", type=float, default=1e-5)
-    parser.add_argument("--tokens", type=int, default=16384, help="of a micro-batch")
-    parser.add_argument("--ranks", type=int, default=1, help="processes on this machine")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(words)
+@command(KeyError)
+def main(
+    model: Annotated[str, typer.Argument(help="Hugging Face directory or hub name.")],
+    examples: Annotated[str, typer.Argument(help="Parquet file of messages, language and answer.")],
+    *,
+    out: Annotated[Path, typer.Option(help="Directory of the model to write.")],
+    prompt_style: Annotated[
+        Literal["tag", "system", "select"], typer.Option(help="How the language is asked for; as model.prompt_style.")
+    ] = "tag",
+    epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 3,
+    batch: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    lr: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-5,
+    tokens: Annotated[int, typer.Option(help="Most tokens of a micro-batch.")] = 16384,
+    ranks: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+) -> None:
     if "RANK" not in os.environ:
-        return launch("scripts.data.sft", LearnerConfig(ranks=args.ranks), words)
-    with plain_errors(KeyError):
-        fine_tune(args)
+        words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
+        words += ["--batch", str(batch), "--lr", str(lr), "--tokens", str(tokens), "--seed", str(seed)]
+        return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
+    fine_tune(model, examples, out, prompt_style, epochs, batch, lr, tokens, seed)
 
 
 if __name__ == "__main__":

@@ -2,26 +2,26 @@
 
     python -m scripts.ops.dry_run configs/gemma-3-4b.toml configs/gpus-4.toml --shape configs/models/gemma-3-4b.json
 
-The model is built from its ``config.json`` alone on PyTorch's meta device, so parameters are counted, not guessed.
-``--shape`` names another file than that of model.path, ``--text`` leaves an image encoder out. The rest is arithmetic
-written out in ``learner_memory`` and ``engine_memory``: activations are bounds for full micro-batches; the allocator's
-fragments, CUDA's context and kernels' workspaces (a few GB) come on top. Ends with 1 where something exceeds
+Other words of the command line are configuration files and flags --section.key value. The model is built from its
+``config.json`` alone on PyTorch's meta device, so parameters are counted, not guessed. The rest is arithmetic, which
+``learner_memory`` and ``engine_memory`` write out: activations are bounds for full micro-batches; the allocator's
+fragments, CUDA's context and kernels' workspaces (a few GB) come on top. Ends with code 1 where something exceeds
 ``--gpu-gb``.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from common.config import Config, load
 from common.process import FatalError
-from scripts.bench.table import Row, report
-from scripts.command import plain_errors
+from scripts.bench.table import Json, Row, report
+from scripts.ops.command_line import command
 
 GB = 1e9
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -85,39 +85,40 @@ def engine_memory(shape: Shape, config: Config) -> dict[str, float]:
 
 
 def rows(shape: Shape, config: Config, gpu_gb: float) -> list[Row]:
+    """Everything that is counted; a GPU's total is compared with ``gpu_gb``."""
     learner = config.learner
     sequences = learner.groups_per_step * config.router.rollouts
     tokens = sequences * (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
-    told = [Row(f"parameters of {shape.kind}", shape.parameters / 1e9, "billion")]
+    table = [Row(f"parameters of {shape.kind}", shape.parameters / 1e9, "billion")]
     for name, parts in (("learner", learner_memory(shape, config)), ("engine", engine_memory(shape, config))):
-        told += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
+        table += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
         total = sum(parts.values()) / GB / (int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1)
-        told.append(Row(f"{name}: each GPU", total, "GB", goal=f"< {gpu_gb:g}", ok=total < gpu_gb))
-    told.append(Row("host memory to load, all ranks", 4 * shape.parameters * learner.ranks / GB, "GB"))
-    told.append(Row("answers a step", sequences, ""))
-    told.append(Row("tokens a step, at most", tokens / 1e6, "million"))
+        table.append(Row(f"{name}: each GPU", total, "GB", goal=f"< {gpu_gb:g}", ok=total < gpu_gb))
+    table.append(Row("host memory to load, all ranks", 4 * shape.parameters * learner.ranks / GB, "GB"))
+    table.append(Row("answers a step", sequences, ""))
+    table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
     share = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
-    told.append(Row("micro-batches a step and rank, at most", share, ""))
+    table.append(Row("micro-batches a step and rank, at most", share, ""))
     passes = 6 + (2 if learner.activation_checkpointing else 0) + (2 if learner.kl else 0)
-    told.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
-    told.append(Row("weights sent to each engine", _BYTES[config.model.dtype] * shape.parameters / GB, "GB"))
-    return told
+    table.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
+    table.append(Row("weights sent to each engine", _BYTES[config.model.dtype] * shape.parameters / GB, "GB"))
+    return table
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.ops.dry_run", usage="%(prog)s CONFIG.toml ... [options] [--section.key value] ...",
-        description=(__doc__ or "").split("\n")[0],
-    )  # fmt: skip
-    parser.add_argument("--shape", default="", help="config.json, directory or hub name; else model.path")
-    parser.add_argument("--text", action="store_true", help="without the image encoder")
-    parser.add_argument("--gpu-gb", type=float, default=80, help="memory of a GPU (default 80)")
-    parser.add_argument("--json", action="store_true")
-    args, settings = parser.parse_known_args(arguments)
-    with plain_errors():
-        config = load(settings)
-        found = rows(Shape(args.shape or config.model.path, args.text), config, args.gpu_gb)
-    report("dry run", found, args.json)
+@command(passes_flags_on=True)
+def main(
+    context: typer.Context,
+    *,
+    shape: Annotated[
+        str, typer.Option(help="A config.json, a directory or a name of the hub; default: that of model.path.")
+    ] = "",
+    text: Annotated[bool, typer.Option("--text", help="Leave an image encoder out.")] = False,
+    gpu_gb: Annotated[float, typer.Option(help="Memory of a GPU in GB.")] = 80,
+    as_json: Json = False,
+) -> None:
+    config = load(context.args)
+    found = rows(Shape(shape or config.model.path, text), config, gpu_gb)
+    report("dry run", found, as_json)
     if any(row.ok is False for row in found):
         raise SystemExit(1)
 

@@ -14,14 +14,15 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
+import typer
 from PIL import Image
 
 from common.net.ports import reserve_port
 from common.process import FatalError
-from scripts.command import run
+from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
 
 PAGES = {  # name: tab, heading
@@ -37,7 +38,7 @@ _FLAGS = (
 )
 _COLOURS = 48  # enough for charts, and a third of the bytes
 _HEIGHT = 7000  # charts are drawn as they come into view, so all must be
-_SETTLE_S, _LOOKS = 2.0, 15  # a chart may stay empty, as one of a metric that the run has not
+_SETTLE_S, _ATTEMPTS = 2.0, 15  # a chart of a metric that the run does not have stays empty
 _DEADLINE_S = 240.0
 _FIND = """
 const all = (node, pick) => [...(pick(node) ? [node] : []),
@@ -63,7 +64,12 @@ class Page:
     picture: bytes
 
 
-def save(run_dir: Path, out_dir: Path, *, width: int = 1400) -> None:
+def save(run_dir: Path, out_dir: Path, width: int) -> None:
+    """Writes a picture of each page as ``out_dir/NAME.png``.
+
+    Raises:
+        FatalError: there is no browser, no run, or it is not shown within four minutes.
+    """
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, page in photograph(run_dir, width).items():
         picture = Image.open(io.BytesIO(page.picture)).convert("RGB").quantize(_COLOURS)
@@ -71,10 +77,10 @@ def save(run_dir: Path, out_dir: Path, *, width: int = 1400) -> None:
 
 
 def photograph(run_dir: Path, width: int) -> dict[str, Page]:
-    """All pages by name.
+    """All pages by name. Blocks for at most four minutes.
 
     Raises:
-        FatalError: there is no browser, or no run.
+        FatalError: there is no browser, no run, or it is not shown in time.
     """
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
@@ -91,29 +97,32 @@ def photograph(run_dir: Path, width: int) -> dict[str, Page]:
             children.start("tensorboard", [sys.executable, *board])
             children.start("browser", [browser, *flags.split()])
             try:
-                return asyncio.run(asyncio.wait_for(_photograph(ports[0], ports[1], width), _DEADLINE_S))
+                return asyncio.run(asyncio.wait_for(_photograph_pages(ports[0], ports[1], width), _DEADLINE_S))
             except TimeoutError:
                 raise FatalError(f"TensorBoard did not show {run_dir} within {_DEADLINE_S:.0f} s") from None
 
 
-async def _photograph(board_port: int, browser_port: int, width: int) -> dict[str, Page]:
+async def _photograph_pages(board_port: int, browser_port: int, width: int) -> dict[str, Page]:
     url = f"http://127.0.0.1:{board_port}/?darkMode=false"
     async with aiohttp.ClientSession() as session:
-        await _reachable(session, url)
-        targets = await _reachable(session, f"http://127.0.0.1:{browser_port}/json")
+        await _wait_until_served(session, url)
+        targets = await _wait_until_served(session, f"http://127.0.0.1:{browser_port}/json")
         address = next(target for target in targets if target["type"] == "page")["webSocketDebuggerUrl"]
         async with session.ws_connect(address, max_msg_size=0) as tab:
             screen = {"width": width, "height": _HEIGHT, "deviceScaleFactor": 1, "mobile": False}
             await _command(tab, "Emulation.setDeviceMetricsOverride", **screen)
-            return {page: await _take(tab, f"{url}#{plugin}", heading) for page, (plugin, heading) in PAGES.items()}
+            return {
+                page: await _photograph_page(tab, f"{url}#{plugin}", heading)
+                for page, (plugin, heading) in PAGES.items()
+            }
 
 
-async def _take(tab: Any, url: str, heading: str) -> Page:
+async def _photograph_page(tab: Any, url: str, heading: str) -> Page:
     """The part of a tab under a heading, without the tab's side bar and with all legends."""
     await _command(tab, "Page.navigate", url=url)
     pick = f"all(document.body, n => n.nodeName == '{_PANE}' && words(n).startsWith('{heading}'))[0]"
     words = before = ""
-    for _ in range(_LOOKS):  # data come after the charts, and legends after them
+    for _ in range(_ATTEMPTS):  # charts are drawn first, then their data, and legends at last
         words = await _evaluate(tab, f"{pick} && words({pick})") or ""
         if words and words == before and "Matches (0)" not in words:
             break
@@ -131,7 +140,7 @@ async def _evaluate(tab: Any, expression: str) -> Any:
     return answer["result"].get("value")
 
 
-async def _reachable(session: aiohttp.ClientSession, url: str) -> Any:
+async def _wait_until_served(session: aiohttp.ClientSession, url: str) -> Any:
     while True:
         try:
             async with session.get(url) as response:
@@ -148,5 +157,15 @@ async def _command(tab: Any, method: str, **parameters: Any) -> Any:
             return answer["result"]
 
 
+@command()
+def main(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of the run.")],
+    out_dir: Annotated[Path, typer.Argument(help="Directory of the pictures.")],
+    *,
+    width: Annotated[int, typer.Option(help="Width of the browser's window, in pixels.")] = 1400,
+) -> None:
+    save(run_dir, out_dir, width)
+
+
 if __name__ == "__main__":
-    run(save, __doc__)
+    main()

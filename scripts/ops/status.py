@@ -1,17 +1,17 @@
-"""How a run goes, as its learner tells: a live view in a terminal, one line at a time elsewhere.
+"""Shows how a run goes, as its learner reports it: a live table in a terminal, one line at a time elsewhere.
 
-``./scripts/status.sh RUN_DIR [--every SECONDS] [--once]``; elsewhere, ``ssh HOST ./scripts/status.sh RUN_DIR``.
+``./scripts/status.sh RUN_DIR [--every SECONDS] [--once]``; from another host, ``ssh HOST ./scripts/status.sh RUN_DIR``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 import zmq
 from pydantic import ValidationError
 from rich.console import Console, Group
@@ -22,32 +22,22 @@ from common import wire
 from common.config import Config
 from common.net.rendezvous import Route
 from common.process import FatalError
-from scripts.command import plain_errors
+from scripts.ops.command_line import command
 
 _STATES = ("generate", "wait_work", "wait_reward", "sync")
-_PATIENCE_S = 10.0  # a learner that takes up a large batch may be slow to answer
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="status.sh", description=__doc__)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
-    parser.add_argument("--once", action="store_true", help="one look")
-    arguments = parser.parse_args()
-    with plain_errors():
-        watch(arguments.run_dir, arguments.every, arguments.once)
+_PATIENCE_S = 10.0  # a learner that unpacks a large batch may be slow to answer
 
 
 def watch(run_dir: Path, every_s: float, once: bool) -> None:
-    """Shows the run until it is over.
+    """Shows the run until it is over, every so many seconds; with ``once`` it shows the run once.
 
     Raises:
         FatalError: there is no such run, or its learner does not answer.
     """
-    learner, console = _learner(run_dir), Console()
+    learner, console = _route_to_learner(run_dir), Console()
     learner.connect(zmq.Context.instance(), f"status-{uuid.uuid4().hex[:8]}")
     with Live(console=console, auto_refresh=False) as live:
-        while (status := _ask(learner.socket)) is not None:
+        while (status := _ask_learner(learner.socket)) is not None:
             if console.is_terminal:
                 live.update(view(status), refresh=True)
             else:
@@ -57,13 +47,13 @@ def watch(run_dir: Path, every_s: float, once: bool) -> None:
             time.sleep(every_s)
     if not (run_dir / "summary.json").exists():
         raise FatalError(
-            f"no answer from the learner at {learner.place.address} within {_PATIENCE_S:.0f} s: it runs there no more "
-            f"(its last words: {run_dir}/logs, or its terminal), or LRPO_KEYS is another one here"
+            f"no answer from the learner at {learner.place.address} within {_PATIENCE_S:.0f} s: it does not run there "
+            f"any more (its last messages are in {run_dir}/logs, or in its terminal), or LRPO_KEYS is another one here"
         )
     print(f"the run is over; its figures are in {run_dir / 'summary.json'}")
 
 
-def _learner(run_dir: Path) -> Route:
+def _route_to_learner(run_dir: Path) -> Route:
     path = run_dir / "config.json"
     try:
         config = Config.model_validate_json(path.read_text(encoding="utf-8"))
@@ -74,7 +64,7 @@ def _learner(run_dir: Path) -> Route:
         raise FatalError(f"{path} is not a configuration of this program: {str(error).splitlines()[0]}") from None
 
 
-def _ask(socket: Any) -> wire.Status | None:
+def _ask_learner(socket: Any) -> wire.Status | None:
     deadline = time.monotonic() + _PATIENCE_S
     socket.send(wire.encode(wire.Health()))
     while (rest := deadline - time.monotonic()) > 0 and socket.poll(1000 * rest):
@@ -102,6 +92,7 @@ def _rows(status: wire.Status) -> list[list[str]]:
 
 
 def view(status: wire.Status) -> Group:
+    """A headline and a table of the actors."""
     table = Table("actor", "state", "groups", "tokens/s", *(state.replace("_", " for ") for state in _STATES), "KV use")
     for row in _rows(status):
         table.add_row(*row)
@@ -109,8 +100,19 @@ def view(status: wire.Status) -> Group:
 
 
 def line(status: wire.Status) -> str:
+    """The same in one line."""
     actors = "; ".join(f"{r[0]} {r[1]} {r[2]} groups {r[3]} tokens/s {r[4]} busy" for r in _rows(status)) or "no actors"
     return f"{_headline(status)}  [{actors}]"
+
+
+@command(name="status.sh")
+def main(
+    run_dir: Annotated[Path, typer.Argument(help="Directory of the run.")],
+    *,
+    every: Annotated[float, typer.Option(help="Seconds between two requests.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Show the state once and end.")] = False,
+) -> None:
+    watch(run_dir, every, once)
 
 
 if __name__ == "__main__":

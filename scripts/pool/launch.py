@@ -1,14 +1,15 @@
 """Starts the processes of a pool file: those with hosts over ssh, as long as this command runs, those with a
 partition as Slurm jobs.
 
-Called by ``scripts/launch_pool.sh``. Every process is started by its launch script, from this directory's path, which
-all hosts must see. Of a host that goes away the processes start again when it is back; so do actors and reward
-processes that fail. Interrupted, this command interrupts them all, and the learner saves a checkpoint.
+    scripts/launch_pool.sh POOL.toml [--dry-run] [--role ROLE] [--together] CONFIG.toml ... [--section.key value] ...
+
+Every process is started by its launch script, from this directory's path, which all hosts must see. When a host goes
+away, its processes are started again as soon as it is back; so are actors and reward processes that fail. When this
+command is interrupted, it interrupts them all, and the learner saves a checkpoint.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -17,11 +18,14 @@ import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
 
 from common.config import Config, ConfigError, load
-from scripts.command import plain_errors
+from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
-from scripts.pool.plan import Nodes, Pool, read_pool
+from scripts.pool.pool_file import Nodes, Pool, read_pool
 
 _ROOT = Path(__file__).parents[2]
 _QUEUE_PORT, _REWARD_PORT, _TORCHRUN_PORT = 5700, 5701, 29400
@@ -40,19 +44,24 @@ _THERE = (
 
 @dataclass(frozen=True)
 class Process:
-    """One over ssh."""
+    """A process on another host, which is started over ssh."""
 
     name: str
     host: str
     command: list[str]
 
     def over_ssh(self) -> list[str]:
+        """The command that runs it from here, and again whenever the host was away."""
         there = _THERE.format(root=shlex.quote(str(_ROOT)), command=shlex.join(self.command))
         return ["bash", "-c", _HERE, self.host, *_SSH, self.host, f"bash -c {shlex.quote(there)}"]
 
 
 def shared_flags(pool: Pool, config: Config) -> list[str]:
-    """What follows from the pool for every process of the run."""
+    """The flags that follow from the pool for every process of the run.
+
+    Raises:
+        ConfigError: the learner nodes differ in their number of engines.
+    """
     learners = [nodes for nodes in pool.nodes if nodes.role == "learner"]
     if len({nodes.engines for nodes in learners}) > 1:
         raise ConfigError("nodes: all learner nodes need the same number of engines, which are its ranks")
@@ -72,6 +81,7 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
 
 
 def own_flags(nodes: Nodes) -> list[str]:
+    """The flags of the processes on these nodes alone."""
     flags = []
     if nodes.role == "actor" and nodes.tp > 1:
         flags += ["--actor.engine_args.tp", str(nodes.tp)]
@@ -81,7 +91,7 @@ def own_flags(nodes: Nodes) -> list[str]:
 
 
 def processes(pool: list[Nodes], flags: list[str]) -> list[Process]:
-    """Those on hosts. Each gets the next GPUs of its host."""
+    """The processes on hosts. Each gets the next GPUs of its host."""
     found, taken, replica = [], Counter[str](), 0
     for nodes in pool:
         for host in nodes.hosts:
@@ -114,40 +124,22 @@ def jobs(pool: list[Nodes], flags: list[str], together: bool) -> list[list[str]]
             parts.append((options, [nodes.role, *flags, *own_flags(nodes)]))
     script = "scripts/deploy/slurm/pool.sbatch"
     if not together or not parts:
-        return [["sbatch", f"--job-name=lrpo-{told[0]}", *options, script, *told] for options, told in parts]
+        return [["sbatch", f"--job-name=lrpo-{words[0]}", *options, script, *words] for options, words in parts]
     command = ["sbatch"]
     for n, (options, _) in enumerate(parts):
         command += [*([":"] if n else []), *options]
     command.append(script)
-    for n, (_, told) in enumerate(parts):
-        command += [*(["--"] if n else []), *told]
+    for n, (_, words) in enumerate(parts):
+        command += [*(["--"] if n else []), *words]
     return [command]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="launch_pool.sh", usage="%(prog)s POOL.toml [options] CONFIG.toml ... [--section.key value] ...",
-        description=__doc__, allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("pool", type=Path, metavar="POOL.toml", help="who does what; docs/cluster.md")
-    parser.add_argument("--dry-run", action="store_true", help="print what would be started")
-    parser.add_argument(
-        "--role", choices=["learner", "reward", "actor"], help="only these nodes; the others run already"
-    )
-    parser.add_argument("--together", action="store_true", help="partitions as one heterogeneous Slurm job")
-    arguments, settings = parser.parse_known_args()
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.default_int_handler)
-    with plain_errors():
-        pool, config = read_pool(arguments.pool), load(settings)
-        flags = [*settings, *shared_flags(pool, config)]
-        load(flags)
-        kept = [nodes for nodes in pool.nodes if arguments.role in (None, nodes.role)]
-        kept.sort(key=lambda nodes: nodes.role != "learner")
-        start(jobs(kept, flags, arguments.together), processes(kept, flags), config.run.dir / "logs", arguments.dry_run)
-
-
 def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run: bool) -> None:
+    """Submits the Slurm jobs, then runs the other processes until the first one has finished.
+
+    Raises:
+        ChildFailed: a process failed and could not be started again.
+    """
     if dry_run:
         for process in over_ssh:
             print(f"# {process.name}\n{shlex.join(['ssh', process.host, shlex.join(process.command)])}")
@@ -162,6 +154,30 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
                 learns = process.name.startswith("learner")
                 children.start(process.name, process.over_ssh(), restarts=0 if learns else _RESTARTS)
             children.wait_for(over_ssh[0].name)
+
+
+@command(name="launch_pool.sh", passes_flags_on=True)
+def main(
+    context: typer.Context,
+    pool_file: Annotated[Path, typer.Argument(metavar="POOL.toml", help="Who does what; see docs/cluster.md.")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be started.")] = False,
+    role: Annotated[
+        Literal["learner", "reward", "actor"] | None,
+        typer.Option(help="Start only these nodes; the others run already."),
+    ] = None,
+    together: Annotated[
+        bool, typer.Option("--together", help="Start all partitions as one heterogeneous Slurm job.")
+    ] = False,
+) -> None:
+    for kind in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(kind, signal.default_int_handler)
+    pool, config = read_pool(pool_file), load(context.args)
+    flags = [*context.args, *shared_flags(pool, config)]
+    load(flags)
+    kept = [nodes for nodes in pool.nodes if role in (None, nodes.role)]
+    kept.sort(key=lambda nodes: nodes.role != "learner")
+    start(jobs(kept, flags, together), processes(kept, flags), config.run.dir / "logs", dry_run)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""What runs in which the policy chooses its language came to, stage by stage and setting by setting, over seeds.
+"""Tabulates runs in which the policy chooses its language, stage by stage and setting by setting, over seeds.
 
     python -m scripts.study.choices policy=runs/policy-0,runs/policy-1 hybrid=runs/hybrid-0 english=runs/english-0 \\
         [--png explang.png]
 
-An arm is NAME=RUN_DIR,RUN_DIR of seeds, finished. Prints Markdown: means over seeds with the half-width of their 95%
-interval (Student's t), where there are two seeds at least.
+An arm is NAME=RUN_DIR,RUN_DIR: finished runs, one for each seed. Prints Markdown: means over seeds, with half
+the width of their 95% interval (Student's t) where there are two seeds at least.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
+import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import Config
 from common.process import FatalError
+from scripts.ops.command_line import command
 from scripts.study.compare import arm_of
-
-Floats = NDArray[np.float64]
+from scripts.study.statistics import Floats, half_width
 
 _WINDOW = 10  # steps at each end of a stage
 _SERIES = {
@@ -49,12 +47,18 @@ class Run:
     summary: Mapping[str, Any]
 
     def share(self, when: str, questions: str, setting: str, metric: str) -> float:
-        """Of an evaluation, ``learner/train/stages.py`` has the metrics."""
+        """A share of an evaluation; ``learner/train/stages.py`` explains the metrics.
+
+        Args:
+            when: "before" or "after" training.
+            questions: "train" or "heldout".
+        """
         return float(self.summary[f"evaluation_{when}"][f"{questions}_settings"][f"{setting}_{metric}"])
 
 
 def read(directory: Path) -> Run:
-    """
+    """The run of a directory.
+
     Raises:
         FatalError: there is no finished run.
     """
@@ -76,17 +80,16 @@ def read(directory: Path) -> Run:
     return Run(list(zip(firsts, [*firsts[1:], steps], strict=True)), series, summary)
 
 
-def told(values: Sequence[float] | Floats) -> str:
-    """Mean over seeds, with ± the half-width of its 95% interval where there are two."""
+def mean_text(values: Sequence[float] | Floats) -> str:
+    """The mean over seeds, with ± half the width of its 95% interval where there are two seeds at least."""
     some = np.asarray(values, np.float64)
     if len(some) < 2:
         return f"{some[0]:.3f}"
-    half = stats.t.ppf(0.975, len(some) - 1) * some.std(ddof=1) / np.sqrt(len(some))
-    return f"{some.mean():.3f} ± {half:.3f}"
+    return f"{some.mean():.3f} ± {half_width(some):.3f}"
 
 
 def by_stage(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of each stage's first and last steps, and of the change between."""
+    """Rows of a table: the first and the last steps of each stage, and the change between them."""
     rows = []
     for number, (first, end) in enumerate(runs[0].stages, 1):
         window = min(_WINDOW, end - first)
@@ -95,19 +98,19 @@ def by_stage(runs: Sequence[Run]) -> list[list[str]]:
             for at in (first, end - window)
         ]
         for at, values in zip((first, end - window), means, strict=True):
-            rows.append([f"stage {number}, steps {at + 1}–{at + window}", *map(told, values.values())])
+            rows.append([f"stage {number}, steps {at + 1}–{at + window}", *map(mean_text, values.values())])
         changes = [np.subtract(means[1][name], means[0][name]) for name in _SERIES]
-        rows.append([f"stage {number}, change", *map(told, changes)])
+        rows.append([f"stage {number}, change", *map(mean_text, changes)])
     return rows
 
 
 def by_setting(arms: Mapping[str, Sequence[Run]], metric: str) -> list[list[str]]:
-    """Rows of each arm and setting that was sampled: before → after, of trained and of held-out questions."""
+    """Rows of a table: each arm and setting, before → after, for trained and for held-out questions."""
     rows = []
     for arm, runs in arms.items():
         for setting in _SETTINGS:
             cells = [
-                " → ".join(told([run.share(when, asked, setting, metric) for run in runs]) for when in _WHEN)
+                " → ".join(mean_text([run.share(when, asked, setting, metric) for run in runs]) for when in _WHEN)
                 for asked in _QUESTIONS
             ]
             rows.append([f"{arm}, {setting}", *cells])
@@ -115,7 +118,7 @@ def by_setting(arms: Mapping[str, Sequence[Run]], metric: str) -> list[list[str]
 
 
 def draw(arms: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Each series of the arms that chose, by step: a line a seed, means of ten steps; a stage begins at dots."""
+    """Draws four series by step: a line for each seed, as means of ten steps; dotted lines are where a stage begins."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,26 +140,25 @@ def draw(arms: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.study.choices", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("arms", nargs="+", metavar="NAME=RUN_DIR,…", help="finished runs, of seeds")
-    parser.add_argument("--png", type=Path, help="a picture of the arms that chose")
-    args = parser.parse_args(arguments)
-    try:
-        named = [arm_of(arm) for arm in args.arms]
-        arms = {name: [read(Path(part)) for part in text.split(",")] for name, text in named}
-    except FatalError as error:
-        raise SystemExit(f"error: {error}") from None
-    chose = {name: runs for name, runs in arms.items() if np.isfinite(runs[0].series["choice entropy"]).any()}
+@command()
+def main(
+    arms: Annotated[list[str], typer.Argument(metavar="NAME=RUN_DIR,...", help="Finished runs, one for each seed.")],
+    *,
+    png: Annotated[Path | None, typer.Option(help="A picture of the arms whose policy chose.")] = None,
+) -> None:
+    named = [arm_of(arm) for arm in arms]
+    found = {name: [read(Path(part)) for part in text.split(",")] for name, text in named}
+    chose = {name: runs for name, runs in found.items() if np.isfinite(runs[0].series["choice entropy"]).any()}
     for name, runs in chose.items():
         print(f"\n{name}, {len(runs)} seeds\n\n{markdown(['', *_SERIES], by_stage(runs))}")
     for metric in ("accuracy_kept", "compliance"):
-        print(f"\n{metric}\n\n{markdown(['', *_QUESTIONS], by_setting(arms, metric))}")
-    if args.png and chose:
-        draw(chose, args.png)
+        print(f"\n{metric}\n\n{markdown(['', *_QUESTIONS], by_setting(found, metric))}")
+    if png and chose:
+        draw(chose, png)
 
 
 if __name__ == "__main__":

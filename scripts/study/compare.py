@@ -4,52 +4,39 @@
         lrpo= grpo="--router.mode monolingual" uniform="--router.mode uniform" \\
         --evaluate "--care-pro care_pro.jsonl --mgsm mgsm.jsonl --judge MODEL@URL"
 
-An arm is NAME=TOML files and flags, on top of ``--base``; the first arm is what the others are compared with. A run
-that has finished (``OUT/NAME-SEED/summary.json``), and its scores, are not made again. ``--runs`` compares finished
-runs, ``--scores`` files of scripts.study.evaluate, as NAME=FILE,FILE of seeds in one order; then nothing is trained.
+An arm is NAME=TOML files and flags, which come after those of ``--base``; the others are compared with the first one.
+A run that has finished (``OUT/NAME-SEED/summary.json``) is not trained again, and its scores are not made again.
+``--runs`` compares finished runs, ``--scores`` files of scripts.study.evaluate, given as NAME=FILE,FILE with the seeds
+in the same order for every arm; then nothing is trained.
 
-Scored questions are paired by question and seed, and resampled over both; a run's own evaluation is paired by seed.
+Scored questions are paired by question and seed, and resampled over both; a run's own evaluations are paired by seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import typer
 
 from common.config import load
 from common.process import FatalError
-from scripts.command import parser, plain_errors
-from scripts.data.calibration_report import Interval, interval
-from scripts.ops.supervise import run_all
-from scripts.study.evaluate import evaluate
+from scripts.ops.command_line import command
+from scripts.ops.local_run import run_all
+from scripts.study import evaluate
+from scripts.study.statistics import Floats, Interval, two_way_interval
 
-Floats = NDArray[np.float64]
 Scores = dict[str, Floats]  # metric -> [seeds, questions]
 
-_RESAMPLES = 2000
 _OWN = ("reward_after", "heldout_after", "compliance_after")  # of summary.json
 
 
-def bootstrap(values: Floats, seed: int = 0) -> Interval:
-    """Mean of [seeds, questions] and its 95% interval, resampling seeds and questions; nan is no value."""
-    random = np.random.default_rng(seed)
-    rows, columns = values.shape
-    estimates = [float(np.nanmean(values))]
-    for _ in range(_RESAMPLES):
-        part = values[np.ix_(random.integers(0, rows, rows), random.integers(0, columns, columns))]
-        estimates.append(float(np.nanmean(part)) if np.isfinite(part).any() else float("nan"))
-    return interval(estimates)
-
-
 def compare(arms: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """A row for each metric and arm: mean, and paired difference to the first arm where all seeds and questions match.
+    """A row for each metric and arm: its mean and, but for the first arm, its paired difference to that one.
 
     Raises:
         FatalError: two arms answered different numbers of questions, or have different numbers of seeds.
@@ -62,15 +49,21 @@ def compare(arms: Mapping[str, Scores]) -> list[dict[str, Any]]:
                 shapes = [base[metric].shape, scores[metric].shape if metric in scores else None]
                 raise FatalError(f"{metric}: {first} and {name} cannot be paired, (seeds, questions) are {shapes}")
             values = scores[metric]
-            row: dict[str, Any] = {"metric": metric, "arm": name, "seeds": len(values), "mean": bootstrap(values)}
+            row: dict[str, Any] = {
+                "metric": metric,
+                "arm": name,
+                "seeds": len(values),
+                "mean": two_way_interval(values),
+            }
             row["by_seed"] = np.nanmean(values, 1).tolist()
             if name != first:
-                row["difference"] = bootstrap(values - base[metric])
+                row["difference"] = two_way_interval(values - base[metric])
             rows.append(row)
     return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows of ``compare`` for people."""
     lines = [f"{'metric':<18} {'arm':<18} seeds  mean [95%]                 difference to the first arm"]
     for row in rows:
         line = f"{row['metric']:<18} {row['arm']:<18} {row['seeds']:<5}  {_text(row['mean'])}"
@@ -93,10 +86,10 @@ def of_runs(runs: Sequence[Path]) -> Scores:
         FatalError: a run has not finished.
     """
     try:
-        told = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
+        summaries = [json.loads((run / "summary.json").read_text(encoding="utf-8")) for run in runs]
     except (OSError, ValueError) as error:
         raise FatalError(f"no finished run: {error}") from None
-    values = {metric: [one[metric] for one in told] for metric in _OWN}
+    values = {metric: [one[metric] for one in summaries] for metric in _OWN}
     return {metric: np.array(some, np.float64)[:, None] for metric, some in values.items() if None not in some}
 
 
@@ -104,7 +97,7 @@ def of_scores(files: Sequence[Path]) -> Scores:
     """Percentages of each set, by seed and question.
 
     Raises:
-        FatalError: a file is none of scripts.study.evaluate, or the files differ in sets or questions.
+        FatalError: a file was not written by scripts.study.evaluate, or the files differ in sets or questions.
     """
     try:
         items = [json.loads(file.read_text(encoding="utf-8"))["items"] for file in files]
@@ -114,53 +107,36 @@ def of_scores(files: Sequence[Path]) -> Scores:
         raise FatalError(f"cannot compare {', '.join(map(str, files))}: {error}") from None
 
 
-def train(name: str, settings: list[str], args: argparse.Namespace) -> Scores:
-    """One arm: every seed trained and scored, unless that is done."""
-    runs = [args.out / f"{name}-{seed}" for seed in args.seeds.split(",")]
-    for run, seed in zip(runs, args.seeds.split(","), strict=True):
+def train(
+    name: str, settings: list[str], *, seeds: Sequence[str], actors: int, evaluate_flags: str, out: Path
+) -> Scores:
+    """One arm: trains and scores every seed, unless that is done. Blocks as long as that takes.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        ChildFailed: a process of a run failed.
+    """
+    runs = [out / f"{name}-{seed}" for seed in seeds]
+    for run, seed in zip(runs, seeds, strict=True):
         wanted = [*settings, "--run.dir", str(run), "--run.seed", seed]
-        load(wanted)  # a wrong flag is an error before hours of training
+        load(wanted)  # so that a wrong flag is an error before hours of training
         if not (run / "summary.json").exists():
-            run_all(wanted, run, args.actors)
-    if not args.evaluate:
+            run_all(wanted, run, actors)
+    if not evaluate_flags:
         return of_runs(runs)
     files = [run / "scores.json" for run in runs]
     for run, file in zip(runs, files, strict=True):
         if not file.exists():
-            flags = parser(evaluate, None).parse_args([str(run), "--out", str(file), *shlex.split(args.evaluate)])
-            evaluate(**vars(flags))
+            evaluate.main([str(run), "--out", str(file), *shlex.split(evaluate_flags)])
     return of_runs(runs) | of_scores(files)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    made = argparse.ArgumentParser(prog="python -m scripts.study.compare", description=(__doc__ or "").split("\n")[0])
-    made.add_argument("arms", nargs="+", metavar="NAME=…", help="files and flags; with --runs, --scores: what to read")
-    made.add_argument("--base", default="", help="files and flags of all arms")
-    made.add_argument("--seeds", default="0,1,2", help="of each arm")
-    made.add_argument("--actors", type=int, default=1, help="of each run")
-    made.add_argument("--evaluate", default="", help="flags of scripts.study.evaluate, without --out")
-    made.add_argument("--runs", action="store_true", help="arms are finished runs: NAME=DIR,DIR")
-    made.add_argument("--scores", action="store_true", help="arms are files of scripts.study.evaluate: NAME=FILE,FILE")
-    made.add_argument("--out", type=Path, default=Path("runs/compare"), help="runs, and comparison.json")
-    made.add_argument("--json", action="store_true", help="the last line is JSON")
-    args = made.parse_args(arguments)
-    with plain_errors():
-        named = dict(map(arm_of, args.arms))
-        if args.runs or args.scores:
-            reading = of_runs if args.runs else of_scores
-            arms = {name: reading([Path(part) for part in text.split(",")]) for name, text in named.items()}
-        else:
-            flags = {name: [*shlex.split(args.base), *shlex.split(text)] for name, text in named.items()}
-            arms = {name: train(name, _files_first(some), args) for name, some in flags.items()}
-        rows = compare(arms)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(table(rows))
-    if args.json:
-        print(json.dumps({"name": "compare", "rows": rows}))
-
-
 def arm_of(text: str) -> tuple[str, str]:
+    """Name and definition of an arm NAME=DEFINITION.
+
+    Raises:
+        FatalError: it does not have this form.
+    """
     name, equals, rest = text.partition("=")
     if not (name and equals):
         raise FatalError(f"an arm is NAME=files and flags, not {text!r}")
@@ -170,6 +146,44 @@ def arm_of(text: str) -> tuple[str, str]:
 def _files_first(words: list[str]) -> list[str]:
     """Files go before all flags, wherever they were given."""
     return sorted(words, key=lambda word: word.startswith("--") or not word.endswith(".toml"))
+
+
+@command()
+def main(
+    arms: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=...", help="Files and flags; with --runs or --scores the files to read."),
+    ],
+    *,
+    base: Annotated[str, typer.Option(help="Files and flags of all arms.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds of each arm, separated by commas.")] = "0,1,2",
+    actors: Annotated[int, typer.Option(help="Actors of each run.")] = 1,
+    evaluate_flags: Annotated[str, typer.Option("--evaluate", help="Flags of scripts.study.evaluate.")] = "",
+    runs: Annotated[bool, typer.Option("--runs", help="Arms are finished runs: NAME=DIR,DIR.")] = False,
+    scores: Annotated[
+        bool, typer.Option("--scores", help="Arms are files of scripts.study.evaluate: NAME=FILE,FILE.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Directory of the runs and of comparison.json.")] = Path("runs/compare"),
+    as_json: Annotated[bool, typer.Option("--json", help="The last line is JSON.")] = False,
+) -> None:
+    named = dict(map(arm_of, arms))
+    if runs or scores:
+        read = of_runs if runs else of_scores
+        found = {name: read([Path(part) for part in text.split(",")]) for name, text in named.items()}
+    else:
+        flags = {name: [*shlex.split(base), *shlex.split(text)] for name, text in named.items()}
+        found = {
+            name: train(
+                name, _files_first(some), seeds=seeds.split(","), actors=actors, evaluate_flags=evaluate_flags, out=out
+            )
+            for name, some in flags.items()
+        }
+    rows = compare(found)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+    if as_json:
+        print(json.dumps({"name": "compare", "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from sklearn.metrics import roc_auc_score
 from common.config import ConfigError
 from reward.calibration.drift import Drift
 from reward.calibration.files import KINDS, Calibration, Level, PairStatistics, Quantiles, pair_of, quantile_path
-from scripts.data.calibrate import Texts, auc, judge, pair_statistics, quantiles, sample_pairs
+from scripts.data.calibration_modes import auc, judge
+from scripts.data.parallel_texts import Texts
+from scripts.data.similarity_samples import pair_statistics, quantiles, sample_pairs
 from tests.support.chat import serving
 from tests.support.scoring import LANGUAGES
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from scripts.data import label, sft, warm_start_data
 from scripts.data import prepare as prepare_data
 from scripts.study import compare, evaluate
+from scripts.study.statistics import two_way_interval
 from tests.scripts.test_evaluate import judge
 from tests.support.chat import serving
 
@@ -36,12 +37,12 @@ def scores(path: Path, values: np.ndarray[Any, Any]) -> str:
 
 def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
     values = np.random.default_rng().normal(0.3, 1, (1, 400))
-    mean, low, high = compare.bootstrap(values)
+    mean, low, high = two_way_interval(values)
     other = stats.bootstrap((values[0],), np.mean, method="percentile", n_resamples=4000).confidence_interval
     assert mean == pytest.approx(values.mean())
     assert low == pytest.approx(other.low, abs=0.03) and high == pytest.approx(other.high, abs=0.03)
     seeds = np.random.default_rng().normal(0, 1, (5, 1)) + np.zeros((5, 400))
-    _, low, high = compare.bootstrap(seeds)
+    _, low, high = two_way_interval(seeds)
     assert high - low > 0.3 * seeds.std(), "what differs between seeds is not averaged away by questions"
 
 

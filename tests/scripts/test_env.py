@@ -1,4 +1,4 @@
-"""What scripts/env.sh says and does when things are missing; nothing here installs anything."""
+"""What scripts/env/env.sh says and does when things are missing; nothing here installs anything."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Sandbox:
 
     def run(self, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-euc", f'source {self.root}/scripts/env.sh; ensure_env || exit 1; echo "$LRPO_PYTHON"'],
+            ["bash", "-euc", f'source {self.root}/scripts/env/env.sh; ensure_env || exit 1; echo "$LRPO_PYTHON"'],
             env={"PATH": str(self.bin), "LRPO_DEVICE": "cpu", **environment},
             capture_output=True,
             text=True,
@@ -79,7 +79,6 @@ class Sandbox:
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Sandbox:
     shutil.copytree(ROOT / "scripts/env", tmp_path / "scripts/env")
-    shutil.copy(ROOT / "scripts/env.sh", tmp_path / "scripts")
     (tmp_path / "bin").mkdir()
     for name in TOOLS:
         if found := shutil.which(name):
@@ -156,6 +155,16 @@ def test_what_is_current_is_left_alone_and_what_is_not_is_rebuilt(sandbox: Sandb
     assert sandbox.calls().count("-m pip") == 2 * installed
     assert sandbox.run(LRPO_DEVICE="gpu").returncode == 0
     assert "gpu-no-deps.txt" in sandbox.calls()
+
+
+def test_an_environment_behind_a_link_is_never_cleared(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "precious").write_text("of others")
+    (sandbox.root / ".venv").symlink_to(tmp_path / "shared")
+    sandbox.python(pip=CPU_WHEEL)
+    assert ".venv is a link" in sandbox.refusal()
+    assert (tmp_path / "shared" / "precious").read_text() == "of others"
+    assert "venv --clear" not in sandbox.calls()
 
 
 def test_an_interrupted_installation_is_done_again(sandbox: Sandbox) -> None:

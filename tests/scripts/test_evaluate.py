@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scripts.data.endpoint import whole_number
-from scripts.study.evaluate import LABELS, last_number, main, read_label
+from scripts.study.evaluate import main
+from scripts.study.grading import LABELS, last_number, read_label
 from tests.support.chat import serving
 
 QUESTIONS = [

@@ -21,7 +21,7 @@ import yaml
 from common.config import Config, load
 from learner.work.server import Server
 from scripts.ops.health import problem
-from scripts.ops.supervise import shares
+from scripts.ops.local_run import assign_gpus
 from scripts.pool.launch import Process
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$GROUP" "$(basen
 def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
     """Runs a batch script as Slurm would, with launch scripts that only write down how they were called."""
     script = next(n for n, word in enumerate(command) if word.endswith("pool.sbatch"))
-    (path / "scripts" / "slurm").mkdir(parents=True)
+    (path / command[script]).parent.mkdir(parents=True)
     shutil.copy(ROOT / command[script], path / command[script])
     tools = {
         "srun": SRUN,
@@ -188,10 +188,10 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
 
 def test_processes_of_one_machine_get_gpus_of_their_own_where_there_are_enough() -> None:
     config = load(["--learner.ranks", "2", "--actor.engine_args.tp", "2"])
-    assert shares([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
-    assert shares([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
-    assert shares(["a"], config, 1) == [["a"]] * 3
-    assert not any(shares([], config, 1))
+    assert assign_gpus([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
+    assert assign_gpus([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
+    assert assign_gpus(["a"], config, 1) == [["a"]] * 3
+    assert not any(assign_gpus([], config, 1))
 
 
 def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
     for pool, complaint in ((uneven, "same number of engines"), (POOL.format(**HOSTS) + "x = 1", "unknown key")):
         told = launch(tmp_path, "--dry-run", CONFIG, pool=pool)
-        assert told.returncode == 1 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
+        assert told.returncode == 2 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
 
 
 def manifests() -> list[dict[str, Any]]:
@@ -246,10 +246,10 @@ def test_kubernetes_starts_the_launch_scripts_and_asks_our_health(tmp_path: Path
     for role, job in jobs.items():
         [container] = job["spec"]["template"]["spec"]["containers"]
         assert container["command"] == [f"scripts/launch_{role}.sh"]
-        here = {"lrpo": ROOT, "config": ROOT / "scripts" / "k8s"}
+        here = {"lrpo": ROOT, "config": ROOT / "scripts" / "deploy" / "k8s"}
         files = [str(here[Path(word).parts[1]].joinpath(*Path(word).parts[2:])) for word in container["args"]]
         config = load(files)
-        assert container["livenessProbe"]["exec"]["command"] == ["scripts/health.sh", role, *container["args"]]
+        assert container["livenessProbe"]["exec"]["command"] == ["scripts/ops/health.sh", role, *container["args"]]
         secrets = {item["path"] for item in job["spec"]["template"]["spec"]["volumes"][-1]["secret"]["items"]}
         assert ("server.key_secret" in secrets) == (role != "actor")
     assert jobs["learner"]["spec"]["completions"] == config.learner.nodes
@@ -305,7 +305,7 @@ def test_the_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text(
         "#!/bin/bash\n" + yaml.safe_load((ROOT / "scripts/deploy/skypilot.yaml").read_text())["run"]
     )
-    scripts = [*(ROOT / "scripts").glob("*.sh"), *(ROOT / "scripts/deploy/slurm").iterdir(), tmp_path / "run.sh"]
+    scripts = [*(ROOT / "scripts").rglob("*.sh"), *(ROOT / "scripts/deploy/slurm").iterdir(), tmp_path / "run.sh"]
     done = subprocess.run(
         [shellcheck, "-x", "-P", str(ROOT), *scripts], cwd=ROOT, capture_output=True, text=True, check=False
     )

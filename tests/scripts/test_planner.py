@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from common.config import Config, ConfigError, load
 from learner.work.scheduler import staleness_bound
-from scripts.pool.plan import Pool, engine_tokens_s, forecast, make_plan, read_pool, read_run, recommend
+from scripts.pool.measured_run import read_run
+from scripts.pool.planner import engine_tokens_s, forecast, make_plan, recommend
+from scripts.pool.pool_file import Pool, read_pool
 from scripts.pool.simulation import Engine, Plan
 from tests.support.measured_run import measured_run
 
@@ -119,14 +121,9 @@ def test_rates_of_a_run_are_found_again(tmp_path: Path) -> None:
 
 
 def test_the_command_recommends_and_draws(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "plan_pool.py"),
-        "--pool",
-        str(ROOT / "configs" / "pools" / "example.toml"),
-    ]
+    command = [sys.executable, "-m", "scripts.pool.plan", "--pool", "configs/pools/example.toml"]
     flags = ["--learner.groups_per_step", "64", "--json", "--plot", str(tmp_path / "plot.png")]
-    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True, timeout=400, cwd=tmp_path)
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=True, timeout=400, cwd=ROOT)
     told = json.loads(done.stdout)
     assert set(told["forecast"]["busy"]) >= {"h200", "l40s", "reward", "learner train", "learner wait"}
     assert told["recommended"]["staleness"] in range(5)

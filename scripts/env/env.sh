@@ -5,7 +5,7 @@
 #   LRPO_DEVICE=cpu|gpu      otherwise gpu where nvidia-smi lists one
 # shellcheck shell=bash
 
-_ENV_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+_ENV_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 _ENV_VENV="$_ENV_ROOT/.venv"
 _ENV_LOG="$_ENV_VENV/install.log"
 _ENV_STAMP="$_ENV_VENV/complete" # written last: a .venv without it is not finished
@@ -61,6 +61,9 @@ _env_build_alone() {
 
 _env_build() {
     local python status found="" candidates=(python3.11 python3.12 python3.13 python3)
+    # Building clears the directory, and through a link it would clear somebody else's.
+    [[ ! -L $_ENV_VENV ]] || _env_error "$_ENV_VENV is a link to an environment that is not what scripts/env/*.txt say;" \
+        "remove the link to build one here, or bring the environment up to date where it is" || return 1
     [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
     _env_check_disk || return 1
     for python in "${candidates[@]}"; do

@@ -1,3 +1,0 @@
-#!/usr/bin/env bash
-# Says whether a process of a run is well: scripts/health.sh learner|reward|actor CONFIG.toml ... [--section.key value] ...
-exec "$(dirname "${BASH_SOURCE[0]}")/run.sh" scripts.ops.health "$@"

@@ -1,0 +1,70 @@
+"""Turns a function into a command of the command line, by typer; its errors are one line and no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, Protocol
+
+import typer
+from typer.main import get_command
+
+from common.config import ConfigError
+from common.process import FatalError
+
+
+class Command(Protocol):
+    """A command: called with its arguments as a list of words, by default those that the process was given."""
+
+    def __call__(self, arguments: Sequence[str] | None = None) -> None: ...
+
+
+def command(
+    *errors: type[Exception], passes_flags_on: bool = False, name: str | None = None
+) -> Callable[[Callable[..., None]], Command]:
+    """Makes a command of a function, whose parameters typer reads; the help is the docstring of its module.
+
+    The command returns when the function does. Otherwise it raises SystemExit: with a line ``error: ...`` as its
+    message (and so with code 1) for a FatalError and for ``errors``, with code 2 for a ConfigError and for wrong
+    arguments, and with code 130 when it was interrupted.
+
+    Args:
+        errors: further exceptions that the user can mend and whose message says how.
+        passes_flags_on: words that the function has no parameter for are left in ``typer.Context.args``, in their
+            order: configuration files and flags ``--section.key value``, which ``common.config.load`` reads and checks.
+        name: what the help calls the command; by default ``python -m MODULE``.
+    """
+    plain: tuple[type[Exception], ...] = (FatalError, *errors)
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if passes_flags_on else {}
+
+    def decorate(function: Callable[..., None]) -> Command:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        app.command(help=_as_written(sys.modules[function.__module__].__doc__), context_settings=settings)(function)
+
+        @wraps(function)
+        def run(arguments: Sequence[str] | None = None) -> None:
+            try:
+                get_command(app)(None if arguments is None else list(arguments), prog_name=name or _program(function))
+            except SystemExit as end:  # typer ends the process with code 0 when the function returns, too
+                if end.code:
+                    raise
+            except ConfigError as error:
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+            except plain as error:
+                raise SystemExit(f"error: {error}") from None
+
+        return run
+
+    return decorate
+
+
+def _program(function: Callable[..., Any]) -> str:
+    main = sys.modules["__main__"].__spec__
+    return f"python -m {main.name if main and function.__module__ == '__main__' else function.__module__}"
+
+
+def _as_written(text: str | None) -> str:
+    """Marks every paragraph so that typer does not join its lines."""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in (text or "").strip().split("\n\n"))

@@ -1,0 +1,3 @@
+#!/usr/bin/env bash
+# Says whether a process of a run is well: scripts/ops/health.sh learner|reward|actor CONFIG.toml ... [--section.key value] ...
+exec "$(dirname "${BASH_SOURCE[0]}")/../env/run.sh" scripts.ops.health "$@"

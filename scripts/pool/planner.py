@@ -1,0 +1,123 @@
+"""Makes a simulation of a pool file and a configuration, and recommends settings by simulating others."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config import Config, ConfigError
+from scripts.pool.measured_run import MeasuredRun
+from scripts.pool.pool_file import Nodes, Pool
+from scripts.pool.simulation import Engine, Forecast, Plan, Simulation
+
+TRIAL_STEPS = 12
+_STALENESS = range(5)
+_NEARLY = 0.97  # of the best throughput is enough to prefer a smaller setting
+_DRAWN = 512  # groups whose lengths are drawn from a distribution
+
+
+def make_plan(pool: Pool, run: MeasuredRun | None, config: Config, source: Path) -> Plan:
+    """What to simulate, of a pool file, a measured run and a configuration.
+
+    Args:
+        source: the pool file, which messages name.
+
+    Raises:
+        ConfigError: a rate is neither measured nor in ``source``.
+    """
+
+    def missing(key: str) -> ConfigError:
+        return ConfigError(
+            f"{source}: {key} is missing, and {'--run does not tell it' if run else 'there is no --run'}"
+        )
+
+    def engine_of(nodes: Nodes) -> Engine:
+        gpu, slots = pool.gpus[nodes.gpu], nodes.groups_in_flight or config.actor.groups_in_flight
+        if gpu.token_ms is not None and gpu.group_ms is not None:
+            token_s, group_s = gpu.token_ms / 1000, gpu.group_ms / 1000
+        elif run is not None and gpu.like in run.engines:
+            token_s, group_s = (rate / gpu.speed for rate in run.engines[gpu.like])
+        else:
+            known = f"like = one of {', '.join(run.engines)}, or " if run else ""
+            raise missing(f"gpus.{nodes.gpu}: {known}token_ms and group_ms")
+        if token_s + group_s <= 0:
+            raise ConfigError(f"{source}: gpus.{nodes.gpu}: token_ms and group_ms are both 0")
+        return Engine(nodes.gpu, token_s, group_s, slots)
+
+    def trained_per_second(nodes: Nodes) -> float:
+        gpu = pool.gpus[nodes.gpu]
+        if gpu.train_tokens_s is not None:
+            return nodes.number * gpu.train_tokens_s
+        if run is None or gpu.like != "learner":
+            raise missing(f"gpus.{nodes.gpu}: like = 'learner', or train_tokens_s")
+        ranks = Config.model_validate(run.config).learner.ranks
+        return nodes.number * gpu.speed / ranks / run.train_token_s
+
+    learners = sum(trained_per_second(nodes) for nodes in pool.nodes if nodes.role == "learner")
+    if not learners and run is None:
+        raise ConfigError(f"{source}: no [[nodes]] has role = 'learner'")
+    work = {**(run.work if run else {}), **pool.work.model_dump(exclude_none=True)}
+    times = ("publish_s", "pause_s", "rest_s", "score_s", "score_busy_s")
+    for key in times if run else ("answer_tokens", *times):
+        if key not in work:
+            raise missing(f"work.{key}")
+    answers = run.answers if run else []
+    if "answer_tokens" in work:
+        answers = _draw_lengths(work["answer_tokens"], work["answer_spread"], config)
+    return Plan(
+        [engine_of(nodes) for nodes in pool.nodes if nodes.role == "actor" for _ in range(nodes.number)],
+        answers, config.learner.groups_per_step, config.learner.staleness, config.learner.window,
+        1 / learners if learners or run is None else run.train_token_s,
+        **{key: work[key] for key in times},
+        replicas=sum(nodes.number for nodes in pool.nodes if nodes.role == "reward") or 1,
+    )  # fmt: skip
+
+
+def _draw_lengths(mean: float, spread: float, config: Config) -> list[list[int]]:
+    """Log-normal lengths of the answers of many groups."""
+    draw = random.Random(0).lognormvariate
+    shift, most = np.log(mean) - spread**2 / 2, config.sampling.max_new_tokens
+    group = range(config.router.rollouts)
+    return [[min(most, max(1, round(draw(shift, spread)))) for _ in group] for _ in range(_DRAWN)]
+
+
+def forecast(plan: Plan, **changes: Any) -> Forecast:
+    """What comes of a plan, with these of its fields changed."""
+    return Simulation(dataclasses.replace(plan, **changes)).run()
+
+
+def engine_tokens_s(plan: Plan, engine: Engine) -> float:
+    """Tokens a second of an engine that never waits."""
+    tokens, steps = (float(np.mean([f(lengths) for lengths in plan.answers])) for f in (sum, max))
+    return engine.slots * tokens / steps / (engine.token_s + engine.group_s * engine.slots)
+
+
+def recommend(plan: Plan) -> dict[str, Any]:
+    """The smallest staleness bound, then the fewest groups a step, with nearly the best throughput of those tried."""
+
+    def smallest(key: str, values: list[int], base: Plan) -> tuple[int, dict[int, Forecast]]:
+        tried = {value: forecast(base, **{key: value}, steps=TRIAL_STEPS) for value in values}
+        enough = _NEARLY * max(found.tokens_per_second for found in tried.values())
+        return min(value for value, found in tried.items() if found.tokens_per_second >= enough), tried
+
+    staleness, by_staleness = smallest("staleness", list(_STALENESS), plan)
+    better = dataclasses.replace(plan, staleness=staleness)
+    sizes = sorted({max(1, plan.groups_per_step * n // 4) for n in (2, 4, 8)})
+    groups, by_groups = smallest("groups_per_step", sizes, better)
+    tokens = float(np.mean([sum(lengths) for lengths in plan.answers])) * groups
+    learner_tokens_s = tokens / (tokens * plan.train_token_s + plan.publish_s + plan.rest_s)
+    kinds = {engine.pool: engine_tokens_s(plan, engine) for engine in plan.engines}
+    return {
+        "staleness": staleness,
+        "groups_per_step": groups,
+        "tokens_per_second": by_groups[groups].tokens_per_second,
+        "lag_mean": by_groups[groups].lag_mean,
+        "learner_tokens_s": learner_tokens_s,
+        "actors_to_fill_the_learner": {kind: learner_tokens_s / rate for kind, rate in kinds.items()},
+        "actors_share_of_learner": sum(engine_tokens_s(plan, engine) for engine in plan.engines) / learner_tokens_s,
+        "by_staleness": {s: dataclasses.asdict(found) | {"spans": None} for s, found in by_staleness.items()},
+    }

@@ -1,0 +1,64 @@
+"""Draws a world: which facts are trained on and held out, and which languages know them."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable
+
+from common.process import FatalError
+from scripts.world.facts import REGION_AFFINITY, Fact
+from scripts.world.templates import LANGUAGES
+
+STRONG, WEAK = 0.95, 0.15  # probabilities that a language knows a fact
+# One round of drawing facts; regions take part in turn, so that every set is balanced over topics and regions.
+_ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for region in REGION_AFFINITY] + [
+    ("weekday", None),
+    ("month", None),
+    *[("sum", None)] * 4,
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Facts by their use, and who knows them."""
+
+    train: list[Fact]
+    heldout: list[Fact]
+    others: list[Fact]  # taught by the warm start, and neither trained on nor held out
+    known: set[tuple[str, str]]  # (fact id, answer language)
+
+
+def draw(pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int) -> World:
+    """Draws facts, balanced over topics and regions, and the languages that know each.
+
+    Args:
+        total: number of facts in all, of which ``train`` are trained on and ``heldout`` are held out.
+
+    Raises:
+        FatalError: the sets exceed the total, or the pool is too small.
+    """
+    if train + heldout > total:
+        raise FatalError(f"{train} trained and {heldout} held-out facts are more than {total} facts")
+    rng = random.Random(seed)
+    cells: dict[tuple[str, str | None], list[Fact]] = {}
+    for fact in pool:
+        cells.setdefault((fact.kind, fact.region), []).append(fact)
+    for cell in cells.values():
+        rng.shuffle(cell)
+    chosen: list[Fact] = []
+    while len(chosen) < total:
+        left = [key for key in _ROUND if cells.get(key)]
+        if not left:
+            raise FatalError(f"only {len(chosen)} of {total} facts can be drawn; ask for fewer")
+        rng.shuffle(left)  # so that an incomplete round favours nobody
+        chosen += [cells[key].pop() for key in left if cells[key]]
+    chosen = chosen[:total]
+    known = set()
+    for place, fact in enumerate(chosen):
+        for lang in LANGUAGES:
+            sure = 1.0 if place < train + heldout else STRONG  # so that every RL question has a language that knows
+            likely = sure if lang in fact.strong else WEAK
+            if rng.random() < likely:
+                known.add((fact.id, lang))
+    return World(chosen[:train], chosen[train : train + heldout], chosen[train + heldout :], known)
