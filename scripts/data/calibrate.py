@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from common.languages import code_of
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from reward.calibration.files import KINDS, Calibration, Level, Mode, Pair, PairStatistics, Quantiles, quantile_path
 from reward.embedder import Embedder, Vectors
 from reward.gate import LanguageGate

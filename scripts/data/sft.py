@@ -35,7 +35,7 @@ from learner.launch import launch
 from learner.train.packing import Sample, pack, plan
 from learner.train.policy import Policy, shard
 from learner.train.trainer import set_up_distributed
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from scripts.command import plain_errors
 
 

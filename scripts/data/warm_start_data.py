@@ -21,7 +21,7 @@ from typing import Any
 from actor.prompts import instructed
 from common.languages import code_of
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from scripts.command import plain_errors
 from scripts.data.endpoint import FORM, Endpoint, Failure, in_languages
 from scripts.data.prepare import write
