@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.config import LearnerConfig
-from common.languages import CHOSEN
+from common.languages import POLICY_CHOOSES
 from common.wire import Rollout
 from learner.groups import Group
 from learner.train.trainer import group_samples, outcome
@@ -59,8 +59,8 @@ def test_good_answers_pass_and_a_log_probability_that_is_not_finite_does_not() -
 def test_an_answer_must_be_in_the_language_asked_for_unless_the_policy_chooses() -> None:
     answers = rollouts()
     languages = [answer.language for answer in answers]
-    assert not find_problem(work(0, [CHOSEN, *languages[1:]]), answers, LIMITS)
-    for asked in ([*languages[:2], "xx"], languages[:2], [*languages, CHOSEN]):
+    assert not find_problem(work(0, [POLICY_CHOOSES, *languages[1:]]), answers, LIMITS)
+    for asked in ([*languages[:2], "xx"], languages[:2], [*languages, POLICY_CHOOSES]):
         assert find_problem(work(0, asked), answers, LIMITS) == "the rollouts are not in the languages asked for"
 
 
