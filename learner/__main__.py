@@ -23,7 +23,7 @@ from learner.ranks import Command, Ranks
 from learner.run import Interrupted, Run
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer, set_up_distributed
-from learner.work.server import Server
+from learner.work.server import WorkServer
 
 
 def learn(config: Config) -> None:
@@ -31,7 +31,7 @@ def learn(config: Config) -> None:
     leads = int(os.environ.get("RANK", "0")) == 0
     address = config.learner.address
     rendezvous.use_interface(rendezvous.host_of(address))
-    server = Server(address, config.learner.lease_timeout_s) if leads else None
+    server = WorkServer(address, config.learner.lease_timeout_s) if leads else None
     place = rendezvous.announce(config.run, "learner", address) if leads else None
     if not leads:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it

@@ -29,10 +29,10 @@ from learner.train.trainer import StepResult, Trainer, outcome
 from learner.weights.buckets import plan
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits
-from learner.work.ledger import Ledger, Outcome, audit, routed
-from learner.work.questions import Shuffled, digest, read_questions, spread
+from learner.work.ledger import Ledger, Outcome, audit, read_routed
+from learner.work.questions import ShuffledQuestions, hash_questions, pick_evenly, read_questions
 from learner.work.scheduler import WorkQueue, staleness_bound
-from learner.work.server import Server
+from learner.work.server import WorkServer
 from router import Router, mutual_information
 
 log = logging.getLogger("learner")
@@ -55,20 +55,20 @@ class Run:
     """
 
     def __init__(
-        self, config: Config, server: Server, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, ranks: Ranks,
+        self, config: Config, server: WorkServer, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, ranks: Ranks,
         checkpoints: Checkpoints, state: dict[str, Any],
     ) -> None:  # fmt: skip
         self.config, self._server, self._ranks, self._checkpoints = config, server, ranks, checkpoints
         learner = config.learner
         longest = config.data.max_prompt_tokens
-        self._questions = Shuffled(read_questions(config.data.train, tokenizer, longest), config.run.seed)
+        self._questions = ShuffledQuestions(read_questions(config.data.train, tokenizer, longest), config.run.seed)
         self._heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
         self._languages = list(config.run.languages)
         try:
             self._router = Router(config.router, self._languages, config.run.seed, learner.steps)
         except ValueError as error:
             raise FatalError(str(error)) from None
-        self._digest = digest(self._questions.questions, config.run.seed)
+        self._digest = hash_questions(self._questions.questions, config.run.seed)
         self.bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
         buckets = plan(layout(trainer.policy), config.model.dtype, config.sync.bucket_mb)
         self._publisher = Publisher(server, config.sync, buckets, trainer.device, self._check_interrupt)
@@ -155,7 +155,7 @@ class Run:
                 batch = self._server.take(_TURN_S)
             if batch is not None:
                 return batch
-            if self._server.newcomers():
+            if self._server.has_newcomers():
                 self._publish()
             if time.monotonic() > deadline:
                 raise FatalError(
@@ -205,7 +205,7 @@ class Run:
             weights, probe = self._ranks.call("gather")
             self.published = self._publisher.publish(self.step, weights, probe)
         self._version = self.step
-        self._server.published(self.published.members)
+        self._server.mark_published(self.published.members)
 
     def _log(self, batch: list[Group], result: StepResult) -> None:
         spent, self._mark = time.monotonic() - self._mark, time.monotonic()
@@ -213,7 +213,7 @@ class Run:
         self._totals["pause_s"] += self.published.pause_s
         with self._watch("report"):
             pulse = Pulse(self._seconds(), self._server.counts(), self._server.members(), self.published, spent)
-            self._server.newest = self._report.step(self.step, batch, result, pulse)
+            self._server.update_status(*self._report.step(self.step, batch, result, pulse))
             if self.step % self.config.router.interval == 0 or self.step == 1:
                 with self._server.lock:  # the server meets new names as it leases
                     learned = self._router.log()
@@ -241,7 +241,7 @@ class Run:
                 "pending": self._queue.untaken(),
                 "so_far": [self._queue.retried, self._queue.orphaned, self._queue.failed],
                 "queued": list(self._queue.finished().values()),
-                "ledger_size": self._ledger.sync(),
+                "ledger_size": self._ledger.flush(),
                 "router": self._router.state(),
                 "totals": self._totals,
                 "before": self._before,
@@ -277,7 +277,7 @@ class Run:
         learner, results = self.config.learner, dict[str, Any]()
         for name, questions in {"train": self._questions.questions, "heldout": self._heldout}.items():
             if questions and learner.evaluate:
-                some = spread(questions, learner.evaluate_questions)
+                some = pick_evenly(questions, learner.evaluate_questions)
                 asked = [list(dict.fromkeys([*self._languages, question.language])) for question in some]
                 answers = self._answers(f"{when}-{name}", some, asked, greedy=True)
                 evaluation = summarise(answers, self._languages, self._router)
@@ -301,7 +301,7 @@ class Run:
 
         def failed(sequence: int, reason: str) -> None:
             log.error("evaluation %s goes on without question %d: %s", name, sequence, reason)
-            queue.give_up_one()
+            queue.lower_total()
 
         queue = evaluation_queue(len(questions))
         self._server.serve(queue, work, failed, self._limits)
@@ -312,7 +312,7 @@ class Run:
         """Publishes and evaluates with no training group under way; finished ones wait, so that no lag grows."""
         began = time.monotonic()
         with self._watch("evaluate"):
-            quiet = self._server.quiet(self.config.learner.batch_timeout_s, self._check_interrupt)
+            quiet = self._server.wait_until_all_finished(self.config.learner.batch_timeout_s, self._check_interrupt)
         if not quiet:
             log.warning("no evaluation after step %d: actors come or go", self.step)
             return self._publish()
@@ -320,7 +320,7 @@ class Run:
         self._publish()
         self._evaluate(f"step-{self.step}")
         with self._server.lock:
-            self._queue.published()
+            self._queue.mark_published()
         self._server.serve(self._queue, self._work, self._failed, self._limits)
         self._mark += time.monotonic() - began
 
@@ -330,7 +330,7 @@ class Run:
         self._report.summary(self._summary(after) | {"step_seconds": spent})
 
     def _summary(self, after: dict[str, Any]) -> dict[str, Any]:
-        self._ledger.sync()
+        self._ledger.flush()
         found = audit(self.ledger_path, self._queue.next_sequence, self._queue.untaken())
         totals, before = self._totals, self._before
         regions = self._routed_by_region()
@@ -385,7 +385,7 @@ class Run:
         """Region and language of every draw and choice in the last third of the run."""
         asked = {question.index: question for question in self._questions.questions}
         pairs = []
-        for row, languages in routed(self.ledger_path, self.step - self.step // 3):
+        for row, languages in read_routed(self.ledger_path, self.step - self.step // 3):
             drawn = languages[len(languages) - self._router.drawn(asked[row].topics) :]
             pairs += [(region, language) for region in asked[row].regions for language in drawn if language]
         return pairs

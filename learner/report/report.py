@@ -30,7 +30,7 @@ from learner.report.verdict import stages as shares_of_stages
 from learner.train import stages
 from learner.train.trainer import StepResult, outcome
 from learner.weights.publisher import Published
-from learner.work.server import Peer
+from learner.work.actors import ActorState
 from router.show import mutual_information, picture
 
 log = logging.getLogger("learner")
@@ -50,7 +50,7 @@ class Pulse:
 
     seconds: Seconds
     counts: Mapping[str, int]
-    peers: Mapping[str, Peer]
+    peers: Mapping[str, ActorState]
     published: Published
     spent_s: float  # since the step before
 
@@ -60,7 +60,7 @@ def token_lags(batch: list[Group], version: int) -> np.ndarray[Any, np.dtype[np.
     return version - np.concatenate([rollout.versions for group in batch for rollout in group.rollouts])
 
 
-def time_spent(learner: dict[str, float], peers: Mapping[str, Peer]) -> Seconds:
+def time_spent(learner: dict[str, float], peers: Mapping[str, ActorState]) -> Seconds:
     """Seconds in each state since it started, of every process that has told so far."""
     seconds = {"learner": learner}
     for name, peer in peers.items():

@@ -38,7 +38,8 @@ from common.config import SyncConfig
 from common.net.rendezvous import host_of
 from common.process import FatalError
 from learner.weights.buckets import dtype_of, lend, lendable, size_of
-from learner.work.server import Peer, Server
+from learner.work.actors import ActorState
+from learner.work.server import WorkServer
 
 log = logging.getLogger("learner.publisher")
 
@@ -48,7 +49,7 @@ _TURN_S = 0.1  # how long a wait lasts before it looks whether the actor is stil
 
 @dataclass(frozen=True)
 class Published:
-    members: dict[str, Peer]  # actors whose engines have the weights
+    members: dict[str, ActorState]  # actors whose engines have the weights
     seconds: float
     pause_s: float  # longest time an engine stood still
 
@@ -108,7 +109,7 @@ class _Cargo:
 
 @dataclass(frozen=True)
 class _Link:
-    peer: Peer
+    peer: ActorState
     group: Any  # ProcessGroup of rank 0, this learner, and the ranks of one engine
 
 
@@ -125,7 +126,7 @@ class Publisher:
 
     def __init__(
         self,
-        server: Server,
+        server: WorkServer,
         config: SyncConfig,
         buckets: list[wire.Bucket],
         device: torch.device,
@@ -225,7 +226,7 @@ class Publisher:
             raise FatalError(f"cannot write weights to sync.directory = {self._config.directory}: {error}") from None
 
     def _collect(
-        self, members: dict[str, Peer], results: queue.SimpleQueue[tuple[str, float | Exception]]
+        self, members: dict[str, ActorState], results: queue.SimpleQueue[tuple[str, float | Exception]]
     ) -> dict[str, float]:
         """The pauses of those who have the weights; nobody waits for one who is gone or was given up."""
         pauses: dict[str, float] = {}
@@ -247,7 +248,7 @@ class Publisher:
     # -- one engine, on its own thread ---------------------------------------------------------------------------
 
     def _serve(
-        self, name: str, peer: Peer, cargo: _Cargo, results: queue.SimpleQueue[tuple[str, float | Exception]]
+        self, name: str, peer: ActorState, cargo: _Cargo, results: queue.SimpleQueue[tuple[str, float | Exception]]
     ) -> None:
         try:
             results.put((name, self._update(name, peer, cargo)))
@@ -259,7 +260,7 @@ class Publisher:
         finally:
             cargo.belt.leave(name)
 
-    def _update(self, name: str, peer: Peer, cargo: _Cargo) -> float:
+    def _update(self, name: str, peer: ActorState, cargo: _Cargo) -> float:
         group, order = None, cargo.order
         if peer.transport == "group":
             group = self._linked(name, peer)
@@ -279,7 +280,7 @@ class Publisher:
         assert isinstance(reply, wire.Synced)
         return reply.pause_s
 
-    def _linked(self, name: str, peer: Peer) -> Any:
+    def _linked(self, name: str, peer: ActorState) -> Any:
         self._still(name, peer)
         link = self._links.get(name)
         if link is not None and link.peer is peer:
@@ -305,7 +306,7 @@ class Publisher:
         self._links[name] = _Link(peer, group)
         return group
 
-    def _send(self, name: str, peer: Peer, group: Any, cargo: _Cargo) -> None:
+    def _send(self, name: str, peer: ActorState, group: Any, cargo: _Cargo) -> None:
         """What is gathered, as it comes; the deadline counts the time of sending alone."""
         options = BroadcastOptions()
         left = cargo.order.timeout_s
@@ -328,7 +329,9 @@ class Publisher:
         except RuntimeError as error:
             raise _Lost(f"sending weights to its engine failed: {_first_line(error)}") from None
 
-    def _hear(self, name: str, peer: Peer, what: tuple[str, int | str], timeout: float) -> wire.Joined | wire.Synced:
+    def _hear(
+        self, name: str, peer: ActorState, what: tuple[str, int | str], timeout: float
+    ) -> wire.Joined | wire.Synced:
         """The reply about ``(stage, version)`` or ``("joined", group)``; others are of an earlier round."""
         deadline = time.monotonic() + timeout
         while True:
@@ -343,11 +346,11 @@ class Publisher:
             if about == what:
                 return reply
 
-    def _still(self, name: str, peer: Peer) -> None:
-        if self._ended.is_set() or self._server.peers.get(name) is not peer:
+    def _still(self, name: str, peer: ActorState) -> None:
+        if self._ended.is_set() or not self._server.is_present(name, peer):
             raise _Lost("it is gone")
 
-    def _unlink(self, name: str, peer: Peer) -> None:
+    def _unlink(self, name: str, peer: ActorState) -> None:
         link = self._links.get(name)
         if link is not None and link.peer is peer:
             del self._links[name]

@@ -1,1 +1,1 @@
-"""Which prompt groups are handed out, to whom, and what comes back."""
+"""Handing out prompt groups: which questions are asked, who answers them, what comes back and what becomes of it."""

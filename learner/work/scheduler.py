@@ -1,6 +1,11 @@
-"""Which group is leased, to whom, and which P go into a step: admission-bounded, oldest first, each exactly once.
+"""The work queue: which prompt group is leased next and which finished groups a training step takes.
 
-Pure bookkeeping: no clock, no socket, no thread. ``docs/staleness.md`` proves the bound on the policy lag.
+Its rules are those of the staleness bound: it admits only so many groups at a time, gives them to steps oldest first,
+and gives each of them to exactly one step. ``docs/staleness.md`` proves the bound. The module is bookkeeping alone: it
+reads no clock, opens no socket and starts no thread, and it is not thread-safe. Whether the *answers* of a group are
+valid is not decided here but in ``learner/work/admission.py``.
+
+Symbols: P = ``learner.groups_per_step``, S = ``learner.staleness``, W = ``learner.window``.
 """
 
 from __future__ import annotations
@@ -15,10 +20,17 @@ Result = TypeVar("Result")
 
 
 def staleness_bound(groups_per_step: int, staleness: int, window: int) -> int:
-    """Most policy updates between a token and the step that trains on it: ⌊((S+1)P + W − 2) / P⌋, and 0 for S = 0.
+    """The largest possible lag: ⌊((S + 1)P + W − 2) / P⌋ policy updates for S ≥ 1, and 0 for S = 0.
 
-    A group leased at version v finds at most (S+1)P − 1 others alive, and at most W − 1 younger ones overtake it.
-    Each step before its own uses up P of these. With S = 0 every group alive is in the step, so none overtakes.
+    The lag of a token is the number of policy updates between the weights that produced it and the step that trains on
+    it. When a group is leased, at most (S + 1)P − 1 other groups are alive, and later at most W − 1 younger groups are
+    trained before it. Every step before its own uses up P of these. For S = 0, all groups alive belong to the same
+    step, so that none is trained before another.
+
+    Args:
+        groups_per_step: P, at least 1.
+        staleness: S, at least 0.
+        window: W, at least 1.
     """
     if staleness == 0:
         return 0
@@ -27,28 +39,31 @@ def staleness_bound(groups_per_step: int, staleness: int, window: int) -> int:
 
 @dataclass
 class _Slot(Generic[Result]):
-    actor: str | None = None  # who has the lease; None: waits for one
-    deadline: float = 0.0
-    attempts: int = 0
-    overtaken: int = 0  # how many younger groups were taken before this one
-    result: Result | None = None
-    training: bool = False
+    """The state of one group that is alive."""
+
+    actor: str | None = None  # the actor that holds the lease; None while there is no lease
+    deadline: float = 0.0  # of the lease, on the caller's clock
+    failed_attempts: int = 0
+    overtaken: int = 0  # number of younger groups that steps have taken before this one
+    result: Result | None = None  # present from the answer until a step takes it
+    training: bool = False  # a step has taken it, and the weights of that step are not yet published
 
 
 class WorkQueue(Generic[Result]):
     """Hands out sequence numbers 0, 1, 2, … and collects one result for each.
 
-    At most (S+1)P groups are alive: leased, finished, or in the step whose weights are not yet published.
+    A group is alive from its first lease until the weights of its step are published. At most (S + 1)P groups are alive
+    at a time. Not thread-safe, and no method blocks.
 
     Args:
         groups_per_step: P.
         staleness: S.
-        window: W; a group is overtaken by at most W − 1 younger ones.
-        attempts: a group released or expired this often is given up.
-        total: groups wanted in all; admission stops there.
-        next_sequence: the first fresh one, after a restart.
-        pending: older ones still to be done, after a restart.
-        results: of those pending that were finished before it.
+        window: W; a step may pass over an unfinished group until W − 1 younger groups have been taken before it.
+        attempts: how often a group may be released before it is given up for good.
+        total: number of groups that steps are still to take; no group is leased beyond it.
+        next_sequence: the first new sequence number, when a run resumes.
+        pending: when a run resumes, the sequence numbers handed out before and not yet trained.
+        results: when a run resumes, the results of those pending groups that were finished.
 
     Example:
         >>> queue = WorkQueue[str](groups_per_step=1, staleness=0, window=1, attempts=3, total=1)
@@ -78,19 +93,31 @@ class WorkQueue(Generic[Result]):
         self.capacity = (staleness + 1) * groups_per_step
         self.window = window
         self.attempts = attempts
-        self.remaining = total  # groups that take() has yet to give
+        self.remaining = total  # number of groups that take() has yet to return
         self.next_sequence = next_sequence
-        self._blocker = -1  # while it and older ones stay unfinished, the window forbids to take
-        self.retried = self.orphaned = self.failed = 0  # given out again; of these, as their actor was lost; given up
+        self.retried = 0  # leases that ended without a result, after which the group was offered again or given up
+        self.orphaned = 0  # those of the retried leases that ended because their actor was lost
+        self.failed = 0  # groups given up for good
+        # The unfinished group because of which the window forbids the next step to take anything, or -1. While it and
+        # all older groups stay as they are, take() need not look again.
+        self._blocker = -1
         done = results or {}
-        self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}  # oldest first
-        self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap: those without a lease
-        self._finished, self._training = len(self._alive) - len(self._waiting), 0
+        # Ordered from the oldest group to the youngest.
+        self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}
+        self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap of those without a lease
+        self._finished, self._training = len(self._alive) - len(self._waiting), 0  # numbers of slots in these states
 
     def lease(self, actor: str, deadline: float) -> int | None:
-        """The oldest group without a lease, or a fresh one if admission allows; else None."""
-        first = islice(self._alive, self.capacity)  # a resumed run may hold more
-        if self._waiting and (len(self._alive) <= self.capacity or self._waiting[0] in first):
+        """Leases the oldest group that has no lease, or else a new one.
+
+        Args:
+            actor: who gets the lease.
+            deadline: when the lease expires, on the clock that ``expired`` is called with.
+
+        Returns: the sequence number, or None if no further group may be admitted now.
+        """
+        admitted = islice(self._alive, self.capacity)  # a run that resumes with a smaller S may hold more than these
+        if self._waiting and (len(self._alive) <= self.capacity or self._waiting[0] in admitted):
             sequence = heapq.heappop(self._waiting)
             self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
             return sequence
@@ -102,40 +129,48 @@ class WorkQueue(Generic[Result]):
         return sequence
 
     def submit(self, sequence: int, actor: str, result: Result) -> bool:
-        """Whether the result is accepted: only from the one who holds the lease, so late duplicates are not."""
+        """Stores the result of a group, and returns whether it was accepted.
+
+        Only the actor that holds the lease may submit, so a duplicate or an answer after the lease was lost is refused.
+        """
         slot = self._alive.get(sequence)
         if slot is None or slot.actor != actor:
             return False
         slot.actor, slot.result = None, result
         self._finished += 1
-        self._moved(sequence)
+        self._forget_blocker(sequence)
         return True
 
     def extend(self, actor: str, sequences: Iterable[int], deadline: float) -> None:
-        """A heartbeat: leases the actor still works on live on; any other runs out."""
+        """Moves the deadline of those leases that the actor says it still works on. Its other leases are left alone."""
         for sequence in sequences:
             slot = self._alive.get(sequence)
             if slot is not None and slot.actor == actor:
                 slot.deadline = deadline
 
     def release(self, sequence: int, actor: str) -> bool:
-        """Gives a lease back; whether the group is thereby given up for good (its ``attempts`` are used up)."""
+        """Ends a lease without a result and counts a failed attempt.
+
+        The group is then offered again, or given up for good when ``attempts`` attempts have failed.
+
+        Returns: whether the group was given up. False, too, if the actor does not hold the lease.
+        """
         slot = self._alive.get(sequence)
         if slot is None or slot.actor != actor:
             return False
         slot.actor = None
-        slot.attempts += 1
+        slot.failed_attempts += 1
         self.retried += 1
-        if slot.attempts < self.attempts:
+        if slot.failed_attempts < self.attempts:
             heapq.heappush(self._waiting, sequence)
             return False
         del self._alive[sequence]
         self.failed += 1
-        self._moved(sequence)
+        self._forget_blocker(sequence)
         return True
 
-    def drop(self, actor: str) -> None:
-        """The actor is gone: its leases go back to the front. That is not the groups' fault, so no attempt counts."""
+    def release_all(self, actor: str) -> None:
+        """Ends all leases of an actor that is gone. No attempt is counted, because the groups are not at fault."""
         for sequence, slot in self._alive.items():
             if slot.actor == actor:
                 slot.actor = None
@@ -144,26 +179,31 @@ class WorkQueue(Generic[Result]):
                 self.orphaned += 1
 
     def expired(self, now: float) -> list[tuple[int, str]]:
-        """The leases whose deadline is over, to be released: ``[(sequence, actor)]``."""
+        """The leases whose deadline has passed, as ``[(sequence, actor)]``; the caller is to release them."""
         return [(n, slot.actor) for n, slot in self._alive.items() if slot.actor is not None and slot.deadline < now]
 
     def take(self) -> list[tuple[int, Result]] | None:
-        """P finished groups, oldest first, or None while there are too few.
+        """Takes the P oldest finished groups for a training step.
 
-        A group that is not finished yet is passed over only as long as fewer than W younger ones have been.
-        The last groups of the run come together, however few.
+        An unfinished group is passed over only as long as fewer than W younger groups have been taken before it. The
+        last groups of the run are taken together, even if they are fewer than P.
+
+        Returns: ``[(sequence, result)]`` from old to young; None if too few groups are finished, or if the window
+            requires an unfinished one to be waited for.
         """
         wanted = min(self.groups_per_step, self.remaining)
-        if not self.enough() or self._blocker >= 0:
+        if not self.has_full_batch() or self._blocker >= 0:
             return None
         chosen: list[tuple[int, Result]] = []
-        passed: list[tuple[_Slot[Result], int]] = []  # (slot, how many were chosen before it)
-        tightest = (-self.groups_per_step, -1)  # by how many it was overtaken, less those chosen before it; which
-        for sequence, slot in self._untaken():
+        passed_over: list[tuple[_Slot[Result], int]] = []  # (slot, number of groups chosen before it)
+        # Of the groups passed over, the one nearest to its limit: (how often it was overtaken in earlier steps, minus
+        # the number of groups chosen before it in this step; its sequence number).
+        tightest = (-self.groups_per_step, -1)
+        for sequence, slot in self._untaken_slots():
             if len(chosen) == wanted:
                 break
             if slot.result is None:
-                passed.append((slot, len(chosen)))
+                passed_over.append((slot, len(chosen)))
                 tightest = max(tightest, (slot.overtaken - len(chosen), sequence))
             elif tightest[0] + len(chosen) < self.window - 1:
                 chosen.append((sequence, slot.result))
@@ -172,8 +212,8 @@ class WorkQueue(Generic[Result]):
                 return None
         if len(chosen) < wanted or not chosen:
             return None
-        for slot, before in passed:
-            slot.overtaken += len(chosen) - before
+        for slot, chosen_before in passed_over:
+            slot.overtaken += len(chosen) - chosen_before
         for sequence, _ in chosen:
             self._alive[sequence].training = True
             self._alive[sequence].result = None
@@ -182,34 +222,39 @@ class WorkQueue(Generic[Result]):
         self._training += len(chosen)
         return chosen
 
-    def enough(self) -> bool:
-        """Whether as many groups are finished as a step takes; the window may still forbid to take them."""
+    def has_full_batch(self) -> bool:
+        """Whether enough groups for a step are finished. ``take`` may still return None because of the window."""
         return self._finished >= min(self.groups_per_step, self.remaining) > 0
 
-    def published(self) -> None:
-        """The weights of the step are with the engines: its slots are free."""
+    def mark_published(self) -> None:
+        """Frees the slots of the groups in training: the engines have the weights of their step."""
         self._alive = {sequence: slot for sequence, slot in self._alive.items() if not slot.training}
         self._training = 0
 
-    def give_up_one(self) -> None:
-        """One group fewer is wanted: for a fixed set of questions, where a failed one has no replacement."""
+    def lower_total(self) -> None:
+        """Makes the total one group smaller.
+
+        This is for a fixed set of questions, in which a group that was given up is not replaced by another question.
+        """
         self.remaining -= 1
         self._blocker = -1
 
     def untaken(self) -> list[int]:
-        """Sequence numbers handed out and not yet in a step."""
-        return [sequence for sequence, _ in self._untaken()]
+        """The sequence numbers that were handed out and that no step has taken yet."""
+        return [sequence for sequence, _ in self._untaken_slots()]
 
     def finished(self) -> dict[int, Result]:
-        """Results that wait to be taken."""
+        """The results that wait for a step, by sequence number."""
         return {sequence: slot.result for sequence, slot in self._alive.items() if slot.result is not None}
 
-    def leased(self) -> int:
+    def count_leased(self) -> int:
+        """The number of leases that are held now."""
         return sum(slot.actor is not None for slot in self._alive.values())
 
-    def _moved(self, sequence: int) -> None:
+    def _forget_blocker(self, sequence: int) -> None:
+        """Lets ``take`` look again if the group that changed is the blocking one, or older."""
         if sequence <= self._blocker:
             self._blocker = -1
 
-    def _untaken(self) -> list[tuple[int, _Slot[Result]]]:
+    def _untaken_slots(self) -> list[tuple[int, _Slot[Result]]]:
         return [(sequence, slot) for sequence, slot in self._alive.items() if not slot.training]

@@ -1,21 +1,19 @@
-"""The work queue's socket: one thread of learner rank 0 that leases questions to actors and collects their groups.
+"""The learner's socket to the actors: one thread of rank 0 that receives their messages and answers them.
 
-The training thread talks to it through ``take``, ``published`` and ``send``; what an actor says about weights waits in
-``Peer.replies``. Actors hold nothing that matters: one that falls silent loses its leases.
+This file moves messages and guards state with a lock. What the messages mean is decided elsewhere: who is present and
+who holds which lease in ``learner/work/actors.py``, which group is next in ``learner/work/scheduler.py``, and which
+answers are valid in ``learner/work/admission.py``.
 """
 
 from __future__ import annotations
 
 import gc
-import heapq
-import itertools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import zmq
 
@@ -23,206 +21,239 @@ from common import wire
 from common.net import sockets
 from common.process import FatalError
 from learner.groups import Group
-from learner.work import admission
+from learner.work.actors import ActorRegistry, ActorState, ServedQueue
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 
 log = logging.getLogger("learner.server")
 
-_POLL_MS = 50
-_MESSAGES_A_TURN = 64
+_POLL_MS = 50  # longest wait for a message, and shortest time between two checks of deadlines
+_MESSAGES_PER_TURN = 64  # received before leases are granted and answers are sent
 
 
-@dataclass(eq=False)
-class Peer:
-    """An actor as the learner sees it."""
+class WorkServer:
+    """Serves one work queue at a time to the actors, on a thread of its own.
 
-    engine_ranks: int
-    transport: str  # as sync.transport
-    drain_s: float  # how long its engine may take to pause, beside the ordinary
-    slots: int  # most leases it can hold
-    heard: float  # time of its last message
-    live: bool = False  # its engine has the current weights, so it may lease
-    holding: dict[str, wire.Work] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    gauges: dict[str, float] = field(default_factory=dict)
-    replies: queue.SimpleQueue[wire.Joined | wire.Synced] = field(default_factory=queue.SimpleQueue)
+    Public methods may be called from any thread but the server's own. The thread runs from construction to ``close``.
+    If it fails, ``take``, ``members`` and ``wait_until_all_finished`` raise FatalError.
 
-
-class Server:
-    """Serves one ``WorkQueue`` at a time.
+    Attributes:
+        address: where it listens.
+        lock: guards the actors and the queue being served. Hold it to read or change the served queue, or anything that
+            ``make_work`` and ``on_failed`` use. ``take`` waits on it as a condition.
+        refused: number of messages that could not be decoded, or were not meant for a learner.
 
     Args:
-        address: where actors connect.
-        lease_timeout_s: an actor silent for this long is given up.
+        address: where actors connect, as ``common.net.sockets`` takes it.
+        lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
+
+    Raises:
+        FatalError: the address is taken, malformed, or needs keys that are not there.
     """
 
     def __init__(self, address: str, lease_timeout_s: float) -> None:
-        self.peers: dict[str, Peer] = {}
-        self.lock = threading.Condition()  # guards peers and the queue being served
-        self.address, self._lease_timeout_s = address, lease_timeout_s
+        self.address = address
+        self.lock = threading.Condition()
+        self.refused = 0
+        self._registry = ActorRegistry(lease_timeout_s)
+        self._status: tuple[str, dict[str, float]] = "", {}  # line and rates of the newest step, see wire.Status
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = sockets.bind(self._context, address)
+        self._socket = sockets.bind(self._context, address)  # used by the server's thread alone
+        # A message for an actor may come from any thread. It goes into the outbox, and a byte into the wake-up socket
+        # makes the server's thread send it at once, instead of after at most _POLL_MS.
         self._outbox: queue.SimpleQueue[tuple[str, wire.AnyMessage]] = queue.SimpleQueue()
-        self._wake, self._woken = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
-        self._woken.bind("inproc://wake")
-        self._wake.connect("inproc://wake")
-        self._waking = threading.Lock()  # a socket is one thread's at a time, and publishing has many
-        self._queue: WorkQueue[Group] | None = None
-        self._ask: Callable[[int], wire.Work] | None = None
-        self._on_failed: Callable[[int, str], None] = lambda sequence, reason: None
-        self._limits = UNLIMITED
-        self._acks: dict[str, dict[str, bool]] = {}  # to be sent, one message to each actor
-        self._leases = itertools.count()
-        self.newest: tuple[str, dict[str, float]] = "", {}  # line and rates of the newest step, see wire.Status
-        self.refused = 0  # messages that could not be understood or did not belong here
+        self._wake_sender, self._wake_receiver = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
+        self._wake_receiver.bind("inproc://wake")
+        self._wake_sender.connect("inproc://wake")
+        self._wake_lock = threading.Lock()  # ZeroMQ sockets are not thread-safe, and several threads wake the server
+        self._acks: dict[str, dict[str, bool]] = {}  # acknowledgements of this turn, sent as one message to each actor
         self._closing = False
-        self._looked = 0.0  # when deadlines were last looked at
-        self._crash: BaseException | None = None
-        gc.freeze()  # the garbage of messages is collected often: that need not walk through every module each time
+        self._checked = 0.0  # when deadlines were last checked
+        self._crash: BaseException | None = None  # what ended the server's thread
+        # Messages are garbage soon, so the collector runs often. It need not walk through all modules every time.
+        gc.freeze()
         self._thread = threading.Thread(target=self._run, name="server", daemon=True)
         self._thread.start()
 
-    # -- the training thread's side ------------------------------------------------------------------------------
+    # -- for the threads of training and publishing ------------------------------------------------------------------
 
     def serve(
         self,
         work_queue: WorkQueue[Group],
-        ask: Callable[[int], wire.Work],
+        make_work: Callable[[int], wire.Work],
         on_failed: Callable[[int, str], None],
         limits: Limits = UNLIMITED,
     ) -> None:
-        """Begins to hand out ``work_queue``; ``ask(sequence)`` makes the work, ``on_failed`` learns what was given up.
+        """Begins to lease the groups of ``work_queue`` instead of those served before, whose leases end.
 
-        Both run on the server's thread under ``lock``. Answers beyond the ``limits`` are refused or cut.
+        Args:
+            work_queue: belongs to the server's thread from now on; hold ``lock`` to use it.
+            make_work: makes the work of a sequence number. Runs on the server's thread, which holds ``lock``.
+            on_failed: is called with a sequence number and a reason when a group is given up. Runs on the server's
+                thread, which holds ``lock``.
+            limits: answers beyond these are refused or cut.
         """
         with self.lock:
-            for name, peer in self.peers.items():
-                if self._queue is not None:
-                    self._queue.drop(name)  # what is still out; served again, it is leased anew
-                peer.holding.clear()
-            self._queue, self._ask, self._on_failed, self._limits = work_queue, ask, on_failed, limits
-        self._notify()
+            self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits))
+        self._wake()
 
     def take(self, timeout_s: float) -> list[Group] | None:
-        """The groups of the next step; None if they are not there yet, after waiting at most ``timeout_s``.
+        """The groups of the next step, from old to young. Blocks for at most ``timeout_s``; None if they are not there.
 
         Raises:
-            FatalError: there will be none, as all were given up; or the server's thread has ended.
+            FatalError: every question was given up, so that there is nothing to wait for; or the server has failed.
         """
         with self.lock:
-            assert self._queue is not None
-            taken = self._queue.take()
+            assert self._registry.served is not None, "serve() comes first"
+            work_queue = self._registry.served.queue
+            taken = work_queue.take()
             if taken is None:
                 self.lock.wait(timeout_s)
-                taken = self._queue.take()
+                taken = work_queue.take()
             self._check()
-            if taken is None and not self._queue.remaining:
+            if taken is None and not work_queue.remaining:
                 raise FatalError("every question was given up, for the reasons logged above")
-            return None if taken is None else [finished for _, finished in taken]
+            return None if taken is None else [group for _, group in taken]
 
-    def published(self, members: dict[str, Peer]) -> None:
-        """The newest weights are with ``members``: they may lease, and the slots of the step are free."""
+    def mark_published(self, members: Mapping[str, ActorState]) -> None:
+        """Notes that the engines of ``members`` have the newest weights.
+
+        They may lease from now on, and the queue's slots of the step that made these weights are free.
+        """
         with self.lock:
-            for peer in members.values():
-                peer.live = True  # one that came back under its old name meanwhile is another Peer
-            if self._queue is not None:
-                self._queue.published()
-        self._notify()
+            self._registry.mark_published(members)
+        self._wake()
 
-    def members(self) -> dict[str, Peer]:
-        """The actors that are there, live or waiting for weights, by name."""
+    def members(self) -> dict[str, ActorState]:
+        """The actors that are present, with or without the current weights, sorted by name.
+
+        The dictionary is a copy. The states in it are not: the server's thread goes on to change them.
+
+        Raises:
+            FatalError: the server has failed.
+        """
         with self.lock:
             self._check()
-            return dict(sorted(self.peers.items()))
+            return dict(sorted(self._registry.actors.items()))
 
-    def newcomers(self) -> bool:
+    def is_present(self, name: str, actor: ActorState) -> bool:
+        """Whether this actor has neither left nor been given up since ``members`` returned it.
+
+        False, too, if an actor of the same name has said hello since. Does not wait for the lock, so that it may be
+        called often: looking up one key is atomic.
+        """
+        return self._registry.actors.get(name) is actor
+
+    def has_newcomers(self) -> bool:
+        """Whether an actor is present that does not have the current weights."""
         with self.lock:
-            return any(not peer.live for peer in self.peers.values())
+            return self._registry.has_newcomers()
 
-    def quiet(self, timeout_s: float, check: Callable[[], None]) -> bool:
-        """Waits until every group handed out is finished; False where actors come or go, or after ``timeout_s``."""
+    def wait_until_all_finished(self, timeout_s: float, check: Callable[[], None]) -> bool:
+        """Blocks until every group handed out is finished, for at most ``timeout_s``.
+
+        Args:
+            timeout_s: how long to wait.
+            check: called several times a second; raises to end the wait.
+
+        Returns: whether all are finished. False if the time is up or an actor has come that needs weights.
+        """
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and not self.newcomers():
+        while time.monotonic() < deadline and not self.has_newcomers():
             check()
             with self.lock:
                 self._check()
-                if self._queue is None or len(self._queue.untaken()) == len(self._queue.finished()):
+                if self._registry.all_finished():
                     return True
             time.sleep(_POLL_MS / 1000)
         return False
 
     def counts(self) -> dict[str, int]:
-        """Groups that are finished, leased; so far given out again, of these for the loss of an actor, given up."""
+        """Numbers of groups, as ``ActorRegistry.counts`` describes them."""
         with self.lock:
-            if (served := self._queue) is None:
-                return {}
-            so_far = {"retried": served.retried, "orphaned": served.orphaned, "failed": served.failed}
-            return {"finished": len(served.finished()), "leased": served.leased(), **so_far}
+            return self._registry.counts()
 
-    def eject(self, name: str, peer: Peer, reason: str) -> None:
-        """Gives an actor up, tells it why, and leases its groups to others; not one that came back meanwhile."""
+    def update_status(self, line: str, rates: dict[str, float]) -> None:
+        """Sets the line of the newest step and the tokens/s by actor, for whoever asks for the status of the run."""
         with self.lock:
-            if self.peers.get(name) is not peer:
+            self._status = line, rates
+
+    def eject(self, name: str, actor: ActorState, reason: str) -> None:
+        """Gives an actor up, tells it why, and leases its groups to others.
+
+        Does nothing if the actor is gone, even if another of the same name has come since.
+        """
+        with self.lock:
+            if self._registry.actors.get(name) is not actor:
                 return
-            self._forget(name)
+            self._registry.remove(name)
         log.warning("giving up actor %s: %s", name, reason)
         self.send(name, wire.Eject(reason=reason))
 
     def send(self, name: str, message: wire.AnyMessage) -> None:
+        """Sends a message to an actor. Does not block; the message is lost if the actor is not connected."""
         self._outbox.put((name, message))
-        self._notify()
+        self._wake()
 
     def close(self, *, over: bool = True) -> None:
-        """Tells every actor that the run is over, if it is, and frees the address."""
-        for name in list(self.peers) if over else []:
-            self.send(name, wire.Stop(error=""))
+        """Ends the thread, after what is in the outbox was sent, and frees the address. Blocks for about 5 s at most.
+
+        Args:
+            over: whether the run is over, so that actors are told to stop. Otherwise they wait for the next learner.
+        """
+        if over:
+            with self.lock:
+                names = list(self._registry.actors)
+            for name in names:
+                self.send(name, wire.Stop(error=""))
         self._closing = True
-        self._notify()
+        self._wake()
         self._thread.join(timeout=5)
-        self._wake.close()
+        self._wake_sender.close()
         self._context.destroy(linger=500)
 
     def _check(self) -> None:
         if self._crash is not None:
-            raise FatalError(f"the learner's server stopped: {self._crash!r}") from self._crash
+            raise FatalError(f"the learner's server has failed: {self._crash!r}") from self._crash
 
-    def _notify(self) -> None:
+    def _wake(self) -> None:
+        """Makes the server's thread look at the outbox and the queue now."""
         if threading.current_thread() is not self._thread:
-            with self._waking, suppress(zmq.ZMQError):  # it looks by itself every _POLL_MS, or has ended
-                self._wake.send(b"", zmq.DONTWAIT)
+            # An error means that the thread has ended or is being woken already. At worst it looks _POLL_MS later.
+            with self._wake_lock, suppress(zmq.ZMQError):
+                self._wake_sender.send(b"", zmq.DONTWAIT)
 
     # -- the server's thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._woken, zmq.POLLIN)
+        poller.register(self._wake_receiver, zmq.POLLIN)
         try:
             while not self._closing or not self._outbox.empty():
                 ready = dict(poller.poll(_POLL_MS))
-                if self._woken in ready:
-                    self._woken.recv()
+                if self._wake_receiver in ready:
+                    self._wake_receiver.recv()
                 if self._socket in ready:
                     self._receive()
                 with self.lock:
-                    self._expire()
+                    self._check_deadlines()
                     self._grant()
-                    if self._queue is not None and self._queue.enough():
+                    if self._registry.served is not None and self._registry.served.queue.has_full_batch():
                         self.lock.notify_all()
                 self._flush()
-        except BaseException as error:  # whatever it is, the training thread must hear of it instead of waiting
-            log.exception("server thread")
+        except BaseException as error:  # whatever it is, the training thread must be told instead of waiting for ever
+            log.exception("the server's thread has failed")
             with self.lock:
                 self._crash = error
                 self.lock.notify_all()
         finally:
-            self._woken.close()
+            self._wake_receiver.close()
             self._socket.close(linger=500)
 
     def _receive(self) -> None:
-        """What has arrived, some at a time; what cannot be understood is counted, logged and dropped."""
-        for _ in range(_MESSAGES_A_TURN):
+        """Handles the messages that have arrived, up to _MESSAGES_PER_TURN. Refuses those that cannot be decoded."""
+        for _ in range(_MESSAGES_PER_TURN):
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
             except zmq.Again:
@@ -235,144 +266,70 @@ class Server:
                 self._refuse(frames[0].bytes.decode(errors="replace"), str(error))
                 continue
             with self.lock:
-                self._handle(name, message)
+                self._handle(name, message, time.monotonic())
         for name, accepted in self._acks.items():
             self._outbox.put((name, wire.Ack(accepted=accepted)))
         self._acks.clear()
 
     def _refuse(self, name: str, reason: str) -> None:
         self.refused += 1
-        if self.refused & (self.refused - 1) == 0:  # the first, second, fourth, …: noise must not fill the disk
-            log.warning("refused a message of %s, the %dth: %s", name, self.refused, reason)
+        if self.refused & (self.refused - 1) == 0:  # only the 1st, 2nd, 4th, 8th, … so that a flood fills no disk
+            log.warning("refused message number %d, from %s: %s", self.refused, name, reason)
 
     def _flush(self) -> None:
         while not self._outbox.empty():
             name, message = self._outbox.get()
             self._socket.send_multipart([name.encode(), wire.encode(message)])
 
-    def _handle(self, name: str, message: wire.AnyMessage) -> None:
+    def _handle(self, name: str, message: wire.AnyMessage, now: float) -> None:
         if isinstance(message, wire.Hello):
-            self._hello(name, message)
+            self._welcome(name, message, now)
             return
-        if isinstance(message, wire.Health):
-            self._outbox.put((name, self._status()))
+        if isinstance(message, wire.Health):  # anyone may ask
+            line, rates = self._status
+            status = wire.Status(line=line, rates=rates, actors=self._registry.status(now), counts=self.counts())
+            self._outbox.put((name, status))
             return
-        peer = self.peers.get(name)
-        if peer is None:
-            if not isinstance(message, wire.Leave):  # one that was given up says so too, and comes back by itself
+        actor = self._registry.actors.get(name)
+        if actor is None:
+            # An actor that was given up may still say that it leaves. It will say hello again without being told.
+            if not isinstance(message, wire.Leave):
                 self._outbox.put((name, wire.Unknown()))
             return
-        peer.heard = time.monotonic()
+        actor.last_heard = now
         match message:
             case wire.Submit():
-                self._finish(name, peer, message)
+                self._acks.setdefault(name, {})[message.id] = self._registry.submit(name, message)
             case wire.Release():
-                self._release(name, peer, message)
+                self._acks.setdefault(name, {})[message.id] = self._registry.release(name, message)
             case wire.Heartbeat():
-                peer.slots = peer.slots if message.slots is None else message.slots
-                peer.seconds, peer.gauges = message.seconds, message.gauges
-                if self._queue is not None:
-                    held = [peer.holding[id].sequence for id in message.holding if id in peer.holding]
-                    self._queue.extend(name, held, peer.heard + self._lease_timeout_s)
+                self._registry.heartbeat(name, message, now)
                 self._outbox.put((name, wire.Alive()))
             case wire.Joined() | wire.Synced():
-                peer.replies.put(message)
+                actor.replies.put(message)
             case wire.Leave():
                 log.warning("actor %s leaves: %s", name, message.reason)
-                self._forget(name)
+                self._registry.remove(name)
             case _:
-                self._refuse(name, f"a {message.kind} is not for the learner")
+                self._refuse(name, f"a learner does not take messages of the kind {message.kind!r}")
 
-    def _hello(self, name: str, hello: wire.Hello) -> None:
+    def _welcome(self, name: str, hello: wire.Hello, now: float) -> None:
         if hello.protocol != wire.PROTOCOL:
             reason = f"this learner speaks protocol {wire.PROTOCOL}, actor {name} speaks {hello.protocol}: update it"
             self._outbox.put((name, wire.Stop(error=reason)))
             return
-        self._forget(name)
-        self.peers[name] = Peer(
-            engine_ranks=hello.engine_ranks, transport=hello.transport, drain_s=hello.drain_s, slots=hello.slots,
-            heard=time.monotonic(),
-        )  # fmt: skip
+        self._registry.add(name, hello, now)
         self._outbox.put((name, wire.Welcome()))
-        log.info("actor %s is here (%d ranks)", name, hello.engine_ranks)
+        log.info("actor %s is here (%d engine ranks)", name, hello.engine_ranks)
 
-    def _status(self) -> wire.Status:
-        actors = {
-            name: wire.ActorStatus(
-                live=peer.live, groups=len(peer.holding), slots=peer.slots, silent_s=time.monotonic() - peer.heard,
-                seconds=peer.seconds, gauges=peer.gauges,
-            )
-            for name, peer in sorted(self.peers.items())
-        }  # fmt: skip
-        return wire.Status(line=self.newest[0], rates=self.newest[1], actors=actors, counts=self.counts())
-
-    def _finish(self, name: str, peer: Peer, message: wire.Submit) -> None:
-        work = peer.holding.pop(message.id, None)
-        accepted = False
-        if work is not None and self._queue is not None:
-            problem = admission.problem(work, message.rollouts, self._limits)
-            if problem:
-                log.warning("group %s of %s is malformed: %s", work.id, name, problem)
-                self._give_back(name, work, problem)
-            else:
-                rollouts, note = admission.cut(message.rollouts, self._limits)
-                finished = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
-                accepted = self._queue.submit(work.sequence, name, finished)
-        self._acks.setdefault(name, {})[message.id] = accepted
-
-    def _release(self, name: str, peer: Peer, message: wire.Release) -> None:
-        work = peer.holding.pop(message.id, None)
-        if work is not None:
-            log.warning("actor %s hands back %s: %s", name, message.id, message.reason)
-            self._give_back(name, work, message.reason)
-        self._acks.setdefault(name, {})[message.id] = work is not None
-
-    def _give_back(self, name: str, work: wire.Work, reason: str) -> None:
-        assert self._queue is not None
-        if self._queue.release(work.sequence, name):
-            log.error("group %s failed for good: %s", work.id, reason)
-            self._on_failed(work.sequence, reason)
-
-    def _forget(self, name: str) -> None:
-        if self.peers.pop(name, None) is not None and self._queue is not None:
-            self._queue.drop(name)
-
-    def _expire(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
-        if now < self._looked + _POLL_MS / 1000:
+        if now < self._checked + _POLL_MS / 1000:
             return
-        self._looked = now
-        for name, peer in list(self.peers.items()):
-            if peer.heard < now - self._lease_timeout_s:
-                log.warning("actor %s was silent for %.0f s: its groups go to the others", name, now - peer.heard)
-                self._forget(name)
-        for sequence, name in self._queue.expired(now) if self._queue is not None else []:
-            log.warning("the lease of group %d by %s ran out", sequence, name)
-            holding = self.peers[name].holding
-            work = next(work for work in holding.values() if work.sequence == sequence)
-            del holding[work.id]
-            self._give_back(name, work, "its lease ran out")
+        self._checked = now
+        self._registry.remove_silent(now)
+        self._registry.release_expired(now)
 
     def _grant(self) -> None:
-        """Leases to those who have room, to the one with the fewest groups in hand first."""
-        if self._queue is None or self._ask is None:
-            return
-        granted: dict[str, list[wire.Work]] = {}
-        asking = [(len(p.holding), n) for n, p in self.peers.items() if p.live and len(p.holding) < p.slots]
-        heapq.heapify(asking)
-        while asking:
-            held, name = asking[0]
-            sequence = self._queue.lease(name, time.monotonic() + self._lease_timeout_s)
-            if sequence is None:
-                break
-            work = self._ask(sequence)
-            work = work.model_copy(update={"id": f"{next(self._leases)}:{work.id}"})
-            peer = self.peers[name]
-            peer.holding[work.id] = work
-            granted.setdefault(name, []).append(work)
-            if held + 1 < peer.slots:
-                heapq.heapreplace(asking, (held + 1, name))
-            else:
-                heapq.heappop(asking)
-        for name, works in granted.items():
+        for name, works in self._registry.grant(time.monotonic()).items():
             self._outbox.put((name, wire.Leased(work=works)))

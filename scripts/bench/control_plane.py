@@ -1,11 +1,13 @@
-"""One queue process with hundreds of actors: rate, latency and memory of the learner's server.
+"""Rate, latency and memory of the learner's server with hundreds of actors.
 
     python -m scripts.bench.control_plane [--json] [--actors 512] [--seconds 20]
 
-The actors are simulated: real sockets and messages (hello, lease, submit, heartbeat), in a few processes, with answers
-encoded beforehand, 8 of 1,024 tokens a group. Paced, each takes as long for a group as an engine might (exponentially
-spread, so that the rate is the same from the start, and with room for stragglers); flat out, none.
-The baseline is the same with 8 actors. Server, training thread and ledger are the learner's, in this process.
+The actors are simulated: they have real sockets and send real messages (hello, submit, heartbeat) from a few processes.
+Their answers, 8 of 1,024 tokens in each group, are encoded before the measurement begins. In the runs called "flat out"
+they answer every lease at once. In the run called "paced" each group takes as long as an engine might take, drawn from
+an exponential distribution, so that the rate is even from the start; the staleness leaves room for the slowest groups.
+The baseline is the same with 8 actors. The server, the training thread and the ledger are the learner's own, and run in
+this process.
 """
 
 from __future__ import annotations
@@ -31,119 +33,134 @@ from common.process import FatalError
 from learner.groups import Group
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
-from learner.work.server import Server
-from scripts.bench.queue import K, answers, entered
+from learner.work.server import WorkServer
+from scripts.bench.queue import K, make_rollouts, take_groups
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
 from tests.support.groups import work
 
-_STEP, _STALENESS, _SLOTS, _PROCESSES, _BEAT_S = 512, 5, 4, 4, 2.0
-_START_S = 60.0  # for the processes to come and to go
-_PACED_S, _ENOUGH_S = 20.0, 0.5  # of a group; and the latency that would be no burden to an actor
-_PLACE = "0" * 12  # stands for the id of the lease in a message encoded beforehand, and parts it
+_GROUPS_PER_STEP, _STALENESS = 512, 5
+_SLOTS = 4  # leases of an actor
+_PROCESSES = 4
+_HEARTBEAT_S = 2.0
+_START_S = 60.0  # how long the processes may take to start and to end
+_PACED_S = 20.0  # mean duration of a group in the paced run
+_LATENCY_GOAL_S = 0.5  # a latency that would not hold up an actor
+_PLACEHOLDER = "0" * 12  # stands for the id of the lease in the message that is encoded beforehand
 
 
 @dataclass(frozen=True)
-class Found:
-    groups_s: float
-    groups_cpu_s: float  # a second of the queue process's processor time
-    submit_s: list[float]  # latencies until acknowledged
-    beat_s: list[float]
-    grown_mb: float  # of the queue process, at most
+class Measurement:
+    """What was measured with one number of actors."""
+
+    groups_s: float  # groups per second
+    groups_cpu_s: float  # groups per second of processor time of this process
+    submit_s: list[float]  # seconds from each submit to its acknowledgement
+    heartbeat_s: list[float]  # seconds from each heartbeat to its answer
+    grown_mb: float  # by how much the memory of this process has grown at most
 
 
-def _actors(address: str, names: list[str], pace_s: float, told: Any) -> None:
-    """Until the server stops them; then puts the latencies of submits and of heartbeats into ``told``."""
-    before, after = wire.encode(wire.Submit(id=_PLACE, rollouts=answers("Paris. " * 500))).split(msgpack.packb(_PLACE))
+def _play_actors(address: str, names: list[str], pace_s: float, results: Any) -> None:
+    """Plays actors until the server stops them, then puts the latencies of submits and heartbeats into ``results``."""
+    message_of_lease = wire.encode(wire.Submit(id=_PLACEHOLDER, rollouts=make_rollouts("Paris. " * 500)))
+    before, after = message_of_lease.split(msgpack.packb(_PLACEHOLDER))
     context, poller = zmq.Context(), zmq.Poller()
     hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group")
-    held: dict[Any, dict[str, float]] = {}  # by socket: ids and when they are finished
-    beaten: dict[Any, float] = {}
+    held: dict[Any, dict[str, float]] = {}  # of each socket: when the group of each lease will be finished
+    next_heartbeat: dict[Any, float] = {}
     for name in names:
         socket = sockets.connect(context, address, name)
         socket.send(wire.encode(hello))
-        held[socket], beaten[socket] = {}, time.monotonic() + np.random.default_rng().random() * _BEAT_S
+        held[socket] = {}
+        next_heartbeat[socket] = time.monotonic() + np.random.default_rng().random() * _HEARTBEAT_S
         poller.register(socket, zmq.POLLIN)
-    sent: dict[str, float] = {}
-    submits, beats = list[float](), list[float]()
+    sent: dict[str, float] = {}  # when the answer to each lease was sent
+    submits, heartbeats = list[float](), list[float]()
     stopped = False
     while not stopped:
         now = time.monotonic()
         for socket, _ in poller.poll(5):
             message = msgpack.unpackb(socket.recv())
             if message["kind"] == "leased":
-                spread = np.random.default_rng().exponential(1.0, len(message["work"]))
-                due = {work["id"]: now + pace_s * x for work, x in zip(message["work"], spread, strict=True)}
-                held[socket] |= due
+                durations = pace_s * np.random.default_rng().exponential(1.0, len(message["work"]))
+                held[socket] |= {work["id"]: now + x for work, x in zip(message["work"], durations, strict=True)}
             elif message["kind"] == "ack":
-                submits += [time.monotonic() - sent.pop(id) for id in message["accepted"]]
+                submits += [time.monotonic() - sent.pop(lease) for lease in message["accepted"]]
             elif message["kind"] == "alive":
-                beats.append(time.monotonic() - (beaten[socket] - _BEAT_S))
+                heartbeats.append(time.monotonic() - (next_heartbeat[socket] - _HEARTBEAT_S))
             stopped |= message["kind"] == "stop"
-        for socket, works in held.items():
-            for id in [id for id, due in works.items() if due <= now]:
-                del works[id]
-                sent[id] = time.monotonic()
-                socket.send(before + msgpack.packb(id) + after)
-            if beaten[socket] <= now:
-                beaten[socket] = now + _BEAT_S
-                socket.send(wire.encode(wire.Heartbeat(holding=list(works), seconds={"generate": 1.0})))
-    told.put((submits, beats))
+        for socket, leases in held.items():
+            for lease in [lease for lease, finished in leases.items() if finished <= now]:
+                del leases[lease]
+                sent[lease] = time.monotonic()
+                socket.send(before + msgpack.packb(lease) + after)
+            if next_heartbeat[socket] <= now:
+                next_heartbeat[socket] = now + _HEARTBEAT_S
+                socket.send(wire.encode(wire.Heartbeat(holding=list(leases), seconds={"generate": 1.0})))
+    results.put((submits, heartbeats))
     context.destroy(linger=0)
 
 
-def load(scratch: Path, actors: int, pace_s: float, seconds: float) -> Found:
-    """Serves so many actors for so long."""
+def serve_actors(scratch: Path, actors: int, pace_s: float, seconds: float) -> Measurement:
+    """Serves this many actors for this long, and measures it.
+
+    Raises:
+        FatalError: not all actors came in time.
+    """
     spawn = multiprocessing.get_context("spawn")
     with reserve_port() as holder:
-        server = Server(f"tcp://127.0.0.1:{holder.getsockname()[1]}", lease_timeout_s=60)
+        server = WorkServer(f"tcp://127.0.0.1:{holder.getsockname()[1]}", lease_timeout_s=60)
     ledger = Ledger(Path(tempfile.mkdtemp(dir=scratch)) / "ledger.jsonl")
     queue: WorkQueue[Group] = WorkQueue(
-        groups_per_step=_STEP, staleness=_STALENESS, window=(_STALENESS + 1) * _STEP, attempts=3, total=10**9
-    )
-    told, names = spawn.Queue(), [f"actor-{n}" for n in range(actors)]
+        groups_per_step=_GROUPS_PER_STEP, staleness=_STALENESS, window=(_STALENESS + 1) * _GROUPS_PER_STEP,
+        attempts=3, total=10**9,
+    )  # fmt: skip
+    results, names = spawn.Queue(), [f"actor-{n}" for n in range(actors)]
     parts = [names[first::_PROCESSES] for first in range(min(_PROCESSES, actors))]
     for part in parts:
-        spawn.Process(target=_actors, args=(server.address, part, pace_s, told), daemon=True).start()
-    latest = time.monotonic() + _START_S
+        spawn.Process(target=_play_actors, args=(server.address, part, pace_s, results), daemon=True).start()
+    deadline = time.monotonic() + _START_S
     while len(server.members()) < actors:
-        if time.monotonic() > latest:
+        if time.monotonic() > deadline:
             raise FatalError(f"only {len(server.members())} of {actors} actors came")
         time.sleep(0.05)
     server.serve(queue, lambda n: work(n, ["en"] * K), lambda *_: None)
-    me = psutil.Process()
-    base, most, done = me.memory_info().rss, 0, 0
+    process = psutil.Process()
+    memory_before, done = process.memory_info().rss, 0
+    memory_most = 0
     begin, cpu = time.monotonic(), time.process_time()
-    for number in entered(server, ledger, _STEP):
-        done, most = number, max(most, me.memory_info().rss)
+    for number in take_groups(server, ledger, _GROUPS_PER_STEP):
+        done, memory_most = number, max(memory_most, process.memory_info().rss)
         if time.monotonic() > begin + seconds:
             break
     finished = server.counts()["finished"] + done
     spent, cpu = time.monotonic() - begin, time.process_time() - cpu
     server.close()
-    results = [told.get(timeout=_START_S) for _ in parts]
-    submits, beats = ([value for result in results for value in result[which]] for which in (0, 1))
-    return Found(finished / spent, finished / cpu, submits, beats, (most - base) / 1e6)
+    latencies = [results.get(timeout=_START_S) for _ in parts]
+    submits, heartbeats = ([value for part in latencies for value in part[which]] for which in (0, 1))
+    grown_mb = (memory_most - memory_before) / 1e6
+    return Measurement(finished / spent, finished / cpu, submits, heartbeats, grown_mb)
 
 
 def measure(scratch: Path, actors: int, seconds: float) -> list[Row]:
-    few, many = load(scratch, 8, 0, seconds), load(scratch, actors, 0, seconds)
-    paced = load(scratch, actors, _PACED_S, max(seconds, 2 * _PACED_S))
+    """Runs the baseline, all actors flat out, and all actors paced."""
+    few, many = serve_actors(scratch, 8, 0, seconds), serve_actors(scratch, actors, 0, seconds)
+    paced = serve_actors(scratch, actors, _PACED_S, max(seconds, 2 * _PACED_S))
     offered = actors * _SLOTS / _PACED_S
     rows = [
-        Row(f"groups a second, {actors} actors flat out", many.groups_s, "groups", f"8 actors {few.groups_s:.0f}",
+        Row(f"groups per second, {actors} actors flat out", many.groups_s, "groups", f"8 actors {few.groups_s:.0f}",
             many.groups_s / few.groups_s),
-        Row("the same, a second of the queue's processor time", many.groups_cpu_s, "groups",
+        Row("the same, per second of the server's processor time", many.groups_cpu_s, "groups",
             f"8 actors {few.groups_cpu_s:.0f}", many.groups_cpu_s / few.groups_cpu_s, ">= 0.8",
             many.groups_cpu_s >= 0.8 * few.groups_cpu_s),
-        Row("memory grown, flat out", many.grown_mb, "MB", f"8 actors {few.grown_mb:.0f}", None),
-        Row(f"groups a second, {actors} actors of {_PACED_S:.0f} s a group", paced.groups_s, "groups",
+        Row("growth of memory, flat out", many.grown_mb, "MB", f"8 actors {few.grown_mb:.0f}", None),
+        Row(f"groups per second, {actors} actors, {_PACED_S:.0f} s for a group", paced.groups_s, "groups",
             f"offered {offered:.0f}", paced.groups_s / offered, ">= 0.9", paced.groups_s >= 0.9 * offered),
     ]  # fmt: skip
-    for what, values in (("submit to ack", paced.submit_s), ("heartbeat to answer", paced.beat_s)):
-        middle, most = np.percentile(values, [50, 99]).tolist() if values else [math.nan] * 2
-        rows.append(Row(f"{what}, p50, paced", middle, "s"))
-        rows.append(Row(f"{what}, p99, paced", most, "s", goal=f"<= {_ENOUGH_S}", ok=most <= _ENOUGH_S))
+    for what, values in (("submit to acknowledgement", paced.submit_s), ("heartbeat to answer", paced.heartbeat_s)):
+        median, high = np.percentile(values, [50, 99]).tolist() if values else [math.nan] * 2
+        rows.append(Row(f"{what}, p50, paced", median, "s"))
+        rows.append(Row(f"{what}, p99, paced", high, "s", goal=f"<= {_LATENCY_GOAL_S}", ok=high <= _LATENCY_GOAL_S))
     return rows
 
 

@@ -22,7 +22,7 @@ from learner.ranks import Command, Ranks
 from learner.run import Run
 from learner.train.policy import full_weights
 from learner.train.trainer import StepResult, Trainer, set_up_distributed
-from learner.work.server import Server
+from learner.work.server import WorkServer
 from scripts.bench.chaos import prepare, settings
 from scripts.ops.supervise import Children
 
@@ -52,7 +52,7 @@ class Fleet:
         torch.set_num_threads(1)
         set_up_distributed(600)
         config = load(self._flags)
-        self.server = Server(config.learner.address, config.learner.lease_timeout_s)
+        self.server = WorkServer(config.learner.address, config.learner.lease_timeout_s)
         self._trainer, self._tokenizer = Trainer(config), load_tokenizer(config.model.path)
         self._processes: dict[str, Children] = {}
         self._start("reward", "reward")

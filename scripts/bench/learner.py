@@ -29,7 +29,7 @@ from learner.groups import Group
 from learner.train.packing import Packed, Sample
 from learner.train.policy import _ChunkedLogProb
 from learner.train.trainer import Trainer, group_samples
-from scripts.bench.queue import answer
+from scripts.bench.queue import make_rollout
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
 from tests.support.groups import work
@@ -60,7 +60,7 @@ def make_groups(seed: int) -> list[Group]:
 
 def _group(rng: np.random.Generator, number: int, lengths: list[int]) -> Group:
     prompt = rng.integers(0, _VOCABULARY, rng.integers(16, 64)).astype(np.int32)
-    rollouts = [answer(rng, prompt, length, _VOCABULARY) for length in lengths]
+    rollouts = [make_rollout(rng, prompt, length, _VOCABULARY) for length in lengths]
     return Group(work=work(number, ["en"] * _K), actor="bench", rollouts=rollouts)
 
 

@@ -1,9 +1,10 @@
-"""How many groups a second the learner's server leases, takes, acknowledges and enters in the ledger, on one core.
+"""How many groups per second the learner's server leases, takes, acknowledges and enters in the ledger, on one core.
 
     python -m scripts.bench.queue [--json] [--groups 20000]
 
-A group has 8 answers of 1,024 tokens: ids, log-probabilities and versions. The actors are one process of their own and
-send answers they encoded beforehand; the baseline is a bare ROUTER that acknowledges the same bytes unread.
+A group has 8 answers of 1,024 tokens, with token ids, log-probabilities and versions. One process plays an actor, and
+makes its answers before the measurement begins. The baseline is a plain ROUTER socket that acknowledges the same bytes
+without reading them.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from learner.groups import Group
 from learner.work.admission import Limits
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
-from learner.work.server import Server
+from learner.work.server import WorkServer
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
 from tests.support.groups import work
 
 K, _TOKENS, _VOCABULARY = 8, 1024, 10_000
-_STEP, _IN_FLIGHT, _GOAL = 64, 64, 5000
+_GROUPS_PER_STEP, _SLOTS = 64, 64
+_GOAL = 5000  # groups per second
 
 
-def answer(
+def make_rollout(
     rng: np.random.Generator, prompt: NDArray[np.int32], tokens: int, vocabulary: int, text: str = ""
 ) -> wire.Rollout:
+    """A rollout of ``tokens`` random token ids."""
     score = wire.Score(reward=float(rng.random()), quality=0.5, similarity=0.5, compliant=True, detected="en")
     ids = rng.integers(0, vocabulary, tokens).astype(np.int32)
     return wire.Rollout(
@@ -46,96 +49,107 @@ def answer(
     )  # fmt: skip
 
 
-def answers(text: str) -> list[wire.Rollout]:
+def make_rollouts(text: str) -> list[wire.Rollout]:
+    """The K rollouts of a group, the same ones each time but for the text."""
     rng = np.random.default_rng(0)
     prompt = rng.integers(0, _VOCABULARY, 32, np.int32)
-    return [answer(rng, prompt, _TOKENS, _VOCABULARY, text) for _ in range(K)]
+    return [make_rollout(rng, prompt, _TOKENS, _VOCABULARY, text) for _ in range(K)]
 
 
-def entered(server: Server, ledger: Ledger, step: int) -> Iterator[int]:
-    """A learner but for the training: again and again how many groups it has taken and entered so far."""
+def take_groups(server: WorkServer, ledger: Ledger, groups_per_step: int) -> Iterator[int]:
+    """Does what the training thread does, except for the training.
+
+    Yields how many groups were taken and entered in the ledger so far, again and again without end.
+    """
     done = 0
-    server.published(server.members())
+    server.mark_published(server.members())
     while True:
         yield done
         batch = server.take(0.2) or []
         for group in batch:
-            ledger.enter(done, group.work.question.index, "trained", done // step, "", group.work)
+            ledger.enter(done, group.work.question.index, "trained", done // groups_per_step, "", group.work)
             done += 1
         if batch:
-            ledger.sync()
-            server.published(server.members())
+            ledger.flush()
+            server.mark_published(server.members())
 
 
-def _actor(address: str, core: int) -> None:
+def _play_actors(address: str, core: int) -> None:
+    """Answers every lease at once, until the server stops it."""
     os.sched_setaffinity(0, {core})
-    rollouts = answers("Paris.")
+    rollouts = make_rollouts("Paris.")
     socket = sockets.connect(zmq.Context(), address, "a")
-    socket.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_IN_FLIGHT, transport="group")))
+    socket.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group")))
     while not isinstance(message := wire.decode(socket.recv()), wire.Stop):
         if isinstance(message, wire.Leased):
             for work in message.work:
                 socket.send(wire.encode(wire.Submit(id=work.id, rollouts=rollouts)))
 
 
-def _bare(address: str, core: int) -> None:
+def _send_unread(address: str, core: int) -> None:
+    """Sends the same message again for every acknowledgement, until it is told to stop."""
     os.sched_setaffinity(0, {core})
-    data = wire.encode(wire.Submit(id="0:train-0", rollouts=answers("Paris.")))
+    data = wire.encode(wire.Submit(id="0:train-0", rollouts=make_rollouts("Paris.")))
     socket = sockets.connect(zmq.Context(), address, "a")
-    for _ in range(_IN_FLIGHT):
+    for _ in range(_SLOTS):
         socket.send(data)
     while socket.recv() != b"stop":
         socket.send(data)
 
 
-def served(directory: Path, groups: int, core: int) -> tuple[float, float]:
-    """Groups a second, and a second of processor time, through the server, all its threads on one core."""
+def measure_server(directory: Path, groups: int, core: int) -> tuple[float, float]:
+    """Groups per second, and per second of processor time, through the server with all its threads on one core."""
     address = f"ipc://{directory}/queue"
-    server = Server(address, lease_timeout_s=60)
-    child = multiprocessing.get_context("spawn").Process(target=_actor, args=(address, core))
+    server = WorkServer(address, lease_timeout_s=60)
+    child = multiprocessing.get_context("spawn").Process(target=_play_actors, args=(address, core))
     child.start()
     while not server.members():
         time.sleep(0.01)
-    queue: WorkQueue[Group] = WorkQueue(groups_per_step=_STEP, staleness=1, window=_STEP, attempts=3, total=groups)
+    queue: WorkQueue[Group] = WorkQueue(
+        groups_per_step=_GROUPS_PER_STEP, staleness=1, window=_GROUPS_PER_STEP, attempts=3, total=groups
+    )
     ledger = Ledger(directory / "ledger.jsonl")
     server.serve(queue, lambda n: work(n, ["en"] * K), lambda *_: None, Limits(_VOCABULARY, tokens=4096))
     begin, cpu = time.perf_counter(), time.process_time()
-    next(done for done in entered(server, ledger, _STEP) if done >= groups)
-    spent = time.perf_counter() - begin, time.process_time() - cpu
+    next(done for done in take_groups(server, ledger, _GROUPS_PER_STEP) if done >= groups)
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     server.close()
     child.join()
-    return groups / spent[0], groups / spent[1]
+    return groups / seconds, groups / cpu_seconds
 
 
-def bare(directory: Path, groups: int, core: int) -> tuple[float, float]:
-    """Messages a second, and a second of processor time, of a ROUTER that acknowledges what it does not read."""
+def measure_plain_router(directory: Path, groups: int, core: int) -> tuple[float, float]:
+    """Messages per second, and per second of processor time, of a ROUTER that acknowledges without reading."""
     context: zmq.Context[Any] = zmq.Context()
-    address = f"ipc://{directory}/bare"
+    address = f"ipc://{directory}/plain"
     socket = sockets.bind(context, address)
-    child = multiprocessing.get_context("spawn").Process(target=_bare, args=(address, core))
+    child = multiprocessing.get_context("spawn").Process(target=_send_unread, args=(address, core))
     child.start()
     peer, _ = socket.recv_multipart()
     begin, cpu = time.perf_counter(), time.process_time()
     for _ in range(groups):
         peer, _ = socket.recv_multipart()
         socket.send_multipart([peer, b"ack"])
-    spent = time.perf_counter() - begin, time.process_time() - cpu
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     socket.send_multipart([peer, b"stop"])
     child.join()
     context.destroy(linger=0)
-    return groups / spent[0], groups / spent[1]
+    return groups / seconds, groups / cpu_seconds
 
 
 def measure(scratch: Path, groups: int) -> list[Row]:
-    cores = sorted(os.sched_getaffinity(0))  # told the actors, too, which would inherit the server's
-    os.sched_setaffinity(0, cores[:1])
-    groups = groups // _STEP * _STEP
-    baseline, ours = bare(scratch, groups, cores[-1]), served(scratch, groups, cores[-1])
+    """Runs the baseline and the server."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[:1])  # the children would inherit this, so they are given a core of their own
+    groups = groups // _GROUPS_PER_STEP * _GROUPS_PER_STEP
+    baseline = measure_plain_router(scratch, groups, cores[-1])
+    ours = measure_server(scratch, groups, cores[-1])
     name = "groups leased, submitted, acknowledged, entered"
     return [
-        Row(f"{name}, a {of}", mine, "groups", f"bare ROUTER {theirs:.0f}", mine / theirs, f">= {_GOAL}", mine >= _GOAL)
+        Row(f"{name}, per {of}", mine, "groups", f"plain ROUTER {theirs:.0f}", mine / theirs, f">= {_GOAL}",
+            mine >= _GOAL)
         for of, mine, theirs in zip(("second", "second of processor time"), ours, baseline, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 @command()

@@ -30,7 +30,7 @@ from common.config import SyncConfig
 from common.process import die_with_parent
 from learner.weights.buckets import plan
 from learner.weights.publisher import Publisher, form_group
-from learner.work.server import Server
+from learner.work.server import WorkServer
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
 from scripts.world.tokenizer import build_tokenizer
@@ -57,7 +57,7 @@ def through_actors(
 ) -> tuple[float, float]:
     """Seconds of the fastest round and its longest pause."""
     address = f"ipc://{path}/queue"
-    server = Server(address, lease_timeout_s=60)
+    server = WorkServer(address, lease_timeout_s=60)
     buckets = plan({name: list(value.shape) for name, value in model.named_parameters()}, "float32", _BUCKET_MB)
     publisher = Publisher(server, SyncConfig(timeout_s=60), buckets, torch.device("cpu"), lambda: None)
     environment = {**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "support" / "light"), "OMP_NUM_THREADS": "1"}

@@ -20,7 +20,7 @@ import typer
 
 from common.config import ModelConfig
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier

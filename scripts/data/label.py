@@ -28,7 +28,7 @@ from sklearn.multioutput import MultiOutputClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from reward.embedder import Embedder
 from scripts.data.endpoint import Endpoint, EndpointOption, Failure, Talk
 from scripts.data.prepare import SCHEMA, write, write_lines

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from common.languages import code_of
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
 from scripts.data.endpoint import Failure, translate

@@ -34,7 +34,7 @@ from learner.launch import launch
 from learner.train.packing import Sample, pack, plan
 from learner.train.policy import Policy, shard
 from learner.train.trainer import set_up_distributed
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from scripts.ops.command_line import command
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.languages import CODES, code_of
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from reward.gate import LanguageGate
 
 UNLABELLED = "unlabelled"  # the topic of a row before scripts.data.label

@@ -22,7 +22,7 @@ import typer
 from actor.prompts import instructed
 from common.languages import code_of
 from common.process import FatalError
-from learner.work.questions import read_table
+from learner.work.tables import read_table
 from scripts.data.endpoint import Endpoint, EndpointOption, Failure, in_languages
 from scripts.data.prepare import write
 from scripts.data.sources import Report, Rules, read

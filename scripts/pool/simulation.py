@@ -144,7 +144,7 @@ class Simulation:
     def _published(self) -> None:
         self._paused = False
         self._version += 1
-        self._queue.published()
+        self._queue.mark_published()
         self._full = False
         for actor in self._actors:
             self._advance(actor)
@@ -167,7 +167,7 @@ class Simulation:
         heapq.heappush(self._events, (when, self._count, happen))
 
     def _take(self) -> None:
-        batch = self._queue.take() if self._idle and self._queue.enough() else None
+        batch = self._queue.take() if self._idle and self._queue.has_full_batch() else None
         if batch is None:
             return
         self._idle = False
@@ -177,7 +177,7 @@ class Simulation:
         self._at(self._now + self.plan.train_token_s * sum(tokens for _, tokens in counts), self._trained)
 
     def _grant(self, candidates: Sequence[_Actor]) -> None:
-        """As learner.work.server: to the one with the fewest groups in hand first. Others than these have no room."""
+        """As learner.work.actors: to the one with the fewest groups in hand first. Others than these have no room."""
         room = [(actor.held, actor.name, actor) for actor in candidates]
         heapq.heapify(room)
         changed: dict[str, _Actor] = {}

@@ -18,7 +18,7 @@ from common.net import rendezvous, sockets
 from common.net.ports import reserve_port
 from common.net.rendezvous import Route
 from common.process import FatalError
-from learner.work.server import Server
+from learner.work.server import WorkServer
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_client_follows_a_service_that_moves(
             shutil.copytree(tmp_path / "client" / "clients", keys / "clients", dirs_exist_ok=True)
         if encrypted:
             monkeypatch.setenv("LRPO_KEYS", str(keys))
-        servers.append(Server(address, lease_timeout_s=60))
+        servers.append(WorkServer(address, lease_timeout_s=60))
         rendezvous.announce(run, "learner", address)
         if number == 0:
             if encrypted:

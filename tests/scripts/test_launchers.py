@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from common.config import Config, load
-from learner.work.server import Server
+from learner.work.server import WorkServer
 from scripts.ops.health import problem
 from scripts.ops.local_run import assign_gpus
 from scripts.pool.launch import Process
@@ -315,7 +315,7 @@ def test_the_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
 def test_health_is_that_of_the_process(tmp_path: Path) -> None:
     flags = ["--learner.address", f"ipc://{tmp_path}/queue", "--actor.engine_url", "http://127.0.0.1:9"]
     config = load(flags)
-    server = Server(config.learner.address, lease_timeout_s=60)
+    server = WorkServer(config.learner.address, lease_timeout_s=60)
     assert problem("learner", config) == ""
     server.close()
     command = [sys.executable, "-m", "scripts.ops.health", "learner", *flags]

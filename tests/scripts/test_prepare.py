@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from learner.work.questions import read_questions, read_table
+from learner.work.questions import read_questions
+from learner.work.tables import read_table
 from reward.calibration.files import PairStatistics
 from scripts.data.prepare import main, split
 from scripts.data.sources import Report, Row, Rules, read

@@ -21,7 +21,7 @@ from common.net.rendezvous import announce
 from common.process import FatalError
 from learner.groups import Group
 from learner.work.scheduler import WorkQueue
-from learner.work.server import Server
+from learner.work.server import WorkServer
 from scripts.ops import status
 from tests.support.groups import work
 
@@ -38,20 +38,20 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(run_dir: Path) -> Iterator[Server]:
+def server(run_dir: Path) -> Iterator[WorkServer]:
     """A learner with one actor, which holds two groups."""
-    server = Server(f"ipc://{run_dir}/queue", lease_timeout_s=2 * _LONG_S)
+    server = WorkServer(f"ipc://{run_dir}/queue", lease_timeout_s=2 * _LONG_S)
     queue: WorkQueue[Group] = WorkQueue(groups_per_step=2, staleness=0, window=1, attempts=1, total=9)
     server.serve(queue, lambda n: work(n, ["en"]), lambda *_: None)
     actor = sockets.connect(zmq.Context.instance(), f"ipc://{run_dir}/queue", "l40s-0")
     actor.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=4, transport="group")))
     assert isinstance(wire.decode(actor.recv()), wire.Welcome)
     seconds, gauges = {"generate": 6.0, "wait_work": 2.0, "reward_busy": 9.0}, {"usage": 0.25}
-    server.published(server.members())
+    server.mark_published(server.members())
     assert isinstance(wire.decode(actor.recv()), wire.Leased)
     actor.send(wire.encode(wire.Heartbeat(holding=[], seconds=seconds, gauges=gauges)))
     assert isinstance(wire.decode(actor.recv()), wire.Alive)
-    server.peers["l40s-0"].heard += _LONG_S  # who asks may be long in coming
+    server.members()["l40s-0"].last_heard += _LONG_S  # who asks may be long in coming
     yield server
     actor.close()
     server.close()
@@ -62,18 +62,18 @@ def ask(run_dir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_LONG_S, check=False)
 
 
-def test_a_line_without_a_terminal_and_again_until_the_run_is_over(run_dir: Path, server: Server) -> None:
+def test_a_line_without_a_terminal_and_again_until_the_run_is_over(run_dir: Path, server: WorkServer) -> None:
     before = ask(run_dir, "--once")
     assert (before.returncode, before.stderr) == (0, "") and before.stdout.startswith("before the first step")
-    server.newest = NEWEST
+    server.update_status(*NEWEST)
     told = ask(run_dir, "--once").stdout
     assert told.startswith(NEWEST[0]) and "leased 2" in told
     assert "[l40s-0 live 2/4 groups 410 tokens/s 75% busy]" in told
     assert server.refused == 0 and list(server.members()) == ["l40s-0"], "who asks is no actor"
 
 
-def test_a_live_table_in_a_terminal(run_dir: Path, server: Server) -> None:
-    server.newest = NEWEST
+def test_a_live_table_in_a_terminal(run_dir: Path, server: WorkServer) -> None:
+    server.update_status(*NEWEST)
     terminal, inside = pty.openpty()
     environment = {**os.environ, "COLUMNS": "160", "TERM": "xterm"}
     command = [sys.executable, "-m", "scripts.ops.status", str(run_dir), "--once"]
@@ -90,7 +90,7 @@ def test_a_live_table_in_a_terminal(run_dir: Path, server: Server) -> None:
         assert words in text, text
 
 
-def test_a_learner_is_found_where_it_has_announced_itself(run_dir: Path, server: Server) -> None:
+def test_a_learner_is_found_where_it_has_announced_itself(run_dir: Path, server: WorkServer) -> None:
     places = ["--run.dir", str(run_dir), "--run.rendezvous", str(run_dir / "meet")]
     config = load([*places, "--learner.address", "tcp://*:5700"])
     (run_dir / "config.json").write_text(config.model_dump_json())

@@ -14,7 +14,7 @@ from learner.groups import Group
 from learner.report.report import Pulse
 from learner.train.trainer import StepResult
 from learner.weights.publisher import Published
-from learner.work.server import Peer
+from learner.work.actors import ActorState
 from router import Context, Observation, Router
 from tests.support.groups import LANGUAGES, random_rollout, work
 
@@ -60,8 +60,8 @@ def random_step(
     seconds = {"generate": 0.5 * number, "wait_work": 0.3 * number, "wait_reward": 0.1 * number, "sync": 0.1 * number}
     gauges = {"usage": 0.4, "running": 3.0, "waiting": 0.0, "probe_error": 1e-5}
     peers = {
-        f"l40s-{n}": Peer(
-            engine_ranks=1, transport="group", drain_s=0.0, slots=4, heard=0.0, seconds=seconds, gauges=gauges
+        f"l40s-{n}": ActorState(
+            engine_ranks=1, transport="group", drain_s=0.0, slots=4, last_heard=0.0, seconds=seconds, gauges=gauges
         )
         for n in range(actors)
     }

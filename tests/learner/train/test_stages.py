@@ -379,7 +379,7 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
         assert not result.problem
     bandit.update()
     report.close()
-    ledger.sync()
+    ledger.flush()
 
 
 def test_a_batch_with_answers_in_no_language_goes_all_the_way(tiny_policy: Path, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ from learner.train.policy import full_weights, layout
 from learner.train.trainer import Trainer
 from learner.weights.buckets import plan
 from learner.weights.publisher import Published, Publisher, _Belt, _Cargo
-from learner.work.server import Peer, Server
+from learner.work.actors import ActorState
+from learner.work.server import WorkServer
 from tests.support.train_once import configuration, together
 
 ROOT = Path(__file__).parents[3]
@@ -67,7 +68,7 @@ class Pool:
     def __init__(self, model: Path, directory: Path) -> None:
         self.model, self.directory = model, directory
         self.address = f"ipc://{directory}/queue"
-        self.server = Server(self.address, lease_timeout_s=_PATIENCE_S)
+        self.server = WorkServer(self.address, lease_timeout_s=_PATIENCE_S)
         self.sync = SyncConfig(timeout_s=_PATIENCE_S, directory=directory, bucket_mb=0.05)
         self.policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         shapes = {name: list(value.shape) for name, value in self.policy.named_parameters()}
@@ -147,7 +148,7 @@ def test_one_that_stops_in_the_middle_of_a_broadcast_is_named_and_costs_its_dead
     pool.here("one", "two", "reader", "borrower")
     before, stopped = pool.publisher._send, pool.engine("one")
 
-    def stop_first(name: str, peer: Peer, group: Any, cargo: _Cargo) -> None:
+    def stop_first(name: str, peer: ActorState, group: Any, cargo: _Cargo) -> None:
         if name == "one":
             stopped.send_signal(signal.SIGSTOP)
             cargo = replace(cargo, order=cargo.order.model_copy(update={"timeout_s": 3.0}))
@@ -172,7 +173,7 @@ def test_an_engine_with_other_weights_is_started_again(pool: Pool) -> None:
     for name in ("one", "two", "reader", "borrower"):
         words = f"after the update to version {pool.version} the engine's log-probabilities"
         pool.until(lambda name=name, words=words: words in pool.log(name).read_text(), words)  # type: ignore[misc]
-    pool.until(lambda: not any(pool.server.peers.get(n) is p for n, p in peers.items()), "all leave")
+    pool.until(lambda: not any(pool.server.is_present(n, p) for n, p in peers.items()), "all leave")
     pool.here("one", "two", "reader", "borrower")
     assert set(pool.publish().members) == {"one", "two", "reader", "borrower"}
 
@@ -302,7 +303,7 @@ def test_what_two_ranks_gather_reaches_both_engines(tiny_policy: Path, tmp_path:
 def publish_from_ranks(model: Path, address: str, directory: Path) -> None:
     """Two versions; returns when both engines have shown that their weights are those of the sharded policy."""
     trainer = Trainer(configuration(model, "--model.dtype", "float32"))
-    server = Server(address, lease_timeout_s=60) if dist.get_rank() == 0 else None
+    server = WorkServer(address, lease_timeout_s=60) if dist.get_rank() == 0 else None
     if server is not None:
         buckets = plan(layout(trainer.policy), "float32", 0.05)
         publisher = Publisher(server, SyncConfig(timeout_s=60), buckets, torch.device("cpu"), lambda: None)

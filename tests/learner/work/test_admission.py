@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
 from common.config import LearnerConfig
+from common.languages import POLICY_CHOOSES
 from common.wire import Rollout
 from learner.groups import Group
 from learner.train.trainer import group_samples, outcome
-from learner.work.admission import UNLIMITED, Limits, cut, problem
+from learner.work.admission import UNLIMITED, Limits, cut_to_fit, find_problem
 from tests.support.groups import random_rollout, work
 
 LIMITS = Limits(vocabulary=320, tokens=60)
@@ -42,16 +44,29 @@ def rollouts(**changes: Any) -> list[Rollout]:
 def test_what_cannot_be_trained_is_refused_and_named(changes: dict[str, Any], complaint: str) -> None:
     answers = rollouts(**changes)
     asked = work(0, [answer.language for answer in answers])
-    with pytest.raises(AssertionError, match=rf"^answer 2 \({answers[1].language}\).*{complaint}"):
-        raise AssertionError(problem(asked, answers, LIMITS))
+    found = find_problem(asked, answers, LIMITS)
+    assert re.match(rf"answer 2 \({answers[1].language}\).*{complaint}", found), found
 
 
 def test_good_answers_pass_and_a_log_probability_that_is_not_finite_does_not() -> None:
     answers = rollouts()
     asked = work(0, [answer.language for answer in answers])
-    assert not problem(asked, answers, LIMITS) and not problem(asked, answers, UNLIMITED)
+    assert not find_problem(asked, answers, LIMITS) and not find_problem(asked, answers, UNLIMITED)
     answers[2].logprobs[-1] = np.nan
-    assert "answer 3" in problem(asked, answers, LIMITS)
+    assert "answer 3" in find_problem(asked, answers, LIMITS)
+
+
+def test_an_answer_must_be_in_the_language_asked_for_unless_the_policy_chooses() -> None:
+    answers = rollouts()
+    languages = [answer.language for answer in answers]
+    assert not find_problem(work(0, [POLICY_CHOOSES, *languages[1:]]), answers, LIMITS)
+    for asked in ([*languages[:2], "xx"], languages[:2], [*languages, POLICY_CHOOSES]):
+        assert find_problem(work(0, asked), answers, LIMITS) == "the rollouts are not in the languages asked for"
+
+
+def test_large_but_finite_numbers_are_not_refused_although_their_sum_overflows() -> None:
+    answers = rollouts(score={"quality": 1.5e308, "reward": 1.5e308})
+    assert not find_problem(work(0, [answer.language for answer in answers]), answers, LIMITS)
 
 
 def test_answers_longer_than_a_micro_batch_are_cut_and_noted() -> None:
@@ -61,12 +76,12 @@ def test_answers_longer_than_a_micro_batch_are_cut_and_noted() -> None:
         logprobs=np.arange(50, dtype=np.float32),
         versions=np.arange(50, dtype=np.int32),
     )
-    short, note = cut(answers, LIMITS)
+    short, note = cut_to_fit(answers, LIMITS)
     assert note == "1 of 3 answers cut to learner.microbatch_tokens = 60"
     assert short[1].response_ids.tolist() == short[1].versions.tolist() == list(range(40)) and short[1].truncated
     assert len(short[1].logprobs) == 40 and short[1].score == answers[1].score
     assert short[0] is answers[0] and short[2] is answers[2]
-    assert cut(short, LIMITS) == (short, "")
+    assert cut_to_fit(short, LIMITS) == (short, "")
 
 
 def test_over_long_masking_keeps_the_answers_in_their_group_alone() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from learner.work.questions import Shuffled, digest, read_questions, spread
+from learner.work.questions import ShuffledQuestions, hash_questions, pick_evenly, read_questions
 from tests.support.groups import question
 
 
@@ -36,10 +36,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 def test_rows_become_questions(tiny_policy: Path, tmp_path: Path) -> None:
     several = {"language": "English", "topic": ["A", "B"], "region": ["Europe", "Asia"], "index": 1}
     single = {"language": "zh", "topic": ["A"], "region": ["Asia"], "index": 2}
-    rows = [row(extra_info=several), row(extra_info=single)]
+    verified = {"ground_truth": "Berlin.", "accepted": ["Berlin", "柏林"]}
+    rows = [row(extra_info=several), row(extra_info=single, reward_model=verified)]
     first, second = read_questions(write(tmp_path / "q.parquet", rows), load_tokenizer(str(tiny_policy)), 100)
     assert (first.language, first.topics, first.regions) == ("en", ["A", "B"], ["Europe", "Asia"])
     assert (second.language, second.index, second.reference) == ("zh", 1, "Berlin.")
+    assert (first.accepted, second.accepted) == ([], ["Berlin", "柏林"])
     plain = read_questions(write(tmp_path / "p.parquet", [row()]), load_tokenizer(str(tiny_policy)), 100)[0]
     assert (plain.language, plain.topics, plain.regions) == ("de", ["Regional Knowledge"], [])
 
@@ -90,20 +92,21 @@ def test_a_missing_file_or_column_is_named(tiny_policy: Path, tmp_path: Path) ->
         load_tokenizer("/nowhere")
 
 
-@settings(deadline=None)
+@settings(max_examples=30)
 @given(count=st.integers(1, 20), epochs=st.integers(1, 4), seed=st.integers(0, 2**32))
 def test_every_epoch_asks_each_question_once_in_an_order_of_its_own(count: int, epochs: int, seed: int) -> None:
     questions = [question(index) for index in range(count)]
-    order = Shuffled(questions, seed)
+    order = ShuffledQuestions(questions, seed)
     asked = [order[n].index for n in range(count * epochs)]
     for epoch in range(epochs):
         assert sorted(asked[epoch * count : (epoch + 1) * count]) == list(range(count))
-    assert [Shuffled(questions, seed)[n].index for n in reversed(range(count * epochs))] == asked[::-1]
-    assert digest(questions, seed) == digest(questions, seed) != digest(questions, seed + 1)
+    assert [ShuffledQuestions(questions, seed)[n].index for n in reversed(range(count * epochs))] == asked[::-1]
+    assert hash_questions(questions, seed) == hash_questions(questions, seed) != hash_questions(questions, seed + 1)
+    assert hash_questions(questions[1:], seed) != hash_questions(questions, seed)
 
 
-def test_spread_takes_each_language_evenly() -> None:
+def test_a_pick_takes_each_language_evenly() -> None:
     questions = [question(n, ["en", "de", "zh", "fr"][n % 4]) for n in range(40)]
-    picked = spread(questions, 12)
+    picked = pick_evenly(questions, 12)
     assert Counter(item.language for item in picked) == {"en": 3, "de": 3, "zh": 3, "fr": 3}
-    assert spread(questions, 99) == questions
+    assert pick_evenly(questions, 99) == questions

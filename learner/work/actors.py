@@ -1,0 +1,222 @@
+"""The actors of a run and their leases: who is present, who may lease, who holds what, and who has fallen silent.
+
+Everything here is bookkeeping. The time is passed in. Sockets, threads and locks are in ``learner/work/server.py``.
+Nothing is lost with an actor, because the groups of one that leaves, fails or falls silent are leased to others.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from common import wire
+from learner.groups import Group
+from learner.work import admission
+from learner.work.admission import Limits
+from learner.work.scheduler import WorkQueue
+
+log = logging.getLogger("learner.server")
+
+
+@dataclass(eq=False)
+class ActorState:
+    """What the learner knows of one actor, from its hello until it leaves or is given up.
+
+    Every hello makes a new object. Compare with ``is`` to tell whether an actor has left and returned in the meantime.
+    """
+
+    engine_ranks: int  # ranks of its engine in the weight group
+    transport: str  # how its engine takes weights: a value of sync.transport
+    drain_s: float  # how much longer than usual its engine may take to pause, because it finishes its answers first
+    slots: int  # most leases that it can hold
+    last_heard: float  # time of its last message, on the clock of whoever calls ``ActorRegistry``
+    has_weights: bool = False  # its engine has the current weights, so that it may lease
+    leases: dict[str, wire.Work] = field(default_factory=dict)  # by the id of the lease
+    seconds: dict[str, float] = field(default_factory=dict)  # time spent in each state, from its last heartbeat
+    gauges: dict[str, float] = field(default_factory=dict)  # of its engine, from its last heartbeat
+    # Its answers to the orders of a weight sync. The queue is thread-safe; the publisher's threads wait on it.
+    replies: queue.SimpleQueue[wire.Joined | wire.Synced] = field(default_factory=queue.SimpleQueue)
+
+
+@dataclass(frozen=True)
+class ServedQueue:
+    """A work queue, and how its groups are made and judged."""
+
+    queue: WorkQueue[Group]
+    make_work: Callable[[int], wire.Work]  # the work of a sequence number
+    on_failed: Callable[[int, str], None]  # called with the sequence number and the reason when a group is given up
+    limits: Limits  # of the answers, see ``learner/work/admission.py``
+
+
+class ActorRegistry:
+    """The actors that are present, and the leases they hold on the groups of one work queue at a time.
+
+    Not thread-safe, and no method blocks. ``now`` is in seconds on a monotonic clock, the same for all calls.
+
+    Args:
+        lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
+    """
+
+    def __init__(self, lease_timeout_s: float) -> None:
+        self.actors: dict[str, ActorState] = {}
+        self.served: ServedQueue | None = None
+        self._lease_timeout_s = lease_timeout_s
+        self._lease_numbers = itertools.count()
+
+    def serve(self, served: ServedQueue) -> None:
+        """Leases from this queue from now on. The leases on the queue before it end, and their answers are refused."""
+        for name, actor in self.actors.items():
+            if self.served is not None:
+                self.served.queue.release_all(name)
+            actor.leases.clear()
+        self.served = served
+
+    # -- who is present --------------------------------------------------------------------------------------------
+
+    def add(self, name: str, hello: wire.Hello, now: float) -> None:
+        """An actor has said hello. If the name is present already, that actor has started again without its leases."""
+        self.remove(name)
+        self.actors[name] = ActorState(
+            engine_ranks=hello.engine_ranks, transport=hello.transport, drain_s=hello.drain_s, slots=hello.slots,
+            last_heard=now,
+        )  # fmt: skip
+
+    def remove(self, name: str) -> None:
+        """An actor is gone: its groups are leased to others. Does nothing for an unknown name."""
+        if self.actors.pop(name, None) is not None and self.served is not None:
+            self.served.queue.release_all(name)
+
+    def heartbeat(self, name: str, message: wire.Heartbeat, now: float) -> None:
+        """Extends the leases that the message mentions; the actor's other leases run out at their deadlines."""
+        actor = self.actors[name]
+        if message.slots is not None:
+            actor.slots = message.slots
+        actor.seconds, actor.gauges = message.seconds, message.gauges
+        if self.served is not None:
+            held = [actor.leases[lease].sequence for lease in message.holding if lease in actor.leases]
+            self.served.queue.extend(name, held, now + self._lease_timeout_s)
+
+    def mark_published(self, members: Mapping[str, ActorState]) -> None:
+        """The engines of ``members`` have the newest weights: they may lease, and the last step's slots are free."""
+        for actor in members.values():
+            actor.has_weights = True  # if the actor has returned in the meantime, this is not its present state
+        if self.served is not None:
+            self.served.queue.mark_published()
+
+    def has_newcomers(self) -> bool:
+        """Whether an actor is present that does not have the current weights."""
+        return any(not actor.has_weights for actor in self.actors.values())
+
+    def remove_silent(self, now: float) -> None:
+        """Removes the actors from which nothing was heard for ``lease_timeout_s``."""
+        for name, actor in list(self.actors.items()):
+            if actor.last_heard < now - self._lease_timeout_s:
+                log.warning(
+                    "actor %s was silent for %.0f s: its groups are leased to others", name, now - actor.last_heard
+                )
+                self.remove(name)
+
+    def status(self, now: float) -> dict[str, wire.ActorStatus]:
+        """What ``scripts.ops.status`` shows of every actor, by name."""
+        return {
+            name: wire.ActorStatus(
+                live=actor.has_weights, groups=len(actor.leases), slots=actor.slots, silent_s=now - actor.last_heard,
+                seconds=actor.seconds, gauges=actor.gauges,
+            )
+            for name, actor in sorted(self.actors.items())
+        }  # fmt: skip
+
+    # -- leases ----------------------------------------------------------------------------------------------------
+
+    def grant(self, now: float) -> dict[str, list[wire.Work]]:
+        """Leases as many groups as the queue and the free slots allow.
+
+        The actor with the fewest leases is always next, and the first by name among equals.
+
+        Returns: the new leases by the name of the actor. Each work's ``id`` is that of its lease.
+        """
+        if self.served is None:
+            return {}
+        granted: dict[str, list[wire.Work]] = {}
+        asking = [(len(a.leases), n) for n, a in self.actors.items() if a.has_weights and len(a.leases) < a.slots]
+        heapq.heapify(asking)
+        while asking:
+            held, name = asking[0]
+            sequence = self.served.queue.lease(name, now + self._lease_timeout_s)
+            if sequence is None:
+                break
+            work = self.served.make_work(sequence)
+            # A number of its own for each lease: an answer under an earlier lease of the same group does not count.
+            work = work.model_copy(update={"id": f"{next(self._lease_numbers)}:{work.id}"})
+            actor = self.actors[name]
+            actor.leases[work.id] = work
+            granted.setdefault(name, []).append(work)
+            if held + 1 < actor.slots:
+                heapq.heapreplace(asking, (held + 1, name))
+            else:
+                heapq.heappop(asking)
+        return granted
+
+    def submit(self, name: str, message: wire.Submit) -> bool:
+        """Takes the answers of a group, and returns whether they will be trained on.
+
+        They are refused if the actor does not hold the lease, or if they break a rule of ``learner/work/admission.py``.
+        In the second case the group is offered again.
+        """
+        work = self.actors[name].leases.pop(message.id, None)
+        if work is None or self.served is None:
+            return False
+        problem = admission.find_problem(work, message.rollouts, self.served.limits)
+        if problem:
+            log.warning("group %s of actor %s is malformed: %s", work.id, name, problem)
+            self._release(name, work, problem)
+            return False
+        rollouts, note = admission.cut_to_fit(message.rollouts, self.served.limits)
+        group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
+        return self.served.queue.submit(work.sequence, name, group)
+
+    def release(self, name: str, message: wire.Release) -> bool:
+        """An actor could not do its group and gives the lease back. Returns whether it held the lease."""
+        work = self.actors[name].leases.pop(message.id, None)
+        if work is None:
+            return False
+        log.warning("actor %s gives back group %s: %s", name, message.id, message.reason)
+        self._release(name, work, message.reason)
+        return True
+
+    def release_expired(self, now: float) -> None:
+        """Ends the leases that no heartbeat has extended in time, although their actors are present."""
+        for sequence, name in self.served.queue.expired(now) if self.served is not None else []:
+            log.warning("the lease of group %d by actor %s ran out", sequence, name)
+            leases = self.actors[name].leases
+            work = next(work for work in leases.values() if work.sequence == sequence)
+            del leases[work.id]
+            self._release(name, work, "its lease ran out")
+
+    def all_finished(self) -> bool:
+        """Whether no group that was handed out is unfinished; finished ones may still wait for their step."""
+        return self.served is None or len(self.served.queue.untaken()) == len(self.served.queue.finished())
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of groups of the served queue; empty if there is none.
+
+        ``finished`` and ``leased`` are the present numbers. Since the beginning of the run: ``retried`` leases ended
+        without a valid answer, ``orphaned`` of these because the actor was lost, and ``failed`` groups were given up.
+        """
+        if self.served is None:
+            return {}
+        served = self.served.queue
+        return {
+            "finished": len(served.finished()), "leased": served.count_leased(),
+            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed,
+        }  # fmt: skip
+
+    def _release(self, name: str, work: wire.Work, reason: str) -> None:
+        assert self.served is not None  # there are no leases without a queue
+        if self.served.queue.release(work.sequence, name):
+            log.error("group %s has failed for good: %s", work.id, reason)
+            self.served.on_failed(work.sequence, reason)

@@ -1,0 +1,180 @@
+"""Who is present and who holds which lease, on a clock that the tests turn."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common import wire
+from learner.groups import Group
+from learner.work.actors import ActorRegistry, ServedQueue
+from learner.work.admission import UNLIMITED, Limits
+from learner.work.scheduler import WorkQueue
+from tests.support.groups import random_rollout, work
+
+LEASE_S = 10.0
+
+
+class Setting:
+    """A registry that serves a queue whose groups are asked for in English and German."""
+
+    def __init__(self, *, groups: int = 8, attempts: int = 2, limits: Limits = UNLIMITED) -> None:
+        self.registry = ActorRegistry(LEASE_S)
+        self.queue = self.new_queue(groups, attempts)
+        self.failures: list[tuple[int, str]] = []
+        self.registry.serve(ServedQueue(self.queue, self.make_work, self.on_failed, limits))
+
+    def new_queue(self, groups: int, attempts: int) -> WorkQueue[Group]:
+        return WorkQueue(groups_per_step=groups, staleness=0, window=1, attempts=attempts, total=groups)
+
+    def make_work(self, sequence: int) -> wire.Work:
+        return work(sequence, ["en", "de"])
+
+    def on_failed(self, sequence: int, reason: str) -> None:
+        self.failures.append((sequence, reason))
+
+    def join(self, name: str, slots: int, now: float = 0.0) -> None:
+        """An actor says hello, and gets the current weights."""
+        self.registry.add(name, hello(slots), now)
+        self.registry.mark_published({name: self.registry.actors[name]})
+
+    def grant(self, now: float = 0.0) -> dict[str, list[int]]:
+        """Sequence numbers of the new leases by actor."""
+        return {name: [one.sequence for one in works] for name, works in self.registry.grant(now).items()}
+
+    def held(self, name: str) -> list[wire.Work]:
+        return list(self.registry.actors[name].leases.values())
+
+
+def hello(slots: int) -> wire.Hello:
+    return wire.Hello(protocol=wire.PROTOCOL, engine_ranks=2, slots=slots, transport="shared", drain_s=3.0)
+
+
+def answers(leased: wire.Work) -> wire.Submit:
+    rng = np.random.default_rng()
+    rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
+    return wire.Submit(id=leased.id, rollouts=rollouts)
+
+
+def test_an_actor_leases_when_its_engine_has_the_weights() -> None:
+    setting = Setting()
+    registry = setting.registry
+    registry.add("a", hello(1), 0.0)
+    assert registry.has_newcomers() and setting.grant() == {}
+    registry.mark_published(dict(registry.actors))
+    assert not registry.has_newcomers() and setting.grant() == {"a": [0]}
+    state = registry.actors["a"]
+    assert (state.engine_ranks, state.transport, state.drain_s) == (2, "shared", 3.0)
+
+
+def test_the_actor_with_the_fewest_leases_is_next_and_none_gets_more_than_its_slots() -> None:
+    setting = Setting(groups=8)
+    setting.join("a", slots=2)
+    assert setting.grant() == {"a": [0, 1]}
+    setting.join("b", slots=9)
+    setting.registry.heartbeat("a", wire.Heartbeat(holding=[], seconds={}, slots=4), 0.0)
+    assert setting.grant() == {"b": [2, 3, 5, 7], "a": [4, 6]}, "b catches up, then both in turn"
+    assert setting.grant() == {}, "the queue admits no more"
+
+
+def test_a_heartbeat_without_slots_leaves_them_as_they_are() -> None:
+    setting = Setting()
+    setting.join("a", slots=2)
+    setting.registry.heartbeat("a", wire.Heartbeat(holding=[], seconds={"generate": 2.0}, gauges={"usage": 0.5}), 1.0)
+    assert setting.grant() == {"a": [0, 1]}
+    state = setting.registry.status(now=4.0)["a"]
+    assert (state.live, state.groups, state.slots, state.silent_s) == (True, 2, 2, 4.0)
+    assert (state.seconds, state.gauges) == ({"generate": 2.0}, {"usage": 0.5})
+
+
+def test_an_actor_that_says_hello_again_has_neither_leases_nor_weights() -> None:
+    setting = Setting()
+    registry = setting.registry
+    setting.join("a", slots=2)
+    setting.grant()
+    before, late = registry.actors["a"], setting.held("a")[0]
+    registry.add("a", hello(2), 1.0)
+    registry.mark_published({"a": before})
+    assert registry.has_newcomers() and setting.grant() == {}, "the weights went to the engine it had before"
+    assert not registry.submit("a", answers(late))
+    registry.mark_published(dict(registry.actors))
+    assert setting.grant() == {"a": [0, 1]} and setting.grant() == {}, "its slots are not multiplied"
+
+
+def test_a_lease_lasts_as_long_as_heartbeats_mention_it() -> None:
+    setting = Setting(attempts=2)
+    registry = setting.registry
+    setting.join("a", slots=2)
+    setting.grant(now=0.0)
+    first, second = setting.held("a")
+    registry.heartbeat("a", wire.Heartbeat(holding=[first.id, "7:unknown"], seconds={}), 9.0)
+    registry.release_expired(now=10.0)
+    assert setting.held("a") == [first, second], "the deadline itself is in time"
+    registry.release_expired(now=10.1)
+    assert setting.held("a") == [first]
+    assert registry.counts() == {"finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0}
+    assert not registry.submit("a", answers(second)) and registry.submit("a", answers(first))
+    assert setting.grant(now=10.1) == {"a": [1, 2]}
+    registry.release_expired(now=20.2)
+    assert setting.failures == [(1, "its lease ran out")], "it has used up its attempts"
+
+
+def test_a_silent_actor_is_removed_and_its_groups_are_not_blamed() -> None:
+    setting = Setting(groups=1, attempts=1)
+    registry = setting.registry
+    for number in range(3):
+        setting.join(f"a{number}", slots=1, now=100.0 * number)
+        assert setting.grant(now=100.0 * number) == {f"a{number}": [0]}
+        registry.remove_silent(now=100.0 * number + LEASE_S)
+        assert list(registry.actors) == [f"a{number}"], "it is not yet too late"
+        registry.remove_silent(now=100.0 * number + LEASE_S + 0.1)
+        assert not registry.actors
+    assert not setting.failures and registry.counts()["orphaned"] == registry.counts()["retried"] == 3
+
+
+def test_a_group_given_back_is_offered_again_until_it_is_given_up() -> None:
+    setting = Setting(groups=1, attempts=2)
+    registry = setting.registry
+    setting.join("a", slots=1)
+    setting.grant()
+    (first,) = setting.held("a")
+    assert registry.release("a", wire.Release(id=first.id, reason="the engine said no"))
+    assert not registry.release("a", wire.Release(id=first.id, reason="again")), "it has no such lease any more"
+    assert setting.grant() == {"a": [0]} and not setting.failures
+    (second,) = setting.held("a")
+    assert second.id != first.id and not registry.submit("a", answers(first)), "an answer counts for its own lease"
+    wrong = answers(second).rollouts[::-1]
+    assert not registry.submit("a", wire.Submit(id=second.id, rollouts=wrong))
+    assert setting.failures == [(0, "the rollouts are not in the languages asked for")]
+    assert setting.grant() == {"a": [1]}, "another question takes its place"
+
+
+def test_answers_are_cut_to_the_limits_and_kept_once() -> None:
+    setting = Setting(groups=1, limits=Limits(tokens=25))
+    registry = setting.registry
+    setting.join("a", slots=1)
+    setting.grant()
+    (leased,) = setting.held("a")
+    submitted = answers(leased)
+    for number, length in enumerate([30, 9]):
+        ids, logprobs = np.zeros(length, np.int32), np.zeros(length, np.float32)
+        changes = {"prompt_ids": ids[:5], "response_ids": ids, "logprobs": logprobs, "versions": ids}
+        submitted.rollouts[number] = submitted.rollouts[number].model_copy(update=changes)
+    assert registry.submit("a", submitted) and not registry.submit("a", submitted)
+    (group,) = setting.queue.finished().values()
+    assert [len(rollout.response_ids) for rollout in group.rollouts] == [20, 9]
+    assert (group.actor, group.work) == ("a", leased) and group.note.startswith("1 of 2 answers cut")
+
+
+def test_another_queue_ends_the_leases_of_the_one_before() -> None:
+    setting = Setting(groups=2)
+    registry = setting.registry
+    setting.join("a", slots=2)
+    setting.grant()
+    late = setting.held("a")[0]
+    assert not registry.all_finished()
+    evaluation = setting.new_queue(1, attempts=1)
+    registry.serve(ServedQueue(evaluation, setting.make_work, setting.on_failed, UNLIMITED))
+    assert registry.all_finished() and not setting.held("a")
+    assert setting.grant() == {"a": [0]} and evaluation.untaken() == [0]
+    assert not registry.submit("a", answers(late)), "it is of another queue, although its sequence number is the same"
+    assert setting.queue.untaken() == [0, 1] and setting.queue.count_leased() == 0, "they wait to be leased again"
