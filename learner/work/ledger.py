@@ -7,20 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from common.process import FatalError
 from common.wire import Work
-
-Outcome = Literal[
-    "trained",
-    "zero_variance",  # nothing to tell its answers apart by
-    "masked",  # every answer hit the length limit, and learner.mask_truncated is set
-    "skipped",  # loss or gradient of its step was not finite
-    "failed",  # given up, for the reason in the line
-]
+from learner.groups import Outcome
 
 _ENCODER = msgspec.json.Encoder()
 
