@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from common.config import Config, load
-from common.process import Stopwatch
+from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
 from learner.interrupts import Interrupted
 from learner.run import Run
