@@ -1,4 +1,7 @@
-"""Checkpoints written beside the training, whole or not at all, and the export as a Hugging Face directory."""
+"""Checkpoints, written while training goes on, whole or not at all.
+
+What is in one is said by :class:`Checkpoints`; what the run's state in ``run.json`` holds, by ``learner.state``.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,9 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +27,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import async_save
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase
 
 from common import wire
 from common.process import FatalError
@@ -34,24 +36,43 @@ from learner.train.policy import Policy
 
 log = logging.getLogger("learner.checkpoint")
 
-_STATE, _QUEUED, _MANIFEST = "run.json", "queued.msgpack", "manifest.json"
-_DAMAGED = ".damaged"
+STATE_FILE = "run.json"
+_QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
+_PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, without the weights.
+
+    Args:
+        path: its directory.
+        state: what rank 0 gave to be kept; JSON.
+        queued: groups that were finished and had not been trained.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    queued: list[Group]
 
 
 class Checkpoints:
-    """Directories ``step-000010`` under ``root``: sharded model and optimizer, queued groups, ``run.json``: the rest.
+    """The directories ``step-000010`` under ``root``: sharded model and optimizer, ``queued.msgpack``, ``run.json``.
 
-    A checkpoint is written under another name and gets its own when it is complete, with a digest of every file. One
-    that does not agree with its digests is named in the log, set aside, and the one before it used.
+    One is written under another name and renamed when it is complete, with the SHA-256 of every file. On reading, one
+    that does not agree with its digests is named in the log and set aside, and the one before it is used.
+
+    All ranks make this object together.
 
     Args:
         root: the directory.
-        kept: how many to keep.
+        kept: how many of the newest to keep.
     """
 
     def __init__(self, root: Path, kept: int) -> None:
         self._root, self._kept = root, kept
-        self._group = dist.new_group(backend="gloo")  # on the default group a save beside the training deadlocks
+        # A group of its own: on the default group a save that runs beside the training deadlocks.
+        self._group = dist.new_group(backend="gloo")
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
@@ -60,137 +81,143 @@ class Checkpoints:
         policy: Policy,
         optimizer: torch.optim.Optimizer,
         step: int,
-        state: dict[str, Any],
+        state: Mapping[str, Any],
         queued: Sequence[Group] = (),
         anchor: Policy | None = None,
     ) -> None:
-        """Begins to write; all ranks call it together. ``state`` is JSON; it and ``queued`` are of rank 0.
+        """Begins to write a checkpoint; all ranks call it together.
 
-        ``anchor`` is the policy that the KL is taken to, where it is no longer the one the run began with.
+        Blocks until the one before it is written and the tensors of this one are copied.
+
+        Args:
+            step: how many steps were trained.
+            state: JSON; what rank 0 gives is kept.
+            queued: as ``state``.
+            anchor: the policy that the KL is taken to, where it is no longer the one the run began with.
+
+        Raises:
+            FatalError: the checkpoint before it could not be written.
         """
         self.wait()
-        partial = self._root / f"step-{step:06d}.partial"
+        partial = self._root / f"step-{step:06d}{_PARTIAL}"
         if dist.get_rank() == 0:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            (partial / _STATE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-            (partial / _QUEUED).write_bytes(wire.encode(list(queued)))
+            (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+            (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
         dist.barrier(group=self._group)
         model, optim = get_state_dict(policy, optimizer)
-        moved = {} if anchor is None else {"anchor": get_model_state_dict(anchor)}
-        future = async_save({"model": model, "optim": optim, **moved}, checkpoint_id=partial, process_group=self._group)
-        assert isinstance(future, Future)
-        self._writing = self._thread.submit(self._seal, future, partial)
-
-    def _seal(self, future: Future[Any], partial: Path) -> None:
-        try:
-            future.result()
-            if dist.get_rank() == 0:  # its part is done last: it writes the metadata when all ranks have finished
-                digests = {path.name: _digest(path) for path in sorted(partial.iterdir())}
-                (partial / _MANIFEST).write_text(json.dumps(digests), encoding="utf-8")
-                partial.rename(partial.with_suffix(""))
-                for old in self._complete()[: -self._kept]:
-                    shutil.rmtree(old)
-        except (OSError, CheckpointException) as error:
-            raise FatalError(f"cannot write the checkpoint {partial}: {error}") from None
+        tensors: dict[str, Any] = {"model": model, "optim": optim}
+        if anchor is not None:
+            tensors["anchor"] = get_model_state_dict(anchor)
+        written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
+        assert isinstance(written, Future)
+        self._writing = self._thread.submit(self._complete_when_written, written, partial)
 
     def poll(self) -> None:
-        """Raises what went wrong with a checkpoint that was being written; call it once a step."""
+        """Does not block. Raises the FatalError of a checkpoint that could not be written; call it once a step."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until what is being written is whole."""
+        """Blocks until the checkpoint that is being written is whole, without a deadline.
+
+        Raises:
+            FatalError: it could not be written.
+        """
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
-    def latest(self) -> dict[str, Any] | None:
-        """The state of the newest whole checkpoint, with its ``path`` and the groups ``queued``; None: there is none.
-
-        All ranks call it together.
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None where there is none at all. All ranks call it together.
 
         Raises:
             FatalError: there are checkpoints, and none is whole.
         """
-        path = broadcast(self._newest().encode() if dist.get_rank() == 0 else b"").decode()
-        if not path:
+        name = broadcast(str(self._newest_whole() or "").encode() if dist.get_rank() == 0 else b"").decode()
+        if not name:
             return None
-        state: dict[str, Any] = json.loads((Path(path) / _STATE).read_text(encoding="utf-8"))
-        return {**state, "path": path, "queued": wire.unpack((Path(path) / _QUEUED).read_bytes(), list[Group])}
+        path = Path(name)
+        return Checkpoint(
+            path=path,
+            state=json.loads((path / STATE_FILE).read_text(encoding="utf-8")),
+            queued=wire.unpack((path / _QUEUED_FILE).read_bytes(), list[Group]),
+        )
 
-    def _newest(self) -> str:
-        for partial in self._root.glob("step-*.partial"):
-            log.warning("checkpoint %s is half-written: removed", partial)
-            shutil.rmtree(partial)
-        for path in reversed(self._complete()):
-            problem = _problem(path)
-            if not problem:
-                return str(path)
-            aside = path.with_suffix(_DAMAGED)
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            log.error("checkpoint %s is damaged, %s: set aside, the one before it is used", path, problem)
-        damaged = [str(path) for path in self._root.glob(f"step-*{_DAMAGED}")]
-        if damaged:
-            raise FatalError(f"no whole checkpoint, only {', '.join(damaged)}: delete {self._root} to begin anew")
-        return ""
-
-    def load(self, path: str, policy: Policy, optimizer: torch.optim.Optimizer, anchor: Policy | None = None) -> bool:
-        """Fills model and optimizer, on any number of ranks, and the anchor if the checkpoint has one.
+    def load(self, path: Path, policy: Policy, optimizer: torch.optim.Optimizer, anchor: Policy | None = None) -> bool:
+        """Fills model and optimizer, and the anchor if the checkpoint has one; all ranks, however many, call it.
 
         Returns:
-            Whether it has, and was given one to fill.
+            Whether the anchor was filled: the checkpoint has one, and one was given to fill.
 
         Raises:
             FatalError: the checkpoint is damaged, or of another model.
         """
         model, optim = get_state_dict(policy, optimizer)
-        wanted: dict[str, Any] = {"model": model, "optim": optim}
+        tensors: dict[str, Any] = {"model": model, "optim": optim}
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
-        moved = anchor is not None and any(name.startswith("anchor.") for name in saved)
-        if anchor is not None and moved:
-            wanted["anchor"] = get_model_state_dict(anchor)
+        has_anchor = anchor is not None and any(name.startswith("anchor.") for name in saved)
+        if anchor is not None and has_anchor:
+            tensors["anchor"] = get_model_state_dict(anchor)
         try:
-            load_sharded(wanted, checkpoint_id=path)
+            load_sharded(tensors, checkpoint_id=path)
         except CheckpointException as error:
             causes = sorted({str(cause) for cause, _ in error.failures.values()})
             raise FatalError(
                 f"cannot resume from {path}: {'; '.join(causes)}. Is model.path still the model the run began with?"
             ) from None
         set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim)
-        if anchor is not None and moved:
-            set_model_state_dict(anchor, wanted["anchor"])
-        return moved
+        if anchor is not None and has_anchor:
+            set_model_state_dict(anchor, tensors["anchor"])
+        return has_anchor
+
+    def _complete_when_written(self, written: Future[Any], partial: Path) -> None:
+        """On the checkpoint thread: digests, the rename, and the removal of the oldest."""
+        try:
+            written.result()
+            if dist.get_rank() == 0:  # its part ends last: it writes the metadata when all ranks have finished
+                digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+                (partial / _MANIFEST_FILE).write_text(json.dumps(digests), encoding="utf-8")
+                partial.rename(partial.with_suffix(""))
+                for old in self._complete()[: -self._kept]:
+                    shutil.rmtree(old)
+        except (OSError, CheckpointException) as error:
+            raise FatalError(f"cannot write the checkpoint {partial}: {error}") from None
+
+    def _newest_whole(self) -> Path | None:
+        """On rank 0. Removes what is half-written and sets aside what is damaged."""
+        for partial in self._root.glob(f"step-*{_PARTIAL}"):
+            log.warning("checkpoint %s is half-written: it is removed", partial)
+            shutil.rmtree(partial)
+        for path in reversed(self._complete()):
+            damage = _damage(path)
+            if not damage:
+                return path
+            aside = path.with_suffix(_DAMAGED)
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            log.error("checkpoint %s is damaged: %s. It is set aside, and the one before it is used", path, damage)
+        damaged = [str(path) for path in self._root.glob(f"step-*{_DAMAGED}")]
+        if damaged:
+            raise FatalError(f"no whole checkpoint, only {', '.join(damaged)}: delete {self._root} to begin anew")
+        return None
 
     def _complete(self) -> list[Path]:
+        """Oldest first."""
         return sorted(path for path in self._root.glob("step-*") if not path.suffix)
 
 
-def _digest(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _problem(checkpoint: Path) -> str:
-    """What in a checkpoint is not as it was written; empty when nothing is."""
+def _damage(checkpoint: Path) -> str:
+    """What in a checkpoint is not as it was written; empty when all of it is."""
     try:
-        digests: dict[str, str] = json.loads((checkpoint / _MANIFEST).read_text(encoding="utf-8"))
-        bad = [name for name, digest in digests.items() if _digest(checkpoint / name) != digest]
+        digests: dict[str, str] = json.loads((checkpoint / _MANIFEST_FILE).read_text(encoding="utf-8"))
+        changed = [name for name, digest in digests.items() if _sha256(checkpoint / name) != digest]
     except (OSError, ValueError) as error:
         return str(error)
-    return f"changed since it was written: {', '.join(bad)}" if bad else ""
-
-
-def export(policy: Policy, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
-    """Writes an ordinary Hugging Face directory in float32; all ranks call it together."""
-    weights: dict[str, Any] = {}
-    for name, value in policy.lm.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if dist.get_rank() == 0:
-            weights[name] = whole.cpu()
-    if dist.get_rank() == 0:
-        policy.lm.save_pretrained(directory, state_dict=weights)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
-        log.info("exported the policy to %s", directory)
+    return f"changed since it was written: {', '.join(changed)}" if changed else ""

@@ -1,24 +1,65 @@
-"""A prompt group as it comes back from an actor: what was asked, by whom it was answered, and its K rollouts."""
+"""What the learner is about: a prompt group that came back, what became of it, and what a training step did.
+
+These types depend on no socket, so that training, checkpoints and recordings do not either.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import msgspec
 
 from common import wire
 
+Outcome = Literal[
+    "trained",
+    "zero_variance",  # all its answers have the same advantage, 0: there is nothing to learn from them
+    "masked",  # every answer hit the length limit, and learner.mask_truncated is set
+    "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
+    "failed",  # given up, for the reason that stands in its ledger line
+]
+
 
 class Group(wire.WireStruct):
-    """A group as it comes back: what was asked, by whom it was done, and its K answers."""
+    """A prompt group that came back: what was asked, which actor answered, and its K rollouts.
+
+    Args:
+        work: the question with the K languages asked for and their propensities.
+        actor: name of the actor that answered.
+        rollouts: [K], in the order of ``work.languages``.
+        note: a remark for the ledger, such as that answers were cut; usually empty.
+        timing: seconds that the actor spent on the group's stages.
+    """
 
     work: wire.Work
     actor: str
     rollouts: list[wire.Rollout]
-    note: str = ""  # for the ledger
+    note: str = ""
     timing: wire.Timing | None = None
 
     def took(self) -> dict[str, Any]:
-        """For the ledger: by whom, how many tokens, how long."""
+        """What the ledger keeps of the cost: ``actor``, ``lengths`` [K] of the responses in tokens, and ``timing``."""
         lengths = [len(rollout.response_ids) for rollout in self.rollouts]
         return {"actor": self.actor, "lengths": lengths, "timing": self.timing and msgspec.structs.asdict(self.timing)}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step did; every mean is over the response tokens that carry gradient.
+
+    Args:
+        means: statistic -> its mean; ``loss`` is the loss itself.
+        by_language: statistic -> language -> the mean over this language's tokens.
+        fill: share of the micro-batches' capacity, ``learner.microbatch_tokens`` each, that the tokens fill.
+        grad_norm: norm of the gradient before it was clipped.
+        lr: learning rate of the step.
+        problem: empty, or which loss or gradient was not finite; then the weights stayed as they were.
+    """
+
+    means: dict[str, float]
+    by_language: dict[str, dict[str, float]]
+    fill: float
+    grad_norm: float
+    lr: float
+    problem: str = ""

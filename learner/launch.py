@@ -1,7 +1,7 @@
 """``python -m learner.launch CONFIG.toml [flags]``: torchrun with ``learner.ranks`` processes on this machine.
 
-The same command on ``learner.nodes`` machines makes one learner of them; each waits for the others.
-As ``torchrun`` itself, but a failed learner ends with its own error as the last line, not with torchrun's traceback.
+The same command on each of ``learner.nodes`` machines makes one learner of them; they wait for each other.
+It is torchrun itself, but a learner that failed ends with its own error as the last line, not torchrun's traceback.
 """
 
 from __future__ import annotations
@@ -21,30 +21,49 @@ from common.config import LearnerConfig
 from common.net.rendezvous import host_of
 from common.process import main
 
-_GRACE_S = 3600  # for the checkpoint after a SIGTERM; who sent it has a deadline, and kills
+# Time for the checkpoint after a SIGTERM. It is long: whoever sent the signal has a deadline of their own, and kills.
+_SHUTDOWN_S = 3600
 
 
 def launch(module: str, config: LearnerConfig, arguments: Sequence[str]) -> None:
-    """Runs ``python -m module`` as this machine's ranks."""
+    """Runs ``python -m module arguments`` as this machine's ranks; blocks until all have ended.
+
+    Raises:
+        SystemExit: a rank failed; with the exit code of the first that did.
+        KeyboardInterrupt: SIGTERM or SIGINT ended the ranks.
+    """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    # Without it ranks that start again may find in torchrun's store where those before them listened.
+    # Otherwise ranks that are started again may find in torchrun's store the address of those before them.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    how = [f"--nproc-per-node={config.ranks}", f"--max-restarts={config.restarts}", f"--shutdown-timeout={_GRACE_S}"]
-    if config.nodes > 1:
-        own, meets = host_of(config.address), host_of(f"tcp://{config.torchrun}")
-        first = socket.gethostbyname(own) == socket.gethostbyname(meets)
-        how += [f"--nnodes={config.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={config.torchrun}"]
-        how += ["--rdzv-id=lrpo", f"--rdzv-conf=is_host={first}", f"--local-addr={own}"]
+    flags = [
+        f"--nproc-per-node={config.ranks}", f"--max-restarts={config.restarts}", f"--shutdown-timeout={_SHUTDOWN_S}",
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
-        if config.nodes == 1:  # by a file: torchrun's store would listen on every interface, and unpickle what is in it
-            how += ["--rdzv-backend=c10d", f"--rdzv-endpoint={directory}/ranks", "--local-addr=127.0.0.1"]
-            how += ["--rdzv-conf=store_type=file,keep_alive_interval=3600"]
+        flags += _on_many_machines(config) if config.nodes > 1 else _on_this_machine(directory)
         try:
-            torchrun([*how, "-m", module, *arguments])
+            torchrun([*flags, "-m", module, *arguments])
         except ChildFailedError as error:
             raise SystemExit(error.get_first_failure()[1].exitcode) from None
         except SignalException:
             raise KeyboardInterrupt from None
+
+
+def _on_many_machines(config: LearnerConfig) -> list[str]:
+    """They meet at ``learner.torchrun``, and the machine with that address hosts torchrun's store."""
+    own, meeting = host_of(config.address), host_of(f"tcp://{config.torchrun}")
+    is_host = socket.gethostbyname(own) == socket.gethostbyname(meeting)
+    return [
+        f"--nnodes={config.nodes}", "--rdzv-backend=c10d", f"--rdzv-endpoint={config.torchrun}", "--rdzv-id=lrpo",
+        f"--rdzv-conf=is_host={is_host}", f"--local-addr={own}",
+    ]  # fmt: skip
+
+
+def _on_this_machine(directory: str) -> list[str]:
+    """They meet through a file: torchrun's store would listen on every interface, and unpickle what is in it."""
+    return [
+        "--rdzv-backend=c10d", f"--rdzv-endpoint={directory}/ranks", "--local-addr=127.0.0.1",
+        "--rdzv-conf=store_type=file,keep_alive_interval=3600",
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Groups on disk: those queued in a checkpoint, those of a step to be looked at, and every step of a recorded run."""
+"""Trained groups on disk: every step of a run with ``learner.record``, and the steps that were skipped.
+
+A recording is a directory with ``config.json`` and one file a step, ``step-000001.msgpack`` and so on.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +14,22 @@ from pydantic import ValidationError
 from common import wire
 from common.config import Config
 from common.process import FatalError
-from learner.groups import Group
-from learner.train.trainer import StepResult
+from learner.groups import Group, StepResult
 
-_CONFIG = "config.json"
+log = logging.getLogger("learner")
+
+_CONFIG_FILE = "config.json"
 
 
 class Step(wire.WireStruct):
-    """A step as it was trained; ``number`` from 1."""
+    """A step as it was trained.
+
+    Args:
+        number: from 1.
+        groups: with the rewards that were trained on.
+        loss: of the step.
+        grad_norm: before it was clipped.
+    """
 
     number: int
     groups: list[Group]
@@ -25,8 +37,36 @@ class Step(wire.WireStruct):
     grad_norm: float
 
 
+class Recorder:
+    """Keeps a run's steps as the configuration asks for: all of them, or those alone that were skipped.
+
+    Args:
+        every_step: the directory for all, ``learner.record``; None: they are not kept.
+        skipped: the directory for those whose loss or gradient was not finite.
+    """
+
+    def __init__(self, every_step: Path | None, skipped: Path) -> None:
+        self._every_step, self._skipped = every_step, skipped
+
+    def record(self, number: int, groups: list[Group], result: StepResult) -> None:
+        """Writes step ``number``, counted from 1, where it belongs; a skipped one is named in the log.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._every_step is not None:
+            write(self._every_step, number, groups, result)
+        if result.problem:
+            path = write(self._skipped, number, groups, result)
+            log.error("step %d is skipped, %s; its groups are in %s", number, result.problem, path)
+
+
 def write(directory: Path, number: int, groups: list[Group], result: StepResult) -> Path:
-    """Keeps a step as ``step-000001.msgpack``, whole or not at all."""
+    """Writes a step, whole or not at all, and returns the path of its file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{number:06d}.msgpack"
     step = Step(number=number, groups=groups, loss=result.means.get("loss", 0.0), grad_norm=result.grad_norm)
@@ -37,32 +77,32 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
 
 
 def begin(directory: Path, config: Config, step: int) -> None:
-    """Makes ready to record what follows ``step``; what is there of later steps is undone by a resume."""
+    """Makes a directory ready for the steps after ``step``: recorded later ones, which a resume undoes, are removed."""
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.glob("step-*.msgpack"):
         if _number(path) > step:
             path.unlink()
-    (directory / _CONFIG).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    (directory / _CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
 
 
 def read(directory: Path) -> tuple[Config, Iterator[Step]]:
-    """The configuration of a recorded run and its steps, read one by one.
+    """The configuration of a recorded run, and its steps, each read when it is asked for.
 
     Raises:
-        FatalError: it is no record, does not begin at step 1, has a gap, or a file is damaged.
+        FatalError: it is no recording, does not begin at step 1, has a gap, or a file is damaged.
     """
     try:
-        config = Config.model_validate_json((directory / _CONFIG).read_text(encoding="utf-8"))
+        config = Config.model_validate_json((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         raise FatalError(f"{directory} is no record of a run (made with learner.record): {error}") from None
     paths = sorted(directory.glob("step-*.msgpack"))
     for expected, path in enumerate(paths, start=1):
         if _number(path) != expected:
             raise FatalError(f"{directory} lacks step {expected}: record a run from its beginning")
-    return config, map(_step, paths)
+    return config, map(_read_step, paths)
 
 
-def _step(path: Path) -> Step:
+def _read_step(path: Path) -> Step:
     try:
         return wire.unpack(path.read_bytes(), Step)
     except wire.WireError as error:

@@ -22,13 +22,13 @@ from torch.utils.tensorboard.summary import histogram, text
 
 from common.config import Config
 from learner.evaluate.languages import Evaluation
-from learner.groups import Group
+from learner.groups import Group, StepResult
 from learner.report.events import Events
 from learner.report.pages import layout
 from learner.report.verdict import Seconds, Verdict, judge
 from learner.report.verdict import stages as shares_of_stages
 from learner.train import stages
-from learner.train.trainer import StepResult, outcome
+from learner.train.trainer import outcome
 from learner.weights.publisher import Published
 from learner.work.actors import ActorState
 from router.show import mutual_information, picture

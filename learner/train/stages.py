@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
-from random import Random
-from typing import TypeAlias
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import LearnerConfig, StageConfig
+from common.config import StageConfig
 from common.languages import POLICY_CHOOSES
-from common.wire import Question, Rollout, Work
+from common.wire import Rollout, Work
+from learner.evaluate.choices import RIGHT, accuracy
 from learner.groups import Group
-from router import Context, Observation, Router
+from router import Context, Observation
 
-RIGHT = 0.5  # quality from which an answer counts as right
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -149,48 +146,3 @@ def metrics(batch: Sequence[Group]) -> dict[str, float]:
         "header_entropy": -float(np.mean([header_logp(rollout) for rollout in free])),
         "well_formed": float(np.mean([rollout.score.terms.get("selection", 0.0) for rollout in free])),
     }  # fmt: skip
-
-
-def accuracy(rollouts: Iterable[Rollout]) -> dict[str, float]:
-    pairs = np.array([(rollout.score.quality >= RIGHT, rollout.score.compliant) for rollout in rollouts])
-    right, kept = pairs.mean(0).tolist()
-    return {"accuracy": right, "accuracy_kept": float(pairs.all(1).mean()), "compliance": kept}
-
-
-# -- evaluation: free, routed, and forced into a language of the run or into one that is not ----------------
-
-Plan: TypeAlias = dict[str, list[str]]  # setting -> language asked of each answer
-
-
-def settings(question: Question, router: Router, languages: Sequence[str], config: LearnerConfig) -> Plan:
-    """What to ask of a question in each setting; whatever is drawn is always the same for it."""
-    draw, samples = Random(question.index), config.evaluate_samples
-    chances = router.distribution(question.language, question.topics, question.regions).tolist()
-    plan = {"free": [POLICY_CHOOSES] * samples, "routed": draw.choices(languages, chances, k=samples)}
-    for name, ones in {"seen": languages, "unseen": config.evaluate_unseen}.items():
-        plan |= {name: [draw.choice(ones)] * samples} if ones else {}
-    return plan
-
-
-def compared(groups: Sequence[Group], plans: Mapping[int, Plan]) -> dict[str, float]:
-    """By ``setting_metric``: accuracy, accuracy_kept, compliance, tokens an answer, and pass@k for powers of two k.
-
-    pass@k = 1 - C(n - c, k) / C(n, k), c of n answers right and in their language; its mean over questions.
-
-    Args:
-        plans: by row of the question.
-    """
-    found: defaultdict[str, list[list[Rollout]]] = defaultdict(list)
-    for group in groups:
-        rollouts = iter(group.rollouts)
-        for name, asked in plans[group.work.question.index].items():
-            found[name].append([next(rollouts) for _ in asked])
-    result: dict[str, float] = {}
-    for name, answers in found.items():
-        n, every = len(answers[0]), list(chain.from_iterable(answers))
-        told = accuracy(every) | {"tokens": float(np.mean([len(rollout.response_ids) for rollout in every]))}
-        wins = [sum(one.score.quality >= RIGHT and one.score.compliant for one in each) for each in answers]
-        for k in (2**power for power in range(n.bit_length())):
-            told[f"pass@{k}"] = float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in wins]))
-        result |= {f"{name}_{metric}": value for metric, value in told.items()}
-    return result

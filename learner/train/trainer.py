@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TypeVar, cast
@@ -25,11 +25,10 @@ from common.config import Config, LearnerConfig
 from common.gpus import has_cuda
 from common.process import FatalError
 from common.wire import Probe, Rollout, Score
-from learner.groups import Group
+from learner.groups import Group, Outcome, StepResult
 from learner.train.grpo import Objective, advantages, token_weights
 from learner.train.packing import Packed, Sample, pack, plan
 from learner.train.policy import Policy, shard
-from learner.work.ledger import Outcome
 
 log = logging.getLogger("learner.trainer")
 
@@ -41,18 +40,6 @@ _PROBE_TOKENS = 129
 _ROUNDING, _LOOSEST = 6 * 2**-8, 0.25
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did; means are over the response tokens that carry gradient, ``loss`` is the loss."""
-
-    means: dict[str, float]
-    by_language: dict[str, dict[str, float]]  # statistic -> language -> mean over its tokens
-    fill: float  # share of the micro-batches' room, learner.microbatch_tokens each, that tokens take
-    grad_norm: float
-    lr: float
-    problem: str = ""  # where loss or gradient is not finite; then the weights stay as they were
 
 
 class Trainer:

@@ -10,20 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from common.process import FatalError
 from common.wire import Work
-
-Outcome = Literal[
-    "trained",
-    "zero_variance",  # all answers have the same reward, so that no advantage differs from zero
-    "masked",  # every answer hit the length limit, and learner.mask_truncated is set
-    "skipped",  # the loss or the gradient of its step was not finite
-    "failed",  # given up before it was trained on, for the reason in the line
-]
+from learner.groups import Outcome
 
 _ENCODER = msgspec.json.Encoder()
 

@@ -17,11 +17,13 @@ import torch.distributed as dist
 
 from common.config import load
 from common.tokenizer import load_tokenizer
+from learner.build import build_run
 from learner.checkpoint import Checkpoints
+from learner.groups import StepResult
+from learner.interrupts import Interrupts
 from learner.ranks import Command, Ranks
-from learner.run import Run
 from learner.train.policy import full_weights
-from learner.train.trainer import StepResult, Trainer, set_up_distributed
+from learner.train.trainer import Trainer, set_up_distributed
 from learner.work.server import WorkServer
 from scripts.bench.chaos import prepare, settings
 from scripts.ops.supervise import Children
@@ -112,7 +114,8 @@ class Fleet:
 
         ranks = Ranks({"train": train, "gather": gather, "save": lambda _: None, "export": lambda _: None})
         checkpoints = Checkpoints(config.run.dir / "checkpoints", 1)
-        Run(config, self.server, self._trainer, self._tokenizer, ranks, checkpoints, {}).lead()
+        parts = self.server, self._trainer, self._tokenizer, ranks, checkpoints
+        build_run(config, *parts, None, Interrupts()).train()
         busy = {}
         for name, after in told[-1 - _ENDS].items():
             spent = {s: v - told[_ENDS][name].get(s, 0.0) for s, v in after.items() if not s.startswith("reward_")}

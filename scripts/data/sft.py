@@ -29,7 +29,7 @@ from common.languages import code_of, tag
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from common.wire import Rollout, Score
-from learner.checkpoint import export
+from learner.export import export
 from learner.launch import launch
 from learner.train.packing import Sample, pack, plan
 from learner.train.policy import Policy, shard

@@ -12,8 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner import recording
-from learner.groups import Group
-from learner.train.trainer import StepResult
+from learner.groups import Group, StepResult
 from scripts.study.preferences import main
 from tests.support.chat import serving
 from tests.support.groups import random_rollout, work

@@ -10,9 +10,8 @@ import numpy as np
 
 from common.config import Config, RouterConfig, load
 from common.languages import POLICY_CHOOSES
-from learner.groups import Group
+from learner.groups import Group, StepResult
 from learner.report.report import Pulse
-from learner.train.trainer import StepResult
 from learner.weights.publisher import Published
 from learner.work.actors import ActorState
 from router import Context, Observation, Router

@@ -20,7 +20,8 @@ from common import wire
 from common.config import Config, load
 from common.net.ports import reserve_port
 from learner import recording
-from learner.checkpoint import Checkpoints, export
+from learner.checkpoint import Checkpoints
+from learner.export import export
 from learner.groups import Group
 from learner.ranks import Ranks
 from learner.train.packing import Sample
@@ -109,17 +110,17 @@ def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: 
     latest = kept.latest()
     queued = random_batch(99, groups=2)
     if latest is not None:
-        kept.load(latest["path"], trainer.policy, trainer.optimizer)
-        assert wire.encode(latest["queued"]) == wire.encode(queued), "groups that waited come back"
-    step = latest["step"] if latest is not None else 0
+        kept.load(latest.path, trainer.policy, trainer.optimizer)
+        assert wire.encode(latest.queued) == wire.encode(queued), "groups that waited come back"
+    step = latest.state["step"] if latest is not None else 0
     batch = random_batch(seed)
     ranks = Ranks({"train": lambda command: trainer.step(command.batch, command.number)})
     if dist.get_rank() == 0:
-        result = ranks.call("train", number=step, batch=batch)
-        ranks.call("stop")
+        result = ranks.run("train", number=step, batch=batch)
+        ranks.run("stop")
         assert not result.problem
     else:
-        ranks.obey()
+        ranks.follow()
     kept.save(trainer.policy, trainer.optimizer, step + 1, {"step": step + 1}, queued)
     kept.wait()
     weights = whole(trainer)
@@ -132,10 +133,10 @@ def run(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: i
     """Trains recorded groups as a run does, a checkpoint every second step; kills itself in the middle of a step."""
     trainer = Trainer(configuration(model))
     kept = Checkpoints(checkpoints, kept=2)
-    latest = kept.latest() or {"step": 0}
-    if "path" in latest:
-        kept.load(latest["path"], trainer.policy, trainer.optimizer)
-    for number in range(latest["step"], steps):
+    latest = kept.latest()
+    if latest is not None:
+        kept.load(latest.path, trainer.policy, trainer.optimizer)
+    for number in range(latest.state["step"] if latest is not None else 0, steps):
         if number == die_at:
             trainer.backward(*_samples(trainer, record_dir, number))
             os.kill(os.getpid(), signal.SIGKILL)

@@ -41,7 +41,7 @@ def resumed(out: Path, model: Path) -> None:
     for number, flags in enumerate(([], ["--learner.weight_decay", "0.5", "--learner.betas", "[0.8, 0.9]"])):
         trainer = Trainer(configuration(model, *flags))
         if latest := checkpoints.latest():
-            checkpoints.load(latest["path"], trainer.policy, trainer.optimizer)
+            checkpoints.load(latest.path, trainer.policy, trainer.optimizer)
         trainer.step(random_batch(1), 0)
         checkpoints.save(trainer.policy, trainer.optimizer, number, {})
         checkpoints.wait()

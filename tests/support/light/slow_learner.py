@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 
 from torch import Tensor
 
-import learner.__main__ as learning
 from common.process import main
+from learner.process import learn
 from learner.train.packing import Packed
 from learner.train.trainer import Trainer
 
@@ -20,5 +21,4 @@ class SlowTrainer(Trainer):
 
 
 if __name__ == "__main__":
-    learning.Trainer = SlowTrainer  # type: ignore[attr-defined]
-    main(learning._run)
+    main(partial(learn, make_trainer=SlowTrainer))

@@ -1,0 +1,61 @@
+"""Waits for the groups of the next step. Which groups those are is decided in ``learner.work.scheduler``."""
+
+from __future__ import annotations
+
+import time
+
+from common.process import FatalError
+from common.stopwatch import Stopwatch
+from learner.groups import Group
+from learner.interrupts import Interrupts
+from learner.publishing import Publishing
+from learner.work.server import WorkServer
+
+_TURN_S = 0.5  # how long one wait lasts before newcomers, the deadline and interrupts are looked at
+
+
+class Batches:
+    """The batches of the queue that is being served.
+
+    Args:
+        server: collects the groups.
+        publishing: gives actors that come during a wait the current weights.
+        timeout_s: ``learner.batch_timeout_s``, the deadline of every wait.
+        stopwatch: counts the seconds waited.
+        interrupts: end a wait.
+    """
+
+    def __init__(
+        self,
+        server: WorkServer,
+        publishing: Publishing,
+        timeout_s: float,
+        stopwatch: Stopwatch,
+        interrupts: Interrupts,
+    ) -> None:
+        self._server, self._publishing, self._timeout_s = server, publishing, timeout_s
+        self._stopwatch, self._interrupts = stopwatch, interrupts
+
+    def next_batch(self, state: str = "wait") -> list[Group]:
+        """The groups of the next step, oldest first; blocks until they are there, at most ``timeout_s``.
+
+        Args:
+            state: of the stopwatch, in which the wait counts.
+
+        Raises:
+            FatalError: they did not come in time, or cannot come as every group was given up.
+            Interrupted: the process was asked to end.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while True:
+            self._interrupts.check()
+            with self._stopwatch(state):
+                batch = self._server.take(_TURN_S)
+            if batch is not None:
+                return batch
+            self._publishing.publish_to_newcomers()
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"no full batch within learner.batch_timeout_s = {self._timeout_s:.0f} s: "
+                    f"{self._server.counts()}, actors: {', '.join(self._server.members()) or 'none'}"
+                )

@@ -1,0 +1,126 @@
+"""Makes the parts of a run on rank 0, and fits them together: files are read, and what is wrong with them is said."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from transformers import PreTrainedTokenizerBase
+
+from common.config import Config
+from common.process import FatalError
+from common.stopwatch import Stopwatch
+from learner import recording
+from learner.batches import Batches
+from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
+from learner.evaluate.evaluator import Evaluator
+from learner.interrupts import Interrupts
+from learner.publishing import Publishing
+from learner.ranks import Ranks
+from learner.recording import Recorder
+from learner.report.report import Report
+from learner.reporting import Reporting
+from learner.run import Run
+from learner.saving import Saving
+from learner.state import RunState, Snapshot
+from learner.train.policy import layout
+from learner.train.trainer import Trainer
+from learner.training_work import TrainingWork
+from learner.weights.buckets import plan
+from learner.weights.publisher import Publisher
+from learner.work.admission import Limits
+from learner.work.questions import ShuffledQuestions, hash_questions, read_questions
+from learner.work.scheduler import staleness_bound
+from learner.work.server import WorkServer
+from router import Router
+
+log = logging.getLogger("learner")
+
+
+def build_run(
+    config: Config,
+    server: WorkServer,
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    ranks: Ranks,
+    checkpoints: Checkpoints,
+    latest: Checkpoint | None,
+    interrupts: Interrupts,
+) -> Run:
+    """A run that has yet to begin, or to go on.
+
+    Reads the questions, opens the ledger, the report's files and, with ``learner.record``, the recording; what these
+    hold of steps after the checkpoint is undone.
+
+    Args:
+        server: listens already, so that a taken port is noticed before the model is loaded.
+        trainer: its policy is the one to publish; that of ``latest``, if there is one.
+        tokenizer: counts the tokens of prompts.
+        ranks: knows the actions ``train``, ``gather``, ``save`` and ``export``.
+        checkpoints: where ``ranks`` saves.
+        latest: the checkpoint to go on from; None at the beginning of a run.
+        interrupts: end every wait.
+
+    Raises:
+        FatalError: questions cannot be read, the router's settings or the checkpoint do not fit, or the weights'
+            address is taken.
+    """
+    learner, longest = config.learner, config.data.max_prompt_tokens
+    questions = ShuffledQuestions(read_questions(config.data.train, tokenizer, longest), config.run.seed)
+    heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
+    state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
+    bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
+    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
+    stopwatch = Stopwatch()
+    buckets = plan(layout(trainer.policy), config.model.dtype, config.sync.bucket_mb)
+    publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check)
+    if learner.record is not None:
+        recording.begin(learner.record, config, state.step)
+    report = Report(config, bound, state.step)
+    publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
+    batches = Batches(server, publishing, learner.batch_timeout_s, stopwatch, interrupts)
+    training_work = TrainingWork(server, state, questions, publishing, limits)
+    evaluator = Evaluator(
+        learner,
+        config.run.languages,
+        {"train": questions.questions, "heldout": heldout},
+        state=state,
+        server=server,
+        training_work=training_work,
+        publishing=publishing,
+        batches=batches,
+        ranks=ranks,
+        limits=limits,
+        report=report,
+        stopwatch=stopwatch,
+        interrupts=interrupts,
+    )
+    return Run(
+        learner,
+        config.run.languages,
+        state=state,
+        ranks=ranks,
+        training_work=training_work,
+        batches=batches,
+        publishing=publishing,
+        evaluator=evaluator,
+        recorder=Recorder(learner.record, config.run.dir / "skipped"),
+        reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
+        saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
+        stopwatch=stopwatch,
+    )
+
+
+def _state(config: Config, questions_digest: str, lock: threading.Condition, latest: Checkpoint | None) -> RunState:
+    try:
+        router = Router(config.router, list(config.run.languages), config.run.seed, config.learner.steps)
+    except ValueError as error:
+        raise FatalError(str(error)) from None
+    if latest is None:
+        return RunState.begin(config=config, router=router, questions_digest=questions_digest, lock=lock)
+    snapshot = Snapshot.from_json(latest.state, latest.path / STATE_FILE)
+    state = RunState.restore(
+        snapshot, latest.queued, config=config, router=router, questions_digest=questions_digest, lock=lock
+    )
+    log.info("resuming after step %d of %d", state.step, config.learner.steps)
+    return state

@@ -1,0 +1,84 @@
+"""Where the policy chooses its answer language: its sampled answers compared with those in languages it was given.
+
+Each question is asked in up to four settings, with the same number of sampled answers in each: "free", the policy
+chooses; "routed", the router draws; "seen", one language of the run; "unseen", one of ``learner.evaluate_unseen``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from random import Random
+from typing import TypeAlias
+
+import numpy as np
+
+from common.config import LearnerConfig
+from common.languages import POLICY_CHOOSES
+from common.wire import Question, Rollout
+from learner.groups import Group
+from router import Router
+
+RIGHT = 0.5  # an answer of at least this quality counts as right
+LanguagesBySetting: TypeAlias = dict[str, list[str]]  # setting -> the language asked of each of its answers
+
+
+def languages_by_setting(
+    question: Question, router: Router, languages: Sequence[str], config: LearnerConfig
+) -> LanguagesBySetting:
+    """The languages to ask of a question in each setting, ``config.evaluate_samples`` a setting.
+
+    Random choices are seeded with the question's row, so a question is asked the same at every evaluation; only the
+    "routed" setting moves, with the router's distribution.
+    """
+    random, samples = Random(question.index), config.evaluate_samples
+    chances = router.distribution(question.language, question.topics, question.regions).tolist()
+    asked = {"free": [POLICY_CHOOSES] * samples, "routed": random.choices(languages, chances, k=samples)}
+    for setting, candidates in {"seen": languages, "unseen": config.evaluate_unseen}.items():
+        if candidates:
+            asked[setting] = [random.choice(candidates)] * samples
+    return asked
+
+
+def compare_settings(groups: Sequence[Group], asked: Mapping[int, LanguagesBySetting]) -> dict[str, float]:
+    """The figures of every setting, named ``setting_metric``.
+
+    The metrics are those of :func:`accuracy`, ``tokens`` an answer, and pass@k for every power of two k up to the
+    number n of answers to a question in a setting: the mean over questions of
+
+        pass@k = 1 - C(n - c, k) / C(n, k)
+
+    of which c are right and in their language.
+
+    Args:
+        groups: one a question, with the answers of all its settings one after the other.
+        asked: row of the question -> what :func:`languages_by_setting` gave for it.
+    """
+    answers: defaultdict[str, list[list[Rollout]]] = defaultdict(list)  # setting -> question -> answers
+    for group in groups:
+        rollouts = iter(group.rollouts)
+        for setting, languages in asked[group.work.question.index].items():
+            answers[setting].append([next(rollouts) for _ in languages])
+    figures: dict[str, float] = {}
+    for setting, by_question in answers.items():
+        every = list(chain.from_iterable(by_question))
+        metrics = accuracy(every) | {"tokens": float(np.mean([len(rollout.response_ids) for rollout in every]))}
+        figures |= {f"{setting}_{name}": value for name, value in (metrics | pass_at_k(by_question)).items()}
+    return figures
+
+
+def pass_at_k(by_question: Sequence[Sequence[Rollout]]) -> dict[str, float]:
+    """``pass@1``, ``pass@2``, ``pass@4`` … of equally many answers to each question; see :func:`compare_settings`."""
+    n = len(by_question[0])
+    right = [sum(one.score.quality >= RIGHT and one.score.compliant for one in answers) for answers in by_question]
+    powers = (2**exponent for exponent in range(n.bit_length()))
+    return {f"pass@{k}": float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in right])) for k in powers}
+
+
+def accuracy(rollouts: Iterable[Rollout]) -> dict[str, float]:
+    """Shares of the rollouts: ``accuracy`` right, ``compliance`` in their language, ``accuracy_kept`` both."""
+    pairs = np.array([(rollout.score.quality >= RIGHT, rollout.score.compliant) for rollout in rollouts])
+    right, kept = pairs.mean(0).tolist()
+    return {"accuracy": right, "accuracy_kept": float(pairs.all(1).mean()), "compliance": kept}

@@ -1,0 +1,189 @@
+"""Evaluations before the first step, after the last, and between: what to ask, and when training groups may not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, Protocol
+
+from common import wire
+from common.config import LearnerConfig
+from common.stopwatch import Stopwatch
+from learner.batches import Batches
+from learner.evaluate.choices import compare_settings, languages_by_setting
+from learner.evaluate.languages import Evaluation, read_reward_matrix
+from learner.groups import Group
+from learner.interrupts import Interrupts
+from learner.publishing import Publishing
+from learner.ranks import Ranks
+from learner.state import RunState
+from learner.training_work import TrainingWork
+from learner.work.admission import Limits
+from learner.work.questions import pick_evenly
+from learner.work.scheduler import WorkQueue
+from learner.work.server import WorkServer
+
+log = logging.getLogger("learner")
+
+_ATTEMPTS = 3  # a question handed back this often is left out
+
+
+class EvaluationReport(Protocol):
+    """Who is given the results as they come."""
+
+    def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
+        """Of the question set ``name``, after step ``number``."""
+
+    def settings(self, number: int, name: str, told: dict[str, float]) -> None:
+        """As :meth:`evaluation`, for sampled answers where the policy chooses its language."""
+
+
+class Evaluator:
+    """Has the actors answer a fixed choice of questions, instead of training groups, and reads the results off.
+
+    Args:
+        config: the section ``learner``.
+        languages: of the run.
+        question_sets: name -> questions; at most ``evaluate_questions`` of each set are asked, evenly spread.
+        state: has the router and the training queue.
+        server: hands out the questions.
+        training_work: what the server hands out otherwise.
+        publishing: publishes before an evaluation between steps.
+        batches: waits for the answers.
+        ranks: are kept waiting meanwhile.
+        limits: what an answer must keep to.
+        report: is given every result.
+        stopwatch: counts the seconds of the state ``evaluate``.
+        interrupts: end a wait.
+    """
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        languages: Sequence[str],
+        question_sets: Mapping[str, list[wire.Question]],
+        *,
+        state: RunState,
+        server: WorkServer,
+        training_work: TrainingWork,
+        publishing: Publishing,
+        batches: Batches,
+        ranks: Ranks,
+        limits: Limits,
+        report: EvaluationReport,
+        stopwatch: Stopwatch,
+        interrupts: Interrupts,
+    ) -> None:
+        self._config, self._languages, self._state, self._server = config, list(languages), state, server
+        self._question_sets = {
+            name: pick_evenly(questions, config.evaluate_questions)
+            for name, questions in question_sets.items()
+            if questions
+        }
+        self._training_work, self._publishing, self._batches, self._ranks = training_work, publishing, batches, ranks
+        self._limits, self._report, self._stopwatch, self._interrupts = limits, report, stopwatch, interrupts
+
+    def is_due(self, step: int) -> bool:
+        """Whether there is an evaluation after this step; the one after the last step is not meant."""
+        every = self._config.evaluate_every
+        return every > 0 and step % every == 0 and step < self._config.steps
+
+    def evaluate(self, when: str) -> dict[str, Any]:
+        """Evaluates the published policy, with the server's queue taken away from training.
+
+        Every question is answered greedily in each language of the run and in its own. With ``evaluate_samples`` it is
+        then also answered by sampling, in languages that the policy chooses or is given.
+
+        Blocks until all questions are answered or given up, at most ``learner.batch_timeout_s`` a set; then it raises
+        FatalError. Raises Interrupted when the process is asked to end.
+
+        Args:
+            when: "before", "after", "step-10"; part of the names of the work.
+
+        Returns:
+            set -> Evaluation as a dictionary, and ``set_settings`` -> figures; empty without ``learner.evaluate``.
+        """
+        results: dict[str, Any] = {}
+        for name, questions in self._question_sets.items() if self._config.evaluate else ():
+            evaluation = self._evaluate_greedy(f"{when}-{name}", questions)
+            self._report.evaluation(self._state.step, name, evaluation)
+            results[name] = evaluation.as_dict()
+            if self._config.evaluate_samples:
+                figures = self._evaluate_choices(f"{when}-{name}-settings", questions)
+                self._report.settings(self._state.step, name, figures)
+                results[f"{name}_settings"] = figures
+        return results
+
+    def publish_and_evaluate(self) -> float:
+        """Publishes the newest step and evaluates it with no training group under way; finished ones wait.
+
+        So no training group grows older for the evaluation: those that are out are waited for, and none is handed out
+        before its end. Where actors come or go meanwhile, it only publishes. Blocks and raises as :meth:`evaluate`.
+
+        Returns:
+            Seconds that belong to no step: those of the evaluation; 0 where there was none.
+        """
+        began, step = time.monotonic(), self._state.step
+        with self._stopwatch("evaluate"):
+            quiet = self._server.wait_until_all_finished(self._config.batch_timeout_s, self._interrupts.check)
+        if not quiet:
+            log.warning("no evaluation after step %d: actors come or go", step)
+            self._publishing.publish(step)
+            return 0.0
+        self._serve(_queue(0), self._training_work.make, self._training_work.enter_failure)  # nothing is handed out
+        self._publishing.publish(step)
+        self.evaluate(f"step-{step}")
+        with self._state.lock:
+            self._state.queue.mark_published()
+        self._training_work.serve()
+        return time.monotonic() - began
+
+    def _evaluate_greedy(self, name: str, questions: list[wire.Question]) -> Evaluation:
+        languages = [list(dict.fromkeys([*self._languages, question.language])) for question in questions]
+        groups = self._answers(name, questions, languages, greedy=True)
+        return read_reward_matrix(groups, self._languages, self._state.router)
+
+    def _evaluate_choices(self, name: str, questions: list[wire.Question]) -> dict[str, float]:
+        by_setting = {
+            question.index: languages_by_setting(question, self._state.router, self._languages, self._config)
+            for question in questions
+        }
+        languages = [list(chain.from_iterable(by_setting[question.index].values())) for question in questions]
+        return compare_settings(self._answers(name, questions, languages, greedy=False), by_setting)
+
+    def _answers(
+        self, name: str, questions: list[wire.Question], languages: list[list[str]], *, greedy: bool
+    ) -> list[Group]:
+        """The groups of all questions that were answered, question n in ``languages[n]``."""
+
+        def make(sequence: int) -> wire.Work:
+            return wire.Work(
+                id=f"{name}-{sequence}",
+                question=questions[sequence],
+                languages=languages[sequence],
+                propensities=[1.0] * len(languages[sequence]),
+                router_version=0,
+                policy_version=self._publishing.version,
+                greedy=greedy,
+            )
+
+        def leave_out(sequence: int, reason: str) -> None:
+            log.error("evaluation %s goes on without question %d: %s", name, sequence, reason)
+            queue.lower_total()
+
+        queue = _queue(len(questions))
+        self._serve(queue, make, leave_out)
+        self._ranks.run("wait")  # the other ranks' time to wait begins anew: this may take a whole batch timeout
+        return self._batches.next_batch("evaluate")
+
+    def _serve(
+        self, queue: WorkQueue[Group], make: Callable[[int], wire.Work], on_failed: Callable[[int, str], None]
+    ) -> None:
+        self._server.serve(queue, make, on_failed, self._limits)
+
+
+def _queue(questions: int) -> WorkQueue[Group]:
+    """Hands all questions out at once, each to be answered once; ``take`` gives them together."""
+    return WorkQueue(groups_per_step=questions, staleness=0, window=1, attempts=_ATTEMPTS, total=questions)

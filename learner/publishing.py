@@ -1,0 +1,75 @@
+"""Gives the engines the learner's current weights. How they travel is in ``learner.weights``."""
+
+from __future__ import annotations
+
+import time
+
+from common.config import Config
+from common.process import FatalError
+from common.stopwatch import Stopwatch
+from learner.interrupts import Interrupts
+from learner.ranks import Ranks
+from learner.weights.publisher import Published, Publisher
+from learner.work.server import WorkServer
+
+_POLL_S = 0.1
+
+
+class Publishing:
+    """Publishes from all ranks to all actors.
+
+    Args:
+        config: for the address and the deadline in the error when no actor comes.
+        server: knows the actors.
+        publisher: sends to them.
+        ranks: knows the action ``gather``.
+        stopwatch: counts the seconds of the states ``start`` and ``publish``.
+        interrupts: end the wait for an actor.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server: WorkServer,
+        publisher: Publisher,
+        ranks: Ranks,
+        stopwatch: Stopwatch,
+        interrupts: Interrupts,
+    ) -> None:
+        self._config, self._server, self._publisher, self._ranks = config, server, publisher, ranks
+        self._stopwatch, self._interrupts = stopwatch, interrupts
+        self.version = 0  # of the policy that was published last
+        self.newest = Published({}, 0.0, 0.0)  # who has that policy, and what publishing it took
+
+    def publish(self, version: int) -> None:
+        """Publishes the current weights as ``version`` to every actor that is there.
+
+        Blocks until each has them or was given up, and first until there is an actor.
+
+        Raises:
+            FatalError: no actor came within ``actor.start_timeout_s``.
+            Interrupted: the process was asked to end.
+        """
+        self._wait_for_an_actor()
+        with self._stopwatch("publish"):
+            weights, probe = self._ranks.run("gather")
+            self.newest = self._publisher.publish(version, weights, probe)
+        self.version = version
+        self._server.mark_published(self.newest.members)
+
+    def publish_to_newcomers(self) -> None:
+        """Publishes the current version again, if an actor came since; raises what :meth:`publish` raises."""
+        if self._server.has_newcomers():
+            self.publish(self.version)
+
+    def _wait_for_an_actor(self) -> None:
+        deadline = time.monotonic() + self._config.actor.start_timeout_s
+        while not self._server.members():
+            with self._stopwatch("start"):
+                time.sleep(_POLL_S)
+            self._interrupts.check()
+            if time.monotonic() > deadline:
+                raise FatalError(
+                    f"no actor came to {self._config.learner.address} within actor.start_timeout_s = "
+                    f"{self._config.actor.start_timeout_s:.0f} s"
+                )

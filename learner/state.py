@@ -1,0 +1,247 @@
+"""All of a run that outlives its processes, but the weights: as it is in memory, and as it is in a checkpoint.
+
+:meth:`RunState.capture` and :meth:`RunState.restore` are each other's inverse and stand side by side; what lies between
+them is a :class:`Snapshot`, typed and with a version.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import Config
+from common.process import FatalError
+from learner.groups import Group
+from learner.work.ledger import Ledger
+from learner.work.scheduler import WorkQueue
+from router import Router
+
+VERSION = 2  # of a snapshot; the layout before it was an untyped dictionary without a version
+LEDGER_FILE = "ledger.jsonl"  # in run.dir
+
+
+class Totals(msgspec.Struct, forbid_unknown_fields=True):
+    """Sums over the steps of a run, which the summary makes its means of.
+
+    Args:
+        response_tokens: number of response tokens in the groups of all steps.
+        lag_sum: sum of their lags, in policy updates.
+        lag_max: largest of these.
+        loop_s: seconds that the steps took, without evaluations between them.
+        pause_s: seconds that generation stood still for weight updates, of the longest pause in each.
+    """
+
+    response_tokens: int = 0
+    lag_sum: float = 0.0
+    lag_max: int = 0
+    loop_s: float = 0.0
+    pause_s: float = 0.0
+
+    def add_tokens(self, lags: NDArray[np.int32]) -> None:
+        """Counts the response tokens of a step, given the lag of each: [tokens]."""
+        self.response_tokens += len(lags)
+        self.lag_sum += float(lags.sum())
+        self.lag_max = max(self.lag_max, int(lags.max()))
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The run's state in a checkpoint (``run.json``); finished groups that wait for their step lie beside it.
+
+    Args:
+        version: of this layout.
+        step: how many steps were trained.
+        questions_digest: of the seed and the training questions, as ``learner.work.questions.hash_questions`` gives it.
+        next_sequence: the sequence number of the next fresh group.
+        pending: sequence numbers handed out before it that no step has trained yet.
+        groups_retried: how many groups were given out again so far.
+        groups_orphaned: how many of these because their actor was lost.
+        groups_failed: how many were given up.
+        ledger_size: bytes of the ledger that belong to these steps.
+        router: as ``Router.state`` gives it.
+        totals: sums over the steps.
+        evaluation_before: what the evaluation before the first step found; empty without one.
+        choice_shares: running shares of the languages that the policy chose.
+        wall_seconds: since the run began, without the time between an end and a resume.
+    """
+
+    version: int
+    step: int
+    questions_digest: str
+    next_sequence: int
+    pending: list[int]
+    groups_retried: int
+    groups_orphaned: int
+    groups_failed: int
+    ledger_size: int
+    router: dict[str, Any]
+    totals: Totals
+    evaluation_before: dict[str, Any]
+    choice_shares: dict[str, float]
+    wall_seconds: float
+
+    @classmethod
+    def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
+        """Checks what was read from ``file``.
+
+        Raises:
+            FatalError: it has another version, or none, as the layout before version 2; or it is not such a record.
+        """
+        if state.get("version") != VERSION:
+            found = (
+                f"version {state['version']!r}" if "version" in state else "no version, so an older program wrote it"
+            )
+            raise FatalError(
+                f"cannot resume from {file}: it has {found}, and this program reads version {VERSION}; finish the run "
+                "with the program that began it, or begin anew in another run.dir"
+            )
+        try:
+            return msgspec.convert(state, cls)
+        except msgspec.ValidationError as error:
+            raise FatalError(
+                f"cannot resume from {file}: {error}; delete this checkpoint to resume from the one before it"
+            ) from None
+
+    def as_json(self) -> dict[str, Any]:
+        state: dict[str, Any] = msgspec.to_builtins(self)
+        return state
+
+
+@dataclass
+class RunState:
+    """The run's state in memory; rank 0 alone has it.
+
+    Nothing else is random or remembered: the router's state has its generator, and a step draws no random number.
+
+    Args:
+        lock: guards the queue and the router, which the server uses on its thread as it leases groups.
+        questions_digest: see Snapshot.
+        queue: which group is leased, finished or in training.
+        ledger: what became of every group.
+        router: draws the languages.
+        step: how many steps were trained; the version of the newest policy.
+        totals: sums over these steps.
+        evaluation_before: see Snapshot.
+        choice_shares: see Snapshot.
+        began: when the run would have begun had it never been interrupted, in seconds of ``time.monotonic``.
+    """
+
+    lock: threading.Condition
+    questions_digest: str
+    queue: WorkQueue[Group]
+    ledger: Ledger
+    router: Router
+    step: int = 0
+    totals: Totals = field(default_factory=Totals)
+    evaluation_before: dict[str, Any] = field(default_factory=dict)
+    choice_shares: Mapping[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def wall_seconds(self) -> float:
+        """Since the run began, without the time between an end and a resume."""
+        return time.monotonic() - self.began
+
+    def capture(self) -> tuple[Snapshot, list[Group]]:
+        """The state as it is now, and the finished groups that wait for their step.
+
+        Writes the ledger out, so that the file has at least the bytes that the snapshot speaks of.
+        """
+        with self.lock:
+            snapshot = Snapshot(
+                version=VERSION,
+                step=self.step,
+                questions_digest=self.questions_digest,
+                next_sequence=self.queue.next_sequence,
+                pending=self.queue.untaken(),
+                groups_retried=self.queue.retried,
+                groups_orphaned=self.queue.orphaned,
+                groups_failed=self.queue.failed,
+                ledger_size=self.ledger.flush(),
+                router=self.router.state(),
+                totals=msgspec.structs.replace(self.totals),  # a copy
+                evaluation_before=self.evaluation_before,
+                choice_shares=dict(self.choice_shares),
+                wall_seconds=self.wall_seconds(),
+            )
+            return snapshot, list(self.queue.finished().values())
+
+    @classmethod
+    def restore(
+        cls,
+        snapshot: Snapshot,
+        queued: Sequence[Group],
+        *,
+        config: Config,
+        router: Router,
+        questions_digest: str,
+        lock: threading.Condition,
+    ) -> RunState:
+        """The state that was captured, in this process.
+
+        Args:
+            queued: the finished groups that were captured with it.
+            router: of this run's configuration, before anything was drawn or observed; it loads the saved state.
+            questions_digest: of the seed and the questions of this process.
+
+        Raises:
+            FatalError: the seed, the questions or the router's languages are not those of the run, or its ledger has
+                lost lines.
+        """
+        if snapshot.questions_digest != questions_digest:
+            raise FatalError(
+                f"{config.run.dir} was begun with another seed or other questions than those of {config.data.train}: "
+                "use the same, or another run.dir"
+            )
+        try:
+            router.load(snapshot.router)
+        except ValueError as error:
+            raise FatalError(f"cannot resume {config.run.dir}: {error}") from None
+        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, queued)
+        queue.retried, queue.orphaned = snapshot.groups_retried, snapshot.groups_orphaned
+        queue.failed = snapshot.groups_failed
+        return cls(
+            lock=lock,
+            questions_digest=questions_digest,
+            queue=queue,
+            ledger=Ledger(config.run.dir / LEDGER_FILE, snapshot.ledger_size),
+            router=router,
+            step=snapshot.step,
+            totals=msgspec.structs.replace(snapshot.totals),
+            evaluation_before=snapshot.evaluation_before,
+            choice_shares=snapshot.choice_shares,
+            began=time.monotonic() - snapshot.wall_seconds,
+        )
+
+    @classmethod
+    def begin(cls, *, config: Config, router: Router, questions_digest: str, lock: threading.Condition) -> RunState:
+        """The state of a run before its first step; a ledger that lies in its directory is emptied."""
+        return cls(
+            lock=lock,
+            questions_digest=questions_digest,
+            queue=_queue(config),
+            ledger=Ledger(config.run.dir / LEDGER_FILE),
+            router=router,
+        )
+
+
+def _queue(
+    config: Config, step: int = 0, next_sequence: int = 0, pending: Sequence[int] = (), queued: Sequence[Group] = ()
+) -> WorkQueue[Group]:
+    learner = config.learner
+    return WorkQueue(
+        groups_per_step=learner.groups_per_step,
+        staleness=learner.staleness,
+        window=learner.window,
+        attempts=learner.group_attempts,
+        total=max(0, learner.steps - step) * learner.groups_per_step,
+        next_sequence=next_sequence,
+        pending=pending,
+        results={group.work.sequence: group for group in queued},
+    )

@@ -1,0 +1,53 @@
+"""How a position in the run's order of questions becomes work for an actor, and what is entered when it fails."""
+
+from __future__ import annotations
+
+from common import wire
+from learner.publishing import Publishing
+from learner.state import RunState
+from learner.work.admission import Limits
+from learner.work.questions import ShuffledQuestions
+from learner.work.server import WorkServer
+
+
+class TrainingWork:
+    """The training questions as the server hands them out.
+
+    The server calls :meth:`make` and :meth:`enter_failure` on its own thread, holding ``state.lock``.
+
+    Args:
+        server: hands out the work.
+        state: has the queue, the router that draws languages, and the ledger.
+        questions: in the run's order.
+        publishing: knows the version that the engines have.
+        limits: what an answer must keep to, to be trained.
+    """
+
+    def __init__(
+        self, server: WorkServer, state: RunState, questions: ShuffledQuestions, publishing: Publishing, limits: Limits
+    ) -> None:
+        self._server, self._state, self._questions = server, state, questions
+        self._publishing, self._limits = publishing, limits
+
+    def serve(self) -> None:
+        """Has the server hand out training groups from now on, in place of what it handed out before."""
+        self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits)
+
+    def make(self, sequence: int) -> wire.Work:
+        """The question at a position, with languages drawn from the newest router."""
+        question = self._questions[sequence]
+        draw = self._state.router.draw(question.language, question.topics, question.regions)
+        return wire.Work(
+            id=f"train-{sequence}",
+            question=question,
+            languages=draw.languages,
+            propensities=draw.propensities,
+            router_version=draw.router_version,
+            policy_version=self._publishing.version,
+            greedy=False,
+        )
+
+    def enter_failure(self, sequence: int, reason: str) -> None:
+        """Enters into the ledger that a group was given up."""
+        row = self._questions[sequence].index
+        self._state.ledger.enter(sequence, row, "failed", self._state.step, reason)

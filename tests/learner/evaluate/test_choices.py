@@ -1,0 +1,38 @@
+"""The policy's own choice of language, compared with languages it was given."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from common.config import load
+from learner.evaluate.choices import compare_settings, languages_by_setting
+from learner.groups import Group
+from router import Router
+from tests.support.groups import question, random_rollout, work
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
+    rng = np.random.default_rng()
+    style = ["--model.prompt_style", "select"]
+    config = load([*style, "--learner.evaluate_samples", "4", "--learner.evaluate_unseen", '["zh"]'])
+    bandit = Router(config.router, ["de", "en"], 0, 1)
+    by_setting = languages_by_setting(question(3), bandit, ["de", "en"], config.learner)
+    assert by_setting["free"] == [""] * 4 and by_setting["unseen"] == ["zh"] * 4
+    assert set(by_setting["routed"]) <= {"de", "en"} and len(set(by_setting["seen"])) == 1
+    assert by_setting == languages_by_setting(question(3), bandit, ["de", "en"], config.learner), "always the same"
+    asked = [language for languages in by_setting.values() for language in languages]
+    rollouts = [random_rollout(rng) for _ in asked]
+    rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"quality": rng.random()})}) for r in rollouts]
+    group = Group(work=work(3, asked), actor="a", rollouts=rollouts)
+    figures = compare_settings([group], {3: by_setting})
+    for number, setting in enumerate(by_setting):
+        answers = rollouts[4 * number : 4 * number + 4]
+        right = [rollout.score.quality >= 0.5 and rollout.score.compliant for rollout in answers]
+        for k in (1, 2, 4):
+            wins = [any(chosen) for chosen in combinations(right, k)]
+            assert figures[f"{setting}_pass@{k}"] == pytest.approx(sum(wins) / len(wins))
+        lengths = [len(rollout.response_ids) for rollout in answers]
+        assert figures[f"{setting}_tokens"] == pytest.approx(sum(lengths) / 4)

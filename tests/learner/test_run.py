@@ -1,0 +1,120 @@
+"""The order of the loop, with every part but the run's state a stand-in."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from common.config import Config, load
+from common.stopwatch import Stopwatch
+from learner.groups import Group, StepResult
+from learner.interrupts import Interrupted
+from learner.run import Run
+from learner.state import LEDGER_FILE, RunState
+from router import Router
+from tests.support.train_once import random_batch
+
+LANGUAGES = ["de", "en", "zh"]
+FINE = StepResult(means={"loss": 0.0}, by_language={}, fill=1.0, grad_norm=1.0, lr=1e-3)
+
+
+def configuration(run_dir: Path, steps: int) -> Config:
+    flags = ["--learner.steps", str(steps), "--learner.evaluate_every", "2"]
+    return load(["--run.dir", str(run_dir), *flags])
+
+
+def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[Run, Mock]:
+    """A run and the stand-in that remembers what its parts were asked, in order."""
+    router = Router(config.router, LANGUAGES, 0, config.learner.steps)
+    state = RunState.begin(config=config, router=router, questions_digest="", lock=threading.Condition())
+    state.step = step
+    parts = Mock()
+    parts.ranks.run.return_value = result
+    parts.batches.next_batch.side_effect = lambda: random_batch(state.step)
+    parts.evaluator.is_due.side_effect = lambda step: step == 2
+    parts.evaluator.evaluate.side_effect = lambda when: {"train": {"own": 0.5}}
+    parts.evaluator.publish_and_evaluate.return_value = 1.5
+    others: dict[str, Any] = {
+        name: getattr(parts, name)
+        for name in (
+            "ranks", "training_work", "batches", "publishing", "evaluator", "recorder", "reporting", "saving",
+        )
+    }  # fmt: skip
+    return Run(config.learner, LANGUAGES, state=state, stopwatch=Stopwatch(), **others), parts
+
+
+def asked(parts: Mock) -> list[str]:
+    """What the parts were asked; of the ranks, which action."""
+    names = []
+    for name, arguments, _ in parts.method_calls:
+        names.append(f"ranks.{arguments[0]}" if name == "ranks.run" else name)
+    return [name for name in names if name != "evaluator.is_due"]
+
+
+STEP = ["batches.next_batch", "ranks.train", "recorder.record", "reporting.step"]
+BEGIN = ["publishing.publish", "evaluator.evaluate", "training_work.serve", "reporting.begin"]
+END = [
+    "saving.save", "reporting.end", "evaluator.evaluate", "ranks.export", "saving.wait", "reporting.summary",
+    "reporting.close",
+]  # fmt: skip
+
+
+def test_the_loop_takes_trains_settles_reports_publishes_and_saves(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3))
+    run.train()
+    published = [*STEP, "publishing.publish", "saving.save_if_due"]
+    evaluated = [*STEP, "evaluator.publish_and_evaluate", "reporting.exclude", "saving.save_if_due"]
+    assert asked(parts) == [*BEGIN, *published, *evaluated, *published, *END]
+    assert [call.args[0] for call in parts.publishing.publish.call_args_list] == [0, 1, 3]
+    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["before", "after"]
+    assert [call.kwargs["number"] for call in parts.ranks.run.call_args_list[:-1]] == [0, 1, 2]
+    assert parts.reporting.exclude.call_args.args == (1.5,)
+    assert run.state.evaluation_before == {"train": {"own": 0.5}}
+
+
+def test_a_step_is_settled_in_ledger_totals_and_router(tmp_path: Path) -> None:
+    run, _ = make_run(configuration(tmp_path, steps=1))
+    run.train()
+    batch = random_batch(0)
+    run.state.ledger.flush()
+    lines = [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()]
+    assert [line["sequence"] for line in lines] == [group.work.sequence for group in batch]
+    assert {line["step"] for line in lines} == {1} and lines[-1]["outcome"] == "zero_variance"
+    assert run.state.totals.response_tokens == _tokens(batch) and run.state.router.step == 1
+
+
+def test_the_groups_of_a_skipped_step_are_entered_as_such(tmp_path: Path) -> None:
+    run, _ = make_run(configuration(tmp_path, steps=1), StepResult({}, {}, 1.0, 0.0, 0.0, problem="not finite: loss"))
+    run.train()
+    run.state.ledger.flush()
+    lines = [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()]
+    assert {(line["outcome"], line["reason"]) for line in lines} == {
+        ("skipped", "not finite: loss"), ("zero_variance", ""),
+    }  # fmt: skip
+
+
+def test_a_resumed_run_does_not_evaluate_what_it_did_before(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3), step=2)
+    run.state.evaluation_before = {"train": {"own": 0.25}}
+    run.train()
+    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
+    assert [call.args[0] for call in parts.publishing.publish.call_args_list] == [2, 3]
+    assert run.state.evaluation_before == {"train": {"own": 0.25}}
+
+
+def test_an_interrupted_run_saves_the_step_that_it_has_trained(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3))
+    parts.publishing.publish.side_effect = [None, Interrupted]
+    with pytest.raises(Interrupted):
+        run.train()
+    assert asked(parts) == [*BEGIN, *STEP, "publishing.publish", "saving.save", "saving.wait", "reporting.close"]
+    assert parts.saving.save.call_args.args == (1,)
+
+
+def _tokens(batch: list[Group]) -> int:
+    return sum(len(rollout.response_ids) for group in batch for rollout in group.rollouts)

@@ -1,0 +1,132 @@
+"""The run's state survives a checkpoint whole, and what another program wrote is refused with a remedy."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import Config, load
+from common.process import FatalError
+from learner.groups import Group
+from learner.state import LEDGER_FILE, VERSION, RunState, Snapshot
+from router import Context, Observation, Router
+from tests.support.groups import random_rollout, work
+
+LANGUAGES = ["de", "en", "zh"]
+
+
+def configuration(run_dir: Path) -> Config:
+    flags = ["--learner.groups_per_step", "2", "--learner.staleness", "2", "--learner.steps", "20"]
+    return load(["--run.dir", str(run_dir), *flags])
+
+
+def router(config: Config, languages: list[str] = LANGUAGES) -> Router:
+    return Router(config.router, languages, 7, config.learner.steps)
+
+
+def group(sequence: int) -> Group:
+    rng = np.random.default_rng(sequence)
+    rollouts = [random_rollout(rng) for _ in range(2)]
+    return Group(work=work(sequence, [rollout.language for rollout in rollouts]), actor="a", rollouts=rollouts)
+
+
+def busy_state(config: Config) -> RunState:
+    """Of a run with groups leased, given back, finished, trained and failed."""
+    state = RunState.begin(config=config, router=router(config), questions_digest="d", lock=threading.Condition())
+    for _ in range(6):
+        state.queue.lease("a", deadline=60)
+    for sequence in (0, 1, 3):
+        state.queue.submit(sequence, "a", group(sequence))
+    state.queue.release(4, "a")
+    taken = state.queue.take()
+    assert taken is not None
+    for sequence, _ in taken:
+        state.ledger.enter(sequence, 0, "trained", 1)
+    state.queue.mark_published()
+    state.router.draw("de", ["Chat"], ["Europe"])
+    state.router.observe([Observation(Context.of("de", ["Chat"], []), ("en", "de"), (0.5, 1.0), (True, True))])
+    state.totals.add_tokens(np.array([0, 3, 1], np.int32))
+    state.step, state.totals.loop_s = 1, 2.5
+    state.evaluation_before, state.choice_shares = {"train": {"own": 0.25}}, {"de": 0.75, "en": 0.25}
+    state.began -= 100
+    return state
+
+
+def through_a_file(snapshot: Snapshot, path: Path) -> Snapshot:
+    path.write_text(json.dumps(snapshot.as_json()))
+    return Snapshot.from_json(json.loads(path.read_text()), path)
+
+
+def restored(config: Config, snapshot: Snapshot, queued: list[Group], digest: str = "d") -> RunState:
+    return RunState.restore(
+        snapshot,
+        queued,
+        config=config,
+        router=router(config),
+        questions_digest=digest,
+        lock=threading.Condition(),
+    )
+
+
+def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    state = busy_state(config)
+    snapshot, queued = state.capture()
+    state.ledger.enter(2, 0, "trained", 2)  # of a step after the checkpoint, which the resume undoes
+    state.ledger.flush()
+    again = restored(config, through_a_file(snapshot, tmp_path / "run.json"), queued)
+
+    assert again.step == 1 and again.totals == state.totals
+    assert (again.totals.response_tokens, again.totals.lag_sum, again.totals.lag_max) == (3, 4.0, 3)
+    assert (again.evaluation_before, again.choice_shares) == (state.evaluation_before, state.choice_shares)
+    assert again.wall_seconds() == pytest.approx(state.wall_seconds(), abs=5) and again.wall_seconds() > 100
+    assert len((tmp_path / LEDGER_FILE).read_text().splitlines()) == 2
+    assert again.queue.untaken() == state.queue.untaken() == [2, 3, 4, 5]
+    assert list(again.queue.finished()) == [3] and again.queue.next_sequence == 6
+    assert again.queue.remaining == state.queue.remaining == 38
+    assert (again.queue.retried, again.queue.orphaned, again.queue.failed) == (1, 0, 0)
+    assert again.router.state() == state.router.state()
+    assert again.router.draw("de", ["Chat"], []) == state.router.draw("de", ["Chat"], []), "the next draw is the same"
+    resumed, _ = restored(config, snapshot, queued).capture()
+    assert resumed.as_json() | {"wall_seconds": 0} == snapshot.as_json() | {"wall_seconds": 0}
+
+
+def test_a_checkpoint_of_the_old_layout_is_refused(tmp_path: Path) -> None:
+    old = {
+        "step": 3, "questions": "d", "next_sequence": 9, "pending": [7, 8], "so_far": [1, 0, 0], "ledger_size": 0,
+        "router": {}, "totals": {}, "before": {}, "shares": {}, "wall_seconds": 1.0,
+    }  # fmt: skip
+    with pytest.raises(FatalError) as error:
+        Snapshot.from_json(old, tmp_path / "run.json")
+    assert str(tmp_path / "run.json") in str(error.value) and "no version" in str(error.value)
+    assert "begin anew in another run.dir" in str(error.value)
+
+
+@pytest.mark.parametrize("version", [VERSION + 1, 1, str(VERSION), None])
+def test_a_checkpoint_of_an_unknown_version_is_refused(tmp_path: Path, version: object) -> None:
+    snapshot, _ = busy_state(configuration(tmp_path)).capture()
+    with pytest.raises(FatalError, match=f"version {version!r}, and this program reads version {VERSION}"):
+        Snapshot.from_json(snapshot.as_json() | {"version": version}, tmp_path / "run.json")
+
+
+@pytest.mark.parametrize("change", [{"step": "1"}, {"totals": {"tokens": 1}}, {"something": 1}])
+def test_a_snapshot_that_is_not_of_its_type_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    snapshot, _ = busy_state(configuration(tmp_path)).capture()
+    with pytest.raises(FatalError, match=r"cannot resume from .*run\.json: .*; delete this checkpoint"):
+        Snapshot.from_json(snapshot.as_json() | change, tmp_path / "run.json")
+
+
+def test_another_run_is_not_resumed(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    snapshot, queued = busy_state(config).capture()
+    with pytest.raises(FatalError, match="another seed or other questions"):
+        restored(config, snapshot, queued, digest="another")
+    with pytest.raises(FatalError, match=r"set run\.languages to the saved list"):
+        RunState.restore(
+            snapshot, queued, config=config, router=router(config, LANGUAGES[:2]), questions_digest="d",
+            lock=threading.Condition(),
+        )  # fmt: skip
