@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from common.languages import code_of
 from common.process import FatalError
 from learner.work.questions import read_table
-from reward.calibration.files import KINDS, Calibration, Level, Mode, Pair, PairStatistics, Quantiles, quantile_path
+from reward.calibration.files import KINDS, Level, Pair, PairStatistics, Quantiles, quantile_path
+from reward.calibration.formulas import Calibration, Mode
 from reward.embedder import Embedder, Vectors
 from reward.gate import LanguageGate
 from scripts.command import plain_errors
