@@ -75,7 +75,7 @@ class Scorer:
         )
         offline = quantile_path(config.calibration) if config.calibration else None
         self._drift = Drift(Quantiles.read(offline) if offline and offline.exists() else None, config.drift_warning)
-        self._terms = QualityTerms({topic: dict(weights) for topic, weights in config.terms.items()})
+        self._terms = QualityTerms(config.terms)
         self._gate = ComplianceGate(config, languages)
         self._embedder = Embedder(config.embedder, config.device, config.batch_tokens)
         self._references = ReferenceCache(self._embedder, config.cache_entries, cache_file)

@@ -57,8 +57,8 @@ class Logits:
 
         Rewards are averaged by (topic, region, language), where a missing region counts as a region of its own.
         ``norm`` compares the means of one (topic, region). Then each of them, in the order in which it first occurred,
-        moves A[topic, language], and B[region, language] if that topic's regions count. A topic that occurs with 24 regions
-        therefore moves 24 times, by an amount that depends on their order.
+        moves A[topic, language], and B[region, language] if that topic's regions count. A topic that occurs with 24
+        regions therefore moves 24 times, by an amount that depends on their order.
         """
         buckets: dict[tuple[str, str | None, int], list[float]] = {}
         for context, arm, reward in zip(batch.context.tolist(), batch.arm.tolist(), batch.reward.tolist(), strict=True):

@@ -76,8 +76,7 @@ class MathVerifier:
 
     def close(self) -> None:
         """Ends the worker. Blocks for at most a few seconds."""
-        self._pool.stop()
-        self._pool.join()
+        _stop(self._pool)
 
     def _restart_pool(self) -> None:
         self.close()
@@ -90,10 +89,14 @@ class MathVerifier:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPool(max_workers=1, initializer=_start_worker, context=context)
         if not _is_ready(pool):
-            pool.stop()
-            pool.join()
+            _stop(pool)
             raise FatalError(f"math-verify did not start within {_START_S:.0f} s; is its installation complete?")
         return pool
+
+
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()  # type: ignore[no-untyped-call]
+    pool.join()
 
 
 def _is_ready(pool: ProcessPool) -> bool:

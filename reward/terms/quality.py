@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from common.config.reward import Term
 from reward.terms.registry import TERMS, TermInput
 
 _DEFAULT = "default"  # the name of the weights for questions whose topics have none of their own
@@ -20,8 +21,9 @@ class QualityTerms:
         FatalError: a term needs a package that is not installed.
     """
 
-    def __init__(self, weights: Mapping[str, Mapping[str, float]]) -> None:
-        self._weights = {_DEFAULT: {"similarity": 1.0}} | {topic: dict(row) for topic, row in weights.items()}
+    def __init__(self, weights: Mapping[str, Mapping[Term, float]]) -> None:
+        self._weights: dict[str, dict[str, float]] = {_DEFAULT: {"similarity": 1.0}}
+        self._weights |= {topic: {str(name): one for name, one in row.items()} for topic, row in weights.items()}
         used = {name for row in self._weights.values() for name in row}
         self._functions = {name: term.load() for name, term in TERMS.items() if name in used}
 

@@ -1,8 +1,8 @@
 """Compares strategies by their regret in contextual-bandit worlds: ``python -m router simulate --help``.
 
 A rollout complies with its world's probability. It then has the quality of its cell, plus the difficulty of the
-question and noise, within [0, 1]. The regret of a rollout is the difference between the expected reward of the best language and
-that of the language asked for; it is averaged over all rollouts, including fixed ones.
+question and noise, within [0, 1]. The regret of a rollout is the difference between the expected reward of the best
+language and that of the language asked for; it is averaged over all rollouts, including fixed ones.
 """
 
 from __future__ import annotations
