@@ -6,6 +6,8 @@ pebble, which kills a worker that exceeds its time and starts another one.
 
 pebble has no limits of memory and files, no deadline for the start of a worker, and workers that survive the death of
 their parent while they compute. ``_start_worker`` and ``MathVerifier`` add these.
+
+pebble unpickles what a worker returns. This is acceptable because a worker runs no code that an answer contains.
 """
 
 from __future__ import annotations

@@ -109,7 +109,18 @@ def test_a_worker_has_limits_and_dies_with_its_parent(math: MathVerifier) -> Non
                   Path(f"/proc/{worker.pid}/limits").read_text().splitlines())  # fmt: skip
     assert limits["Max file size"] == limits["Max core file size"] == "0"
     assert 1 << 30 < int(limits["Max address space"]) < 1 << 34
-    code = "from reward.terms.math import MathVerifier; MathVerifier(); print('ready', flush=True); input()"
+    # An idle worker would notice by itself that its parent is gone; this one is busy.
+    code = """
+import time
+from reward.terms.math import MathVerifier
+if __name__ == "__main__":
+    verifier = MathVerifier()
+    busy = verifier._pool.schedule(time.sleep, (600,))
+    while not busy.running():
+        time.sleep(0.05)
+    print("ready", flush=True)
+    input()
+"""
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
         orphans = psutil.Process(parent.pid).children()
