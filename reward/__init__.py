@@ -1,1 +1,1 @@
-"""Scores answers: a language gate, and the similarity to the reference on a scale fair to every language pair."""
+"""The reward process: a language gate, and the quality of answers on a scale that is fair to all pairs of languages."""

@@ -1,7 +1,8 @@
-"""``python -m reward CONFIG.toml [--reward.replica 1 ...]``: the reward service of all actors.
+"""``python -m reward CONFIG.toml [--reward.replica 1 ...]`` starts a reward process, which scores for all actors.
 
-It keeps nothing that matters between requests: it may be killed and restarted at any time, and may run several times.
-Reference embeddings are kept beside the run, so that a restarted process need not make them again.
+It keeps nothing that matters between two requests. It may be killed and restarted at any time, and several of them may
+run side by side. Reference embeddings are kept in the run's directory, so that a restarted process does not have to
+compute them again.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ logger = logging.getLogger("reward")
 
 
 def serve(config: Config) -> None:
-    """
+    """Binds the address, loads the models, and serves until interrupted.
+
     Raises:
-        FatalError: the address is taken, or a model cannot be loaded.
+        FatalError: the address is already in use, or a model cannot be loaded.
         ConfigError: a calibration file is missing or malformed.
     """
     reward = config.reward
@@ -31,7 +33,7 @@ def serve(config: Config) -> None:
         rendezvous.announce(config.run, f"reward-{reward.replica}", address)
         service = Service(context, socket, reward)
         try:
-            # Not imported at the top: it takes seconds, and a taken port should be known at once.
+            # Imported only here, because it takes seconds, and an address that is in use should be reported at once.
             from reward.scorer import Scorer
 
             cache = config.run.dir / "reward" / f"references-{reward.replica}.npz"

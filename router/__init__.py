@@ -1,4 +1,4 @@
-"""The bandit that picks answer languages: numpy and ``common`` only; the core does no I/O."""
+"""The bandit that picks answer languages. It imports only numpy and ``common``, and it does no I/O."""
 
 from router.observations import Context, Observation
 from router.router import Draw, Router

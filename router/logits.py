@@ -1,4 +1,8 @@
-"""The tables of logits: LRPO's update as its public code does it, and the same idea pooled."""
+"""The paper's tables of logits, an alternative to the beliefs of :mod:`router.posterior` (``router.credit``).
+
+There are two ways to update them: "reference" is LRPO's update as its public code does it, and "pooled" is the same
+idea without the faults of that code.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,14 @@ _STD_FLOOR = 1e-6
 class Logits:
     """Rows A[topic], B[region] and, with ``own_language``, C[question's language], of L logits each.
 
-    Args:
-        ema: rate of an arm towards its credit.
-        region_topics: regions count for questions of these topics; empty: for all.
+    Attributes:
+        arms: L.
+        ema: the rate at which a logit moves towards its credit, in (0, 1).
+        norm: how the mean rewards of the languages of one (topic, region) are compared: as they are, centred, or as
+            z-scores.
+        region_topics: regions count only for questions of these topics; empty: for all questions.
+        own_language: whether the language of the question has a row.
+        rows: by name, "topic:NAME", "region:NAME" or "question:LANGUAGE", the logits [L]. A missing row is 0.
     """
 
     arms: int
@@ -30,10 +39,10 @@ class Logits:
     norm: GroupNorm
     region_topics: Sequence[str] = ()
     own_language: bool = False
-    rows: dict[str, Array] = field(default_factory=dict)  # "topic:NAME", "region:NAME", "question:LANGUAGE" -> [L]
+    rows: dict[str, Array] = field(default_factory=dict)
 
     def of(self, contexts: Sequence[Context]) -> Array:
-        """``z = Σ A[t] + 1[has region] Σ B[g] (+ C[q])`` for each context, [C, L]."""
+        """The logits of each context, ``z = Σ A[t] + Σ B[g] (+ C[q])``: float64 [C, L]."""
         result = np.zeros((len(contexts), self.arms))
         for z, context in zip(result, contexts, strict=True):
             names = [f"topic:{name}" for name in context.topics]
@@ -44,12 +53,12 @@ class Logits:
         return result
 
     def reference(self, batch: Batch) -> None:
-        """The update of LRPO's public code (arXiv 2605.25360), faults included.
+        """Updates the logits as LRPO's public code (arXiv 2605.25360) does, with its faults.
 
-        Rewards are averaged by (topic, region, language), a missing region being a region of its own; ``norm`` compares
-        the means of one (topic, region); then each, in the order in which it first occurred, moves A[topic, language],
-        and B[region, language] if that topic's regions count. A topic met with 24 regions so moves 24 times, by an
-        amount that depends on their order.
+        Rewards are averaged by (topic, region, language), where a missing region counts as a region of its own.
+        ``norm`` compares the means of one (topic, region). Then each of them, in the order in which it first occurred,
+        moves A[topic, language], and B[region, language] if that topic's regions count. A topic that occurs with 24
+        regions therefore moves 24 times, by an amount that depends on their order.
         """
         buckets: dict[tuple[str, str | None, int], list[float]] = {}
         for context, arm, reward in zip(batch.context.tolist(), batch.arm.tolist(), batch.reward.tolist(), strict=True):
@@ -70,14 +79,17 @@ class Logits:
                 row[arm] += self.ema * (value - row[arm])
 
     def pooled(self, batch: Batch, credit: Array, counts: Array, prior: float) -> None:
-        """One step for each arm: ``A[t, l] += ema n / (n + prior) (v - A[t, l])``, and likewise B and C.
+        """Moves each logit once: ``A[t, l] += ema n / (n + prior) (v - A[t, l])``, and likewise B and C.
 
-        v is the mean of the row's (topic, region) buckets after ``norm``, weighted by their n rollouts in l. Arms
-        without rollouts keep their value, those with few move little, and the rollouts' order does not matter.
+        v is the mean of the row's (topic, region) buckets after ``norm``, weighted by their n rollouts in l. A logit
+        without rollouts keeps its value, one with few moves little, and the order of the rollouts does not matter.
 
         Args:
-            credit: [C, L] mean credit of the rollouts of each context in each language.
-            counts: [C, L] those rollouts, but for questions all in one language, which compare none.
+            batch: what was observed.
+            credit: [C, L] the mean credit of the rollouts of each context in each language.
+            counts: [C, L] the number of those rollouts, except in questions that were answered in one language only,
+                because these compare no languages.
+            prior: the number of rollouts for which a logit moves half as far as with very many.
         """
         total: dict[str, Array] = defaultdict(lambda: np.zeros((2, self.arms)))  # sum and number of rollouts
         for names, members in self._buckets(batch.contexts).items():
@@ -92,7 +104,7 @@ class Logits:
             row += self.ema * number / (number + prior) * (values / np.maximum(number, 1) - row)
 
     def _buckets(self, contexts: Sequence[Context]) -> Mapping[tuple[str, ...], list[int]]:
-        """Positions of the contexts whose rollouts are compared together, by the rows they move."""
+        """The indices of the contexts whose rollouts are compared together, by the names of the rows that they move."""
         buckets: dict[tuple[str, ...], list[int]] = defaultdict(list)
         for number, context in enumerate(contexts):
             for topic in [f"topic:{name}" for name in context.topics] or [""]:

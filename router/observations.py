@@ -1,4 +1,4 @@
-"""What the router is told: the scored rollouts of a question, and those of many questions as columns."""
+"""What the router observes: the scored rollouts of one question, and those of many questions as columns."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _COLUMNS = ("context", "group", "arm", "reward", "compliant")
 class Context(NamedTuple):
     """What the router knows of a question before it is answered."""
 
-    language: str  # the question's own; "" when it does not matter
+    language: str  # code of the question's language; "" where it does not matter
     topics: tuple[str, ...]
     regions: tuple[str, ...]
 
     @classmethod
     def of(cls, language: str, topics: Names, regions: Names) -> Context:
-        """From a code or English name, and single names, lists of them, or None.
+        """Makes a context from a language code or English name, and from single names, lists of names, or None.
 
         Raises:
-            ValueError: something else, or an unknown language.
+            ValueError: the language is unknown, or topics or regions are something else.
         """
         return cls(language and code_of(language), _names("topic", topics), _names("region", regions))
 
@@ -44,33 +44,44 @@ def _names(what: str, given: Names) -> tuple[str, ...]:
 
 
 class Observation(NamedTuple):
-    """The scored rollouts of one question; whenever they arrive, they count for the languages that were drawn."""
+    """The scored rollouts of one question. However late they arrive, they count for the languages that were drawn."""
 
     context: Context
-    languages: tuple[str, ...]  # [K] asked for
+    languages: tuple[str, ...]  # [K] the languages that were asked for
     rewards: tuple[float, ...]  # [K] 0 where the answer was in another language
-    compliant: tuple[bool, ...]  # [K] answered in the language asked for
+    compliant: tuple[bool, ...]  # [K] whether the answer was in the language asked for
 
 
 @dataclass(frozen=True)
 class Batch:
-    """The n rollouts of many questions that were asked for in one of L arms; others say nothing about arms."""
+    """The n rollouts of many questions. Only rollouts in one of the L arms are kept; others say nothing about arms."""
 
-    contexts: list[Context]  # C distinct ones, in the order they were met
+    contexts: list[Context]  # the C distinct ones, in the order in which they first occurred
     arms: int  # L
     context: Integers  # [n] index into contexts
-    group: Integers  # [n] number of the question
-    arm: Integers  # [n]
+    group: Integers  # [n] index of the question
+    arm: Integers  # [n] index of the language
     reward: Array  # [n]
     compliant: NDArray[np.bool_]  # [n]
 
     @classmethod
     def of(cls, observations: Sequence[Observation], arms: Mapping[str, int]) -> Batch:
-        """Raises ValueError when columns do not fit, a reward is not finite, or a language is not to be had."""
+        """Makes a batch of observations.
+
+        Args:
+            observations: of any number of questions.
+            arms: the index of each language that can be drawn.
+
+        Raises:
+            ValueError: the fields of an observation differ in length, a reward is not finite, or a language is neither
+                an arm nor the question's own.
+        """
         asked, spoken, rewards, kept = zip(*observations, strict=True) if observations else ((), (), (), ())
         sizes = [*map(len, spoken)]
         if sizes != [*map(len, rewards)] or sizes != [*map(len, kept)]:
-            raise ValueError("an observation needs as many rewards and as many compliant as it has languages")
+            raise ValueError(
+                "an observation needs as many rewards and as many values of `compliant` as it has languages"
+            )
         total = sum(sizes)
         index: dict[Context, int] = {}
         found = np.array([index.setdefault(context, len(index)) for context in asked], np.intp)
@@ -92,12 +103,13 @@ class Batch:
         return batch.without(outside) if len(outside) else batch
 
     def without(self, rollouts: Integers) -> Batch:
+        """The batch without the rollouts at these indices."""
         columns = {name: np.delete(getattr(self, name), rollouts) for name in _COLUMNS}
         return Batch(self.contexts, self.arms, **columns)
 
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
-        """All of them, of the same arms; at least one."""
+        """The batch of all rollouts of at least one batch. All of them must have the same arms."""
         if len(batches) == 1:
             return batches[0]
         index: dict[Context, int] = {}
@@ -111,24 +123,25 @@ class Batch:
         return cls([*index], batches[0].arms, np.concatenate(context), np.concatenate(group), *rest)
 
     def state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The batch as values of JSON."""
         columns = {name: getattr(self, name).tolist() for name in _COLUMNS}
         return {"contexts": [list(context) for context in self.contexts], "arms": self.arms, **columns}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Batch:
+        """The batch of a :meth:`state`."""
         contexts = [Context(language, tuple(topics), tuple(regions)) for language, topics, regions in state["contexts"]]
         context, group, arm = (np.array(state[name], np.intp) for name in ("context", "group", "arm"))
         reward, compliant = np.array(state["reward"], np.float64), np.array(state["compliant"], np.bool_)
         return cls(contexts, state["arms"], context, group, arm, reward, compliant)
 
     def cells(self, values: Array, kept: NDArray[np.bool_], predicted: Array | None = None) -> Cells:
-        """Sums over each context's rollouts in each language of ``values - predicted``, centred by question.
+        """Sums ``values - predicted``, centred by question, over the rollouts of each context in each language.
 
         Args:
-            values: [n].
-            kept: [n] the rollouts that count; a question's mean is over these.
-            predicted: [C, L], by default 0.
+            values: [n] what is summed.
+            kept: [n] the rollouts that count. The mean of a question is over these.
+            predicted: [C, L] what is subtracted from each value; by default 0.
         """
         cell, group, arm = (self.context * self.arms + self.arm)[kept], self.group[kept], self.arm[kept]
         error = values[kept] if predicted is None else values[kept] - predicted.ravel()[cell]
@@ -153,16 +166,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class Cells:
-    """Of the rollouts of each context in each language, all [C, L]."""
+    """Sums over the rollouts of each context in each language. The residual of a rollout is its centred value.
 
-    sums: Array  # of what is left of their values
-    counts: Array  # of those in a question with rollouts in another language too; alone they say nothing
-    information: Array  # the same, each counted as 1 - share of its language in its question
-    squares: float  # sum of squares of what is left, over all rollouts
-    freedom: int  # rollouts less questions
+    A rollout is compared where its question also has rollouts in another language; the others compare no languages.
+
+    Attributes:
+        sums: [C, L] the sum of the residuals.
+        counts: [C, L] the number of compared rollouts.
+        information: [C, L] the same, each rollout counted as 1 minus the share of its language in its question.
+        squares: the sum of the squared residuals of all rollouts.
+        freedom: the degrees of freedom: the number of rollouts minus the number of questions.
+    """
+
+    sums: Array
+    counts: Array
+    information: Array
+    squares: float
+    freedom: int
 
     @property
     def mean(self) -> Array:
-        """0 where nothing counts."""
+        """The mean residual: [C, L]; 0 where no rollout is compared."""
         ratio: Array = self.sums / np.maximum(self.counts, 1)
         return ratio

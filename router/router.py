@@ -1,4 +1,9 @@
-"""The bandit that decides in which languages a question is answered (after LRPO, arXiv 2605.25360)."""
+"""The bandit that decides in which languages a question is answered (after LRPO, arXiv 2605.25360).
+
+Throughout the package K is the number of rollouts of a question, L the number of languages that can be drawn (the
+arms), C a number of contexts, and n a number of rollouts. Arrays over languages follow the order in which the router
+was given them.
+"""
 
 from __future__ import annotations
 
@@ -10,43 +15,47 @@ import numpy as np
 from common import config as configuration
 from common.languages import POLICY_CHOOSES
 from router.logits import Logits
-from router.observations import Array, Batch, Context, Observation
+from router.modes import draws_are_learned, fixed_languages, needs_english
+from router.observations import Array, Batch, Context, Names, Observation
 from router.posterior import COMPLIANCE, QUALITY, Beliefs, best
+from router.schedule import exploration_schedule, temperature_schedule
 
-TRANSLATION = "Translation"  # the topic whose answers are in a language the question fixes
-STATE = 2  # version of Router.state
-_LOGGED = 200  # rows a line of the log has at most
+STATE = 2  # the format number of Router.state
+_LOGGED = 200  # the most rows that one line of the log has
 
 
 class Draw(NamedTuple):
-    """Answer languages of one question, with the probability each was drawn with.
+    """The answer languages of one question, with the probability that each was drawn with.
 
-    ``propensities`` are the effective ones, (1 - ε) p + ε / L, and 1 where nothing was left to chance.
+    Attributes:
+        languages: [K] codes, or ``POLICY_CHOOSES``. Fixed ones come first.
+        propensities: [K] the effective probabilities, (1 - epsilon) p + epsilon / L; 1 for a fixed language.
+        router_version: the router's number of updates at that time.
     """
 
-    languages: list[str]  # [K]
-    propensities: list[float]  # [K]
+    languages: list[str]
+    propensities: list[float]
     router_version: int
 
 
 class Router:
-    """Draws languages from ``(1 - ε) p + ε / L`` and learns p from the rewards.
+    """Draws languages from (1 - epsilon) p + epsilon / L and learns p from the rewards.
 
-    With ``credit = "posterior"``, p is the probability that a language is the best one for the question, given what is
-    believed of it (:mod:`router.posterior`): Thompson sampling, with deviations scaled by the temperature τ, and never
-    below ``indifference`` times that of the noise. With "pooled" and "reference", p = softmax(z / τ) of the paper's
-    logits (:mod:`router.logits`). At policy step s ``τ = max(τ_min, τ_0 d^s)``, or falls linearly to τ_min over the
-    first ``anneal`` of the run; ε likewise.
+    With ``credit = "posterior"``, p is the probability that a language is the best one for the question under the
+    router's beliefs (:mod:`router.posterior`). This is Thompson sampling, except that standard deviations are scaled by
+    the temperature tau, and that ``indifference`` times the noise is added to them. With "pooled" and "reference",
+    p = softmax(z / tau) of the paper's logits (:mod:`router.logits`). tau and epsilon fall as :mod:`router.schedule`
+    says.
 
     Args:
-        config: the run's ``router`` section.
-        languages: the L arms, in the order of every array this class returns.
+        config: the section ``router`` of the run.
+        languages: the L codes that can be drawn.
         seed: of the draws.
-        steps: of the whole run, for ``anneal``.
+        steps: policy steps of the whole run, which ``anneal`` refers to.
 
     Raises:
-        ValueError: no language, or one twice; a mode that needs English without ``en``; initial logits of a language
-            that is no arm.
+        ValueError: there is no language, or one occurs twice; the mode needs English and ``en`` is missing; initial
+            values name a language that is not among the L.
 
     Example:
         >>> router = Router(configuration.RouterConfig(), ["de", "en", "zh"], seed=0, steps=64)
@@ -55,80 +64,70 @@ class Router:
     """
 
     def __init__(self, config: configuration.RouterConfig, languages: Sequence[str], seed: int, steps: int) -> None:
-        if not languages or len(set(languages)) != len(languages):
-            raise ValueError(f"the router needs languages, each once, not {list(languages)}; see run.languages")
-        if config.mode in ("input_dominant", "english_dominant") and "en" not in languages:
-            raise ValueError(f"router.mode = {config.mode!r} answers in English: add 'en' to run.languages")
-        for name, row in config.initial.items():
-            if set(row) - set(languages):
-                raise ValueError(
-                    f"router.initial.{name!r} names {sorted(set(row) - set(languages))}, "
-                    f"but run.languages are {' '.join(languages)}"
-                )
+        _check(config, languages)
         self._config, self._steps = config, steps
         self._languages = list(languages)
         self._arms = {language: arm for arm, language in enumerate(languages)}
         self._random = np.random.default_rng(seed)
+        self._temperature = temperature_schedule(config, steps)
+        self._exploration = exploration_schedule(config, steps)
         initial = {name: [row.get(one, 0.0) for one in languages] for name, row in config.initial.items()}
         arms, own = len(languages), config.question_language
         self._beliefs = Beliefs(arms, config.prior, config.ema, own, initial)
         self._logits = Logits(arms, config.ema, config.group_norm, config.region_topics, own)
         self._logits.rows.update({name: np.array(row) for name, row in initial.items()})
-        self._known: dict[Context, Array] = {}  # distributions since the last step
-        self._buffer: list[Batch] = []
+        self._distributions: dict[Context, Array] = {}  # effective ones, [L] each, computed since the last policy step
+        self._buffer: list[Batch] = []  # observed since the last update
         self._step = 0
         self._version = 0
 
     @property
     def step(self) -> int:
-        """Policy steps observed; drives the schedules."""
+        """The number of policy steps observed."""
         return self._step
 
     @property
     def version(self) -> int:
-        """Updates so far."""
+        """The number of updates so far."""
         return self._version
 
     @property
     def temperature(self) -> float:
-        config = self._config
-        return self._scheduled(config.temperature, config.temperature_min, config.temperature_decay)
+        """tau at the current policy step."""
+        return self._temperature.at(self._step)
 
     @property
     def exploration(self) -> float:
-        config = self._config
-        return self._scheduled(config.exploration, config.exploration_min, config.exploration_decay)
-
-    def _scheduled(self, start: float, end: float, decay: float) -> float:
-        if self._config.anneal:
-            return start + (end - start) * min(1.0, self._step / (self._config.anneal * self._steps))
-        return max(end, start * decay**self._step)
+        """epsilon at the current policy step."""
+        return self._exploration.at(self._step)
 
     # -- drawing ---------------------------------------------------------------------------------------------------
 
-    def draw(
-        self, question_language: str, topics: str | Sequence[str] | None, regions: str | Sequence[str] | None
-    ) -> Draw:
-        """Languages of a question's K rollouts: fixed ones first, each with propensity 1, then independent draws.
+    def draw(self, question_language: str, topics: Names, regions: Names) -> Draw:
+        """Chooses the languages of a question's K rollouts: fixed ones first, then independent draws.
 
-        A question's language need not be an arm; fixed rollouts are in it all the same. ``POLICY_CHOOSES`` is
-        left to the policy.
+        A question's language need not be among the L languages; fixed rollouts are in it all the same.
+
+        Args:
+            question_language: a code or English name, or ``""`` where it does not matter.
+            topics: a name, a list of names, or None.
+            regions: likewise.
 
         Raises:
-            ValueError: an unknown language, or topics or regions that are no names; nothing was drawn.
+            ValueError: the language is unknown, or topics or regions are not names. Nothing was drawn.
         """
         return self.route([Context.of(question_language, topics, regions)])[0]
 
     def route(self, contexts: Sequence[Context]) -> list[Draw]:
-        """As :meth:`draw`, for many questions at once; the same draws, but for rounding, as one after the other."""
+        """Draws for many questions at once. Apart from rounding, these are the same draws as one after the other."""
         if not contexts:
             return []
-        fixed = [self._fixed(context.language, context.topics) for context in contexts]
-        self._find(dict.fromkeys(contexts))
+        fixed = [fixed_languages(self._config, context.language, context.topics) for context in contexts]
+        self._compute_distributions(dict.fromkeys(contexts))
         sizes = [self._config.rollouts - len(languages) for languages in fixed]
-        chances = self._random.random(sum(sizes))
-        weights = np.repeat(np.array([self._known[context] for context in contexts]), sizes, axis=0)
-        arms = np.minimum((weights.cumsum(1) <= chances[:, None]).sum(1), len(self._languages) - 1)
+        uniform = self._random.random(sum(sizes))
+        weights = np.repeat(np.array([self._distributions[context] for context in contexts]), sizes, axis=0)
+        arms = np.minimum((weights.cumsum(1) <= uniform[:, None]).sum(1), len(self._languages) - 1)
         drawn = [self._languages[arm] for arm in arms.tolist()]
         propensities = weights[np.arange(len(arms)), arms].tolist()
         draws, begin = [], 0
@@ -139,54 +138,34 @@ class Router:
             begin = end
         return draws
 
-    def distribution(
-        self, question_language: str, topics: str | Sequence[str] | None, regions: str | Sequence[str] | None
-    ) -> Array:
-        """Effective propensities of a rollout that is drawn, [L] float64.
+    def distribution(self, question_language: str, topics: Names, regions: Names) -> Array:
+        """The effective probabilities with which a rollout of the question would be drawn: float64 [L].
 
-        Uniform in every mode but ``learned`` and ``hybrid``. What is fixed beforehand (``Translation`` questions for
-        one) shows in :meth:`draw` alone.
+        They are uniform in every mode except ``learned`` and ``hybrid``. Which rollouts are fixed, as all those of a
+        ``Translation`` question, shows only in :meth:`draw`. The arguments are those of :meth:`draw`.
+
+        Raises:
+            ValueError: the language is unknown, or topics or regions are not names.
         """
         context = Context.of(question_language, topics, regions)
-        self._find([context])
-        return self._known[context].copy()
+        self._compute_distributions([context])
+        return self._distributions[context].copy()
 
     def drawn(self, topics: Sequence[str]) -> int:
-        """How many of a question's rollouts are drawn or chosen, and come after those that are not."""
-        return self._config.rollouts - sum(one != POLICY_CHOOSES for one in self._fixed("*", topics))
+        """How many rollouts of a question the router draws or the policy chooses; they come after the others."""
+        fixed = fixed_languages(self._config, "*", topics)
+        return self._config.rollouts - sum(language != POLICY_CHOOSES for language in fixed)
 
-    def _fixed(self, own: str, topics: Sequence[str]) -> list[str]:
-        """The rollouts that are not drawn, those that the policy chooses last."""
-        count = self._config.rollouts
-        quarter = (count + 2) // 4  # rounded, halves up
-        if TRANSLATION in topics:
-            return [own] * count
-        match self._config.mode:
-            case "learned":
-                return [own] * self._config.own_language
-            case "monolingual":
-                return [own] * count
-            case "input_dominant":
-                return [own] * (count - quarter) + ["en"] * quarter
-            case "english_dominant":
-                return [own] * quarter + ["en"] * (count - quarter)
-            case "uniform":
-                return [own] * quarter
-            case "policy":
-                return [POLICY_CHOOSES] * count
-            case "hybrid":
-                free = self._config.free_rollouts
-                return [own] * min(self._config.own_language, count - free) + [POLICY_CHOOSES] * free
-
-    def _find(self, contexts: Iterable[Context]) -> None:
-        missing = [context for context in contexts if context not in self._known]
+    def _compute_distributions(self, contexts: Iterable[Context]) -> None:
+        """Adds the effective distributions that are missing."""
+        missing = [context for context in contexts if context not in self._distributions]
         if missing:
-            weights = self._explored(self._chances(missing))
-            self._known.update(zip(missing, weights, strict=True))
+            weights = self._effective(self._chances(missing))
+            self._distributions.update(zip(missing, weights, strict=True))
 
     def _chances(self, contexts: Sequence[Context]) -> Array:
-        """p before exploration, [C, L]."""
-        if self._config.mode not in ("learned", "hybrid") or not contexts:
+        """p, before exploration: [C, L]."""
+        if not draws_are_learned(self._config) or not contexts:
             return np.full((len(contexts), len(self._languages)), 1 / len(self._languages))
         if self._config.credit != "posterior":
             scaled = self._logits.of(contexts) / self.temperature
@@ -197,27 +176,28 @@ class Router:
         undecided = self._config.indifference**2 * self._beliefs.noise[QUALITY]
         return best(mean, self.temperature**2 * variance + undecided)
 
-    def _explored(self, chances: Array) -> Array:
+    def _effective(self, chances: Array) -> Array:
+        """(1 - epsilon) p + epsilon / L: [C, L]."""
         return (1 - self.exploration) * chances + self.exploration / len(self._languages)
 
     # -- learning --------------------------------------------------------------------------------------------------
 
     def observe(self, observations: Sequence[Observation]) -> None:
-        """All that was scored for one policy step, of whatever age; every ``interval`` steps the router learns.
+        """Takes everything that was scored for one policy step, of whatever age. Learns every ``interval`` steps.
 
-        Fixed modes keep account of the languages' worth too, but draw as ever.
+        Fixed modes keep account of what the languages are worth too, but their draws do not change.
 
         Raises:
-            ValueError: an observation is not possible; the router is as before.
+            ValueError: an observation is impossible. The router is then as before.
         """
         self._buffer.append(Batch.of(observations, self._arms))
         self._step += 1
-        self._known.clear()
+        self._distributions.clear()
         if self._step % self._config.interval == 0:
             self.update()
 
     def update(self) -> None:
-        """Learns from what was observed since the last update, if anything was."""
+        """Learns from what was observed since the last update. Does nothing where nothing was."""
         if not self._buffer:
             return
         batch = Batch.joined(self._buffer)
@@ -232,53 +212,57 @@ class Router:
             self._logits.pooled(batch, credit, kept.counts, self._config.prior)
         if len(batch.arm):
             self._beliefs.update(batch)
-        self._known.clear()
+        self._distributions.clear()
         self._version += 1
 
-    # -- looking ---------------------------------------------------------------------------------------------------
+    # -- the log ---------------------------------------------------------------------------------------------------
 
     def log(self) -> dict[str, Any]:
-        """One line of the log: what was learned, as JSON.
+        """What was learned, as one line of ``router.jsonl``.
 
-        ``probs`` has the shape of the reference's log, ``{"topic:NAME": {"softmax": {lang: p}, "effective": {lang: p}},
-        "region:NAME": …}``, of each row by itself; ``combined`` the effective distribution of each topic with each
-        region met, as "TOPIC | REGION"; ``counts`` the rollouts, ``quality`` and ``compliance`` what is believed of
-        each row beside what the shared row says. No more than 200 of each, those with the most rollouts or met first.
+        Each of the following has at most 200 rows; those with the most rollouts, or those met first, are kept.
+
+        * ``probs`` has the shape of the reference's log, ``{"topic:NAME": {"softmax": {lang: p}, "effective": {lang:
+          p}}, "region:NAME": …}``: the distribution for a question about which nothing else is known.
+        * ``combined`` is the effective distribution of each topic with each region that it occurred with, as
+          "TOPIC | REGION".
+        * ``counts`` are the rollouts of each row.
+        * ``quality`` and ``compliance`` are what is believed of each row, beyond what the shared row says.
         """
         beliefs = self._beliefs
         rollouts = {name: float(beliefs.counts[row].sum()) for name, row in beliefs.rows.items()}
         names = sorted((name for name in rollouts if rollouts[name]), key=lambda name: -rollouts[name])[:_LOGGED]
         seen = {name: beliefs.rows[name] for name in beliefs.rows if name in set(names)}
-        alone = {name: _context(name) for name in seen if not name.startswith("shared:")}
+        alone = {name: _context_of_row(name) for name in seen if not name.startswith("shared:")}
         pairs = {
             f"{'+'.join(one.topics) or '-'} | {'+'.join(one.regions) or '-'}": one for one in beliefs.met[:_LOGGED]
         }
         chances = dict(zip([*alone, *pairs], self._chances([*alone.values(), *pairs.values()]), strict=True))
 
-        def named(values: Array) -> dict[str, float]:
+        def by_language(values: Array) -> dict[str, float]:
             return dict(zip(self._languages, values.tolist(), strict=True))
 
         return {
             "probs": {
-                name: {"softmax": named(chances[name]), "effective": named(self._explored(chances[name]))}
+                name: {"softmax": by_language(chances[name]), "effective": by_language(self._effective(chances[name]))}
                 for name in alone
             },
-            "combined": {name: named(self._explored(chances[name])) for name in pairs},
-            "counts": {name: named(beliefs.counts[row]) for name, row in seen.items()},
-            "quality": {name: named(beliefs.mean[QUALITY, row]) for name, row in seen.items()},
-            "compliance": {name: named(beliefs.mean[COMPLIANCE, row]) for name, row in seen.items()},
+            "combined": {name: by_language(self._effective(chances[name])) for name in pairs},
+            "counts": {name: by_language(beliefs.counts[row]) for name, row in seen.items()},
+            "quality": {name: by_language(beliefs.mean[QUALITY, row]) for name, row in seen.items()},
+            "compliance": {name: by_language(beliefs.mean[COMPLIANCE, row]) for name, row in seen.items()},
             "temperature": self.temperature,
             "exploration": self.exploration,
             "version": self._version,
         }
 
-    # -- surviving -------------------------------------------------------------------------------------------------
+    # -- saving and loading ----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Everything, as JSON; a router of the same configuration that loads it goes on identically."""
+        """The whole state, as values of JSON. A router of the same configuration that loads it continues the same."""
         return {
             "format": STATE,
-            "config": self._config.model_dump(mode="json"),  # to show it by; a resumed run may have another
+            "config": self._config.model_dump(mode="json"),  # for router/show.py; a resumed run may have another one
             "steps": self._steps,
             "languages": list(self._languages),
             "beliefs": self._beliefs.state(),
@@ -290,13 +274,13 @@ class Router:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a :meth:`state`, also one that went through JSON; before anything was drawn or observed.
+        """Continues from a :meth:`state`, which may have passed through JSON. Call it before drawing or observing.
 
         Raises:
-            ValueError: the state is of another format, of other languages, or of the same in another order.
+            ValueError: the state has another format, other languages, or the same languages in another order.
         """
         if state.get("format") != STATE:
-            raise ValueError(f"the saved router has format {state.get('format')}, this program writes {STATE}")
+            raise ValueError(f"the saved router has format {state.get('format')}, but this program reads {STATE}")
         if state["languages"] != self._languages:
             raise ValueError(
                 f"the saved router has languages {state['languages']}, this run {self._languages}; "
@@ -307,11 +291,22 @@ class Router:
         self._buffer = [Batch.from_state(batch) for batch in state["buffer"]]
         self._step, self._version = state["step"], state["version"]
         self._random.bit_generator.state = state["random"]
-        self._known.clear()
+        self._distributions.clear()
 
 
-def _context(row: str) -> Context:
-    """A question of which nothing is known but what one row is about."""
+def _check(config: configuration.RouterConfig, languages: Sequence[str]) -> None:
+    """Raises ValueError where the configuration does not fit the languages of the run."""
+    if not languages or len(set(languages)) != len(languages):
+        raise ValueError(f"the router needs languages, each once, not {list(languages)}; see run.languages")
+    if needs_english(config) and "en" not in languages:
+        raise ValueError(f"router.mode = {config.mode!r} answers in English: add 'en' to run.languages")
+    for name, row in config.initial.items():
+        if unknown := sorted(set(row) - set(languages)):
+            raise ValueError(f"router.initial.{name!r} names {unknown}, but run.languages are {' '.join(languages)}")
+
+
+def _context_of_row(row: str) -> Context:
+    """The context of a question of which nothing is known except what one row is about."""
     kind, _, name = row.partition(":")
     if kind == "question":
         return Context(name, (), ())

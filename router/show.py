@@ -1,4 +1,4 @@
-"""What a router has learned, from a checkpoint or a log: tables for the terminal and heat maps."""
+"""Shows what a router has learned, from a checkpoint or a log, as tables for the terminal and as heat maps."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from common import config as configuration
 from router.observations import Integers
 from router.router import Router
 
-Line: TypeAlias = dict[str, Any]  # of router.jsonl, as Router.log writes it; the reference's has step and probs alone
+Line: TypeAlias = dict[str, Any]  # of router.jsonl, as Router.log makes it; the reference's log has only step and probs
 Table: TypeAlias = dict[str, dict[str, float]]  # row -> language -> value
 
 _STATE = "run.json"
 
 
 def read(path: Path) -> Line:
-    """The last line of a JSONL log, or what a checkpoint's router would log; of a run's directory its log.
+    """Reads what a router has learned.
+
+    Args:
+        path: a JSONL log, of which the last line is read; a checkpoint, whose router makes the line; or the directory
+            of a run, of which the log is read.
 
     Raises:
-        ValueError: there is no such thing at ``path``; the message says what is wrong with it.
+        ValueError: ``path`` is none of these; the message says why.
     """
     if path.is_dir():
         path = path / (_STATE if (path / _STATE).exists() else "router.jsonl")
@@ -46,7 +50,7 @@ def read(path: Path) -> Line:
 
 
 def tables(line: Line) -> dict[str, Table]:
-    """Effective probabilities by topic, by region, by the question's language and by topic with region."""
+    """The effective probabilities by topic, by region, by the question's language, and by topic and region together."""
     found: dict[str, Table] = {}
     for name, chances in line["probs"].items():
         kind, _, row = name.partition(":")
@@ -57,7 +61,7 @@ def tables(line: Line) -> dict[str, Table]:
 
 
 def text(line: Line) -> str:
-    """All tables in percent, the likeliest language of a row with a star, and the rollouts a row has learned from."""
+    """All tables in percent. A star marks the most probable language of a row; its rollouts stand at the end."""
     about = [f"step {line.get('step', '?')}"]
     about += [f"{name} {line[name]:.3g}" for name in ("temperature", "exploration", "version") if name in line]
     blocks = [", ".join(about)]
@@ -75,9 +79,11 @@ def text(line: Line) -> str:
 
 
 def mutual_information(pairs: Sequence[tuple[str, str]], shuffles: int = 200) -> tuple[float, float]:
-    """Between the two sides of the pairs, in bits: as counted, and the mean when one side is shuffled.
+    """The mutual information between the two sides of the pairs, in bits.
 
-    The latter is what so many pairs would show by chance, had the sides nothing to do with one another; 0, 0 of none.
+    Returns:
+        The estimate from the counts, and the mean of the estimates when one side is shuffled. The second is what as
+        many pairs would show by chance if their sides were independent. Both are 0 where there are no pairs.
     """
     if not pairs:
         return 0.0, 0.0
@@ -96,7 +102,10 @@ def _information(left: Integers, right: Integers) -> float:
 
 
 def picture(line: Line, out: Path | BinaryIO) -> None:
-    """The tables as heat maps, one below the other, with percents; drawn in milliseconds, as a run does it often."""
+    """Writes the tables as heat maps with percentages, one below the other, as a PNG.
+
+    It draws with Pillow, which takes milliseconds, because a run does this often. Raises OSError.
+    """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 

@@ -1,1 +1,1 @@
-"""Makes similarities of different language pairs comparable."""
+"""Calibration makes the similarities of different pairs of languages comparable."""

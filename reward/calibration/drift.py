@@ -1,4 +1,4 @@
-"""Whether answers still look like the texts the calibration was measured on."""
+"""Checks whether answers still look like the texts that the calibration was measured on."""
 
 from __future__ import annotations
 
@@ -13,23 +13,27 @@ from reward.calibration.files import KINDS, Pair, Quantiles, pair_of
 
 logger = logging.getLogger("reward")
 
-_WINDOW = 512  # similarities of a pair that are compared
-_LEAST = 64  # with fewer, chance alone moves an empirical distribution by a sixth
-_EVERY = 32
-_GRID = np.linspace(-1, 1, 201)
+_WINDOW = 512  # the newest similarities of a pair, which are compared
+_LEAST = 64  # with fewer similarities, chance alone moves an empirical distribution by a sixth
+_EVERY = 32  # new similarities of a pair between two comparisons
+_GRID = np.linspace(-1, 1, 201)  # similarities at which distributions are compared
+# Shares of equivalent, mismatched and hard text pairs, in steps of a tenth: [mixtures, 3].
 _MIXTURES = np.array([(a, b, 10 - a - b) for a, b in product(range(11), range(11)) if a + b <= 10]) / 10
 
 
 class Drift:
-    """Compares the running similarities of each pair of languages with the offline ones.
+    """Compares the newest similarities of each pair of languages with those measured offline.
 
-    How many answers are right is the policy's affair and no drift, so the comparison is with the nearest mixture of the
-    equivalent, mismatched and hard text pairs: D = min over mixtures of max over s |F_online(s) - F_mixture(s)|, a
-    Kolmogorov-Smirnov distance in [0, 1].
+    How many answers are right depends on the policy and is not drift. The comparison is therefore with the nearest
+    mixture of the equivalent, mismatched and hard text pairs, by the Kolmogorov-Smirnov distance in [0, 1]:
+
+        D = min over mixtures of max over s of |F_online(s) - F_mixture(s)|.
+
+    ``by_pair`` holds the drift of each pair as last computed.
 
     Args:
-        quantiles: offline; a pair it lacks, or has without its kinds, has no drift.
-        warn_above: logs a warning when a pair's drift rises above this.
+        quantiles: what was measured offline. A pair that is missing, or that lacks a kind of text pair, has no drift.
+        warn_above: a warning is logged when the drift of a pair rises above this.
     """
 
     def __init__(self, quantiles: Quantiles | None, warn_above: float) -> None:
@@ -45,7 +49,11 @@ class Drift:
         self.by_pair: dict[Pair, float] = {}
 
     def observe(self, similarity: float, language: str, other: str) -> float:
-        """Enters a similarity. Returns the pair's drift as last computed; 0 while too little is known."""
+        """Adds the similarity of an answer.
+
+        Returns:
+            The drift of the pair in [0, 1] as last computed; 0 while too little is known.
+        """
         pair = pair_of(language, other)
         if pair not in self._mixtures:
             return 0.0
@@ -58,7 +66,10 @@ class Drift:
             now = self.by_pair[pair] = float(np.abs(self._mixtures[pair] - online).max(1).min())
             if now > self._warn_above >= before:
                 logger.warning(
-                    "similarities of %s and %s answers have drifted from their calibration: distance %.2f over the "
-                    "last %d. Consider measuring it again on texts like these", *pair, now, len(ordered),
-                )  # fmt: skip
+                    "the similarities of answers for the pair %s and %s have drifted from their calibration: the "
+                    "distance is %.2f over the last %d answers. Consider measuring the calibration again on such texts",
+                    *pair,
+                    now,
+                    len(ordered),
+                )
         return self.by_pair.get(pair, 0.0)

@@ -1,7 +1,6 @@
-"""Makes similarities of different language pairs comparable.
+"""The files of a calibration: a CSV with the statistics of each pair of languages, and JSON tables of quantiles.
 
-An encoder puts translations of one text nearer to each other in some pairs of languages than in others. Uncorrected,
-that offset is reward for choosing a language, not for answering well.
+``scripts.data.calibrate`` measures and writes them; ``reward.calibration`` names the CSV.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,18 @@ from common.config import ConfigError
 from common.languages import code_of, english_name
 
 Pair: TypeAlias = tuple[str, str]  # two language codes in alphabetical order, possibly equal
-Mode: TypeAlias = Literal["raw", "mean", "quantile", "zscore"]
-KINDS = ("equivalent", "mismatched", "hard")  # of text pairs
+KINDS = ("equivalent", "mismatched", "hard")  # the kinds of text pairs that are measured
 _HEADER = ["lang_a", "lang_b", "count", "mean", "std"]
-_LEAST_STD = 0.5  # of the common one: a few texts that happen to agree must not stretch a pair's scale without bound
 
 
 def pair_of(language: str, other: str) -> Pair:
+    """The pair of two language codes, the same in either order."""
     return (language, other) if language <= other else (other, language)
 
 
 @dataclass(frozen=True)
 class Level:
-    """Similarity of ``count`` equivalent texts in the two languages of a pair."""
+    """Mean and standard deviation of the cosine similarities of ``count`` pairs of equivalent texts."""
 
     count: int
     mean: float
@@ -42,9 +40,9 @@ class Level:
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """The level of each unordered pair of languages, a language with itself included.
+    """The statistics of each unordered pair of languages; a language may form a pair with itself.
 
-    As a file: the CSV of the LRPO reference, ``lang_a,lang_b,count,mean,std``, with English names ("Chinese").
+    The file is the CSV of the LRPO reference, ``lang_a,lang_b,count,mean,std``, with English names ("Chinese").
     """
 
     levels: Mapping[Pair, Level]
@@ -65,9 +63,10 @@ class PairStatistics:
 
     @classmethod
     def read(cls, path: Path) -> PairStatistics:
-        """
+        """Reads the CSV.
+
         Raises:
-            ConfigError: the file cannot be read, or is malformed; the message names file and line.
+            ConfigError: the file cannot be read or is malformed; the message names file and line.
         """
         levels: dict[Pair, Level] = {}
         try:
@@ -79,18 +78,19 @@ class PairStatistics:
                     try:
                         pair, level = _parse(row)
                         if pair in levels:
-                            raise ValueError(f"the pair {row[0]}, {row[1]} was given before")
+                            raise ValueError(f"the pair {row[0]}, {row[1]} already occurred before")
                     except ValueError as error:
                         raise ConfigError(f"{path}, line {rows.line_num}: {error}") from None
                     levels[pair] = level
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
-                f"cannot read reward.calibration = {path}: {error}. scripts.data.calibrate writes it; without one set "
-                'reward.calibration_mode = "raw"'
+                f"cannot read reward.calibration = {path}: {error}. scripts.data.calibrate writes this file; to run "
+                'without it, set reward.calibration_mode = "raw"'
             ) from None
         return cls(levels)
 
     def write(self, path: Path) -> None:
+        """Writes the CSV, pairs in alphabetical order of their codes. Raises OSError."""
         with path.open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(_HEADER)
@@ -99,6 +99,7 @@ class PairStatistics:
 
 
 def display(code: str) -> str:
+    """The English name of a language with a capital letter, as the files spell it."""
     return english_name(code).capitalize()
 
 
@@ -113,27 +114,36 @@ def _parse(row: list[str]) -> tuple[Pair, Level]:
 
 @dataclass(frozen=True)
 class Quantiles:
-    """Similarities at given cumulative shares, of each kind of text pair and of all pooled, per pair of languages.
+    """Tables of quantiles for each pair of languages: similarities at given cumulative shares.
 
-    As a file: JSON ``{"shares": [0, ..., 1], "pairs": [{"lang_a", "lang_b", "anchor", "all", "equivalent", ...}]}``.
-    ``anchor`` is the upper anchor U of the published form, whose tables hold s / U; 1 where it is left out. Only "all"
-    is needed to calibrate.
+    A pair has one table for each kind of text pair, and one, "all", for the three kinds pooled. Only "all" is needed to
+    calibrate.
+
+    The file is JSON, ``{"shares": [0, ..., 1], "pairs": [{"lang_a", "lang_b", "anchor", "all", "equivalent", ...}]}``.
+    ``anchor`` is the upper anchor U of the published form, in which tables hold s / U; it is 1 where it is left out.
     """
 
     shares: NDArray[np.float64]  # [knots], from 0 to 1
-    tables: Mapping[Pair, Mapping[str, NDArray[np.float64]]]  # kind or "all" -> [knots], not decreasing
+    tables: Mapping[Pair, Mapping[str, NDArray[np.float64]]]  # kind or "all" -> [knots], in increasing order
     anchors: Mapping[Pair, float]
 
     def cdf(self, similarity: float, pair: Pair) -> float:
-        """The share of a pair's pooled distribution up to min(1, s / U), linear between knots: 0 below, 1 above."""
+        """The share of a pair's pooled distribution that lies at or below min(1, s / U).
+
+        The distribution function is linear between the knots of the table, 0 below them and 1 above them.
+
+        Raises:
+            KeyError: the pair has no table.
+        """
         table = self.tables[pair]["all"]
         return float(np.interp(min(1.0, similarity / self.anchors.get(pair, 1.0)), table, self.shares, 0.0, 1.0))
 
     @classmethod
     def read(cls, path: Path) -> Quantiles:
-        """
+        """Reads the JSON tables.
+
         Raises:
-            ConfigError: the file cannot be read, or is malformed; names file and pair.
+            ConfigError: the file cannot be read or is malformed; the message names file and pair.
         """
         where = str(path)
         tables, anchors = {}, {}
@@ -153,12 +163,15 @@ class Quantiles:
                     if table.shape != shares.shape or not _increases(table):
                         raise ValueError(f'"{kind}" must be {len(shares)} similarities in increasing order')
         except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror}; scripts.data.calibrate writes it") from None
+            raise ConfigError(
+                f"cannot read {path}: {error.strerror}; scripts.data.calibrate writes this file"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{where}: {error!r}") from None
         return cls(shares, tables, anchors)
 
     def write(self, path: Path) -> None:
+        """Writes the JSON tables, similarities rounded to six decimals. Raises OSError."""
         pairs = [
             {"lang_a": display(pair[0]), "lang_b": display(pair[1]), "anchor": self.anchors.get(pair, 1.0)}
             | {kind: table.round(6).tolist() for kind, table in tables.items()}
@@ -168,78 +181,11 @@ class Quantiles:
 
 
 def _increases(values: NDArray[np.float64]) -> bool:
-    return values.ndim == 1 and len(values) > 1 and bool((np.diff(values) >= 0).all())  # false with a nan
+    return (
+        values.ndim == 1 and len(values) > 1 and bool((np.diff(values) >= 0).all())
+    )  # also false where a value is nan
 
 
 def quantile_path(calibration: Path) -> Path:
-    """The quantile tables that belong to a CSV of statistics: beside it, under its name."""
+    """The path of the quantile tables that belong to a CSV of statistics: beside it, ``NAME.quantiles.json``."""
     return calibration.with_suffix(".quantiles.json")
-
-
-class Calibration:
-    """Turns the similarity of an answer to its reference into its quality in [0, 1].
-
-    With w = lambda n / (n + k) for a pair of n texts, and mu, sigma of its equivalent texts:
-
-    * ``raw``: s' = s;
-    * ``mean``: s' = s - w (mu - mu_ref), LRPO's;
-    * ``zscore``: s' = mu_ref + sigma_ref (s - m) / d, m = mu_ref + w (mu - mu_ref),
-      d = max(sigma_ref / 2, sigma_ref + w (sigma - sigma_ref));
-    * ``quantile``: the quality is the share of the pair's offline distribution up to s.
-
-    The first three clip s' to [-1, 1], and the quality is then clip((s' - low) / (high - low), 0, 1); LRPO's
-    (s' + 1) / 2 is the range (-1, 1). A pair without statistics is left raw, or under ``quantile`` takes the median of
-    what the pairs with statistics give.
-
-    Args:
-        weight: lambda; 0 leaves every similarity raw, 1 removes a pair's whole offset.
-        shrink: k; the larger, the less the statistics of few texts count.
-        scale: (low, high).
-    """
-
-    def __init__(
-        self,
-        mode: Mode,
-        statistics: PairStatistics,
-        quantiles: Quantiles | None = None,
-        weight: float = 1.0,
-        shrink: float = 0.0,
-        scale: tuple[float, float] = (-1.0, 1.0),
-    ) -> None:
-        self._mode, self._scale = mode, scale
-        self._quantiles = quantiles if mode == "quantile" else None
-        self._lines: dict[Pair, tuple[float, float]] = {}  # s' = slope s + shift
-        if mode in ("mean", "zscore"):
-            center, spread = statistics.mean, statistics.std
-            for pair, level in statistics.levels.items():
-                trust = weight * level.count / (level.count + shrink)
-                mean, std = center + trust * (level.mean - center), spread + trust * (level.std - spread)
-                ratio = spread / max(std, _LEAST_STD * spread) if mode == "zscore" and spread else 1.0
-                self._lines[pair] = (ratio, center - ratio * mean)
-
-    @classmethod
-    def load(
-        cls, mode: Mode, path: Path | None, weight: float, shrink: float, scale: tuple[float, float]
-    ) -> Calibration:
-        """
-        Raises:
-            ConfigError: a file that the mode needs is missing or malformed.
-        """
-        if path is None or mode == "raw":
-            return cls("raw", PairStatistics({}), None, weight, shrink, scale)
-        quantiles = Quantiles.read(quantile_path(path)) if mode == "quantile" else None
-        return cls(mode, PairStatistics.read(path), quantiles, weight, shrink, scale)
-
-    def knows(self, language: str, other: str) -> bool:
-        """Whether the pair has the statistics that the mode needs."""
-        known = self._quantiles.tables if self._quantiles is not None else self._lines
-        return self._mode == "raw" or pair_of(language, other) in known
-
-    def __call__(self, similarity: float, language: str, other: str) -> float:
-        pair = pair_of(language, other)
-        if self._quantiles is not None:
-            asked = [pair] if pair in self._quantiles.tables else list(self._quantiles.tables)
-            return float(np.median([self._quantiles.cdf(similarity, each) for each in asked]))
-        slope, shift = self._lines.get(pair, (1.0, 0.0))
-        low, high = self._scale
-        return min(1.0, max(0.0, (min(1.0, max(-1.0, slope * similarity + shift)) - low) / (high - low)))

@@ -1,1 +1,1 @@
-"""The terms that make the quality of an answer."""
+"""The terms that make the quality of an answer; ``registry.py`` lists them."""

@@ -1,1 +1,1 @@
-"""Contextual-bandit worlds in which routing strategies are compared by regret."""
+"""Simulations in which strategies of the router are compared."""

@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertM
 from common.config import RewardConfig
 from common.wire import Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics
-from reward.gate import LanguageGate, _shipped_model
+from reward.gate import LanguageGate, shipped_model
 from reward.scorer import Scorer
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
@@ -97,7 +97,7 @@ class Plain:
     def __init__(self, path: Path, statistics: PairStatistics, device: str, dtype: torch.dtype) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(path)
         self._model: Any = AutoModel.from_pretrained(path).to(device, dtype).eval()
-        self._languages = fasttext.load_model(str(_shipped_model()))
+        self._languages = fasttext.load_model(str(shipped_model()))
         self._levels, self._device = statistics.levels, device
         total = sum(level.count for level in self._levels.values())
         self._center = sum(level.count * level.mean for level in self._levels.values()) / total

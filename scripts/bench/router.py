@@ -16,7 +16,7 @@ import numpy as np
 
 from common import config as configuration
 from router import Context, Observation, Router
-from router.simulation.compare import LANGUAGES, REGIONS, TOPICS, questions
+from router.simulation.worlds import LANGUAGES, REGIONS, TOPICS, questions
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
 

@@ -31,7 +31,8 @@ import typer
 
 from common.languages import code_of
 from common.process import FatalError
-from reward.calibration.files import KINDS, Calibration, quantile_path
+from reward.calibration.files import KINDS, quantile_path
+from reward.calibration.formulas import Calibration
 from reward.embedder import Embedder
 from scripts.data.calibration_modes import calibrated, judge
 from scripts.data.calibration_report import report

@@ -7,7 +7,8 @@ from typing import get_args
 
 import numpy as np
 
-from reward.calibration.files import KINDS, Calibration, Mode, Pair
+from reward.calibration.files import KINDS, Pair
+from reward.calibration.formulas import Calibration, Mode
 from scripts.data.similarity_samples import Samples, pair_statistics, quantiles
 from scripts.study.statistics import Floats, Interval, percentile_interval
 

@@ -21,6 +21,7 @@ import typer
 from common.config import ModelConfig
 from common.process import FatalError
 from learner.work.tables import read_table
+from reward.answer import split_thinking
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
@@ -77,7 +78,7 @@ def gather(
             if isinstance(said, Failure):
                 raise FatalError(f"the teacher refuses a question: {said}")
             text = f"<think>{OPENINGS[language]}{said}"
-            thinking, answer = terms.split_thinking(text)
+            thinking, answer = split_thinking(text)
             accepted = question["reward_model"].get("accepted") or [question["reward_model"]["ground_truth"]]
             good = gate.detect([thinking]) == [language] and bool(answer) and verify(answer, accepted) == 1
             acceptance.tried[language] += 1

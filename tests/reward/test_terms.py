@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import importlib
-import os
+import re
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
+import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import ConfigError, RewardConfig, load
+from common.config.reward import Term
 from common.process import FatalError
-from reward.scorer import Scorer
 from reward.terms.math import MathVerifier
-from reward.terms.text import contains, exact, normalised, repetition, split_thinking
+from reward.terms.quality import QualityTerms, quality
+from reward.terms.registry import TERMS
+from reward.terms.text import contains, exact, normalised, repetition
 from tests.support.scoring import SENTENCES
 
 
@@ -40,6 +47,7 @@ def test_verified_answers(answer: str, accepted: str, is_in: bool, is_it: bool) 
     assert exact(answer, ["absent", accepted]) == is_it
 
 
+@settings(max_examples=30)
 @given(st.text(max_size=60), st.text(max_size=20), st.text(max_size=60))
 def test_terms_take_any_text(before: str, accepted: str, after: str) -> None:
     if normalised(accepted):
@@ -47,10 +55,6 @@ def test_terms_take_any_text(before: str, accepted: str, after: str) -> None:
         assert exact(f" {accepted.lower()} ", [accepted.lower()]) == 1
     assert 0 <= repetition(before + after) <= 1
     assert repetition((before or "x") * 200) > 0.5
-    thinking, answer = split_thinking(f"<think>{before}</think>{after}")
-    if "think>" not in before + after:
-        assert (thinking, answer) == (before.strip(), after.strip())
-        assert split_thinking(f"<think>{before}") == (before.strip(), "")
 
 
 def test_natural_text_repeats_nothing() -> None:
@@ -60,21 +64,24 @@ def test_natural_text_repeats_nothing() -> None:
 def test_math_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "math_verify", None)
     with pytest.raises(FatalError, match=r"\"math\" of reward\.terms needs math-verify.*pip install"):
-        Scorer(RewardConfig(terms={"Reasoning": {"math": 1.0}}))
+        QualityTerms({"Reasoning": {"math": 1.0}})
 
 
-def test_math_is_verified() -> None:
+@pytest.fixture(scope="module")
+def math() -> Iterator[MathVerifier]:
     pytest.importorskip("math_verify")
-    math = MathVerifier()
+    verifier = MathVerifier()
+    yield verifier
+    verifier.close()
+
+
+def test_math_is_verified(math: MathVerifier) -> None:
     assert math(r"Die Summe ist $\boxed{\frac{1}{2}}$.", ["0.5"]) == 1
     assert math(r"答案是 $\boxed{15}$", [r"\boxed{14}"]) == 0
     assert math("no number", ["14"]) == 0
-    math.close()
 
 
-def test_hostile_formulas_cost_their_own_answer_alone(tmp_path: Path) -> None:
-    pytest.importorskip("math_verify")
-    math = MathVerifier()
+def test_hostile_formulas_cost_their_own_answer_alone(math: MathVerifier, tmp_path: Path) -> None:
     victim = tmp_path / "executed"
     code = f"__import__('pathlib').Path({str(victim)!r}).touch()"
     for answer in (
@@ -90,20 +97,79 @@ def test_hostile_formulas_cost_their_own_answer_alone(tmp_path: Path) -> None:
         assert math(answer, ["1", r"\boxed{9^{9^{9}}}"]) == 0
     assert math(r"$\boxed{\frac{2}{4}}$", ["0.5"]) == 1, "it goes on"
     assert not victim.exists()
-    math.close()
 
 
-def test_a_verifier_that_hangs_or_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("math_verify")
+def workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_worker_has_limits_and_dies_with_its_parent(math: MathVerifier) -> None:
+    (worker,) = workers()
+    limits = dict(re.split(r" {2,}", line, maxsplit=2)[:2] for line in
+                  Path(f"/proc/{worker.pid}/limits").read_text().splitlines())  # fmt: skip
+    assert limits["Max file size"] == limits["Max core file size"] == "0"
+    assert 1 << 30 < int(limits["Max address space"]) < 1 << 34
+    # An idle worker would notice by itself that its parent is gone; this one is busy.
+    code = """
+import time
+from reward.terms.math import MathVerifier
+if __name__ == "__main__":
+    verifier = MathVerifier()
+    busy = verifier._pool.schedule(time.sleep, (600,))
+    while not busy.running():
+        time.sleep(0.05)
+    print("ready", flush=True)
+    input()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
+        orphans = psutil.Process(parent.pid).children()
+        parent.kill()
+    assert orphans and not psutil.wait_procs(orphans, timeout=60)[1]
+
+
+def test_a_worker_that_hangs_or_dies_is_replaced(math: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = math.killed
     monkeypatch.setattr("reward.terms.math._DEADLINE_S", 0.5)
-    math = MathVerifier()
-    assert f"{1 << 30}" in Path(f"/proc/{math._process.pid}/limits").read_text()
-    for number, kind in enumerate((signal.SIGSTOP, signal.SIGKILL), start=1):
-        os.kill(math._process.pid, kind)
-        assert math("$2$", ["2"]) == 0 and math.killed == number
+    (worker,) = workers()
+    worker.suspend()
+    assert math("$2$", ["2"]) == 0 and math.killed == before + 1, "it never takes the answer"
     monkeypatch.setattr("reward.terms.math._DEADLINE_S", 60)
-    assert math("$2$", ["2"]) == 1 and math.killed == 2
-    math.close()
+    assert math("$2$", ["2"]) == 1 and math.killed == before + 1
+    (worker,) = workers()
+    worker.kill()
+    math("$2$", ["2"])  # may meet the dead worker
+    assert math("$2$", ["2"]) == 1 and math.killed <= before + 2
+
+
+def test_an_answer_that_takes_too_long_is_killed_and_worth_nothing(
+    math: MathVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = math.killed
+    (worker,) = workers()
+    monkeypatch.setattr("reward.terms.math._verify", signal.sigtimedwait)  # waits for 60 s
+    monkeypatch.setattr("reward.terms.math._DEADLINE_S", 0.5)
+    assert math([signal.SIGUSR1], 60) == 0 and math.killed == before + 1  # type: ignore[arg-type]
+    assert not worker.is_running()
+    monkeypatch.undo()
+    assert math("$2$", ["2"]) == 1
+
+
+def test_the_configuration_knows_exactly_the_terms_of_the_registry() -> None:
+    assert set(get_args(Term)) == set(TERMS)
+    for name, term in TERMS.items():
+        if term.earns:
+            RewardConfig(terms={"Chat": {name: 1.0}})
+        else:
+            with pytest.raises(ValueError, match="needs a term that rewards"):
+                RewardConfig(terms={"Chat": {name: 1.0}})
+
+
+def test_costs_are_taken_from_what_the_earning_terms_give() -> None:
+    weights = {"similarity": 1.0, "exact": 3.0, "truncation": 0.25, "repetition": 0.5}
+    values = {"similarity": 0.8, "exact": 1.0, "truncation": 1.0, "repetition": 0.5}
+    assert quality(values, weights) == pytest.approx(0.95 - 0.25 - 0.25)
+    assert quality(values | {"exact": 0.0, "similarity": 0.0}, weights) == 0, "never negative"
 
 
 def test_terms_are_checked_when_they_are_read() -> None:

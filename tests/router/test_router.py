@@ -62,6 +62,7 @@ def trained(credit: str = "posterior", seed: int = 0, **settings: Any) -> Router
 # -- drawing -----------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(
     step=policy_steps(), context=contexts, reserved=st.integers(0, 8), credit=st.sampled_from(CREDITS),
     epsilon=st.floats(0, 1), seed=st.integers(0, 2**32),
@@ -82,6 +83,7 @@ def test_propensities_are_those_of_the_distribution(
     assert draw.router_version == 1
 
 
+@settings(max_examples=30)
 @given(asked=st.lists(contexts, max_size=12), mode=modes, seed=st.integers(0, 99))
 def test_many_questions_at_once_are_the_same_as_one_by_one(asked: list[Context], mode: str, seed: int) -> None:
     one, other, third = (trained(seed=seed, mode=mode) for _ in range(3))
@@ -200,6 +202,7 @@ def test_modes(mode: str, rollouts: int, fixed: list[str]) -> None:
     assert translation.languages == ["ko"] * rollouts and translation.propensities == [1.0] * rollouts
 
 
+@settings(max_examples=15)
 @given(step=policy_steps(), context=contexts)
 def test_fixed_modes_learn_nothing(step: list[Observation], context: Context) -> None:
     bandit = router(mode="uniform", interval=1)
@@ -281,6 +284,7 @@ def test_impossible_questions_are_refused_and_change_nothing(context: Any, messa
 # -- learning ----------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=15)
 @pytest.mark.parametrize("credit", ["posterior", "pooled"])
 @given(step=policy_steps(), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_matter(credit: str, step: list[Observation], shuffle: Any) -> None:
@@ -335,7 +339,7 @@ def test_the_log_extends_the_shape_of_the_reference() -> None:
 
 @pytest.mark.parametrize("credit", CREDITS)
 @given(before=st.lists(policy_steps(), max_size=4), after=st.lists(policy_steps(), min_size=1, max_size=3))
-@settings(max_examples=30)
+@settings(max_examples=10)
 def test_a_saved_router_goes_on_identically(
     credit: str, before: list[list[Observation]], after: list[list[Observation]]
 ) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 from common.config import RouterConfig as Settings
 from router import Context, Observation, Router, mutual_information
+from router import __main__ as command
 from router.simulation import compare as simulate
+from router.simulation.worlds import make_world
 
 
 def test_the_default_regrets_less_than_the_reference_and_than_fixed_strategies() -> None:
@@ -55,7 +57,7 @@ def test_late_rewards_arrive_after_up_to_eight_steps_and_none_for_a_lost_languag
 
 def test_unknown_worlds_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown world 'nowhere'; there are region"):
-        simulate.world("nowhere", np.random.default_rng(0))
+        make_world("nowhere", np.random.default_rng(0))
 
 
 def test_rows_hold_the_goals() -> None:
@@ -95,12 +97,7 @@ def test_mutual_information() -> None:
     assert mutual_information([]) == (0.0, 0.0)
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "router", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-
-
-def test_show_reads_logs_and_checkpoints(tmp_path: Path) -> None:
+def test_show_reads_logs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     router = Router(Settings(interval=1), ["de", "en", "zh"], seed=0, steps=9)
     china = Observation(Context("de", ("Chat",), ("China",)), ("zh", "zh", "en"), (0.9, 0.8, 0.1), (True,) * 3)
     for _ in range(5):
@@ -109,22 +106,27 @@ def test_show_reads_logs_and_checkpoints(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-000005"
     checkpoint.mkdir(parents=True)
     (checkpoint / "run.json").write_text(json.dumps({"step": 5, "router": router.state()}))
-    logged = run("show", str(tmp_path), "--png", str(tmp_path / "router.png"))
-    assert logged.returncode == 0, logged.stderr
-    assert run("show", str(checkpoint)).stdout == logged.stdout
-    (row,) = [line for line in logged.stdout.splitlines() if line.startswith("Chat | China")]
+    command.main(["show", str(tmp_path), "--png", str(tmp_path / "router.png")])
+    logged = capsys.readouterr().out
+    command.main(["show", str(checkpoint)])
+    assert capsys.readouterr().out == logged
+    (row,) = [line for line in logged.splitlines() if line.startswith("Chat | China")]
     shares = router.distribution("", "Chat", "China").tolist()
     assert row.split()[3:] == [f"{100 * share:.0f}{'*' * (share == max(shares))}" for share in shares]
     assert (tmp_path / "router.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "router.jsonl").write_text("nonsense")
     for path, message in ((tmp_path, "neither a router's log nor a checkpoint"), (tmp_path / "no", "cannot read")):
-        failed = run("show", str(path))
-        assert failed.returncode == 1 and message in failed.stderr and "Traceback" not in failed.stderr
+        with pytest.raises(SystemExit, match="1"):
+            command.main(["show", str(path)])
+        assert message in capsys.readouterr().err
 
 
 def test_simulate_ends_with_one_line_of_json() -> None:
-    done = run("simulate", "--worlds", "topic", "--strategies", "posterior", "reference", "--seeds", "2", "--steps",
-               "10", "--json")  # fmt: skip
+    arguments = ["--worlds", "topic", "--strategies", "posterior", "reference", "--seeds", "2", "--steps", "10"]
+    done = subprocess.run(
+        [sys.executable, "-m", "router", "simulate", *arguments, "--json"],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["name"] == "router-simulation" and len(found["rows"]) == 2

