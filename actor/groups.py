@@ -127,7 +127,8 @@ class PromptGroups:
         return wire.Release(id=work.id, reason=reason)
 
     async def _make_submission(self, work: wire.Work) -> wire.Submit:
-        """
+        """Generates and scores the K answers of a group once.
+
         Raises:
             EngineError: the engine did not generate the answers.
             ScoringError: no replica of the reward service scored them.
@@ -138,13 +139,17 @@ class PromptGroups:
         texts = [self._decode(generation.ids) for generation in generations]
         truncated = [generation.truncated for generation in generations]
         scores = await self._scoring.score(work.question, texts, work.languages, truncated)
-        timing = wire.Timing(
-            generate_s=spent.seconds, groups=spent.mean_groups, score_s=time.monotonic() - scoring_since
-        )  # fmt: skip
+        score_s = time.monotonic() - scoring_since
+        timing = wire.Timing(generate_s=spent.seconds, groups=spent.mean_groups, score_s=score_s)
         answers = zip(work.languages, prompts, generations, texts, scores, strict=True)
         return wire.Submit(id=work.id, rollouts=[self._make_rollout(*answer) for answer in answers], timing=timing)
 
     async def _generate(self, prompts: list[list[int]], greedy: bool) -> tuple[list[Generation], GenerationTime]:
+        """Generates one answer to each prompt, and adapts the number of slots to what the engine then says.
+
+        Raises:
+            EngineError: the engine did not generate them, or a router's engines are not those of the start any more.
+        """
         sampling = {
             "temperature": 0.0 if greedy else self._config.sampling.temperature,
             "max_new_tokens": self._config.sampling.max_new_tokens,
@@ -169,6 +174,7 @@ class PromptGroups:
     def _make_rollout(
         self, requested: str, prompt: list[int], generation: Generation, text: str, score: wire.Score
     ) -> wire.Rollout:
+        """One answer as it is submitted; ``requested`` is its language, or ``POLICY_CHOOSES``."""
         header_chars = self._header.parse(text).end if requested == POLICY_CHOOSES else 0
         ids = generation.ids
         return wire.Rollout(

@@ -66,9 +66,7 @@ class Life:
         self._weights = WeightUpdates(
             self._engine, learner.send, self._times, config.sync, probe_timeout_s=config.actor.request_timeout_s
         )
-        self._groups = PromptGroups(
-            config, self._engine, scoring, tokenizer, self._session, self._weights, self._times
-        )  # fmt: skip
+        self._groups = PromptGroups(config, self._engine, scoring, tokenizer, self._session, self._weights, self._times)
 
     @property
     def proved_updates(self) -> int:
@@ -104,7 +102,7 @@ class Life:
             self._times.describe_shares(),
         )
 
-    # -- What the session asks of its owner ----------------------------------------------------------------------------
+    # What the session asks of its owner.
 
     def make_hello(self) -> wire.Hello:
         """What the learner must know of this actor."""
@@ -137,8 +135,6 @@ class Life:
     def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None:
         """Queues an order of the weight sync."""
         self._weights.take_order(order)
-
-    # ------------------------------------------------------------------------------------------------------------------
 
     async def _poll_engine(self) -> None:
         """Reads the engine's gauges in a task of its own, so that an engine that hangs does not delay heartbeats."""

@@ -38,16 +38,20 @@ class RunEnded(Exception):
 class SessionOwner(Protocol):
     """What the session reports, and where it hands on what the learner sends."""
 
-    def make_hello(self) -> wire.Hello: ...
+    def make_hello(self) -> wire.Hello:
+        """What the learner must know of this actor before it gives it work."""
 
-    def make_heartbeat(self) -> wire.Heartbeat: ...
+    def make_heartbeat(self) -> wire.Heartbeat:
+        """The leases that the actor holds, where its time went, and the state of its engine."""
 
-    def take_work(self, work: wire.Work) -> None: ...
+    def take_work(self, work: wire.Work) -> None:
+        """Begins a leased group."""
 
     def drop_work(self) -> int:
         """Drops all leased groups and returns how many there were."""
 
-    def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None: ...
+    def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None:
+        """Queues an order of the weight sync."""
 
 
 class Session:
@@ -62,7 +66,7 @@ class Session:
 
     def __init__(
         self, learner: Route, owner: SessionOwner, *, lease_timeout_s: float, silence_timeout_s: float
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._learner = learner
         self._owner = owner
         self._lease_timeout_s = lease_timeout_s

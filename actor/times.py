@@ -41,7 +41,7 @@ class ActorTimes:
 
     def set_groups_held(self, count: int) -> None:
         """Says how many groups the actor holds from now on."""
-        if count < self._groups_held:
+        if count < self._groups_held:  # the time before a new group is booked under the state that follows
             self._book()
         self._groups_held = count
 

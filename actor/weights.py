@@ -174,7 +174,7 @@ class WeightUpdates:
                 with suppress(EngineError, TimeoutError):
                     await asyncio.wait_for(self._engine.recover(RECOVERY_S / 2), RECOVERY_S)
                 raise
-        if not isinstance(order, wire.Receive):
+        if not isinstance(order, wire.Receive):  # a proof that the pause has cut off is not repeated
             self._enter_state(WeightState.PROVED)
             return order
         await self._send(wire.Synced(version=order.version, stage="done", pause_s=time.monotonic() - begin))
@@ -200,7 +200,8 @@ class WeightUpdates:
                 return order
 
     async def _check_model(self, order: wire.Receive) -> None:
-        """
+        """Compares names and shapes of the first weights with the engine's checkpoint.
+
         Raises:
             FatalError: the engine's checkpoint is of another model than the weights.
         """
@@ -213,7 +214,8 @@ class WeightUpdates:
             raise FatalError(f"the engine at {self._engine.url} serves another model than the learner's: {differences}")
 
     async def _prove(self, order: wire.Receive) -> None:
-        """
+        """Compares the engine's log-probabilities of the probe with the learner's, and enters PROVED if they agree.
+
         Raises:
             EngineError: the engine's log-probabilities of the probe are not the learner's, or it does not give them.
         """
