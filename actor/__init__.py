@@ -1,1 +1,2 @@
-"""The actor: leases questions, has its SGLang engine answer them in the routed languages, gets them scored, submits."""
+"""The actor: leases prompt groups, has its engine generate the answers in the routed languages, has them scored, and
+submits them to the learner."""

@@ -1,49 +1,55 @@
-"""How many groups an actor keeps in flight: as many as its engine has room for, found from what the engine tells."""
+"""How many groups an actor keeps in flight: as many as its engine has room for, found from the engine's gauges."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_LOW = 0.6  # of the KV cache as it would be with one more; answers that run are half grown on average
-_CUT = 0.75
-_SETTLED = 1.5  # what a cut did shows once this many times the groups in flight have finished
-_PATIENCE = 64  # groups without retraction before one more is tried again; doubles with each cut, so that it ends
+_TARGET_USAGE = 0.6  # of the KV cache with one step more; answers in flight have on average half of their tokens yet
+_CUT_FACTOR = 0.75
+_SETTLING = 1.5  # the effect of a cut is seen once this many times the groups in flight have finished
+_RETRY_AFTER = 64  # groups without retraction before the limit is raised by one again; doubles with each cut
+_STEPS_TO_MOST = 16
 
 
 class Concurrency:
-    """Additive increase while the KV cache has room and nothing waits, a cut when answers were put back for memory.
+    """Raises the number of slots additively while the KV cache has room, and cuts it when answers were retracted.
+
+    Nothing but the arguments of ``record_finished`` enters: there is no clock and no I/O.
 
     Args:
-        most: ``actor.groups_in_flight``, reached after at most 16 groups.
+        most: upper bound, ``actor.groups_in_flight``. It can be reached after 16 finished groups.
     """
 
     def __init__(self, most: int) -> None:
-        self.groups = self._step = -(-most // 16)
-        self._most = self._limit = most
-        self._quiet, self._patience = 0, _PATIENCE
+        self.slots = self._step = -(-most // _STEPS_TO_MOST)  # rounded up
+        self._most = most
+        self._limit = most  # below ``most`` once there was a cut
+        self._since_cut = 0  # groups finished since the last cut, or since the limit was last raised
+        self._retry_after = _RETRY_AFTER
 
-    def finished(self, load: Mapping[str, float], in_flight: int, *, retracted: bool) -> None:
-        """A group is finished, one of ``in_flight``.
+    def record_finished(self, gauges: Mapping[str, float], in_flight: int, *, retracted: bool) -> None:
+        """Adapts ``slots`` when a group has finished.
 
         Args:
-            load: of the engine: ``usage`` of its KV cache in [0, 1], answers ``running`` and ``waiting``; one that
-                tells nothing gets all it may.
-            retracted: answers of the group were put back by the engine, for memory.
+            gauges: of the engine: ``usage`` of its KV cache in [0, 1], numbers of requests ``running`` and
+                ``waiting``. An engine that gives none gets all slots.
+            in_flight: groups that were being generated, the finished one included.
+            retracted: whether the engine put answers of the group back for lack of memory.
         """
-        if not load:
-            self.groups = self._most
+        if not gauges:
+            self.slots = self._most
             return
-        self._quiet += 1
-        waiting, running = load.get("waiting", 0.0), load.get("running", 0.0)
-        first = self._limit == self._most
-        if retracted and (first or self._quiet > _SETTLED * self.groups):
-            fits = running / (running + waiting) if running else 1.0
-            self._limit = self.groups = max(1, int(self.groups * min(_CUT, fits)))
-            self._quiet, self._patience, self._step = 0, 2 * self._patience, 1
+        self._since_cut += 1
+        waiting, running = gauges.get("waiting", 0.0), gauges.get("running", 0.0)
+        no_cut_yet = self._limit == self._most
+        if retracted and (no_cut_yet or self._since_cut > _SETTLING * self.slots):
+            fitting_share = running / (running + waiting) if running else 1.0
+            self._limit = self.slots = max(1, int(self.slots * min(_CUT_FACTOR, fitting_share)))
+            self._since_cut, self._retry_after, self._step = 0, 2 * self._retry_after, 1
         elif not retracted:
-            if not first and self._quiet >= self._patience:
-                self._limit, self._quiet = self._limit + 1, 0
-            # Half full is enough: several groups may finish at once.
-            room = load["usage"] * (self.groups + self._step) < _LOW * in_flight
-            if room and not waiting and 2 * in_flight >= self.groups:
-                self.groups = min(self._limit, self.groups + self._step)
+            if not no_cut_yet and self._since_cut >= self._retry_after:
+                self._limit, self._since_cut = self._limit + 1, 0
+            # Several groups may finish at once, so the slots need not be full for the usage to count: half is enough.
+            has_room = gauges["usage"] * (self.slots + self._step) < _TARGET_USAGE * in_flight
+            if has_room and not waiting and 2 * in_flight >= self.slots:
+                self.slots = min(self._limit, self.slots + self._step)

@@ -1,1 +1,1 @@
-"""The inference engine behind an actor: one SGLang server or several behind a router."""
+"""The inference engine of an actor: one SGLang server, or several of them behind an sglang-router."""

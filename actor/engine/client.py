@@ -1,7 +1,6 @@
-"""An SGLang server, owned as a child process on loopback or attached to, and its HTTP API for reinforcement learning.
+"""The HTTP client of one SGLang server: generation, weight updates, and the server's own gauges.
 
-Made for SGLang 0.5.17 to 0.5.23, told apart by what they answer; without CUDA its plain torch path runs, with the two
-packages of ``actor/engine/stand_ins`` on the server's path.
+Written for SGLang 0.5.17 to 0.5.23. The versions are told apart by what they answer (``Engine.recover``).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -24,68 +23,71 @@ from safetensors import safe_open
 
 from common import wire
 
-if TYPE_CHECKING:
-    from actor.engine.server import EngineProcess
-
 log = logging.getLogger("actor.engine")
 
-_TURN_S = 0.05
-_NOT_SENT = ("lm_head.weight", "rotary_emb.inv_freq")
+_DRAIN_POLL_S = 0.05
+_GAUGES_TIMEOUT_S = 5
+_READY_TIMEOUT_S = 5
+_MAY_BE_UNSENT = ("lm_head.weight", "rotary_emb.inv_freq")  # a tied head and constants, which some checkpoints hold
 
 
 class EngineError(RuntimeError):
-    """The engine ended, or refused or failed a call; the message holds its last lines, or route, status and answer."""
+    """The engine ended, or it refused or failed a call.
+
+    The message holds the last lines of the engine's output, or the route, the status and the answer of the call.
+    """
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A finished answer: ids, log-probabilities at the sampling temperature and policy versions, each [tokens]."""
+    """One finished answer of R response tokens."""
 
-    ids: NDArray[np.int32]
-    logprobs: NDArray[np.float32]
-    versions: NDArray[np.int32]
-    truncated: bool
-    retracted: bool  # by the engine, for memory
+    ids: NDArray[np.int32]  # [R] token ids, the stop token included
+    logprobs: NDArray[np.float32]  # [R] behaviour log-probabilities at the sampling temperature
+    versions: NDArray[np.int32]  # [R] policy version that produced each token
+    truncated: bool  # it reached sampling.max_new_tokens before it ended
+    retracted: bool  # the engine put it back into its queue for lack of memory, and generated it again later
 
 
 class Engine:
-    """HTTP client of one SGLang server.
+    """The HTTP client of one SGLang server.
 
     Args:
-        url: ``http://127.0.0.1:PORT``.
-        session: made on the loop that uses it.
-        request_timeout_s: of a generation call, pauses included.
-        mode: what an update makes of answers in flight, as ``sync.pause``; ``recover`` sees what the engine can do.
-        process: the server, if it is ours.
+        url: of the server, as in ``http://127.0.0.1:PORT``.
+        http: the HTTP session, made on the event loop that uses this client.
+        request_timeout_s: deadline of a generation call in seconds, pauses for weight updates included.
+        pause_mode: what a weight update does to answers in flight: "retract", "in_place" or "drain", see
+            ``sync.pause``. ``recover`` replaces "retract" by "drain" where the server cannot retract safely.
     """
 
-    def __init__(
-        self,
-        url: str,
-        session: aiohttp.ClientSession,
-        request_timeout_s: float,
-        mode: str,
-        process: EngineProcess | None = None,
-    ) -> None:
-        self.url, self.mode, self.process = url, mode, process
-        self._session = session
+    def __init__(self, url: str, http: aiohttp.ClientSession, request_timeout_s: float, pause_mode: str) -> None:
+        self.url = url
+        self.pause_mode = pause_mode
+        self.version = 0  # policy version of the weights that the server holds
+        self.ranks = 1  # size of its tensor-parallel group
+        self._http = http
         self._request_timeout_s = request_timeout_s
-        self.version = 0  # of the weights it holds
-        self._open = asyncio.Event()  # answers may begin
-        self._open.set()
-        self._running = self._pauses = 0
-        self.ranks = 1  # of its tensor-parallel group
+        self._accepts_requests = asyncio.Event()  # cleared while a drain waits for the answers in flight
+        self._accepts_requests.set()
+        self._running = 0  # generation calls under way
+        self._pauses = 0  # so far
 
     async def call(self, route: str, body: dict[str, Any] | None, timeout_s: float, *, missing_ok: bool = False) -> Any:
-        """Posts ``body``, or gets if there is none.
+        """Posts ``body`` to a route of the server, or gets the route if ``body`` is None.
+
+        Waits for the answer, at most ``timeout_s`` seconds.
+
+        Returns:
+            The decoded JSON answer, or its text if it is not JSON. None if the server does not have the route and
+            ``missing_ok`` is set.
 
         Raises:
-            EngineError: no answer within ``timeout_s``, a status other than 200, or ``success: false``.
+            EngineError: there was no answer in time, the status is not 200, or the answer says ``success: false``.
         """
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             method = "GET" if body is None else "POST"
-            async with self._session.request(method, self.url + route, json=body, timeout=timeout) as response:
+            async with self._http.request(method, self.url + route, json=body, timeout=timeout) as response:
                 if response.status == 404 and missing_ok:
                     return None
                 text = await response.text()
@@ -99,8 +101,19 @@ class Engine:
         return answer
 
     async def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[Generation]:
-        """One answer to each prompt. The prefix cache is keyed by policy version: it never outlives its weights."""
-        await self._open.wait()
+        """Generates one answer to each prompt.
+
+        Waits while the engine drains for a weight update, then for the answers, at most ``request_timeout_s`` seconds.
+        The key of the prefix cache contains the policy version, so that a cache never outlives its weights.
+
+        Args:
+            prompts: token ids of each prompt.
+            sampling: ``sampling_params`` of SGLang.
+
+        Raises:
+            EngineError: the call failed, or an answer was aborted.
+        """
+        await self._accepts_requests.wait()
         version = self.version
         body = {
             "input_ids": prompts,
@@ -114,12 +127,18 @@ class Engine:
             answers = await self.call("/generate", body, self._request_timeout_s)
         finally:
             self._running -= 1
-        return [_generation(answer, version, self._pauses - pauses) for answer in answers]
+        return [_parse_generation(answer, version, self._pauses - pauses) for answer in answers]
 
-    async def load(self) -> dict[str, float]:
-        """Use of its KV memory in [0, 1], requests that run and that wait; empty if it does not tell."""
+    async def read_gauges(self) -> dict[str, float]:
+        """Reads how busy the server is. Waits at most 5 seconds.
+
+        Returns:
+            ``usage`` of the KV cache in [0, 1], and the numbers of requests ``running`` and ``waiting``. Empty if the
+            server does not say.
+        """
+        timeout = aiohttp.ClientTimeout(total=_GAUGES_TIMEOUT_S)
         try:
-            async with self._session.get(self.url + "/v1/loads", timeout=aiohttp.ClientTimeout(total=5)) as response:
+            async with self._http.get(self.url + "/v1/loads", timeout=timeout) as response:
                 ranks = (await response.json())["loads"] if response.status == 200 else []
                 usage = max((float(rank["token_usage"]) for rank in ranks), default=0.0)
                 counts = {
@@ -129,8 +148,15 @@ class Engine:
             return {}
         return {"usage": usage, **counts} if ranks and math.isfinite(usage) else {}
 
-    async def probe(self, probe: wire.Probe, timeout_s: float) -> float:
-        """Mean absolute difference, nats, between its log-probabilities of the probe and the learner's."""
+    async def measure_probe_error(self, probe: wire.Probe, timeout_s: float) -> float:
+        """Compares the server's log-probabilities of the probe with the learner's. Waits at most ``timeout_s`` seconds.
+
+        Returns:
+            The mean absolute difference in nats per token.
+
+        Raises:
+            EngineError: the call failed, or its answer has not one log-probability for each token but the first.
+        """
         body = {
             "input_ids": probe.ids.tolist(),
             "sampling_params": {"temperature": 0.0, "max_new_tokens": 1},
@@ -139,36 +165,61 @@ class Engine:
             "extra_key": f"probe {self.version}",
         }
         answer = await self.call("/generate", body, timeout_s)
-        told = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
-        if len(told) != len(probe.logprobs):
-            raise EngineError(f"/generate: {len(told)} log-probabilities of a probe of {len(probe.ids)} tokens")
-        return float(np.abs(np.array(told, np.float64) - probe.logprobs).mean())
+        logprobs = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
+        if len(logprobs) != len(probe.logprobs):
+            raise EngineError(f"/generate: {len(logprobs)} log-probabilities of a probe of {len(probe.ids)} tokens")
+        return float(np.abs(np.array(logprobs, np.float64) - probe.logprobs).mean())
 
-    async def join(self, join: wire.Join) -> None:
+    async def join_group(self, join: wire.Join) -> None:
+        """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds.
+
+        Raises:
+            EngineError: the group did not form.
+        """
         body = {
             "master_address": join.host, "master_port": join.port, "rank_offset": 1, "world_size": join.world,
             "group_name": join.group, "backend": join.backend,
         }  # fmt: skip
         await self.call("/init_weights_update_group", body, join.timeout_s)
 
-    async def leave(self, group: str, timeout_s: float) -> None:
+    async def leave_group(self, group: str, timeout_s: float) -> None:
+        """Leaves a weight group; does nothing where the server has no such route. Waits at most ``timeout_s`` seconds.
+
+        Raises:
+            EngineError: the call failed.
+        """
         await self.call("/destroy_weights_update_group", {"group_name": group}, timeout_s, missing_ok=True)
 
     async def pause(self, timeout_s: float, drain_s: float) -> None:
-        """Stops generating; ``retract`` puts running requests back, ``drain`` gives them ``drain_s`` to end first."""
+        """Stops generation, so that the weights can be replaced.
+
+        ``retract`` puts running requests back into the server's queue, ``in_place`` freezes them, and ``drain`` first
+        gives them ``drain_s`` seconds to end. Each of the up to three calls waits at most ``timeout_s`` seconds.
+
+        Raises:
+            EngineError: a call failed.
+        """
         self._pauses += 1
-        if self.mode == "drain":
-            self._open.clear()
+        if self.pause_mode == "drain":
+            self._accepts_requests.clear()
             deadline = time.monotonic() + drain_s
             while self._running and time.monotonic() < deadline:
-                await asyncio.sleep(_TURN_S)
-            if not self._running:  # an answer arrives a moment before its request is gone
+                await asyncio.sleep(_DRAIN_POLL_S)
+            if not self._running:  # the server frees a request a moment after it has sent the answer
                 await self.call(f"/flush_cache?timeout={timeout_s / 2:.1f}", {}, timeout_s)
-        await self.call("/pause_generation", {"mode": "in_place" if self.mode == "in_place" else "retract"}, timeout_s)
-        await self._flush(timeout_s)
+        mode = "in_place" if self.pause_mode == "in_place" else "retract"
+        await self.call("/pause_generation", {"mode": mode}, timeout_s)
+        await self._flush_cache(timeout_s)
 
-    async def receive(self, order: wire.Receive) -> None:
-        """Takes the weights. The caches are flushed by an explicit call: a failing implicit one kills some versions."""
+    async def receive_weights(self, order: wire.Receive) -> None:
+        """Has the paused server take new weights from a file, from shared memory or from the weight group.
+
+        Each call waits at most ``order.timeout_s`` seconds. The cache is flushed by a call of its own, because an
+        implicit flush that fails ends the server in some versions of SGLang.
+
+        Raises:
+            EngineError: a call failed. The weights of the server are then unknown.
+        """
         version = str(order.version)
         if order.path:
             body: dict[str, Any] = {"model_path": order.path, "flush_cache": False, "weight_version": version}
@@ -177,7 +228,7 @@ class Engine:
             begun = await self.call("/begin_weight_update", {}, order.timeout_s, missing_ok=True)
             for number, bucket in enumerate(order.buckets):
                 if order.loans:
-                    route, body = "/update_weights_from_tensor", _borrowed(bucket, order.loans[number])
+                    route, body = "/update_weights_from_tensor", _shared_memory_body(bucket, order.loans[number])
                 else:
                     route, body = "/update_weights_from_distributed", {**asdict(bucket), "group_name": order.group}
                     body["load_format"] = "flattened_bucket"
@@ -187,73 +238,144 @@ class Engine:
                 await self.call(route, body, order.timeout_s)
             if begun is not None:
                 await self.call("/end_weight_update", {}, order.timeout_s)
-        await self._flush(order.timeout_s)
+        await self._flush_cache(order.timeout_s)
         self.version = order.version
 
     async def resume(self, timeout_s: float) -> None:
-        self._open.set()
+        """Continues generation after a pause. Waits at most ``timeout_s`` seconds.
+
+        Raises:
+            EngineError: the call failed.
+        """
+        self._accepts_requests.set()
         await self.call("/continue_generation", {}, timeout_s)
 
     async def recover(self, timeout_s: float) -> None:
-        """Undoes what an actor that died in an update left behind, an open update and a pause; sees what it can do."""
-        old = False
-        with suppress(EngineError):  # there may be no update to end
-            old = await self.call("/end_weight_update", {}, timeout_s, missing_ok=True) is None
-        if old and self.mode == "retract":
+        """Ends what an actor that died in a weight update left behind: an open update and a pause.
+
+        Also learns the size of the tensor-parallel group and whether the server can retract answers safely. Each of
+        the three calls waits at most ``timeout_s`` seconds.
+
+        Raises:
+            EngineError: a call failed.
+        """
+        is_old = False
+        with suppress(EngineError):  # the server refuses where there is no update to end
+            is_old = await self.call("/end_weight_update", {}, timeout_s, missing_ok=True) is None
+        if is_old and self.pause_mode == "retract":
             log.warning(
                 "the engine at %s is an SGLang before 0.5.21, which keeps the caches of retracted answers: weight "
                 "updates wait until answers in flight have ended, as with sync.pause = drain",
                 self.url,
             )
-            self.mode = "drain"
+            self.pause_mode = "drain"
         self.ranks = int((await self.call("/server_info", None, timeout_s))["tp_size"])
         await self.resume(timeout_s)
 
-    async def shapes(self, timeout_s: float) -> dict[str, list[int]]:
-        """Of the tensors in the checkpoint the engine began with; empty if that cannot be read from here."""
+    async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
+        """Reads the names and shapes of the tensors in the checkpoint that the server started from.
+
+        Waits for the server at most ``timeout_s`` seconds; the files are read without a deadline.
+
+        Returns:
+            Name -> shape. Empty if this process cannot read the checkpoint.
+
+        Raises:
+            EngineError: the server does not say which checkpoint it is.
+        """
         path = Path((await self.call("/model_info", None, timeout_s))["model_path"])
-        found = {}
+        shapes = {}
         with suppress(OSError):
             if not path.is_dir():
                 path = Path(snapshot_download(str(path), local_files_only=True))
         for file in path.glob("*.safetensors"):
             with safe_open(file, framework="np") as tensors:
-                found.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-        return found
+                shapes.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+        return shapes
 
-    async def _flush(self, timeout_s: float) -> None:
-        """Without ``?timeout=``: with it, it would wait for the retracted requests to end."""
-        if self.mode != "in_place":  # there running requests keep their caches; the prefix cache is keyed by version
+    async def _flush_cache(self, timeout_s: float) -> None:
+        """Empties the caches, unless requests are frozen in place: those keep theirs.
+
+        The call has no ``?timeout=``, with which the server would wait for the retracted requests to end.
+        """
+        if self.pause_mode != "in_place":
             await self.call("/flush_cache", {}, timeout_s)
 
 
-def differences(buckets: list[wire.Bucket], known: dict[str, list[int]]) -> str:
-    """How the learner's tensors differ from those of the engine's checkpoint; empty when they do not.
+def make_http_session() -> aiohttp.ClientSession:
+    """An HTTP session for engines, to be made on the event loop that uses it.
 
-    An engine ignores unknown names and calls that a success. A tied head may be in the checkpoint and is not sent.
+    It drops an idle connection after 2 seconds. The server does so after 5, and a request that is sent into a
+    connection at the moment in which the server closes it fails.
+    """
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2))
+
+
+async def is_ready(url: str, http: aiohttp.ClientSession) -> bool:
+    """Whether an SGLang server at ``url`` is ready to generate. Waits at most 5 seconds for each of two routes.
+
+    Before SGLang 0.5.20 there is no ``/ready``; there ``/model_info`` answers only once the server is ready.
+    """
+    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
+    try:
+        async with http.get(url + "/ready", timeout=timeout) as response:
+            if response.status != 404:
+                return response.status == 200
+        async with http.get(url + "/model_info", timeout=timeout) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+def describe_differences(buckets: list[wire.Bucket], checkpoint_shapes: dict[str, list[int]]) -> str:
+    """Compares the tensors that the learner sends with those of the engine's checkpoint.
+
+    This must be checked here, because an engine ignores tensors that it does not know and reports success.
+
+    Args:
+        buckets: what the learner sends.
+        checkpoint_shapes: name -> shape of each tensor in the checkpoint. A tied head may be among them; the learner
+            does not send it.
+
+    Returns:
+        The first three differences in words, and how many more there are. Empty if there is none.
     """
     sent = {name: shape for bucket in buckets for name, shape in zip(bucket.names, bucket.shapes, strict=True)}
-    told = [f"{name} is unknown to the engine" for name in sent if name not in known]
-    told += [f"{name} is not sent" for name in known if name not in sent and not name.endswith(_NOT_SENT)]
-    told += [f"{n} is {s}, the engine's {known[n]}" for n, s in sent.items() if n in known and known[n] != s]
-    return "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+    found = [f"{name} is unknown to the engine" for name in sent if name not in checkpoint_shapes]
+    found += [
+        f"{name} is not sent" for name in checkpoint_shapes if name not in sent and not name.endswith(_MAY_BE_UNSENT)
+    ]
+    found += [
+        f"{name} is {shape}, the engine's {checkpoint_shapes[name]}"
+        for name, shape in sent.items()
+        if name in checkpoint_shapes and checkpoint_shapes[name] != shape
+    ]
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def _borrowed(bucket: wire.Bucket, loans: list[wire.Loan]) -> dict[str, Any]:
+def _shared_memory_body(bucket: wire.Bucket, loans: list[wire.Loan]) -> dict[str, Any]:
     from actor.engine.shared_memory import pickled  # torch takes seconds to import, and nothing else here needs it
 
     return {"serialized_named_tensors": [pickled(bucket, loan) for loan in loans]}
 
 
-def _generation(answer: dict[str, Any], version_at_submit: int, pauses: int) -> Generation:
+def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: int) -> Generation:
+    """One answer of ``/generate``.
+
+    Args:
+        answer: as the server sent it.
+        version_at_submit: policy version at the time of the request. Servers before 0.5.19 do not say which version
+            produced which tokens; all tokens then count as of this one, the oldest possible.
+        pauses: weight updates during the request, each of which may have retracted the answer once.
+    """
     meta = answer["meta_info"]
     finish = meta["finish_reason"]
     if finish["type"] not in ("stop", "length"):
-        raise EngineError(f"/generate: ended with {finish}")
+        raise EngineError(f"/generate: an answer ended with {finish}")
     ids = np.array(answer["output_ids"], np.int32)
-    versions = np.full(len(ids), version_at_submit, np.int32)  # the oldest possible: before 0.5.19 there are no spans
+    versions = np.full(len(ids), version_at_submit, np.int32)
     for span in meta.get("weight_versions") or []:
         versions[span["start"] : span["end"]] = int(span["version"])
     logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
-    retracted = meta.get("num_retractions", 0) > pauses  # each pause may put an answer back once
+    retracted = meta.get("num_retractions", 0) > pauses
     return Generation(ids, logprobs, versions, finish["type"] == "length", retracted)

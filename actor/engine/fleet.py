@@ -1,6 +1,7 @@
-"""Several engines behind an sglang-router, used as one: it hands out the answers, weights go to each engine directly.
+"""Several engines behind an sglang-router, used like one engine.
 
-Made for sglang-router 0.3, which lists its engines under ``/workers`` and passes ids, cache keys and versions through.
+The router distributes the answers over the engines. Weights go to each engine directly. Written for sglang-router 0.3,
+which lists its engines under ``/workers`` and passes token ids, cache keys and versions through unchanged.
 """
 
 from __future__ import annotations
@@ -14,53 +15,77 @@ import aiohttp
 from actor.engine.client import Engine, EngineError
 from common import wire
 
+_WORKERS_TIMEOUT_S = 5
 
-async def workers(url: str, session: aiohttp.ClientSession) -> list[str]:
-    """The engines behind the router at ``url``; none if an engine, or nobody, answers there."""
+
+async def list_workers(url: str, http: aiohttp.ClientSession) -> list[str]:
+    """The addresses of the engines behind the router at ``url``, sorted. Waits at most 5 seconds.
+
+    Empty if an engine, or nobody, answers at that address.
+    """
     with suppress(aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
-        async with session.get(f"{url}/workers", timeout=aiohttp.ClientTimeout(total=5)) as response:
+        async with http.get(f"{url}/workers", timeout=aiohttp.ClientTimeout(total=_WORKERS_TIMEOUT_S)) as response:
             return sorted(worker["url"] for worker in (await response.json())["workers"])
     return []
 
 
-class Routed(Engine):
-    """The engines that the router had when the actor came; each joins the weight group with its own ranks."""
+class EngineFleet(Engine):
+    """The engines that a router had when the actor attached to it.
 
-    def __init__(self, urls: list[str], url: str, session: aiohttp.ClientSession, *rest: Any) -> None:
-        super().__init__(url, session, *rest)
-        self._each = [Engine(one, session, *rest) for one in urls]
+    Each engine joins the weight group with its own ranks.
 
-    async def load(self) -> dict[str, float]:
-        """Asked for after each answer, and before it is sent.
+    Args:
+        urls: of the engines.
+        url: of the router.
+        http: see ``Engine``, as the rest.
+    """
+
+    def __init__(
+        self, urls: list[str], url: str, http: aiohttp.ClientSession, request_timeout_s: float, pause_mode: str
+    ) -> None:
+        super().__init__(url, http, request_timeout_s, pause_mode)
+        self._engines = [Engine(each, http, request_timeout_s, pause_mode) for each in urls]
+
+    async def read_gauges(self) -> dict[str, float]:
+        """Reads the gauges through the router, and checks that the router still has the same engines.
+
+        The actor calls this after each answer and before it submits the answer. An engine that has come since may have
+        produced it with weights of its own.
 
         Raises:
-            EngineError: the router has other engines than when the actor came; a new one may have answered, with
-                weights of its own.
+            EngineError: the router has other engines than when the actor attached to it.
         """
-        told, known = await workers(self.url, self._session), sorted(engine.url for engine in self._each)
-        if told and told != known:
-            raise EngineError(f"the router at {self.url} has the engines {told} now, and had {known}")
-        return await super().load()
+        now, before = await list_workers(self.url, self._http), sorted(engine.url for engine in self._engines)
+        if now and now != before:
+            raise EngineError(f"the router at {self.url} has the engines {now} now, and had {before}")
+        return await super().read_gauges()
 
     async def call(self, route: str, body: dict[str, Any] | None, timeout_s: float, *, missing_ok: bool = False) -> Any:
+        """Sends a generation call to the router, and any other call to every engine; returns the first one's answer."""
         if route == "/generate":
             return await super().call(route, body, timeout_s)
-        bodies = [body] * len(self._each)
+        bodies = [body] * len(self._engines)
         if body and "rank_offset" in body:
-            ranks = (body["world_size"] - 1) // len(self._each)
-            bodies = [{**body, "rank_offset": 1 + n * ranks} for n in range(len(self._each))]
-        calls = zip(self._each, bodies, strict=True)
-        told = await asyncio.gather(*(e.call(route, own, timeout_s, missing_ok=missing_ok) for e, own in calls))
-        return told[0]
+            ranks = (body["world_size"] - 1) // len(self._engines)
+            bodies = [{**body, "rank_offset": 1 + number * ranks} for number in range(len(self._engines))]
+        calls = [
+            engine.call(route, own_body, timeout_s, missing_ok=missing_ok)
+            for engine, own_body in zip(self._engines, bodies, strict=True)
+        ]
+        return (await asyncio.gather(*calls))[0]
 
     async def recover(self, timeout_s: float) -> None:
+        """As ``Engine.recover``; afterwards ``ranks`` counts the ranks of all engines."""
         await super().recover(timeout_s)
-        self.ranks *= len(self._each)
+        self.ranks *= len(self._engines)
 
-    async def probe(self, probe: wire.Probe, timeout_s: float) -> float:
-        for engine in self._each:
+    async def measure_probe_error(self, probe: wire.Probe, timeout_s: float) -> float:
+        """The largest error of any engine, in nats per token; each is asked directly, all at once."""
+        for engine in self._engines:
             engine.version = self.version
-        return max(await asyncio.gather(*(engine.probe(probe, timeout_s) for engine in self._each)))
+        errors = await asyncio.gather(*(engine.measure_probe_error(probe, timeout_s) for engine in self._engines))
+        return max(errors)
 
-    async def shapes(self, timeout_s: float) -> dict[str, list[int]]:
-        return await self._each[0].shapes(timeout_s)
+    async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
+        """The checkpoint of the first engine."""
+        return await self._engines[0].read_checkpoint_shapes(timeout_s)

@@ -19,7 +19,8 @@ from typing import Annotated
 
 import typer
 
-from actor.engine.server import client, start
+from actor.engine.client import make_http_session
+from actor.engine.start import open_engine
 from actor.prompts import TagPrompts
 from common.config import load
 from common.tokenizer import load_tokenizer
@@ -67,9 +68,7 @@ async def write_trace(model: str, scratch: Path) -> None:
     prompts = [TagPrompts(tokenizer, config)(question(), language) for language in _LANGUAGES]
     sampling = {"temperature": 1.0, "max_new_tokens": 64, "stop_token_ids": [tokenizer.eos_token_id]}
     turns, lines = asyncio.Semaphore(_IN_FLIGHT), []
-    async with client() as session:
-        engine = await start(config, "trace", session)
-        assert engine.process is not None
+    async with make_http_session() as http, open_engine(config, "trace", http) as (engine, _):
 
         async def ask() -> None:
             async with turns:
@@ -77,10 +76,7 @@ async def write_trace(model: str, scratch: Path) -> None:
                 lengths = [len(answer.ids) for answer in await engine.generate(prompts, sampling)]
                 lines.append(json.dumps({"lengths": lengths, "seconds": round(time.monotonic() - begin, 3)}))
 
-        try:
-            await asyncio.gather(*(ask() for _ in range(10 * _IN_FLIGHT)))
-        finally:
-            engine.process.stop()
+        await asyncio.gather(*(ask() for _ in range(10 * _IN_FLIGHT)))
     _TRACE.write_text("\n".join(lines[_IN_FLIGHT:]) + "\n")  # without the first ones, for which the engine warms up
 
 

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from actor.engine.client import Engine, Generation
-from actor.engine.server import client, start
+from actor.engine.client import Engine, Generation, make_http_session
+from actor.engine.start import open_engine
 from common import wire
 from common.config import load
 from scripts.bench.table import Json, Row, run
@@ -70,7 +70,7 @@ async def update(engine: Engine, order: wire.Receive) -> float:
     """Gives the engine new weights; seconds from the order until it goes on."""
     begin = time.perf_counter()
     await engine.pause(60, 600)
-    await engine.receive(order)
+    await engine.receive_weights(order)
     await engine.resume(60)
     return time.perf_counter() - begin
 
@@ -102,26 +102,25 @@ async def under_updates(
 
 async def compare(model: PreTrainedModel, path: Path, scratch: Path, updates: int) -> list[Row]:
     policies = [model]
-    async with client() as session:
+    async with make_http_session() as http:
         flags = ["--model.path", str(path), "--model.dtype", "float32", "--run.dir", str(scratch)]
-        engine = await start(load(flags), "a", session)
-        assert engine.process is not None
-        try:
+        async with open_engine(load(flags), "a", http) as (engine, _):
             baseline = [(await under_updates(engine, policies, None, number))[0] for number in (1, updates)][1]
             rows = [Row("no updates", baseline, "tokens/s")]
-            for engine.mode in ("retract", "in_place", "drain"):
+            for engine.pause_mode in ("retract", "in_place", "drain"):
                 rate, seconds, answers = await under_updates(engine, policies, scratch, updates)
-                rows.append(Row(engine.mode, rate, "tokens/s", f"no updates {baseline:.0f}", rate / baseline))
-                rows.append(Row(f"{engine.mode}: update", statistics.median(seconds), "s"))
+                rows.append(Row(engine.pause_mode, rate, "tokens/s", f"no updates {baseline:.0f}", rate / baseline))
+                rows.append(Row(f"{engine.pause_mode}: update", statistics.median(seconds), "s"))
                 longest = sorted(answers, key=lambda answer: -len(set(answer.versions)))[:_COMPARED]
                 found = [list(distances(answer, policies).values()) for answer in longest]
                 parts = {"old": [off[0] for off in found], "new": [max(off[1:]) for off in found if len(off) > 1]}
                 for name, off in parts.items():
-                    goal = None if engine.mode == "in_place" and name == "new" else f"< {_EXACT}"
-                    metric, worst = f"{engine.mode}: {len(off)} answers under {name} weights", max(off, default=0.0)
+                    goal = None if engine.pause_mode == "in_place" and name == "new" else f"< {_EXACT}"
+                    metric, worst = (
+                        f"{engine.pause_mode}: {len(off)} answers under {name} weights",
+                        max(off, default=0.0),
+                    )
                     rows.append(Row(metric, worst, "nats", goal=goal, ok=worst < _EXACT if goal else None))
-        finally:
-            engine.process.stop()
     return rows
 
 

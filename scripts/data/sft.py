@@ -22,7 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
 
-from actor.prompts import STYLES
+from actor.prompts import PROMPT_STYLES
 from common.config import LearnerConfig
 from common.gpus import has_cuda
 from common.languages import code_of, tag
@@ -44,7 +44,7 @@ def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str)
     Raises:
         FatalError: the template does not continue a prompt with the answer.
     """
-    talk = STYLES[style].styled(row["messages"], code_of(row["language"]))
+    talk = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]))
     prompt = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
     whole = str(tokenizer.apply_chat_template([*talk, {"role": "assistant", "content": row["answer"]}], tokenize=False))
     if not whole.startswith(prompt):

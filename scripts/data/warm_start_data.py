@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from actor.prompts import instructed
+from actor.prompts import add_instruction
 from common.languages import code_of
 from common.process import FatalError
 from learner.work.tables import read_table
@@ -50,7 +50,7 @@ def teach(
     known = {row.prompt for row in read([without], Rules(), Report())} if without else set()
     rows = [row for row in read(sources, Rules(), report) if row.prompt not in known][:prompts]
     wanted = [(row.messages, language) for row in rows for language in rng.sample(languages, answers)]
-    talks = [instructed(messages, language) for messages, language in wanted]
+    talks = [add_instruction(messages, language) for messages, language in wanted]
     said = Endpoint[str](teacher, cache).ask(talks, in_languages([language for _, language in wanted]))
     failed = [one.reason for one in said if isinstance(one, Failure)]
     for reason in failed:

@@ -114,7 +114,7 @@ class Simulation:
         in_flight = len(actor.running)
         end, sequence, begin = heapq.heappop(actor.running)
         actor.progress = max(actor.progress, end)
-        actor.concurrency.finished({"usage": 0.0}, in_flight, retracted=False)
+        actor.concurrency.record_finished({"usage": 0.0}, in_flight, retracted=False)
         self._plan_next(actor)
         replica = min(range(len(self._free)), key=self._free.__getitem__)
         scoring = max(self._now, self._free[replica])
@@ -183,7 +183,7 @@ class Simulation:
         changed: dict[str, _Actor] = {}
         while room and not self._full:
             actor = room[0][2]
-            if actor.held >= actor.concurrency.groups:
+            if actor.held >= actor.concurrency.slots:
                 heapq.heappop(room)
                 continue
             sequence = self._queue.lease(actor.name, self._now)

@@ -29,7 +29,7 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec.structs import asdict
 
-from actor.prompts import STYLES
+from actor.prompts import PROMPT_STYLES
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError
@@ -126,7 +126,7 @@ def rows(pairs: list[Pair], style: str) -> list[dict[str, Any]]:
     """Conversations as TRL takes them, asked as the policy was."""
     return [
         {
-            "prompt": STYLES[style].styled([asdict(message) for message in question.messages], language),
+            "prompt": PROMPT_STYLES[style].style_messages([asdict(message) for message in question.messages], language),
             "chosen": [{"role": "assistant", "content": chosen}],
             "rejected": [{"role": "assistant", "content": rejected}],
         }

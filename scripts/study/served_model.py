@@ -12,7 +12,7 @@ import aiohttp
 
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
-from actor.prompts import instructed, tagged
+from actor.prompts import add_instruction, append_tag
 from common.config import load
 from common.languages import tag
 from common.process import FatalError
@@ -44,7 +44,7 @@ def served(model: str, run: Path, log: Path) -> Iterator[str]:
 
         async def ready() -> None:
             async with aiohttp.ClientSession() as session:
-                await engine.ready(session, config.actor.start_timeout_s)
+                await engine.wait_until_ready(session, config.actor.start_timeout_s)
 
         try:
             asyncio.run(ready())
@@ -66,8 +66,8 @@ def styler(style: str, model: str) -> Callable[[Row], Talk]:
     def ask(row: Row) -> Talk:
         known = encode is not None and len(encode(tag(row.language), add_special_tokens=False)) == 1
         if style == "tag" or known:
-            return tagged(row.messages, row.language)
-        return instructed(row.messages, row.language) if style == "system" else row.messages
+            return append_tag(row.messages, row.language)
+        return add_instruction(row.messages, row.language) if style == "system" else row.messages
 
     return ask
 

@@ -286,7 +286,7 @@ def client(body: Any, config: RewardConfig) -> Any:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_BEAT_S", 0.1)
+    monkeypatch.setattr(scoring, "_HEALTH_S", 0.1)
     monkeypatch.setattr(scoring, "_SILENCE_S", 0.6)
 
 
@@ -369,5 +369,5 @@ def test_errors_and_silence_name_the_replicas(tmp_path: Path) -> None:
 
     with replica(first), replica(second), pytest.raises(ScoringError, match=r"reward-0: .*poison.*reward-1: .*poison"):
         client(ask, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
-    with pytest.raises(ScoringError, match=r"with 1 s to do it: ipc://.*reward-0: no answer"):
+    with pytest.raises(ScoringError, match=r"within 1 s: ipc://.*reward-0: no answer"):
         client(ask, RewardConfig(addresses=(first,), request_timeout_s=1))

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actor.prompts import STYLES
+from actor.prompts import PROMPT_STYLES
 from common import config as configuration
 from common.config import ConfigError, ModelConfig, RewardConfig, StageConfig, load
 from common.header import Header
@@ -89,7 +89,7 @@ def test_configurations_that_cannot_work_are_refused() -> None:
 def test_prompts_leave_the_language_open_or_begin_the_answer_with_it(tiny_policy: Path) -> None:
     tokenizer = load_tokenizer(str(tiny_policy))
     config = load(["--model.prompt_style", "select", "--run.languages", '["en", "zh"]'])
-    free, forced = (STYLES["select"](tokenizer, config)(question(), language) for language in ("", "zh"))
+    free, forced = (PROMPT_STYLES["select"](tokenizer, config)(question(), language) for language in ("", "zh"))
     assert str(tokenizer.decode(free)).endswith("What is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
     assert forced[: len(free)] == free and tokenizer.decode(forced[len(free) :]) == config.model.header.format(
         code="zh"

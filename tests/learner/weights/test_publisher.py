@@ -221,7 +221,7 @@ def test_an_engine_left_paused_by_a_killed_actor_goes_on_with_the_next(pool: Poo
 def test_both_ranks_of_a_real_engine_take_the_weights(
     version: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SGLang, tensor-parallel; with ``SGLANG_DIRS`` also others, as in ``test_engine.py``."""
+    """SGLang, tensor-parallel; with ``SGLANG_DIRS`` also others, as in ``tests/actor/engine/test_client.py``."""
     monkeypatch.setitem(LIGHT, "PYTHONPATH", version)
     monkeypatch.setitem(LIGHT, "SGLANG_CPU_OMP_THREADS_BIND", "0|1")
     pool = Pool(tiny_policy, tmp_path)

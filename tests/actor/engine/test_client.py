@@ -1,6 +1,7 @@
-"""Real SGLang through the client: updates in the middle of answers. ``pytest -m slow tests/actor/test_engine.py``
+"""Weight updates in the middle of answers, through the client of the engine.
 
-With ``SGLANG_DIRS=DIR:DIR`` also other versions, each installed by ``pip install --no-deps --target DIR sglang==X``.
+With real SGLang: ``pytest -m slow tests/actor/engine/test_client.py``. ``SGLANG_DIRS=DIR:DIR`` adds other versions,
+each installed by ``pip install --no-deps --target DIR sglang==X``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from actor.engine.client import Engine, Generation, differences
-from actor.engine.server import client, start
+from actor.engine.client import Engine, Generation, describe_differences, make_http_session
+from actor.engine.start import open_engine
 from common import wire
 from common.config import load
 from learner.weights.buckets import lend, lendable, plan, size_of
@@ -41,9 +42,9 @@ def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) ->
 
 
 async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive) -> tuple[Generation, float]:
-    """An answer under way when the weights become ``new``, and how far the probe is off afterwards."""
+    """Returns an answer that was under way when the weights became ``new``, and the error of the probe afterwards."""
     shapes = {name: list(value.shape) for name, value in new.named_parameters()}
-    assert not differences(plan(shapes, "float32", 1024), await engine.shapes(60))
+    assert not describe_differences(plan(shapes, "float32", 1024), await engine.read_checkpoint_shapes(60))
     sampling = {"temperature": TEMPERATURE, "max_new_tokens": 450, "ignore_eos": True}
     answer = asyncio.create_task(engine.generate([PROMPT], sampling))
     await asyncio.sleep(0.35)
@@ -52,34 +53,32 @@ async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive)
     probe = wire.Probe(
         ids=np.array(ids, np.int32), logprobs=logprobs(new, ids).astype(np.float32), tolerance=1e-4
     )  # fmt: skip
-    return (await answer)[0], await engine.probe(probe, 60)
+    return (await answer)[0], await engine.measure_probe_error(probe, 60)
 
 
 async def with_engine(scratch: Path, use: Callable[[Engine], Awaitable[None]], *flags: str) -> None:
-    async with client() as session:
-        engine = await start(load(["--model.dtype", "float32", "--run.dir", str(scratch), *flags]), "a", session)
-        assert engine.process is not None
-        try:
-            await use(engine)
-        finally:
-            engine.process.stop()
+    config = load(["--model.dtype", "float32", "--run.dir", str(scratch), *flags])
+    async with make_http_session() as http, open_engine(config, "a", http) as (engine, _):
+        await use(engine)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("directory", ["", *OTHERS])
-def test_every_part_of_an_answer_is_of_the_weights_it_is_marked_with(
+def test_every_token_of_an_answer_is_of_the_version_that_it_is_marked_with(
     directory: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An SGLang that cannot flush while answers wait lets them end instead, and says so."""
+    """An SGLang that cannot flush its cache while answers wait lets them end instead, and a warning says so."""
     monkeypatch.setenv("PYTHONPATH", directory)
     policies: list[PreTrainedModel] = [AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)]
     kept: list[torch.Tensor] = []
 
     async def all_modes(engine: Engine) -> None:
-        retracts = engine.mode == "retract"
+        retracts = engine.pause_mode == "retract"
         assert retracts != ("updates wait until answers in flight have ended" in caplog.text)
-        for mode, memory in itertools.product([engine.mode, "in_place", "drain", engine.mode], [True, False]):
-            engine.mode = mode
+        for mode, memory in itertools.product(
+            [engine.pause_mode, "in_place", "drain", engine.pause_mode], [True, False]
+        ):
+            engine.pause_mode = mode
             policies.append(changed(policies[-1], 0.1))
             version = engine.version + 1
             order = by_memory(policies[-1], version, kept) if memory else by_file(policies[-1], version, tmp_path)
@@ -90,21 +89,25 @@ def test_every_part_of_an_answer_is_of_the_weights_it_is_marked_with(
             print(directory, mode, memory, found, np.unique(answer.versions, return_counts=True))
             if mode == "drain":
                 assert set(found) == {old}, "no answer spans two versions"
-            elif retracts:  # spans are told, and the update came in the middle
+            elif retracts:  # the versions of the tokens are known, and the update came in the middle
                 assert set(found) == {old, new}
-                assert (found[new] < 1e-4) == (mode == "retract"), "in place: neither policy exactly"
-            if mode != "in_place" or new in found:  # before 0.5.19 all of it counts as of the version at submit
+                assert (found[new] < 1e-4) == (mode == "retract"), "in place, the tokens are of neither policy exactly"
+            if mode != "in_place" or new in found:  # before 0.5.19 all tokens count as of the version at submit
                 assert found[old] < 1e-4
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(with_engine(tmp_path, all_modes, "--model.path", str(tiny_policy)))
 
 
-def test_an_engine_that_cannot_flush_while_answers_wait_lets_them_end(
+def test_an_old_engine_lets_answers_end_before_an_update(
     tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The light engine as of before 0.5.19: no spans, no updates in brackets, no flush while anything runs."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support" / "light"))
+    """The light engine as of before 0.5.19.
+
+    It does not say which tokens are of which version, has no routes to begin and end an update, and does not flush its
+    cache while anything runs.
+    """
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "light"))
     monkeypatch.setenv("LIGHT_OLD", "1")
     old = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
 

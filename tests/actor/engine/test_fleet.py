@@ -1,4 +1,4 @@
-"""An actor whose engines stand behind a router: answers from any of them, weights to each."""
+"""An actor whose engines stand behind a router gets answers from any of them and gives weights to each."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from actor.engine.client import Engine
-from actor.engine.fleet import Routed, workers
+from actor.engine.fleet import EngineFleet, list_workers
 from actor.engine.server import EngineProcess
 from common.config import load
 from common.net.ports import reserve_port
 from common.process import die_with_parent
 from tests.learner.weights.test_publisher import LIGHT, Pool
 
-_PATIENCE_S = 600.0  # until all answer, on a busy machine
+_PATIENCE_S = 600.0  # until all engines answer, on a busy machine
 
 
 class Router(threading.Thread):
-    """What an actor sees of sglang-router 0.3.2: the engines in turn, their list, and 404 for what it does not know."""
+    """What an actor uses of sglang-router 0.3.2: generation by the engines in turn, their list, and 404 otherwise."""
 
     def __init__(self, urls: list[str]) -> None:
         super().__init__(daemon=True)
@@ -75,7 +74,7 @@ def stand_in(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]
 
 @contextmanager
 def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[str]]]]:
-    """The program itself, which takes the engines in turn and counts what each has answered."""
+    """The real sglang-router, which takes the engines in turn and counts the answers of each."""
     pytest.importorskip("sglang_router", reason="pip install sglang-router for the test with the program itself")
     held = [reserve_port(), reserve_port()]
     port, counts = (str(holder.getsockname()[1]) for holder in held)
@@ -86,7 +85,7 @@ def sglang_router(urls: list[str]) -> Iterator[tuple[str, Callable[[], Counter[s
 
     async def known() -> list[str]:
         async with aiohttp.ClientSession() as session:
-            return await workers(url, session)
+            return await list_workers(url, session)
 
     def sent() -> Counter[str]:
         with urllib.request.urlopen(f"http://127.0.0.1:{counts}/metrics", timeout=10) as answer:
@@ -114,7 +113,7 @@ def engines(kind: str, model: Path, logs: Path, monkeypatch: pytest.MonkeyPatch)
 
     async def ready() -> None:
         async with aiohttp.ClientSession() as session:
-            await asyncio.gather(*(engine.ready(session, _PATIENCE_S) for engine in started))
+            await asyncio.gather(*(engine.wait_until_ready(session, _PATIENCE_S) for engine in started))
 
     try:
         asyncio.run(ready())
@@ -142,7 +141,7 @@ def test_weights_reach_every_engine_behind_a_router(
                 pool.until(lambda: pool.proved("routed"), f"version {pool.version} proved by both engines")
             versions = asyncio.run(answers(url, urls))
             assert set(sent()) == set(urls)
-            if kind == "light":  # the real one changes its list by its own health checks
+            if kind == "light":  # the real router changes its list by its own health checks
                 urls.pop()
                 pool.until(lambda: ranks(pool) == [1], "the actor comes back with the engine that is left")
                 assert "has the engines" in pool.log("routed").read_text()
@@ -157,10 +156,10 @@ def ranks(pool: Pool) -> list[int]:
 
 
 async def answers(url: str, engines: list[str]) -> set[int]:
-    """The versions of tokens of some answers through the router."""
+    """The policy versions of the tokens of some answers through the router."""
     async with aiohttp.ClientSession() as session:
-        assert await workers(url, session) == sorted(engines) and await workers(engines[0], session) == []
-        engine: Engine = Routed(engines, url, session, 60, "retract")
+        assert await list_workers(url, session) == sorted(engines) and await list_workers(engines[0], session) == []
+        engine = EngineFleet(engines, url, session, 60, "retract")
         sampling: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 4}
         found = [await engine.generate([[5, 6, 7]], sampling) for _ in range(4)]
     return {int(version) for (answer,) in found for version in answer.versions}

@@ -1,0 +1,65 @@
+"""Opens the engine of an actor: a server of its own, one that already runs, or several behind an sglang-router."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import aiohttp
+
+from actor.engine.client import Engine, EngineError, is_ready
+from actor.engine.fleet import EngineFleet, list_workers
+from actor.engine.server import EngineProcess
+from common.config import Config
+
+log = logging.getLogger("actor.engine")
+
+
+class OpenedEngine(NamedTuple):
+    """An engine that is ready to generate, and its process if the actor started it."""
+
+    engine: Engine
+    process: EngineProcess | None
+
+
+@asynccontextmanager
+async def open_engine(config: Config, name: str, http: aiohttp.ClientSession) -> AsyncIterator[OpenedEngine]:
+    """The engine of actor ``name``: a child process, or what runs at ``actor.engine_url``.
+
+    On entry waits until the engine is ready, a child at most ``actor.start_timeout_s`` seconds. On exit stops a child,
+    which blocks for at most 4 seconds; an engine at ``actor.engine_url`` keeps running.
+
+    Raises:
+        EngineError: the child did not start, or no server answers at ``actor.engine_url``.
+        FatalError: ``actor.engine_port`` is taken.
+    """
+    if config.actor.engine_url:
+        engine = await _attach(config, http)
+        await _make_ready(engine, name, config)
+        yield OpenedEngine(engine, None)
+        return
+    process = EngineProcess(config, name, config.run.dir / "logs" / f"engine-{name}.log")
+    try:
+        await process.wait_until_ready(http, config.actor.start_timeout_s)
+        engine = Engine(process.url, http, config.actor.request_timeout_s, config.sync.pause)
+        await _make_ready(engine, name, config)
+        yield OpenedEngine(engine, process)
+    finally:
+        process.stop()
+
+
+async def _attach(config: Config, http: aiohttp.ClientSession) -> Engine:
+    url = config.actor.engine_url.rstrip("/")
+    timeout_s, pause_mode = config.actor.request_timeout_s, config.sync.pause
+    if workers := await list_workers(url, http):
+        return EngineFleet(workers, url, http, timeout_s, pause_mode)
+    if not await is_ready(url, http):
+        raise EngineError(f"no SGLang server answers at actor.engine_url = {url}")
+    return Engine(url, http, timeout_s, pause_mode)
+
+
+async def _make_ready(engine: Engine, name: str, config: Config) -> None:
+    await engine.recover(config.sync.timeout_s)
+    log.info("the engine of actor %s is ready at %s", name, engine.url)

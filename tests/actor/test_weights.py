@@ -1,0 +1,216 @@
+"""The states of a weight update, with an engine that only writes down what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from actor.engine.client import Engine, EngineError
+from actor.times import ActorTimes
+from actor.weights import WeightState, WeightUpdates
+from common import wire
+from common.config import SyncConfig
+
+PROBE = wire.Probe(ids=np.zeros(2, np.int32), logprobs=np.zeros(1, np.float32), tolerance=1.0)
+_PATIENCE_S = 30
+
+
+class FakeEngine(Engine):
+    """Answers every call at once, except the routes in ``refused``, and a probe while ``probed`` is not set."""
+
+    def __init__(self, probe_logprob: float = 0.0) -> None:
+        super().__init__("http://nowhere", cast(Any, None), 1.0, "retract")
+        self.routes: list[str] = []
+        self.refused: set[str] = set()
+        self.probed = asyncio.Event()
+        self.probe_answer: dict[str, Any] = {"meta_info": {"input_token_logprobs": [[None], [probe_logprob]]}}
+
+    async def call(self, route: str, body: dict[str, Any] | None, timeout_s: float, *, missing_ok: bool = False) -> Any:
+        self.routes.append(route)
+        if route in self.refused:
+            raise EngineError(f"{route}: refused")
+        if route == "/generate":
+            await self.probed.wait()
+            return self.probe_answer
+        return {"tp_size": 1} if route == "/server_info" else {}
+
+    async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
+        return {}
+
+
+class Learner:
+    """Gives orders to the weight updates of an engine, and receives their messages."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.sent: list[wire.Joined | wire.Synced] = []
+        self.updates = WeightUpdates(engine, self._receive, ActorTimes(), SyncConfig(), probe_timeout_s=1.0)
+
+    async def _receive(self, message: wire.Joined | wire.Synced) -> None:
+        self.sent.append(message)
+
+    def pause(self, version: int, timeout_s: float = _PATIENCE_S) -> None:
+        self.updates.take_order(wire.Pause(version=version, timeout_s=timeout_s))
+
+    def publish(self, version: int) -> None:
+        self.updates.take_order(
+            wire.Receive(group="", path="/weights", version=version, buckets=[], probe=PROBE, timeout_s=1.0)
+        )
+
+    async def reach(self, state: WeightState) -> None:
+        async with asyncio.timeout(_PATIENCE_S):
+            while self.updates.state is not state:
+                await asyncio.sleep(0)
+
+    @property
+    def stages(self) -> list[tuple[int, str]]:
+        return [(message.version, message.stage) for message in self.sent if isinstance(message, wire.Synced)]
+
+    @property
+    def holds_answers_back(self) -> bool:
+        waiting = self.updates.wait_until_proved()
+        try:
+            waiting.send(None)
+        except StopIteration:
+            return False
+        finally:
+            waiting.close()
+        return True
+
+
+def play(engine: Callable[[], FakeEngine], scene: Callable[[FakeEngine, Learner], Awaitable[None]]) -> None:
+    """Plays a scene beside the running updates, whose error it raises."""
+
+    async def run() -> None:
+        made = engine()
+        learner = Learner(made)
+        running = asyncio.create_task(learner.updates.run())
+        await scene(made, learner)
+        if learner.updates.state is WeightState.FAILED:
+            await running
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+    asyncio.run(run())
+
+
+def test_answers_are_held_back_until_the_engine_has_proved_its_weights() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        assert learner.updates.state is WeightState.STARTED and learner.holds_answers_back
+        learner.pause(1)
+        await learner.reach(WeightState.PAUSED)
+        assert learner.holds_answers_back
+        learner.publish(1)
+        await learner.reach(WeightState.PROVING)
+        assert learner.holds_answers_back and learner.stages == [(1, "ready"), (1, "done")]
+        engine.probed.set()
+        await learner.reach(WeightState.PROVED)
+        assert not learner.holds_answers_back
+        assert (learner.updates.proved_updates, learner.updates.probe_error) == (1, 0.0)
+        learner.pause(2)
+        await learner.reach(WeightState.PAUSED)
+        assert learner.holds_answers_back
+
+    play(FakeEngine, scene)
+
+
+def test_a_pause_during_the_proof_begins_the_next_update() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        for version in (1, 2):
+            learner.pause(version)
+            await learner.reach(WeightState.PAUSED)
+            learner.publish(version)
+            await learner.reach(WeightState.PROVING)
+        engine.probed.set()
+        await learner.reach(WeightState.PROVED)
+        assert engine.version == 2 and learner.updates.proved_updates == 1
+
+    play(FakeEngine, scene)
+
+
+def test_the_engine_generates_on_with_its_weights_when_no_new_ones_come() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        engine.probed.set()
+        learner.pause(1)
+        learner.publish(1)
+        await learner.reach(WeightState.PROVED)
+        learner.pause(2, timeout_s=0.01)
+        await learner.reach(WeightState.PAUSED)
+        await learner.reach(WeightState.PROVED)
+        assert engine.routes[-1] == "/continue_generation" and engine.version == 1
+
+    play(FakeEngine, scene)
+
+
+def test_a_pause_that_comes_instead_of_weights_is_carried_out_next() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        engine.probed.set()
+        learner.pause(5)
+        learner.pause(1)
+        learner.publish(7)  # of an update that nobody announced, which must be passed over
+        learner.publish(1)
+        await learner.reach(WeightState.PROVED)
+        while engine.version != 1:
+            await asyncio.sleep(0)
+        await learner.reach(WeightState.PROVED)
+        assert learner.stages == [(5, "ready"), (1, "ready"), (1, "done")]
+
+    play(FakeEngine, scene)
+
+
+def test_an_engine_that_fails_an_update_is_resumed_and_given_up() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        engine.refused = {"/update_weights_from_disk"}
+        learner.pause(1)
+        learner.publish(1)
+        await learner.reach(WeightState.FAILED)
+        assert engine.routes[-3:] == ["/end_weight_update", "/server_info", "/continue_generation"]
+        assert learner.holds_answers_back
+
+    with pytest.raises(EngineError, match="update_weights_from_disk: refused"):
+        play(FakeEngine, scene)
+
+
+def test_an_engine_that_is_paused_when_the_life_is_cancelled_goes_on() -> None:
+    async def run() -> None:
+        engine = FakeEngine()
+        learner = Learner(engine)
+        running = asyncio.create_task(learner.updates.run())
+        learner.pause(1)
+        await learner.reach(WeightState.PAUSED)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert engine.routes[-1] == "/continue_generation"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("logprob", [-2.0, float("nan")])
+def test_an_engine_whose_probe_is_too_far_from_the_learners_is_given_up(logprob: float) -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        engine.probed.set()
+        learner.pause(1)
+        learner.publish(1)
+        await learner.reach(WeightState.FAILED)
+        assert learner.holds_answers_back
+
+    with pytest.raises(EngineError, match=r"after the update to version 1 .* nats from the learner's"):
+        play(lambda: FakeEngine(logprob), scene)
+
+
+def test_an_engine_whose_probe_cannot_be_read_is_given_up_instead_of_waited_for() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        engine.probe_answer = {"meta_info": {}}
+        engine.probed.set()
+        learner.pause(1)
+        learner.publish(1)
+        await learner.reach(WeightState.FAILED)
+
+    with pytest.raises(EngineError, match=r"probe.*input_token_logprobs"):
+        play(FakeEngine, scene)
