@@ -32,6 +32,7 @@ _OPTIONS = (  # of Popen._execute_child, in order
     "p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite", "restore_signals", "gid", "gids", "uid",
     "umask", "start_new_session", "process_group",
 )  # fmt: skip
+_TITLE = 256  # characters: more than in the command line of the fork server
 _FORKABLE = ("torch.distributed.run",)  # beside what is in this repository
 _SEARCH_PATH = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]  # of the interpreter itself
 
@@ -97,7 +98,8 @@ def run_in_this_process(
         os.environ.update(environment)
         sys.path[:] = _import_path(environment, directory)
         sys.argv[:] = [module, *arguments]
-        setproctitle.setproctitle(" ".join([sys.executable, "-m", module, *arguments]))
+        # Padded, as what is shorter than the fork server's own command line would be shown with its rest as zeros.
+        setproctitle.setproctitle(" ".join([sys.executable, "-m", module, *arguments]).ljust(_TITLE))
         code = _run(module)
     except BaseException:
         traceback.print_exc()
