@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import secrets
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -16,13 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from common.languages import tag
-from scripts.world import build as world
 from tests.support import processes
 from tests.support.groups import LANGUAGES
 
@@ -39,9 +36,9 @@ _LONGEST = (
     "tests/actor/test_fleet.py",
     "tests/system/test_chaos.py",
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; two threads on a busy machine are slower
 _costs: Counter[str] = Counter()  # CPU seconds by test, processes that it waited for included
 
-torch.set_num_threads(1)
 # A busy machine is no counterexample. Under CI examples are the same each time, as in the library's own profile for it.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("ours")
@@ -122,12 +119,17 @@ def rng(seed: int) -> np.random.Generator:
 def _seeded_globals(seed: int) -> None:
     """For what draws without a generator of its own."""
     random.seed(seed)
-    torch.manual_seed(seed)
+    if "torch" in sys.modules:  # imported by the tests that use it: who only hands tests out does without
+        sys.modules["torch"].manual_seed(seed)
 
 
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory: Qwen3 architecture, random weights, byte-level tokenizer with language tags."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
     path = tmp_path_factory.mktemp("policy")
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>", *map(tag, LANGUAGES)]
     pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -168,6 +170,8 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The offline world of seed 0; needs two npm packages, fetched on first use."""
+    from scripts.world import build as world
+
     out = tmp_path_factory.mktemp("world")
     world.main(["--out", str(out)])
     return out
