@@ -1,29 +1,135 @@
-"""What several tests need: a tiny policy with its own tokenizer, and the offline world."""
+"""What several tests need: seeds, a tiny policy with its own tokenizer, and the offline world.
+
+Further options of pytest: ``--seed N`` replays what tests drew, ``--costs`` prints what they cost.
+"""
 
 from __future__ import annotations
 
 import os
+import random
+import resource
+import secrets
+import sys
+import zlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from common.languages import tag
-from scripts.world import build as world
+from tests.support import processes
 from tests.support.groups import LANGUAGES
 
-torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+_SEED = "LRPO_TEST_SEED"
+# The files that take longest, longest first: begun last they would keep one core busy while the others wait.
+# ``--costs`` prints the figures to bring this up to date.
+_LONGEST = (
+    "tests/system/test_end_to_end.py",
+    "tests/actor/test_engine_contract.py",
+    "tests/learner/weights/test_publisher.py",
+    "tests/learner/train/test_distributed.py",
+    "tests/learner/train/test_stages.py",
+    "tests/actor/test_fleet.py",
+    "tests/system/test_chaos.py",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; two threads on a busy machine are slower
+_costs: Counter[str] = Counter()  # CPU seconds by test, processes that it waited for included
+
 # A busy machine is no counterexample. Under CI examples are the same each time, as in the library's own profile for it.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("ours")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="of what tests draw; drawn if not given, 0 where CI is set")
+    parser.addoption("--costs", type=int, default=0, metavar="N", help="print the CPU seconds of the N costliest tests")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--seed")
+    if given is None and _SEED not in os.environ:
+        given = 0 if "CI" in os.environ else secrets.randbelow(10**6)
+    if given is not None:
+        os.environ[_SEED] = str(given)  # workers inherit it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, and each file to one worker, which then makes its fixtures once."""
+    place = {name: number for number, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used) + processes.cpu_seconds
+
+
+_counted = _cpu_seconds()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Each part of a test is told with its CPU seconds, and a failed one with the seed."""
+    global _counted
+    report = yield
+    now = _cpu_seconds()
+    report.cpu_s, _counted = now - _counted, now
+    if report.failed:
+        report.sections.append(("what the test drew", f"comes again with --seed {os.environ[_SEED]}"))
+    return report  # type: ignore[return-value]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _costs[report.nodeid] += getattr(report, "cpu_s", 0.0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.write_line(f"seed {os.environ[_SEED]}")
+    shown = config.getoption("--costs")
+    if shown:
+        files: Counter[str] = Counter()
+        for name, seconds in _costs.items():
+            files[name.partition("::")[0]] += seconds
+        terminalreporter.write_line(f"CPU seconds, {_costs.total():.0f} in all")
+        for name, seconds in [*_costs.most_common(shown), *files.most_common(shown)]:
+            terminalreporter.write_line(f"{seconds:8.1f} {name}")
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of whatever the test draws: another one for each test and each run, the same again with ``--seed``."""
+    item = request.node
+    name = f"{os.environ[_SEED]} {item.path.relative_to(ROOT)} {item.name}"
+    return zlib.crc32(name.encode())
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_globals(seed: int) -> None:
+    """For what draws without a generator of its own."""
+    random.seed(seed)
+    if "torch" in sys.modules:  # imported by the tests that use it: who only hands tests out does without
+        sys.modules["torch"].manual_seed(seed)
+
+
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face directory: Qwen3 architecture, random weights, byte-level tokenizer with language tags."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
     path = tmp_path_factory.mktemp("policy")
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>", *map(tag, LANGUAGES)]
     pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
@@ -64,6 +170,8 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The offline world of seed 0; needs two npm packages, fetched on first use."""
+    from scripts.world import build as world
+
     out = tmp_path_factory.mktemp("world")
     world.main(["--out", str(out)])
     return out

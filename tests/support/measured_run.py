@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.support.groups import LANGUAGES
+from tests.support.processes import Popen
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +38,7 @@ def measured_run(
     settings += ["--learner.microbatch_tokens", "2048", "--learner.checkpoint_every", "1000", "--router.rollouts", "4"]
     processes = {"learner": (["learner.launch"], (0.0, 0.0)), "reward": (["reward"], (0.0, 0.0))}
     processes |= {name: (["actor", "--actor.name", name], speed) for name, speed in engines.items()}
-    running: dict[str, subprocess.Popen[bytes]] = {}
+    running: dict[str, Popen] = {}
     try:
         for name, ((module, *own), (batch_s, engine_s)) in processes.items():
             environment = {
@@ -49,7 +49,7 @@ def measured_run(
             environment |= {"LIGHT_TOKEN_S": str(batch_s), "LRPO_LIGHT_TOKEN_S": str(engine_s)}
             command = [sys.executable, "-m", module, *settings, *own, *flags]
             with (directory / f"{name}.log").open("wb") as log:
-                running[name] = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+                running[name] = Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
         deadline = time.monotonic() + timeout
         while running["learner"].poll() is None and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 def survives(engine: str, events: int, seed: int, directory: Path) -> None:
     command = [sys.executable, "-m", "scripts.bench.chaos", "--engine", engine, "--events", str(events)]
     command += ["--seed", str(seed), "--dir", str(directory), "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = processes.run(command, cwd=ROOT, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, (found, done.stderr)
     assert (found["events"], found["lost"], found["doubled"], found["failed"]) == (events, 0, 0, 0)

@@ -21,8 +21,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support import processes
+
 ROOT = Path(__file__).parents[2]
-STEPS, GROUPS = 24, 4
+STEPS, GROUPS = 15, 4
 SUMMARY = (
     "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
     "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
@@ -99,7 +101,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that was interrupted, resumed, and lost an actor to SIGKILL on the way."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    with demo(cache, run_dir) as first:
+    with demo(cache, run_dir, "--actors", "1") as first:
         first.until(f"step 3/{STEPS}")
         first.process.send_signal(signal.SIGINT)
         assert first.ends(timeout=60) == 130  # 10 s on a quiet machine
@@ -107,7 +109,7 @@ def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert first.leaves_nothing(), "an interrupted run leaves no process behind"
     with demo(cache, run_dir) as second:
         second.until("resuming after step")
-        second.until(f"step 10/{STEPS}")
+        second.until(f"step 7/{STEPS}")
         victims = [p for p in second.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
         assert len(victims) == 1
         victims[0].send_signal(signal.SIGKILL)
@@ -171,7 +173,7 @@ def test_tensorboard_shows_the_run(run_dir: Path) -> None:
 def test_the_recorded_run_replays_to_the_last_bit(run_dir: Path) -> None:
     """Interrupted, resumed and with an actor killed as it was."""
     command = [sys.executable, "-m", "learner.replay", str(run_dir / "record")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    done = processes.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S)
     assert done.stdout.splitlines()[-1:] == [f"{STEPS} steps, 0 of them differ"], done.stdout + done.stderr
 
 
@@ -203,10 +205,10 @@ def test_checkpoint_export_and_logs_are_there(run_dir: Path, cache: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_killed_at_a_random_moment_nothing_is_lost_or_trained_twice(
-    staleness: int, cache: Path, tmp_path: Path
+    staleness: int, cache: Path, tmp_path: Path, seed: int
 ) -> None:
-    run_dir, chance = tmp_path / "run", random.Random()
-    for first, last in [(3, 9), (12, 20)]:
+    run_dir, chance = tmp_path / "run", random.Random(seed)
+    for first, last in [(2, 6), (8, 12)]:
         with demo(cache, run_dir, "--learner.staleness", str(staleness)) as broken:
             broken.until(f"step {chance.randint(first, last)}/{STEPS}")
             time.sleep(chance.random())  # leaving kills every process with SIGKILL
@@ -218,30 +220,61 @@ def test_killed_at_a_random_moment_nothing_is_lost_or_trained_twice(
     test_the_recorded_run_replays_to_the_last_bit(run_dir)
 
 
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        (["--model.path", "/nowhere/model"], r"error: .*/nowhere/model"),
-        (["--reward.embedder", "/nowhere/embedder"], r"error: .*/nowhere/embedder"),
-        (["--data.train", "/nowhere/train.parquet"], r"error: .*/nowhere/train.parquet"),
-        (["--actor.engine_args.max_total_tokens", "nonsense"], r"error: (.|\n)*engine(.|\n)*nonsense"),
-        (["--actor.engine_port", "{taken}"], r"error: .*engine_port = \d+ is taken"),
-        (["--learner.address", "tcp://127.0.0.1:{taken}"], r"error: .*cannot listen on tcp://127.0.0.1:\d+"),
-    ],
-    ids=["model", "embedder", "data", "engine", "engine port", "queue port"],
-)
-def test_a_child_that_cannot_start_ends_the_command(
-    flags: list[str], complaint: str, run_dir: Path, cache: Path, tmp_path: Path
-) -> None:
+def complains(output: str, complaint: str) -> None:
+    assert re.search(complaint, output), output
+
+
+@contextmanager
+def taken_port() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = str(taken.getsockname()[1])
-        with demo(cache, tmp_path / "run", *(flag.replace("{taken}", port) for flag in flags)) as failing:
-            code = failing.ends()
-    assert code == 1
-    assert re.search(complaint, failing.output()), failing.output()
+        yield str(taken.getsockname()[1])
+
+
+def test_an_actor_that_cannot_start_ends_the_command(run_dir: Path, cache: Path, tmp_path: Path) -> None:
+    """And with it the learner and the reward process, which start meanwhile."""
+    with taken_port() as port, demo(cache, tmp_path / "run", "--actor.engine_port", port) as failing:
+        assert failing.ends() == 1
+    complains(failing.output(), r"error: .*engine_port = \d+ is taken")
     assert failing.leaves_nothing()
+
+
+@pytest.mark.parametrize(
+    ("role", "flags", "complaint"),
+    [
+        ("learner.launch", ["--model.path", "/nowhere/model"], r"error: .*/nowhere/model"),
+        ("actor", ["--model.path", "/nowhere/model"], r"error: .*/nowhere/model"),
+        ("reward", ["--reward.embedder", "/nowhere/embedder"], r"error: .*/nowhere/embedder"),
+        ("learner.launch", ["--data.train", "/nowhere/train.parquet"], r"error: .*/nowhere/train.parquet"),
+        (
+            "learner.launch",
+            ["--learner.address", "tcp://127.0.0.1:{taken}"],
+            r"error: .*cannot listen on tcp://127.0.0.1:\d+",
+        ),
+        (
+            "actor",
+            ["--actor.engine_args.max_total_tokens", "nonsense"],
+            r"error: (.|\n)*engine(.|\n)*nonsense",
+        ),
+    ],
+    ids=["model of learner", "model of actor", "embedder", "data", "queue port", "engine"],
+)
+def test_a_process_that_cannot_start_says_why_and_leaves_nothing(
+    role: str, flags: list[str], complaint: str, run_dir: Path, cache: Path, tmp_path: Path
+) -> None:
+    own = ["--run.dir", str(tmp_path / "run"), "--model.path", str(cache / "policy-0")]
+    own += ["--data.train", str(cache / "world-0" / "train.parquet"), "--learner.address", f"ipc://{tmp_path}/queue"]
+    own += ["--reward.addresses", f'["ipc://{tmp_path}/reward"]', "--learner.evaluate", "false"]
+    with taken_port() as port:
+        flags = [flag.replace("{taken}", port) for flag in flags]
+        command = [sys.executable, "-m", role, str(ROOT / "configs" / "demo.toml"), *own, *flags]
+        failing = processes.run(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_PATIENCE_S
+        )
+    assert failing.returncode == 1, failing.stdout
+    complains(failing.stdout, complaint)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])]
 
 
 def test_a_wrong_flag_is_refused_before_anything_starts(tmp_path: Path, cache: Path) -> None:

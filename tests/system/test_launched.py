@@ -222,7 +222,7 @@ def pod(run: Run, name: str, host: Host, spec: dict[str, Any], command: list[str
         shutil.copy(secret[item["key"]], target)
     [container] = spec["containers"]
     environment = [f"{one['name']}={one.get('value', host.address)}" for one in container["env"]]
-    inside = ["env", *environment, "PYTHONPATH=/lrpo/tests/light", *command]
+    inside = ["env", *environment, "PYTHONPATH=/lrpo/tests/support/light", *command]
     mounts = " ".join(f"{one['name']}:{one['mountPath']}" for one in container["volumeMounts"] if one["name"] != "shm")
     own = [str(place / "root"), name, str(place), container["workingDir"], mounts]
     return ["unshare", "--uts", "--mount", "bash", "-euc", POD, "pod", *own, *inside]

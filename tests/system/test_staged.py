@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.process import die_with_parent
 from scripts.bench.chaos import prepare
+from tests.support.processes import Popen
 
 ROOT = Path(__file__).parents[2]
 STEPS, SKIPPED = 24, 6  # steps; the first ones, in which processes warm up, are not measured
@@ -50,7 +49,7 @@ class Seen:
 
 
 @contextmanager
-def processes(directory: Path, stage: Stage) -> Iterator[subprocess.Popen[bytes]]:
+def processes(directory: Path, stage: Stage) -> Iterator[Popen]:
     made = directory.parent
     rewards = [f"ipc://{directory}/reward-{n}" for n in range(stage.replicas)]
     settings = {
@@ -64,12 +63,12 @@ def processes(directory: Path, stage: Stage) -> Iterator[subprocess.Popen[bytes]
     }  # fmt: skip
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stage.ranks}"]
-    commands = {"learner": [*torchrun, "-m", "tests.light.slow_learner", *flags]}
-    commands |= {f"reward-{n}": ["-m", "tests.light.slow_reward", *flags, "--reward.replica", str(n)]
+    commands = {"learner": [*torchrun, "-m", "tests.support.light.slow_learner", *flags]}
+    commands |= {f"reward-{n}": ["-m", "tests.support.light.slow_reward", *flags, "--reward.replica", str(n)]
                  for n in range(stage.replicas)}  # fmt: skip
     commands |= {f"pool-{n}": ["-m", "actor", *flags, "--actor.name", f"pool-{n}"] for n in range(stage.actors)}
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests' / 'light'}:{ROOT}",
+        **os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'tests' / 'support' / 'light'}:{ROOT}",
         "LIGHT_TOKEN_S": str(stage.token_s), "SLOW_TEXT_S": str(stage.text_s),
         "SLOW_TOKEN_S": str(stage.trained_s),
     }  # fmt: skip
@@ -77,14 +76,7 @@ def processes(directory: Path, stage: Stage) -> Iterator[subprocess.Popen[bytes]
     running = {}
     for name, command in commands.items():
         with (directory / f"{name}.log").open("wb") as log:
-            running[name] = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                preexec_fn=die_with_parent,
-            )
+            running[name] = Popen([sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         yield running["learner"]
     finally:

@@ -1,6 +1,6 @@
 """A reward process that takes ``SLOW_TEXT_S`` for an answer and scores by chance: the real service, another scorer.
 
-``python -m tests.light.slow_reward CONFIG.toml [--section.key value]``
+``python -m tests.support.light.slow_reward CONFIG.toml [--section.key value]``
 """
 
 from __future__ import annotations

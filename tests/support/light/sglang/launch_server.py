@@ -1,11 +1,16 @@
 """SGLang's HTTP API for reinforcement learning, as of 0.5.21, on a small Qwen3 model computed anew for each token.
 
-``python -m sglang.launch_server --model-path M --port P``, with SGLang's other flags ignored. It starts in seconds and
-takes real weights, so that what is around an engine can be tested hundreds of times.
-``LIGHT_TOKEN_S`` is the time of a token of a batch, ``LRPO_LIGHT_TOKEN_S`` what each answer adds to it.
-``LIGHT_TRACE`` names a file whose lines ``{"lengths", "seconds"}``
-are replayed request after request, with random tokens in place of the model's; it is read anew each time.
+``python -m sglang.launch_server --model-path M --port P``, with most of SGLang's other flags ignored. It starts in
+seconds and takes real weights, so that what is around an engine can be tested hundreds of times; that it does what the
+product needs as SGLang does it is shown by ``tests/actor/test_engine_contract.py``.
+
+``LIGHT_TOKEN_S`` is the time of a token of all answers that run, ``LRPO_LIGHT_TOKEN_S`` what each answer adds to it.
+``LIGHT_TRACE`` names a file whose lines ``{"lengths", "seconds"}`` are replayed request after request, with random
+tokens in place of the model's and without limits of memory; it is read anew each time.
 With ``LIGHT_OLD`` it is like an SGLang before 0.5.19.
+
+One difference stays: after a pause ``in_place`` an answer goes on exactly as the new weights would have it, because
+there are no cached keys and values of the old ones.
 """
 
 from __future__ import annotations
@@ -20,90 +25,126 @@ import os
 import pickle
 import signal
 import time
+import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from aiohttp import web
 from safetensors.torch import load_file
-from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 
+from sglang.memory import Answer, Memory
+from sglang.model import Model
 
-class Model:
-    """A dense Qwen3 with tied embeddings."""
+_TURN_S = 0.01
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.shape = json.loads((path / "config.json").read_text())
-        self.weights = load_file(path / "model.safetensors")
-        self.version = "0"
 
-    def logits(self, ids: list[list[int]]) -> Tensor:
-        """[n, longest, vocabulary]; what is behind the end of a sequence means nothing."""
-        shape, w = self.shape, self.weights
-        heads, kv, width = shape["num_attention_heads"], shape["num_key_value_heads"], shape["head_dim"]
-        theta = shape.get("rope_theta") or shape["rope_parameters"]["rope_theta"]
-        longest = max(map(len, ids))
-        x = w["model.embed_tokens.weight"][torch.tensor([row + [0] * (longest - len(row)) for row in ids])].float()
-        angles = torch.outer(torch.arange(longest), theta ** (-torch.arange(0, width, 2) / width)).repeat(1, 2)
-        for n in range(shape["num_hidden_layers"]):
-            layer = {k.split(f"layers.{n}.")[1]: v.float() for k, v in w.items() if f"model.layers.{n}." in k}
-            h = self._norm(x, layer["input_layernorm.weight"])
-            q, k, v = (
-                (h @ layer[f"self_attn.{p}_proj.weight"].T).unflatten(-1, (-1, width)).transpose(1, 2) for p in "qkv"
-            )
-            q = self._rotate(self._norm(q, layer["self_attn.q_norm.weight"]), angles)
-            k = self._rotate(self._norm(k, layer["self_attn.k_norm.weight"]), angles)
-            k, v = (t.repeat_interleave(heads // kv, 1) for t in (k, v))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
-            x = x + mixed @ layer["self_attn.o_proj.weight"].T
-            h = self._norm(x, layer["post_attention_layernorm.weight"])
-            gate = F.silu(h @ layer["mlp.gate_proj.weight"].T) * (h @ layer["mlp.up_proj.weight"].T)
-            x = x + gate @ layer["mlp.down_proj.weight"].T
-        return self._norm(x, w["model.norm.weight"].float()) @ w["model.embed_tokens.weight"].float().T
+class Generator:
+    """Makes a token of every answer that runs, again and again."""
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.shape["rms_norm_eps"])
+    def __init__(self, model: Model, memory: Memory, seed: int) -> None:
+        self.model, self.memory = model, memory
+        self._random = torch.Generator().manual_seed(seed)
+        self._token_s = float(os.environ.get("LIGHT_TOKEN_S", "0"))
+        self._answer_s = float(os.environ.get("LRPO_LIGHT_TOKEN_S", "0"))
+        self._sampling: dict[int, dict[str, Any]] = {}
+        self._ended: dict[int, asyncio.Event] = {}
+        self._wake = asyncio.Event()
+        self.going = asyncio.Event()
+        self.going.set()
 
-    @staticmethod
-    def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-        a, b = x.chunk(2, -1)
-        return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
+    async def answer(self, answer: Answer, sampling: dict[str, Any]) -> None:
+        """Returns when the answer has ended; cancelled, it takes the answer out."""
+        ended = asyncio.Event()
+        self._sampling[id(answer)], self._ended[id(answer)] = sampling, ended
+        self.memory.add(answer)
+        self._wake.set()
+        try:
+            await ended.wait()
+        finally:
+            self.memory.remove(answer)
+            del self._sampling[id(answer)], self._ended[id(answer)]
+
+    def end(self, answer: Answer, **why: object) -> None:
+        answer.finish = why
+        self.memory.remove(answer)
+        self._ended[id(answer)].set()
+
+    async def run(self) -> None:
+        due = time.monotonic()
+        while True:
+            self.memory.admit()
+            if not self.going.is_set() or not self.memory.running:
+                self._wake.clear()
+                await self.going.wait()
+                if not self.memory.running and not self.memory.waiting:
+                    await self._wake.wait()
+                due = time.monotonic()
+                continue
+            due = max(due + self._token_s + self._answer_s * len(self.memory.running), time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+            if self.going.is_set():
+                self.memory.make_room()
+                self._step(list(self.memory.running))
+
+    def _step(self, answers: list[Answer]) -> None:
+        if not answers:
+            return
+        rows = [[*answer.prompt, *answer.ids] for answer in answers]
+        tables = self.model.logits(rows)[range(len(rows)), [len(row) - 1 for row in rows]]
+        for answer, table in zip(answers, tables, strict=True):
+            sampling = self._sampling[id(answer)]
+            temperature = sampling.get("temperature", 1.0)
+            logp = (table / (temperature or 1.0)).log_softmax(-1)
+            token = int(torch.multinomial(logp.exp(), 1, generator=self._random) if temperature else logp.argmax())
+            answer.ids.append(token)
+            answer.logprobs.append(float(logp[token]))
+            answer.versions.append(self.model.version)
+            ends = {*sampling.get("stop_token_ids", []), *self.model.ends}
+            if token in ends and not sampling.get("ignore_eos"):
+                self.end(answer, type="stop", matched=token)
+            elif len(answer.ids) >= answer.limit:
+                self.end(answer, type="length", length=answer.limit)
 
 
 class Engine:
-    def __init__(self, model: Model, seed: int) -> None:
-        self.model = model
-        self.generator = torch.Generator().manual_seed(seed)
-        self.token_s = float(os.environ.get("LIGHT_TOKEN_S", "0"))
-        self.engine_token_s = float(os.environ.get("LRPO_LIGHT_TOKEN_S", "0"))
+    """The routes."""
+
+    def __init__(self, model: Model, memory: Memory, seed: int) -> None:
+        self.model, self.memory = model, memory
+        self.generator = Generator(model, memory, seed)
         self.trace = Path(os.environ["LIGHT_TRACE"]) if "LIGHT_TRACE" in os.environ else None
         self.requests = itertools.count(seed)
-        self.going = asyncio.Event()
-        self.going.set()
         self.mode = ""
-        self.running = 0
         self.old = "LIGHT_OLD" in os.environ
-        self.open = self.old
+        self.open = self.old  # for weights
         self.groups: dict[str, Any] = {}
-        self.calls: list[str] = []
+        self.by_request: dict[str, list[Answer]] = {}
         self.tokenizer: Any = None  # for chats alone
 
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
         prompts: list[list[int]] = body["input_ids"]
-        alone = isinstance(prompts[0], int)
-        self.running += 1
-        try:
-            answers = await self._answers([prompts] if alone else prompts, body)  # type: ignore[list-item]
-        finally:
-            self.running -= 1
+        alone = bool(prompts) and isinstance(prompts[0], int)
+        rows: list[list[int]] = [prompts] if alone else prompts  # type: ignore[list-item]
+        for row in rows:
+            if complaint := self._complaint(row, body["sampling_params"]):
+                return _refused(complaint)
+        answers = await self._answers(rows, body)
         return web.json_response(answers[0] if alone else answers)
+
+    def _complaint(self, prompt: list[int], sampling: dict[str, Any]) -> str:
+        context, most = self.model.context, sampling.get("max_new_tokens", 128)
+        if len(prompt) >= context:
+            return f"The input ({len(prompt)} tokens) is longer than the model's context length ({context} tokens)."
+        if len(prompt) + most > context:
+            return f"Requested token count exceeds the model's maximum context length of {context} tokens."
+        return ""
 
     async def chat(self, request: web.Request) -> web.Response:
         from transformers import AutoTokenizer
@@ -112,7 +153,6 @@ class Engine:
         self.tokenizer = self.tokenizer or AutoTokenizer.from_pretrained(self.model.path)
         text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         sampling = {"temperature": body["temperature"], "max_new_tokens": body["max_tokens"]}
-        sampling["stop_token_ids"] = [self.tokenizer.eos_token_id]
         prompt = self.tokenizer.encode(text, add_special_tokens=False)
         answer = (await self._answers([prompt], {"sampling_params": sampling}))[0]
         said = self.tokenizer.decode(answer["output_ids"], skip_special_tokens=True)
@@ -120,80 +160,101 @@ class Engine:
 
     async def _answers(self, prompts: list[list[int]], body: dict[str, Any]) -> list[dict[str, Any]]:
         sampling = body["sampling_params"]
-        temperature, stops = sampling.get("temperature", 1.0), set(sampling.get("stop_token_ids", []))
-        stops = stops if self.trace is None else set()
-        rows = [list(prompt) for prompt in prompts]
-        told: list[list[Any]] = [[] for _ in prompts]
-        versions: list[list[str]] = [[] for _ in prompts]
-        ended = [""] * len(prompts)
-        await self.going.wait()
-        scored = []
-        if body.get("logprob_start_len") == 0:
-            logp = self.model.logits(rows).log_softmax(-1)
-            for row, table in zip(rows, logp, strict=True):
-                known = table[range(len(row) - 1), row[1:]].tolist()
-                scored.append([[value, token, None] for value, token in zip([None, *known], row, strict=True)])
-        lengths, token_s = self._pace(len(prompts), sampling["max_new_tokens"])
-        due = time.monotonic()
-        for position in range(max(lengths)):
-            due += token_s + self.engine_token_s * len(rows) * self.running
-            await asyncio.sleep(due - time.monotonic())
-            if not self.going.is_set():
-                due -= time.monotonic()
-                await self.going.wait()
-                due += time.monotonic()
-            live = [n for n in range(len(rows)) if not ended[n] and position < lengths[n]]
-            if not live:
-                break
-            if self.trace is None:
-                ends = [len(rows[n]) - 1 for n in live]
-                tables = self.model.logits([rows[n] for n in live])[range(len(live)), ends]
+        answers = [Answer(prompt, sampling.get("max_new_tokens", 128)) for prompt in prompts]
+        name = body.get("rid") or str(id(answers))
+        self.by_request[name] = answers
+        try:
+            await self.generator.going.wait()
+            scored = self._scores(prompts) if body.get("logprob_start_len") == 0 else [[] for _ in prompts]
+            if self.trace is not None:
+                await self._replay(answers)
             else:
-                tables = torch.zeros(len(live), self.model.shape["vocab_size"])
-            for n, table in zip(live, tables, strict=True):
-                logp = (table / (temperature or 1.0)).log_softmax(-1)
-                token = int(
-                    torch.multinomial(logp.exp(), 1, generator=self.generator) if temperature else logp.argmax()
-                )
-                rows[n].append(token)
-                told[n].append([float(logp[token]), token, None])
-                versions[n].append(self.model.version)
-                ended[n] = "stop" if token in stops else ""
-        return [self._answer(*parts) for parts in zip(told, versions, ended, scored or [[]] * len(rows), strict=True)]
+                async with asyncio.TaskGroup() as tasks:
+                    for answer in answers:
+                        tasks.create_task(self.generator.answer(answer, sampling))
+        finally:
+            del self.by_request[name]
+        return [self._reply(*parts) for parts in zip(answers, scored, strict=True)]
 
-    def _pace(self, count: int, most: int) -> tuple[list[int], float]:
-        """Most tokens of each answer, and seconds a token."""
-        if self.trace is None:
-            return [most] * count, self.token_s
+    def _scores(self, prompts: list[list[int]]) -> list[list[Any]]:
+        """Log-probabilities of the prompts' own tokens, of which the first has none."""
+        logp = self.model.logits(prompts).log_softmax(-1)
+        found = []
+        for prompt, table in zip(prompts, logp, strict=True):
+            known = table[range(len(prompt) - 1), prompt[1:]].tolist()
+            found.append([[value, token, None] for value, token in zip([None, *known], prompt, strict=True)])
+        return found
+
+    async def _replay(self, answers: list[Answer]) -> None:
+        """Random tokens at the pace of the next line of the trace; what a pause takes does not count."""
+        assert self.trace is not None
         lines = self.trace.read_text().splitlines()
         line = json.loads(lines[next(self.requests) % len(lines)])
-        lengths = [min(line["lengths"][n % len(line["lengths"])], most) for n in range(count)]
-        return lengths, line["seconds"] / max(line["lengths"])
+        lengths = [min(line["lengths"][n % len(line["lengths"])], a.limit) for n, a in enumerate(answers)]
+        token_s, due = line["seconds"] / max(line["lengths"]), time.monotonic()
+        size = self.model.shape["vocab_size"]
+        for position in range(max(lengths)):
+            due += token_s
+            await asyncio.sleep(due - time.monotonic())
+            if not self.generator.going.is_set():
+                due -= time.monotonic()
+                await self.generator.going.wait()
+                due += time.monotonic()
+            for answer, length in zip(answers, lengths, strict=True):
+                if position < length:
+                    answer.ids.append(int(torch.randint(0, size, ())))
+                    answer.logprobs.append(-float(torch.tensor(size).log()))
+                    answer.versions.append(self.model.version)
+        for answer in answers:
+            answer.finish = {"type": "length", "length": len(answer.ids)}
 
-    def _answer(self, told: list[Any], versions: list[str], ended: str, scored: list[Any]) -> dict[str, Any]:
-        spans = [{"version": v, "start": n, "end": n + 1} for n, v in enumerate(versions)]
-        finish = {"type": ended or "length"}
-        meta: dict[str, Any] = {"finish_reason": finish, "weight_version": self.model.version}
-        meta |= {} if self.old else {"weight_versions": spans}
-        meta |= {"output_token_logprobs": told, "input_token_logprobs": scored}
-        return {"output_ids": [token for _, token, _ in told], "meta_info": meta}
+    def _reply(self, answer: Answer, scored: list[Any]) -> dict[str, Any]:
+        meta: dict[str, Any] = {
+            "finish_reason": answer.finish,
+            "prompt_tokens": len(answer.prompt),
+            "completion_tokens": len(answer.ids),
+            "weight_version": self.model.version,
+            "num_retractions": answer.retractions,
+            "output_token_logprobs": [[*pair, None] for pair in zip(answer.logprobs, answer.ids, strict=True)],
+            "input_token_logprobs": scored,
+        }
+        if not self.old:
+            meta["weight_versions"] = _spans(answer.versions)
+        return {"output_ids": answer.ids, "meta_info": meta}
+
+    async def abort(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        for name, answers in self.by_request.items():
+            if body.get("abort_all") or (body.get("rid") and name.startswith(body["rid"])):
+                self._abort(answers)
+        return web.Response()
+
+    def _abort(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            if not answer.finish:
+                self.generator.end(answer, type="abort", message="Abort requested")
 
     async def pause(self, request: web.Request) -> web.Response:
         self.mode = (await request.json()).get("mode", "abort")
-        self.going.clear()
-        return web.json_response({"status": "ok"})
+        self.generator.going.clear()
+        if self.mode == "retract":
+            self.memory.retract_all()
+        elif self.mode == "abort":
+            for answers in self.by_request.values():
+                self._abort(answers)
+        return web.json_response({"message": "Generation paused successfully.", "status": "ok"})
 
     async def resume(self, request: web.Request) -> web.Response:
         self.mode = ""
-        self.going.set()
-        return web.json_response({"status": "ok"})
+        self.generator.going.set()
+        return web.json_response({"message": "Generation continued successfully.", "status": "ok"})
 
     async def flush(self, request: web.Request) -> web.Response:
-        if self.running and (self.old or self.mode != "retract"):
-            return web.Response(status=400, text="there are running requests")
-        return web.Response(text="Cache flushed.")
+        idle = not self.memory.running and not (self.memory.waiting and (self.old or self.mode != "retract"))
+        return web.Response(text="Cache flushed.") if idle else web.Response(status=400, text="requests are running")
 
     async def begin(self, request: web.Request) -> web.Response:
+        await self._quiet()
         return self._turn(not self.open, True)
 
     async def end(self, request: web.Request) -> web.Response:
@@ -201,7 +262,12 @@ class Engine:
 
     def _turn(self, right: bool, opened: bool) -> web.Response:
         self.open = opened if right else self.open
-        return web.json_response({"success": right, "message": ""}, status=200 if right else 400)
+        return _done("" if right else "a weight update is open" if opened else "no weight update is open")
+
+    async def _quiet(self) -> None:
+        """New weights wait for the answers that run, unless they are paused."""
+        while self.memory.running and self.generator.going.is_set():
+            await asyncio.sleep(_TURN_S)
 
     async def join(self, request: web.Request) -> web.Response:
         return await self._blocking(self._join, await request.json())
@@ -220,12 +286,10 @@ class Engine:
         group = self.groups.pop((await request.json())["group_name"], None)
         if group is not None:
             dist.destroy_process_group(group)
-        return web.json_response({"success": group is not None, "message": ""}, status=200 if group else 400)
+        return _done("" if group is not None else "there is no such group")
 
     async def receive(self, request: web.Request) -> web.Response:
-        if not self.open:
-            return web.json_response({"success": False, "message": "begin first"}, status=400)
-        return await self._blocking(self._receive, await request.json())
+        return await self._update(self._receive, await request.json())
 
     def _receive(self, body: dict[str, Any]) -> None:
         assert not body["flush_cache"] and body["load_format"] == "flattened_bucket"
@@ -236,40 +300,50 @@ class Engine:
         options.rootRank = 0
         self.groups[body["group_name"]].broadcast([flat], options).wait()
         for name, piece, kind, shape in zip(body["names"], flat.split(sizes), kinds, body["shapes"], strict=True):
-            if name in self.model.weights:  # as SGLang: an unknown name is ignored, and that is a success
-                self.model.weights[name] = piece.view(kind).view(shape)
-        self.model.version = body.get("weight_version") or self.model.version
+            self.model.replace(name, piece.view(kind).view(shape))
 
     async def borrow(self, request: web.Request) -> web.Response:
-        if not self.open:
-            return web.json_response({"success": False, "message": "begin first"}, status=400)
-        return await self._blocking(self._borrow, await request.json())
+        return await self._update(self._borrow, await request.json())
 
     def _borrow(self, body: dict[str, Any]) -> None:
         for name, tensor in pickle.loads(base64.b64decode(body["serialized_named_tensors"][0])):
-            self.model.weights[name] = tensor.clone()
-        self.model.version = body.get("weight_version") or self.model.version
+            self.model.replace(name, tensor)
+
+    async def _update(self, take: Callable[[dict[str, Any]], None], body: dict[str, Any]) -> web.Response:
+        if not self.open:
+            return _done("begin first")
+        return await self._blocking(take, body)
 
     async def read(self, request: web.Request) -> web.Response:
+        await self._quiet()
         return await self._blocking(self._read, await request.json())
 
     def _read(self, body: dict[str, Any]) -> None:
-        for file in Path(body["model_path"]).glob("*.safetensors"):
-            self.model.weights.update(load_file(file))
-        self.model.version = body["weight_version"]
+        path = Path(body["model_path"])
+        files = list(path.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"no weights in {path}")
+        for file in files:
+            for name, value in load_file(file).items():
+                self.model.replace(name, value)
+        self.model.path = path
 
-    async def _blocking(self, call: Any, body: dict[str, Any]) -> web.Response:
+    async def _blocking(self, call: Callable[[dict[str, Any]], None], body: dict[str, Any]) -> web.Response:
         try:
             await asyncio.to_thread(call, body)
-        except (RuntimeError, KeyError, ValueError) as error:
-            return web.json_response({"success": False, "message": str(error)}, status=400)
-        return web.json_response({"success": True, "message": ""})
+        except (RuntimeError, KeyError, ValueError, AttributeError, OSError) as error:
+            return _done(str(error) or repr(error))
+        self.model.version = body.get("weight_version") or self.model.version
+        return _done("")
 
     async def info(self, request: web.Request) -> web.Response:
         return web.json_response({"model_path": str(self.model.path), "weight_version": self.model.version})
 
     async def loads(self, request: web.Request) -> web.Response:
-        rank = {"dp_rank": 0, "token_usage": 0.0, "num_running_reqs": self.running, "num_waiting_reqs": 0}
+        rank = {
+            "dp_rank": 0, "token_usage": self.memory.used() / self.memory.tokens,
+            "num_running_reqs": len(self.memory.running), "num_waiting_reqs": len(self.memory.waiting),
+        }  # fmt: skip
         return web.json_response({"loads": [rank]})
 
     async def server(self, request: web.Request) -> web.Response:
@@ -279,20 +353,49 @@ class Engine:
         return web.Response()
 
 
+def _spans(versions: list[str]) -> list[dict[str, Any]]:
+    """The stretches of tokens that the same weights made."""
+    found, start = [], 0
+    for version, tokens in itertools.groupby(versions):
+        end = start + len(list(tokens))
+        found.append({"version": version, "start": start, "end": end})
+        start = end
+    return found
+
+
+def _done(complaint: str) -> web.Response:
+    return web.json_response({"success": not complaint, "message": complaint}, status=400 if complaint else 200)
+
+
+def _refused(complaint: str) -> web.Response:
+    return web.json_response({"error": {"message": complaint}}, status=400)
+
+
+def _end_with_its_error(generator: asyncio.Task[None]) -> None:
+    """An engine that makes no tokens any more must not look alive."""
+    if not generator.cancelled():
+        traceback.print_exception(generator.exception())
+        os._exit(1)
+
+
 def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     parser = argparse.ArgumentParser()
     parser.add_argument("--model-path", type=Path)
     parser.add_argument("--port", type=int)
     parser.add_argument("--random-seed", type=int, default=0)
+    parser.add_argument("--max-total-tokens", type=int, default=32768)
+    parser.add_argument("--max-running-requests", type=int, default=64)
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
     app = web.Application(client_max_size=2**30)
+    tasks = []
 
     async def start(app: web.Application) -> None:
-        engine = Engine(Model(arguments.model_path), arguments.random_seed)
+        memory = Memory(arguments.max_total_tokens, arguments.max_running_requests)
+        engine = Engine(Model(arguments.model_path), memory, arguments.random_seed)
         posts = {
-            "/generate": engine.generate, "/v1/chat/completions": engine.chat,
+            "/generate": engine.generate, "/v1/chat/completions": engine.chat, "/abort_request": engine.abort,
             "/pause_generation": engine.pause, "/continue_generation": engine.resume,
             "/flush_cache": engine.flush, "/begin_weight_update": engine.begin, "/end_weight_update": engine.end,
             "/init_weights_update_group": engine.join, "/destroy_weights_update_group": engine.leave,
@@ -307,9 +410,14 @@ def main() -> None:
         app.router.add_get("/v1/loads", engine.loads)
         app.router.add_get("/model_info", engine.info)
         app.router.add_get("/server_info", engine.server)
+        tasks.append(asyncio.create_task(engine.generator.run()))
+        tasks[0].add_done_callback(_end_with_its_error)
 
     app.on_startup.append(start)
-    web.run_app(app, host="127.0.0.1", port=arguments.port, print=None, handle_signals=True)
+    # A client that hangs up takes its answers back.
+    web.run_app(
+        app, host="127.0.0.1", port=arguments.port, print=None, handle_signals=True, handler_cancellation=True
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

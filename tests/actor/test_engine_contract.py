@@ -1,0 +1,420 @@
+"""What the product relies on of an engine, shown of real SGLang and of the light engine that stands for it in tests.
+
+Each engine is started once. Where the two would differ the light one is wrong: the other tests believe it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import pickle
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
+from transformers import AutoModelForCausalLM
+
+from actor.engine.client import Engine, EngineError
+from actor.engine.server import EngineProcess, client, start
+from common import wire
+from common.config import load
+
+LIGHT = Path(__file__).parents[1] / "support" / "light"
+MEMORY, RUNNING, CONTEXT, EOS = 1500, 12, 512, 2  # tokens, answers, tokens, and the token that ends an answer
+PROMPT = [1, 7, 8, 9]
+NORM = "model.layers.0.input_layernorm.weight"
+PATIENCE_S = 300.0  # on a busy machine
+
+
+@dataclass
+class Running:
+    """An engine, and the checkpoint that it began with."""
+
+    name: str
+    process: EngineProcess
+    model: Path
+
+    def try_it(self, body: Callable[[Calls], Coroutine[Any, Any, None]]) -> None:
+        """Runs the body with a client of its own, and leaves the engine idle and not paused."""
+
+        async def with_client() -> None:
+            async with client() as session:
+                engine = Engine(self.process.url, session, PATIENCE_S, "retract", self.process)
+                try:
+                    await asyncio.wait_for(body(Calls(engine, session)), PATIENCE_S)
+                finally:
+                    await engine.recover(PATIENCE_S)
+
+        asyncio.run(with_client())
+
+
+@dataclass
+class Calls:
+    """The engine by the product's client and by bare HTTP."""
+
+    engine: Engine
+    session: aiohttp.ClientSession
+
+    async def post(self, route: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        async with self.session.post(self.engine.url + route, json=body or {}) as response:
+            is_json = response.content_type == "application/json"
+            return response.status, await (response.json() if is_json else response.text())
+
+    async def get(self, route: str) -> Any:
+        async with self.session.get(self.engine.url + route) as response:
+            assert response.status == 200
+            return await response.json()
+
+    async def version(self) -> str:
+        return str((await self.get("/model_info"))["weight_version"])
+
+    async def generate(
+        self, prompts: list[list[int]], tokens: int, *, more: dict[str, Any] | None = None, **sampling: Any
+    ) -> tuple[int, Any]:
+        sampling = {"temperature": 1.0, "max_new_tokens": tokens, **sampling}
+        body = {"input_ids": prompts, "sampling_params": sampling, "return_logprob": True, **(more or {})}
+        return await self.post("/generate", body)
+
+    async def until(self, condition: Callable[[dict[str, float]], object]) -> dict[str, float]:
+        """The first load of which the condition holds."""
+        deadline = time.monotonic() + PATIENCE_S / 2
+        while not condition(load := await self.engine.load()):
+            assert time.monotonic() < deadline, load
+            await asyncio.sleep(0.02)
+        return load
+
+    @asynccontextmanager
+    async def answering(self, answers: int = 2, tokens: int = 400) -> AsyncIterator[asyncio.Task[tuple[int, Any]]]:
+        """Answers under way, a few tokens long at the beginning of the block; they end with it."""
+        task = asyncio.create_task(self.generate([PROMPT] * answers, tokens, ignore_eos=True))
+        await self.until(lambda load: load["running"] == answers)
+        await asyncio.sleep(0.2)
+        yield task
+        await task
+
+
+@pytest.fixture(scope="module", params=["light", "sglang"])
+def engine(
+    request: pytest.FixtureRequest, tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    scratch = tmp_path_factory.mktemp(request.param)
+    flags = ["--model.path", str(tiny_policy), "--model.dtype", "float32", "--run.dir", str(scratch)]
+    flags += ["--actor.start_timeout_s", "600"]
+    flags += ["--actor.engine_args", f"{{max_total_tokens = {MEMORY}, max_running_requests = {RUNNING}}}"]
+
+    async def begin() -> EngineProcess:
+        async with client() as session:
+            process = (await start(load(flags), request.param, session)).process
+            assert process is not None
+            return process
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(LIGHT) if request.param == "light" else "")
+        environment.setenv("LIGHT_TOKEN_S", "0.003")
+        process = asyncio.run(begin())
+    yield Running(request.param, process, tiny_policy)
+    process.stop()
+
+
+def pickled(weights: dict[str, Tensor]) -> dict[str, Any]:
+    """The body of an update with tensors that are part of the message."""
+    data = base64.b64encode(pickle.dumps([*weights.items()])).decode()
+    return {"serialized_named_tensors": [data], "flush_cache": False}
+
+
+def test_an_answer_is_told_with_its_log_probabilities_and_its_weights(engine: Running) -> None:
+    model = AutoModelForCausalLM.from_pretrained(engine.model, dtype=torch.float32)
+
+    async def body(calls: Calls) -> None:
+        status, answers = await calls.generate([PROMPT, [*PROMPT, 11]], 12, temperature=0.7, ignore_eos=True)
+        assert status == 200 and len(answers) == 2
+        for prompt, answer in zip([PROMPT, [*PROMPT, 11]], answers, strict=True):
+            meta, ids = answer["meta_info"], answer["output_ids"]
+            assert len(ids) == 12 and meta["finish_reason"] == {"type": "length", "length": 12}
+            assert meta["weight_versions"] == [{"version": "0", "start": 0, "end": 12}] and not meta["num_retractions"]
+            assert (meta["prompt_tokens"], meta["completion_tokens"]) == (len(prompt), 12)
+            told = meta["output_token_logprobs"]
+            assert [token for _, token, _ in told] == ids
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            known = (logits / 0.7).log_softmax(-1)[range(12), ids]
+            assert [value for value, _, _ in told] == pytest.approx(known.tolist(), abs=1e-4), "at the temperature"
+        status, alone = await calls.generate(PROMPT, 3)  # type: ignore[arg-type]
+        assert status == 200 and set(alone) >= {"output_ids", "meta_info"}
+
+    engine.try_it(body)
+
+
+def test_a_probe_tells_the_log_probabilities_of_a_prompt(engine: Running) -> None:
+    model = AutoModelForCausalLM.from_pretrained(engine.model, dtype=torch.float32)
+    ids = np.arange(3, 43, dtype=np.int32)
+    with torch.no_grad():
+        table = model(torch.tensor(ids[None].astype(np.int64))).logits[0].log_softmax(-1)
+    logp = table[range(39), ids[1:].astype(np.int64)].numpy()
+
+    async def body(calls: Calls) -> None:
+        assert await calls.engine.probe(wire.Probe(ids=ids, logprobs=logp, tolerance=0), PATIENCE_S) < 1e-4
+        more = {"logprob_start_len": 0}
+        _, answer = await calls.generate(ids.tolist(), 1, temperature=0.0, more=more)
+        told = answer["meta_info"]["input_token_logprobs"]
+        assert told[0][0] is None and [token for _, token, _ in told] == ids.tolist()
+
+    engine.try_it(body)
+
+
+def test_an_answer_ends_with_the_models_own_end(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        ended = []
+        while len(ended) < 3:
+            _, answers = await calls.generate([PROMPT] * RUNNING, 100)
+            for answer in answers:
+                finish, ids = answer["meta_info"]["finish_reason"], answer["output_ids"]
+                assert EOS not in ids[:-1] and (ids[-1] == EOS) == (finish["type"] == "stop")
+                assert finish in ({"type": "length", "length": 100}, {"type": "stop", "matched": EOS})
+                ended += [answer] * (finish["type"] == "stop")
+        token = ended[0]["output_ids"][0]
+        seen = set()
+        while len(seen) < 2:
+            _, answers = await calls.generate([PROMPT] * RUNNING, 100, stop_token_ids=[token], ignore_eos=False)
+            seen |= {answer["meta_info"]["finish_reason"].get("matched") for answer in answers} - {None}
+            assert seen <= {token, EOS}
+
+    engine.try_it(body)
+
+
+def test_what_does_not_fit_the_context_is_refused(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        for prompt, tokens in ((CONTEXT, 1), (CONTEXT - 12, 13)):
+            status, told = await calls.generate([[5] * prompt], tokens)
+            assert status == 400 and "context length" in told["error"]["message"]
+        status, [answer] = await calls.generate([[5] * (CONTEXT - 12)], 12, ignore_eos=True)
+        assert status == 200 and answer["meta_info"]["finish_reason"]["type"] == "length"
+
+    engine.try_it(body)
+
+
+def test_memory_in_use_is_told_and_answers_beyond_it_wait_or_are_put_back(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        idle = await calls.engine.load()
+        assert (idle["running"], idle["waiting"]) == (0, 0)
+        task = asyncio.create_task(calls.generate([PROMPT] * (RUNNING + 4), 300, ignore_eos=True))
+        some = await calls.until(lambda load: load["running"] == RUNNING)
+        assert some["waiting"] == 4, "no more run than may"
+        full = await calls.until(lambda load: load["usage"] > 0.8)
+        assert full["usage"] <= 1
+        status, answers = await task
+        assert status == 200 and {len(answer["output_ids"]) for answer in answers} == {300}
+        retractions = [answer["meta_info"]["num_retractions"] for answer in answers]
+        assert max(retractions) > 0 == min(retractions)
+
+    engine.try_it(body)
+
+
+def test_an_answer_nobody_waits_for_is_given_up(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        async with calls.answering(tokens=500) as task:
+            task.cancel()
+            load = await calls.until(lambda load: load["running"] == 0)
+            assert load["waiting"] == 0
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            task.uncancel()
+
+    engine.try_it(body)
+
+
+def test_an_abort_returns_what_there_is_and_the_client_calls_it_an_error(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        async with calls.answering() as task:
+            assert (await calls.post("/abort_request", {"abort_all": True}))[0] == 200
+            status, answers = await task
+            assert status == 200
+            for answer in answers:
+                assert answer["meta_info"]["finish_reason"]["type"] == "abort" and 0 < len(answer["output_ids"]) < 400
+                assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
+        sampling = {"temperature": 1.0, "max_new_tokens": 400, "ignore_eos": True}
+        asked = asyncio.create_task(calls.engine.generate([PROMPT], sampling))
+        await calls.until(lambda load: load["running"])
+        await calls.post("/abort_request", {"abort_all": True})
+        with pytest.raises(EngineError, match="abort"):
+            await asked
+
+    engine.try_it(body)
+
+
+@pytest.mark.parametrize(("mode", "flushed", "retractions"), [("retract", 200, 1), ("in_place", 400, 0)])
+def test_a_pause_keeps_answers_and_lets_none_begin(engine: Running, mode: str, flushed: int, retractions: int) -> None:
+    async def body(calls: Calls) -> None:
+        async with calls.answering() as task:
+            assert (await calls.post("/flush_cache"))[0] == 400, "answers run"
+            assert (await calls.post("/pause_generation", {"mode": mode}))[0] == 200
+            load = await calls.until(lambda load: load["running"] == (0 if retractions else 2))
+            assert load["waiting"] == (2 if retractions else 0)
+            assert (await calls.post("/flush_cache"))[0] == flushed
+            late = asyncio.create_task(calls.generate([PROMPT], 3))
+            await asyncio.sleep(0.5)
+            assert not task.done() and not late.done()
+            assert (await calls.post("/continue_generation"))[0] == 200
+            status, answers = await task
+            assert status == 200 and (await late)[0] == 200
+            for answer in answers:
+                assert len(answer["output_ids"]) == 400 and answer["meta_info"]["num_retractions"] == retractions
+
+    engine.try_it(body)
+
+
+def test_a_pause_that_aborts_returns_what_there_is(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        async with calls.answering() as task:
+            assert (await calls.post("/pause_generation", {"mode": "abort"}))[0] == 200
+            status, answers = await task
+            assert status == 200
+            assert {answer["meta_info"]["finish_reason"]["type"] for answer in answers} == {"abort"}
+            assert all(0 < len(answer["output_ids"]) < 400 for answer in answers)
+            assert (await calls.post("/flush_cache"))[0] == 200
+
+    engine.try_it(body)
+
+
+def test_an_update_in_the_middle_of_an_answer_is_told_in_its_spans(engine: Running, tmp_path: Path) -> None:
+    """And the engine calls the directory it has read its model from now on."""
+    weights = load_file(engine.model / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "model.safetensors")
+    order = wire.Receive(
+        group="", path=str(tmp_path), version=5, buckets=[], timeout_s=PATIENCE_S,
+        probe=wire.Probe(ids=np.zeros(1, np.int32), logprobs=np.zeros(0, np.float32), tolerance=0),
+    )  # fmt: skip
+
+    async def body(calls: Calls) -> None:
+        before = await calls.version()
+        async with calls.answering() as task:
+            await calls.engine.pause(PATIENCE_S, 0)
+            await calls.engine.receive(order)
+            await calls.engine.resume(PATIENCE_S)
+            for answer in (await task)[1]:
+                spans = answer["meta_info"]["weight_versions"]
+                assert [span["version"] for span in spans] == [before, "5"] and spans[0]["start"] == 0
+                assert spans[0]["end"] == spans[1]["start"] > 0 and spans[1]["end"] == 400
+        info = await calls.get("/model_info")
+        assert (info["model_path"], info["weight_version"]) == (str(tmp_path), "5")
+        assert await calls.engine.shapes(PATIENCE_S) == {name: [*value.shape] for name, value in weights.items()}
+        status, told = await calls.post(
+            "/update_weights_from_disk", {"model_path": "/nowhere", "flush_cache": False, "weight_version": "6"}
+        )
+        assert status == 400 and not told["success"] and await calls.version() == "5"
+        back = {"model_path": str(engine.model), "flush_cache": False, "weight_version": "0"}
+        assert (await calls.post("/update_weights_from_disk", back))[0] == 200
+
+    engine.try_it(body)
+
+
+def test_an_update_is_opened_and_closed_once(engine: Running) -> None:
+    weights = load_file(engine.model / "model.safetensors")
+
+    async def body(calls: Calls) -> None:
+        update = {**pickled({NORM: weights[NORM]}), "weight_version": "0"}
+        assert (await calls.post("/end_weight_update"))[0] == 400
+        assert (await calls.post("/update_weights_from_tensor", update))[0] == 400
+        assert (await calls.post("/begin_weight_update"))[0] == 200
+        assert (await calls.post("/begin_weight_update"))[0] == 400
+        assert (await calls.post("/update_weights_from_tensor", update))[0] == 200
+        assert (await calls.post("/end_weight_update"))[0] == 200
+
+    engine.try_it(body)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(NORM, [65]), ("model.embed_tokens.weight", [322, 64]), ("model.layers.0.mlp.down_proj.weight", [64, 130])],
+    ids=["norm", "embedding", "projection"],
+)
+def test_a_tensor_of_another_shape_is_refused(engine: Running, name: str, shape: list[int]) -> None:
+    async def body(calls: Calls) -> None:
+        await calls.post("/begin_weight_update")
+        status, told = await calls.post("/update_weights_from_tensor", pickled({name: torch.zeros(shape)}))
+        assert status == 400 and not told["success"]
+        assert (await calls.post("/end_weight_update"))[0] == 200
+
+    engine.try_it(body)
+
+
+def test_an_unknown_name_is_ignored_and_another_dtype_converted(engine: Running) -> None:
+    weights = load_file(engine.model / "model.safetensors")
+
+    async def body(calls: Calls) -> None:
+        _, first = await calls.generate(PROMPT, 5, temperature=0.0)  # type: ignore[arg-type]
+        await calls.post("/begin_weight_update")
+        for update in ({"model.nowhere": torch.zeros(3)}, {NORM: weights[NORM].bfloat16()}):
+            status, told = await calls.post("/update_weights_from_tensor", pickled(update))
+            assert status == 200 and told["success"]
+        await calls.post("/update_weights_from_tensor", pickled({NORM: weights[NORM]}))
+        await calls.post("/end_weight_update")
+        _, then = await calls.generate(PROMPT, 5, temperature=0.0)  # type: ignore[arg-type]
+        assert then["output_ids"] == first["output_ids"]
+
+    engine.try_it(body)
+
+
+def test_weights_come_by_a_process_group(engine: Running) -> None:
+    weights = load_file(engine.model / "model.safetensors")
+    store = TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+
+    def form() -> Any:
+        group, _ = _new_process_group_helper(
+            2, 0, [], Backend("gloo"), PrefixStore("contract", store), group_name=GroupName("contract"),
+            backend_options=None, timeout=timedelta(seconds=PATIENCE_S),
+        )  # fmt: skip
+        _world.pg_group_ranks[group] = {0: 0, 1: 1}
+        return group
+
+    async def body(calls: Calls) -> None:
+        join = wire.Join(
+            host="127.0.0.1", port=store.port, world=2, group="contract", backend="gloo", timeout_s=PATIENCE_S
+        )  # fmt: skip
+        group, _ = await asyncio.gather(asyncio.to_thread(form), calls.engine.join(join))
+
+        async def send(value: Tensor, version: str) -> tuple[int, Any]:
+            fields = {"names": [NORM], "dtypes": [str(value.dtype).removeprefix("torch.")], "shapes": [[*value.shape]]}
+            order = {**fields, "group_name": "contract", "load_format": "flattened_bucket", "flush_cache": False}
+            options = dist.BroadcastOptions()
+            options.rootRank = 0
+            sent = asyncio.to_thread(lambda: group.broadcast([value.view(torch.uint8)], options).wait())
+            answer, _ = await asyncio.gather(
+                calls.post("/update_weights_from_distributed", {**order, "weight_version": version}), sent
+            )
+            return answer
+
+        await calls.post("/begin_weight_update")
+        assert (await send(weights[NORM], "9"))[0] == 200 and await calls.version() == "9"
+        status, told = await send(torch.zeros(65), "10")
+        assert status == 400 and not told["success"] and await calls.version() == "9"
+        assert (await send(weights[NORM], "0"))[0] == 200
+        await calls.post("/end_weight_update")
+        await calls.engine.leave("contract", PATIENCE_S)
+        status, told = await calls.post("/destroy_weights_update_group", {"group_name": "contract"})
+        assert status == 400 and not told["success"]
+
+    engine.try_it(body)
+
+
+def test_it_tells_what_the_actor_asks_for(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        assert (await calls.get("/server_info"))["tp_size"] == 1
+        async with calls.session.get(calls.engine.url + "/ready") as response:
+            assert response.status == 200
+        assert calls.engine.mode == "retract"
+
+    engine.try_it(body)

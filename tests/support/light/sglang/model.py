@@ -1,0 +1,70 @@
+"""A dense Qwen3 with tied embeddings, computed anew for each token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+class Model:
+    """Weights by their names in the checkpoint, in the checkpoint's dtype; computed in float32."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape = json.loads((path / "config.json").read_text())
+        self.weights = load_file(path / "model.safetensors")
+        self.version = "0"
+        self.context = int(self.shape["max_position_embeddings"])
+        self.ends = self._end_tokens(path)
+
+    def _end_tokens(self, path: Path) -> set[int]:
+        """The tokens that end an answer, as the checkpoint has them in two places."""
+        found = [self.shape.get("eos_token_id")]
+        if (path / "generation_config.json").exists():
+            found.append(json.loads((path / "generation_config.json").read_text()).get("eos_token_id"))
+        return {token for one in found if one is not None for token in (one if isinstance(one, list) else [one])}
+
+    def replace(self, name: str, value: Tensor) -> None:
+        """Raises ValueError for a shape that is not the tensor's; an unknown name is ignored, and that is a success."""
+        if name not in self.weights:
+            return
+        if value.shape != self.weights[name].shape:
+            raise ValueError(f"{name}: shape {list(value.shape)}, expected {list(self.weights[name].shape)}")
+        self.weights[name] = value.to(self.weights[name].dtype, copy=True)
+
+    def logits(self, ids: list[list[int]]) -> Tensor:
+        """[n, longest, vocabulary]; what is behind the end of a sequence means nothing."""
+        shape, w = self.shape, self.weights
+        heads, kv, width = shape["num_attention_heads"], shape["num_key_value_heads"], shape["head_dim"]
+        theta = shape.get("rope_theta") or shape["rope_parameters"]["rope_theta"]
+        longest = max(map(len, ids))
+        x = w["model.embed_tokens.weight"][torch.tensor([row + [0] * (longest - len(row)) for row in ids])].float()
+        angles = torch.outer(torch.arange(longest), theta ** (-torch.arange(0, width, 2) / width)).repeat(1, 2)
+        for n in range(shape["num_hidden_layers"]):
+            layer = {k.split(f"layers.{n}.")[1]: v.float() for k, v in w.items() if f"model.layers.{n}." in k}
+            h = self._norm(x, layer["input_layernorm.weight"])
+            q, k, v = (
+                (h @ layer[f"self_attn.{p}_proj.weight"].T).unflatten(-1, (-1, width)).transpose(1, 2) for p in "qkv"
+            )
+            q = self._rotate(self._norm(q, layer["self_attn.q_norm.weight"]), angles)
+            k = self._rotate(self._norm(k, layer["self_attn.k_norm.weight"]), angles)
+            k, v = (t.repeat_interleave(heads // kv, 1) for t in (k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+            x = x + mixed @ layer["self_attn.o_proj.weight"].T
+            h = self._norm(x, layer["post_attention_layernorm.weight"])
+            gate = F.silu(h @ layer["mlp.gate_proj.weight"].T) * (h @ layer["mlp.up_proj.weight"].T)
+            x = x + gate @ layer["mlp.down_proj.weight"].T
+        return self._norm(x, w["model.norm.weight"].float()) @ w["model.embed_tokens.weight"].float().T
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.shape["rms_norm_eps"])
+
+    @staticmethod
+    def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-b, a], -1) * angles.sin()
