@@ -15,9 +15,9 @@ code below:
 
  1. Routing. GRPO answers a question K times in one language. LRPO answers it ``own_language`` times in the language of
     the question, and the other times each in a language drawn from (1 − ε) p + ε / L, where the router's p depends on
-    the topic and the region of the question. Questions on the topic Translation are not routed.
+    the topic and region of the question. Questions on the topic Translation are not routed.
  2. Prompts. The language is asked for by a tag, which a warm start has taught, or by a system prompt ("Zero").
- 3. Reward. r = quality · 1[the answer is in the language asked for]. The quality is the similarity of the answer and the
+ 3. Reward. r = quality · 1[the answer is in the language asked for]. The quality is the similarity of answer and
     reference answer, calibrated for the pair of their languages.
  4. Router update. The router learns p from the rewards of every answer, every ``interval`` steps.
  5. Advantages are normalised within the group of K answers, over all its languages, as (r − mean) / (std + 1e-6).
@@ -25,19 +25,20 @@ code below:
     mean of each answer first. The clipping, with the dual clip of arXiv 1912.09729, has no effect, because every batch
     is one optimizer step: the ratio is 1. The KL to the initial policy is the k3 estimate, as in GRPO.
 
-Two departures belong to this project and not to the paper: a group in which all rewards are equal is left out of the
-mean, and a token's loss is weighted by min(π_learner / π_engine, cap) (truncated importance sampling), because engine
-and learner round differently. The router's default credit, a posterior with Thompson sampling, is ours as well; set
-``router.credit`` to ``pooled`` for the logits of the paper.
+Three departures belong to this project and not to the paper. A group in which all rewards are equal is left out of the
+mean. A token's loss is weighted by min(π_learner / π_engine, cap) (truncated importance sampling), because engine and
+learner round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` =
+``pooled`` selects the logits of the paper.
 
-Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A [B, T − 1] table is about the
-tokens from the second on, each predicted at the position before it.
+Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A tensor [B, T − 1] has a value
+for every token but the first, each of which is predicted at the position before it.
 """
 
 from __future__ import annotations
 
 import copy
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,12 +77,11 @@ Group = list[Answer]  # the K answers to one question
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was trained: its loss, its gradient norm before clipping, and means over its answers."""
+    """A step that was trained: its loss, its gradient norm before clipping, and the answers it had."""
 
     loss: float
     grad_norm: float
-    reward: float
-    compliance: float
+    answers: list[Answer]
 
 
 # -- where groups come from --------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
                 ScoreRequest(
                     id=0, reference=question.reference, reference_language=question.language, topics=question.topics,
                     accepted=question.accepted, languages=draw.languages,
-                    answers=[tokenizer.decode(response, skip_special_tokens=True) for response, _, _ in samples],
+                    answers=[str(tokenizer.decode(ids, skip_special_tokens=True)) for ids, _, _ in samples],
                     truncated=[truncated for _, _, truncated in samples],
                 )
             ])[0]  # fmt: skip
@@ -224,32 +224,6 @@ def token_losses(
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-class AdamW:
-    """Adam with decoupled weight decay (arXiv 1711.05101), with ε = 1e-8."""
-
-    def __init__(self, model: PreTrainedModel, betas: tuple[float, float], weight_decay: float) -> None:
-        self._parameters = list(model.parameters())
-        self._first = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._second = [torch.zeros_like(parameter) for parameter in self._parameters]
-        self._betas, self._weight_decay, self._steps = betas, weight_decay, 0
-
-    @torch.no_grad()
-    def step(self, lr: float, gradient_scale: float) -> None:
-        """One step along the gradients times ``gradient_scale``; then the gradients are gone."""
-        self._steps += 1
-        beta1, beta2 = self._betas
-        for parameter, first, second in zip(self._parameters, self._first, self._second, strict=True):
-            if parameter.grad is None:
-                continue
-            gradient = parameter.grad * gradient_scale
-            parameter *= 1 - lr * self._weight_decay
-            first += (1 - beta1) * (gradient - first)
-            second += (1 - beta2) * (gradient**2 - second)
-            deviation = (second / (1 - beta2**self._steps)).sqrt() + 1e-8
-            parameter -= lr * first / (1 - beta1**self._steps) / deviation
-            parameter.grad = None
-
-
 def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]], micro_batch: int) -> Iterator[Step]:
     """LRPO: one optimizer step for each batch of groups.
 
@@ -260,11 +234,11 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
     """
     learner = config.learner
     reference = copy.deepcopy(model).requires_grad_(False) if learner.kl else None
-    optimizer = AdamW(model, learner.betas, learner.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
+    )
     for number, batch in enumerate(batches):
         answers = [answer for group in batch for answer in group]
-        reward = sum(answer.reward for answer in answers) / len(answers)
-        compliance = sum(answer.compliant for answer in answers) / len(answers)
         used = [
             (answer, advantage)
             for group in batch
@@ -272,36 +246,31 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
             for answer, advantage in zip(group, values, strict=True)
         ]
         if not used:  # all rewards are equal in every group
-            yield Step(0.0, 0.0, reward, compliance)
+            yield Step(0.0, 0.0, answers)
             continue
         tokens, total = sum(len(answer.response) for answer, _ in used), 0.0
         for begin in range(0, len(used), micro_batch):
             loss = token_losses(config, model, reference, used[begin : begin + micro_batch]) / tokens
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += float(loss.detach())
-        gradients = [parameter.grad.norm() for parameter in model.parameters() if parameter.grad is not None]
-        norm = float(torch.stack(gradients).norm())
-        lr = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
-        optimizer.step(lr, min(1.0, learner.max_grad_norm / (norm + 1e-6)))
-        yield Step(total, norm, reward, compliance)
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm))
+        optimizer.param_groups[0]["lr"] = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
+        optimizer.step()
+        optimizer.zero_grad()
+        yield Step(total, norm, answers)
 
 
 def check(config: Config) -> None:
     """Refuses settings under which the system does what is not written here."""
     learner = config.learner
-    wanted = {
-        "learner.advantage": (learner.advantage, "gated"),
-        "learner.advantage_std": (learner.advantage_std, True),
-        "learner.aggregation": (learner.aggregation, "token"),
-        "learner.importance": (learner.importance, "truncate"),
-        "learner.mask_truncated": (learner.mask_truncated, False),
-        "learner.stages": (learner.stages, ()),
-    }
-    for name, (value, only) in wanted.items():
-        if value != only:
-            raise FatalError(f"the reference loop knows {name} = {only!r} alone, not {value!r}")
+    for name, only in {
+        "advantage": "gated", "advantage_std": True, "aggregation": "token", "importance": "truncate",
+        "mask_truncated": False, "stages": (),
+    }.items():  # fmt: skip
+        if (value := getattr(learner, name)) != only:
+            raise FatalError(f"the reference loop implements learner.{name} = {only!r} only, not {value!r}")
     if config.router.mode in ("policy", "hybrid"):
-        raise FatalError(f"in the reference loop the policy does not choose: router.mode = {config.router.mode!r}")
+        raise FatalError(f"the reference loop does not let the policy choose: router.mode = {config.router.mode!r}")
 
 
 app = typer.Typer(add_completion=False)
@@ -319,12 +288,16 @@ def main(
         config = load(context.args) if record is None else recording.read(record)[0]
         check(config)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32).to(device)
+        model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+        model.to(device)  # type: ignore[arg-type]  # the wrapper that transformers puts around it has no types
         batches = generated(config, model) if record is None else recorded(record)
         for number, step in enumerate(train(config, model, batches, micro_batch), start=1):
+            reward = sum(answer.reward for answer in step.answers) / len(step.answers)
+            compliance = sum(answer.compliant for answer in step.answers) / len(step.answers)
+            languages = Counter(answer.language for answer in step.answers)
             print(
-                f"step {number}: loss {step.loss:.6f}, gradient norm {step.grad_norm:.4f}, "
-                f"reward {step.reward:.3f}, compliance {step.compliance:.2f}"
+                f"step {number}: loss {step.loss:.6f}, gradient norm {step.grad_norm:.4f}, reward {reward:.3f}, "
+                f"compliance {compliance:.2f}, answers {dict(languages.most_common())}"
             )
         if out is not None:
             model.save_pretrained(out)

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from common.config import Config, ConfigError, load
+from common.config import Config, load
 from common.process import FatalError
+from common.tokenizer import load_tokenizer
 from learner import recording
 from learner.groups import Group
 from learner.train.samples import group_outcome
@@ -83,14 +84,14 @@ def assert_same_training(system: Recorded, config: Config, micro_batch: int) -> 
     found = list(reference_loop.train(config, model, reference_loop.recorded(system.directory), micro_batch))
     assert len(found) == len(system.steps) == STEPS
     for ours, theirs in zip(found, system.steps, strict=True):
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-5)
-        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5, abs=1e-5)
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-6)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
     after = dict(model.named_parameters())
     assert after.keys() == system.change.keys()
     for name, change in system.change.items():
         # Where a gradient consists of rounding errors, Adam moves a weight by the sign of these: hence norms.
-        assert float((after[name].detach() - before[name] - change).norm() / change.norm()) < 1e-2, name
-        assert float((after[name].detach() - before[name] - change).norm() / before[name].norm()) < 1e-5, name
+        difference = (after[name].detach() - before[name] - change).norm()
+        assert difference < 1e-5 * before[name].norm() and difference < 1e-3 * change.norm(), name
 
 
 @pytest.mark.parametrize("micro_batch", [3, 16])
@@ -100,17 +101,14 @@ def test_the_reference_loop_trains_recorded_groups_as_the_system_does(system: Re
     assert_same_training(system, system.config, micro_batch)
 
 
-def with_setting(config: Config, **learner: Any) -> Config:
-    return config.model_copy(update={"learner": config.learner.model_copy(update=learner)})
-
-
 @pytest.mark.parametrize(
-    "change", [{"kl": 0.0}, {"importance_cap": 1.5}, {"weight_decay": 0.0}, {"max_grad_norm": 0.6}, {"warmup_steps": 1}],
-    ids=lambda change: next(iter(change)),
-)  # fmt: skip
-def test_the_comparison_notices_a_changed_setting(system: Recorded, change: dict[str, Any]) -> None:
+    ("setting", "value"),
+    [("kl", 0.0), ("importance_cap", 1.5), ("weight_decay", 0.0), ("max_grad_norm", 1e9), ("warmup_steps", 0)],
+)
+def test_the_comparison_notices_a_changed_setting(system: Recorded, setting: str, value: float) -> None:
+    learner = system.config.learner.model_copy(update={setting: value})
     with pytest.raises(AssertionError):
-        assert_same_training(system, with_setting(system.config, **change), 16)
+        assert_same_training(system, system.config.model_copy(update={"learner": learner}), 16)
 
 
 def test_the_comparison_notices_advantages_that_are_not_divided_by_the_deviation(
@@ -129,7 +127,7 @@ def test_the_comparison_notices_a_mean_over_answers_in_place_of_tokens(
 ) -> None:
     whole = reference_loop.token_losses
 
-    def by_answer(config: Config, model: Any, reference: Any, some: list[tuple[reference_loop.Answer, float]]) -> Tensor:
+    def by_answer(config: Config, model: Any, reference: Any, some: list[Any]) -> Tensor:
         mean = sum(len(answer.response) for answer, _ in some) / len(some)
         return torch.stack([whole(config, model, reference, [one]) * mean / len(one[0].response) for one in some]).sum()
 
@@ -162,7 +160,7 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
     config = configuration(tiny_policy, "--sampling.temperature", "0.7", "--sampling.max_new_tokens", "12")
     model = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
     prompts = [[5, 6, 7], [8, 9, 10, 11, 12, 13]]
-    tokenizer = reference_loop.load_tokenizer(str(tiny_policy))
+    tokenizer = load_tokenizer(str(tiny_policy))
     for prompt, (response, logp, truncated) in zip(
         prompts, reference_loop.generate(config, model, tokenizer, prompts), strict=True
     ):
