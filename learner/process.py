@@ -23,8 +23,9 @@ from learner.export import export
 from learner.interrupts import Interrupted, Interrupts
 from learner.ranks import Command, Ranks
 from learner.run import Run
+from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
-from learner.train.trainer import Trainer, set_up_distributed
+from learner.train.trainer import Trainer
 from learner.work.server import WorkServer
 
 

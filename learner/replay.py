@@ -17,7 +17,8 @@ from common.gpus import has_cuda
 from common.process import FatalError
 from learner import recording
 from learner.launch import launch
-from learner.train.trainer import Trainer, set_up_distributed
+from learner.train.distributed import set_up_distributed
+from learner.train.trainer import Trainer
 
 _COLLECTIVE_TIMEOUT_S = 600
 

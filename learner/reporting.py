@@ -14,9 +14,10 @@ from common.config import Config
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
 from learner.publishing import Publishing
-from learner.report.report import Pulse, Report, per_step, time_spent
+from learner.report.metrics import StepContext
+from learner.report.report import Report
 from learner.report.summary import Measured, routed_pairs, summarise
-from learner.report.verdict import Seconds
+from learner.report.timing import TimeByState, time_by_process, time_per_step
 from learner.state import LEDGER_FILE, RunState
 from learner.work.ledger import audit, read_routed
 from learner.work.server import WorkServer
@@ -49,9 +50,9 @@ class Reporting:
     ) -> None:
         self._config, self._state, self._questions, self._bound = config, state, questions, staleness_bound
         self._report, self._server, self._publishing, self._stopwatch = report, server, publishing, stopwatch
-        self._first_step, self._first_seconds = state.step, Seconds()
+        self._first_step, self._first_seconds = state.step, TimeByState()
         self._step_began = time.monotonic()
-        self._step_seconds = Seconds()
+        self._step_seconds = TimeByState()
 
     def begin(self) -> None:
         """The first step of this process begins now; what was spent before belongs to no step."""
@@ -71,7 +72,7 @@ class Reporting:
         self._state.totals.pause_s += self._publishing.newest.pause_s
         with self._stopwatch("report"):
             counts, members = self._server.counts(), self._server.members()
-            context = Pulse(self._seconds(), counts, members, self._publishing.newest, spent_s)
+            context = StepContext(self._seconds(), counts, members, self._publishing.newest, spent_s)
             self._server.update_status(*self._report.step(self._state.step, batch, result, context))
             if self._state.step % self._config.router.interval == 0 or self._state.step == 1:
                 with self._state.lock:  # the router meets new topics and regions as the server leases
@@ -81,7 +82,7 @@ class Reporting:
     def end(self) -> None:
         """The last step has ended; what is spent from now on belongs to no step."""
         steps = max(self._state.step - self._first_step, 1)
-        self._step_seconds = per_step(self._first_seconds, self._seconds(), steps)
+        self._step_seconds = time_per_step(self._first_seconds, self._seconds(), steps)
 
     def summary(self, evaluation_after: Mapping[str, Any]) -> None:
         """Audits the ledger and writes ``summary.json``."""
@@ -96,7 +97,7 @@ class Reporting:
             evaluation_after,
             self._bound,
             Measured(
-                bottleneck=self._report.overall().bottleneck,
+                bottleneck=self._report.overall_bottleneck().stage,
                 seconds=self._seconds(),
                 step_seconds=self._step_seconds,
                 wall_seconds=self._state.wall_seconds(),
@@ -108,6 +109,6 @@ class Reporting:
         """Writes out what was noted and not written yet."""
         self._report.close()
 
-    def _seconds(self) -> Seconds:
+    def _seconds(self) -> TimeByState:
         """process -> state -> seconds since it started."""
-        return time_spent(self._stopwatch.seconds(), self._server.members())
+        return time_by_process(self._stopwatch.seconds(), self._server.members())

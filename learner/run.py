@@ -28,12 +28,12 @@ from learner.interrupts import Interrupted
 from learner.publishing import Publishing
 from learner.ranks import Ranks
 from learner.recording import Recorder
-from learner.report.report import token_lags
+from learner.report.metrics import token_lags
 from learner.reporting import Reporting
 from learner.saving import Saving
 from learner.state import RunState
 from learner.train import stages
-from learner.train.trainer import outcome
+from learner.train.samples import group_outcome
 from learner.training_work import TrainingWork
 
 log = logging.getLogger("learner")
@@ -116,7 +116,7 @@ class Run:
         """The P groups of the next step, with the rewards of its stage."""
         stage = self.config.stage(self.state.step)
         batch = self.batches.next_batch()
-        batch, self.state.choice_shares = stages.rewarded(batch, stage, self.state.choice_shares)
+        batch, self.state.choice_shares = stages.stage_rewards(batch, stage, self.state.choice_shares)
         return batch
 
     def train_step(self, batch: list[Group]) -> StepResult:
@@ -132,15 +132,15 @@ class Run:
         state.step += 1
         self.recorder.record(state.step, batch, result)
         for group in batch:
-            became, reason = outcome(group, self.config), group.note
+            became, reason = group_outcome(group, self.config), group.note
             if result.problem and became == "trained":
                 became, reason = "skipped", result.problem
-            work = stages.settled(group)
+            work = stages.work_as_answered(group)
             state.ledger.enter(
                 group.work.sequence, work.question.index, became, state.step, reason, work, **group.took()
             )
         with state.lock:
-            state.router.observe(stages.observations(batch, self.languages))
+            state.router.observe(stages.router_observations(batch, self.languages))
 
     def publish_or_evaluate(self) -> None:
         """Publishes the new policy; every ``learner.evaluate_every`` steps it is evaluated, too."""

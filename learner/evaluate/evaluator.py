@@ -36,7 +36,7 @@ class EvaluationReport(Protocol):
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
         """Of the question set ``name``, after step ``number``."""
 
-    def settings(self, number: int, name: str, told: dict[str, float]) -> None:
+    def sampled_evaluation(self, number: int, name: str, told: dict[str, float]) -> None:
         """As :meth:`evaluation`, for sampled answers where the policy chooses its language."""
 
 
@@ -112,7 +112,7 @@ class Evaluator:
             results[name] = evaluation.as_dict()
             if self._config.evaluate_samples:
                 figures = self._evaluate_choices(f"{when}-{name}-settings", questions)
-                self._report.settings(self._state.step, name, figures)
+                self._report.sampled_evaluation(self._state.step, name, figures)
                 results[f"{name}_settings"] = figures
         return results
 

@@ -1,1 +1,1 @@
-"""What people see of a run: TensorBoard, the progress line, the summary."""
+"""What people see of a run: TensorBoard, the progress line and ``summary.json``."""

@@ -5,52 +5,63 @@ from __future__ import annotations
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import custom_scalars
 
-_LANGUAGES = ("reward", "quality", "compliance", "length", "truncated", "share", "lag", "mismatch", "entropy")
-_PAGES = {  # page -> chart -> regular expression of its metrics
+_PAGES = {  # page -> title of the chart -> regular expression of its metrics
     "Health": {
-        "lag of tokens, in policy updates, and its bound": "health/lag_",
-        "engine against learner (nats a token)": "health/(mismatch|probe_error)",
-        "groups failed, given out again, of these for the loss of an actor (so far)": "health/groups_",
-        "weight update, and the pause that generation sees (s)": "health/(sync|pause)_seconds",
-        "masked groups, skipped steps": "health/(masked|skipped_steps)",
-        "calibration drift": "health/calibration_drift",
+        "Staleness of tokens in policy updates, with its bound": "health/lag_",
+        "Difference between engine and learner log-probabilities (nats per token)": "health/(mismatch|probe_error)",
+        "Groups so far: failed, leased again, leased again because an actor was lost": "health/groups_",
+        "Duration of the weight sync, and of the longest pause of an engine (seconds)": "health/(sync|pause)_seconds",
+        "Share of masked groups, share of skipped steps": "health/(masked|skipped_steps)",
+        "Drift from the similarities used for calibration": "health/calibration_drift",
     },
     "Flow": {
-        "share of a step that needs each stage: the largest is the bottleneck": "flow/demand/",
-        "verdict: share of time lost, share its remedy saves": "flow/(lost|gain)",
-        "learner: share of time": "flow/learner/",
-        "actors: share of time, mean": "flow/actors/",
-        "reward process: share of time": "flow/reward/",
-        "tokens/s trained": "flow/tokens_per_second",
-        "tokens/s of each actor": "flow/actor_tokens/",
-        "tokens/s of each pool": "flow/pool_tokens/",
-        "use of engines' KV memory": "flow/kv_use/",
-        "groups leased, finished": "flow/groups_",
-        "fill of micro-batches": "flow/batch_fill",
+        "Share of the step time each stage is needed (the largest is the bottleneck)": "flow/demand/",
+        "Share of time lost to the bottleneck, and share that the advice would save": "flow/(lost|gain)",
+        "Learner: share of time in each state": "flow/learner/",
+        "Actors: share of time in each state, mean over actors": "flow/actors/",
+        "Reward service: share of time in each state": "flow/reward/",
+        "Response tokens trained per second": "flow/tokens_per_second",
+        "Response tokens per second from each actor": "flow/actor_tokens/",
+        "Response tokens per second from each pool of actors": "flow/pool_tokens/",
+        "Share of the KV cache in use, by engine": "flow/kv_use/",
+        "Groups that are leased, and groups that wait for the learner": "flow/groups_",
+        "Share of the micro-batches' room that tokens fill": "flow/batch_fill",
     },
     "Languages": {
-        **{name: f"languages/{name}" for name in _LANGUAGES},
-        "what region and language share (bits), and by chance": "router/region_language_",
+        "Mean reward, by language": "languages/reward",
+        "Mean quality, by language": "languages/quality",
+        "Share of answers in the requested language": "languages/compliance",
+        "Mean response length in tokens, by language": "languages/length",
+        "Share of truncated answers, by language": "languages/truncated",
+        "Share of the answers, by language": "languages/share",
+        "Mean staleness of tokens, by language": "languages/lag",
+        "Difference between engine and learner, by language (nats per token)": "languages/mismatch",
+        "Entropy of the policy, by language (nats per token)": "languages/entropy",
+        "Mutual information of region and language, and its value by chance (bits)": "router/region_language_",
     },
     "Learning": {
-        "reward, compliance": "learning/(reward|compliance)",
-        "greedy reward on held-out questions": "evaluation_heldout/",
-        "greedy reward on trained questions": "evaluation_train/",
-        "KL to the initial policy": "learning/kl",
-        "importance ratio": "learning/importance_weight",
-        "share of tokens clipped, limited": "learning/(clip_share|importance_limited)",
-        "gradient norm": "learning/grad_norm",
-        "entropy": "learning/entropy",
-        "share of groups without variance": "learning/zero_variance",
-        "loss": "learning/loss",
+        "Mean reward and compliance": "learning/(reward|compliance)",
+        "Reward of greedy answers to held-out questions": "evaluation_heldout/",
+        "Reward of greedy answers to training questions": "evaluation_train/",
+        "KL to the reference policy (nats per token)": "learning/kl",
+        "Mean importance weight": "learning/importance_weight",
+        "Share of tokens with a clipped ratio, and with a limited importance weight": (
+            "learning/(clip_share|importance_limited)"
+        ),
+        "Gradient norm": "learning/grad_norm",
+        "Entropy of the policy (nats per token)": "learning/entropy",
+        "Share of groups with zero variance": "learning/zero_variance",
+        "Loss": "learning/loss",
     },
 }
 
 
-def layout() -> Summary:
-    def chart(tags: str) -> list[object]:
-        return ["Multiline", [tags if tags.endswith(("/", "_")) else tags + "$"]]
+def custom_scalar_pages() -> Summary:
+    """The layout of the tab, as TensorBoard reads it from an event file."""
 
-    charts = {page: {title: chart(tags) for title, tags in rows.items()} for page, rows in _PAGES.items()}
+    def chart(pattern: str) -> list[object]:
+        return ["Multiline", [pattern if pattern.endswith(("/", "_")) else pattern + "$"]]
+
+    charts = {page: {title: chart(pattern) for title, pattern in rows.items()} for page, rows in _PAGES.items()}
     summary: Summary = custom_scalars(charts)
     return summary

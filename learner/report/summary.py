@@ -10,7 +10,7 @@ from typing import Any, get_args
 from common import wire
 from common.config import Config
 from learner.groups import Outcome
-from learner.report.verdict import Seconds, shares
+from learner.report.timing import TimeByState, shares
 from learner.state import RunState
 from learner.work.ledger import Audit
 from router import Router, mutual_information
@@ -28,8 +28,8 @@ class Measured:
     """
 
     bottleneck: str
-    seconds: Seconds
-    step_seconds: Seconds
+    seconds: TimeByState
+    step_seconds: TimeByState
     wall_seconds: float
 
 

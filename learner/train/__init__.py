@@ -1,1 +1,1 @@
-"""One GRPO step: samples, packing, policy, loss, optimizer."""
+"""One GRPO step: rewards of the step, samples, micro-batches, the policy, the loss and the optimizer."""

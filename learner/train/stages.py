@@ -1,4 +1,13 @@
-"""Where the policy chooses its language (ExpLang): rewards that need the whole step, and what is shown of choices."""
+"""Stage rewards (ExpLang): the rewards of a step in which the policy itself chose the language of its answers.
+
+In ExpLang (github.com/RiverGao/ExpLang, explained in docs/explang.md) a rollout begins with a header that names the
+language the policy has chosen. A run goes through stages, the configuration's ``learner.stages``, each with its own
+weights for correctness, language compliance, a well-formed header, diversity of the choices and success of the chosen
+language. Diversity and success compare the rollouts of a whole step, so the learner computes these rewards when it
+takes the step's batch; the reward service scores single answers.
+
+A rollout is *free* if the policy chose its language, and *routed* if the prompt named one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +30,13 @@ Bools = NDArray[np.bool_]
 
 
 def running_shares(chosen: Sequence[str], before: Mapping[str, float], ema: float) -> Mapping[str, float]:
-    """Share of each language among choices: ``ema`` of it from these, the rest from ``before`` where there is one."""
+    """The exponential moving average of each language's share of the choices.
+
+    Args:
+        chosen: languages chosen in this step. If there are none, the result is ``before``.
+        before: the average until the step before; empty at first, when the result is the shares of this step.
+        ema: weight of this step's shares against ``before``, in (0, 1].
+    """
     if not chosen:
         return before
     new = {language: count / len(chosen) for language, count in Counter(chosen).items()}
@@ -31,10 +46,18 @@ def running_shares(chosen: Sequence[str], before: Mapping[str, float], ema: floa
 
 
 def diversity(chosen: Sequence[str], kept: Bools, before: Mapping[str, float], ema: float) -> Floats:
-    """d = p_min / p of its language for a choice that was kept to, else 0: [n].
+    """The diversity bonus d = p_min / p of each choice that the answer kept to, and 0 for the others.
 
-    p are the running shares of all choices, p_min is the smallest one of those kept to. With ema = 1 this is
-    (n / count) over its maximum. ``chosen`` is "" where no language was named, which is never kept to.
+    p is the running share of the chosen language among all choices, p_min the smallest one among the choices kept to.
+    With ``ema`` = 1 this is (n / count), scaled so that the largest is 1.
+
+    Args:
+        chosen: [n] the languages chosen; "" where the answer named none, which never counts as kept to.
+        kept: [n] bool, whether the answer is in the language chosen.
+        before, ema: as in ``running_shares``.
+
+    Returns:
+        [n] float64.
     """
     shares = running_shares([one for one in chosen if one], before, ema)
     least = min((shares[one] for one, good in zip(chosen, kept, strict=True) if good), default=0.0)
@@ -42,25 +65,38 @@ def diversity(chosen: Sequence[str], kept: Bools, before: Mapping[str, float], e
 
 
 def success(languages: Sequence[str], right: Bools) -> Floats:
-    """1 where any answer in the same language is right, else 0: [n]."""
+    """1 for each answer in whose language any of the answers is right, and 0 for the others.
+
+    Args:
+        languages: [n] of the answers; "" for an answer without a language, which is never successful.
+        right: [n] bool, whether the answer is right.
+
+    Returns:
+        [n] float64.
+    """
     won = {language for language, good in zip(languages, right, strict=True) if good and language}
     return np.array([float(language in won) for language in languages])
 
 
-def rewarded(
+def stage_rewards(
     batch: list[Group], stage: StageConfig | None, before: Mapping[str, float]
 ) -> tuple[list[Group], Mapping[str, float]]:
-    """The batch with the stage's rewards for all rollouts k of a group, F those that chose their language:
+    """The batch with the rewards of its stage. For each rollout k of a group, with F the group's free rollouts:
 
         q_k = correctness · quality_k + compliance · compliant_k
         s_k = selection · well-formed_k + diversity · d_k + success · u_k
-        r_k = q_k + (s_k if k ∈ F, else the mean of s over F; 0 where F is empty)
+        r_k = q_k + (s_k if k ∈ F, else the mean of s over F, or 0 where F is empty)
 
-    So what both kinds of rollouts do is compared across all, and choices among the free alone: one that was routed
-    counts as a mean chooser, and moves nobody's advantage by having no header of its own. Without a stage rewards stay.
+    So q, which both kinds can earn, is compared among all rollouts of the group, and s among the free ones alone. A
+    routed rollout gets the mean of s: it neither gains nor loses an advantage by having no header of its own.
 
     Args:
-        before: running shares of the choices until the step before; returned as they are after it.
+        batch: the groups of a step, as scored by the reward service.
+        stage: the stage of the step; without one the batch is returned as it is.
+        before: running shares of the languages chosen, until the step before.
+
+    Returns:
+        The batch with new rewards, and the running shares after this step.
     """
     if stage is None:
         return batch, before
@@ -70,78 +106,87 @@ def rewarded(
     named = np.array([rollout.language for rollout in rollouts])
     quality, kept = np.array([score.quality for score in scores]), np.array([score.compliant for score in scores])
     groups = np.split(np.arange(len(rollouts)), np.cumsum([len(group.rollouts) for group in batch])[:-1])
-    parts = {"batch": [np.arange(len(rollouts))], "group": groups}
+    compared_within = {"batch": [np.arange(len(rollouts))], "group": groups}
     d, u = np.zeros(len(rollouts)), np.zeros(len(rollouts))
-    for part in parts[stage.diversity_over]:
-        who = part[free[part]]
-        d[who] = diversity(named[who].tolist(), kept[who], before, stage.diversity_ema)
-    for part in parts[stage.success_over]:
-        u[part] = success(named[part].tolist(), quality[part] >= RIGHT) * free[part]
+    for members in compared_within[stage.diversity_over]:
+        choosers = members[free[members]]
+        d[choosers] = diversity(named[choosers].tolist(), kept[choosers], before, stage.diversity_ema)
+    for members in compared_within[stage.success_over]:
+        u[members] = success(named[members].tolist(), quality[members] >= RIGHT) * free[members]
     well_formed = np.array([score.terms.get("selection", 0.0) for score in scores])
-    choice = stage.selection * well_formed + stage.diversity * d + stage.success * u
-    for part in groups:
-        choice[part[~free[part]]] = choice[part[free[part]]].mean() if free[part].any() else 0.0
-    reward = stage.correctness * quality + stage.compliance * kept + choice
+    s = stage.selection * well_formed + stage.diversity * d + stage.success * u
+    for members in groups:
+        s[members[~free[members]]] = s[members[free[members]]].mean() if free[members].any() else 0.0
+    reward = stage.correctness * quality + stage.compliance * kept + s
 
-    def changed(k: int) -> Rollout:
-        more = {"diversity": float(d[k]), "success": float(u[k])} if free[k] else {}
-        score = scores[k].model_copy(update={"reward": float(reward[k]), "terms": scores[k].terms | more})
+    def with_reward(k: int) -> Rollout:
+        added = {"diversity": float(d[k]), "success": float(u[k])} if free[k] else {}
+        score = scores[k].model_copy(update={"reward": float(reward[k]), "terms": scores[k].terms | added})
         return rollouts[k].model_copy(update={"score": score})
 
     after = running_shares([one for one in named[free].tolist() if one], before, stage.diversity_ema)
     pairs = zip(batch, groups, strict=True)
-    return [group.model_copy(update={"rollouts": [*map(changed, part)]}) for group, part in pairs], after
+    return [group.model_copy(update={"rollouts": [*map(with_reward, members)]}) for group, members in pairs], after
 
 
-def settled(group: Group) -> Work:
-    """The work with chosen languages filled in; their propensity is what the policy gave the header it wrote."""
+def work_as_answered(group: Group) -> Work:
+    """The group's work with the languages that the policy chose filled in, for the ledger.
+
+    The propensity of a chosen language is the probability that the policy gave to the header it wrote.
+    """
     work, languages = group.work, [rollout.language for rollout in group.rollouts]
-    pairs = zip(work.languages, work.propensities, group.rollouts, strict=True)
-    chances = [
-        float(np.exp(header_logp(rollout))) if asked == POLICY_CHOOSES else chance for asked, chance, rollout in pairs
+    triples = zip(work.languages, work.propensities, group.rollouts, strict=True)
+    propensities = [
+        float(np.exp(header_logp(rollout))) if asked == POLICY_CHOOSES else propensity
+        for asked, propensity, rollout in triples
     ]
-    return work.model_copy(update={"languages": languages, "propensities": chances})
+    return work.model_copy(update={"languages": languages, "propensities": propensities})
 
 
 def header_logp(rollout: Rollout) -> float:
-    """Behaviour log-probability of the header, nats."""
+    """Behaviour log-probability of the header that a free rollout begins with, in nats."""
     return float(rollout.logprobs[: rollout.header].sum(dtype=np.float64))
 
 
-def observations(batch: Sequence[Group], languages: Collection[str]) -> list[Observation]:
-    """What the router learns from: the gated quality of every answer in one of its languages, whoever picked that."""
+def router_observations(batch: Sequence[Group], languages: Collection[str]) -> list[Observation]:
+    """What the router learns from a step, one observation for each group.
+
+    It holds every answer in one of the router's ``languages``, whether the router or the policy chose it, with its
+    quality if it is compliant and 0 if not. The rewards of the stage play no part.
+    """
     found = []
     for group in batch:
-        asked, known = group.work.question, [one for one in group.rollouts if one.language in languages]
+        question, known = group.work.question, [one for one in group.rollouts if one.language in languages]
         kept = tuple(rollout.score.compliant for rollout in known)
         rewards = tuple(rollout.score.quality * rollout.score.compliant for rollout in known)
-        context = Context.of(asked.language, asked.topics, asked.regions)
+        context = Context.of(question.language, question.topics, question.regions)
         found.append(Observation(context, tuple(rollout.language for rollout in known), rewards, kept))
     return found
 
 
-def metrics(batch: Sequence[Group]) -> dict[str, float]:
-    """Of the choices of a step: empty without any. Entropies are in nats.
+def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
+    """Metrics of the languages that the policy chose in a step; empty if it chose none.
 
-    ``choice_entropy`` is that of the shares; ``header_entropy``, the mean of -log p(header), estimates that of the
-    header of one question; ``accuracy_kept`` counts answers that left their language as wrong.
+    ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header),
+    which estimates the entropy of the header given the question. Both are in nats. The other names are explained in
+    docs/metrics.md, under ``selection``.
     """
-    free, topics = list[Rollout](), defaultdict[str, list[str]](list)
+    free, by_topic = list[Rollout](), defaultdict[str, list[str]](list)
     for group in batch:
         for asked, rollout in zip(group.work.languages, group.rollouts, strict=True):
             if asked == POLICY_CHOOSES:
                 free.append(rollout)
                 for topic in ("all", *group.work.question.topics):
-                    topics[topic.replace("/", "-")].append(rollout.language or "none")
+                    by_topic[topic.replace("/", "-")].append(rollout.language or "none")
     if not free:
         return {}
     named = Counter(rollout.language for rollout in free if rollout.language)
-    told = {
+    metrics = {
         f"{metric}/{one}": v for one in named for metric, v in accuracy(r for r in free if r.language == one).items()
     }
-    for topic, languages in topics.items():
-        told |= {f"share {topic}/{one}": count / len(languages) for one, count in Counter(languages).items()}
-    return told | accuracy(free) | {
+    for topic, languages in by_topic.items():
+        metrics |= {f"share {topic}/{one}": count / len(languages) for one, count in Counter(languages).items()}
+    return metrics | accuracy(free) | {
         "choice_entropy": -sum(n / named.total() * math.log(n / named.total()) for n in named.values()),
         "header_entropy": -float(np.mean([header_logp(rollout) for rollout in free])),
         "well_formed": float(np.mean([rollout.score.terms.get("selection", 0.0) for rollout in free])),

@@ -1,65 +1,68 @@
-"""One optimizer step on a batch of groups, the same on every rank."""
+"""One optimizer step on a batch of prompt groups, executed alike on every rank."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from common.config import Config, LearnerConfig
-from common.gpus import has_cuda
-from common.process import FatalError
-from common.wire import Probe, Rollout, Score
-from learner.groups import Group, Outcome, StepResult
-from learner.train.grpo import Objective, advantages, token_weights
-from learner.train.packing import Packed, Sample, pack, plan
+from common.config import Config
+from common.wire import Probe
+from learner.groups import Group, StepResult
+from learner.train.distributed import sharding_mesh, training_device
+from learner.train.grpo import Objective
+from learner.train.non_finite import describe_non_finite, finite_samples
+from learner.train.packing import MicroBatch, Sample, assign_micro_batches, pack
 from learner.train.policy import Policy, shard
+from learner.train.prefetch import prefetch
+from learner.train.probe import probe_rollout, probe_tolerance
+from learner.train.samples import group_samples
 
 log = logging.getLogger("learner.trainer")
 
-_PROBE_TOKENS = 129
-# Roundings of bfloat16 add up like a random walk over the layers, in proportion to the spread of log-probabilities. In
-# units of 2^-8 * sqrt(layers) * spread the right weights were 0.9 to 1.4 from float32 in trained models of 4 layers
-# (SGLang and transformers), 1.8 to 3.0 in random ones of 2 to 24, a sixth more where the learner rounds too. Weights
-# off by 5% were 14 in all layers, 2.3 to 14 in one; off by 1%, 3. A false alarm costs more than what hides below 6.
-_ROUNDING, _LOOSEST = 6 * 2**-8, 0.25
 
-Item = TypeVar("Item")
+@dataclass(frozen=True)
+class BatchGradient:
+    """What came of the backward passes of a batch, whose gradient has been added to the parameters.
+
+    Args:
+        sums: sums over the response tokens of all ranks by statistic, each [languages] float64: ``loss`` with the
+            weights of the tokens, ``tokens`` their number, and the statistics of ``Objective``.
+        finite: [number of samples] int32, 0 where this rank saw a loss that is not finite, else 1.
+        room: tokens that the micro-batches of all ranks have room for.
+    """
+
+    sums: dict[str, Tensor]
+    finite: Tensor
+    room: int
 
 
 class Trainer:
-    """Owns policy, reference and optimizer.
+    """Owns the policy, the reference policy and the optimizer.
 
-    The default process group must be up. Nothing in a step is random. Losses are means over the whole batch, on all
-    ranks and in all micro-batches together.
+    The default process group must be set up. Nothing in a step is random. The loss is a mean over the whole batch,
+    that is over all micro-batches of all ranks together.
+
+    Raises:
+        FatalError: the model cannot be loaded, or learner.replicas does not divide the number of ranks.
     """
 
     def __init__(self, config: Config) -> None:
         learner = self._config = config.learner
-        self._model_dtype, self._tolerance = config.model.dtype, config.sync.probe_tolerance
-        self.device = torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
+        self._model_dtype, self._probe_tolerance = config.model.dtype, config.sync.probe_tolerance
+        self.device = training_device()
         self.ranks = dist.get_world_size()
-        if self.ranks % learner.replicas:
-            raise FatalError(f"learner.replicas = {learner.replicas} does not divide the {self.ranks} ranks")
-        shape = (learner.replicas, self.ranks // learner.replicas)
-        mesh = init_device_mesh(self.device.type, shape, mesh_dim_names=("replicate", "shard"))
-        if learner.replicas == 1:
-            mesh = mesh["shard"]
+        mesh = sharding_mesh(self.device, learner.replicas)
         dtype = getattr(torch, learner.param_dtype)
         policy = Policy(
             config.model.path,
@@ -67,8 +70,8 @@ class Trainer:
             head_chunk=learner.head_chunk,
             checkpointing=learner.activation_checkpointing,
         ).to(self.device)
-        self.reference: Policy | None = None
-        self.anchor_moved = False  # the reference is no longer the policy that the run began with
+        self.reference: Policy | None = None  # only where some step has a KL penalty
+        self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
         if max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
@@ -87,15 +90,17 @@ class Trainer:
         )
 
     def step(self, batch: Sequence[Group], number: int) -> StepResult:
-        """Trains on the groups of ``batch``, the same on every rank; ``number`` counts steps from 0."""
-        self._enter(number)
+        """Trains on ``batch``; ``number`` counts steps from 0. A collective: every rank passes the same arguments.
+
+        If the loss or the gradient is not finite, the weights stay as they were and ``StepResult.problem`` says why.
+        """
+        self._apply_stage(number)
         samples, languages = group_samples(batch, self._config)
-        lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
-        for group in self.optimizer.param_groups:  # a checkpoint brings what it was made with
-            group |= {"lr": lr, "betas": self._config.betas, "weight_decay": self._config.weight_decay}
-        if not samples:  # no gradient, and weight decay alone is no step
+        lr = self._set_optimizer(number)
+        if not samples:  # there is no gradient, and weight decay alone does not make a step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
-        sums, finite = self.backward(samples, len(languages))
+        gradient = self.backward(samples, len(languages))
+        sums = gradient.sums
         parameters = list(self.policy.parameters())
         norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -104,7 +109,7 @@ class Trainer:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, norm)
             self.optimizer.step()
         else:
-            problem = self._blame(samples, finite)
+            problem = describe_non_finite(samples, gradient.finite, self.policy)
         self.optimizer.zero_grad()
         tokens = sums.pop("tokens")
         means = {name: float(values.sum() / tokens.sum()) for name, values in sums.items()}
@@ -112,154 +117,86 @@ class Trainer:
         return StepResult(
             means={**means, "loss": float(sums["loss"].sum())},
             by_language=by_language,
-            fill=sum(map(len, samples)) / self._room,
+            fill=sum(map(len, samples)) / gradient.room,
             grad_norm=grad_norm,
             lr=lr,
             problem=problem,
         )
 
-    def _enter(self, number: int) -> None:
-        """What a stage changes: the weight of the KL, and the anchor it is taken to."""
+    def _apply_stage(self, number: int) -> None:
+        """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""
         stage = self._config.stage(number)
         if stage is None:
             return
         self._objective = replace(self._objective, kl=stage.kl)
         begins = number > 0 and self._config.stage(number - 1) is not stage
         if begins and stage.reset_anchor and self.reference is not None:
-            self.reference.reshard()  # type: ignore[operator]  # of FSDP; a whole copy would outlive what it copied
+            # Drops the gathered copy of the old weights, which FSDP would otherwise go on using.
+            self.reference.reshard()  # type: ignore[operator]  # a method that FSDP adds
             with torch.no_grad():
                 for anchor, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
-                    cast(DTensor, anchor).to_local().copy_(cast(DTensor, present).to_local())  # maybe in host memory
+                    # The shards are copied one by one, because those of the reference may be in host memory.
+                    cast(DTensor, anchor).to_local().copy_(cast(DTensor, present).to_local())
             self.anchor_moved = True
 
-    def backward(self, samples: Sequence[Sample], languages: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Adds the gradient of the whole batch; the same on every rank.
+    def _set_optimizer(self, number: int) -> float:
+        """Sets the optimizer as the configuration says, because a checkpoint brings its own settings. The step's lr."""
+        lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
+        for group in self.optimizer.param_groups:
+            group |= {"lr": lr, "betas": self._config.betas, "weight_decay": self._config.weight_decay}
+        return lr
 
-        Returns:
-            Sums over the tokens of all ranks, each [languages] float64: ``loss`` weighted, ``tokens`` their number.
-            And [samples], on a CPU: 0 where this rank saw a loss that is not finite.
+    def backward(self, samples: Sequence[Sample], languages: int) -> BatchGradient:
+        """Adds the gradient of the whole batch to the parameters. A collective of all ranks.
+
+        Args:
+            languages: how many languages ``Sample.language`` indexes.
         """
         lengths = [len(sample) for sample in samples]
         costs = [self.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
-        mine = plan(lengths, costs, self._config.microbatch_tokens, self.ranks)[dist.get_rank()]
-        self._room = self.ranks * len(mine) * self._config.microbatch_tokens
+        assigned = assign_micro_batches(lengths, costs, self._config.microbatch_tokens, self.ranks)[dist.get_rank()]
         sums: dict[str, Tensor] = {}
         losses = []
-        for batch in _ahead(partial(self._pack, [samples[n] for n in members]) for members in mine):
-            loss, statistics = self._accumulate(batch)
-            losses.append(loss)
-            for name, values in {**statistics, "loss": loss * batch.weight}.items():
+        for batch in prefetch(partial(self._pack, [samples[n] for n in members]) for members in assigned):
+            loss_R, statistics = self._accumulate(batch)
+            losses.append(loss_R)
+            for name, values_R in {**statistics, "loss": loss_R * batch.weight_R}.items():
                 table = sums.setdefault(name, torch.zeros(languages, dtype=torch.float64, device=self.device))
-                table.index_add_(0, batch.language, values.double())
+                table.index_add_(0, batch.language_R, values_R.double())
         stacked = torch.stack(list(sums.values()))
         dist.all_reduce(stacked)
-        finite = torch.ones(len(samples), dtype=torch.int32)
-        for members, loss in zip(mine, losses, strict=True):
-            parts = loss.isfinite().cpu().split([len(samples[n].rollout.response_ids) for n in members])
-            finite[members] = torch.tensor([int(part.all()) for part in parts], dtype=torch.int32)
-        return dict(zip(sums, stacked.cpu(), strict=True)), finite
+        return BatchGradient(
+            sums=dict(zip(sums, stacked.cpu(), strict=True)),
+            finite=finite_samples(assigned, losses, samples),
+            room=self.ranks * len(assigned) * self._config.microbatch_tokens,
+        )
 
     @torch.no_grad()
     def probe(self) -> Probe:
-        """What the present weights say of a fixed random sequence; all ranks call it together."""
-        ids = np.random.default_rng(0).integers(0, self.policy.vocabulary, _PROBE_TOKENS).astype(np.int32)
-        zeros = np.zeros(len(ids) - 1, np.float32)
-        nothing = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
-        rollout = Rollout(
-            language="", prompt_ids=ids[:1], response_ids=ids[1:], logprobs=zeros, versions=zeros.astype(np.int32),
-            truncated=False, text="", score=nothing,
-        )  # fmt: skip
-        logp = self.policy(self._pack([Sample(rollout, 0.0)]), temperature=1.0)[0]
-        self.policy.reshard()  # type: ignore[operator]  # of FSDP; without a backward pass it would not
+        """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
+        rollout = probe_rollout(self.policy.vocabulary)
+        logp_R = self.policy(self._pack([Sample(rollout, 0.0)]), temperature=1.0)[0]
+        # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
+        self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
         exact = self._config.param_dtype == self._model_dtype == "float32"
-        rounding = min(_LOOSEST, _ROUNDING * math.sqrt(self.policy.layers) * float(logp.std()))
-        tolerance = self._tolerance or (1e-3 if exact else rounding)
-        return Probe(ids=ids, logprobs=logp.cpu().numpy(), tolerance=tolerance)
+        tolerance = self._probe_tolerance or probe_tolerance(self.policy.layers, float(logp_R.std()), exact=exact)
+        ids = np.concatenate([rollout.prompt_ids, rollout.response_ids])
+        return Probe(ids=ids, logprobs=logp_R.cpu().numpy(), tolerance=tolerance)
 
-    def _pack(self, samples: list[Sample]) -> Packed:
+    def _pack(self, samples: list[Sample]) -> MicroBatch:
         return pack(samples).to(self.device)
 
-    def _accumulate(self, batch: Packed) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradient of a micro-batch; losses and statistics of its tokens, each [R]."""
-        ref_logp = None
+    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Adds the gradient of a micro-batch; returns losses and statistics of its response tokens, each [R]."""
+        ref_logp_R = None
         if self.reference is not None and self._objective.kl > 0:
             with torch.no_grad():
-                ref_logp = self.reference(batch)[0]
-        logp, entropy = self.policy(batch)
-        # One optimizer step a batch: the policy at its beginning is the one being differentiated.
-        loss, statistics = self._objective(logp, logp.detach(), batch.behaviour_logp, batch.advantage, ref_logp)
-        (loss @ batch.weight * self.ranks).backward()  # FSDP averages gradients over ranks; the loss is a global mean
-        return loss.detach(), {**statistics, "entropy": entropy, "tokens": torch.ones_like(entropy)}
-
-    def _blame(self, samples: Sequence[Sample], finite: Tensor) -> str:
-        """Which losses and gradients are not finite, on any rank; all ranks call it together."""
-        parameters = list(self.policy.named_parameters())
-        gradients = [
-            value.grad.to_local() if isinstance(value.grad, DTensor) else value.grad for _, value in parameters
-        ]
-        fine = torch.tensor([gradient is None or bool(gradient.isfinite().all()) for gradient in gradients])
-        found = torch.cat([finite, fine.int()])
-        dist.all_reduce(found, dist.ReduceOp.MIN)
-        names = [f"loss of {sample.name}" for sample in samples] + [f"gradient of {name}" for name, _ in parameters]
-        bad = [name for name, good in zip(names, found.tolist(), strict=True) if not good] or ["gradient norm"]
-        return f"not finite: {', '.join(bad[:4])}" + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
-
-
-def _ahead(calls: Iterable[Callable[[], Item]]) -> Iterator[Item]:
-    """The results of the calls; each is made on a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as thread:
-        before: Future[Item] | None = None
-        for call in calls:
-            after = thread.submit(call)
-            if before is not None:
-                yield before.result()
-            before = after
-        if before is not None:
-            yield before.result()
-
-
-def outcome(group: Group, config: LearnerConfig) -> Outcome:
-    """What a step makes of a group."""
-    if not _advantages(group, config).any():
-        return "zero_variance"
-    masked = config.mask_truncated and all(rollout.truncated for rollout in group.rollouts)
-    return "masked" if masked else "trained"
-
-
-def _advantages(group: Group, config: LearnerConfig) -> NDArray[np.float64]:
-    scores = [rollout.score for rollout in group.rollouts]
-    return advantages(
-        np.array([score.reward for score in scores]),
-        np.array([score.compliant for score in scores]),
-        form=config.advantage,
-        divide_by_std=config.advantage_std,
-        compliance_weight=config.compliance_weight,
-    )
-
-
-def group_samples(batch: Sequence[Group], config: LearnerConfig) -> tuple[list[Sample], list[str]]:
-    """The rollouts of a batch that carry gradient, and the languages they count in."""
-    chosen = [
-        (f"{group.work.id}, answer {n + 1} ({rollout.language or 'none'})", rollout, float(value))
-        for group in batch
-        if outcome(group, config) == "trained"
-        for n, (rollout, value) in enumerate(zip(group.rollouts, _advantages(group, config), strict=True))
-        if not (config.mask_truncated and rollout.truncated)
-    ]
-    used = [rollout.language or "none" for _, rollout, _ in chosen]
-    languages = sorted(set(used))
-    weights = token_weights([len(rollout.response_ids) for _, rollout, _ in chosen], used, config.aggregation)
-    samples = [
-        Sample(rollout, value, float(weight), languages.index(language), name)
-        for (name, rollout, value), language, weight in zip(chosen, used, weights, strict=True)
-    ]
-    return samples, languages
-
-
-def set_up_distributed(timeout_s: float) -> None:
-    """The default process group under torchrun: gloo for commands and CPU tensors, nccl for CUDA tensors."""
-    backend = "gloo"
-    if has_cuda():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+                ref_logp_R = self.reference(batch)[0]
+        logp_R, entropy_R = self.policy(batch)
+        # A batch is one optimizer step, so the policy at its beginning is the one that is differentiated.
+        loss_R, statistics = self._objective(
+            logp_R, logp_R.detach(), batch.behaviour_logp_R, batch.advantage_R, ref_logp_R
+        )
+        # FSDP averages gradients over the ranks, and the loss is to be a sum over them: hence the factor.
+        (loss_R @ batch.weight_R * self.ranks).backward()
+        return loss_R.detach(), {**statistics, "entropy": entropy_R, "tokens": torch.ones_like(entropy_R)}

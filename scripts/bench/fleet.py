@@ -22,8 +22,9 @@ from learner.checkpoint import Checkpoints
 from learner.groups import StepResult
 from learner.interrupts import Interrupts
 from learner.ranks import Command, Ranks
+from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
-from learner.train.trainer import Trainer, set_up_distributed
+from learner.train.trainer import Trainer
 from learner.work.server import WorkServer
 from scripts.bench.chaos import prepare, settings
 from scripts.ops.supervise import Children

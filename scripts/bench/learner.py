@@ -26,9 +26,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from common.config import Config, load
 from learner.groups import Group
-from learner.train.packing import Packed, Sample
-from learner.train.policy import _ChunkedLogProb
-from learner.train.trainer import Trainer, group_samples
+from learner.train.logprob import chunked_logp
+from learner.train.packing import MicroBatch, Sample
+from learner.train.samples import group_samples
+from learner.train.trainer import Trainer
 from scripts.bench.queue import make_rollout
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
@@ -106,8 +107,7 @@ class Padded:
             return full_head(logits, ids[:, -answer:])[kept]
         hidden = self._model.base_model(ids, attention_mask=mask, use_cache=False).last_hidden_state
         hidden, head = hidden[:, -answer - 1 : -1][kept], self._model.get_output_embeddings().weight
-        logp: Tensor = _ChunkedLogProb.apply(hidden, head, ids[:, -answer:][kept], 1.0, 1024)[0]  # type: ignore[no-untyped-call]
-        return logp
+        return chunked_logp(hidden, head, ids[:, -answer:][kept], 1.0, 1024)[0]
 
 
 def full_head(logits: Tensor, targets: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def head_peak(chunked: bool) -> float:
     targets = torch.randint(0, _HEAD_VOCABULARY, (_HEAD_ROWS,))
     before = _status("VmRSS")
     if chunked:
-        logp = _ChunkedLogProb.apply(hidden, weight, targets, 1.0, _HEAD_CHUNK)[0]  # type: ignore[no-untyped-call]
+        logp = chunked_logp(hidden, weight, targets, 1.0, _HEAD_CHUNK)[0]
     else:
         logp = full_head((hidden @ weight.T).view(8, -1, _HEAD_VOCABULARY), targets.view(8, -1))
     logp.sum().backward()
@@ -147,7 +147,7 @@ class Timed(Trainer):
 
     compute_s = 0.0
 
-    def _accumulate(self, batch: Packed) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         begin = time.perf_counter()
         result = super()._accumulate(batch)
         self.compute_s += time.perf_counter() - begin

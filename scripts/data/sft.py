@@ -31,9 +31,9 @@ from common.tokenizer import load_tokenizer
 from common.wire import Rollout, Score
 from learner.export import export
 from learner.launch import launch
-from learner.train.packing import Sample, pack, plan
+from learner.train.distributed import set_up_distributed
+from learner.train.packing import Sample, assign_micro_batches, pack
 from learner.train.policy import Policy, shard
-from learner.train.trainer import set_up_distributed
 from learner.work.tables import read_table
 from scripts.ops.command_line import command
 
@@ -96,7 +96,7 @@ def fine_tune(
         costs = [policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in batch]
         tokens = sum(len(sample.rollout.response_ids) for sample in batch)
         total = torch.zeros((), device=device)
-        for members in plan([len(sample) for sample in batch], costs, most_tokens, ranks)[rank]:
+        for members in assign_micro_batches([len(sample) for sample in batch], costs, most_tokens, ranks)[rank]:
             packed = pack([batch[n] for n in members]).to(device)
             loss = -policy(packed)[0].sum() / tokens
             (loss * ranks).backward()  # FSDP averages gradients over ranks

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from learner.ranks import Command, Ranks
-from tests.support.train_once import together
+from tests.support.train_once import run_ranks
 
 _SOON_S = 100  # of a default timeout of 400 s
 
@@ -72,7 +72,7 @@ def all_ranks_act() -> None:
 
 
 def test_every_rank_runs_what_rank_0_runs() -> None:
-    assert together(2, all_ranks_act) == [0, 0]
+    assert run_ranks(2, all_ranks_act) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -85,5 +85,5 @@ def test_every_rank_runs_what_rank_0_runs() -> None:
 )
 def test_no_rank_waits_for_one_that_failed(body: object, exits: list[int], complaint: str, tmp_path: Path) -> None:
     assert callable(body)
-    assert together(2, body, told=tmp_path / "log") == exits, (tmp_path / "log").read_text()
+    assert run_ranks(2, body, output=tmp_path / "log") == exits, (tmp_path / "log").read_text()
     assert complaint in (tmp_path / "log").read_text()

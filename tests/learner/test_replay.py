@@ -13,7 +13,7 @@ from common import wire
 from common.process import FatalError
 from learner import recording
 from learner.replay import replay
-from tests.support.train_once import configuration, record_run, together
+from tests.support.train_once import configuration, record_steps, run_ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def recorded(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recorded")
     flags = ["--learner.ranks", "2", "--learner.microbatch_tokens", "90"]
-    assert together(2, record_run, path, tiny_policy, 3, *flags) == [0, 0]
+    assert run_ranks(2, record_steps, path, tiny_policy, 3, *flags) == [0, 0]
     return path
 
 
@@ -36,7 +36,7 @@ def test_replay_is_exact_and_notices_a_change(recorded: Path, tmp_path: Path) ->
     path = tmp_path / "changed" / "step-000002.msgpack"
     step = wire.unpack(path.read_bytes(), recording.Step)
     path.write_bytes(wire.encode(step.model_copy(update={"groups": step.groups[1:]})))
-    assert together(2, replay, tmp_path / "changed", told=tmp_path / "log") == [0, 0]
+    assert run_ranks(2, replay, tmp_path / "changed", output=tmp_path / "log") == [0, 0]
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if "step" in line]
     assert "as recorded" in lines[0] and f"recorded {step.loss!r}" in lines[1]
     assert lines[-1] == "3 steps, 2 of them differ", "from the changed step on"

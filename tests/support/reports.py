@@ -1,4 +1,4 @@
-"""Steps of a run that never was, for the tests and benchmarks of what is told about a run."""
+"""Invented steps of a run, for the tests and benchmarks of the report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from common.config import Config, RouterConfig, load
 from common.languages import POLICY_CHOOSES
 from learner.groups import Group, StepResult
-from learner.report.report import Pulse
+from learner.report.metrics import StepContext
 from learner.weights.publisher import Published
 from learner.work.actors import ActorState
 from router import Context, Observation, Router
@@ -25,7 +25,7 @@ def configuration(run_dir: Path, steps: int, *flags: str) -> Config:
 
 
 def learned(languages: Sequence[str], topics: int, regions: int) -> dict[str, Any]:
-    """What a router logs that found the second language to be good for everything."""
+    """The log of a router that has found the second language to be best for everything."""
     router = Router(RouterConfig(interval=1), languages, 0, 10)
     for number in range(4 * topics * regions):
         about = "en", [f"topic {number % topics}"], [f"region {number % regions}"]
@@ -39,7 +39,7 @@ def random_step(
     rng: np.random.Generator, number: int, *, actors: int = 2, groups: int = 4, answers: int = 4,
     languages: Sequence[str] = LANGUAGES,
 ) -> dict[str, Any]:  # fmt: skip
-    """Arguments of ``Report.step``: what grows with the steps goes with ``number``."""
+    """Arguments of ``Report.step``; totals grow in proportion to ``number``."""
     batch = []
     for n in range(groups):
         rollouts = [random_rollout(rng, version=max(0, number - 1 - n % 3)) for _ in range(answers)]
@@ -70,5 +70,5 @@ def random_step(
     spent |= {f"actor {name}": seconds for name in peers}
     spent["reward"] = {"busy": 0.2 * number, "wait": 0.8 * number}
     counts = {"leased": 3, "finished": 1, "retried": 0, "orphaned": 0, "failed": 0}
-    pulse = Pulse(spent, counts, peers, Published(peers, 0.1, 0.05), 1.0)
-    return {"number": number, "batch": batch, "result": result, "pulse": pulse}
+    context = StepContext(spent, counts, peers, Published(peers, 0.1, 0.05), 1.0)
+    return {"number": number, "batch": batch, "result": result, "context": context}

@@ -24,24 +24,30 @@ from learner.checkpoint import Checkpoints
 from learner.export import export
 from learner.groups import Group
 from learner.ranks import Ranks
-from learner.train.packing import Sample
+from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
-from learner.train.trainer import Trainer, group_samples, set_up_distributed
+from learner.train.samples import group_samples
+from learner.train.trainer import Trainer
 from tests.support.groups import random_rollout, work
 
-_TIMEOUT_S = 400  # of a body, and within it of each collective: a busy machine takes ten times as long
+_TIMEOUT_S = 400  # of a body, and of each collective in it: a busy machine is ten times slower than an idle one
+# What a first training step imports lazily; without these every forked rank would import them again, which takes longer
+# than its work. tests.support.train_once is this file.
+_PRELOADED = ["tests.support.train_once", "torch._dynamo", "transformers.models.qwen3.modeling_qwen3"]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.train_once"])
+_CONTEXT.set_forkserver_preload(_PRELOADED)
+_IMPORTED_BY = os.getpid()
 
 
-def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Path = Path(os.devnull)) -> list[int]:
-    """Runs ``body(*arguments)`` in ``ranks`` processes with a default process group; their exit codes.
+def run_ranks(ranks: int, body: Callable[..., object], *arguments: Any, output: Path = Path(os.devnull)) -> list[int]:
+    """Runs ``body(*arguments)`` in ``ranks`` processes with a default process group and returns their exit codes.
 
     Args:
-        told: a file for what they write to stdout and stderr.
+        body: a function of a module, which the processes import.
+        output: a file for what they write to stdout and stderr.
     """
     with reserve_port() as holder:
-        common = ranks, holder.getsockname()[1], told, body, arguments
+        common = ranks, holder.getsockname()[1], output, body, arguments
         processes = [_CONTEXT.Process(target=_enter, args=(rank, *common)) for rank in range(ranks)]
         for process in processes:
             process.start()
@@ -52,11 +58,12 @@ def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Pat
 
 
 def _enter(
-    rank: int, ranks: int, port: int, told: Path, body: Callable[..., object], arguments: tuple[Any, ...]
+    rank: int, ranks: int, port: int, output: Path, body: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
-    with told.open("ab") as file:
+    with output.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    assert os.getpid() != _IMPORTED_BY, "the fork server did not preload this file"  # it ignores errors
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     set_up_distributed(_TIMEOUT_S)
@@ -66,12 +73,13 @@ def _enter(
 
 
 def configuration(model: Path, *flags: str) -> Config:
-    plain = ["--model.path", str(model), "--learner.param_dtype", "float32", "--learner.lr", "1e-3"]
-    return load([*plain, "--learner.kl", "0.05", *flags])
+    """Settings of a small exact step: float32, a visible learning rate and a KL penalty."""
+    base = ["--model.path", str(model), "--learner.param_dtype", "float32", "--learner.lr", "1e-3"]
+    return load([*base, "--learner.kl", "0.05", *flags])
 
 
 def random_batch(seed: int, groups: int = 5) -> list[Group]:
-    """Groups of four answers, and one more of which nothing can be learnt."""
+    """Groups of four random answers each, and one more whose answers all have the same reward."""
     rng = np.random.default_rng(seed)
     answers = [[random_rollout(rng) for _ in range(4)] for _ in range(groups)]
     answers.append([random_rollout(rng, reward=0.5) for _ in range(4)])
@@ -81,8 +89,12 @@ def random_batch(seed: int, groups: int = 5) -> list[Group]:
     ]
 
 
-def gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
-    """Writes the gradient of a batch, its answers packed in the given order, and its statistics."""
+def write_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
+    """Writes the gradient of a batch and the sums of its statistics.
+
+    Args:
+        order: seed of the order in which the answers are packed.
+    """
     config = configuration(model, *flags)
     trainer = Trainer(config)
     with torch.no_grad():
@@ -90,7 +102,7 @@ def gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> Non
             parameter.mul_(1.05)  # so that the policy is not its reference
     samples, languages = group_samples(random_batch(seed), config.learner)
     np.random.default_rng(order).shuffle(samples)
-    sums, _ = trainer.backward(samples, len(languages))
+    sums = trainer.backward(samples, len(languages)).sums
     found = {
         name.removeprefix("lm."): value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad
         for name, value in trainer.policy.named_parameters()
@@ -99,12 +111,12 @@ def gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> Non
         torch.save({"gradients": found, "sums": sums}, out)
 
 
-def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
+def copied_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in full_weights(trainer.policy)}
 
 
-def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: str) -> None:
-    """One step more than the checkpoints hold; writes the weights, another checkpoint and an export."""
+def train_one_step(out: Path, model: Path, seed: int, checkpoints: Path, *flags: str) -> None:
+    """Trains one step more than the newest checkpoint; writes the weights, a checkpoint and an export."""
     trainer = Trainer(configuration(model, *flags))
     kept = Checkpoints(checkpoints, kept=2)
     latest = kept.latest()
@@ -123,24 +135,31 @@ def weights_after(out: Path, model: Path, seed: int, checkpoints: Path, *flags: 
         ranks.follow()
     kept.save(trainer.policy, trainer.optimizer, step + 1, {"step": step + 1}, queued)
     kept.wait()
-    weights = whole(trainer)
+    weights = copied_weights(trainer)
     export(trainer.policy, None, out.with_suffix(""))
     if dist.get_rank() == 0:
         save_file(weights, out)
 
 
-def run(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: int, die_at: int) -> None:
-    """Trains recorded groups as a run does, a checkpoint every second step; kills itself in the middle of a step."""
+def train_recorded(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: int, die_at: int) -> None:
+    """Trains recorded groups with a checkpoint every second step, from the newest checkpoint on.
+
+    Args:
+        losses: where a line [step, loss, gradient norm] is appended for every step.
+        die_at: the step in whose middle the process kills itself; -1 for none.
+    """
     trainer = Trainer(configuration(model))
     kept = Checkpoints(checkpoints, kept=2)
     latest = kept.latest()
     if latest is not None:
         kept.load(latest.path, trainer.policy, trainer.optimizer)
     for number in range(latest.state["step"] if latest is not None else 0, steps):
+        batch = list(recording.read(record_dir)[1])[number].groups
         if number == die_at:
-            trainer.backward(*_samples(trainer, record_dir, number))
+            samples, languages = group_samples(batch, configuration(model).learner)
+            trainer.backward(samples, len(languages))
             os.kill(os.getpid(), signal.SIGKILL)
-        result = trainer.step(_groups(record_dir, number), number)
+        result = trainer.step(batch, number)
         with losses.open("a") as lines:
             lines.write(json.dumps([number, result.means["loss"], result.grad_norm]) + "\n")
         if number % 2:
@@ -148,17 +167,8 @@ def run(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: i
     kept.wait()
 
 
-def _groups(record_dir: Path, number: int) -> list[Group]:
-    return list(recording.read(record_dir)[1])[number].groups
-
-
-def _samples(trainer: Trainer, record_dir: Path, number: int) -> tuple[list[Sample], int]:
-    samples, languages = group_samples(_groups(record_dir, number), configuration(Path()).learner)
-    return samples, len(languages)
-
-
-def record_run(directory: Path, model: Path, steps: int, *flags: str) -> None:
-    """What a run with ``learner.record`` leaves behind, its groups random."""
+def record_steps(directory: Path, model: Path, steps: int, *flags: str) -> None:
+    """Trains random groups and records them as a run with ``learner.record`` does."""
     config = configuration(model, *flags)
     trainer = Trainer(config)
     if dist.get_rank() == 0:
@@ -170,18 +180,18 @@ def record_run(directory: Path, model: Path, steps: int, *flags: str) -> None:
             recording.write(directory, number + 1, batch, result)
 
 
-def poisoned_step(out: Path, model: Path) -> None:
-    """A step with one log-probability that is not a number, then one without; what became of them."""
+def train_poisoned(out: Path, model: Path) -> None:
+    """A step in which one behaviour log-probability is not a number, then one without; writes what became of them."""
     trainer = Trainer(configuration(model))
     batch = random_batch(1)
     bad = batch[2].rollouts[1]
     poisoned = bad.model_copy(update={"logprobs": np.full_like(bad.logprobs, np.nan)})
     rollouts = [poisoned if rollout is bad else rollout for rollout in batch[2].rollouts]
-    before = whole(trainer)
+    before = copied_weights(trainer)
     result = trainer.step([*batch[:2], batch[2].model_copy(update={"rollouts": rollouts}), *batch[3:]], 0)
-    after = whole(trainer)
+    after = copied_weights(trainer)
     following = trainer.step(batch, 1)
-    moved = whole(trainer)
+    moved = copied_weights(trainer)
     if dist.get_rank() == 0:
         torch.save({
             "problem": result.problem, "next": following.problem, "language": bad.language,

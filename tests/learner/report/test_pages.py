@@ -1,4 +1,4 @@
-"""The pages in a browser, as people see them."""
+"""The pages in a browser, as a person sees them."""
 
 from __future__ import annotations
 

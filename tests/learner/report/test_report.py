@@ -1,4 +1,4 @@
-"""What a run tells: every metric is documented, a long run stays small, a full disk costs metrics, never the run."""
+"""The report: every metric is documented, a long run stays small, and a full disk costs metrics and never the run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from learner.evaluate.languages import Evaluation
-from learner.report.report import Report, pool_of, sample
+from learner.report.metrics import pool_of
+from learner.report.report import Report
+from learner.report.text_samples import group_as_markdown
 from tests.support.groups import LANGUAGES, random_rollout
 from tests.support.reports import configuration, learned, random_step
 
@@ -71,7 +73,7 @@ def test_every_chart_of_the_pages_shows_a_metric_and_every_metric_but_two_has_a_
     for pattern in shown:
         assert any(re.match(pattern, tag) for tag in tags), f"the chart of {pattern} is empty"
     left = {tag for tag in tags if not any(re.match(pattern, tag) for pattern in shown)}
-    choices = {tag for tag in tags if tag.startswith("selection/")}  # of some runs alone: a page would be empty
+    choices = {tag for tag in tags if tag.startswith("selection/")}  # only some runs have them: no page is for them
     assert left - choices == {"learning/lr", "terms/similarity"}
 
 
@@ -89,11 +91,11 @@ def test_the_lag_is_that_of_every_token(tmp_path: Path) -> None:
     run = EventAccumulator(str(tmp_path / "tensorboard"))
     run.Reload()
     lags = sorted(6 - int(version) for group in groups for rollout in group.rollouts for version in rollout.versions)
-    told = {name: run.Scalars(f"health/lag_{name}")[0].value for name in ("mean", "p50", "p99", "max")}
-    assert told["mean"] == pytest.approx(sum(lags) / len(lags), rel=1e-5) and told["max"] == lags[-1]
+    written = {name: run.Scalars(f"health/lag_{name}")[0].value for name in ("mean", "p50", "p99", "max")}
+    assert written["mean"] == pytest.approx(sum(lags) / len(lags), rel=1e-5) and written["max"] == lags[-1]
     for name, share in (("p50", 0.5), ("p99", 0.99)):
-        assert sum(lag <= told[name] for lag in lags) >= share * len(lags)
-        assert sum(lag < told[name] for lag in lags) < share * len(lags)
+        assert sum(lag <= written[name] for lag in lags) >= share * len(lags)
+        assert sum(lag < written[name] for lag in lags) < share * len(lags)
     assert run.Histograms("health/lag")[0].histogram_value.num == len(lags)
 
 
@@ -123,7 +125,7 @@ def test_a_resumed_run_forgets_the_steps_that_were_undone(tmp_path: Path) -> Non
     assert len((tmp_path / "router.jsonl").read_text().splitlines()) == 10
 
 
-def test_a_full_disk_is_told_once_and_the_run_goes_on(
+def test_a_full_disk_is_reported_once_and_the_run_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng()
@@ -140,10 +142,10 @@ def test_a_full_disk_is_told_once_and_the_run_goes_on(
                 report.summary({})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    told = [record.message for record in caplog.records]
-    assert len(told) == 3, told
-    assert f"from step 2 on, cannot write {tmp_path}/tensorboard" in told[0]
-    assert [name in message for name, message in zip(("router.jsonl", "summary.json"), told[1:], strict=True)] == [
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == 3, warnings
+    assert f"from step 2 on, cannot write {tmp_path}/tensorboard" in warnings[0]
+    assert [name in message for name, message in zip(("router.jsonl", "summary.json"), warnings[1:], strict=True)] == [
         True
     ] * 2
     report.close()
@@ -160,22 +162,8 @@ def test_a_run_begins_on_a_full_disk(
     report.begin({})
     report.step(**random_step(np.random.default_rng(), 1))
     report.close()
-    told = [record.message for record in caplog.records]
-    assert len(told) == 2 and all("No space left on device" in message for message in told), told
-
-
-def test_a_log_that_cannot_be_written_stops_nobody(capsys: pytest.CaptureFixture[str]) -> None:
-    with open("/dev/full", "w") as full:
-        handler = logging.StreamHandler(full)
-        logger = logging.getLogger("full disk")
-        logger.addHandler(handler)
-        try:
-            logger.warning("a line %s", "x" * 10_000)
-        finally:
-            logger.removeHandler(handler)
-        with pytest.raises(OSError, match="No space"):
-            full.write("x" * 10_000)
-            full.flush()
+    warnings = [record.message for record in caplog.records]
+    assert len(warnings) == 2 and all("No space left on device" in message for message in warnings), warnings
 
 
 def test_a_text_sample_shows_any_answer_as_it_is() -> None:
@@ -188,9 +176,9 @@ def test_a_text_sample_shows_any_answer_as_it_is() -> None:
     ]
     group = step["batch"][0]
     rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
-    html = markdown_to_safe_html(sample(group.model_copy(update={"rollouts": rollouts})))
+    html = markdown_to_safe_html(group_as_markdown(group.model_copy(update={"rollouts": rollouts})))
     assert html.count("<tr>") == 5 and "The capital of France is Paris." in html
-    assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "isolated from what is around it"
+    assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "the text must be isolated from what is around it"
     assert "a | b # no heading *nor stars* &lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "<script" not in html and "<a " not in html and "x" * 500 + "…" in html
 

@@ -1,4 +1,4 @@
-"""The objective against plain float64 code, the published formulas and, where it is installed, TRL."""
+"""The objective, compared with plain float64 code, the published formulas and, where it is installed, TRL."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from common.config import LearnerConfig
-from learner.train.grpo import Aggregation, Form, Objective, advantages, token_weights
-from learner.train.policy import _ChunkedLogProb
-from tests.support.train_once import configuration, gradients, random_batch, together
+from learner.train.grpo import AdvantageForm, Aggregation, Objective, advantages, token_weights
+from learner.train.logprob import chunked_logp
+from tests.support.train_once import configuration, random_batch, run_ranks, write_gradients
 
 ROLLOUTS = st.lists(st.tuples(st.floats(0.25, 1, width=32), st.booleans()), min_size=2, max_size=8)
 
 
-def _values(answers: list[tuple[float, bool]], form: Form, *, divide_by_std: bool = True) -> list[float]:
+def _values(answers: list[tuple[float, bool]], form: AdvantageForm, *, divide_by_std: bool = True) -> list[float]:
     kept = np.array([compliant for _, compliant in answers])
     rewards = np.array([quality * compliant for quality, compliant in answers])
     return list(advantages(rewards, kept, form=form, divide_by_std=divide_by_std))
@@ -46,7 +46,9 @@ def test_advantages_follow_the_formulas(answers: list[tuple[float, bool]], divid
 
 
 @given(answers=ROLLOUTS, form=st.sampled_from(["gated", "split"]))
-def test_advantages_balance_and_vanish_where_nothing_differs(answers: list[tuple[float, bool]], form: Form) -> None:
+def test_advantages_balance_and_vanish_where_nothing_differs(
+    answers: list[tuple[float, bool]], form: AdvantageForm
+) -> None:
     assert sum(_values(answers, form)) == pytest.approx(0, abs=1e-6)
     assert not any(_values([answers[0]] * len(answers), form))
     assert not any(_values([(quality, False) for quality, _ in answers], form))
@@ -123,7 +125,7 @@ def test_objective_and_its_gradient_match_the_definition(correction: Any) -> Non
 
 @pytest.mark.parametrize(("aggregation", "loss_type"), [("token", "bnpo"), ("sequence", "grpo")])
 def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type: str) -> None:
-    """Run with TRL on the path: ``pip install --target DIR trl ...``, then ``PYTHONPATH=DIR``."""
+    """Needs TRL; the test is skipped without it."""
     trainer = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError).GRPOTrainer
     rng = np.random.default_rng()
     lengths = rng.integers(1, 30, 12)
@@ -167,7 +169,7 @@ def test_chunked_log_probabilities_match_float64() -> None:
     logits = torch.log_softmax(exact[0] @ exact[1].T / 0.7, -1)
     (logits[torch.arange(37), targets] * upstream).sum().backward()
     ours = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
-    logp, entropy = _ChunkedLogProb.apply(*ours, targets, 0.7, 8)  # type: ignore[no-untyped-call]
+    logp, entropy = chunked_logp(ours[0], ours[1], targets, 0.7, 8)
     (logp * upstream).sum().backward()
     torch.testing.assert_close(logp.double(), logits[torch.arange(37), targets], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(entropy.double(), -(logits.exp() * logits).sum(-1), rtol=1e-5, atol=1e-5)
@@ -224,13 +226,13 @@ def test_loss_and_gradient_of_a_batch_match_float64_code(flags: list[str], tiny_
     seed = int(np.random.default_rng().integers(2**31))
     plain = configuration(tiny_policy, *flags)
     flags = [*flags, "--learner.microbatch_tokens", "200"]
-    assert together(1, gradients, tmp_path / "ours.pt", tiny_policy, seed, 0, *flags) == [0]
+    assert run_ranks(1, write_gradients, tmp_path / "ours.pt", tiny_policy, seed, 0, *flags) == [0]
     ours = torch.load(tmp_path / "ours.pt")
     reference = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float64)
     policy = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float64)
     with torch.no_grad():
         for parameter in policy.parameters():
-            parameter.mul_(1.05)  # as train_once does, so that the policy is not its reference
+            parameter.mul_(1.05)  # as write_gradients does, so that the policy is not its reference
     loss = _reference_loss(policy, reference, seed, plain.learner, plain.sampling.temperature)
     loss.backward()
     assert float(ours["sums"]["loss"].sum()) == pytest.approx(loss.item(), rel=1e-5, abs=1e-6), (

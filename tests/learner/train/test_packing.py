@@ -1,4 +1,4 @@
-"""Packed sequences and micro-batches: nothing lost, nothing mixed, evenly spread."""
+"""Packing and micro-batches: no sequence is lost, none sees another, and the cost is spread evenly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from learner.train.packing import Sample, pack, plan
+from learner.train.packing import Sample, assign_micro_batches, pack
 from learner.train.policy import Policy
 from tests.support.groups import random_rollout
 
@@ -39,8 +39,8 @@ def test_packed_equals_each_sequence_alone_in_float64(tiny_policy: Path) -> None
 
 @settings(max_examples=100, deadline=None)
 @given(lengths=st.lists(st.integers(1, 60), max_size=40), budget=st.integers(8, 100), ranks=st.integers(1, 4))
-def test_plan_places_each_sequence_once_within_the_budget(lengths: list[int], budget: int, ranks: int) -> None:
-    shares = plan(lengths, [float(n) for n in lengths], budget, ranks)
+def test_assignment_places_each_sequence_once_within_the_budget(lengths: list[int], budget: int, ranks: int) -> None:
+    shares = assign_micro_batches(lengths, [float(n) for n in lengths], budget, ranks)
     assert len(shares) == ranks and len({len(share) for share in shares}) == 1
     assert sorted(index for share in shares for members in share for index in members) == list(range(len(lengths)))
     for share in shares:
@@ -48,11 +48,11 @@ def test_plan_places_each_sequence_once_within_the_budget(lengths: list[int], bu
             assert sum(lengths[index] for index in members) <= budget or len(members) == 1
 
 
-def test_plan_balances_cost_where_attention_makes_long_sequences_dear() -> None:
-    """Ranks wait for one another at every micro-batch: what they lose is the sum over these of (longest − own)."""
+def test_assignment_balances_cost_where_attention_makes_long_sequences_expensive() -> None:
+    """Ranks wait for one another at every micro-batch, so each loses the difference to the most expensive one."""
     lengths = np.random.default_rng().gamma(2, 512, 200).astype(int).clip(16, 4096).tolist()
     costs = [n + n**2 / 1000 for n in lengths]
-    shares = plan(lengths, costs, 16384, 4)
+    shares = assign_micro_batches(lengths, costs, 16384, 4)
     spent = np.array([[sum(costs[index] for index in members) for members in share] for share in shares])
     assert spent.max(0).sum() < 1.05 * spent.mean(0).sum()
     assert spent.sum(1).max() < 1.05 * spent.sum(1).mean()
@@ -82,10 +82,10 @@ def test_an_empty_micro_batch_trains_nothing(tiny_policy: Path) -> None:
 def test_pack_marks_the_positions_before_each_response_token(length: int) -> None:
     rollout = random_rollout(np.random.default_rng())
     packed = pack([Sample(rollout, 1.5, weight=0.25, language=2)] * length)
-    assert torch.equal(packed.ids[0, packed.rows + 1], packed.targets)
-    assert packed.boundaries.tolist() == [n * len(packed.ids[0]) // length for n in range(length + 1)]
-    assert packed.advantage.unique().tolist() == [1.5]
-    assert packed.weight.unique().tolist() == [0.25] and packed.language.unique().tolist() == [2]
+    assert torch.equal(packed.ids_T[packed.rows_R + 1], packed.targets_R)
+    assert packed.boundaries.tolist() == [n * len(packed.ids_T) // length for n in range(length + 1)]
+    assert packed.advantage_R.unique().tolist() == [1.5]
+    assert packed.weight_R.unique().tolist() == [0.25] and packed.language_R.unique().tolist() == [2]
 
 
 def test_cost_counts_the_multiplications_of_a_forward_pass(tiny_policy: Path) -> None:

@@ -1,4 +1,4 @@
-"""The policy chooses its language: headers, rewards of a whole step, stages and their anchor, hybrid routing."""
+"""Stage rewards (ExpLang), where the policy chooses its language: headers, rewards, the anchor, hybrid routing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from learner.groups import Group
 from learner.report.report import Report
 from learner.train import stages
 from learner.train.policy import full_weights
-from learner.train.trainer import Trainer, group_samples, outcome
+from learner.train.samples import group_outcome, group_samples
+from learner.train.trainer import Trainer
 from learner.work.ledger import Ledger
 from reward.scorer import Scorer
 from router import Observation, Router
@@ -34,7 +35,7 @@ from tests.support.groups import LANGUAGES, question, random_rollout, work
 from tests.support.reports import random_step
 from tests.support.scoring import SENTENCES, request
 from tests.support.train_once import configuration as train_configuration
-from tests.support.train_once import random_batch, together
+from tests.support.train_once import random_batch, run_ranks
 
 HEADER = Header(ModelConfig().header, LANGUAGES)
 
@@ -122,7 +123,7 @@ def test_a_chosen_language_is_scored_as_if_it_had_been_asked_for() -> None:
 
 
 def random_choices(rng: np.random.Generator, free: float, kept: float, spoken: tuple[str, ...]) -> list[Group]:
-    """Groups of 1 to 6 answers, of which a share is free, some in no language."""
+    """Groups of 1 to 6 answers, of which a share is free; some answers are in no language."""
     groups = []
     for number in range(rng.integers(1, 6)):
         asked, rollouts = [], []
@@ -139,14 +140,14 @@ def random_choices(rng: np.random.Generator, free: float, kept: float, spoken: t
                 }
             )
             header = int(rng.integers(0, len(rollout.response_ids) + 1)) if chose else 0
-            told = language if chose else asked[-1]
-            rollouts.append(rollout.model_copy(update={"language": told, "header": header, "score": score}))
+            written = language if chose else asked[-1]
+            rollouts.append(rollout.model_copy(update={"language": written, "header": header, "score": score}))
         groups.append(Group(work=work(number, asked), actor="a", rollouts=rollouts))
     return groups
 
 
 def by_hand(batch: list[Group], stage: StageConfig, before: dict[str, float]) -> list[list[float]]:
-    """The definition, one rollout at a time."""
+    """The definition of the stage rewards, one rollout at a time."""
 
     def peers(group: Group, over: str) -> list[tuple[str, Any]]:
         chosen = batch if over == "batch" else [group]
@@ -201,7 +202,7 @@ def test_rewards_are_those_of_the_definition(free: float, kept: float, spoken: t
         before = (
             dict(zip(("de", "en", "zh"), rng.dirichlet([1, 1, 1]).tolist(), strict=True)) if rng.random() < 0.5 else {}
         )
-        rewarded, after = stages.rewarded(batch, stage, before)
+        rewarded, after = stages.stage_rewards(batch, stage, before)
         found = [[rollout.score.reward for rollout in group.rollouts] for group in rewarded]
         for mine, theirs in zip(found, by_hand(batch, stage, before), strict=True):
             assert mine == pytest.approx(theirs)
@@ -211,15 +212,15 @@ def test_rewards_are_those_of_the_definition(free: float, kept: float, spoken: t
         assert untouched == [r.score.quality for group in batch for r in group.rollouts]
 
 
-def test_the_reference_bonus_is_one_where_rare_and_the_batch_tells_success_nothing() -> None:
+def test_the_diversity_bonus_is_one_for_the_rarest_language_and_success_needs_a_right_answer() -> None:
     kept = np.array([True] * 5 + [False])
     assert stages.diversity(["en"] * 4 + ["zh", "de"], kept, {}, 1.0).tolist() == [0.25] * 4 + [1, 0]
     assert stages.diversity(["en"], np.array([False]), {}, 1.0).tolist() == [0]
     assert stages.success(["en", "zh", "en", ""], np.array([False, False, True, True])).tolist() == [1, 0, 1, 0]
 
 
-def test_in_a_group_that_is_free_in_part_headers_move_only_those_who_wrote_them() -> None:
-    """Equal answers, one of them with a broken header: the routed ones neither gain nor lose by it."""
+def test_in_a_partly_free_group_a_header_changes_the_advantage_of_free_rollouts_alone() -> None:
+    """All answers are equal but for one broken header: the routed ones neither gain nor lose by it."""
     rng = np.random.default_rng()
     answers = [random_rollout(rng, reward=0.5) for _ in range(6)]
     terms = [{"selection": float(n != 1)} if n < 3 else {} for n in range(6)]
@@ -228,13 +229,13 @@ def test_in_a_group_that_is_free_in_part_headers_move_only_those_who_wrote_them(
         for r, t in zip(answers, terms, strict=True)
     ]
     group = Group(work=work(0, [POLICY_CHOOSES] * 3 + ["en"] * 3), actor="a", rollouts=answers)
-    (rewarded,), _ = stages.rewarded([group], StageConfig(), {})
+    (rewarded,), _ = stages.stage_rewards([group], StageConfig(), {})
     samples, _ = group_samples([rewarded], load([]).learner)
-    worth = [sample.advantage for sample in samples]
-    assert worth[3:] == pytest.approx([0, 0, 0], abs=1e-6) and worth[1] < 0 < worth[0] == worth[2]
+    advantages = [sample.advantage for sample in samples]
+    assert advantages[3:] == pytest.approx([0, 0, 0], abs=1e-6) and advantages[1] < 0 < advantages[0] == advantages[2]
 
 
-# -- what is told of choices -----------------------------------------------------------------------------------------
+# -- metrics of the choices -----------------------------------------------------------------------------------------
 
 
 def test_metrics_and_propensities_count_what_was_chosen() -> None:
@@ -246,23 +247,23 @@ def test_metrics_and_propensities_count_what_was_chosen() -> None:
         for asked, rollout in zip(group.work.languages, group.rollouts, strict=True)
         if asked == ""
     ]
-    told = stages.metrics(batch)
+    metrics = stages.choice_metrics(batch)
     if not free:
-        assert told == {}
+        assert metrics == {}
         return
     named = Counter(rollout.language for _, rollout in free if rollout.language)
     entropy = -sum(n / named.total() * math.log(n / named.total()) for n in named.values())
-    assert told["choice_entropy"] == pytest.approx(entropy)
+    assert metrics["choice_entropy"] == pytest.approx(entropy)
     surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free]
-    assert told["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
+    assert metrics["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
     right = [rollout.score.quality >= 0.5 and rollout.score.compliant for _, rollout in free]
-    assert told["accuracy_kept"] == pytest.approx(sum(right) / len(right))
+    assert metrics["accuracy_kept"] == pytest.approx(sum(right) / len(right))
     for code, count in named.items():
-        assert told[f"share General Knowledge/{code}"] == pytest.approx(count / len(free))
+        assert metrics[f"share General Knowledge/{code}"] == pytest.approx(count / len(free))
     for group in batch:
-        settled = stages.settled(group)
-        assert settled.languages == [rollout.language for rollout in group.rollouts]
-        for asked, rollout, p in zip(group.work.languages, group.rollouts, settled.propensities, strict=True):
+        answered = stages.work_as_answered(group)
+        assert answered.languages == [rollout.language for rollout in group.rollouts]
+        for asked, rollout, p in zip(group.work.languages, group.rollouts, answered.propensities, strict=True):
             expected = np.prod(np.exp(rollout.logprobs[: rollout.header].astype(np.float64))) if asked == "" else 1
             assert p == pytest.approx(float(expected), rel=1e-5)
 
@@ -296,8 +297,8 @@ def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any) -> None
 
 def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards() -> None:
     batch = random_choices(np.random.default_rng(), 0.5, 0.5, ("de", "en", "zh", ""))
-    rewarded, _ = stages.rewarded(batch, StageConfig(diversity=3.0), {})
-    for group, learned in zip(batch, stages.observations(rewarded, ["de", "en"]), strict=True):
+    rewarded, _ = stages.stage_rewards(batch, StageConfig(diversity=3.0), {})
+    for group, learned in zip(batch, stages.router_observations(rewarded, ["de", "en"]), strict=True):
         expected = [r for r in group.rollouts if r.language in ("de", "en")]
         assert learned.languages == tuple(r.language for r in expected)
         assert learned.rewards == tuple(r.score.quality if r.score.compliant else 0.0 for r in expected)
@@ -309,7 +310,7 @@ _STAGES = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
 
 
 def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int) -> None:
-    """Steps of a run of four, in two stages, from a checkpoint where it does not begin with the first."""
+    """Some steps of a run of four, in two stages; one that does not begin with the first starts from a checkpoint."""
     flags = ["--learner.stages", _STAGES, "--learner.steps", "4", "--learner.kl", "0"]
     trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
     if (latest := kept.latest()) is not None:
@@ -322,9 +323,9 @@ def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int) -> N
 
 
 def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path, tmp_path: Path) -> None:
-    assert together(1, staged, tmp_path / "whole", tiny_policy, tmp_path / "a", 0, 4) == [0]
+    assert run_ranks(1, staged, tmp_path / "whole", tiny_policy, tmp_path / "a", 0, 4) == [0]
     for begin, end in ((0, 3), (3, 4)):
-        assert together(1, staged, tmp_path / f"from-{begin}", tiny_policy, tmp_path / "b", begin, end) == [0]
+        assert run_ranks(1, staged, tmp_path / f"from-{begin}", tiny_policy, tmp_path / "b", begin, end) == [0]
     whole, resumed = torch.load(tmp_path / "whole"), torch.load(tmp_path / "from-3")
     first, second, third, fourth = whole["kl"]
     assert first == third == pytest.approx(0, abs=1e-9) and second > 1e-6 and fourth > 1e-6
@@ -337,7 +338,7 @@ def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path
 
 
 def stepped(directory: Path, model: Path, seed: int) -> None:
-    """What a run does with a batch in which some answers name no language."""
+    """Does what a run does with a batch, some of whose answers name no language."""
     rng = np.random.default_rng(seed)
     flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2"]
     config = train_configuration(model, *flags, "--run.dir", str(directory))
@@ -347,12 +348,12 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
     report.begin({})
     for number in range(2):
         batch = [group for _ in range(4) for group in random_choices(rng, 0.7, 0.5, (*LANGUAGES, "", ""))]
-        batch, shares = stages.rewarded(batch, config.learner.stage(number), shares)
+        batch, shares = stages.stage_rewards(batch, config.learner.stage(number), shares)
         result = trainer.step(batch, number)
         for group in batch:
-            ledger.enter(number, 0, outcome(group, config.learner), number, "", stages.settled(group))
-        bandit.observe(stages.observations(batch, LANGUAGES))
-        report.step(number + 1, batch, result, random_step(rng, number + 1)["pulse"])
+            ledger.enter(number, 0, group_outcome(group, config.learner), number, "", stages.work_as_answered(group))
+        bandit.observe(stages.router_observations(batch, LANGUAGES))
+        report.step(number + 1, batch, result, random_step(rng, number + 1)["context"])
         assert not result.problem
     bandit.update()
     report.close()
@@ -360,8 +361,8 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
 
 
 def test_a_batch_with_answers_in_no_language_goes_all_the_way(tiny_policy: Path, tmp_path: Path) -> None:
-    seed, told = int(np.random.default_rng().integers(2**31)), tmp_path / "told"
-    assert together(1, stepped, tmp_path, tiny_policy, seed, told=told) == [0], told.read_text()
+    seed, output = int(np.random.default_rng().integers(2**31)), tmp_path / "output"
+    assert run_ranks(1, stepped, tmp_path, tiny_policy, seed, output=output) == [0], output.read_text()
     events, unnamed = (EventAccumulator(str(tmp_path / "tensorboard" / run)) for run in ("", "none"))
     for one in (events, unnamed):
         one.Reload()

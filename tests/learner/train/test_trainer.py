@@ -1,4 +1,4 @@
-"""What a step tells of what went wrong, and what a resumed run takes from its configuration."""
+"""How a step reports what went wrong, and which settings a resumed run takes from its configuration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from learner.checkpoint import Checkpoints
-from learner.train.trainer import Trainer
-from tests.support.train_once import configuration, random_batch, together
+from learner.train.trainer import BatchGradient, Trainer
+from tests.support.train_once import configuration, random_batch, run_ranks
 
 WRONG = "lm.model.layers.1.mlp.up_proj.weight"
 
@@ -20,7 +20,7 @@ def poisoned_gradient(out: Path, model: Path) -> None:
     trainer = Trainer(configuration(model))
     backward = trainer.backward
 
-    def poisoned(*arguments: Any) -> Any:
+    def poisoned(*arguments: Any) -> BatchGradient:
         found = backward(*arguments)
         gradient = trainer.policy.get_parameter(WRONG).grad
         assert isinstance(gradient, DTensor)
@@ -32,12 +32,12 @@ def poisoned_gradient(out: Path, model: Path) -> None:
 
 
 def test_only_the_gradient_that_is_not_finite_is_named(tiny_policy: Path, tmp_path: Path) -> None:
-    assert together(1, poisoned_gradient, tmp_path / "problem", tiny_policy) == [0]
+    assert run_ranks(1, poisoned_gradient, tmp_path / "problem", tiny_policy) == [0]
     assert (tmp_path / "problem").read_text() == f"not finite: gradient of {WRONG}"
 
 
-def resumed(out: Path, model: Path) -> None:
-    checkpoints, told = Checkpoints(out.parent / "checkpoints", 1), []
+def resume_with_other_settings(out: Path, model: Path) -> None:
+    checkpoints, used = Checkpoints(out.parent / "checkpoints", 1), []
     for number, flags in enumerate(([], ["--learner.weight_decay", "0.5", "--learner.betas", "[0.8, 0.9]"])):
         trainer = Trainer(configuration(model, *flags))
         if latest := checkpoints.latest():
@@ -45,10 +45,10 @@ def resumed(out: Path, model: Path) -> None:
         trainer.step(random_batch(1), 0)
         checkpoints.save(trainer.policy, trainer.optimizer, number, {})
         checkpoints.wait()
-        told.append([(group["weight_decay"], *group["betas"]) for group in trainer.optimizer.param_groups])
-    out.write_text(json.dumps(told))
+        used.append([(group["weight_decay"], *group["betas"]) for group in trainer.optimizer.param_groups])
+    out.write_text(json.dumps(used))
 
 
 def test_a_resumed_run_trains_with_the_settings_it_is_given(tiny_policy: Path, tmp_path: Path) -> None:
-    assert together(1, resumed, tmp_path / "told", tiny_policy) == [0]
-    assert json.loads((tmp_path / "told").read_text()) == [[[0.0, 0.9, 0.95]], [[0.5, 0.8, 0.9]]]
+    assert run_ranks(1, resume_with_other_settings, tmp_path / "used", tiny_policy) == [0]
+    assert json.loads((tmp_path / "used").read_text()) == [[[0.0, 0.9, 0.95]], [[0.5, 0.8, 0.9]]]

@@ -32,13 +32,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from common import wire
 from common.config import SyncConfig
 from common.net.ports import reserve_port
-from learner.train.policy import full_weights, layout
+from learner.train.policy import full_weights, published_shapes
 from learner.train.trainer import Trainer
 from learner.weights.buckets import plan
 from learner.weights.publisher import Published, Publisher, _Belt, _Cargo
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
-from tests.support.train_once import configuration, together
+from tests.support.train_once import configuration, run_ranks
 
 ROOT = Path(__file__).parents[3]
 LIGHT = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support" / "light"), "OMP_NUM_THREADS": "1"}
@@ -294,7 +294,7 @@ def test_what_two_ranks_gather_reaches_both_engines(tiny_policy: Path, tmp_path:
     address = f"ipc://{tmp_path}/queue"
     actors = [start_actor(tiny_policy, tmp_path, address, name) for name in ("one", "two")]
     try:
-        assert together(2, publish_from_ranks, tiny_policy, address, tmp_path) == [0, 0]
+        assert run_ranks(2, publish_from_ranks, tiny_policy, address, tmp_path) == [0, 0]
     finally:
         for actor in actors:
             kill(actor)
@@ -305,7 +305,7 @@ def publish_from_ranks(model: Path, address: str, directory: Path) -> None:
     trainer = Trainer(configuration(model, "--model.dtype", "float32"))
     server = WorkServer(address, lease_timeout_s=60) if dist.get_rank() == 0 else None
     if server is not None:
-        buckets = plan(layout(trainer.policy), "float32", 0.05)
+        buckets = plan(published_shapes(trainer.policy), "float32", 0.05)
         publisher = Publisher(server, SyncConfig(timeout_s=60), buckets, torch.device("cpu"), lambda: None)
     for version in (1, 2):
         with torch.no_grad():

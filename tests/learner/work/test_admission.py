@@ -12,7 +12,7 @@ from common.config import LearnerConfig
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout
 from learner.groups import Group
-from learner.train.trainer import group_samples, outcome
+from learner.train.samples import group_outcome, group_samples
 from learner.work.admission import UNLIMITED, Limits, cut_to_fit, find_problem
 from tests.support.groups import random_rollout, work
 
@@ -96,5 +96,5 @@ def test_over_long_masking_keeps_the_answers_in_their_group_alone() -> None:
     hopeless = group.model_copy(
         update={"rollouts": [answer.model_copy(update={"truncated": True}) for answer in answers]}
     )
-    assert outcome(hopeless, masked) == "masked" and not group_samples([hopeless], masked)[0]
-    assert outcome(group, masked) == outcome(hopeless, plain) == "trained"
+    assert group_outcome(hopeless, masked) == "masked" and not group_samples([hopeless], masked)[0]
+    assert group_outcome(group, masked) == group_outcome(hopeless, plain) == "trained"

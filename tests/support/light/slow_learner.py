@@ -10,13 +10,13 @@ from torch import Tensor
 
 from common.process import main
 from learner.process import learn
-from learner.train.packing import Packed
+from learner.train.packing import MicroBatch
 from learner.train.trainer import Trainer
 
 
 class SlowTrainer(Trainer):
-    def _accumulate(self, batch: Packed) -> tuple[Tensor, dict[str, Tensor]]:
-        time.sleep(float(os.environ["SLOW_TOKEN_S"]) * batch.ids.numel())
+    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        time.sleep(float(os.environ["SLOW_TOKEN_S"]) * batch.ids_T.numel())
         return super()._accumulate(batch)
 
 

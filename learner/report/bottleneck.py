@@ -1,0 +1,119 @@
+"""Finds the bottleneck of a run: which stage the others wait for, what that costs, and which setting to change.
+
+A pure function of measured times. The progress line and the status show its result with every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from common.config import Config
+from learner.report.timing import TimeByState, shares_of_time
+
+PipelineStage = Literal["actors", "reward", "learner", "sync"]
+Gauges: TypeAlias = Mapping[str, Mapping[str, float]]  # actor -> measurements of its engine, see wire.Heartbeat
+
+_NOISE = 0.1  # shares of time below this mean nothing
+_ROOMY = 0.5  # an engine that uses less of its KV memory than this has room for as many requests again
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """The stage that the others wait for, and the advice what to do about it.
+
+    Args:
+        demand: for each stage, the share of the present step time for which it is needed.
+        lost: the share of time for which those who wait for the bottleneck stand still; for ``sync`` the share of time
+            it takes itself.
+        remedy: the one setting to change.
+        gain: the share of the step time that the remedy would save; for staleness the share of a group's time.
+    """
+
+    stage: PipelineStage
+    demand: dict[PipelineStage, float]
+    lost: float
+    remedy: str
+    gain: float
+
+    def __str__(self) -> str:
+        return f"{self.stage} cost {self.lost:.0%}: {self.remedy} (saves {self.gain:.0%})"
+
+
+def find_bottleneck(
+    times: TimeByState, config: Config, tokens_per_second: Mapping[str, float], gauges: Gauges
+) -> Bottleneck:
+    """Finds the bottleneck of some steps from the time that the processes spent in their states meanwhile.
+
+    Let w be the share of time that the learner waits for groups, u the share it publishes weights and l the share of
+    everything else it does, so that l + u + w = 1. The mean actor generates for a share g of its time and waits for
+    work for i and for scores for r; the reward service is busy for b. Then a step needs its stages for the shares
+
+        d(actors) = g,   d(reward) = max(b, r),   d(learner) = l,   d(sync) = u   of its time.
+
+    Learner and sync share one thread, which is needed for l + u. This thread is the bottleneck if it is needed for the
+    largest share, or if it hardly waits.
+
+    A remedy shortens d of the bottleneck, to half at most, until another stage is needed for as long; the difference is
+    the gain. If both the learner's thread and the actors wait although neither is needed all the time, the staleness
+    bound makes them wait for one another. The time that is lost in this way is proportional to 1 / (S + 1), so that
+    S + 1 in place of S saves (1 − max d) / (S + 2).
+
+    Args:
+        tokens_per_second: of each actor, for advice on how many to add.
+        gauges: of each actor's engine.
+    """
+    share = shares_of_time(times)
+    learner, actors = share["learner"], share["actors"]
+    wait, sync = learner.get("wait", 0.0), learner.get("publish", 0.0)
+    busy = share["reward"].get("busy", 0.0)
+    demand: dict[PipelineStage, float] = {
+        "actors": actors.get("generate", 0.0),
+        "reward": max(busy, actors.get("wait_reward", 0.0)),
+        "learner": 1 - wait - sync,
+        "sync": sync,
+    }
+    trainer, others = 1 - wait, max(demand["actors"], demand["reward"])
+    idle = actors.get("wait_work", 0.0)
+    coupled = 1 - max(trainer, others)
+    stage: PipelineStage = "reward" if demand["reward"] > demand["actors"] else "actors"
+    lost = wait
+    if wait < _NOISE or trainer >= others:
+        stage, lost = ("sync", sync) if sync > demand["learner"] else ("learner", idle)
+    if min(wait, idle, coupled) > _NOISE:
+        deeper = config.learner.staleness + 1
+        gain = coupled / (deeper + 1)
+        remedy = f"learner.staleness = {deeper} would hide {gain / coupled:.0%} of the {coupled:.0%} that all wait"
+        return Bottleneck(stage, demand, min(wait, idle), remedy, gain)
+    if stage == "actors":
+        rest = max(trainer, demand["reward"], demand["actors"] / 2)
+        remedy = _more_generation(demand["actors"] / rest if rest else 1.0, tokens_per_second, gauges)
+    elif stage == "reward":
+        rest = max(trainer, demand["actors"], demand["reward"] / 2)
+        extra = len(config.reward.addresses) * (demand["reward"] / rest - 1)
+        remedy = f"add {extra:.1f} reward processes (reward.addresses)"
+        if busy < demand["reward"] / 2:
+            remedy = f"lower reward.batch_window_ms: actors wait for scores while the reward works {busy:.0%}"
+    elif stage == "learner":
+        train = learner.get("train", 0.0)
+        rest = max(others, trainer - train / 2)
+        saved = max(trainer - rest, 0.0)
+        remedy = f"add {config.learner.ranks * saved / max(train - saved, 1e-9):.1f} learner ranks (learner.ranks)"
+    else:
+        rest = max(others, trainer - sync / 2)
+        remedy = f"learner.groups_per_step = {2 * config.learner.groups_per_step}, half the updates"
+    gain = max((trainer if stage in ("learner", "sync") else demand[stage]) - rest, 0.0)
+    return Bottleneck(stage, demand, lost, remedy if gain > _NOISE / 2 else "balanced: nothing to change", gain)
+
+
+def _more_generation(factor: float, tokens_per_second: Mapping[str, float], gauges: Gauges) -> str:
+    """The advice by which the pool of actors generates ``factor`` times as much."""
+    waiting = sum(gauge.get("waiting", 0.0) for gauge in gauges.values())
+    used = [gauge["usage"] for gauge in gauges.values() if "usage" in gauge]
+    if waiting and used and max(used) < _ROOMY:
+        return f"raise max_running_requests: {waiting:.0f} requests wait in engines with {max(used):.0%} of KV in use"
+    best = max(tokens_per_second, key=tokens_per_second.__getitem__, default="")
+    total = sum(tokens_per_second.values())
+    extra = total * (factor - 1) / tokens_per_second[best] if best and tokens_per_second[best] else factor - 1
+    return f"add {extra:.1f} actors like {best or 'those there'}"

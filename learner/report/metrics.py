@@ -1,0 +1,192 @@
+"""The metrics of one step, by TensorBoard tag; docs/metrics.md explains each of them. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.config import LearnerConfig
+from common.wire import Rollout
+from learner.groups import Group, StepResult
+from learner.report.bottleneck import Bottleneck
+from learner.report.timing import ActorTimes, TimeByState, WindowTotals, shares_of_time
+from learner.train import stages
+from learner.train.samples import group_outcome
+
+_GRADIENT_STATISTICS = ("entropy", "mismatch")  # those of a step's result that are shown by language
+
+
+class WeightSync(Protocol):
+    """The part of a weight sync's result that the report reads."""
+
+    @property
+    def members(self) -> Collection[str]: ...  # actors whose engines have the weights
+
+    @property
+    def seconds(self) -> float: ...  # of the whole sync
+
+    @property
+    def pause_s(self) -> float: ...  # the longest time that an engine stood still
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """The state of the processes at the end of a step.
+
+    Args:
+        seconds: time of every process in each of its states, since it started.
+        counts: groups that are leased, finished, and so far retried, orphaned and failed.
+        peers: the actors, by name.
+        published: the weight sync before this step.
+        spent_s: seconds since the end of the step before.
+    """
+
+    seconds: TimeByState
+    counts: Mapping[str, int]
+    peers: Mapping[str, ActorTimes]
+    published: WeightSync
+    spent_s: float
+
+
+def token_lags(batch: Sequence[Group], version: int) -> NDArray[np.int32]:
+    """The lag of each response token of a batch, in policy updates, in the step that trains on it: [tokens] int32.
+
+    Args:
+        version: the policy version that the step begins with.
+    """
+    lags: NDArray[np.int32] = version - np.concatenate([r.versions for group in batch for r in group.rollouts])
+    return lags
+
+
+def health_metrics(
+    batch: Sequence[Group], lags: NDArray[np.int32], bound: int, result: StepResult, context: StepContext,
+    config: LearnerConfig,
+) -> dict[str, float]:  # fmt: skip
+    """Whether the run does what it promises.
+
+    Args:
+        lags: as ``token_lags`` gives them.
+        bound: what no lag may exceed.
+    """
+    p50, p99 = np.percentile(lags, [50, 99], method="inverted_cdf")
+    outcomes = Counter(group_outcome(group, config) for group in batch)
+    metrics = {
+        "lag_mean": lags.mean(), "lag_p50": p50, "lag_p99": p99, "lag_max": lags.max(), "lag_bound": bound,
+        "masked": outcomes["masked"] / len(batch),
+        "skipped_steps": bool(result.problem),
+        "calibration_drift": max(rollout.score.drift for group in batch for rollout in group.rollouts),
+        "sync_seconds": context.published.seconds,
+        "pause_seconds": context.published.pause_s,
+    }  # fmt: skip
+    metrics |= {f"groups_{name}": context.counts[name] for name in ("failed", "retried", "orphaned")}
+    if "mismatch" in result.means:
+        metrics["mismatch"] = result.means["mismatch"]
+    if errors := [peer.gauges["probe_error"] for peer in context.peers.values() if "probe_error" in peer.gauges]:
+        metrics["probe_error"] = max(errors)
+    return _tagged("health", metrics)
+
+
+def learning_metrics(batch: Sequence[Group], result: StepResult, config: LearnerConfig) -> dict[str, float]:
+    """Reward and loss, the terms of the reward, and the languages that the policy chose, if it chose any."""
+    scores = [rollout.score for group in batch for rollout in group.rollouts]
+    outcomes = Counter(group_outcome(group, config) for group in batch)
+    metrics = {
+        **{name: value for name, value in result.means.items() if name != "mismatch"},  # that one is under health
+        "reward": np.mean([score.reward for score in scores]),
+        "compliance": np.mean([score.compliant for score in scores]),
+        "grad_norm": result.grad_norm,
+        "lr": result.lr,
+        "zero_variance": outcomes["zero_variance"] / len(batch),
+    }
+    values_by_term: defaultdict[str, list[float]] = defaultdict(list)
+    for score in scores:
+        for term, value in score.terms.items():
+            values_by_term[term].append(value)
+    terms = {term: np.mean(values) for term, values in values_by_term.items()}
+    choices = stages.choice_metrics(batch)
+    return _tagged("learning", metrics) | _tagged("terms", terms) | _tagged("selection", choices)
+
+
+def flow_metrics(
+    result: StepResult, context: StepContext, tokens: int, window: WindowTotals, rates: Mapping[str, float],
+    bottleneck: Bottleneck,
+) -> dict[str, float]:  # fmt: skip
+    """Who works, who waits, and how many tokens come from where.
+
+    Args:
+        tokens: response tokens of the step.
+        window: what happened in the last seconds.
+        rates: tokens/s of each actor in the window.
+    """
+    pools: defaultdict[str, float] = defaultdict(float)
+    for name, rate in rates.items():
+        pools[pool_of(name)] += rate
+    metrics = {
+        "tokens_per_second": tokens / max(context.spent_s, 1e-9),
+        "batch_fill": result.fill,
+        "lost": bottleneck.lost,
+        "gain": bottleneck.gain,
+        **{f"groups_{name}": context.counts[name] for name in ("leased", "finished")},
+        **_tagged("demand", bottleneck.demand),
+        **_tagged("actor_tokens", rates),
+        **_tagged("pool_tokens", pools),
+        **_tagged("kv_use", {n: peer.gauges["usage"] for n, peer in context.peers.items() if "usage" in peer.gauges}),
+    }
+    for process, states in shares_of_time(window.times).items():
+        metrics |= _tagged(process, states)
+    return _tagged("flow", metrics)
+
+
+def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -> dict[str, dict[str, float]]:
+    """Metrics by tag for each language of the batch. Answers in no language are under ``none``.
+
+    Args:
+        version: the policy version that the step begins with.
+    """
+    by_language: defaultdict[str, list[Rollout]] = defaultdict(list)
+    for group in batch:
+        for rollout in group.rollouts:
+            by_language[rollout.language or "none"].append(rollout)
+    total = sum(map(len, by_language.values()))
+    found: defaultdict[str, dict[str, float]] = defaultdict(dict)
+    for language, rollouts in by_language.items():
+        metrics = {
+            "reward": np.mean([rollout.score.reward for rollout in rollouts]),
+            "quality": np.mean([rollout.score.quality for rollout in rollouts]),
+            "compliance": np.mean([rollout.score.compliant for rollout in rollouts]),
+            "length": np.mean([len(rollout.response_ids) for rollout in rollouts]),
+            "truncated": np.mean([rollout.truncated for rollout in rollouts]),
+            "share": len(rollouts) / total,
+            "lag": version - np.concatenate([rollout.versions for rollout in rollouts]).mean(),
+        }
+        found[language] = _tagged("languages", metrics)
+    for name in _GRADIENT_STATISTICS:
+        for language, value in result.by_language.get(name, {}).items():  # of rollouts that carry gradient
+            found[language] |= _tagged("languages", {name: value})
+    return found
+
+
+def regions_and_languages(batch: Sequence[Group]) -> list[tuple[str, str]]:
+    """(region, language) of every rollout whose language was drawn at random, once for each region of its question."""
+    return [
+        (region, rollout.language)
+        for group in batch
+        for propensity, rollout in zip(group.work.propensities, group.rollouts, strict=True)
+        for region in group.work.question.regions
+        if propensity < 1 and rollout.language
+    ]
+
+
+def pool_of(actor: str) -> str:
+    """The pool of an actor, which is its name without the number at the end: ``l40s`` for ``l40s-0``."""
+    return re.sub(r"[-_.]?\d+$", "", actor) or actor
+
+
+def _tagged(page: str, metrics: Mapping[Any, Any]) -> dict[str, float]:
+    return {f"{page}/{name}": float(value) for name, value in metrics.items()}

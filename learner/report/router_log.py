@@ -1,0 +1,38 @@
+"""``router.jsonl``: what the router has learned, a line for each time it is logged."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from learner.report.best_effort import BestEffortFiles
+
+
+class RouterLog:
+    """Appends lines to a file, which may already hold those of the run up to a checkpoint.
+
+    Args:
+        begin: the step that a resumed run continues from; lines of later steps are removed.
+    """
+
+    def __init__(self, path: Path, begin: int, files: BestEffortFiles) -> None:
+        self._path, self._files = path, files
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        with files.writing(path):
+            kept = [line + "\n" for line in lines if _step_of(line) <= begin]
+            path.write_text("".join(kept), encoding="utf-8")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        with self._files.writing(self._path), self._path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite if the line is incomplete, because the process was killed as it wrote it."""
+    try:
+        return float(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return math.inf

@@ -1,0 +1,36 @@
+"""Prompt groups as Markdown, for TensorBoard's TEXT tab."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from learner.groups import Group
+
+_LONGEST = 500  # characters of a question or an answer
+
+
+def group_as_markdown(group: Group) -> str:
+    """The question, its reference answer, and a table of the group's answers with their scores."""
+    question = group.work.question
+    about = ", ".join([question.language, *question.topics, *question.regions])
+    lines = [f"**{name}** {_literal(text)}\n" for name, text in [
+        (f"Question ({about})", question.messages[-1].content), ("Reference", question.reference),
+    ]]  # fmt: skip
+    lines += ["| language | answer | detected language | quality | reward | tokens |", "|---|---|---|---|---|---|"]
+    for rollout in group.rollouts:
+        score = rollout.score
+        tokens = f"{len(rollout.response_ids)}{' (truncated)' if rollout.truncated else ''}"
+        numbers = [f"{score.quality:.3f}", f"{score.reward:.3f}", tokens]
+        lines.append(f"| {' | '.join([rollout.language, _literal(rollout.text), score.detected, *numbers])} |")
+    return "\n".join([f"{group.work.id}, answered by {_literal(group.actor)}\n", *lines])
+
+
+def _literal(text: str) -> str:
+    """The text on one line, without any meaning as Markdown or HTML, and cut where it is too long.
+
+    The Unicode isolates around it keep text that runs from right to left from reordering what stands beside it.
+    """
+    flat = " ".join(text.split())
+    flat = flat if len(flat) <= _LONGEST else flat[:_LONGEST] + "…"
+    return "\u2068" + re.sub(r"([\\`*_{}\[\]()#+!|~-])", r"\\\1", html.escape(flat, quote=False)) + "\u2069"
