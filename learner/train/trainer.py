@@ -29,15 +29,9 @@ from learner.groups import Group, Outcome, StepResult
 from learner.train.grpo import Objective, advantages, token_weights
 from learner.train.packing import Packed, Sample, pack, plan
 from learner.train.policy import Policy, shard
+from learner.weights.probe import make_probe_sequence, probe_tolerance
 
 log = logging.getLogger("learner.trainer")
-
-_PROBE_TOKENS = 129
-# Roundings of bfloat16 add up like a random walk over the layers, in proportion to the spread of log-probabilities. In
-# units of 2^-8 * sqrt(layers) * spread the right weights were 0.9 to 1.4 from float32 in trained models of 4 layers
-# (SGLang and transformers), 1.8 to 3.0 in random ones of 2 to 24, a sixth more where the learner rounds too. Weights
-# off by 5% were 14 in all layers, 2.3 to 14 in one; off by 1%, 3. A false alarm costs more than what hides below 6.
-_ROUNDING, _LOOSEST = 6 * 2**-8, 0.25
 
 Item = TypeVar("Item")
 
@@ -162,7 +156,7 @@ class Trainer:
     @torch.no_grad()
     def probe(self) -> Probe:
         """What the present weights say of a fixed random sequence; all ranks call it together."""
-        ids = np.random.default_rng(0).integers(0, self.policy.vocabulary, _PROBE_TOKENS).astype(np.int32)
+        ids = make_probe_sequence(self.policy.vocabulary)
         zeros = np.zeros(len(ids) - 1, np.float32)
         nothing = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
         rollout = Rollout(
@@ -172,8 +166,7 @@ class Trainer:
         logp = self.policy(self._pack([Sample(rollout, 0.0)]), temperature=1.0)[0]
         self.policy.reshard()  # type: ignore[operator]  # of FSDP; without a backward pass it would not
         exact = self._config.param_dtype == self._model_dtype == "float32"
-        rounding = min(_LOOSEST, _ROUNDING * math.sqrt(self.policy.layers) * float(logp.std()))
-        tolerance = self._tolerance or (1e-3 if exact else rounding)
+        tolerance = probe_tolerance(self._tolerance, exact=exact, layers=self.policy.layers, spread=float(logp.std()))
         return Probe(ids=ids, logprobs=logp.cpu().numpy(), tolerance=tolerance)
 
     def _pack(self, samples: list[Sample]) -> Packed:

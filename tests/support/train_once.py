@@ -31,7 +31,7 @@ from tests.support.groups import random_rollout, work
 
 _TIMEOUT_S = 400  # of a body, and within it of each collective: a busy machine takes ten times as long
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.train_once"])
+_CONTEXT.set_forkserver_preload(["tests.support.train_once"])
 
 
 def together(ranks: int, body: Callable[..., object], *arguments: Any, told: Path = Path(os.devnull)) -> list[int]:
