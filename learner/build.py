@@ -26,7 +26,7 @@ from learner.state import RunState, Snapshot
 from learner.train.policy import published_shapes
 from learner.train.trainer import Trainer
 from learner.training_work import TrainingWork
-from learner.weights.buckets import plan
+from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits
 from learner.work.questions import ShuffledQuestions, hash_questions, read_questions
@@ -72,7 +72,7 @@ def build_run(
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
     limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
     stopwatch = Stopwatch()
-    buckets = plan(published_shapes(trainer.policy), config.model.dtype, config.sync.bucket_mb)
+    buckets = cut_into_buckets(published_shapes(trainer.policy), config.model.dtype, config.sync.bucket_mb)
     publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)

@@ -227,8 +227,8 @@ class Engine:
         else:
             begun = await self.call("/begin_weight_update", {}, order.timeout_s, missing_ok=True)
             for number, bucket in enumerate(order.buckets):
-                if order.loans:
-                    route, body = "/update_weights_from_tensor", _shared_memory_body(bucket, order.loans[number])
+                if order.handles:
+                    route, body = "/update_weights_from_tensor", _shared_memory_body(bucket, order.handles[number])
                 else:
                     route, body = "/update_weights_from_distributed", {**asdict(bucket), "group_name": order.group}
                     body["load_format"] = "flattened_bucket"
@@ -353,10 +353,11 @@ def describe_differences(buckets: list[wire.Bucket], checkpoint_shapes: dict[str
     return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
-def _shared_memory_body(bucket: wire.Bucket, loans: list[wire.Loan]) -> dict[str, Any]:
-    from actor.engine.shared_memory import pickled  # torch takes seconds to import, and nothing else here needs it
+def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHandle]) -> dict[str, Any]:
+    # Imported here because torch takes seconds to import, and nothing else in this file needs it.
+    from actor.engine.shared_memory import pickle_shared_tensors
 
-    return {"serialized_named_tensors": [pickled(bucket, loan) for loan in loans]}
+    return {"serialized_named_tensors": [pickle_shared_tensors(bucket, handle) for handle in handles]}
 
 
 def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: int) -> Generation:

@@ -1,4 +1,8 @@
-"""SGLang's route for weights in shared memory takes a pickle: made here, read on this machine by the engine alone."""
+"""Makes of the learner's shared memory what SGLang's ``/update_weights_from_tensor`` takes.
+
+That route takes a pickle. It is made here and is read by the engine on this machine alone: no pickle travels over a
+socket of the learner.
+"""
 
 from __future__ import annotations
 
@@ -19,31 +23,39 @@ from torch.multiprocessing.reductions import (
 from common import wire
 
 
-class _Call:
-    """Pickles as a call that the reader makes, so that the memory is not opened here."""
+class _DeferredCall:
+    """Is pickled as a call that the reader of the pickle makes, so that this process does not open the memory."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self._parts = function, arguments
+        self._call = function, arguments
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return self._parts
+        return self._call
 
 
-def pickled(bucket: wire.Bucket, loan: wire.Loan) -> str:
-    """The bucket's tensors as views of the memory lent, ``[(name, tensor)]``, as torch's own IPC writes them."""
+def pickle_shared_tensors(bucket: wire.Bucket, handle: wire.SharedMemoryHandle) -> str:
+    """The bucket's tensors as views of the shared memory, in the format of torch's own inter-process communication.
+
+    Args:
+        bucket: which tensors lie in the memory, one after another.
+        handle: of that memory, made for the one engine rank that reads the result.
+
+    Returns:
+        The pickle of ``[(name, tensor), …]`` in base64.
+    """
     dtype: torch.dtype = getattr(torch, bucket.dtypes[0])
-    fields = loan.fields
-    if not loan.cuda:
-        storage = _Call(rebuild_storage_filename, torch.UntypedStorage, *fields)
-        typed = _Call(rebuild_typed_storage, storage, dtype)
-    tensors, offset = [], 0
+    fields = handle.fields
+    if not handle.cuda:
+        storage = _DeferredCall(rebuild_storage_filename, torch.UntypedStorage, *fields)
+        typed = _DeferredCall(rebuild_typed_storage, storage, dtype)
+    tensors, offset = [], 0  # the offset counts elements
     for name, shape in zip(bucket.names, bucket.shapes, strict=True):
         size, stride = torch.Size(shape), torch.empty(shape, device="meta").stride()
-        if loan.cuda:
-            where = size, stride, offset, torch.TypedStorage, dtype
-            tensor = _Call(rebuild_cuda_tensor, torch.Tensor, *where, *fields[:4], False, *fields[4:])
+        if handle.cuda:
+            view = size, stride, offset, torch.TypedStorage, dtype
+            tensor = _DeferredCall(rebuild_cuda_tensor, torch.Tensor, *view, *fields[:4], False, *fields[4:])
         else:
-            tensor = _Call(rebuild_tensor, torch.Tensor, typed, (offset, size, stride, False))
+            tensor = _DeferredCall(rebuild_tensor, torch.Tensor, typed, (offset, size, stride, False))
         tensors.append((name, tensor))
         offset += math.prod(shape)
     return base64.b64encode(pickle.dumps(tensors)).decode()

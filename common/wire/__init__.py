@@ -6,7 +6,7 @@ from common.wire.groups import Ack, Chat, Leased, Question, Release, Rollout, Sc
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Unknown, Welcome
 from common.wire.status import ActorStatus, Health, Healthy, Status
-from common.wire.weights import Bucket, Join, Joined, Loan, Pause, Probe, Receive, Synced
+from common.wire.weights import Bucket, Join, Joined, Pause, Probe, Receive, SharedMemoryHandle, Synced
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -26,7 +26,6 @@ __all__ = [
     "Joined",
     "Leased",
     "Leave",
-    "Loan",
     "Message",
     "Pause",
     "Probe",
@@ -37,6 +36,7 @@ __all__ = [
     "Score",
     "ScoreReply",
     "ScoreRequest",
+    "SharedMemoryHandle",
     "Status",
     "Stop",
     "Submit",

@@ -1,4 +1,4 @@
-"""Orders to take new weights, and their answers."""
+"""Weight sync between learner and actors: the learner's orders, and the actors' replies to them."""
 
 from __future__ import annotations
 
@@ -10,67 +10,78 @@ from common.wire.base import FLOAT32, INT32, Float32, Int32, Message, WireStruct
 
 
 class Join(Message):
-    """Enter the group of the learner, rank 0, and this engine alone; answered by ``Joined`` or ``Leave``."""
+    """Learner to actor: form a process group of the learner, which is rank 0, and the ranks of your engine.
 
-    group: str
-    host: str
+    The actor answers with ``Joined``, or with ``Leave`` if its engine cannot.
+    """
+
+    group: str  # name of the group
+    host: str  # of the learner's TCP store, through which the group forms
     port: int
-    world: int
-    backend: str
+    world: int  # number of ranks, the learner's included
+    backend: str  # "gloo" or "nccl"
     timeout_s: float
 
 
 class Joined(Message):
+    """Actor to learner: the engine has joined the group."""
+
     group: str
 
 
 class Pause(Message):
-    """Stop generating and make room for new weights; answered by ``Synced(stage="ready")``."""
+    """Learner to actor: stop generating, because new weights come. The actor answers with ``Synced(stage="ready")``."""
 
-    version: int
-    timeout_s: float  # if nothing follows, generate on under the old weights
+    version: int  # of the weights to come
+    timeout_s: float  # after which the engine generates again with its old weights, if nothing has followed
 
 
 class Bucket(WireStruct):
-    """Tensors sent as one flat buffer of bytes, in this order."""
+    """Tensors that lie one after another in a flat buffer of bytes. The three lists are equally long."""
 
     names: list[str]
-    dtypes: list[str]
+    dtypes: list[str]  # as torch calls them; the same one for all tensors of a bucket
     shapes: list[list[int]]
 
 
 class Probe(WireStruct):
-    """A fixed sequence and what the learner's weights say of it: proof that an engine has the same ones."""
+    """A fixed sequence and its log-probabilities under the learner's weights; an engine must come to the same ones."""
 
-    ids: Int32  # [n]
-    logprobs: Float32  # [n - 1] of all but the first, at temperature 1
-    tolerance: float  # of the mean absolute difference, nats
+    ids: Int32  # [n] tokens
+    logprobs: Float32  # [n - 1], of all tokens but the first, in nats at temperature 1
+    tolerance: float  # largest mean absolute difference of log-probabilities, in nats
 
     def __post_init__(self) -> None:
         if isinstance(self.ids, memoryview):
             self.ids, self.logprobs = np.frombuffer(self.ids, INT32), np.frombuffer(self.logprobs, FLOAT32)
 
 
-class Loan(WireStruct):
-    """Where memory of the learner is for another process on its machine: what torch's IPC tells."""
+class SharedMemoryHandle(WireStruct):
+    """What another process on the learner's machine needs to open a piece of the learner's memory."""
 
-    cuda: bool
-    fields: list[bool | int | bytes]
+    cuda: bool  # the memory is on a GPU
+    fields: list[bool | int | bytes]  # as torch's inter-process communication defines them
 
 
 class Receive(Message):
-    """Take these buckets from the group, memory or file; generate on; answered by ``Synced(stage="done")``."""
+    """Learner to actor: take these weights, then generate again. The actor answers with ``Synced(stage="done")``.
 
-    group: str
-    path: str  # a directory with a safetensors file instead of a group; "" for none
+    The weights come from the process group ``group``, from the files in ``path``, or from the memory of ``handles``.
+    The other two of the three are empty.
+    """
+
+    group: str  # name of the group
+    path: str  # directory with safetensors files
     version: int
     buckets: list[Bucket]
     probe: Probe
-    timeout_s: float
-    loans: list[list[Loan]] = []  # instead of group and path: of each bucket, for each rank of the engine
+    timeout_s: float  # to take the weights
+    handles: list[list[SharedMemoryHandle]] = []  # for each bucket, one for each rank of the engine
 
 
 class Synced(Message):
+    """Actor to learner: the engine has paused for the new weights, or has them and generates again."""
+
     version: int
     stage: Literal["ready", "done"]
-    pause_s: float  # how long generation stood still
+    pause_s: float  # seconds for which the engine did not generate; 0 with "ready"

@@ -13,11 +13,12 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Config
-from common.wire import Probe
+from common.wire import Probe, Rollout, Score
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.grpo import Objective
@@ -25,8 +26,8 @@ from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, pack
 from learner.train.policy import Policy, shard
 from learner.train.prefetch import prefetch
-from learner.train.probe import probe_rollout, probe_tolerance
 from learner.train.samples import group_samples
+from learner.weights.probe import make_probe_sequence, probe_tolerance
 
 log = logging.getLogger("learner.trainer")
 
@@ -174,13 +175,16 @@ class Trainer:
     @torch.no_grad()
     def probe(self) -> Probe:
         """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
-        rollout = probe_rollout(self.policy.vocabulary)
-        logp_R = self.policy(self._pack([Sample(rollout, 0.0)]), temperature=1.0)[0]
+        ids = make_probe_sequence(self.policy.vocabulary)
+        logp_R = self.policy(self._pack([Sample(_as_rollout(ids), 0.0)]), temperature=1.0)[0]
         # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
         self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
-        exact = self._config.param_dtype == self._model_dtype == "float32"
-        tolerance = self._probe_tolerance or probe_tolerance(self.policy.layers, float(logp_R.std()), exact=exact)
-        ids = np.concatenate([rollout.prompt_ids, rollout.response_ids])
+        tolerance = probe_tolerance(
+            self._probe_tolerance,
+            exact=self._config.param_dtype == self._model_dtype == "float32",
+            layers=self.policy.layers,
+            spread=float(logp_R.std()),
+        )
         return Probe(ids=ids, logprobs=logp_R.cpu().numpy(), tolerance=tolerance)
 
     def _pack(self, samples: list[Sample]) -> MicroBatch:
@@ -200,3 +204,13 @@ class Trainer:
         # FSDP averages gradients over the ranks, and the loss is to be a sum over them: hence the factor.
         (loss_R @ batch.weight_R * self.ranks).backward()
         return loss_R.detach(), {**statistics, "entropy": entropy_R, "tokens": torch.ones_like(entropy_R)}
+
+
+def _as_rollout(ids: NDArray[np.int32]) -> Rollout:
+    """A rollout of these token ids, of which the first is the prompt. All else in it is without meaning."""
+    zeros = np.zeros(len(ids) - 1, np.float32)
+    nothing = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
+    return Rollout(
+        language="", prompt_ids=ids[:1], response_ids=ids[1:], logprobs=zeros, versions=zeros.astype(np.int32),
+        truncated=False, text="", score=nothing,
+    )  # fmt: skip

@@ -1,1 +1,1 @@
-"""New weights on their way to the engines."""
+"""Weight sync, the learner's side: sends new weights to the engines. ``publisher.py`` is where to begin."""

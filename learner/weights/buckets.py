@@ -1,8 +1,9 @@
-"""How weights are cut into buckets, flat buffers of bytes, and how another process finds one in this one's memory."""
+"""How tensors are cut into buckets. A bucket is a flat buffer of bytes in which tensors lie one after another."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,43 +11,45 @@ from torch import Tensor
 from common import wire
 
 
-def lendable(size: int, device: torch.device) -> Tensor:
-    """Memory for so many bytes that ``lend`` need not move, as somebody may be reading it then."""
-    buffer = torch.empty(size, dtype=torch.uint8, device=device)
-    if not buffer.is_cuda:
-        buffer.untyped_storage()._share_filename_cpu_()
-    return buffer
+def cut_into_buckets(layout: Mapping[str, list[int]], dtype: str, limit_mb: float) -> list[wire.Bucket]:
+    """Puts consecutive tensors into one bucket for as long as they take at most ``limit_mb`` MiB together.
 
+    Args:
+        layout: the shape of every tensor by its published name, in the order in which the tensors are gathered.
+        dtype: of all tensors, as torch calls it: "bfloat16".
+        limit_mb: MiB. A tensor larger than this has a bucket of its own.
 
-def lend(buffer: Tensor) -> wire.Loan:
-    """Lets one other process read the memory of ``buffer``; each needs a loan of its own, as torch counts readers."""
-    storage = buffer.untyped_storage()
-    if storage.is_cuda:
-        return wire.Loan(cuda=True, fields=list(storage._share_cuda_()))
-    fields = list(storage._share_filename_cpu_())
-    storage._shared_incref()
-    return wire.Loan(cuda=False, fields=fields)
-
-
-def plan(layout: dict[str, list[int]], dtype: str, limit_mb: float) -> list[wire.Bucket]:
-    """Consecutive tensors of at most ``limit_mb`` MiB together in each bucket; a larger one is alone."""
+    Returns:
+        All tensors of ``layout``, in its order. No bucket is empty.
+    """
     buckets: list[wire.Bucket] = []
     for name, shape in layout.items():
-        one = wire.Bucket(names=[name], dtypes=[dtype], shapes=[shape])
-        if buckets and size_of(buckets[-1]) + size_of(one) <= limit_mb * 2**20:
+        single = wire.Bucket(names=[name], dtypes=[dtype], shapes=[shape])
+        if buckets and bytes_of(buckets[-1]) + bytes_of(single) <= limit_mb * 2**20:
             buckets[-1].names.append(name)
             buckets[-1].dtypes.append(dtype)
             buckets[-1].shapes.append(shape)
         else:
-            buckets.append(one)
+            buckets.append(single)
     return buckets
 
 
 def dtype_of(bucket: wire.Bucket) -> torch.dtype:
+    """The dtype of the bucket's tensors, which all have the same one."""
     dtype: torch.dtype = getattr(torch, bucket.dtypes[0])
     return dtype
 
 
-def size_of(bucket: wire.Bucket) -> int:
-    """Bytes."""
+def bytes_of(bucket: wire.Bucket) -> int:
+    """How many bytes the bucket's tensors take together."""
     return dtype_of(bucket).itemsize * sum(map(math.prod, bucket.shapes))
+
+
+def tensors_in(buffer: Tensor, bucket: wire.Bucket) -> list[Tensor]:
+    """The bucket's tensors as views of ``buffer``, in the order of ``bucket.names``.
+
+    Args:
+        buffer: [at least ``bytes_of(bucket)``] uint8. What it has beyond the bucket's bytes is not used.
+    """
+    flat = buffer[: bytes_of(bucket)].view(dtype_of(bucket)).split([math.prod(shape) for shape in bucket.shapes])
+    return [tensor.view(shape) for tensor, shape in zip(flat, bucket.shapes, strict=True)]

@@ -22,36 +22,46 @@ from actor.engine.client import Engine, Generation, describe_differences, make_h
 from actor.engine.start import open_engine
 from common import wire
 from common.config import load
-from learner.weights.buckets import lend, lendable, plan, size_of
-from scripts.bench.pauses import NO_PROBE, PROMPT, TEMPERATURE, by_file, changed, distances, logprobs, update
+from learner.weights.buckets import bytes_of, cut_into_buckets
+from learner.weights.shared_memory import allocate_shared_buffer, create_handle
+from scripts.bench.pauses import (
+    NO_PROBE,
+    PROMPT,
+    TEMPERATURE,
+    compute_logprobs,
+    distance_by_version,
+    perturbed,
+    update,
+    write_weights,
+)
 
 OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]
 
 
 def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) -> wire.Receive:
-    buckets = plan({name: list(value.shape) for name, value in model.named_parameters()}, "float32", 0.05)
+    buckets = cut_into_buckets({name: list(value.shape) for name, value in model.named_parameters()}, "float32", 0.05)
     weights = iter(model.parameters())
     for bucket in buckets:
-        flat = lendable(size_of(bucket), torch.device("cpu"))
+        flat = allocate_shared_buffer(bytes_of(bucket), torch.device("cpu"))
         flat.view(torch.float32).copy_(torch.cat([next(weights).detach().flatten() for _ in bucket.names]))
         kept.append(flat)
-    loans = [[lend(flat)] for flat in kept[-len(buckets) :]]
+    handles = [[create_handle(flat)] for flat in kept[-len(buckets) :]]
     return wire.Receive(
-        group="", path="", version=version, buckets=buckets, probe=NO_PROBE, timeout_s=60, loans=loans
+        group="", path="", version=version, buckets=buckets, probe=NO_PROBE, timeout_s=60, handles=handles
     )  # fmt: skip
 
 
 async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive) -> tuple[Generation, float]:
     """Returns an answer that was under way when the weights became ``new``, and the error of the probe afterwards."""
     shapes = {name: list(value.shape) for name, value in new.named_parameters()}
-    assert not describe_differences(plan(shapes, "float32", 1024), await engine.read_checkpoint_shapes(60))
+    assert not describe_differences(cut_into_buckets(shapes, "float32", 1024), await engine.read_checkpoint_shapes(60))
     sampling = {"temperature": TEMPERATURE, "max_new_tokens": 450, "ignore_eos": True}
     answer = asyncio.create_task(engine.generate([PROMPT], sampling))
     await asyncio.sleep(0.35)
     await update(engine, order)
     ids = torch.randint(3, 320, (40,)).tolist()
     probe = wire.Probe(
-        ids=np.array(ids, np.int32), logprobs=logprobs(new, ids).astype(np.float32), tolerance=1e-4
+        ids=np.array(ids, np.int32), logprobs=compute_logprobs(new, ids).astype(np.float32), tolerance=1e-4
     )  # fmt: skip
     return (await answer)[0], await engine.measure_probe_error(probe, 60)
 
@@ -79,13 +89,13 @@ def test_every_token_of_an_answer_is_of_the_version_that_it_is_marked_with(
             [engine.pause_mode, "in_place", "drain", engine.pause_mode], [True, False]
         ):
             engine.pause_mode = mode
-            policies.append(changed(policies[-1], 0.1))
+            policies.append(perturbed(policies[-1], 0.1))
             version = engine.version + 1
-            order = by_memory(policies[-1], version, kept) if memory else by_file(policies[-1], version, tmp_path)
+            order = by_memory(policies[-1], version, kept) if memory else write_weights(policies[-1], version, tmp_path)
             answer, off = await interrupted(engine, policies[-1], order)
             assert off < 1e-4, "the probe"
             old, new = engine.version - 1, engine.version
-            found = distances(answer, policies)
+            found = distance_by_version(answer, policies)
             print(directory, mode, memory, found, np.unique(answer.versions, return_counts=True))
             if mode == "drain":
                 assert set(found) == {old}, "no answer spans two versions"
@@ -112,9 +122,9 @@ def test_an_old_engine_lets_answers_end_before_an_update(
     old = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
 
     async def once(engine: Engine) -> None:
-        new = changed(old, 0.1)
-        answer, off = await interrupted(engine, new, by_file(new, 1, tmp_path))
-        assert off < 1e-4 and distances(answer, [old])[0] < 1e-4 and len(answer.ids) == 450
+        new = perturbed(old, 0.1)
+        answer, off = await interrupted(engine, new, write_weights(new, 1, tmp_path))
+        assert off < 1e-4 and distance_by_version(answer, [old])[0] < 1e-4 and len(answer.ids) == 450
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(with_engine(tmp_path, once, "--model.path", str(tiny_policy)))

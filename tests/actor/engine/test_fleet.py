@@ -25,7 +25,7 @@ from actor.engine.server import EngineProcess
 from common.config import load
 from common.net.ports import reserve_port
 from common.process import die_with_parent
-from tests.learner.weights.test_publisher import LIGHT, Pool
+from tests.support.actor_pool import LIGHT, ActorPool
 
 _PATIENCE_S = 600.0  # until all engines answer, on a busy machine
 
@@ -130,7 +130,7 @@ def engines(kind: str, model: Path, logs: Path, monkeypatch: pytest.MonkeyPatch)
 def test_weights_reach_every_engine_behind_a_router(
     router: Any, kind: str, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = Pool(tiny_policy, tmp_path)
+    pool = ActorPool(tiny_policy, tmp_path)
     with engines(kind, tiny_policy, tmp_path, monkeypatch) as urls, router(urls) as (url, sent):
         try:
             pool.start("routed", "--actor.engine_url", url)
@@ -151,7 +151,7 @@ def test_weights_reach_every_engine_behind_a_router(
         assert versions == {pool.version - (kind == "light")}, "of every token, of either engine"
 
 
-def ranks(pool: Pool) -> list[int]:
+def ranks(pool: ActorPool) -> list[int]:
     return [peer.engine_ranks for peer in pool.server.members().values()]
 
 

@@ -1,0 +1,91 @@
+"""Buckets between the thread that gathers them and the threads that send them, each sender at its own pace."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+POLL_S = 0.1  # how long a call waits before it returns, so that its caller can check whether to go on
+
+
+class BucketQueue:
+    """Hands every gathered bucket to every sender, in order, and keeps each bucket until all have sent it.
+
+    Gathering is at most one bucket ahead of the fastest sender. So two buckets are in memory at a time, and more only
+    while some sender lags behind the fastest. Thread-safe: one thread gathers, and each sender may have its own.
+
+    Args:
+        senders: the names of those who send. Without any, gathering is not held up.
+        recycle: is called with each buffer that all senders have sent, by the thread that notices.
+    """
+
+    def __init__(self, senders: Iterable[str], recycle: Callable[[Tensor], None]) -> None:
+        self._sent = dict.fromkeys(senders, 0)  # number of buckets sent, by sender
+        self._recycle = recycle
+        self._kept: dict[int, Tensor] = {}  # by number of the bucket
+        self._changed = threading.Condition()
+
+    def has_room(self, number: int) -> bool:
+        """Whether bucket ``number`` may be gathered. Blocks for at most ``POLL_S`` until it may."""
+        with self._changed:
+            return self._changed.wait_for(lambda: max(self._sent.values(), default=number) >= number - 1, POLL_S)
+
+    def put(self, number: int, buffer: Tensor) -> None:
+        """Adds bucket ``number``, for which ``has_room`` was true. Does not block."""
+        with self._changed:
+            self._kept[number] = buffer
+            self._drop_sent()
+
+    def get(self, sender: str, number: int) -> Tensor | None:
+        """Bucket ``number``, for a sender that has sent all buckets before it.
+
+        Blocks for at most ``POLL_S`` until it is gathered; None if it is not gathered by then.
+        """
+        with self._changed:
+            self._sent[sender] = number
+            self._drop_sent()
+            self._changed.wait_for(lambda: number in self._kept, POLL_S)
+            return self._kept.get(number)
+
+    def leave(self, sender: str) -> None:
+        """Nothing is kept for this sender any more: it has sent everything, or has given up. Does not block."""
+        with self._changed:
+            self._sent.pop(sender, None)
+            self._drop_sent()
+
+    def _drop_sent(self) -> None:
+        slowest = min(self._sent.values(), default=math.inf)
+        for number in [number for number in self._kept if number < slowest]:
+            self._recycle(self._kept.pop(number))
+        self._changed.notify_all()
+
+
+class SpareBuffers:
+    """Buffers to be used again. Fresh memory would take five times as long to fill.
+
+    Args:
+        size: bytes of each buffer.
+        device: where they lie.
+    """
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size, self._device = size, device
+        self._free: list[Tensor] = []
+
+    def take(self) -> Tensor:
+        """[size] uint8 with any content; a new one if none is free."""
+        if self._free:
+            return self._free.pop()
+        return torch.empty(self._size, dtype=torch.uint8, device=self._device)
+
+    def give_back(self, buffer: Tensor) -> None:
+        """Makes a buffer that ``take`` returned available again. Any thread may call it."""
+        self._free.append(buffer)
+
+    def free_all_but(self, count: int) -> None:
+        """Frees the memory of the available buffers, except for ``count`` of them."""
+        del self._free[count:]

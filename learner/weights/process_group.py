@@ -1,0 +1,125 @@
+"""Process groups with engines. This is the only file of the learner that needs torch's private API for them.
+
+A group has the learner as rank 0 and the ranks of one engine. It stands beside the default group of the learner's own
+ranks, and forms through a TCP store on which the learner listens.
+"""
+
+from __future__ import annotations
+
+import socket
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import BroadcastOptions, PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
+
+from common.process import FatalError
+
+ProcessGroup: TypeAlias = Any  # torch's own class, which has no type for what is used here
+
+
+class GroupStore:
+    """The store through which groups form. Listens on one interface alone, where torch would take all of them.
+
+    Attributes:
+        host, port: where it listens.
+
+    Args:
+        host: address or name of the interface.
+        port: 0 for any free one.
+        timeout_s: deadline of a call on the store.
+
+    Raises:
+        FatalError: it cannot listen there.
+    """
+
+    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+        listener = socket.socket()
+        # Without this option a learner that restarts could not listen until the system has forgotten old connections.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen()
+        except OSError as error:
+            raise FatalError(f"cannot listen on sync.host:port {host}:{port}: {error}") from None
+        self.host, self.port = host, int(listener.getsockname()[1])
+        self._store: TCPStore | None = TCPStore(
+            host,
+            self.port,
+            is_master=True,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=listener.detach(),
+        )
+
+    def form_group(self, backend: str, name: str, world: int, timeout_s: float) -> ProcessGroup:
+        """Forms a group as its rank 0; blocks until all ranks are there, for at most ``timeout_s``.
+
+        Raises:
+            RuntimeError: it did not form in time, or the store was closed.
+        """
+        # Every group has a client of its own: on a shared one, waiting for one engine would hold up the others.
+        store = connect_to_store(self.host, self.port, timeout_s)
+        return form_group(backend, store, name, world, timeout_s)
+
+    def close(self) -> None:
+        """Stops listening. Whoever waits for a group to form gets a RuntimeError at once."""
+        self._store = None
+
+
+def connect_to_store(host: str, port: int, timeout_s: float) -> TCPStore:
+    """A client of the ``GroupStore`` at this address; blocks until connected, for at most ``timeout_s``."""
+    return TCPStore(host, port, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+
+
+def form_group(
+    backend: str, store: TCPStore, name: str, world: int, timeout_s: float, rank: int = 0
+) -> ProcessGroup:  # fmt: skip
+    """Forms a process group beside the default one; blocks until all ranks are there.
+
+    ``torch.distributed.new_group`` takes only ranks of the default group, and under torchrun ``rendezvous`` never
+    listens by itself. Engines build their end with the same private helper.
+
+    Args:
+        backend: "gloo" or "nccl".
+        store: a client that no other thread uses.
+        name: unique among all groups that this learner and the engine know.
+        world: number of ranks.
+        timeout_s: deadline of gloo for forming the group and for each collective. NCCL gets a day instead: when its
+            own deadline passes, its watchdog ends the whole process, so the caller must call ``abort_group`` first.
+        rank: of this process.
+
+    Raises:
+        RuntimeError: any of torch's distributed errors, a timeout among them.
+    """
+    timeout = timedelta(seconds=timeout_s) if backend == "gloo" else timedelta(days=1)
+    group, _ = _new_process_group_helper(
+        world, rank, [], Backend(backend), PrefixStore(name, store), group_name=GroupName(name), timeout=timeout,
+        backend_options=None,
+    )  # fmt: skip
+    _world.pg_group_ranks[group] = {each: each for each in range(world)}  # destroy_process_group looks it up here
+    return group
+
+
+def start_broadcast(group: ProcessGroup, buffer: Tensor, timeout_s: float) -> Any:
+    """Begins to send ``buffer`` from rank 0 to the others, or to receive it. Does not block.
+
+    Returns:
+        torch's ``Work``: ``is_completed()`` does not block, ``wait()`` raises RuntimeError if the broadcast failed.
+    """
+    options = BroadcastOptions()
+    options.rootRank, options.timeout = 0, timedelta(seconds=timeout_s)
+    return group.broadcast([buffer], options)
+
+
+def abort_group(group: ProcessGroup, backend: str) -> None:
+    """Breaks off what the group is doing. Gloo has no call for it and ends by the deadline of its collective."""
+    if backend == "nccl":
+        group.abort()
+
+
+def destroy_group(group: ProcessGroup) -> None:
+    """Frees the group. The other ranks are not asked."""
+    dist.destroy_process_group(group)

@@ -1,0 +1,111 @@
+"""One publishing round: what is sent, by when, and who takes part."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from common import wire
+from learner.weights.bucket_queue import POLL_S, BucketQueue
+from learner.work.actors import ActorState
+
+
+class ActorLost(Exception):
+    """An actor left, or its engine did not take the weights. The message says why."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What all threads of a round share."""
+
+    version: int
+    probe: wire.Probe
+    buckets: Sequence[wire.Bucket]
+    actors: dict[str, ActorState]  # who takes part, by name
+    transfer_timeout_s: float  # from the order to take the weights until an engine has them
+    queue: BucketQueue  # the gathered buckets
+    all_gathered: threading.Event = field(default_factory=threading.Event)
+
+    def uses(self, transport: str) -> bool:
+        """Whether an actor takes its weights by this transport, a value of ``sync.transport``."""
+        return any(actor.transport == transport for actor in self.actors.values())
+
+    def order(
+        self, *, group: str = "", path: str = "", handles: list[list[wire.SharedMemoryHandle]] | None = None
+    ) -> wire.Receive:  # fmt: skip
+        """What an engine is told to take. One of the arguments says where the weights come from."""
+        return wire.Receive(
+            group=group, path=path, version=self.version, buckets=list(self.buckets), probe=self.probe,
+            timeout_s=self.transfer_timeout_s, handles=handles or [],
+        )  # fmt: skip
+
+
+class Receiver:
+    """An actor that takes part in a round, for the thread that serves it.
+
+    Args:
+        name: of the actor.
+        actor: as it was when the round began. One that left and came back is another object, and no receiver.
+        send: sends a message to the actor; does not block.
+        is_present: whether the actor is still there, and the round not cancelled.
+    """
+
+    def __init__(
+        self, name: str, actor: ActorState, send: Callable[[wire.AnyMessage], None], is_present: Callable[[], bool]
+    ) -> None:  # fmt: skip
+        self.name, self.actor, self.send = name, actor, send
+        self._is_present = is_present
+
+    def check_present(self) -> None:
+        """Raises ActorLost if the actor is gone or the round was cancelled. Does not block."""
+        if not self._is_present():
+            raise ActorLost("it is gone")
+
+    def wait_joined(self, group: str, timeout_s: float) -> None:
+        """Blocks until the engine says that it has joined ``group``; raises ActorLost after ``timeout_s``."""
+        self._wait_reply(
+            lambda reply: isinstance(reply, wire.Joined) and reply.group == group,
+            f"its engine did not join the weight group {group} within {timeout_s:.0f} s",
+            timeout_s,
+        )
+
+    def wait_ready(self, version: int, timeout_s: float) -> None:
+        """Blocks until the engine has paused for ``version``; raises ActorLost after ``timeout_s``."""
+        self._wait_reply(
+            lambda reply: isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("ready", version),
+            f"its engine did not pause for version {version} within {timeout_s:.0f} s",
+            timeout_s,
+        )
+
+    def wait_done(self, version: int, timeout_s: float) -> float:
+        """Blocks until the engine has ``version``; returns the seconds for which it did not generate.
+
+        Raises:
+            ActorLost: the actor is gone, or did not answer within ``timeout_s``.
+        """
+        reply = self._wait_reply(
+            lambda reply: isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("done", version),
+            f"its engine did not have the weights of version {version} within {timeout_s:.0f} s",
+            timeout_s,
+        )
+        assert isinstance(reply, wire.Synced)
+        return reply.pause_s
+
+    def _wait_reply(
+        self, is_expected: Callable[[wire.Joined | wire.Synced], bool], problem: str, timeout_s: float
+    ) -> wire.Joined | wire.Synced:
+        """The first reply that is expected. Others are of an earlier round, and are dropped."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                reply = self.actor.replies.get(timeout=POLL_S)
+            except queue.Empty:
+                self.check_present()
+                if time.monotonic() > deadline:
+                    raise ActorLost(problem) from None
+                continue
+            if is_expected(reply):
+                return reply
