@@ -30,8 +30,8 @@ mean. A token's loss is weighted by min(π_learner / π_engine, cap) (truncated 
 learner round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` =
 ``pooled`` selects the logits of the paper.
 
-Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A tensor [B, T − 1] has a value
-for every token but the first, each of which is predicted at the position before it.
+Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A tensor [B, T − 1] has
+one value for every token but the first, each of which is predicted at the position before it.
 """
 
 from __future__ import annotations
