@@ -1,26 +1,22 @@
-"""Fine-tunes a model on prompts with answers, with the learner's own packing, sharding and export.
+"""Fine-tunes a model on prompts with answers, with TRL's SFT trainer.
 
     python -m scripts.data.sft MODEL EXAMPLES.parquet --out DIR [--prompt-style tag] [--ranks 4]
 
 EXAMPLES has the columns messages (chat), language and answer, as scripts.data.warm_start_data and
-scripts.data.cold_start write them. With the style ``tag`` the tags that the tokenizer lacks are added to it, and rows
-to the embeddings where there is no room.
+scripts.data.cold_start write them. With the style ``tag``, tags that the tokenizer lacks are added to it, and rows are
+added to the embeddings where there are too few. The loss of a step is the mean cross-entropy over the answer tokens of
+all its examples. Weights are kept in float32; a GPU computes in bfloat16. Ranks share the examples of a step; on GPUs
+they also shard the weights, with FSDP.
 """
 
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
-import torch.distributed as dist
 import typer
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from actor.prompts import PROMPT_STYLES
 from common.config import LearnerConfig
@@ -28,89 +24,100 @@ from common.gpus import has_cuda
 from common.languages import code_of, tag
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from common.wire import Rollout, Score
-from learner.export import export
 from learner.launch import launch
-from learner.train.distributed import set_up_distributed
-from learner.train.packing import Sample, assign_micro_batches, pack
-from learner.train.policy import Policy, shard
 from learner.work.tables import read_table
 from scripts.ops.command_line import command
 
 
-def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> Sample:
-    """Prompt and answer as the model's chat template joins them, its end of turn included.
+def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> dict[str, list[int]]:
+    """Prompt and answer as the model's chat template joins them, the answer's end of turn included.
+
+    Returns:
+        ``input_ids``, and ``completion_mask``, which is 1 at the tokens of the answer and 0 elsewhere.
 
     Raises:
-        FatalError: the template does not continue a prompt with the answer.
+        FatalError: with this chat template a conversation with the answer does not start with the prompt.
     """
-    talk = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]))
-    prompt = str(tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True))
-    whole = str(tokenizer.apply_chat_template([*talk, {"role": "assistant", "content": row["answer"]}], tokenize=False))
-    if not whole.startswith(prompt):
-        raise FatalError("the chat template does not go on from its own prompt: no example can be made with it")
-    ids, answer = (
-        np.array(tokenizer.encode(text, add_special_tokens=False), np.int32)
-        for text in (prompt, whole[len(prompt) :].rstrip())
+    messages = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]))
+    answered = [*messages, {"role": "assistant", "content": row["answer"]}]
+    prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    conversation = str(tokenizer.apply_chat_template(answered, tokenize=False))
+    if not conversation.startswith(prompt):
+        raise FatalError("the chat template writes another prompt once there is an answer: it cannot be trained with")
+    prompt_ids, answer_ids = (
+        tokenizer.encode(text, add_special_tokens=False) for text in (prompt, conversation[len(prompt) :].rstrip())
     )
-    zeros = np.zeros(len(answer), np.float32)
-    score = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
-    rollout = Rollout(
-        language=row["language"], prompt_ids=ids, response_ids=answer, logprobs=zeros, versions=zeros.astype(np.int32),
-        truncated=False, text="", score=score,
-    )  # fmt: skip
-    return Sample(rollout, advantage=0.0)
+    return {
+        "input_ids": prompt_ids + answer_ids,
+        "completion_mask": [0] * len(prompt_ids) + [1] * len(answer_ids),
+    }
 
 
 def add_tags(tokenizer: PreTrainedTokenizerBase, languages: set[str]) -> None:
-    """Tags that are in the tokenizer keep their ids."""
+    """Adds the tags of the languages to the tokenizer. Tags that it has already keep their ids."""
     tags = [tag(language) for language in sorted(languages)]
     missing = [one for one in tags if len(tokenizer.encode(one, add_special_tokens=False)) != 1]
     tokenizer.add_tokens(missing, special_tokens=True)
 
 
-def fine_tune(
-    model: str, path: str, out: Path, style: str, epochs: int, batch_size: int, lr: float, most_tokens: int, seed: int
-) -> None:
-    """One rank's part."""
-    set_up_distributed(1800)
-    torch.manual_seed(seed)
-    ranks, rank = dist.get_world_size(), dist.get_rank()
-    device = torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
-    rows, tokenizer = read_table(path).to_pylist(), load_tokenizer(model)
+def build_trainer(
+    model_path: str, rows: list[dict[str, Any]], out: Path, *, style: str, epochs: int, batch_size: int,
+    micro_batch: int, lr: float, seed: int,
+) -> Any:  # fmt: skip
+    """TRL's trainer of a model on rows of messages, language and answer. Call it on every rank.
+
+    Args:
+        out: where ``trainer.save_model()`` writes; nothing is written before.
+        batch_size: examples of a step, of all ranks together.
+        micro_batch: the most examples that a rank computes at a time.
+
+    Raises:
+        FatalError: the model cannot be loaded, or the examples of a step cannot be shared equally between the ranks.
+    """
+    from datasets import Dataset  # these are slow to import, and the help does not need them
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size % ranks:
+        raise FatalError(f"--batch {batch_size} is not a multiple of --ranks {ranks}")
+    share = batch_size // ranks
+    at_a_time = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
+    tokenizer = load_tokenizer(model_path)
     if style == "tag":
         add_tags(tokenizer, {code_of(row["language"]) for row in rows})
-    policy = Policy(model, temperature=1.0, head_chunk=1024, checkpointing=has_cuda())
-    if len(tokenizer) > policy.vocabulary:
-        policy.lm.resize_token_embeddings(len(tokenizer))
-    dtype = torch.bfloat16 if has_cuda() else torch.float32
-    shard(policy.to(device), init_device_mesh(device.type, (ranks,)), dtype)
-    data = [example(row, tokenizer, style) for row in rows]
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
-    steps = epochs * -(-len(data) // batch_size)
-    schedule = get_cosine_schedule_with_warmup(optimizer, max(1, steps // 20), steps)
-    rng, order = random.Random(seed), list[int]()
-    for step in range(steps):
-        order = order or rng.sample(range(len(data)), len(data))
-        batch, order = [data[n] for n in order[:batch_size]], order[batch_size:]
-        costs = [policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in batch]
-        tokens = sum(len(sample.rollout.response_ids) for sample in batch)
-        total = torch.zeros((), device=device)
-        for members in assign_micro_batches([len(sample) for sample in batch], costs, most_tokens, ranks)[rank]:
-            packed = pack([batch[n] for n in members]).to(device)
-            loss = -policy(packed)[0].sum() / tokens
-            (loss * ranks).backward()  # FSDP averages gradients over ranks
-            total += loss.detach()
-        dist.all_reduce(total)
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if rank == 0 and (step % max(1, steps // 20) == 0 or step == steps - 1):
-            size = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-            print(f"step {step + 1}/{steps}  loss {float(total):.3f}  gradient {size:.2f}", flush=True)
-    export(policy, tokenizer, out)
-    dist.destroy_process_group()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
+    except (OSError, ValueError) as error:
+        raise FatalError(f"cannot load the model {model_path!r}: {error}") from None
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(len(tokenizer))
+    steps = epochs * -(-len(rows) // batch_size)
+    settings = SFTConfig(
+        output_dir=str(out),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=at_a_time,
+        gradient_accumulation_steps=share // at_a_time,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, steps // 20),
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=None,
+        packing=False,
+        completion_only_loss=True,
+        seed=seed,
+        use_cpu=not has_cuda(),
+        bf16=has_cuda(),
+        gradient_checkpointing=has_cuda(),
+        fsdp=ranks > 1 and has_cuda(),
+        logging_steps=max(1, steps // 20),
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="no",
+    )
+    data = Dataset.from_list([example(row, tokenizer, style) for row in rows])
+    return SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer)
 
 
 @command(KeyError)
@@ -124,16 +131,23 @@ def main(
     ] = "tag",
     epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 3,
     batch: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Most examples that a rank computes at a time.")] = 8,
     lr: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-5,
-    tokens: Annotated[int, typer.Option(help="Most tokens of a micro-batch.")] = 16384,
     ranks: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
 ) -> None:
-    if "RANK" not in os.environ:
+    if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
-        words += ["--batch", str(batch), "--lr", str(lr), "--tokens", str(tokens), "--seed", str(seed)]
+        words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
-    fine_tune(model, examples, out, prompt_style, epochs, batch, lr, tokens, seed)
+    rows = read_table(examples).to_pylist()
+    trainer = build_trainer(
+        model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr, seed=seed
+    )
+    trainer.train()
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        (out / "training_args.bin").unlink()  # a pickle of no use to whoever loads the model
 
 
 if __name__ == "__main__":

@@ -1,12 +1,9 @@
-"""Cold start: which traces are kept, which language is asked for next, and what SFT teaches."""
+"""Cold start: which traces are kept, and which language is asked for next."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -16,11 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from common.config import ModelConfig
-from common.tokenizer import load_tokenizer
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
 from tests.support.scoring import SENTENCES
@@ -102,24 +96,3 @@ def test_tries_make_up_for_rare_acceptance() -> None:
     while asked := hopeless.next(draw, ["en"], 8):
         hopeless.tried.update(asked)
     assert 100 <= hopeless.tried["en"] < 108
-
-
-def test_sft_teaches_the_header(tiny_policy: Path, tmp_path: Path) -> None:
-    completion = ModelConfig().header.format(code="zh") + "<think>好的。</think>东京"
-    chat = [{"role": "user", "content": "Capital?"}]
-    row = {"messages": chat, "answer": completion, "language": "zh"}
-    pq.write_table(pa.Table.from_pylist([row] * 32), tmp_path / "t.parquet")
-    sft = [str(tiny_policy), str(tmp_path / "t.parquet"), "--out", str(tmp_path / "sft"), "--prompt-style", "select"]
-    command = [sys.executable, "-m", "scripts.data.sft", *sft, "--epochs", "8", "--batch", "8", "--lr", "3e-3"]
-    subprocess.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    tokenizer = load_tokenizer(str(tiny_policy))
-    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
-    prompt = tokenizer.encode(text, add_special_tokens=False)
-    answer = tokenizer.encode(completion, add_special_tokens=False)
-    losses = []
-    for path in (tiny_policy, tmp_path / "sft"):
-        model = AutoModelForCausalLM.from_pretrained(path)
-        labels = torch.tensor([[-100] * len(prompt) + answer])
-        with torch.no_grad():
-            losses.append(float(model(torch.tensor([prompt + answer]), labels=labels).loss))
-    assert losses[1] < losses[0] / 2, losses

@@ -111,10 +111,7 @@ def test_from_raw_rows_to_a_comparison(
     examples, model = tmp_path / "examples.parquet", tmp_path / "model"
     languages = ["--languages", ",".join(LANGUAGES), "--prompts", "32"]
     warm_start_data.main([str(tmp_path / "parallel.parquet"), "--parallel", *languages, "--out", str(examples)])
-    with monkeypatch.context() as told:  # as torchrun tells the only rank
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
-            told.setenv(name, value)
-        sft.main([str(tiny_policy), str(examples), "--out", str(model), "--epochs", "1", "--lr", "1e-3"])
+    sft.main([str(tiny_policy), str(examples), "--out", str(model), "--epochs", "1", "--lr", "1e-3"])
 
     flags = SETTINGS | {"model.path": model, "data.train": tmp_path / "train.parquet"}
     flags |= {"learner.address": f"ipc://{tmp_path}/q", "reward.addresses": f'["ipc://{tmp_path}/r"]'}

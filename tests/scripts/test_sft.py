@@ -1,0 +1,125 @@
+"""Supervised fine-tuning: the loss of a step, tags that are added and learned, and several ranks."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from actor.prompts import PROMPT_STYLES
+from common.config import ModelConfig
+from common.gpus import has_cuda
+from common.languages import CODES, tag
+from common.process import FatalError
+from common.tokenizer import load_tokenizer
+from scripts.data import sft
+
+TOLERANCE = 0.02 if has_cuda() else 1e-4  # a GPU computes in bfloat16
+ANSWERS = ("Tokyo", "東京です。")
+
+
+def rows(languages: list[str]) -> list[dict[str, Any]]:
+    """Examples of different lengths, whose answers depend on the language alone."""
+    chats = [[{"role": "user", "content": "Capital of Japan?" + "?" * (n % 5)}] for n in range(len(languages))]
+    return [
+        {"messages": chat, "answer": ANSWERS[n % 2], "language": language}
+        for n, (chat, language) in enumerate(zip(chats, languages, strict=True))
+    ]
+
+
+def answer_losses(model: Any, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], answer: str) -> Tensor:
+    """The cross-entropy of each token of an answer and of its end, [tokens] float64, with one forward pass."""
+    messages = PROMPT_STYLES["tag"].style_messages(row["messages"], row["language"])
+    prompt = tokenizer.encode(
+        str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)),
+        add_special_tokens=False,
+    )
+    answer_ids = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + answer_ids])).logits[0, len(prompt) - 1 : -1]
+    return cross_entropy(logits, torch.tensor(answer_ids), reduction="none")
+
+
+def test_the_loss_of_a_step_is_the_mean_over_the_answer_tokens_of_all_its_examples(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    examples = rows(["en", "de", "zh", "en", "ja", "en"])
+    trainer = sft.build_trainer(
+        str(tiny_policy), examples, tmp_path, style="tag", epochs=1, batch_size=6, micro_batch=2, lr=1e-3, seed=0
+    )
+    assert trainer.args.gradient_accumulation_steps == 3, "the mean must not be one of means"
+    trainer.train()
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float64)
+    tokenizer = trainer.processing_class
+    expected = torch.cat([answer_losses(model, tokenizer, row, row["answer"]) for row in examples]).mean()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(expected), abs=TOLERANCE)
+
+
+def test_missing_tags_get_tokens_and_rows_of_the_embeddings_and_are_learned(tiny_policy: Path, tmp_path: Path) -> None:
+    old, base = load_tokenizer(str(tiny_policy)), tmp_path / "base"
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    model.resize_token_embeddings(len(old))  # no row is left for another tag
+    model.save_pretrained(base)
+    old.save_pretrained(base)
+    missing = [code for code in sorted(CODES) if len(old.encode(tag(code), add_special_tokens=False)) > 1]
+    examples = rows(["en", *missing])
+    pq.write_table(pa.Table.from_pylist(examples), tmp_path / "examples.parquet")
+    out = tmp_path / "model"
+    training = ["--epochs", "12", "--batch", "16", "--micro-batch", "16", "--lr", "3e-3"]
+    sft.main([str(base), str(tmp_path / "examples.parquet"), "--out", str(out), *training])
+    tokenizer = load_tokenizer(str(out))
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float64)
+    assert tokenizer.encode(tag("en")) == old.encode(tag("en"))
+    assert {len(tokenizer.encode(tag(code), add_special_tokens=False)) for code in missing} == {1}
+    assert model.get_input_embeddings().weight.shape[0] == len(tokenizer) == len(old) + len(missing)
+    for row in examples:
+        likely, other = (float(answer_losses(model, tokenizer, row, answer).mean()) for answer in ANSWERS)
+        assert (likely < other) == (row["answer"] == ANSWERS[0]), row["language"]
+    assert not list(out.glob("*.bin")), "a directory to publish holds no pickle"
+
+
+@pytest.mark.skipif(has_cuda(), reason="two ranks would need two GPUs")
+def test_two_ranks_train_as_one_does(tiny_policy: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(rows(["en", "de", "zh", "fr"] * 2)), tmp_path / "examples.parquet")
+    trained = []
+    for ranks in (1, 2):
+        out = tmp_path / f"{ranks}"
+        words = [str(tiny_policy), str(tmp_path / "examples.parquet"), "--out", str(out), "--ranks", str(ranks)]
+        command = [sys.executable, "-m", "scripts.data.sft", *words, "--batch", "8", "--lr", "1e-3"]
+        subprocess.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        trained.append(load_file(out / "model.safetensors"))
+    for name, weight in trained[0].items():
+        torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=1e-5)
+
+
+def test_the_header_of_a_selected_language_is_learned(tiny_policy: Path, tmp_path: Path) -> None:
+    answer = ModelConfig().header.format(code="zh") + "<think>好的。</think>东京"
+    row = {"messages": [{"role": "user", "content": "Capital?"}], "answer": answer, "language": "zh"}
+    trainer = sft.build_trainer(
+        str(tiny_policy), [row] * 32, tmp_path, style="select", epochs=8, batch_size=8, micro_batch=8, lr=3e-3, seed=0
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] / 2, losses
+
+
+def test_what_cannot_be_trained_is_said_in_one_line(tiny_policy: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(rows(["en"])), tmp_path / "examples.parquet")
+    words = [str(tmp_path / "examples.parquet"), "--out", str(tmp_path / "model")]
+    with pytest.raises(SystemExit, match="error: cannot load the tokenizer"):
+        sft.main([str(tmp_path), *words])
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = "{{ messages | length }}"
+    with pytest.raises(FatalError, match="writes another prompt"):
+        sft.example(rows(["en"])[0], tokenizer, "tag")
