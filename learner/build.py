@@ -11,21 +11,21 @@ from common.config import Config
 from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner import recording
-from learner.batches import Batches
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
 from learner.evaluate.evaluator import Evaluator
-from learner.interrupts import Interrupts
-from learner.publishing import Publishing
+from learner.loop.batches import Batches
+from learner.loop.interrupts import Interrupts
+from learner.loop.publishing import Publishing
+from learner.loop.reporting import Reporting
+from learner.loop.saving import Saving
+from learner.loop.training_work import TrainingWork
 from learner.ranks import Ranks
 from learner.recording import Recorder
 from learner.report.report import Report
-from learner.reporting import Reporting
 from learner.run import Run
-from learner.saving import Saving
 from learner.state import RunState, Snapshot
 from learner.train.policy import published_shapes
 from learner.train.trainer import Trainer
-from learner.training_work import TrainingWork
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits

@@ -20,7 +20,7 @@ from common.wire import Probe
 from learner.build import build_run
 from learner.checkpoint import Checkpoints
 from learner.export import export
-from learner.interrupts import Interrupted, Interrupts
+from learner.loop.interrupts import Interrupted, Interrupts
 from learner.ranks import Command, Ranks
 from learner.run import Run
 from learner.train.distributed import set_up_distributed

@@ -2,16 +2,16 @@
 
     publish the policy to the engines; evaluate it
     for each step:
-        take the next P groups         learner.batches     who waits, and how long
-        set the stage's rewards        learner.train.stages
+        take the next P groups         learner.loop.batches
+        set the rewards of the stage   learner.train.stages
         train on them, on all ranks    learner.train.trainer, through learner.ranks
-        settle what came of them       ledger, totals, router
-        report the step                learner.reporting
-        publish, or evaluate too       learner.publishing, learner.evaluate
-        save now and then              learner.saving
-    save; evaluate; export; sum up
+        settle what became of them     ledger, totals, router
+        report the step                learner.loop.reporting
+        publish, or evaluate as well   learner.loop.publishing, learner.evaluate
+        save now and then              learner.loop.saving
+    save; evaluate; export the model; write the summary
 
-The parts are made in ``learner.build``; all that outlives this process is in ``learner.state``.
+The parts are made in ``learner.build``. Everything that outlives this process is in ``learner.state``.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from collections.abc import Sequence
 
 from common.config import LearnerConfig
 from common.stopwatch import Stopwatch
-from learner.batches import Batches
 from learner.evaluate.evaluator import Evaluator
 from learner.groups import Group, StepResult
-from learner.interrupts import Interrupted
-from learner.publishing import Publishing
+from learner.loop.batches import Batches
+from learner.loop.interrupts import Interrupted
+from learner.loop.publishing import Publishing
+from learner.loop.reporting import Reporting
+from learner.loop.saving import Saving
+from learner.loop.training_work import TrainingWork
 from learner.ranks import Ranks
 from learner.recording import Recorder
 from learner.report.metrics import token_lags
-from learner.reporting import Reporting
-from learner.saving import Saving
 from learner.state import RunState
 from learner.train import stages
 from learner.train.samples import group_outcome
-from learner.training_work import TrainingWork
 
 log = logging.getLogger("learner")
 

@@ -11,15 +11,15 @@ from typing import Any, Protocol
 from common import wire
 from common.config import LearnerConfig
 from common.stopwatch import Stopwatch
-from learner.batches import Batches
 from learner.evaluate.choices import compare_settings, languages_by_setting
 from learner.evaluate.languages import Evaluation, read_reward_matrix
 from learner.groups import Group
-from learner.interrupts import Interrupts
-from learner.publishing import Publishing
+from learner.loop.batches import Batches
+from learner.loop.interrupts import Interrupts
+from learner.loop.publishing import Publishing
+from learner.loop.training_work import TrainingWork
 from learner.ranks import Ranks
 from learner.state import RunState
-from learner.training_work import TrainingWork
 from learner.work.admission import Limits
 from learner.work.questions import pick_evenly
 from learner.work.scheduler import WorkQueue

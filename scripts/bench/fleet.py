@@ -20,7 +20,7 @@ from common.tokenizer import load_tokenizer
 from learner.build import build_run
 from learner.checkpoint import Checkpoints
 from learner.groups import StepResult
-from learner.interrupts import Interrupts
+from learner.loop.interrupts import Interrupts
 from learner.ranks import Command, Ranks
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights

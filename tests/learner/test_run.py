@@ -13,7 +13,7 @@ import pytest
 from common.config import Config, load
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
-from learner.interrupts import Interrupted
+from learner.loop.interrupts import Interrupted
 from learner.run import Run
 from learner.state import LEDGER_FILE, RunState
 from router import Router

@@ -13,7 +13,7 @@ from common import wire
 from common.config import Config
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
-from learner.publishing import Publishing
+from learner.loop.publishing import Publishing
 from learner.report.metrics import StepContext
 from learner.report.report import Report
 from learner.report.summary import Measured, routed_pairs, summarise

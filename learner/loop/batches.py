@@ -7,8 +7,8 @@ import time
 from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.groups import Group
-from learner.interrupts import Interrupts
-from learner.publishing import Publishing
+from learner.loop.interrupts import Interrupts
+from learner.loop.publishing import Publishing
 from learner.work.server import WorkServer
 
 _TURN_S = 0.5  # how long one wait lasts before newcomers, the deadline and interrupts are looked at

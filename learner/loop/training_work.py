@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common import wire
-from learner.publishing import Publishing
+from learner.loop.publishing import Publishing
 from learner.state import RunState
 from learner.work.admission import Limits
 from learner.work.questions import ShuffledQuestions

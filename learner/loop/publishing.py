@@ -7,7 +7,7 @@ import time
 from common.config import Config
 from common.process import FatalError
 from common.stopwatch import Stopwatch
-from learner.interrupts import Interrupts
+from learner.loop.interrupts import Interrupts
 from learner.ranks import Ranks
 from learner.weights.publisher import Published, Publisher
 from learner.work.server import WorkServer
