@@ -78,14 +78,12 @@ class Generator:
     async def run(self) -> None:
         due = time.monotonic()
         while True:
-            self.memory.admit()
-            if not self.going.is_set() or not self.memory.running:
+            if not self.going.is_set() or not (self.memory.running or self.memory.waiting):
                 self._wake.clear()
-                await self.going.wait()
-                if not self.memory.running and not self.memory.waiting:
-                    await self._wake.wait()
+                await (self._wake if self.going.is_set() else self.going).wait()
                 due = time.monotonic()
                 continue
+            self.memory.admit()
             due = max(due + self._token_s + self._answer_s * len(self.memory.running), time.monotonic())
             await asyncio.sleep(due - time.monotonic())
             if self.going.is_set():
@@ -138,12 +136,18 @@ class Engine:
         answers = await self._answers(rows, body)
         return web.json_response(answers[0] if alone else answers)
 
+    def _longest(self) -> int:
+        """Tokens of a prompt and its answer: as many as fit into the context and the memory, but one."""
+        return min(self.model.context, self.memory.tokens) - 1
+
     def _complaint(self, prompt: list[int], sampling: dict[str, Any]) -> str:
-        context, most = self.model.context, sampling.get("max_new_tokens", 128)
+        context, most, longest = self.model.context, sampling.get("max_new_tokens", 128), self._longest() - 5
         if len(prompt) >= context:
             return f"The input ({len(prompt)} tokens) is longer than the model's context length ({context} tokens)."
         if len(prompt) + most > context:
             return f"Requested token count exceeds the model's maximum context length of {context} tokens."
+        if len(prompt) >= longest:
+            return f"Input length ({len(prompt)} tokens) exceeds the maximum allowed length ({longest} tokens)."
         return ""
 
     async def chat(self, request: web.Request) -> web.Response:
@@ -160,7 +164,8 @@ class Engine:
 
     async def _answers(self, prompts: list[list[int]], body: dict[str, Any]) -> list[dict[str, Any]]:
         sampling = body["sampling_params"]
-        answers = [Answer(prompt, sampling.get("max_new_tokens", 128)) for prompt in prompts]
+        limits = [min(sampling.get("max_new_tokens", 128), self._longest() - len(prompt) - 1) for prompt in prompts]
+        answers = [Answer(*parts) for parts in zip(prompts, limits, strict=True)]
         name = body.get("rid") or str(id(answers))
         self.by_request[name] = answers
         try:
