@@ -11,9 +11,10 @@ import resource
 import secrets
 import sys
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ _LONGEST = (
     "tests/system/test_chaos.py",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; two threads on a busy machine are slower
-_costs: Counter[str] = Counter()  # CPU seconds by test, processes that it waited for included
+_costs: defaultdict[str, float] = defaultdict(float)  # CPU seconds by test, processes that it waited for included
 
 # A busy machine is no counterexample. Under CI examples are the same each time, as in the library's own profile for it.
 settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
@@ -75,7 +76,7 @@ _counted = _cpu_seconds()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     """Each part of a test is told with its CPU seconds, and a failed one with the seed."""
     global _counted
     report = yield
@@ -83,7 +84,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report.cpu_s, _counted = now - _counted, now
     if report.failed:
         report.sections.append(("what the test drew", f"comes again with --seed {os.environ[_SEED]}"))
-    return report  # type: ignore[return-value]
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -94,12 +95,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(f"seed {os.environ[_SEED]}")
     shown = config.getoption("--costs")
     if shown:
-        files: Counter[str] = Counter()
+        files: defaultdict[str, float] = defaultdict(float)
         for name, seconds in _costs.items():
             files[name.partition("::")[0]] += seconds
-        terminalreporter.write_line(f"CPU seconds, {_costs.total():.0f} in all")
-        for name, seconds in [*_costs.most_common(shown), *files.most_common(shown)]:
-            terminalreporter.write_line(f"{seconds:8.1f} {name}")
+        terminalreporter.write_line(f"CPU seconds, {sum(_costs.values()):.0f} in all")
+        for table in (_costs, files):
+            for name, seconds in sorted(table.items(), key=lambda one: -one[1])[:shown]:
+                terminalreporter.write_line(f"{seconds:8.1f} {name}")
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ class Engine:
 
     def _longest(self) -> int:
         """Tokens of a prompt and its answer: as many as fit into the context and the memory, but one."""
-        return min(self.model.context, self.memory.tokens) - 1
+        return int(min(self.model.context, self.memory.tokens)) - 1
 
     def _complaint(self, prompt: list[int], sampling: dict[str, Any]) -> str:
         context, most, longest = self.model.context, sampling.get("max_new_tokens", 128), self._longest() - 5
