@@ -39,7 +39,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 
 from sglang.memory import Answer, Memory
-from sglang.model import Model
+from sglang.model import Model, WrongShape
 
 _TURN_S = 0.01
 
@@ -315,9 +315,14 @@ class Engine:
             self.model.replace(name, tensor)
 
     async def _update(self, take: Callable[[dict[str, Any]], None], body: dict[str, Any]) -> web.Response:
+        """A tensor of another shape ends the server, as it ends SGLang's."""
         if not self.open:
             return _done("begin first")
-        return await self._blocking(take, body)
+        try:
+            return await self._blocking(take, body)
+        except WrongShape:
+            traceback.print_exc()
+            os._exit(1)
 
     async def read(self, request: web.Request) -> web.Response:
         await self._quiet()
@@ -327,7 +332,7 @@ class Engine:
         path = Path(body["model_path"])
         files = list(path.glob("*.safetensors"))
         if not files:
-            raise ValueError(f"no weights in {path}")
+            raise FileNotFoundError(f"no weights in {path}")
         for file in files:
             for name, value in load_file(file).items():
                 self.model.replace(name, value)
@@ -336,7 +341,7 @@ class Engine:
     async def _blocking(self, call: Callable[[dict[str, Any]], None], body: dict[str, Any]) -> web.Response:
         try:
             await asyncio.to_thread(call, body)
-        except (RuntimeError, KeyError, ValueError, AttributeError, OSError) as error:
+        except (RuntimeError, KeyError, AttributeError, OSError) as error:
             return _done(str(error) or repr(error))
         self.model.version = body.get("weight_version") or self.model.version
         return _done("")

@@ -11,6 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 
+class WrongShape(ValueError):
+    """A tensor is not of the shape that the model has."""
+
+
 class Model:
     """Weights by their names in the checkpoint, in the checkpoint's dtype; computed in float32."""
 
@@ -30,11 +34,15 @@ class Model:
         return {token for one in found if one is not None for token in (one if isinstance(one, list) else [one])}
 
     def replace(self, name: str, value: Tensor) -> None:
-        """Raises ValueError for a shape that is not the tensor's; an unknown name is ignored, and that is a success."""
+        """Takes a tensor. As in SGLang an unknown name is ignored, and that is a success.
+
+        Raises:
+            WrongShape: the model's tensor has another shape.
+        """
         if name not in self.weights:
             return
         if value.shape != self.weights[name].shape:
-            raise ValueError(f"{name}: shape {list(value.shape)}, expected {list(self.weights[name].shape)}")
+            raise WrongShape(f"{name}: shape {list(value.shape)}, expected {list(self.weights[name].shape)}")
         self.weights[name] = value.to(self.weights[name].dtype, copy=True)
 
     def logits(self, ids: list[list[int]]) -> Tensor:
