@@ -12,8 +12,8 @@ from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner import recording
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
-from learner.evaluate.evaluator import Evaluator
 from learner.loop.batches import Batches
+from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupts
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting

@@ -7,7 +7,7 @@
         train on them, on all ranks    learner.train.trainer, through learner.ranks
         settle what became of them     ledger, totals, router
         report the step                learner.loop.reporting
-        publish, or evaluate as well   learner.loop.publishing, learner.evaluate
+        publish, or evaluate as well   learner.loop.publishing, learner.loop.evaluator
         save now and then              learner.loop.saving
     save; evaluate; export the model; write the summary
 
@@ -21,9 +21,9 @@ from collections.abc import Sequence
 
 from common.config import LearnerConfig
 from common.stopwatch import Stopwatch
-from learner.evaluate.evaluator import Evaluator
 from learner.groups import Group, StepResult
 from learner.loop.batches import Batches
+from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupted
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting

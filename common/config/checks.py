@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from common.config.config import Config
-
-
-def check(config: Config) -> None:
-    """Raises ValueError, which names the settings, where two sections contradict each other."""
-    _policy_chooses_only_with_select_prompts(config)
-    _several_nodes_need_a_rendezvous(config)
+from common.config.learner import LearnerConfig
+from common.config.router import RouterConfig
+from common.config.run import ModelConfig, RunConfig
 
 
-def _policy_chooses_only_with_select_prompts(config: Config) -> None:
-    chooses = f"router.mode = {config.router.mode!r}" if config.router.mode in ("policy", "hybrid") else ""
-    chooses = chooses or ("learner.evaluate_samples" if config.learner.evaluate_samples else "")
-    if chooses and config.model.prompt_style != "select":
+def check_policy_may_choose(model: ModelConfig, router: RouterConfig, learner: LearnerConfig) -> None:
+    """The policy can choose its language only where the prompt leaves it open.
+
+    Raises:
+        ValueError: it chooses, and the prompt names a language.
+    """
+    chooses = f"router.mode = {router.mode!r}" if router.mode in ("policy", "hybrid") else ""
+    chooses = chooses or ("learner.evaluate_samples" if learner.evaluate_samples else "")
+    if chooses and model.prompt_style != "select":
         raise ValueError(
             f"{chooses} needs model.prompt_style = 'select', which leaves the language open; "
-            f"{config.model.prompt_style!r} tells it"
+            f"{model.prompt_style!r} tells it"
         )
 
 
-def _several_nodes_need_a_rendezvous(config: Config) -> None:
-    if config.learner.nodes > 1 and config.run.rendezvous is None:
-        raise ValueError(f"learner.nodes = {config.learner.nodes} needs run.rendezvous: any of them may lead")
+def check_nodes_can_meet(run: RunConfig, learner: LearnerConfig) -> None:
+    """Several learner nodes need a rendezvous, because any of them may lead.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if learner.nodes > 1 and run.rendezvous is None:
+        raise ValueError(f"learner.nodes = {learner.nodes} needs run.rendezvous: any of them may lead")

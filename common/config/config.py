@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import model_validator
 
 from common.config.actor import ActorConfig
-from common.config.checks import check
+from common.config.checks import check_nodes_can_meet, check_policy_may_choose
 from common.config.learner import LearnerConfig
 from common.config.reward import RewardConfig
 from common.config.router import RouterConfig
@@ -31,5 +31,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check(self)
+        check_policy_may_choose(self.model, self.router, self.learner)
+        check_nodes_can_meet(self.run, self.learner)
         return self

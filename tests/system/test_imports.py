@@ -1,10 +1,11 @@
-"""Who may import whom, and that what the light processes need loads without torch."""
+"""Who may import whom, that no imports go in a circle, and that what the light processes need loads without torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,43 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     for path in files:
         others = imported(path) & (PACKAGES | {"scripts", "tests"}) - {package}
         assert others <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {others - ALLOWED[package]}"
+
+
+def imports_between_modules() -> dict[str, set[str]]:
+    """Module -> the modules of this repository that it imports, anywhere in it; tests are left out."""
+    files = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in [*PACKAGES, "scripts"]
+        for path in (ROOT / package).rglob("*.py")
+        if "stand_ins" not in path.parts
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                within = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= within & files.keys() or {node.module}
+        graph[module] = named & files.keys() - {module}
+    return graph
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    list(TopologicalSorter(imports_between_modules()).static_order())  # raises CycleError, which names the circle
+
+
+def test_folders_of_a_package_form_a_tree() -> None:
+    graph = imports_between_modules()
+    of_folder: dict[str, set[str]] = {}
+    for module, imported in graph.items():
+        if module.count(".") == 2:  # learner.train.grpo
+            folder = module.rpartition(".")[0]
+            others = {name.rpartition(".")[0] for name in imported if name.count(".") == 2}
+            of_folder.setdefault(folder, set()).update(others - {folder})
+    product = {folder: {o for o in others if not o.startswith("scripts")} for folder, others in of_folder.items()}
+    list(TopologicalSorter({k: v for k, v in product.items() if not k.startswith("scripts")}).static_order())
 
 
 @pytest.mark.parametrize("module", ["common.config", "common.wire", "router"])
