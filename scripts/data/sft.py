@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ def build_trainer(
     if style == "tag":
         add_tags(tokenizer, {code_of(row["language"]) for row in rows})
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
+        model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
     except (OSError, ValueError) as error:
         raise FatalError(f"cannot load the model {model_path!r}: {error}") from None
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -110,7 +110,7 @@ def build_trainer(
         use_cpu=not has_cuda(),
         bf16=has_cuda(),
         gradient_checkpointing=has_cuda(),
-        fsdp=ranks > 1 and has_cuda(),
+        fsdp=cast(Any, ranks > 1 and has_cuda()),  # a truth value, whatever its annotation says
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to=[],
