@@ -28,7 +28,7 @@ from common.languages import english_name
 from common.process import FatalError
 from reward.gate import LanguageGate
 
-Talk = list[dict[str, str]]  # chat messages
+Conversation = list[dict[str, str]]  # chat messages
 Value = TypeVar("Value")
 
 _ANSWERS = 3  # answers of a question that cannot be used before it is given up
@@ -91,17 +91,19 @@ class Endpoint(Generic[Value]):
                 entry = json.loads(line)
                 self._known[entry["key"]] = entry["answer"]
 
-    def ask(self, talks: Sequence[Talk], read: Callable[[int, str], Value]) -> list[Value | Failure]:
-        """What ``read(number, answer)`` makes of the answer to each talk; it raises ValueError on an unusable one.
+    def ask(self, conversations: Sequence[Conversation], read: Callable[[int, str], Value]) -> list[Value | Failure]:
+        """What ``read(number, answer)`` returns for each answer; it is to raise ValueError for an answer of no use.
 
-        Blocks until every talk is answered, refused, or given up after three unusable answers.
+        Blocks until every conversation is answered, refused, or given up after three unusable answers.
 
         Raises:
             FatalError: the endpoint cannot be reached, or refuses everything; what was answered until then is kept.
         """
-        return asyncio.run(self._ask(talks, read))
+        return asyncio.run(self._ask(conversations, read))
 
-    async def _ask(self, talks: Sequence[Talk], read: Callable[[int, str], Value]) -> list[Value | Failure]:
+    async def _ask(
+        self, conversations: Sequence[Conversation], read: Callable[[int, str], Value]
+    ) -> list[Value | Failure]:
         free = asyncio.Semaphore(self._calls)
         client = openai.AsyncOpenAI(
             base_url=self._url,
@@ -110,22 +112,24 @@ class Endpoint(Generic[Value]):
             max_retries=_RETRIES,
         )
 
-        async def ask_one(number: int, talk: Talk) -> Value | Failure:
+        async def ask_one(number: int, conversation: Conversation) -> Value | Failure:
             async with free:
-                return await self._usable_answer(client, talk, lambda answer: read(number, answer))
+                return await self._usable_answer(client, conversation, lambda answer: read(number, answer))
 
         async with client:
-            return await asyncio.gather(*(ask_one(number, talk) for number, talk in enumerate(talks)))
+            return await asyncio.gather(
+                *(ask_one(number, conversation) for number, conversation in enumerate(conversations))
+            )
 
     async def _usable_answer(
-        self, client: openai.AsyncOpenAI, talk: Talk, read: Callable[[str], Value]
+        self, client: openai.AsyncOpenAI, conversation: Conversation, read: Callable[[str], Value]
     ) -> Value | Failure:
-        request = {"model": self.model, "messages": talk, **self._sampling}
+        request = {"model": self.model, "messages": conversation, **self._sampling}
         key = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         if key in self._known:
             with suppress(ValueError):  # an answer that was usable once may not be today
                 return read(self._known[key])
-        reason, asked = "", talk
+        reason, asked = "", conversation
         for _ in range(_ANSWERS):
             try:
                 answer = await self._call(client, asked)
@@ -136,7 +140,7 @@ class Endpoint(Generic[Value]):
             except ValueError as error:
                 reason = f"{error}; the answer was {answer[:200]!r}"
                 again = f"That cannot be used: {error}. Answer again, in the form asked for and with nothing else."
-                asked = [*talk, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
+                asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
                 continue
             self._keep(key, answer)
             return value
@@ -148,13 +152,13 @@ class Endpoint(Generic[Value]):
             with self._cache.open("a", encoding="utf-8") as file:
                 file.write("\n" + json.dumps({"key": key, "answer": answer}, ensure_ascii=False))
 
-    async def _call(self, client: openai.AsyncOpenAI, talk: Talk) -> str:
+    async def _call(self, client: openai.AsyncOpenAI, conversation: Conversation) -> str:
         """
         Raises:
             _Refusal: the endpoint refuses this question.
             FatalError: the endpoint gives no answer.
         """
-        messages = cast(list[ChatCompletionMessageParam], talk)
+        messages = cast(list[ChatCompletionMessageParam], conversation)
         try:
             said = await client.chat.completions.create(model=self.model, messages=messages, extra_body=self._sampling)
             return (said.choices[0].message.content or "").strip()
@@ -197,5 +201,5 @@ def translate(name: str, cache: Path, texts: Sequence[tuple[str, str]]) -> list[
     """Each text in the language beside it, translated by the endpoint ``MODEL@URL``; blocks until all are."""
     form = "Translate this text into {}. Reply with the translation and nothing else.\n\n{}"
     asked = [form.format(english_name(language).capitalize(), text) for text, language in texts]
-    talks = [[{"role": "user", "content": one}] for one in asked]
-    return Endpoint[str](name, cache).ask(talks, in_languages([language for _, language in texts]))
+    conversations = [[{"role": "user", "content": one}] for one in asked]
+    return Endpoint[str](name, cache).ask(conversations, in_languages([language for _, language in texts]))

@@ -1,13 +1,14 @@
-"""Gives questions the topic and the regions that the router knows them by.
+"""Labels questions with the topic and the regions that the router distinguishes them by.
 
     python -m scripts.data.label data/train.parquet --out data/labelled.parquet --endpoint MODEL@URL [--classifier auto]
     python -m scripts.data.label data/train.parquet --out data/labelled.parquet --classifier labelled.parquet
 
-An endpoint is asked question by question, many at a time; its answers are kept beside ``--out``, so that the same
-command goes on where it ended. An answer that is not one of the six topics and any of the known regions is asked for
-again; what stays invalid is in ``*.problems.jsonl``. The classifier, a logistic regression on sentence embeddings,
-labels what is left: trained on the rows of a labelled file, or on those the endpoint has just labelled (``auto``). Its
-accuracy by cross-validation is printed. Rows nobody labelled keep the labels they had.
+An endpoint is asked one question at a time, with many requests in parallel. Its answers are kept beside ``--out``, so
+that the same command resumes where it was interrupted. An answer that does not name one of the six topics and a list
+of known regions is asked for again; rows whose answers stay invalid are listed in ``*.problems.jsonl``. The classifier,
+a logistic regression on sentence embeddings, labels the remaining rows. It is trained on the rows of a labelled file,
+or on the rows that the endpoint has just labelled (``auto``); its accuracy by cross-validation is printed. Rows that
+neither has labelled keep the labels that they had.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 from common.process import FatalError
 from learner.work.tables import read_table
 from reward.embedder import Embedder
-from scripts.data.endpoint import Endpoint, EndpointOption, Failure, Talk
+from scripts.data.endpoint import Conversation, Endpoint, EndpointOption, Failure
 from scripts.data.prepare import SCHEMA, write, write_lines
 from scripts.data.sources import UNLABELLED
 from scripts.ops.command_line import command
@@ -56,40 +57,40 @@ _INSTRUCTIONS = (
     + ". The language of the question is no reason to name a region; most questions have none.\n"
     'Reply with JSON alone, as {"topic": "General Knowledge", "regions": []}.'
 )
-_LONGEST = 6000  # characters of a conversation that are shown
-_LEAST = 10  # labelled rows of a topic or region that the classifier needs to learn it
+_SHOWN_CHARACTERS = 6000  # the end of a conversation that the endpoint is shown
+_FEWEST_ROWS = 10  # labelled rows of a topic or region that the classifier needs to learn it
 _FOLDS = 5
 
 Label = tuple[str, list[str]]  # topic and regions
 
 
-def talk(row: dict[str, Any]) -> Talk:
-    """What the endpoint is asked about a row."""
+def labelling_request(row: dict[str, Any]) -> Conversation:
+    """The messages that ask the endpoint for the label of a row."""
     turns = "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
-    return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": turns[-_LONGEST:]}]
+    return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": turns[-_SHOWN_CHARACTERS:]}]
 
 
 def read_label(_: int, answer: str) -> Label:
-    """The label that an answer of the endpoint gives.
+    """The label in an answer of the endpoint.
 
     Raises:
-        ValueError: it is not the JSON that was asked for.
+        ValueError: the answer is not the JSON that was asked for.
     """
-    body = answer[answer.find("{") : answer.rfind("}") + 1]  # models like to put it in a code block
+    body = answer[answer.find("{") : answer.rfind("}") + 1]  # models often put the JSON in a code block
     try:
-        said = json.loads(body)
-        topic, regions = said["topic"], said["regions"]
+        label = json.loads(body)
+        topic, regions = label["topic"], label["regions"]
     except (ValueError, LookupError, TypeError):
         raise ValueError('it is not JSON with "topic" and "regions"') from None
     if topic not in list(TOPICS):
-        raise ValueError(f"{topic!r} is none of the topics")
+        raise ValueError(f"{topic!r} is not one of the topics")
     if not isinstance(regions, list) or any(region not in REGIONS for region in regions):
-        raise ValueError(f"{regions!r} is no list of the regions")
+        raise ValueError(f"{regions!r} is not a list of known regions")
     return topic, list(dict.fromkeys(regions))
 
 
 def label_of(row: dict[str, Any]) -> Label | None:
-    """The label a row has; None where it has none."""
+    """The label of a row, or None where it has none."""
     topic, regions = row["extra_info"]["topic"] or row["ability"], row["extra_info"].get("region") or []
     topic = topic if isinstance(topic, str) else topic[0]
     return None if topic == UNLABELLED else (topic, [regions] if isinstance(regions, str) else list(regions))
@@ -102,40 +103,46 @@ def labelled(row: dict[str, Any], label: Label) -> dict[str, Any]:
 
 
 class Classifier:
-    """Tells topic and regions from sentence embeddings of the questions.
+    """Predicts topic and regions from the sentence embeddings of the questions.
 
-    ``accuracy`` says in words how well it does by cross-validation.
+    ``accuracy`` describes in words how often it is right in cross-validation.
 
     Raises:
-        FatalError: too few labelled rows.
+        FatalError: there are not two topics with enough labelled rows.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], labels: Sequence[Label], embedder: Embedder) -> None:
         counts = Counter(topic for topic, _ in labels)
-        known = [n for n, (topic, _) in enumerate(labels) if counts[topic] >= _LEAST]
+        known = [n for n, (topic, _) in enumerate(labels) if counts[topic] >= _FEWEST_ROWS]
         if len({labels[n][0] for n in known}) < 2:
-            raise FatalError(f"the classifier needs two topics with {_LEAST} labelled rows each; there are {counts}")
+            raise FatalError(
+                f"the classifier needs two topics with {_FEWEST_ROWS} labelled rows each; there are {counts}"
+            )
         self._embedder = embedder
         vectors = embedder.embed([_question_text(rows[n]) for n in known])
         topics = np.array([labels[n][0] for n in known])
         seen = Counter(region for n in known for region in labels[n][1])
-        self._regions = MultiLabelBinarizer(classes=[r for r, count in sorted(seen.items()) if count >= _LEAST])
-        marks = self._regions.fit_transform([[r for r in labels[n][1] if seen[r] >= _LEAST] for n in known])
+        self._regions = MultiLabelBinarizer(classes=[r for r, count in sorted(seen.items()) if count >= _FEWEST_ROWS])
+        has_region = self._regions.fit_transform([[r for r in labels[n][1] if seen[r] >= _FEWEST_ROWS] for n in known])
         model = LogisticRegression(max_iter=1000, C=10)
-        guess, most = (cross_val_predict(m, vectors, topics, cv=_FOLDS) for m in (model, DummyClassifier()))
-        right, chance = accuracy_score(topics, guess), accuracy_score(topics, most)
+        predicted_topics, most_frequent = (
+            cross_val_predict(m, vectors, topics, cv=_FOLDS) for m in (model, DummyClassifier())
+        )
+        right, chance = accuracy_score(topics, predicted_topics), accuracy_score(topics, most_frequent)
         self.accuracy = (
             f"topics right {right:.1%} (the most frequent one {chance:.1%}) in {_FOLDS}-fold cross-validation"
         )
         self._topic = LogisticRegression(max_iter=1000, C=10).fit(vectors, topics)
         self._region = None
-        if marks.shape[1]:
-            each = MultiOutputClassifier(model)
-            found = cross_val_predict(each, vectors, marks, cv=KFold(_FOLDS, shuffle=True, random_state=0))
-            same = float((found == marks).all(1).mean())
-            score = f1_score(marks, found, average="micro")
-            self.accuracy += f"; regions F1 {score:.2f}, all right in {same:.1%} of rows"
-            self._region = each.fit(vectors, marks)
+        if has_region.shape[1]:
+            by_region = MultiOutputClassifier(model)
+            predicted = cross_val_predict(
+                by_region, vectors, has_region, cv=KFold(_FOLDS, shuffle=True, random_state=0)
+            )
+            exact = float((predicted == has_region).all(1).mean())
+            score = f1_score(has_region, predicted, average="micro")
+            self.accuracy += f"; regions F1 {score:.2f}, all right in {exact:.1%} of rows"
+            self._region = by_region.fit(vectors, has_region)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[Label]:
         """The label of each row."""
@@ -153,10 +160,10 @@ def _question_text(row: dict[str, Any]) -> str:
 def main(
     data: Annotated[str, typer.Argument(help="Parquet file of questions.")],
     *,
-    out: Annotated[Path, typer.Option(help="Parquet file to write; answers and problems go beside it.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
     endpoint: EndpointOption = "",
     classifier: Annotated[
-        str, typer.Option(help="Labelled file to learn from, or auto: what the endpoint has just labelled.")
+        str, typer.Option(help="Labelled file to learn from, or auto: the rows that the endpoint has just labelled.")
     ] = "",
     embedder: Annotated[str, typer.Option(help="As reward.embedder.")] = "use",
     device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
@@ -167,7 +174,7 @@ def main(
     labels: list[Label | Failure | None] = [None] * len(rows)
     if endpoint:
         asked = Endpoint[Label](endpoint, out.with_suffix(".answers.jsonl"), max_tokens=200)
-        labels = [*asked.ask([talk(row) for row in rows], read_label)]
+        labels = [*asked.ask([labelling_request(row) for row in rows], read_label)]
         problems = [{"row": n, "reason": one.reason} for n, one in enumerate(labels) if isinstance(one, Failure)]
         write_lines(problems, out.with_suffix(".problems.jsonl"))
         print(f"{asked.model}: {len(rows) - len(problems)} of {len(rows)} rows labelled")

@@ -34,7 +34,7 @@ import typer
 from common.languages import english_name
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from scripts.data.sources import Report, Row, Rules, read
+from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
 from scripts.ops.command_line import command
 
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
@@ -53,7 +53,7 @@ SCHEMA = pa.schema(
 )
 
 
-def record(row: Row, index: int, split: str) -> dict[str, Any]:
+def record(row: QuestionRow, index: int, split: str) -> dict[str, Any]:
     """A row of a written file, with the columns of ``SCHEMA``."""
     return {
         "prompt": row.messages,
@@ -72,7 +72,7 @@ def record(row: Row, index: int, split: str) -> dict[str, Any]:
     }
 
 
-def split(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def split(rows: Sequence[QuestionRow], share: float, seed: int) -> tuple[list[QuestionRow], list[QuestionRow]]:
     """Train and held-out rows: of each language ``share`` is held out, rounded, drawn with the seed; order is kept."""
     by_language: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
@@ -96,7 +96,9 @@ def write_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def card(parts: Mapping[str, Sequence[Row]], report: Report, length: Callable[[str], int], unit: str) -> str:
+def card(
+    parts: Mapping[str, Sequence[QuestionRow]], rejected: RejectedRows, length: Callable[[str], int], unit: str
+) -> str:
     """The data card: rows by language and topic, lengths, and what was left out."""
     rows = [row for part in parts.values() for row in part]
     topics = sorted({row.topic for row in rows})
@@ -104,7 +106,7 @@ def card(parts: Mapping[str, Sequence[Row]], report: Report, length: Callable[[s
     languages = [language for language, _ in Counter(row.language for row in rows).most_common()]
     regions = Counter(region for row in rows for region in row.regions)
     lines = ["# Data card", "", f"{len(rows)} rows: " + ", ".join(f"{len(p)} {name}" for name, p in parts.items()), ""]
-    lines += [f"{count} {kind} (problems.jsonl)" for kind, count in sorted(report.counts.items())]
+    lines += [f"{count} {kind} (problems.jsonl)" for kind, count in sorted(rejected.counts.items())]
     lines += ["", "| language | " + " | ".join(topics) + " | all |", "|---" * (len(topics) + 2) + "|"]
     for language in languages:
         counts = [cells[language, topic] for topic in topics]
@@ -156,19 +158,19 @@ def main(
     if tokenizer:
         encode = load_tokenizer(tokenizer).encode
         length, unit, longest = (lambda text: len(encode(text))), "tokens", 512
-    report = Report()
-    rows = read(sources, Rules(pairs(columns), language, pairs(where), length, max_prompt or longest), report)
+    rejected = RejectedRows()
+    rows = read(sources, Rules(pairs(columns), language, pairs(where), length, max_prompt or longest), rejected)
     out.mkdir(parents=True, exist_ok=True)
-    write_lines(report.problems, out / "problems.jsonl")
+    write_lines(rejected.problems, out / "problems.jsonl")
     if not rows:
         raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
     parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
     for name, part in parts.items():
         write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet", SCHEMA)
-    text = card(parts, report, length, unit)
+    text = card(parts, rejected, length, unit)
     (out / "card.md").write_text(text, encoding="utf-8")
     print(text)
-    if strict and (bad := report.counts["broken"] + report.counts["too long"]):
+    if strict and (bad := rejected.counts["broken"] + rejected.counts["too long"]):
         raise FatalError(f"{bad} broken or too long rows, listed in {out / 'problems.jsonl'}")
 
 

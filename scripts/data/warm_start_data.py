@@ -25,7 +25,7 @@ from common.process import FatalError
 from learner.work.tables import read_table
 from scripts.data.endpoint import Endpoint, EndpointOption, Failure, in_languages
 from scripts.data.prepare import write
-from scripts.data.sources import Report, Rules, read
+from scripts.data.sources import RejectedRows, Rules, read
 from scripts.ops.command_line import command
 
 
@@ -46,16 +46,16 @@ def teach(
     Raises:
         FatalError: a source cannot be read, or the teacher does not answer.
     """
-    report, rng = Report(), random.Random(seed)
-    known = {row.prompt for row in read([without], Rules(), Report())} if without else set()
-    rows = [row for row in read(sources, Rules(), report) if row.prompt not in known][:prompts]
+    rejected, rng = RejectedRows(), random.Random(seed)
+    known = {row.prompt for row in read([without], Rules(), RejectedRows())} if without else set()
+    rows = [row for row in read(sources, Rules(), rejected) if row.prompt not in known][:prompts]
     wanted = [(row.messages, language) for row in rows for language in rng.sample(languages, answers)]
     talks = [add_instruction(messages, language) for messages, language in wanted]
     said = Endpoint[str](teacher, cache).ask(talks, in_languages([language for _, language in wanted]))
     failed = [one.reason for one in said if isinstance(one, Failure)]
     for reason in failed:
         print(f"left out: {reason}")
-    print(f"{len(rows)} prompts ({sum(report.counts.values())} rows of no use), {len(failed)} answers of no use")
+    print(f"{len(rows)} prompts ({sum(rejected.counts.values())} rows of no use), {len(failed)} answers of no use")
     return [
         {"messages": messages, "language": language, "answer": answer}
         for (messages, language), answer in zip(wanted, said, strict=True)

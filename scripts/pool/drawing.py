@@ -1,4 +1,4 @@
-"""Draws what the planner found."""
+"""Draws a forecast of the planner."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.pool.planner import TRIAL_STEPS, forecast
-from scripts.pool.simulation import Forecast, Plan
+from scripts.pool.simulation import Forecast, Scenario
 
 
-def draw(plan: Plan, found: Forecast, advice: dict[str, Any], path: Path) -> None:
-    """Draws who works when, and what another staleness bound or number of actors would change."""
+def draw(scenario: Scenario, found: Forecast, advice: dict[str, Any], path: Path) -> None:
+    """Draws when each process works, and what another staleness bound or number of actors would change."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,12 +31,14 @@ def draw(plan: Plan, found: Forecast, advice: dict[str, Any], path: Path) -> Non
     use.set(xlim=(0, 100), xlabel="% of time", title=f"step {found.step_s:.3g} s, staleness {found.lag_mean:.2f}")
     by = advice["by_staleness"]
     by_s.plot(list(by), [one["tokens_per_second"] for one in by.values()], "o-")
-    by_s.plot([plan.staleness], [found.tokens_per_second], "k*", markersize=14)
+    by_s.plot([scenario.staleness], [found.tokens_per_second], "k*", markersize=14)
     by_s.set(ylim=(0, None), xlabel="S", ylabel="tokens/s", title=f"recommended: S = {advice['staleness']}")
-    counts = sorted({max(1, round(len(plan.engines) * share)) for share in (0.25, 0.5, 1, 1.5, 2, 3)})
-    mixes = [[plan.engines[n * len(plan.engines) // count] for n in range(count)] for count in counts]
-    by_actors.plot(counts, [forecast(plan, engines=mix, steps=TRIAL_STEPS).tokens_per_second for mix in mixes], "o-")
-    by_actors.plot([len(plan.engines)], [found.tokens_per_second], "k*", markersize=14)
+    counts = sorted({max(1, round(len(scenario.engines) * share)) for share in (0.25, 0.5, 1, 1.5, 2, 3)})
+    mixes = [[scenario.engines[n * len(scenario.engines) // count] for n in range(count)] for count in counts]
+    by_actors.plot(
+        counts, [forecast(scenario, engines=mix, steps=TRIAL_STEPS).tokens_per_second for mix in mixes], "o-"
+    )
+    by_actors.plot([len(scenario.engines)], [found.tokens_per_second], "k*", markersize=14)
     by_actors.axhline(advice["learner_tokens_s"], color="C0", linestyle=":", label="the learner's most")
     by_actors.set(ylim=(0, None), xlabel="actors in this mixture", ylabel="tokens/s")
     by_actors.legend()

@@ -1,4 +1,4 @@
-"""Makes a simulation of a pool file and a configuration, and recommends settings by simulating others."""
+"""Makes the scenario of a pool file and a configuration, and recommends settings by simulating other ones."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from common.config import Config, ConfigError
 from scripts.pool.measured_run import MeasuredRun
 from scripts.pool.pool_file import Nodes, Pool
-from scripts.pool.simulation import Engine, Forecast, Plan, Simulation
+from scripts.pool.simulation import Forecast, Scenario, SimulatedEngine, Simulation
 
 TRIAL_STEPS = 12
 _STALENESS = range(5)
-_NEARLY = 0.97  # of the best throughput is enough to prefer a smaller setting
-_DRAWN = 512  # groups whose lengths are drawn from a distribution
+_NEARLY = 0.97  # a smaller setting is preferred if it reaches this share of the best throughput
+_DRAWN_GROUPS = 512  # groups whose answer lengths are drawn from a distribution
 
 
-def make_plan(pool: Pool, run: MeasuredRun | None, config: Config, source: Path) -> Plan:
-    """What to simulate, of a pool file, a measured run and a configuration.
+def make_scenario(pool: Pool, run: MeasuredRun | None, config: Config, source: Path) -> Scenario:
+    """The scenario that a pool file, a measured run and a configuration describe.
 
     Args:
-        source: the pool file, which messages name.
+        source: path of the pool file, for messages.
 
     Raises:
         ConfigError: a rate is neither measured nor in ``source``.
@@ -32,10 +32,10 @@ def make_plan(pool: Pool, run: MeasuredRun | None, config: Config, source: Path)
 
     def missing(key: str) -> ConfigError:
         return ConfigError(
-            f"{source}: {key} is missing, and {'--run does not tell it' if run else 'there is no --run'}"
+            f"{source}: {key} is missing, and {'the run of --run did not measure it' if run else 'there is no --run'}"
         )
 
-    def engine_of(nodes: Nodes) -> Engine:
+    def engine_of(nodes: Nodes) -> SimulatedEngine:
         gpu, slots = pool.gpus[nodes.gpu], nodes.groups_in_flight or config.actor.groups_in_flight
         if gpu.token_ms is not None and gpu.group_ms is not None:
             token_s, group_s = gpu.token_ms / 1000, gpu.group_ms / 1000
@@ -46,7 +46,7 @@ def make_plan(pool: Pool, run: MeasuredRun | None, config: Config, source: Path)
             raise missing(f"gpus.{nodes.gpu}: {known}token_ms and group_ms")
         if token_s + group_s <= 0:
             raise ConfigError(f"{source}: gpus.{nodes.gpu}: token_ms and group_ms are both 0")
-        return Engine(nodes.gpu, token_s, group_s, slots)
+        return SimulatedEngine(nodes.gpu, token_s, group_s, slots)
 
     def trained_per_second(nodes: Nodes) -> float:
         gpu = pool.gpus[nodes.gpu]
@@ -68,7 +68,7 @@ def make_plan(pool: Pool, run: MeasuredRun | None, config: Config, source: Path)
     answers = run.answers if run else []
     if "answer_tokens" in work:
         answers = _draw_lengths(work["answer_tokens"], work["answer_spread"], config)
-    return Plan(
+    return Scenario(
         [engine_of(nodes) for nodes in pool.nodes if nodes.role == "actor" for _ in range(nodes.number)],
         answers, config.learner.groups_per_step, config.learner.staleness, config.learner.window,
         1 / learners if learners or run is None else run.train_token_s,
@@ -82,35 +82,35 @@ def _draw_lengths(mean: float, spread: float, config: Config) -> list[list[int]]
     draw = random.Random(0).lognormvariate
     shift, most = np.log(mean) - spread**2 / 2, config.sampling.max_new_tokens
     group = range(config.router.rollouts)
-    return [[min(most, max(1, round(draw(shift, spread)))) for _ in group] for _ in range(_DRAWN)]
+    return [[min(most, max(1, round(draw(shift, spread)))) for _ in group] for _ in range(_DRAWN_GROUPS)]
 
 
-def forecast(plan: Plan, **changes: Any) -> Forecast:
-    """What comes of a plan, with these of its fields changed."""
-    return Simulation(dataclasses.replace(plan, **changes)).run()
+def forecast(scenario: Scenario, **changes: Any) -> Forecast:
+    """Simulates a scenario, with ``changes`` to its fields."""
+    return Simulation(dataclasses.replace(scenario, **changes)).run()
 
 
-def engine_tokens_s(plan: Plan, engine: Engine) -> float:
-    """Tokens a second of an engine that never waits."""
-    tokens, steps = (float(np.mean([f(lengths) for lengths in plan.answers])) for f in (sum, max))
+def engine_tokens_s(scenario: Scenario, engine: SimulatedEngine) -> float:
+    """Tokens per second of an engine that never waits."""
+    tokens, steps = (float(np.mean([f(lengths) for lengths in scenario.answers])) for f in (sum, max))
     return engine.slots * tokens / steps / (engine.token_s + engine.group_s * engine.slots)
 
 
-def recommend(plan: Plan) -> dict[str, Any]:
-    """The smallest staleness bound, then the fewest groups a step, with nearly the best throughput of those tried."""
+def recommend(scenario: Scenario) -> dict[str, Any]:
+    """The smallest staleness bound, then the fewest groups per step, with nearly the best throughput of all tried."""
 
-    def smallest(key: str, values: list[int], base: Plan) -> tuple[int, dict[int, Forecast]]:
+    def smallest(key: str, values: list[int], base: Scenario) -> tuple[int, dict[int, Forecast]]:
         tried = {value: forecast(base, **{key: value}, steps=TRIAL_STEPS) for value in values}
         enough = _NEARLY * max(found.tokens_per_second for found in tried.values())
         return min(value for value, found in tried.items() if found.tokens_per_second >= enough), tried
 
-    staleness, by_staleness = smallest("staleness", list(_STALENESS), plan)
-    better = dataclasses.replace(plan, staleness=staleness)
-    sizes = sorted({max(1, plan.groups_per_step * n // 4) for n in (2, 4, 8)})
+    staleness, by_staleness = smallest("staleness", list(_STALENESS), scenario)
+    better = dataclasses.replace(scenario, staleness=staleness)
+    sizes = sorted({max(1, scenario.groups_per_step * n // 4) for n in (2, 4, 8)})
     groups, by_groups = smallest("groups_per_step", sizes, better)
-    tokens = float(np.mean([sum(lengths) for lengths in plan.answers])) * groups
-    learner_tokens_s = tokens / (tokens * plan.train_token_s + plan.publish_s + plan.rest_s)
-    kinds = {engine.pool: engine_tokens_s(plan, engine) for engine in plan.engines}
+    tokens = float(np.mean([sum(lengths) for lengths in scenario.answers])) * groups
+    learner_tokens_s = tokens / (tokens * scenario.train_token_s + scenario.publish_s + scenario.rest_s)
+    kinds = {engine.pool: engine_tokens_s(scenario, engine) for engine in scenario.engines}
     return {
         "staleness": staleness,
         "groups_per_step": groups,
@@ -118,6 +118,7 @@ def recommend(plan: Plan) -> dict[str, Any]:
         "lag_mean": by_groups[groups].lag_mean,
         "learner_tokens_s": learner_tokens_s,
         "actors_to_fill_the_learner": {kind: learner_tokens_s / rate for kind, rate in kinds.items()},
-        "actors_share_of_learner": sum(engine_tokens_s(plan, engine) for engine in plan.engines) / learner_tokens_s,
+        "actors_share_of_learner": sum(engine_tokens_s(scenario, engine) for engine in scenario.engines)
+        / learner_tokens_s,
         "by_staleness": {s: dataclasses.asdict(found) | {"spans": None} for s, found in by_staleness.items()},
     }

@@ -28,7 +28,7 @@ from common.languages import code_of
 from common.process import FatalError
 from scripts.data.endpoint import FORM, Endpoint, EndpointOption
 from scripts.data.prepare import pairs
-from scripts.data.sources import Report, Row, Rules, read
+from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
 from scripts.ops.command_line import command
 from scripts.study.grading import Item, grade
 from scripts.study.harness import score_tasks
@@ -66,15 +66,15 @@ def main(
 ) -> None:
     own = Path(model) / "model"
     weights = str(own) if (own / "config.json").exists() else model
-    rows: dict[str, list[Row]] = {}
+    rows: dict[str, list[QuestionRow]] = {}
     for name, source in {"CARE-pro": care_pro, "CARE": care, "mGSM": mgsm}.items():
         if source:
             if name != "mGSM" and not judge:
                 raise FatalError(f"{name} needs --judge: {FORM}")
-            report = Report()
-            rows[name] = read([source], Rules(pairs(columns), language, numbers=name == "mGSM"), report)
-            if not rows[name] or report.counts["broken"]:
-                raise FatalError(f"{name}: {len(rows[name])} good rows; {report.problems[:1] or source}")
+            rejected = RejectedRows()
+            rows[name] = read([source], Rules(pairs(columns), language, numbers=name == "mGSM"), rejected)
+            if not rows[name] or rejected.counts["broken"]:
+                raise FatalError(f"{name}: {len(rows[name])} good rows; {rejected.problems[:1] or source}")
     grader = Endpoint[str | int](judge, out.with_suffix(".judge.jsonl"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from common.languages import english_name
 from reward.gate import LanguageGate
 from scripts.data.endpoint import Endpoint, Failure, whole_number
-from scripts.data.sources import Row
+from scripts.data.sources import QuestionRow
 
 LABELS = ("CORRECT", "CORRECT_BUT_WRONG_LANGUAGE", "INCORRECT", "NOT_ATTEMPTED")
 _QUESTION = "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to grade:\n{answer}\n\n"
@@ -67,7 +67,7 @@ def last_number(text: str) -> float | None:
     return float(f"{whole.replace('.', '')}.{decimals}") if whole else float(decimals)
 
 
-def grade(name: str, rows: Sequence[Row], said: Sequence[str], judge: Endpoint[str | int] | None) -> list[Item]:
+def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: Endpoint[str | int] | None) -> list[Item]:
     """The answers with their scores; blocks until the judge has answered.
 
     Args:

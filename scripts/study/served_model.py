@@ -17,8 +17,8 @@ from common.config import load
 from common.languages import tag
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from scripts.data.endpoint import Endpoint, Failure, Talk
-from scripts.data.sources import Row
+from scripts.data.endpoint import Conversation, Endpoint, Failure
+from scripts.data.sources import QuestionRow
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def served(model: str, run: Path, log: Path) -> Iterator[str]:
         raise FatalError(f"no engine for {model}: {error}") from None
 
 
-def styler(style: str, model: str) -> Callable[[Row], Talk]:
+def styler(style: str, model: str) -> Callable[[QuestionRow], Conversation]:
     """A function that makes the chat messages of a question.
 
     Args:
@@ -63,7 +63,7 @@ def styler(style: str, model: str) -> Callable[[Row], Talk]:
     """
     encode = load_tokenizer(model).encode if style == "auto" and "@" not in model else None
 
-    def ask(row: Row) -> Talk:
+    def ask(row: QuestionRow) -> Conversation:
         known = encode is not None and len(encode(tag(row.language), add_special_tokens=False)) == 1
         if style == "tag" or known:
             return append_tag(row.messages, row.language)
@@ -72,7 +72,9 @@ def styler(style: str, model: str) -> Callable[[Row], Talk]:
     return ask
 
 
-def answers(rows: Sequence[Row], endpoint: str, ask: Callable[[Row], Talk], max_tokens: int) -> list[str]:
+def answers(
+    rows: Sequence[QuestionRow], endpoint: str, ask: Callable[[QuestionRow], Conversation], max_tokens: int
+) -> list[str]:
     """A greedy answer to each question, empty where the endpoint refused it; blocks until all are given.
 
     Raises:

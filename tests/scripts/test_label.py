@@ -19,7 +19,7 @@ from scripts.data.label import TOPICS, Classifier, label_of, main, read_label
 from tests.support.chat import serving
 
 
-def talk(text: str) -> list[dict[str, str]]:
+def conversation(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
@@ -51,24 +51,24 @@ def test_answers_come_in_order_many_at_a_time_and_are_kept(tmp_path: Path, monke
             return 503, "busy"
         return "no idea" if text == "8" or (text == "9" and len(request["messages"]) == 1) else text
 
-    talks = [talk(str(n)) for n in range(10)]
+    conversations = [conversation(str(n)) for n in range(10)]
     with serving(answer) as url:
-        first = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl", calls=4).ask(talks, number)
+        first = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl", calls=4).ask(conversations, number)
         assert first[:8] == list(range(8)) and first[9] == 9
         assert isinstance(first[8], Failure) and "no idea" in first[8].reason
         assert calls["7"] == 2 and calls["9"] == 2 and calls["8"] == 3 and most == 4
         with (tmp_path / "a.jsonl").open("a") as file:
             file.write('\n{"key": "cut of')
         before = calls.copy()
-        again = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl").ask(talks, number)
+        again = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl").ask(conversations, number)
         assert again[:8] == first[:8]
         assert {text for text in calls if calls[text] > before[text]} == {"8"}, "only what failed is asked again"
-        Endpoint[int](f"other@{url}", tmp_path / "a.jsonl").ask(talks[:1], number)
+        Endpoint[int](f"other@{url}", tmp_path / "a.jsonl").ask(conversations[:1], number)
         assert calls["0"] == 2, "another model's answers are its own"
     assert keys == {"Bearer secret-key"}
     assert "secret-key" not in (tmp_path / "a.jsonl").read_text()
     with pytest.raises(FatalError, match=r"127\.0\.0\.1.*gives no answer: .*"):
-        Endpoint[int](f"m@{url}", timeout_s=1).ask(talks[:1], number)
+        Endpoint[int](f"m@{url}", timeout_s=1).ask(conversations[:1], number)
     with pytest.raises(FatalError, match="names no endpoint"):
         Endpoint[int]("http://127.0.0.1")
 
@@ -81,10 +81,10 @@ def test_a_refusal_is_of_one_question_a_wrong_key_of_all(monkeypatch: pytest.Mon
         return "fine" if status == 200 else (status, "not like this")
 
     with serving(answer) as url:
-        said = Endpoint[str](f"m@{url}").ask([talk("a"), talk("long")], lambda _, answer: answer)
+        said = Endpoint[str](f"m@{url}").ask([conversation("a"), conversation("long")], lambda _, answer: answer)
         assert said[0] == "fine" and isinstance(said[1], Failure) and "status 400" in said[1].reason
         with pytest.raises(FatalError, match="status 401") as error:
-            Endpoint[str](f"m@{url}").ask([talk("key")], lambda _, answer: answer)
+            Endpoint[str](f"m@{url}").ask([conversation("key")], lambda _, answer: answer)
         assert "secret-key" not in str(error.value)
 
 

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from common.config import Config, ConfigError, load
 from learner.work.scheduler import staleness_bound
 from scripts.pool.measured_run import read_run
-from scripts.pool.planner import engine_tokens_s, forecast, make_plan, recommend
+from scripts.pool.planner import engine_tokens_s, forecast, make_scenario, recommend
 from scripts.pool.pool_file import Pool, read_pool
-from scripts.pool.simulation import Engine, Plan
+from scripts.pool.simulation import Scenario, SimulatedEngine
 from tests.support.measured_run import measured_run
 
 ROOT = Path(__file__).parents[2]
 SOME_ANSWERS = [[int(n) for n in np.random.default_rng(seed).lognormal(5, 0.6, 8) + 1] for seed in range(200)]
 
 
-def plan(engines: Sequence[Engine], **changes: Any) -> Plan:
-    base = Plan(
+def scenario(engines: Sequence[SimulatedEngine], **changes: Any) -> Scenario:
+    base = Scenario(
         engines, SOME_ANSWERS, groups_per_step=8, staleness=1, window=4, train_token_s=1e-4, publish_s=0.5, pause_s=0.2,
         rest_s=0.1, score_s=0.05, score_busy_s=0.001, steps=12,
     )  # fmt: skip
@@ -44,7 +44,9 @@ def test_one_engine_in_step_with_its_learner_is_a_sum(
     token_s: float, group_s: float, groups: int, tokens: int, train: float
 ) -> None:
     """S = 0 and a slot for each group: generate all at once, score one after the other, train, publish, in turn."""
-    one = plan([Engine("a", token_s, group_s, groups)], answers=[[tokens] * 3], groups_per_step=groups, staleness=0)
+    one = scenario(
+        [SimulatedEngine("a", token_s, group_s, groups)], answers=[[tokens] * 3], groups_per_step=groups, staleness=0
+    )
     found = forecast(one, train_token_s=train, rest_s=0.0, score_busy_s=0.01, skip=6)
     # The pause is at the end of the publication, and the next leases follow it.
     step = tokens * (token_s + group_s * groups) + (groups - 1) * 0.01 + 0.05 + 3 * groups * tokens * train + 0.5
@@ -54,7 +56,9 @@ def test_one_engine_in_step_with_its_learner_is_a_sum(
 
 
 def test_a_slow_learner_sets_the_pace_and_work_waits_for_it() -> None:
-    found = forecast(plan([Engine("a", 0.001, 0.0001, 32)], train_token_s=0.01, staleness=2, steps=20, seed=1))
+    found = forecast(
+        scenario([SimulatedEngine("a", 0.001, 0.0001, 32)], train_token_s=0.01, staleness=2, steps=20, seed=1)
+    )
     assert found.busy["learner wait"] < 0.01
     assert found.busy["learner train"] == pytest.approx(1 - 0.6 / found.step_s)
     assert found.busy["learner train"] == pytest.approx(found.tokens_per_second * 0.01)
@@ -69,8 +73,8 @@ def test_a_slow_learner_sets_the_pace_and_work_waits_for_it() -> None:
 def test_lags_obey_the_bound_and_shares_of_time_are_shares(
     speeds: list[float], groups: int, staleness: int, window: int, seed: int
 ) -> None:
-    engines = [Engine(f"kind-{n % 2}", speed, speed / 8, 6) for n, speed in enumerate(speeds)]
-    found = forecast(plan(engines, groups_per_step=groups, staleness=staleness, window=window, seed=seed))
+    engines = [SimulatedEngine(f"kind-{n % 2}", speed, speed / 8, 6) for n, speed in enumerate(speeds)]
+    found = forecast(scenario(engines, groups_per_step=groups, staleness=staleness, window=window, seed=seed))
     assert found.lag_max <= staleness_bound(groups, staleness, window)
     assert all(-1e-9 <= share <= 1 + 1e-9 for share in found.busy.values())
     learner = sum(share for name, share in found.busy.items() if name.startswith("learner"))
@@ -80,9 +84,9 @@ def test_lags_obey_the_bound_and_shares_of_time_are_shares(
 def test_throughput_grows_with_the_actors_until_the_learner_is_full() -> None:
     """1 to 256 actors of four kinds, with a step as large as the pool."""
 
-    def mixed(count: int) -> Plan:
-        engines = [Engine(f"k{n % 4}", 0.02 * (1 + n % 4 / 2), 0.001 * (1 + n % 4), 16) for n in range(count)]
-        return plan(engines, groups_per_step=32 * count, window=32 * count, train_token_s=1e-9, steps=16)
+    def mixed(count: int) -> Scenario:
+        engines = [SimulatedEngine(f"k{n % 4}", 0.02 * (1 + n % 4 / 2), 0.001 * (1 + n % 4), 16) for n in range(count)]
+        return scenario(engines, groups_per_step=32 * count, window=32 * count, train_token_s=1e-9, steps=16)
 
     for pool in map(mixed, (1, 4, 16, 64, 256)):
         never_waiting = sum(engine_tokens_s(pool, engine) for engine in pool.engines)
@@ -115,7 +119,7 @@ def test_rates_of_a_run_are_found_again(tmp_path: Path) -> None:
     assert found.work == pytest.approx(wanted)
     pool = tmp_path / "pool.toml"
     pool.write_text('gpus.x = {like = "fast", speed = 2}\n[[nodes]]\nrole = "actor"\ngpu = "x"\nhosts = ["a", "b"]\n')
-    made = make_plan(read_pool(pool), found, load([], found.config), pool)
+    made = make_scenario(read_pool(pool), found, load([], found.config), pool)
     assert len(made.engines) == 2 and made.train_token_s == found.train_token_s
     assert dataclasses.astuple(made.engines[0])[1:] == pytest.approx((0.01, 0.0015, 16))
 
@@ -131,7 +135,7 @@ def test_the_command_recommends_and_draws(tmp_path: Path) -> None:
 
 
 def test_the_recommendation_is_the_least_that_nearly_reaches_the_best() -> None:
-    slow = plan([Engine("a", 0.05, 0.01, 8)], train_token_s=1e-7, publish_s=0.01, pause_s=0.0, rest_s=0.0)
+    slow = scenario([SimulatedEngine("a", 0.05, 0.01, 8)], train_token_s=1e-7, publish_s=0.01, pause_s=0.0, rest_s=0.0)
     advice = recommend(slow)
     best = max(forecast(slow, staleness=s).tokens_per_second for s in range(5))
     assert forecast(slow, staleness=advice["staleness"]).tokens_per_second >= 0.95 * best
@@ -165,7 +169,7 @@ def test_a_broken_pool_is_one_clear_line(text: str, complaint: str, tmp_path: Pa
     path = tmp_path / "pool.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=complaint):
-        make_plan(read_pool(path), None, Config(), path)
+        make_scenario(read_pool(path), None, Config(), path)
 
 
 def test_missing_files_and_runs_are_clear(tmp_path: Path) -> None:
@@ -200,7 +204,7 @@ def test_real_runs_are_predicted_from_one_other(tiny_policy: Path, tmp_path: Pat
         nodes = [{"role": "actor", "gpu": actor.rstrip("2"), "hosts": [actor]} for actor in engines]
         pool = Pool.model_validate({"gpus": kinds, "nodes": nodes})
         config = Config.model_validate(measured.config)
-        found = forecast(make_plan(pool, known, config, tmp_path), steps=config.learner.steps, skip=0)
+        found = forecast(make_scenario(pool, known, config, tmp_path), steps=config.learner.steps, skip=0)
         told = f"{name}: step {measured.step_s:.2f} s, predicted {found.step_s:.2f}; "
         print(told + f"staleness {measured.lag_mean:.2f}, predicted {found.lag_mean:.2f}")
         assert found.step_s == pytest.approx(measured.step_s, rel=0.15), name

@@ -19,7 +19,7 @@ from learner.work.questions import read_questions
 from learner.work.tables import read_table
 from reward.calibration.files import PairStatistics
 from scripts.data.prepare import main, split
-from scripts.data.sources import Report, Row, Rules, read
+from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
 
 HELPSTEER3 = {
     "domain": "multilingual",
@@ -57,9 +57,9 @@ def jsonl(path: Path, *rows: Any) -> str:
     return str(path)
 
 
-def taken(*sources: str, **rules: Any) -> tuple[list[Row], Report]:
-    report = Report()
-    return read(sources, Rules(**rules), report), report
+def taken(*sources: str, **rules: Any) -> tuple[list[QuestionRow], RejectedRows]:
+    rejected = RejectedRows()
+    return read(sources, Rules(**rules), rejected), rejected
 
 
 def test_helpsteer3_keeps_the_conversation_and_the_preferred_answer(tmp_path: Path) -> None:
@@ -67,19 +67,19 @@ def test_helpsteer3_keeps_the_conversation_and_the_preferred_answer(tmp_path: Pa
     code = {**HELPSTEER3, "domain": "code", "language": "python"}
     first = {**HELPSTEER3, "overall_preference": -1, "context": HELPSTEER3["context"][:1]}  # type: ignore[index]
     source = parquet(tmp_path / "h.parquet", HELPSTEER3, tie, code, first)
-    rows, report = taken(source, where={"domain": "multilingual"})
+    rows, rejected = taken(source, where={"domain": "multilingual"})
     assert [(row.reference, row.language, len(row.messages)) for row in rows] == [
         ("Berlin liegt an der Spree.", "de", 3),
         ("Bremen.", "de", 1),
     ]
     assert rows[0].question == "Noch eine?"
-    assert [(p["row"], p["kind"]) for p in report.problems] == [(1, "left out"), (2, "left out")]
+    assert [(p["row"], p["kind"]) for p in rejected.problems] == [(1, "left out"), (2, "left out")]
     with pytest.raises(FatalError, match=r"no row of .* has a column 'domian'"):
         taken(source, where={"domian": "multilingual"})
     other = parquet(tmp_path / "r.parquet", REFERENCE)
     assert len(taken(source, other, where={"domain": "multilingual"})[0]) == 3, "a source without the column is whole"
-    _, report = taken(source)
-    assert report.problems[1]["kind"] == "broken" and "unknown language 'python'" in report.problems[1]["reason"]
+    _, rejected = taken(source)
+    assert rejected.problems[1]["kind"] == "broken" and "unknown language 'python'" in rejected.problems[1]["reason"]
 
 
 def test_care_takes_the_best_rated_response_and_detects_the_language(tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ def test_care_takes_the_best_rated_response_and_detects_the_language(tmp_path: P
         "response": "x",
         "human_rating": 1.0,
     }
-    rows, report = taken(parquet(tmp_path / "c.parquet", *rated, gold))
+    rows, rejected = taken(parquet(tmp_path / "c.parquet", *rated, gold))
     assert [(row.language, row.reference, row.regions) for row in rows] == [
         ("zh", "好答案", ["Chinese"]),
         ("ar", "القاهرة", ["Arab"]),
     ]
-    assert report.counts == {"left out": 2}
+    assert rejected.counts == {"left out": 2}
 
 
 def test_the_reference_row_loads_as_it_is_and_comes_out_the_same(tiny_policy: Path, tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_broken_rows_are_reported_by_number_and_the_good_ones_kept(
     problems = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
     assert sorted(problem["row"] for problem in problems) == [*range(1, 12)]
     reason = {problem["row"]: problem["reason"] for problem in problems}
-    words = {1: "empty", 3: "7", 5: "id '1' is that of row 0", 6: "prompt is that of row 0", 7: "10000000 long"}
-    for row, part in {**words, 8: "did you mean 'german'", 11: "no language"}.items():
+    words = {1: "empty", 3: "7", 5: "row 0 has the same id '1'", 6: "row 0 of", 7: "10000000 long"}
+    for row, part in {**words, 8: "did you mean 'german'", 11: "names no language"}.items():
         assert part in reason[row]
     kept = pq.read_table(out / "train.parquet").to_pylist()
     assert [row["question"] for row in kept] == ["Wie heißt die Hauptstadt?", "Woher?"]
@@ -172,7 +172,7 @@ def test_long_prompts_are_counted_in_tokens(tiny_policy: Path, tmp_path: Path) -
 def test_a_source_that_is_nowhere_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FatalError, match=r"nothing\.jsonl"):
         taken(str(tmp_path / "nothing.jsonl"))
-    with pytest.raises(FatalError, match="directory without"):
+    with pytest.raises(FatalError, match="holds no"):
         taken(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FatalError, match="cannot read nobody/nothing"):
@@ -187,7 +187,8 @@ def test_a_source_that_is_nowhere_is_named_at_once(tmp_path: Path, monkeypatch: 
 )
 def test_a_split_is_stratified_complete_and_repeatable(languages: list[str], share: float, seed: int) -> None:
     rows = [
-        Row([{"role": "user", "content": str(n)}], "a", one, "t", [], "s", ("s", n)) for n, one in enumerate(languages)
+        QuestionRow([{"role": "user", "content": str(n)}], "a", one, "t", [], "s", ("s", n))
+        for n, one in enumerate(languages)
     ]
     train, heldout = split(rows, share, seed)
     assert sorted([*train, *heldout], key=rows.index) == rows
