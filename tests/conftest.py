@@ -34,7 +34,7 @@ _LONGEST = (
     "tests/learner/weights/test_publisher.py",
     "tests/learner/train/test_distributed.py",
     "tests/learner/train/test_stages.py",
-    "tests/actor/test_fleet.py",
+    "tests/actor/engine/test_fleet.py",
     "tests/system/test_chaos.py",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; two threads on a busy machine are slower
