@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes the keys without which no address but loopback is used: scripts/make_keys.sh DIR
-# Learner and reward need all of DIR; actors need DIR/server.key and DIR/clients. Every process finds it as LRPO_KEYS.
+# Makes the keys that any address beyond loopback needs: scripts/make_keys.sh DIR
+# The learner and the reward process need all of DIR. Actors need DIR/clients, and without run.rendezvous DIR/server.key.
+# Every process finds DIR in the variable LRPO_KEYS.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 dir="${1:?usage: make_keys.sh DIR}"

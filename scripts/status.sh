@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# How a run goes, live: scripts/status.sh RUN_DIR
+# Shows the state of a run, live: scripts/status.sh RUN_DIR [--every SECONDS] [--once]
 exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" scripts.ops.status "$@"

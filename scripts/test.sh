@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Style, types and tests. Arguments go to pytest, with paths from the repository's root:
+# Checks style and types, and runs the tests. Arguments go to pytest; paths are relative to the repository's root:
 #   ./scripts/test.sh -k router      ./scripts/test.sh -m "not e2e"      ./scripts/test.sh -m slow tests/system
-# A failure names the seed of what the tests drew; --seed N draws the same again. With CI set the seed is 0.
+# A failure names the seed of everything that the tests drew; --seed N draws the same again. With CI set, the seed is 0.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export LRPO_DEVICE="${LRPO_DEVICE:-cpu}"
@@ -10,13 +10,13 @@ source scripts/env/env.sh
 ensure_env || exit 1
 "$LRPO_PYTHON" -m ruff check .
 "$LRPO_PYTHON" -m ruff format --check .
-# The types are checked beside the tests; what is found is shown when both are done.
+# Types are checked while the tests run. What mypy finds is printed when both are done.
 types="$(mktemp)"
 "$LRPO_PYTHON" -m mypy >"$types" 2>&1 &
 checker=$!
 trap 'kill "$checker" 2>/dev/null; rm -f "$types"' EXIT
 tests_failed=0 types_failed=0
-# A worker for each core. A file's tests stay together, the longest files begin first (tests/conftest.py).
+# There is a worker for each core. The tests of a file stay together, and the longest files begin first (tests/conftest.py).
 "$LRPO_PYTHON" -m pytest -n "$(nproc)" --dist loadgroup --no-loadscope-reorder "$@" || tests_failed=$?
 wait "$checker" || types_failed=$?
 cat "$types"

@@ -1,8 +1,8 @@
-# Sourced by the other scripts. `ensure_env || exit 1` makes .venv what scripts/env/*.txt say (and does nothing when it
-# is), then exports LRPO_PYTHON, LRPO_DEVICE and the settings every process needs.
+# Sourced by the other scripts. `ensure_env || exit 1` builds .venv from scripts/env/*.txt, unless it is complete and up to
+# date, and then exports LRPO_PYTHON, LRPO_DEVICE and the settings that every process needs. Two variables change it:
 #
-#   PYTHON=/path/to/python   builds with this interpreter; otherwise the first suitable of python3.11 ... python3
-#   LRPO_DEVICE=cpu|gpu      otherwise gpu where nvidia-smi lists one
+#   PYTHON=/path/to/python   the interpreter; by default the first suitable one of python3.11 ... python3
+#   LRPO_DEVICE=cpu|gpu      the device; by default gpu where nvidia-smi lists one
 # shellcheck shell=bash
 
 _ENV_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -36,7 +36,7 @@ _env_find_device() {
 
 _env_version() { "$1" -ISc 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
 
-# What a complete .venv of this Python version was made from.
+# The line in a complete .venv that says what it was made from: device, Python version ($1), checksum of the lists.
 _env_fingerprint() { echo "$LRPO_DEVICE $1 $(cat "$_ENV_ROOT"/scripts/env/*.txt | cksum)"; }
 
 _env_is_current() {
@@ -47,7 +47,7 @@ _env_is_current() {
     [[ $(<"$_ENV_STAMP") == "$(_env_fingerprint "$version")" ]]
 }
 
-# Of several processes that start together one builds, the others wait for it.
+# If several processes start together, one of them builds and the others wait for it.
 _env_build_alone() {
     mkdir -p "$_ENV_ROOT/.cache" || return 1
     (
@@ -61,13 +61,13 @@ _env_build_alone() {
 
 _env_build() {
     local python status found="" candidates=(python3.11 python3.12 python3.13 python3)
-    # Building clears the directory, and through a link it would clear somebody else's.
+    # Building clears the directory. Through a link it would clear a directory that belongs to another checkout.
     [[ ! -L $_ENV_VENV ]] || _env_error "$_ENV_VENV is a link to an environment that is not what scripts/env/*.txt say;" \
         "remove the link to build one here, or bring the environment up to date where it is" || return 1
     [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
     _env_check_disk || return 1
     for python in "${candidates[@]}"; do
-        # A version manager's shim may exist and yet not run, a distribution may leave out ensurepip.
+        # A version manager's shim may exist and not run, and a distribution may leave out ensurepip.
         "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || continue
         found="$found $python"
         status=0
@@ -89,7 +89,7 @@ _env_check_disk() {
 
 _env_torch() { grep '^torch==' "$_ENV_ROOT/scripts/env/cpu.txt"; }
 
-# Returns 2 when another interpreter may do better.
+# Returns 2 if the installation failed in a way that another interpreter may avoid.
 _env_install() {
     local python="$1" lists="$_ENV_ROOT/scripts/env" status
     echo "env: building .venv for the $LRPO_DEVICE with $python, minutes; log: .venv/install.log" >&2
@@ -106,7 +106,8 @@ _env_install() {
     _env_fingerprint "$(_env_version "$_ENV_VENV/bin/python")" >"$_ENV_STAMP"
 }
 
-# Asks before downloading: elsewhere than on Linux for x86-64 the default build is the CPU's.
+# Checks, before anything is downloaded, that pip would install a CPU build of torch: 0 if so, 2 if not. Only on Linux for
+# x86-64 is the default build the one for CUDA.
 _env_offers_cpu_torch() {
     local report
     [[ $(uname -sm) == "Linux x86_64" ]] || return 0
@@ -116,7 +117,8 @@ import json, sys
 sys.exit(0 if "+cpu" in json.load(sys.stdin)["install"][0]["metadata"]["version"] else 2)' <<<"$report"
 }
 
-# Appends to the log, except that a report goes to standard output. Returns 2 for a version that Python cannot have.
+# Runs pip and appends its output to the log; the output of `--report -` goes to standard output instead. Returns 2 if a dry run
+# finds no version for this Python.
 _env_pip() {
     local status=0 before
     touch "$_ENV_LOG"

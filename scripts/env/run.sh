@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a Python module in the environment, which it builds first where it is missing or out of date:
+# Runs a Python module in the environment, and first builds the environment if it is missing or out of date:
 #   scripts/env/run.sh MODULE ARGUMENT ...
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
