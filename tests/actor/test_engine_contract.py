@@ -351,10 +351,11 @@ def test_an_unknown_name_is_ignored_and_another_dtype_converted(engine: Running)
 def test_weights_come_by_a_process_group(engine: Running) -> None:
     weights = load_file(engine.model / "model.safetensors")
     store = TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    name = f"contract-{engine.name}"  # torch keeps the names of groups that a process has had
 
     def form() -> Any:
         group, _ = _new_process_group_helper(
-            2, 0, [], Backend("gloo"), PrefixStore("contract", store), group_name=GroupName("contract"),
+            2, 0, [], Backend("gloo"), PrefixStore(name, store), group_name=GroupName(name),
             backend_options=None, timeout=timedelta(seconds=PATIENCE_S),
         )  # fmt: skip
         _world.pg_group_ranks[group] = {0: 0, 1: 1}
@@ -362,13 +363,13 @@ def test_weights_come_by_a_process_group(engine: Running) -> None:
 
     async def body(calls: Calls) -> None:
         join = wire.Join(
-            host="127.0.0.1", port=store.port, world=2, group="contract", backend="gloo", timeout_s=PATIENCE_S
+            host="127.0.0.1", port=store.port, world=2, group=name, backend="gloo", timeout_s=PATIENCE_S
         )  # fmt: skip
         group, _ = await asyncio.gather(asyncio.to_thread(form), calls.engine.join_group(join))
 
         async def send(value: Tensor, version: str) -> tuple[int, Any]:
             fields = {"names": [NORM], "dtypes": [str(value.dtype).removeprefix("torch.")], "shapes": [[*value.shape]]}
-            order = {**fields, "group_name": "contract", "load_format": "flattened_bucket", "flush_cache": False}
+            order = {**fields, "group_name": name, "load_format": "flattened_bucket", "flush_cache": False}
             options = dist.BroadcastOptions()
             options.rootRank = 0
             sent = asyncio.to_thread(lambda: group.broadcast([value.view(torch.uint8)], options).wait())
@@ -381,8 +382,8 @@ def test_weights_come_by_a_process_group(engine: Running) -> None:
         assert (await send(weights[NORM], "9"))[0] == 200 and await calls.version() == "9"
         assert (await send(weights[NORM], "0"))[0] == 200
         await calls.post("/end_weight_update")
-        await calls.engine.leave_group("contract", PATIENCE_S)
-        status, told = await calls.post("/destroy_weights_update_group", {"group_name": "contract"})
+        await calls.engine.leave_group(name, PATIENCE_S)
+        status, told = await calls.post("/destroy_weights_update_group", {"group_name": name})
         assert status == 400 and not told["success"]
 
     engine.try_it(body)
