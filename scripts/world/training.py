@@ -100,7 +100,7 @@ def _padded(pairs: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor]:
 
 @cache
 def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for bfloat16 products. Without them torch emulates these, about 14 times slower."""
+    """Whether this CPU has instructions for bfloat16 products. Without them torch emulates these, 14 times slower."""
     has = torch.cpu.get_capabilities()
     return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
