@@ -171,7 +171,7 @@ def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The offline world of seed 0; needs two npm packages, fetched on first use."""
+    """The offline world of seed 0."""
     from scripts.world import build as world
 
     out = tmp_path_factory.mktemp("world")

