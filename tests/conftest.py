@@ -30,8 +30,11 @@ _SEED = "LRPO_TEST_SEED"
 # ``--costs`` prints the figures to bring this up to date.
 _LONGEST = (
     "tests/system/test_end_to_end.py",
-    "tests/actor/test_engine_contract.py",
     "tests/learner/weights/test_publisher.py",
+    "tests/scripts/test_sft.py",
+    "tests/scripts/test_compare.py",
+    "tests/actor/test_engine_contract.py",
+    "tests/learner/test_replay.py",
     "tests/learner/train/test_distributed.py",
     "tests/learner/train/test_stages.py",
     "tests/actor/engine/test_fleet.py",
@@ -59,12 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, and each file to one worker, which then makes its fixtures once."""
+    """The longest files come first. With ``--dist loadfile`` a worker takes a whole file, and makes its fixtures once."""
     place = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def _cpu_seconds() -> float:
