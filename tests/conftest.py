@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first. With ``--dist loadfile`` a worker takes a whole file and makes its fixtures once."""
+    """The longest files come first. ``--dist loadfile`` gives a worker whole files, so that fixtures are made once."""
     place = {name: number for number, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
