@@ -16,9 +16,9 @@ types="$(mktemp)"
 checker=$!
 trap 'kill "$checker" 2>/dev/null; rm -f "$types"' EXIT
 tests_failed=0 types_failed=0
-# There is a worker for each core. The tests of a file stay together, and the longest files begin first (tests/conftest.py).
-cores="$(env -u OMP_NUM_THREADS nproc)" # nproc obeys that variable, and would say 1
-"$LRPO_PYTHON" -m pytest -n "$cores" --dist loadfile --no-loadscope-reorder "$@" || tests_failed=$?
+# The tests of a file stay together, and the longest files begin first (tests/conftest.py).
+workers="${LRPO_TEST_WORKERS:-1}" # with two, a process of the shared fork server was seen to hang
+"$LRPO_PYTHON" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@" || tests_failed=$?
 wait "$checker" || types_failed=$?
 cat "$types"
 exit $((tests_failed ? tests_failed : types_failed))
