@@ -223,7 +223,7 @@ def main(
     made = trl_rows(pairs, style)
     if not made:
         raise FatalError(
-            f"no pair can be made of the {len(found)} groups of {record}: no answers differ enough, or none is in --pivot"
+            f"no pair can be made of the {len(found)} groups of {record}: no answers differ enough, or --pivot has none"
         )
     write(made, out / "pairs.parquet")
     print(f"{len(made)} pairs of {len(found)} groups in {out / 'pairs.parquet'}")
