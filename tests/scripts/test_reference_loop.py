@@ -179,5 +179,5 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
 def test_settings_that_the_file_does_not_implement_are_refused(flags: list[str]) -> None:
     with pytest.raises(FatalError, match=re.escape(flags[0].removeprefix("--"))):
         reference_loop.check(load(flags))
-    with pytest.raises(SystemExit, match="error: .*implements"):
+    with pytest.raises(SystemExit, match=r"error: .*implements"):
         reference_loop.main(flags)
