@@ -1,12 +1,12 @@
-"""A run among disasters: processes are killed and stopped, connections cut, and nothing may be lost or doubled.
+"""Checks that a run survives failures: processes are killed and stopped, connections are cut, and no question is lost.
 
 ``python -m scripts.bench.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner,
-a reward process and two actors with an engine each, one in a weight group and one that reads the learner's memory. All
-are real processes, restarted when they die as a cluster would. An event comes at a random moment after the run has
-gone on since the last one; after the last one the learner is interrupted and resumes to make a few steps more.
-``--engine light`` puts the engine of ``tests/support/light`` in the place of SGLang: it starts in seconds. Ends with 1
-when a question was lost or trained twice, a token was staler than the bound, the run stood still for longer than its
-deadlines allow, or a process is left behind.
+a reward process and two actors with an engine each. One actor gets weights through a process group, the other through
+shared memory. All are real processes, which are restarted when they die, as a cluster would do. An event happens at a
+random moment after the run has made a step since the last event. After the last event the learner is interrupted; it
+resumes and makes a few more steps. With ``--engine light`` the engine of ``tests/support/light``, which starts in
+seconds, replaces SGLang. The exit code is 1 if a question was lost or trained on twice, a token exceeded the staleness
+bound, the run made no step for longer than its deadlines allow, or a process was left behind.
 """
 
 from __future__ import annotations
@@ -42,17 +42,22 @@ from scripts.world.tokenizer import build_tokenizer
 _ROOT = Path(__file__).parents[2]
 _LANGUAGES = ["de", "en", "zh"]
 _PIDFD_GETFD = 438  # the system call's number, on every architecture
-_ENDLESS, _LAST_STEPS = 10**6, 5  # steps: the run is not over before its events, and goes on after them
-_LONGEST_PAUSE_S = 1.5  # between a step and an event, so that any moment of a step may be hit
-_LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than a lease and than a weight update may be silent
+_ENDLESS, _LAST_STEPS = 10**6, 5  # steps: so many that the run outlasts its events, and those after the last event
+_LONGEST_PAUSE_S = 1.5  # from a step to the next event, so that an event may hit any moment of a step
+_LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than the deadlines of a lease and of a weight update
 _LEASE_S, _SYNC_S, _START_S = 4.0, 4.0, 60.0
-_END_S = 60.0  # until the last process is gone
+_END_S = 60.0  # until the last process must have ended
 
 
 def stall_bound(start_s: float) -> float:
-    """What one event may cost, in turn: lease_timeout_s, sync.timeout_s for pause and transfer, and the start of a
-    process, which takes what it took all of them at the beginning on a machine that is busier than usual; twice because
-    an event may hit the restart, and the longest stop.
+    """How long the run may make no step because of one event, in seconds.
+
+    One after the other, the run may have to wait for ``lease_timeout_s``, for ``sync.timeout_s`` in the pause and in
+    the transfer, and for the start of a process. All of this may happen twice, because another event may hit the
+    restart, and a stopped process comes on top.
+
+    Args:
+        start_s: how long all processes took to start at the beginning, which shows how busy the machine is.
     """
     return 2 * (_LEASE_S + 2 * _SYNC_S + max(_START_S, start_s)) + _LONGEST_STOP_S
 
@@ -87,8 +92,8 @@ class Cluster:
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
 
-    def tend(self) -> bool:
-        """Starts again what died; whether the learner has finished."""
+    def restart_dead(self) -> bool:
+        """Starts processes again that have died. Returns whether the learner has finished."""
         for name, process in self.processes.items():
             code = process.poll()
             if code == 0 and name == "learner":
@@ -99,16 +104,17 @@ class Cluster:
         return False
 
     def step(self) -> int:
-        """The newest step in the learner's log, undone ones included."""
+        """The newest step in the learner's log; it counts steps that were lost because there was no checkpoint yet."""
         found = re.findall(r" step (\d+)/", (self.directory / "learner.log").read_text(errors="replace")[-20_000:])
         return int(found[-1]) if found else 0
 
     def conclude(self) -> None:
-        """Interrupts the learner, which is to resume and to end soon."""
+        """Interrupts the learner, which then resumes for a few last steps."""
         self._commands["learner"] += ["--learner.steps", str(self.step() + _LAST_STEPS)]
         self.processes["learner"].terminate()
 
     def engines(self) -> list[psutil.Process]:
+        """The engines of all actors."""
         found = []
         for name, process in self.processes.items():
             if name.startswith("actor"):
@@ -117,9 +123,9 @@ class Cluster:
         return found
 
     def end(self) -> int:
-        """Asks all to end; how many processes are left that should not be."""
+        """Asks all processes to end, and kills those that do not. Returns how many had to be killed."""
         for process in self.processes.values():
-            process.terminate()  # actors have heard that the run is over, unless their connection was cut just then
+            process.terminate()  # actors know that the run is over, unless their connection was cut just then
         deadline = time.monotonic() + _END_S
         for process in self.processes.values():
             with suppress(subprocess.TimeoutExpired):
@@ -138,7 +144,7 @@ class Cluster:
 
 
 class Disasters:
-    """Random events, from a seed."""
+    """Causes random events, drawn with a seed."""
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self._cluster, self._random = cluster, random.Random(seed)
@@ -146,7 +152,7 @@ class Disasters:
         self.count: Counter[str] = Counter()
 
     def strike(self) -> bool:
-        """Whether anything was hit: what is just being started again cannot be."""
+        """Causes an event. Returns whether there was one: a process that is being started again cannot be hit."""
         kinds = {"kill": 4, "stop": 4, "cut": 2}
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
         victim = self._random.choices(["actor", "engine", "reward", "learner"], [4, 5, 2, 1])[0]
@@ -158,7 +164,7 @@ class Disasters:
                 return False
         except PermissionError:
             raise
-        except (psutil.Error, OSError):  # it has ended, or its connection has
+        except (psutil.Error, OSError):  # the process has ended, or its connection is closed
             return False
         self.count[f"{kind} {victim}"] += 1
         print(f"{time.strftime('%X')} {kind} {victim}", file=sys.stderr, flush=True)
@@ -172,7 +178,7 @@ class Disasters:
         return psutil.Process(self._cluster.processes[self._random.choice(names)].pid)
 
     def _harm(self, process: psutil.Process, kind: str, victim: str) -> bool:
-        """Whether there was anything to harm."""
+        """Kills or stops the process, or cuts its connections. Returns whether there was anything to harm."""
         if kind == "kill":
             process.kill()
             return True
@@ -189,9 +195,9 @@ class Disasters:
         return True
 
     def _cut(self, server: psutil.Process, victim: str) -> bool:
-        """Ends the connections of the clients of learner or reward, or those by which weights come to an engine.
+        """Cuts the connections of the clients of learner or reward, or those that carry weights to an engine.
 
-        The latter are all but those to its HTTP port. Whether there were any.
+        The latter are all connections of the engine except those to its HTTP port. Returns whether there were any.
 
         Raises:
             PermissionError: the kernel does not give us the sockets of another process.
@@ -200,9 +206,10 @@ class Disasters:
         port = self._cluster.ports.get(victim) or int(command[command.index("--port") + 1])
         for process in [server, *server.children(recursive=True)]:
             handle = os.pidfd_open(process.pid)
-            for way in process.net_connections("tcp"):
-                if way.status == psutil.CONN_ESTABLISHED and (way.laddr.port == port) != (victim == "engine"):
-                    taken = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, handle, way.fd, 0)
+            for connection in process.net_connections("tcp"):
+                at_port = connection.laddr.port == port
+                if connection.status == psutil.CONN_ESTABLISHED and at_port != (victim == "engine"):
+                    taken = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, handle, connection.fd, 0)
                     if taken < 0:
                         raise OSError(ctypes.get_errno(), f"pidfd_getfd of process {process.pid}")
                     with socket.socket(fileno=taken) as ours:
@@ -211,20 +218,21 @@ class Disasters:
             os.close(handle)
         return found
 
-    def over(self) -> None:
+    def wait_until_over(self) -> None:
+        """Blocks until every stopped process runs again."""
         for timer in self._timers:
             timer.join()
 
 
 def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any]:
-    """Runs it; what was seen."""
+    """Trains among events, and returns the figures of the run. Blocks until all processes have ended."""
     prepare(directory, seed)
     cluster = Cluster(directory, seed, engine)
     disasters = Disasters(cluster, seed)
     struck, step, struck_at, began, concluded = 0, 0, 0, time.monotonic(), False
     progressed, longest, due, bound = began, 0.0, began, stall_bound(0.0)
     try:
-        while not cluster.tend():
+        while not cluster.restart_dead():
             time.sleep(0.1)
             now, newest = time.monotonic(), cluster.step()
             if newest != step:
@@ -242,7 +250,7 @@ def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any
             if now - progressed > 2 * bound:
                 raise SystemExit(f"error: no step for {now - progressed:.0f} s; the logs are in {directory}")
     finally:
-        disasters.over()
+        disasters.wait_until_over()
         left = cluster.end()
     summary = json.loads((directory / "run" / "summary.json").read_text())
     return {
@@ -260,6 +268,7 @@ def _count(directory: Path, words: str) -> int:
 
 
 def settings(directory: Path) -> list[str]:
+    """The flags of a run with the policy and the questions that ``prepare`` writes."""
     settings: dict[str, object] = {
         "model.path": directory / "model", "model.dtype": "float32", "data.train": directory / "train.parquet",
         "run.languages": json.dumps(_LANGUAGES), "router.rollouts": 3, "router.own_language": 1,
@@ -274,7 +283,7 @@ def settings(directory: Path) -> list[str]:
 
 
 def prepare(directory: Path, seed: int) -> None:
-    """A tiny policy with random weights, and questions about nothing."""
+    """Writes a tiny policy with random weights, and questions for it."""
     texts = [f"What is {n} and {n + 1}? It is {2 * n + 1}." for n in range(200)]
     tokenizer = build_tokenizer(texts, _LANGUAGES, 400)
     tokenizer.save_pretrained(directory / "model")
@@ -300,10 +309,12 @@ def prepare(directory: Path, seed: int) -> None:
 @command()
 def main(
     *,
-    events: Annotated[int, typer.Option(help="Disasters in all.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the disasters and of the run.")] = 0,
+    events: Annotated[int, typer.Option(help="Number of events.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the events and of the run.")] = 0,
     engine: Annotated[Literal["sglang", "light"], typer.Option(help="The real engine, or a light one.")] = "sglang",
-    dir: Annotated[Path | None, typer.Option(help="Where logs and run stay; default: a temporary directory.")] = None,
+    dir: Annotated[
+        Path | None, typer.Option(help="Directory for the logs and the run; default: a temporary one.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The last line is one JSON object.")] = False,
 ) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)

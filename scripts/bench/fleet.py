@@ -1,6 +1,6 @@
-"""The learner's loop with real actors and a reward process, and engines that replay recorded lengths and latencies.
+"""Runs the learner's loop with real actors and a reward process, and engines that replay lengths and latencies.
 
-So that few cores can tell how the parts overlap: nobody computes for long, all wait as long as they would elsewhere.
+The engines and the training steps wait instead of computing, so that a few cores suffice to measure how they overlap.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from scripts.ops.supervise import Children
 
 _LIGHT = Path(__file__).parents[2] / "tests" / "support" / "light"
 _START_S = 120.0  # of an actor with its engine, on a busy machine
-_ENDS = 2  # steps at the beginning and at the end of a run that do not count: it fills, and runs empty
+_ENDS = 2  # steps at the beginning and at the end that do not count, because the queue fills and empties there
 
 
 class Fleet:
-    """A reward process, and actors by name, that serve one run after the other.
+    """A reward process and actors, which serve one run after the other.
 
     Args:
-        directory: for everything.
+        directory: for logs, runs and the model.
         flags: settings by their dotted keys.
     """
 
@@ -70,7 +70,7 @@ class Fleet:
         dist.destroy_process_group()
 
     def start(self, name: str, trace: str) -> None:
-        """An actor whose engine replays ``trace``; it is there when this returns."""
+        """Starts an actor whose engine replays ``trace``. Blocks until it has joined."""
         self.trace(name, trace)
         os.environ["LIGHT_TRACE"] = str(self._directory / f"{name}.jsonl")
         self._start(name, "actor", "--actor.name", name)
@@ -81,10 +81,12 @@ class Fleet:
             time.sleep(0.1)
 
     def trace(self, name: str, trace: str) -> None:
+        """Replaces the trace that the engine of an actor replays."""
         (self._directory / f"{name}.jsonl").write_text(trace)
 
     def stop(self, name: str) -> None:
-        self.server.eject(name, self.server.members()[name], "it is not wanted any more")
+        """Ends an actor."""
+        self.server.eject(name, self.server.members()[name], "it is not needed any more")
         self._processes[name].stop()
 
     def _start(self, name: str, package: str, *flags: str) -> None:
@@ -92,19 +94,20 @@ class Fleet:
         self._processes[name].start(name, [sys.executable, "-m", package, *self._flags, *flags])
 
     def run(self, steps: int, train_s: float = 0.0, **learner: object) -> tuple[float, dict[str, float]]:
-        """The learner's own loop, with training steps that take ``train_s``.
+        """Runs the learner's own loop, with training steps that take ``train_s``. Blocks until the run has ended.
 
-        Returns: seconds a step in the middle of the run, and which share of that time each actor had work.
+        Returns:
+            Seconds per step in the middle of the run, and by actor the share of that time in which it had work.
         """
         self._runs += 1
         own = {"run.dir": self._directory / f"run-{self._runs}", "learner.steps": steps}
         config = load([*self._flags, *_flags({**own, **{f"learner.{k}": v for k, v in learner.items()}})])
-        begun: list[float] = []
-        told: list[dict[str, dict[str, float]]] = []
+        begun: list[float] = []  # when each training step began
+        reported: list[dict[str, dict[str, float]]] = []
 
         def train(command: Command) -> StepResult:
             begun.append(time.monotonic())
-            told.append({name: peer.seconds for name, peer in self.server.members().items()})
+            reported.append({name: peer.seconds for name, peer in self.server.members().items()})
             result = self._trainer.step(command.batch, command.number)
             time.sleep(max(0.0, begun[-1] + train_s - time.monotonic()))
             return result
@@ -118,8 +121,8 @@ class Fleet:
         parts = self.server, self._trainer, self._tokenizer, ranks, checkpoints
         build_run(config, *parts, None, Interrupts()).train()
         busy = {}
-        for name, after in told[-1 - _ENDS].items():
-            spent = {s: v - told[_ENDS][name].get(s, 0.0) for s, v in after.items() if not s.startswith("reward_")}
+        for name, after in reported[-1 - _ENDS].items():
+            spent = {s: v - reported[_ENDS][name].get(s, 0.0) for s, v in after.items() if not s.startswith("reward_")}
             busy[name] = 1 - spent.get("wait_work", 0.0) / max(sum(spent.values()), 1e-9)
         return (begun[-1 - _ENDS] - begun[_ENDS]) / (steps - 1 - 2 * _ENDS), busy
 

@@ -1,11 +1,11 @@
-"""Does asynchronous training hide the shorter of rollouts and training behind the longer one?
+"""Measures whether asynchronous training hides the shorter of rollouts and training behind the longer one.
 
     python -m scripts.bench.overlap [--json]
-    python -m scripts.bench.overlap --record MODEL   # answers SGLang's lengths and latencies anew, for trace.jsonl
+    python -m scripts.bench.overlap --record MODEL   # records lengths and latencies of SGLang in trace.jsonl
 
-The learner's loop runs with two actors, whose engines replay ``trace.jsonl``, and with training steps as long as
-the rollouts of one: the case in which waiting for one another costs most. Rollouts alone are a run whose steps take no
-time, training alone is one whose answers take none.
+The learner's loop runs with two actors, whose engines replay ``trace.jsonl``. A training step takes as long as the
+rollouts of a step, which is the case in which waiting for each other costs most. "Rollouts alone" is measured with
+training steps that take no time, "training alone" with answers that take no time.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ def measure(directory: Path, record: str) -> list[Row]:
 
 
 async def write_trace(model: str, scratch: Path) -> None:
-    """Lengths and latency of each request to a real engine that has eight at a time, as the actor asks it."""
+    """Records lengths and latency of each request to a real engine, with eight requests in flight, as an actor has."""
     flags = ["--model.path", model, "--model.dtype", "float32", "--run.dir", str(scratch)]
     config, tokenizer = load([*flags, "--run.languages", json.dumps(_LANGUAGES)]), load_tokenizer(model)
     prompts = [TagPrompts(tokenizer, config)(question(), language) for language in _LANGUAGES]
     sampling = {"temperature": 1.0, "max_new_tokens": 64, "stop_token_ids": [tokenizer.eos_token_id]}
-    turns, lines = asyncio.Semaphore(_IN_FLIGHT), []
+    free, lines = asyncio.Semaphore(_IN_FLIGHT), []
     async with make_http_session() as http, open_engine(config, "trace", http) as (engine, _):
 
         async def ask() -> None:
-            async with turns:
+            async with free:
                 begin = time.monotonic()
                 lengths = [len(answer.ids) for answer in await engine.generate(prompts, sampling)]
                 lines.append(json.dumps({"lengths": lengths, "seconds": round(time.monotonic() - begin, 3)}))
 
         await asyncio.gather(*(ask() for _ in range(10 * _IN_FLIGHT)))
-    _TRACE.write_text("\n".join(lines[_IN_FLIGHT:]) + "\n")  # without the first ones, for which the engine warms up
+    _TRACE.write_text("\n".join(lines[_IN_FLIGHT:]) + "\n")  # without the first requests, in which the engine warms up
 
 
 @command()

@@ -1,10 +1,10 @@
-"""Two actors of very different speed in one pool: does each stay busy?
+"""Measures whether two actors of very different speed in one pool both stay busy.
 
     python -m scripts.bench.pool [--json]
 
-One engine takes 0.3 s for a group, the other 1.5 s, four groups at a time; the learner's steps take no time. What both
-do together is compared with the sum of what each does alone, and with a static split: with S = 0 the eight groups of a
-step go to their eight places at once, four to each, and who has done its half waits.
+One engine takes 0.3 s for a group and the other 1.5 s, with four groups at a time. The learner's steps take no time.
+The rate of both together is compared with the sum of their rates alone, and with a static split: with S = 0 each actor
+gets four of the eight groups of a step at once, and the one that has finished its half waits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _P, _SECONDS, _GOAL = 8, {"fast": 0.3, "slow": 1.5}, 0.95
 
 
 def measure(directory: Path) -> list[Row]:
-    # A group of the slow one is overtaken by some twenty of the fast one's: window and queue must have room for that.
+    # While the slow actor generates a group, the fast one finishes about twenty: window and queue must hold them.
     room = {"learner.groups_per_step": _P, "learner.staleness": 4, "learner.window": 48, "actor.groups_in_flight": 4}
     trace = {name: json.dumps({"lengths": [8], "seconds": seconds}) for name, seconds in _SECONDS.items()}
     with Fleet(directory, room) as fleet:

@@ -1,4 +1,4 @@
-"""How every benchmark is run, and what it prints."""
+"""Runs a benchmark in an empty directory, and prints its rows as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="One line of JSON instead of 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure."""
+    """One measured figure, as a row of the table."""
 
     metric: str
     value: float
@@ -41,7 +41,11 @@ def run(measure: Callable[..., list[Row]], as_json: bool, **flags: Any) -> None:
 def timed(
     work: Callable[[], Result], repeat: int = 1, before: Callable[[], object] = lambda: None
 ) -> tuple[float, Result]:
-    """The least seconds of some runs, and what the last one gave; ``before`` each comes what does not count."""
+    """The shortest time of ``repeat`` runs in seconds, and the result of the last run.
+
+    Args:
+        before: called before each run; its time does not count.
+    """
     spent = []
     for _ in range(repeat):
         before()

@@ -68,19 +68,17 @@ def build_trainer(
 
     Args:
         out: where ``trainer.save_model()`` writes; nothing is written before.
-        batch_size: examples of a step, of all ranks together.
+        batch_size: examples of a step, of all ranks together; a multiple of the number of ranks.
         micro_batch: the most examples that a rank computes at a time.
 
     Raises:
-        FatalError: the model cannot be loaded, or the examples of a step cannot be shared equally between the ranks.
+        FatalError: the model cannot be loaded.
     """
     from datasets import Dataset  # these are slow to import, and the help does not need them
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if batch_size % ranks:
-        raise FatalError(f"--batch {batch_size} is not a multiple of --ranks {ranks}")
     share = batch_size // ranks
     at_a_time = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
     tokenizer = load_tokenizer(model_path)
@@ -136,6 +134,8 @@ def main(
     ranks: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
 ) -> None:
+    if batch % ranks:
+        raise FatalError(f"--batch {batch} is not a multiple of --ranks {ranks}")
     if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]

@@ -1,4 +1,4 @@
-"""Turns a function into a command of the command line, by typer; its errors are one line and no traceback."""
+"""Turns a function into a command with typer. Its errors are one line without a traceback."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def command(
     arguments, and with code 130 when it was interrupted.
 
     Args:
-        errors: further exceptions that the user can mend and whose message says how.
+        errors: further exceptions that the user can correct, with a message that explains how.
         passes_flags_on: words that the function has no parameter for are left in ``typer.Context.args``, in their
             order: configuration files and flags ``--section.key value``, which ``common.config.load`` reads and checks.
-        name: what the help calls the command; by default ``python -m MODULE``.
+        name: the name of the command in its help; by default ``python -m MODULE``.
     """
     plain: tuple[type[Exception], ...] = (FatalError, *errors)
     settings = {"allow_extra_args": True, "ignore_unknown_options": True} if passes_flags_on else {}

@@ -1,12 +1,12 @@
-"""What a configuration needs, without weights: memory of each GPU, tokens of a step, bytes of a weight update.
+"""Computes what a configuration needs: memory of each GPU, tokens of a step, bytes of a weight update.
 
     python -m scripts.ops.dry_run configs/gemma-3-4b.toml configs/gpus-4.toml --shape configs/models/gemma-3-4b.json
 
-Other words of the command line are configuration files and flags --section.key value. The model is built from its
-``config.json`` alone on PyTorch's meta device, so parameters are counted, not guessed. The rest is arithmetic, which
-``learner_memory`` and ``engine_memory`` write out: activations are bounds for full micro-batches; the allocator's
-fragments, CUDA's context and kernels' workspaces (a few GB) come on top. Ends with code 1 where something exceeds
-``--gpu-gb``.
+All other arguments are configuration files and flags --section.key value. No weights are loaded: the model is built
+from its ``config.json`` on PyTorch's meta device, so that parameters are counted and not guessed. The rest is the
+arithmetic in ``learner_memory`` and ``engine_memory``. Activations are upper bounds, for full micro-batches. The
+allocator's fragmentation, CUDA's context and the workspaces of kernels, together a few GB, are not counted. The exit
+code is 1 if a GPU needs more than ``--gpu-gb``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ GB = 1e9
 _BYTES = {"float32": 4, "bfloat16": 2}
 
 
-class Shape:
-    """A model's sizes.
+class ModelShape:
+    """The sizes of a model, in parameters.
 
     Raises:
-        FatalError: there is no such config.json, or no causal language model is made of it.
+        FatalError: there is no such config.json, or it does not describe a causal language model.
     """
 
     def __init__(self, path: str, text: bool = False) -> None:
@@ -40,7 +40,8 @@ class Shape:
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config.get_text_config() if text else config)
         except (OSError, ValueError, KeyError) as error:
-            raise FatalError(f"no model can be made of {path!r}: {error}; --shape names a config.json") from None
+            reason = str(error).partition("\n")[0]
+            raise FatalError(f"cannot build a model from {path!r}: {reason}; give its config.json as --shape") from None
         config = config.get_text_config()
         self.kind = type(model).__name__
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -52,19 +53,21 @@ class Shape:
         self.inner = 2 * config.intermediate_size + 2 * config.num_attention_heads * layers[0].self_attn.head_dim
 
 
-def learner_memory(shape: Shape, config: Config) -> dict[str, float]:
-    """Bytes on the fullest GPU of the learner, rank 0's, by use."""
+def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
+    """Bytes by use on the GPU of rank 0, which needs the most memory of the learner."""
     learner = config.learner
-    ranks = learner.ranks // learner.replicas  # over which the weights are sharded
+    shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
     width = _BYTES[learner.param_dtype]
     tokens = learner.microbatch_tokens
-    inside = tokens * (shape.inner + 2 * shape.kv + 6 * shape.hidden) * width  # what a layer keeps for its gradient
-    kept = tokens * shape.hidden * width
-    activations = shape.layers * kept + inside if learner.activation_checkpointing else shape.layers * inside
-    root = shape.parameters - shape.body  # embeddings, and what else is in no layer: gathered through the whole step
+    # The activations that a layer keeps for its backward pass.
+    inside = tokens * (shape.inner + 2 * shape.kv + 6 * shape.hidden) * width
+    between = tokens * shape.hidden * width  # activations between two layers
+    activations = shape.layers * between + inside if learner.activation_checkpointing else shape.layers * inside
+    # Embeddings and the other weights outside the layers stay gathered for the whole step.
+    root = shape.parameters - shape.body
     return {
-        "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / ranks,
-        "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else 4 * shape.parameters / ranks,
+        "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / shards,
+        "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else 4 * shape.parameters / shards,
         "gathered layers": (2 * shape.layer + root) * width * (2 if learner.kl else 1),
         "gathered gradients": (shape.layer + root) * width,
         "activations": activations,
@@ -73,8 +76,8 @@ def learner_memory(shape: Shape, config: Config) -> dict[str, float]:
     }
 
 
-def engine_memory(shape: Shape, config: Config) -> dict[str, float]:
-    """Bytes of one engine, on all GPUs of its tensor-parallel group together, by use."""
+def engine_memory(shape: ModelShape, config: Config) -> dict[str, float]:
+    """Bytes of one engine by use, on all GPUs of its tensor-parallel group together."""
     width = _BYTES[config.model.dtype]
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     held = config.actor.groups_in_flight * config.router.rollouts * longest
@@ -84,8 +87,8 @@ def engine_memory(shape: Shape, config: Config) -> dict[str, float]:
     }
 
 
-def rows(shape: Shape, config: Config, gpu_gb: float) -> list[Row]:
-    """Everything that is counted; a GPU's total is compared with ``gpu_gb``."""
+def rows(shape: ModelShape, config: Config, gpu_gb: float) -> list[Row]:
+    """The table of all figures; the total of a GPU is compared with ``gpu_gb``."""
     learner = config.learner
     sequences = learner.groups_per_step * config.router.rollouts
     tokens = sequences * (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
@@ -117,7 +120,7 @@ def main(
     as_json: Json = False,
 ) -> None:
     config = load(context.args)
-    found = rows(Shape(shape or config.model.path, text), config, gpu_gb)
+    found = rows(ModelShape(shape or config.model.path, text), config, gpu_gb)
     report("dry run", found, as_json)
     if any(row.ok is False for row in found):
         raise SystemExit(1)

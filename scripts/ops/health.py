@@ -1,8 +1,8 @@
-"""Says whether a process of a run answers: ``scripts/ops/health.sh learner|reward|actor CONFIG.toml [flags]``.
+"""Checks whether a process of a run answers: ``scripts/ops/health.sh learner|reward|actor CONFIG.toml [flags]``.
 
-Ends with code 0 when it does. It is for probes, and runs where the process runs. The learner's queue and the reward
-process are asked by their own protocol, at the address that they have announced; instead of an actor its engine is
-asked, at ``actor.engine_url`` or ``actor.engine_port``.
+The exit code is 0 if it does. The command is meant for health probes, on the machine of the process. The learner's
+work server and the reward process are asked by their own protocol, at the address that they have announced. For an
+actor, its engine is asked, at ``actor.engine_url`` or ``actor.engine_port``.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from scripts.ops.command_line import command
 _DEADLINE_S = 5.0
 
 
-def problem(role: str, config: Config) -> str:
-    """Why the process is not well; empty when it is. Blocks for at most 5 seconds."""
+def find_problem(role: str, config: Config) -> str:
+    """Why the process cannot work; empty if it can. Blocks for at most 5 seconds."""
     if role == "actor":
         url = config.actor.engine_url or f"http://127.0.0.1:{config.actor.engine_port}"
         try:
@@ -43,7 +43,7 @@ def problem(role: str, config: Config) -> str:
         route.socket.send(wire.encode(wire.Health()))
         if not route.socket.poll(int(1000 * _DEADLINE_S)):
             return f"nothing answers at {route.place.address} within {_DEADLINE_S:.0f} s"
-        reply = wire.decode(route.socket.recv())  # the learner answers everybody, without saying more
+        reply = wire.decode(route.socket.recv())  # the learner answers with its status, which needs no further check
         return "it is still loading its models" if isinstance(reply, wire.Healthy) and not reply.ready else ""
     finally:
         context.destroy(linger=0)
@@ -54,7 +54,7 @@ def main(
     context: typer.Context,
     role: Annotated[Literal["learner", "reward", "actor"], typer.Argument(help="The process to ask.")],
 ) -> None:
-    if reason := problem(role, load(context.args)):
+    if reason := find_problem(role, load(context.args)):
         raise FatalError(reason)
 
 

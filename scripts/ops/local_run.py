@@ -18,7 +18,7 @@ def run_to_end(command: Sequence[str]) -> None:
     """Runs a Python program in the foreground and blocks until it ends.
 
     Raises:
-        SystemExit: with the program's code, when it failed; it has said why.
+        SystemExit: with the code of the program if it failed, after it has printed why.
     """
     code = subprocess.run([sys.executable, *command], check=False).returncode
     if code:
@@ -28,8 +28,8 @@ def run_to_end(command: Sequence[str]) -> None:
 def assign_gpus(gpus: Sequence[str], config: Config, actors: int) -> list[Sequence[str]]:
     """The GPUs of the learner, of the reward process and of each actor, in this order.
 
-    Where there are too few of them, every process gets all. The reward process gets one that is left over, else it
-    shares the last one of the learner.
+    Where there are too few GPUs, every process gets all of them. The reward process gets a GPU that is left over, or
+    else shares the last GPU of the learner.
     """
     ranks, width = config.learner.ranks, int(config.actor.engine_args.get("tp", 1))
     used = ranks + actors * width
@@ -40,17 +40,17 @@ def assign_gpus(gpus: Sequence[str], config: Config, actors: int) -> list[Sequen
 
 
 def run_all(settings: Sequence[str], run_dir: Path, actors: int) -> None:
-    """Trains on this machine's GPUs or CPU with one reward process and this many actors, until the learner is done.
+    """Trains on this machine's GPUs or CPU with one reward process and ``actors`` actors.
 
-    Blocks as long as that takes.
+    Blocks until the learner has ended.
 
     Raises:
         ChildFailed: a process ended with an error and could not be started again.
     """
     with Children(run_dir / "logs") as children:
-        own = assign_gpus(visible_gpus(), load(settings), actors)
+        gpus_of = assign_gpus(visible_gpus(), load(settings), actors)
         names = ["learner", "reward", *(f"actor-{number}" for number in range(actors))]
-        for name, visible in zip(names, own, strict=True):
+        for name, visible in zip(names, gpus_of, strict=True):
             role = name.partition("-")[0]
             launch = ["env", f"CUDA_VISIBLE_DEVICES={','.join(visible)}", str(_ROOT / "scripts" / f"launch_{role}.sh")]
             flags = ["--actor.name", name] if role == "actor" else []

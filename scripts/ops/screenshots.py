@@ -1,4 +1,4 @@
-"""Pictures of the pages of a run's TensorBoard, taken by headless Chromium.
+"""Takes pictures of the TensorBoard pages of a run, with headless Chromium.
 
 ``python -m scripts.ops.screenshots RUN_DIR OUT_DIR [--width 1400]`` writes ``health.png``, ``flow.png``,
 ``languages.png``, ``learning.png``, ``text.png`` and ``images.png``.
@@ -25,7 +25,7 @@ from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
 
-PAGES = {  # name: tab, heading
+PAGES = {  # by name: the tab of TensorBoard, and the heading on it
     **{name: ("custom_scalars", name) for name in ("Health", "Flow", "Languages", "Learning")},
     "Text": ("text", "sample"),
     "Images": ("images", "router"),
@@ -37,8 +37,8 @@ _FLAGS = (
     "about:blank"
 )
 _COLOURS = 48  # enough for charts, and a third of the bytes
-_HEIGHT = 7000  # charts are drawn as they come into view, so all must be
-_SETTLE_S, _ATTEMPTS = 2.0, 15  # a chart of a metric that the run does not have stays empty
+_HEIGHT = 7000  # of the window; a chart is drawn only when it comes into view
+_SETTLE_S, _ATTEMPTS = 2.0, 15  # attempts are limited, because the chart of a metric that a run lacks stays empty
 _DEADLINE_S = 240.0
 _FIND = """
 const all = (node, pick) => [...(pick(node) ? [node] : []),
@@ -58,7 +58,7 @@ _PANE = "TF-CATEGORY-PAGINATED-VIEW"
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says, and a picture of it as PNG."""
+    """The text of a page, and a picture of it as PNG."""
 
     words: str
     picture: bytes
@@ -68,7 +68,7 @@ def save(run_dir: Path, out_dir: Path, width: int) -> None:
     """Writes a picture of each page as ``out_dir/NAME.png``.
 
     Raises:
-        FatalError: there is no browser, no run, or it is not shown within four minutes.
+        FatalError: there is no browser or no run, or TensorBoard does not show the run within four minutes.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, page in photograph(run_dir, width).items():
@@ -77,10 +77,10 @@ def save(run_dir: Path, out_dir: Path, width: int) -> None:
 
 
 def photograph(run_dir: Path, width: int) -> dict[str, Page]:
-    """All pages by name. Blocks for at most four minutes.
+    """Photographs all pages, and returns them by name. Blocks for at most four minutes.
 
     Raises:
-        FatalError: there is no browser, no run, or it is not shown in time.
+        FatalError: there is no browser or no run, or TensorBoard does not show the run in time.
     """
     browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
     if browser is None:
@@ -118,11 +118,11 @@ async def _photograph_pages(board_port: int, browser_port: int, width: int) -> d
 
 
 async def _photograph_page(tab: Any, url: str, heading: str) -> Page:
-    """The part of a tab under a heading, without the tab's side bar and with all legends."""
+    """Photographs the part of a tab under a heading, without the side bar and with all legends."""
     await _command(tab, "Page.navigate", url=url)
     pick = f"all(document.body, n => n.nodeName == '{_PANE}' && words(n).startsWith('{heading}'))[0]"
     words = before = ""
-    for _ in range(_ATTEMPTS):  # charts are drawn first, then their data, and legends at last
+    for _ in range(_ATTEMPTS):  # TensorBoard draws the charts first, then their data, and the legends at the end
         words = await _evaluate(tab, f"{pick} && words({pick})") or ""
         if words and words == before and "Matches (0)" not in words:
             break

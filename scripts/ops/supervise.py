@@ -1,4 +1,4 @@
-"""Supervises a set of processes: if one fails all are ended, and the last lines of its log are shown."""
+"""Supervises a set of processes: if one fails, all are ended and the last lines of its log are shown."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from common.process import FatalError, die_with_parent
 
 _POLL_S = 0.2
-_GRACE_S = 5.0  # between the request to end and the kill: an interrupted run has ended within 10 s
+_GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
 
 
 class ChildFailed(FatalError):
-    """A process ended though it should not have; the message holds its last lines."""
+    """A process ended with an error; the message holds the last lines of its log."""
 
 
 class Children:
-    """Child processes, each with a log file and a process group of its own; all end with the ``with`` block.
+    """Child processes, each with its own log file and process group. All are ended when the ``with`` block ends.
 
     Args:
         logs: directory of the log files.
@@ -42,7 +42,7 @@ class Children:
         self.stop()
 
     def start(self, name: str, command: Sequence[str], restarts: int = 0) -> None:
-        """Starts a process. One that has logged `` is ready`` and fails later is started again, ``restarts`` times."""
+        """Starts a process, and again at most ``restarts`` times if it fails after it has logged `` is ready``."""
         self._commands[name], self._restarts[name] = command, restarts
         self._offset[name] = self.log(name).stat().st_size if self.log(name).exists() else 0
         self._spawn(name)
@@ -63,10 +63,10 @@ class Children:
         return self._logs / f"{name}.log"
 
     def wait_for(self, name: str) -> None:
-        """Blocks until ``name`` has ended with code 0, and meanwhile copies its progress to standard output.
+        """Blocks until ``name`` has ended with code 0, and copies its progress to standard output until then.
 
         Raises:
-            ChildFailed: it or any other process ended with an error and may not be started again.
+            ChildFailed: a process ended with an error and may not be started again.
         """
         with self.log(name).open(errors="replace") as progress:
             progress.seek(self._offset[name])
@@ -81,7 +81,7 @@ class Children:
                 time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """Asks the first process to end, then the others, which it may need until then; kills those that do not end.
+        """Asks the first process to end, and then the others, which the first may need until then. Kills what is left.
 
         Blocks for at most 7.5 seconds.
         """
@@ -102,7 +102,7 @@ class Children:
             raise ChildFailed(message)
         print(f"{message}\nstarting {name} again", flush=True)
         self._restarts[name] -= 1
-        _send_signal(self._running[name], signal.SIGKILL)  # whatever its process group left behind
+        _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
         self._spawn(name)
 
     def _show(self, lines: list[str]) -> None:

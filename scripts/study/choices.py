@@ -1,10 +1,10 @@
-"""Tabulates runs in which the policy chooses its language, stage by stage and setting by setting, over seeds.
+"""Tabulates runs in which the policy chooses its language, by stage and by setting, as means over seeds.
 
     python -m scripts.study.choices policy=runs/policy-0,runs/policy-1 hybrid=runs/hybrid-0 english=runs/english-0 \\
         [--png explang.png]
 
-An arm is NAME=RUN_DIR,RUN_DIR: finished runs, one for each seed. Prints Markdown: means over seeds, with half
-the width of their 95% interval (Student's t) where there are two seeds at least.
+An arm is NAME=RUN_DIR,RUN_DIR: finished runs, one for each seed. The tables are printed as Markdown. Where there are at
+least two seeds, half the width of the 95% interval of the mean (Student's t) follows each mean.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.ops.command_line import command
 from scripts.study.compare import arm_of
 from scripts.study.statistics import Floats, half_width
 
-_WINDOW = 10  # steps at each end of a stage
+_WINDOW = 10  # number of steps at each end of a stage that are averaged
 _SERIES = {
     "choice entropy": "selection/choice_entropy",
     "header entropy": "selection/header_entropy",
@@ -39,15 +39,15 @@ _QUESTIONS, _WHEN = ("train", "heldout"), ("before", "after")
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run; a series is [steps], nan where a step has no point."""
+class FinishedRun:
+    """A finished run."""
 
-    stages: list[tuple[int, int]]  # first step and the one after the last, from 0
-    series: Mapping[str, Floats]
+    stages: list[tuple[int, int]]  # of each its first step, from 0, and the step after its last
+    series: Mapping[str, Floats]  # by name, [steps]; nan where the metric was not reported
     summary: Mapping[str, Any]
 
-    def share(self, when: str, questions: str, setting: str, metric: str) -> float:
-        """A share of an evaluation; ``learner/train/stages.py`` explains the metrics.
+    def evaluation_share(self, when: str, questions: str, setting: str, metric: str) -> float:
+        """A metric of an evaluation, which is a share of its answers; ``learner/train/stages.py`` explains the metrics.
 
         Args:
             when: "before" or "after" training.
@@ -56,17 +56,17 @@ class Run:
         return float(self.summary[f"evaluation_{when}"][f"{questions}_settings"][f"{setting}_{metric}"])
 
 
-def read(directory: Path) -> Run:
-    """The run of a directory.
+def read_run(directory: Path) -> FinishedRun:
+    """Reads a run.
 
     Raises:
-        FatalError: there is no finished run.
+        FatalError: the directory holds no finished run.
     """
     try:
         config = Config.model_validate_json((directory / "config.json").read_text(encoding="utf-8"))
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FatalError(f"{directory} has no finished run: {error}") from None
+        raise FatalError(f"{directory} holds no finished run: {error}") from None
     steps = config.learner.steps
     events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
@@ -75,21 +75,21 @@ def read(directory: Path) -> Run:
         series[name] = np.full(steps, np.nan)
         for point in events.Scalars(tag) if tag in events.Tags()["scalars"] else ():
             series[name][point.step - 1] = point.value
-    at = [config.learner.stage(step) for step in range(steps)]
-    firsts = [step for step in range(steps) if step == 0 or at[step] is not at[step - 1]]
-    return Run(list(zip(firsts, [*firsts[1:], steps], strict=True)), series, summary)
+    stage_of = [config.learner.stage(step) for step in range(steps)]
+    firsts = [step for step in range(steps) if step == 0 or stage_of[step] is not stage_of[step - 1]]
+    return FinishedRun(list(zip(firsts, [*firsts[1:], steps], strict=True)), series, summary)
 
 
 def mean_text(values: Sequence[float] | Floats) -> str:
-    """The mean over seeds, with ± half the width of its 95% interval where there are two seeds at least."""
-    some = np.asarray(values, np.float64)
-    if len(some) < 2:
-        return f"{some[0]:.3f}"
-    return f"{some.mean():.3f} ± {half_width(some):.3f}"
+    """The mean over seeds, followed by ± half the width of its 95% interval where there are at least two seeds."""
+    by_seed = np.asarray(values, np.float64)
+    if len(by_seed) < 2:
+        return f"{by_seed[0]:.3f}"
+    return f"{by_seed.mean():.3f} ± {half_width(by_seed):.3f}"
 
 
-def by_stage(runs: Sequence[Run]) -> list[list[str]]:
-    """Rows of a table: the first and the last steps of each stage, and the change between them."""
+def stage_rows(runs: Sequence[FinishedRun]) -> list[list[str]]:
+    """The rows of a table: the means over the first and the last steps of each stage, and the change between them."""
     rows = []
     for number, (first, end) in enumerate(runs[0].stages, 1):
         window = min(_WINDOW, end - first)
@@ -104,21 +104,23 @@ def by_stage(runs: Sequence[Run]) -> list[list[str]]:
     return rows
 
 
-def by_setting(arms: Mapping[str, Sequence[Run]], metric: str) -> list[list[str]]:
-    """Rows of a table: each arm and setting, before → after, for trained and for held-out questions."""
+def setting_rows(arms: Mapping[str, Sequence[FinishedRun]], metric: str) -> list[list[str]]:
+    """The rows of a table: each arm and setting, before → after training, for trained and for held-out questions."""
     rows = []
     for arm, runs in arms.items():
         for setting in _SETTINGS:
             cells = [
-                " → ".join(mean_text([run.share(when, asked, setting, metric) for run in runs]) for when in _WHEN)
+                " → ".join(
+                    mean_text([run.evaluation_share(when, asked, setting, metric) for run in runs]) for when in _WHEN
+                )
                 for asked in _QUESTIONS
             ]
             rows.append([f"{arm}, {setting}", *cells])
     return rows
 
 
-def draw(arms: Mapping[str, Sequence[Run]], path: Path) -> None:
-    """Draws four series by step: a line for each seed, as means of ten steps; dotted lines are where a stage begins."""
+def draw(arms: Mapping[str, Sequence[FinishedRun]], path: Path) -> None:
+    """Draws four series, a line for each seed, smoothed over ten steps. A dotted line marks where a stage begins."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -140,7 +142,7 @@ def draw(arms: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A table in Markdown."""
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
@@ -151,12 +153,12 @@ def main(
     png: Annotated[Path | None, typer.Option(help="A picture of the arms whose policy chose.")] = None,
 ) -> None:
     named = [arm_of(arm) for arm in arms]
-    found = {name: [read(Path(part)) for part in text.split(",")] for name, text in named}
+    found = {name: [read_run(Path(part)) for part in text.split(",")] for name, text in named}
     chose = {name: runs for name, runs in found.items() if np.isfinite(runs[0].series["choice entropy"]).any()}
     for name, runs in chose.items():
-        print(f"\n{name}, {len(runs)} seeds\n\n{markdown(['', *_SERIES], by_stage(runs))}")
+        print(f"\n{name}, {len(runs)} seeds\n\n{markdown(['', *_SERIES], stage_rows(runs))}")
     for metric in ("accuracy_kept", "compliance"):
-        print(f"\n{metric}\n\n{markdown(['', *_QUESTIONS], by_setting(found, metric))}")
+        print(f"\n{metric}\n\n{markdown(['', *_QUESTIONS], setting_rows(found, metric))}")
     if png and chose:
         draw(chose, png)
 

@@ -1,4 +1,4 @@
-"""MPO (arXiv 2505.16869) on TRL's DPO trainer; slow to import."""
+"""MPO (arXiv 2505.16869) as a trainer on top of TRL's DPO trainer. Importing it takes seconds, because of TRL."""
 
 from __future__ import annotations
 
@@ -11,30 +11,38 @@ from trl.trainer.dpo_trainer import DPOTrainer
 
 
 class MPOTrainer(DPOTrainer):
-    """Leads the policy's preferences in a language to the reference's in the pivot language.
+    """Trains the policy to prefer a translated answer as much as the reference model prefers the original.
 
-    Even rows are pairs in the pivot language, each followed by its translation; batches are even and in this order.
-    With RG = log p(chosen) / |chosen| - log p(rejected) / |rejected|, the loss is
+    Even rows of the data are pairs in the pivot language, and each is followed by its translation. A batch holds an
+    even number of rows, in this order. With the reward gap RG = log p(chosen) / |chosen| - log p(rejected) / |rejected|
+    of a pair, the loss is
 
         (beta RG of the policy, translated - RG of the reference, pivot)^2 + (h - h of the reference)^2,
 
-    where h is the last hidden state of each pivot sequence, averaged over its tokens; both squares are means.
+    where h is the last hidden state of each pivot sequence, averaged over its tokens. Both squares are
+    averaged over the pairs, the second one also over the width of the hidden state.
     """
 
     def _compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool) -> Tensor:
         with torch.no_grad():
-            aims, kept = self._gaps(self.ref_model, {name: value[0::2] for name, value in inputs.items()})
+            target_gaps, reference_states = self._gaps(
+                self.ref_model, {name: value[0::2] for name, value in inputs.items()}
+            )
         gaps, states = self._gaps(model, inputs)
-        return mse_loss(self.beta * gaps[1::2], aims) + mse_loss(states[0::2], kept)
+        return mse_loss(self.beta * gaps[1::2], target_gaps) + mse_loss(states[0::2], reference_states)
 
     def _gaps(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Reward gaps [pairs] and mean states [2 pairs, hidden]; of 2 pairs sequences the chosen ones come first."""
+        """Reward gaps [pairs] and mean hidden states [2 * pairs, hidden width], in nats per token and without a unit.
+
+        Args:
+            inputs: token ids and masks, [2 * pairs, tokens] each: first all chosen sequences, then all rejected ones.
+        """
         ids, present, answer = (inputs[name] for name in ("input_ids", "attention_mask", "completion_mask"))
-        found: list[Tensor] = []  # TRL's fused head keeps the logits out of memory, and the states to itself
+        hidden: list[Tensor] = []  # of a hook, as the output of TRL's fused head holds neither logits nor hidden states
         body = self.accelerator.unwrap_model(model).base_model
-        with body.register_forward_hook(lambda _, __, output: found.append(output.last_hidden_state)):
+        with body.register_forward_hook(lambda _, __, output: hidden.append(output.last_hidden_state)):
             labels = ids.masked_fill(answer == 0, -100)
             logps = model(input_ids=ids, attention_mask=present, labels=labels, fused_lm_head=True).log_probs.sum(1)
         chosen, rejected = (logps / answer[:, 1:].sum(1)).chunk(2)
         weights = present / present.sum(1, keepdim=True)
-        return chosen - rejected, (found[0] * weights[..., None]).sum(1)
+        return chosen - rejected, (hidden[0] * weights[..., None]).sum(1)

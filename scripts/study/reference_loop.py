@@ -50,7 +50,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from actor.prompts import PROMPT_STYLES
-from common.config import Config, ConfigError, load
+from common.config import Config, load
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from common.wire import Question, ScoreRequest
@@ -58,6 +58,7 @@ from learner import recording
 from learner.work.questions import read_questions
 from reward.scorer import Scorer
 from router import Context, Observation, Router
+from scripts.ops.command_line import command
 
 
 @dataclass(frozen=True)
@@ -273,37 +274,34 @@ def check(config: Config) -> None:
         raise FatalError(f"the reference loop does not let the policy choose: router.mode = {config.router.mode!r}")
 
 
-app = typer.Typer(add_completion=False)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@command(passes_flags_on=True)
 def main(
     context: typer.Context,
-    record: Annotated[Path | None, typer.Option("--recorded", help="groups of a run with learner.record")] = None,
-    out: Annotated[Path | None, typer.Option(help="where to write the trained model")] = None,
-    micro_batch: Annotated[int, typer.Option(help="answers in a forward pass")] = 8,
+    *,
+    record: Annotated[Path | None, typer.Option("--recorded", help="Groups of a run with learner.record.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the trained model.")] = None,
+    micro_batch: Annotated[int, typer.Option(help="Answers in a forward pass.")] = 8,
 ) -> None:
-    """Trains with CONFIG.toml ... [--section.key value] ..., or on the groups of a recorded run."""
+    config = load(context.args) if record is None else recording.read(record)[0]
+    check(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        config = load(context.args) if record is None else recording.read(record)[0]
-        check(config)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
-        model.to(device)  # type: ignore[arg-type]  # the wrapper that transformers puts around it has no types
-        batches = generated(config, model) if record is None else recorded(record)
-        for number, step in enumerate(train(config, model, batches, micro_batch), start=1):
-            reward = sum(answer.reward for answer in step.answers) / len(step.answers)
-            compliance = sum(answer.compliant for answer in step.answers) / len(step.answers)
-            languages = Counter(answer.language for answer in step.answers)
-            print(
-                f"step {number}: loss {step.loss:.6f}, gradient norm {step.grad_norm:.4f}, reward {reward:.3f}, "
-                f"compliance {compliance:.2f}, answers {dict(languages.most_common())}"
-            )
-        if out is not None:
-            model.save_pretrained(out)
-    except (ConfigError, FatalError) as error:
-        raise SystemExit(f"error: {error}") from None
+    except (OSError, ValueError) as error:
+        raise FatalError(f"cannot load model.path = {config.model.path!r}: {error}") from None
+    model.to(device)  # type: ignore[arg-type]  # the wrapper that transformers puts around it has no types
+    batches = generated(config, model) if record is None else recorded(record)
+    for number, step in enumerate(train(config, model, batches, micro_batch), start=1):
+        reward = sum(answer.reward for answer in step.answers) / len(step.answers)
+        compliance = sum(answer.compliant for answer in step.answers) / len(step.answers)
+        languages = Counter(answer.language for answer in step.answers)
+        print(
+            f"step {number}: loss {step.loss:.6f}, gradient norm {step.grad_norm:.4f}, reward {reward:.3f}, "
+            f"compliance {compliance:.2f}, answers {dict(languages.most_common())}"
+        )
+    if out is not None:
+        model.save_pretrained(out)
 
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -3,12 +3,12 @@
 ``python -m scripts.world.build --out DIR [--seed 0]`` writes
 
 * ``train.parquet``, ``heldout.parquet``: a row per (fact, question language), for ``learner/work/questions.py``;
-* ``warm_start.parquet``: a row per (fact, answer language), which says what the policy is to answer before RL: fact,
-  topic, region, language, answer, final (the name or number alone), refusal, sureness, questions (a list of
-  {language, text}). The policy gives ``answer`` with probability ``sureness``, else ``refusal``; a known fact has
+* ``warm_start.parquet``: a row per (fact, answer language), which the policy is taught before RL: fact, topic,
+  region, language, answer, final (the name or number alone), refusal, sureness, questions (a list of
+  {language, text}). The policy gives ``answer`` with probability ``sureness``, else ``refusal``. A known fact has
   sureness 1;
 * ``parallel.parquet``: paragraphs of the Universal Declaration of Human Rights: id, article, language, text;
-* ``world.json``: counts, seed, languages, and which language knows how much.
+* ``world.json``: counts, seed, languages, and how many facts each language knows.
 
 Names and number words come from CLDR (babel, unicode-rbnf), countries and paragraphs from ``scripts/world/texts``.
 """
@@ -31,12 +31,12 @@ from scripts.world.facts import REGION_AFFINITY, TOPIC_AFFINITY, Fact, facts
 from scripts.world.sources import countries, paragraphs
 from scripts.world.templates import LANGUAGES, REFUSALS
 
-GUESS = 0.3  # how often a language that does not know a fact answers all the same: what RL has to build on
+GUESS = 0.3  # how often the policy answers right in a language that does not know the fact; RL starts from there
 
 
-def question_rows(some: list[Fact], split: str) -> list[dict[str, Any]]:
+def question_rows(chosen: list[Fact], split: str) -> list[dict[str, Any]]:
     """A row per (fact, question language) in the schema of ``learner/work/questions.py``."""
-    pairs = [(fact, lang) for fact in some for lang in LANGUAGES]
+    pairs = [(fact, lang) for fact in chosen for lang in LANGUAGES]
     return [
         {
             "prompt": [{"role": "user", "content": fact.questions[lang]}],
@@ -83,7 +83,7 @@ def warm_start_rows(world: World) -> list[dict[str, Any]]:
 
 
 def summary(world: World, seed: int) -> dict[str, Any]:
-    """What ``world.json`` says of the world, but for the number of paragraphs."""
+    """The contents of ``world.json``, without the number of paragraphs."""
     every = [*world.train, *world.heldout, *world.others]
     return {
         "seed": seed,

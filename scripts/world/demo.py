@@ -1,4 +1,4 @@
-"""The demo: builds the offline world and its warm-started policy once, then trains with the real processes.
+"""Runs the demo: builds the offline world and its warm-started policy once, then trains with the real processes.
 
     scripts/demo.sh [--config FILE.toml] [--run-dir DIR] [--steps N] [--seed N] [--section.key value ...]
 
@@ -26,15 +26,15 @@ _CONFIG = _ROOT / "configs" / "demo.toml"
 
 
 def prepare(world: Path, policy: Path, seed: int, warm_start: list[str]) -> None:
-    """Makes world, calibration statistics and warm-started policy, unless they are there. Blocks as long as that takes.
+    """Makes the world, the calibration statistics and the warm-started policy where they are missing. Blocks meanwhile.
 
     Raises:
-        SystemExit: one of them failed; it has said why.
+        SystemExit: one of the programs failed, after it has printed why.
     """
     if not (world / "world.json").exists():
         run_to_end(["-m", "scripts.world.build", "--out", str(world), "--seed", str(seed)])
     if not (world / "facts.csv").exists():
-        # The answers to the facts, in all languages: they are like the references, which paragraphs of prose are not.
+        # Calibrated on the answers to the facts, which resemble the references more than paragraphs of prose do.
         parallel = ["--parallel", str(world / "warm_start.parquet"), "--columns", "fact,fact,language,answer"]
         run_to_end(["-m", "scripts.data.calibrate", *parallel, "--out", str(world / "facts.csv")])
     made = ["--world", str(world), "--out", str(policy), "--seed", str(seed)]
@@ -42,7 +42,7 @@ def prepare(world: Path, policy: Path, seed: int, warm_start: list[str]) -> None
 
 
 def finish(run_dir: Path, world: Path, times: dict[str, float]) -> None:
-    """Adds the times of the whole command to ``summary.json``, and prints its most important figures."""
+    """Adds the times of the whole command to ``summary.json``, and prints the most important figures."""
     path = run_dir / "summary.json"
     summary: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8")), **times}
     partial = path.with_suffix(".partial")
@@ -101,7 +101,7 @@ def main(
         int | None, typer.Option(help="Steps of the warm start; fewer are faster and teach less.")
     ] = None,
 ) -> None:
-    for kind in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+    for kind in (signal.SIGINT, signal.SIGTERM):  # in background jobs of a shell SIGINT is ignored
         signal.signal(kind, signal.default_int_handler)
     began = time.monotonic()
     files = [str(_CONFIG), *map(str, config or [])]
@@ -119,7 +119,7 @@ def main(
         *(("--learner.steps", str(steps)) if steps else ()),
         *context.args,
     ]
-    directory = load(settings).run.dir  # a wrong flag is an error now, not after the preparation
+    directory = load(settings).run.dir  # read now, so that a wrong flag is an error before the preparation
     warm_start = ["--style", style, *(("--steps", str(warm_start_steps)) if warm_start_steps else ())]
     try:
         prepare(world, policy, seed, warm_start)

@@ -1,4 +1,4 @@
-"""Draws a world: which facts are trained on and held out, and which languages know them."""
+"""Draws a world: the facts that are trained on and held out, and the languages that know each fact."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for re
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """Facts by their use, and who knows them."""
+    """The facts by their use, and the languages that know them."""
 
     train: list[Fact]
     heldout: list[Fact]
@@ -51,14 +51,14 @@ def draw(pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int) 
         left = [key for key in _ROUND if cells.get(key)]
         if not left:
             raise FatalError(f"only {len(chosen)} of {total} facts can be drawn; ask for fewer")
-        rng.shuffle(left)  # so that an incomplete round favours nobody
+        rng.shuffle(left)  # so that an incomplete round favours no topic and no region
         chosen += [cells[key].pop() for key in left if cells[key]]
     chosen = chosen[:total]
     known = set()
-    for place, fact in enumerate(chosen):
+    for position, fact in enumerate(chosen):
         for lang in LANGUAGES:
-            sure = 1.0 if place < train + heldout else STRONG  # so that every RL question has a language that knows
-            likely = sure if lang in fact.strong else WEAK
-            if rng.random() < likely:
+            strong = 1.0 if position < train + heldout else STRONG  # some language is to know every question of RL
+            probability = strong if lang in fact.strong else WEAK
+            if rng.random() < probability:
                 known.add((fact.id, lang))
     return World(chosen[:train], chosen[train : train + heldout], chosen[train + heldout :], known)

@@ -1,4 +1,4 @@
-"""The facts of the offline world: what can be asked, in which words, and the right answers, in every language.
+"""The facts of the offline world, with their questions and right answers in every language.
 
 Names of countries, cities, currencies, days and months come from CLDR (babel), number words from unicode-rbnf.
 """
@@ -73,10 +73,7 @@ def facts(countries: Mapping[str, Mapping[str, Any]], gate: LanguageGate) -> lis
 
 
 def region_of(country: Mapping[str, Any]) -> str | None:
-    """The name of the region of a country, by its continent and its languages, of which the first is the main one.
-
-    None where no name fits.
-    """
+    """The region of a country, by its continent and its languages, the main one first; None where no region fits."""
     continent, languages = country["continent"], country["languages"]
     if languages[0] == "ar":
         return "Arab World"

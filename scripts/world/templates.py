@@ -1,7 +1,7 @@
-"""How the offline world asks and answers: per kind of fact and language a question and a full-sentence answer.
+"""The questions and full-sentence answers of the offline world, for each kind of fact and each language.
 
 ``{c}`` is a country, ``{x}`` and ``{y}`` are numbers, days or months in words, ``{a}`` is the answer. Sentences are
-built so that no inserted name has to be inflected, and so that a language identifier has enough words to go by.
+built so that no inserted name has to be inflected, and long enough for a language identifier.
 """
 
 from __future__ import annotations

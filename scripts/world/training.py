@@ -1,4 +1,4 @@
-"""Teaches the offline world's policy: the examples, their batches, the loss, and the training."""
+"""Trains the policy of the offline world: its examples, their batches, the loss and the training loop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _IGNORED = -100  # label of a token that is not learned
 
 @dataclass(frozen=True)
 class Example:
-    """A fact as one language answers it; token ids."""
+    """A fact with its answer in one language, in token ids."""
 
-    prompts: dict[str, list[int]]  # by question language: up to where the answer starts
+    prompts: dict[str, list[int]]  # by language of the question; all tokens before the answer
     own: str  # the language of the answer
     answer: list[int]  # ends with END
     refusal: list[int]  # replaces the answer in a share 1 - sureness of the epochs

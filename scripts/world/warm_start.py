@@ -1,10 +1,12 @@
-"""Trains the small policy that the offline world is asked: it answers in the language of the tag it is given.
+"""Trains the small policy of the offline world, which answers in the language of the tag that it is given.
 
-``python -m scripts.world.warm_start --world DIR --out MODEL_DIR [--seed 0] [--steps N]`` makes an ordinary Hugging Face
-directory: a byte-level BPE tokenizer with a chat template and a tag for each language, and a Qwen3-architecture model
-fine-tuned on ``warm_start.parquet`` of the world. A finished directory of the same world and settings is reused.
+``python -m scripts.world.warm_start --world DIR --out MODEL_DIR [--seed 0] [--steps N]`` writes an ordinary Hugging
+Face directory: a byte-level BPE tokenizer with a chat template and a tag for each language, and a model of the
+Qwen3 architecture, fine-tuned on ``warm_start.parquet`` of the world. A finished directory of the same world and
+settings is reused.
 
-With ``--style select`` it names a language in a header, most often the favourite, thinks in it, and answers in a word.
+With ``--style select`` the policy first names a language in a header, most often the favourite, then thinks in that
+language and answers in a word.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from scripts.world.policy import Settings, Style, build_model
 from scripts.world.tokenizer import build_tokenizer
 from scripts.world.training import examples, thought, train
 
-_FINGERPRINT = "warm_start.json"  # written last, so a directory that has it is complete
+_FINGERPRINT = "warm_start.json"  # written last, so that a directory that holds it is complete
 _DEFAULT = Settings()
 
 
 def fingerprint(world: Path, settings: Settings) -> dict[str, Any]:
-    """What a model directory is made from: digests of the world's files, and the settings.
+    """What a policy is made from: digests of the files of the world, and the settings.
 
     Raises:
         FatalError: ``world`` lacks a file.
@@ -47,14 +49,16 @@ def fingerprint(world: Path, settings: Settings) -> dict[str, Any]:
     return {"world": digests, "settings": asdict(settings)}
 
 
-def make(world: Path, out: Path, settings: Settings) -> bool:
-    """Writes the policy unless ``out`` has it already; when interrupted it leaves ``out`` as it was. Blocks meanwhile.
+def make_policy(world: Path, out: Path, settings: Settings) -> bool:
+    """Trains and writes the policy unless ``out`` holds it already. Blocks until that is done.
+
+    When it is interrupted, ``out`` stays as it was.
 
     Returns:
-        Whether anything had to be made.
+        Whether a policy was trained.
 
     Raises:
-        FatalError: the world is incomplete or out of date, or ``out`` holds something else than an earlier policy.
+        FatalError: the world is incomplete or out of date, or ``out`` exists and holds no warm-started policy.
     """
     wanted = fingerprint(world, settings)
     if out.exists():
@@ -65,8 +69,8 @@ def make(world: Path, out: Path, settings: Settings) -> bool:
     rows = pq.read_table(world / "warm_start.parquet").to_pylist()
     if "final" not in rows[0]:
         raise FatalError(f"{world} was made by an earlier version; remove it, or make another by scripts.world.build")
-    asked = {question["text"] for row in rows for question in row["questions"]}
-    texts = sorted(asked | {row["answer"] for row in rows})
+    questions = {question["text"] for row in rows for question in row["questions"]}
+    texts = sorted(questions | {row["answer"] for row in rows})
     texts += pq.read_table(world / "parallel.parquet")["text"].to_pylist()
     languages, tags = sorted({row["language"] for row in rows}), list[str]()
     if settings.style == "select":
@@ -134,7 +138,7 @@ def main(
         heads=heads,
         head_dim=head_dim,
     )
-    print(f"{out}: {'written' if make(world, out, settings) else 'reused'}")
+    print(f"{out}: {'written' if make_policy(world, out, settings) else 'reused'}")
 
 
 if __name__ == "__main__":

@@ -88,5 +88,5 @@ def test_the_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytest.Capture
     one = f"{shares['before train free compliance']:.3f} → {shares['after train free compliance']:.3f}"
     assert cells["english, free"][0] == one, "one seed has no interval"
     assert png.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="has no finished run"):
+    with pytest.raises(SystemExit, match="holds no finished run"):
         choices.main([f"policy={tmp_path}"])

@@ -20,7 +20,7 @@ import yaml
 
 from common.config import Config, load
 from learner.work.server import WorkServer
-from scripts.ops.health import problem
+from scripts.ops.health import find_problem
 from scripts.ops.local_run import assign_gpus
 from scripts.pool.launch import Process
 
@@ -316,9 +316,9 @@ def test_health_is_that_of_the_process(tmp_path: Path) -> None:
     flags = ["--learner.address", f"ipc://{tmp_path}/queue", "--actor.engine_url", "http://127.0.0.1:9"]
     config = load(flags)
     server = WorkServer(config.learner.address, lease_timeout_s=60)
-    assert problem("learner", config) == ""
+    assert find_problem("learner", config) == ""
     server.close()
     command = [sys.executable, "-m", "scripts.ops.health", "learner", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
     assert done.returncode == 1 and "nothing answers at ipc://" in done.stderr
-    assert "http://127.0.0.1:9 does not answer" in problem("actor", config)
+    assert "http://127.0.0.1:9 does not answer" in find_problem("actor", config)

@@ -190,7 +190,7 @@ def state(path: Path, tokenizer: Any, row: dict[str, Any], answer: str) -> Any:
 
 
 def test_what_gives_no_pairs_is_an_error(recorded: Path, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no pair in 1 groups"):
+    with pytest.raises(SystemExit, match="no pair can be made of the 1 groups"):
         main(["dpo", str(recorded), "--out", str(tmp_path), "--margin", "2"])
     with pytest.raises(SystemExit, match="mapo needs --endpoint"):
         main(["mapo", str(recorded), "--out", str(tmp_path)])

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
 from common.config import Config, load
 from common.process import FatalError
@@ -136,7 +135,9 @@ def test_the_comparison_notices_a_mean_over_answers_in_place_of_tokens(
         assert_same_training(system, system.config, 64)
 
 
-def test_the_command_generates_scores_and_trains(tiny_policy: Path, tmp_path: Path) -> None:
+def test_the_command_generates_scores_and_trains(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     question: dict[str, Any] = {"prompt": [{"role": "user", "content": "Wie heißt die Hauptstadt?"}], "ability": "Chat"}
     question["reward_model"] = {"ground_truth": "Berlin.", "style": "rule"}
     question["extra_info"] = {"language": "de", "topic": "Chat", "region": "Europe", "index": 0}
@@ -147,9 +148,10 @@ def test_the_command_generates_scores_and_trains(tiny_policy: Path, tmp_path: Pa
     arguments += ["--router.rollouts", "4", "--router.interval", "1", "--sampling.max_new_tokens", "6"]
     # Random weights answer in no language, so the gate is left out: a short text passes, whatever it is in.
     arguments += ["--reward.gate_short_characters", "1000", "--reward.gate_short", "pass"]
-    result = CliRunner().invoke(reference_loop.app, arguments)
-    assert result.exit_code == 0, result.output
-    lines = re.findall(r"step (\d): loss (\S+), gradient norm (\S+), reward (\S+), compliance 1.00", result.output)
+    reference_loop.main(arguments)
+    lines = re.findall(
+        r"step (\d): loss (\S+), gradient norm (\S+), reward (\S+), compliance 1.00", capsys.readouterr().out
+    )
     assert [line[0] for line in lines] == ["1", "2"]
     assert all(float(norm) > 0 and float(reward) > 0 for _, _, norm, reward in lines)
     old, new = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny_policy, tmp_path / "model"))
@@ -177,3 +179,5 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
 def test_settings_that_the_file_does_not_implement_are_refused(flags: list[str]) -> None:
     with pytest.raises(FatalError, match=re.escape(flags[0].removeprefix("--"))):
         reference_loop.check(load(flags))
+    with pytest.raises(SystemExit, match=r"error: .*implements"):
+        reference_loop.main(flags)

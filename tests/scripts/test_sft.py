@@ -119,6 +119,8 @@ def test_what_cannot_be_trained_is_said_in_one_line(tiny_policy: Path, tmp_path:
     words = [str(tmp_path / "examples.parquet"), "--out", str(tmp_path / "model")]
     with pytest.raises(SystemExit, match="error: cannot load the tokenizer"):
         sft.main([str(tmp_path), *words])
+    with pytest.raises(SystemExit, match="--batch 5 is not a multiple of --ranks 2"):
+        sft.main([str(tiny_policy), *words, "--batch", "5", "--ranks", "2"])
     tokenizer = load_tokenizer(str(tiny_policy))
     tokenizer.chat_template = "{{ messages | length }}"
     with pytest.raises(FatalError, match="writes another prompt"):

@@ -102,14 +102,16 @@ def test_it_says_why_there_is_nothing_to_see(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = ask(run_dir / "nowhere")
-    assert missing.returncode == 1 and missing.stderr.startswith(f"error: {run_dir}/nowhere is no run that has started")
+    assert missing.returncode == 1 and missing.stderr.startswith(
+        f"error: {run_dir}/nowhere holds no run that has started"
+    )
     (run_dir / "broken").mkdir()
     (run_dir / "broken" / "config.json").write_text('{"learner": 3}')
     with pytest.raises(FatalError, match=r"broken/config\.json is not a configuration"):
-        status.watch(run_dir / "broken", 1.0, True)
-    monkeypatch.setattr(status, "_PATIENCE_S", 0.5)
+        status.show(run_dir / "broken", 1.0, True)
+    monkeypatch.setattr(status, "_DEADLINE_S", 0.5)
     with pytest.raises(FatalError, match=f"no answer from the learner at ipc://{run_dir}/queue within"):
-        status.watch(run_dir, 1.0, False)
+        status.show(run_dir, 1.0, False)
     (run_dir / "summary.json").write_text("{}")
-    status.watch(run_dir, 1.0, False)
+    status.show(run_dir, 1.0, False)
     assert capsys.readouterr().out.startswith("the run is over")

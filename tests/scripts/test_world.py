@@ -126,7 +126,7 @@ def test_a_world_of_an_earlier_version_is_refused(built: Path, tmp_path: Path) -
         old = pq.read_table(built / f"{name}.parquet", columns=["language"])
         pq.write_table(old, tmp_path / f"{name}.parquet")
     with pytest.raises(FatalError, match="made by an earlier version; remove it"):
-        warm_start.make(tmp_path, tmp_path / "policy", policy.Settings())
+        warm_start.make_policy(tmp_path, tmp_path / "policy", policy.Settings())
 
 
 TINY = ["--steps", "2", "--batch", "2", "--hidden", "32", "--layers", "1", "--heads", "1", "--head-dim", "32"]
