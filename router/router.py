@@ -42,8 +42,8 @@ class Router:
     """Draws languages from (1 - epsilon) p + epsilon / L and learns p from the rewards.
 
     With ``credit = "posterior"``, p is the probability that a language is the best one for the question under the
-    router's beliefs (:mod:`router.posterior`). This is Thompson sampling, except that standard deviations are scaled by
-    the temperature tau, and that ``indifference`` times the noise is added to them. With "pooled" and "reference",
+    router's beliefs (:mod:`router.posterior`). This is Thompson sampling with two changes: standard deviations are
+    scaled by the temperature tau, and the variance ``indifference² · noise`` is added. With "pooled" and "reference",
     p = softmax(z / tau) of the paper's logits (:mod:`router.logits`). tau and epsilon fall as :mod:`router.schedule`
     says.
 

@@ -110,6 +110,8 @@ class Endpoint(Generic[Value]):
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
             timeout=openai.Timeout(self._timeout_s, connect=min(10, self._timeout_s)),
             max_retries=_RETRIES,
+            # Most endpoints are on this machine or network, where the proxies of the environment do not lead.
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
         )
 
         async def ask_one(number: int, conversation: Conversation) -> Value | Failure:

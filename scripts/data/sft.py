@@ -140,6 +140,9 @@ def main(
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
+    if "RANK" not in os.environ:
+        # One rank uses one GPU: with several visible, the trainer would use DataParallel, which TRL refuses.
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     rows = read_table(examples).to_pylist()
     trainer = build_trainer(
         model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr, seed=seed

@@ -36,7 +36,9 @@ def command(
         name: the name of the command in its help; by default ``python -m MODULE``.
     """
     plain: tuple[type[Exception], ...] = (FatalError, *errors)
-    settings = {"allow_extra_args": True, "ignore_unknown_options": True} if passes_flags_on else {}
+    settings: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+    if passes_flags_on:
+        settings |= {"allow_extra_args": True, "ignore_unknown_options": True}
 
     def decorate(function: Callable[..., None]) -> Command:
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
