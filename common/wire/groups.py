@@ -24,6 +24,7 @@ class Question(WireStruct):
     topics: list[str]
     regions: list[str]
     accepted: list[str] = []  # answers that a verifying term accepts, in any language; empty means the reference
+    extra: dict[str, str] = {}  # further columns of the row that a reward wants to see, by their names
 
 
 class Work(WireStruct):
