@@ -29,8 +29,8 @@ from tests.support.forking import ROOT, ForkingPopen, die_with, run_in_this_proc
 _REQUEST_BYTES = 1 << 17  # at most: the arguments and the environment of a process
 PRELOADED = (
     "actor.__main__", "learner.__main__", "learner.launch", "learner.replay", "reward.__main__", "reward.scorer",
-    "scripts.bench.chaos", "tests.support.measured_run", "tests.support.train_once",
-    "aiohttp.web", "safetensors.torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.run",
+    "scripts.bench.chaos", "tests.support.measured_run", "tests.support.rank", "tests.support.train_once",
+    "aiohttp.web", "pytest", "safetensors.torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.run",
     "torch.multiprocessing.reductions", "torch.utils.tensorboard", "transformers.models.qwen3.modeling_qwen3",
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36
