@@ -65,9 +65,7 @@ class ActorPool:
         command += ["--run.dir", str(self.directory), "--learner.address", self.address, "--actor.name", name]
         command += ["--reward.addresses", f'["ipc://{self.directory}/reward"]', "--sync.timeout_s", str(PATIENCE_S)]
         with self.log(name).open("ab") as output:
-            self.processes[name] = Popen(
-                [*command, *flags], env=LIGHT, cwd=ROOT, stdout=output, stderr=output
-            )
+            self.processes[name] = Popen([*command, *flags], env=LIGHT, cwd=ROOT, stdout=output, stderr=output)
 
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"

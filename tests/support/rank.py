@@ -1,4 +1,4 @@
-"""``python -m tests.support.rank FILE``: a learner rank that runs a function of the tests; see ``train_once.run_ranks``.
+"""``python -m tests.support.rank FILE``: a learner rank that runs a function of the tests, for ``run_ranks``.
 
 FILE holds the pickled function and its arguments. The environment tells the rank, as torchrun would.
 """
