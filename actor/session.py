@@ -14,12 +14,12 @@ from typing import NoReturn, Protocol
 
 from actor.engine.client import EngineError
 from common import wire
+from common.config import HEARTBEAT_S
 from common.net.rendezvous import Route
 from common.process import FatalError
 
 log = logging.getLogger("actor")
 
-HEARTBEAT_S = 2.0
 _SILENCE_S = 3 * HEARTBEAT_S  # after which the session looks whether the learner has moved to another address
 
 

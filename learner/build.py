@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from common.config import Config
 from common.process import FatalError
 from common.stopwatch import Stopwatch
+from common.wire import Question
 from learner import recording
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
 from learner.loop.batches import Batches
@@ -42,6 +43,7 @@ def build_run(
     server: WorkServer,
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
+    training: list[Question],
     ranks: Ranks,
     checkpoints: Checkpoints,
     latest: Checkpoint | None,
@@ -49,13 +51,14 @@ def build_run(
 ) -> Run:
     """A run that has yet to begin, or to go on.
 
-    Reads the questions, opens the ledger, the report's files and, with ``learner.record``, the recording; what these
-    hold of steps after the checkpoint is undone.
+    Reads the held-out questions, opens the ledger, the report's files and, with ``learner.record``, the recording; what
+    these hold of steps after the checkpoint is undone.
 
     Args:
         server: listens already, so that a taken port is noticed before the model is loaded.
         trainer: its policy is the one to publish; that of ``latest``, if there is one.
         tokenizer: counts the tokens of prompts.
+        training: the questions to train on.
         ranks: knows the actions ``train``, ``gather``, ``save`` and ``export``.
         checkpoints: where ``ranks`` saves.
         latest: the checkpoint to go on from; None at the beginning of a run.
@@ -66,7 +69,7 @@ def build_run(
             address is taken.
     """
     learner, longest = config.learner, config.data.max_prompt_tokens
-    questions = ShuffledQuestions(read_questions(config.data.train, tokenizer, longest), config.run.seed)
+    questions = ShuffledQuestions(training, config.run.seed)
     heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)

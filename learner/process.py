@@ -21,11 +21,12 @@ from learner.build import build_run
 from learner.checkpoint import Checkpoints
 from learner.export import export
 from learner.loop.interrupts import Interrupted, Interrupts
-from learner.ranks import Command, Ranks
+from learner.ranks import Command, Ranks, broadcast
 from learner.run import Run
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
+from learner.work.questions import read_questions
 from learner.work.server import WorkServer
 
 
@@ -53,6 +54,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
     torch.manual_seed(config.run.seed)
     tokenizer = load_tokenizer(config.model.path)
+    training = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens) if leads else []
+    config = config.with_questions(int(broadcast(str(len(training)).encode())))
     trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
     latest = checkpoints.latest()
@@ -88,7 +91,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         interrupts = Interrupts()
         over = True  # for the actors: there will be no other learner
         try:
-            run = build_run(config, server, trainer, tokenizer, ranks, checkpoints, latest, interrupts)
+            run = build_run(config, server, trainer, tokenizer, training, ranks, checkpoints, latest, interrupts)
             interrupts.install()
             run.train()
         except Interrupted:

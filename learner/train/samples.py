@@ -21,6 +21,7 @@ def group_advantages(group: Group, config: LearnerConfig) -> NDArray[np.float64]
         np.array([score.compliant for score in scores]),
         form=config.advantage,
         divide_by_std=config.advantage_std,
+        ddof=config.std_ddof,
         compliance_weight=config.compliance_weight,
     )
 

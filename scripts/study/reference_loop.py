@@ -20,7 +20,8 @@ code below:
  3. Reward. r = quality · 1[the answer is in the language asked for]. The quality is the similarity of answer and
     reference answer, calibrated for the pair of their languages.
  4. Router update. The router learns p from the rewards of every answer, every ``interval`` steps.
- 5. Advantages are normalised within the group of K answers, over all its languages, as (r − mean) / (std + 1e-6).
+ 5. Advantages are normalised within the group of K answers, over all its languages, as (r − mean) / (std + 1e-6),
+    where std is the deviation of a sample (÷ K − 1), as in verl.
  6. Loss. The mean is over all response tokens of the batch (DAPO, arXiv 2503.14476, section 3.3), where GRPO takes the
     mean of each answer first. The clipping, with the dual clip of arXiv 1912.09729, has no effect, because every batch
     is one optimizer step: the ratio is 1. The KL to the initial policy is the k3 estimate, as in GRPO.
@@ -93,9 +94,10 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     tokenizer = load_tokenizer(config.model.path)
     prompt_of = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
     languages = list(config.run.languages)
-    router = Router(config.router, languages, config.run.seed, config.learner.steps)
     scorer = Scorer(config.reward, languages, header=config.model.header)
     questions = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens)
+    config = config.with_questions(len(questions))
+    router = Router(config.router, languages, config.run.seed, config.learner.steps)
     order, shuffle = list[Question](), random.Random(config.run.seed)
     torch.manual_seed(config.run.seed)
     for _ in range(config.learner.steps):
@@ -176,12 +178,16 @@ def recorded(directory: Path) -> Iterator[list[Group]]:
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
-def advantages(rewards: list[float]) -> list[float]:
-    """(r − mean) / (std + 1e-6) of each answer of a group; all zero if all rewards are equal."""
+def advantages(rewards: list[float], ddof: int) -> list[float]:
+    """(r − mean) / (std + 1e-6) of each answer of a group; all zero if all rewards are equal.
+
+    Args:
+        ddof: std is √(Σ(r − mean)² / (K − ddof)): 1 for that of a sample, 0 for that of a population.
+    """
     if min(rewards) == max(rewards):
         return [0.0] * len(rewards)
     mean = sum(rewards) / len(rewards)
-    std = (sum((reward - mean) ** 2 for reward in rewards) / len(rewards)) ** 0.5
+    std = (sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - ddof)) ** 0.5
     return [(reward - mean) / (std + 1e-6) for reward in rewards]
 
 
@@ -235,15 +241,20 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
     """
     learner = config.learner
     reference = copy.deepcopy(model).requires_grad_(False) if learner.kl else None
+    decays = {False: 0.0 if learner.weight_decay_on == "matrices" else learner.weight_decay, True: learner.weight_decay}
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
-    )
+        [
+            {"params": [one for one in model.parameters() if (one.dim() > 1) is matrices], "weight_decay": decay}
+            for matrices, decay in decays.items()  # the gains of norms and biases are vectors
+        ],
+        lr=learner.lr, betas=learner.betas,
+    )  # fmt: skip
     for number, batch in enumerate(batches):
         answers = [answer for group in batch for answer in group]
         used = [
             (answer, advantage)
             for group in batch
-            if any(values := advantages([answer.reward for answer in group]))
+            if any(values := advantages([answer.reward for answer in group], learner.std_ddof))
             for answer, advantage in zip(group, values, strict=True)
         ]
         if not used:  # all rewards are equal in every group
@@ -255,7 +266,8 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
             loss.backward()
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm))
-        optimizer.param_groups[0]["lr"] = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
+        for some in optimizer.param_groups:
+            some["lr"] = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
         optimizer.step()
         optimizer.zero_grad()
         yield Step(total, norm, answers)
