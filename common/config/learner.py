@@ -68,6 +68,8 @@ class LearnerConfig(Section):
     advantage: Literal["gated", "split"] = "gated"
     advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
     std_ddof: Literal[0, 1] = 1  # that of a sample, Σ(r − mean)² / (K − 1), as in verl and TRL; 0: of a population, / K
+    # Leave out groups whose answers all have the same reward; otherwise their tokens count in the mean and in the KL.
+    drop_zero_variance: bool = True
     compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
     stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
     aggregation: Literal["token", "sequence", "fertility"] = (

@@ -1,6 +1,7 @@
 """Computes what a configuration needs: memory of each GPU, tokens of a step, bytes of a weight update.
 
-    python -m scripts.ops.dry_run configs/gemma-3-4b.toml configs/gpus-4.toml --shape configs/models/gemma-3-4b.json
+    model=configs/models/gemma-3-4b
+    python -m scripts.ops.dry_run configs/lrpo.toml $model.toml configs/gpus-4.toml --shape $model.json
 
 All other arguments are configuration files and flags --section.key value. No weights are loaded: the model is built
 from its ``config.json`` on PyTorch's meta device, so that parameters are counted and not guessed. The rest is the

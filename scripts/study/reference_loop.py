@@ -26,10 +26,11 @@ code below:
     mean of each answer first. The clipping, with the dual clip of arXiv 1912.09729, has no effect, because every batch
     is one optimizer step: the ratio is 1. The KL to the initial policy is the k3 estimate, as in GRPO.
 
-Three departures belong to this project and not to the paper. A group in which all rewards are equal is left out of the
-mean. A token's loss is weighted by min(π_learner / π_engine, cap) (truncated importance sampling), because engine and
-learner round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` =
-``pooled`` selects the logits of the paper.
+Three departures belong to this project and not to the paper, and configs/recipes/lrpo-paper.toml goes without them. A
+group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A token's loss is weighted by
+min(π_learner / π_engine, cap) (truncated importance sampling, ``learner.importance``), because engine and learner
+round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` = ``reference``
+selects the logits of the paper.
 
 Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A tensor [B, T − 1] has a
 value for every token but the first, each of which is predicted at the position before it.
@@ -218,8 +219,9 @@ def token_losses(
     clipped = ratio.clamp(1 - learner.clip_low, 1 + learner.clip_high)
     objective = torch.minimum(advantage * ratio, advantage * clipped)
     objective = torch.where(advantage < 0, torch.maximum(objective, learner.dual_clip * advantage), objective)
-    importance = torch.exp(logp.detach() - behaviour_logp).clamp(max=learner.importance_cap)
-    loss = -importance * objective
+    loss = -objective
+    if learner.importance == "truncate":
+        loss = torch.exp(logp.detach() - behaviour_logp).clamp(max=learner.importance_cap) * loss
     if reference is not None:
         with torch.no_grad():
             reference_logp = log_probabilities(reference, ids_B_T, mask_B_T, temperature)
@@ -255,9 +257,10 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
             (answer, advantage)
             for group in batch
             if any(values := advantages([answer.reward for answer in group], learner.std_ddof))
+            or not learner.drop_zero_variance
             for answer, advantage in zip(group, values, strict=True)
         ]
-        if not used:  # all rewards are equal in every group
+        if not used:  # all rewards are equal in every group, and these are dropped
             yield Step(0.0, 0.0, answers)
             continue
         tokens, total = sum(len(answer.response) for answer, _ in used), 0.0
@@ -277,11 +280,13 @@ def check(config: Config) -> None:
     """Refuses settings under which the system does what is not written here."""
     learner = config.learner
     for name, only in {
-        "advantage": "gated", "advantage_std": True, "aggregation": "token", "importance": "truncate",
-        "mask_truncated": False, "stages": (),
+        "advantage": "gated", "advantage_std": True, "aggregation": "token", "mask_truncated": False,
+        "stages": (),
     }.items():  # fmt: skip
         if (value := getattr(learner, name)) != only:
             raise FatalError(f"the reference loop implements learner.{name} = {only!r} only, not {value!r}")
+    if learner.importance == "mask":
+        raise FatalError("the reference loop implements learner.importance = 'truncate' and 'none' only, not 'mask'")
     if config.router.mode in ("policy", "hybrid"):
         raise FatalError(f"the reference loop does not let the policy choose: router.mode = {config.router.mode!r}")
 

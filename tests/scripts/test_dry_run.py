@@ -41,7 +41,7 @@ def parameters(name: str) -> int:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("gpus", [1, 4, 8])
 def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(CONFIGS / f"{name}.toml"), str(CONFIGS / f"gpus-{gpus}.toml")]
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", f"models/{name}.toml", f"gpus-{gpus}.toml")]
     small = ["--gpu-gb", "141"] if name.startswith("gemma") and gpus == 1 else []
     main([*files, "--shape", str(CONFIGS / "models" / f"{name}.json"), "--json", *small])
     rows = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
@@ -53,7 +53,7 @@ def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[s
 
 
 def test_what_does_not_fit_or_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(CONFIGS / "gemma-3-4b.toml"), str(CONFIGS / "gpus-1.toml")]
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", "models/gemma-3-4b.toml", "gpus-1.toml")]
     shape = ["--shape", str(CONFIGS / "models" / "gemma-3-4b.json")]
     with pytest.raises(SystemExit) as error:
         main([*files, *shape])

@@ -198,7 +198,7 @@ def _reference_loss(policy: Any, reference: Any, seed: int, config: LearnerConfi
     losses: list[tuple[str, Tensor]] = []
     for group in random_batch(seed):
         scores = [rollout.score for rollout in group.rollouts]
-        if len({score.reward for score in scores}) == 1:
+        if len({score.reward for score in scores}) == 1 and config.drop_zero_variance:
             continue
         worth = _values([(score.reward, score.compliant) for score in scores], config.advantage, ddof=config.std_ddof)
         for rollout, advantage in zip(group.rollouts, worth, strict=True):
@@ -236,9 +236,14 @@ def _reference_loss(policy: Any, reference: Any, seed: int, config: LearnerConfi
         [],
         ["--learner.aggregation", "sequence", "--learner.importance", "mask", "--sampling.temperature", "0.7"],
         ["--learner.aggregation", "fertility", "--learner.advantage", "split", "--learner.mask_truncated", "true"],
-        ["--learner.importance", "none", "--learner.std_ddof", "0"],
+        ["--learner.importance", "none", "--learner.std_ddof", "0", "--learner.drop_zero_variance", "false"],
     ],
-    ids=["token-mean", "sequence-mean, mask, temperature", "fertility, split, over-long masked", "no weight, ddof 0"],
+    ids=[
+        "token-mean",
+        "sequence-mean, mask, temperature",
+        "fertility, split, over-long masked",
+        "no weight, ddof 0, all groups",
+    ],
 )
 def test_loss_and_gradient_of_a_batch_match_float64_code(flags: list[str], tiny_policy: Path, tmp_path: Path) -> None:
     seed = int(np.random.default_rng().integers(2**31))
