@@ -18,6 +18,7 @@ Outcome = Literal[
     "masked",  # every answer hit the length limit, and learner.mask_truncated is set
     "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
     "failed",  # given up, for the reason that stands in its ledger line
+    "stale",  # its answers are too old for a staleness bound that a resume has lowered; the question is asked again
 ]
 
 

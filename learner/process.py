@@ -17,12 +17,14 @@ from common.net import rendezvous
 from common.process import die_with_parent
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
+from learner import resume
 from learner.build import build_run
-from learner.checkpoint import Checkpoints
+from learner.checkpoint import STATE_FILE, Checkpoints
 from learner.export import export
 from learner.loop.interrupts import Interrupted, Interrupts
 from learner.ranks import Command, Ranks, broadcast
 from learner.run import Run
+from learner.state import Snapshot
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
@@ -56,10 +58,13 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     tokenizer = load_tokenizer(config.model.path)
     training = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens) if leads else []
     config = config.with_questions(int(broadcast(str(len(training)).encode())))
+    if leads:
+        resume.check(config)
     trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
     latest = checkpoints.latest()
     if latest is not None:
+        Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read
         trainer.anchor_moved = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
     run: Run | None = None  # of rank 0, once it is built
 

@@ -227,9 +227,9 @@ def accepted_keys_exist(config: Config) -> Iterator[str]:
     """A misspelt key would accept nothing, and the resume would be refused for the same reason again."""
     sections: dict[str, object] = {name: getattr(config, name) for name in type(config).model_fields}
     for key in config.resume.accept:
-        section, _, name = key.partition(".")
+        section, dot, name = key.partition(".")
         fields = getattr(type(sections.get(section)), "model_fields", {})
-        if section not in sections or (name and name.partition(".")[0] not in fields):
+        if section not in sections or (dot and name not in fields):
             yield f"resume.accept: there is no setting {key!r}"
 
 

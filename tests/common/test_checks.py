@@ -152,7 +152,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ["--learner.steps", "10", "--learner.stages", "[{until = 0.3}, {until = 0.4}, {}]"],
         ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
-        ["--resume.accept", "learner.lr, router,router.initial.shared:"],
+        ["--resume.accept", "learner.lr, router,router.initial"],
     ],
 )
 def test_what_is_at_the_edge_is_accepted(flags: list[str]) -> None:
