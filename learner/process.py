@@ -26,6 +26,7 @@ from learner.run import Run
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
+from learner.work.questions import read_questions
 from learner.work.server import WorkServer
 
 
@@ -50,9 +51,11 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not has_cuda():
         torch.set_num_threads(1)
+    tokenizer = load_tokenizer(config.model.path)
+    # Before anything that takes long: what is wrong with the data is said at once.
+    questions = read_questions(config, tokenizer) if leads else None
     set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
     torch.manual_seed(config.run.seed)
-    tokenizer = load_tokenizer(config.model.path)
     trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
     latest = checkpoints.latest()
@@ -81,14 +84,14 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             "export": lambda _: export(trainer.policy, tokenizer, config.run.dir / "model"),
         }
     )
-    if server is None:
+    if server is None or questions is None:
         ranks.follow()
         checkpoints.wait()
     else:
         interrupts = Interrupts()
         over = True  # for the actors: there will be no other learner
         try:
-            run = build_run(config, server, trainer, tokenizer, ranks, checkpoints, latest, interrupts)
+            run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
             interrupts.install()
             run.train()
         except Interrupted:

@@ -49,9 +49,9 @@ import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from actor.prompts import PROMPT_STYLES
 from common.config import Config, load
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from common.wire import Question, ScoreRequest
 from learner import recording
@@ -95,7 +95,7 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     languages = list(config.run.languages)
     router = Router(config.router, languages, config.run.seed, config.learner.steps)
     scorer = Scorer(config.reward, languages, header=config.model.header)
-    questions = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens)
+    questions = read_questions(config, tokenizer).train
     order, shuffle = list[Question](), random.Random(config.run.seed)
     torch.manual_seed(config.run.seed)
     for _ in range(config.learner.steps):

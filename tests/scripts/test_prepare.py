@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from learner.work.tables import read_table
 
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from learner.work.questions import read_questions
-from learner.work.tables import read_table
 from reward.calibration.files import PairStatistics
 from scripts.data.prepare import main, split
 from scripts.data.sources import QuestionRow, RejectedRows, Rules, read

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from common.languages import english_name, native_name
+
 # By language code: "You are a helpful assistant. Always answer in <the language>."
 INSTRUCTIONS: dict[str, str] = {
     "ar": "أنت مساعد مفيد. أجب دائمًا باللغة العربية.",
@@ -26,3 +28,15 @@ INSTRUCTIONS: dict[str, str] = {
     "vi": "Bạn là một trợ lý hữu ích. Hãy luôn trả lời bằng tiếng Việt.",
     "zh": "你是一个乐于助人的助手。请始终用中文回答。",
 }
+
+
+def instruction(language: str) -> str:
+    """The sentence that asks for an answer in a language, which is given by its code.
+
+    Where nobody has written one in the language itself, it is an English one with the language's own name.
+    """
+    if language in INSTRUCTIONS:
+        return INSTRUCTIONS[language]
+    english, native = english_name(language).title(), native_name(language)
+    name = english if native == english else f"{english} ({native})"
+    return f"You are a helpful assistant. Always answer in {name}, and in no other language."

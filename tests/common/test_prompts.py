@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from actor.instructions import INSTRUCTIONS
-from actor.prompts import PROMPT_STYLES
 from common.config import Config, RunConfig
+from common.instructions import INSTRUCTIONS
 from common.languages import CODES
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from common.wire import Chat
 from reward.gate import LanguageGate
