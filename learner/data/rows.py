@@ -122,39 +122,57 @@ def parse_row(record: Record, place: Place, rules: Rules) -> QuestionRow:
     Raises:
         RowError: a value is missing or of a wrong type, or the row is not wanted.
     """
-    values, used, may_lack_language = _values(record)
+    found = _find_values(record)
     for ours, path in rules.columns.items():
-        value = _look_up(record, path)
-        values[ours] = None if value is _ABSENT else value
-        used.add(_split_path(path)[0])
-    if (missing := next((name for name in ("question", "answer") if name not in values), None)) is not None:
-        name = rules.columns.get(missing, missing)
-        raise RowError(name, f"there is no column {name!r} among {', '.join(record)}: name yours in data.columns, or "
+        found.values[ours], found.names[ours] = _look_up(record, path), path
+        found.used.add(_split_path(path)[0])
+    values = {ours: value for ours, value in found.values.items() if value is not _ABSENT}
+    try:
+        return _parse_values(values, record, place, rules, found)
+    except RowError as error:
+        ours = error.key.partition(".")[0].partition("[")[0]
+        key = found.names.get(ours, ours) + error.key.removeprefix(ours)  # as the file has it
+        raise RowError(key, str(error), error.kind) from None
+
+
+@dataclass
+class _Found:
+    """What a record has, whatever its form."""
+
+    values: dict[str, Any]  # by our names; _ABSENT where a column is missing
+    names: dict[str, str]  # by our names, those of the record
+    used: set[str]  # the paths that belong to the form
+    may_lack_language: bool = False
+
+
+def _parse_values(values: dict[str, Any], record: Record, place: Place, rules: Rules, found: _Found) -> QuestionRow:
+    if missing := next((name for name in ("question", "answer") if name not in values), None):
+        raise RowError(missing, f"there is no such column among {', '.join(record)}: name yours in data.columns, or "
                        f"with --columns {missing}=NAME")  # fmt: skip
     language = values.get("language")
     if language is None or (isinstance(language, str) and not language.strip()):
         language = rules.language
-    if not language and rules.needs_language and not may_lack_language:
+    if not language and rules.needs_language and not found.may_lack_language:
         raise RowError("language", "the row names no language: name the column in data.columns (--columns), or the "
                        "language of all such rows in data.language (--language)")  # fmt: skip
-    rating = values.get("rating")
+    rating, source = values.get("rating"), record.get("data_source")
     return QuestionRow(
         messages=_parse_messages(values["question"]),
         reference=_parse_answer(values["answer"]),
         language=parse_language(language) if language else "",
         topics=_parse_texts(values.get("topic"), "topic"),
         regions=_parse_texts(values.get("region"), "region"),
-        source=str(record.get("data_source") or Path(place.file).stem),
+        source=source if isinstance(source, str) and source.isprintable() and source else Path(place.file).stem,
         place=place,
         accepted=_parse_texts(values.get("accepted"), "accepted"),
         extra={
-            ours: check_text(_as_text(values[ours]), ours)
+            ours: check_text(_as_text(values[ours]), ours, may_be_empty=True)
             for ours in rules.columns
-            if ours not in OURS and values[ours] is not None
+            if ours not in OURS and values.get(ours) is not None
         },
         rating=rating if rating is None else float(rating),
         id="" if values.get("id") is None else str(values["id"]),
-        rest=_rest(record, used | {"data_source"}),
+        rest=_rest(record, found.used | {"data_source"}),
     )
 
 
@@ -191,22 +209,21 @@ def drop_repeated(rows: Sequence[QuestionRow], problems: Problems, *, by_id: boo
     return list(kept.values())
 
 
-def _values(record: Record) -> tuple[dict[str, Any], set[str], bool]:
-    """The values by our names, the paths that they are from, and whether the form may name no language."""
+def _find_values(record: Record) -> _Found:
     columns = set(record)
     if {"context", "response1", "response2"} <= columns:
-        return _of_helpsteer3(record), {"context", "response1", "response2", "overall_preference", "language"}, False
+        used = {"context", "response1", "response2", "overall_preference", "language"}
+        return _Found(_of_helpsteer3(record), {"question": "context"}, used)
     if {"question", "response", "human_rating"} <= columns:
-        return _of_care(record), {"question", "answer", "response", "human_rating", "language", "culture"}, True
+        used = {"question", "answer", "response", "human_rating", "language", "culture"}
+        return _Found(_of_care(record), {"region": "culture"}, used, may_lack_language=True)
     form = _VERL if {"prompt", "reward_model"} <= columns else _PLAIN
-    values: dict[str, Any] = {}
-    used: set[str] = set()
+    found = _Found({}, {}, {path for paths in form.values() for path in paths})
     for ours, paths in form.items():
-        found = [value for path in paths if (value := _look_up(record, path)) is not _ABSENT]
-        if found:
-            values[ours] = next((value for value in found if value not in (None, "")), None)
-        used.update(paths)
-    return values, used, False
+        there = {path: value for path in paths if (value := _look_up(record, path)) is not _ABSENT}
+        path = next((path for path, value in there.items() if value not in (None, "")), next(iter(there), paths[0]))
+        found.values[ours], found.names[ours] = there.get(path, _ABSENT), path
+    return found
 
 
 def _of_helpsteer3(record: Record) -> dict[str, Any]:
@@ -320,15 +337,15 @@ def _parse_texts(value: Any, key: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def check_text(value: Any, key: str) -> str:
-    """The value, which must be a text that is not empty and can be encoded.
+def check_text(value: Any, key: str, *, may_be_empty: bool = False) -> str:
+    """The value, which must be a text that can be encoded, and is not empty unless it may be.
 
     Raises:
         RowError: it is not.
     """
     if not isinstance(value, str):
         raise RowError(key, "it is missing (null)" if value is None else f"it is not a text: {_quote(value)}")
-    if not value.strip():
+    if not value.strip() and not may_be_empty:
         raise RowError(key, "it is empty")
     try:
         value.encode("utf-8")
