@@ -125,7 +125,8 @@ def parse_row(record: Record, place: Place, rules: Rules) -> QuestionRow:
     found = _find_values(record)
     for ours, path in rules.columns.items():
         found.values[ours], found.names[ours] = _look_up(record, path), path
-        found.used.add(_split_path(path)[0])
+        if ours in OURS:
+            found.used.add(_split_path(path)[0])
     values = {ours: value for ours, value in found.values.items() if value is not _ABSENT}
     try:
         return _parse_values(values, record, place, rules, found)

@@ -35,7 +35,7 @@ from learner.data.problems import Problems, RowError
 from learner.data.rows import UNLABELLED, QuestionRow, Rules, read_question_rows
 from reward.embedder import Embedder
 from scripts.data.endpoint import Conversation, Endpoint, EndpointOption, Failure
-from scripts.data.prepare import SCHEMA, pairs, record
+from scripts.data.prepare import SCHEMA, pairs, records
 from scripts.data.tables import write
 from scripts.ops.command_line import command
 
@@ -203,7 +203,7 @@ def main(
         replace(row, topics=[one[0]], regions=one[1]) if isinstance(one, tuple) else row
         for row, one in zip(rows, labels, strict=True)
     ]
-    write([record(row) for row in done], out, SCHEMA)
+    write(records(done), out, SCHEMA)
     counts = Counter(one[0] if isinstance(one, tuple) else "not labelled" for one in labels)
     print(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in counts.most_common()))
 

@@ -49,16 +49,20 @@ SCHEMA = pa.schema(
 )
 
 
-def record(row: QuestionRow, index: int | None = None, split: str | None = None) -> dict[str, Any]:
-    """A row of a written file: the columns of ``SCHEMA``, those that the source has besides, and those asked for.
+def records(rows: Sequence[QuestionRow], split: str = "") -> list[dict[str, Any]]:
+    """The rows of a written file: the columns of ``SCHEMA``, those that the source has besides, and those asked for.
 
     Args:
-        index: the number of the row in its file; None keeps what the source says.
-        split: the name of the file; likewise.
+        split: the name of the file. The rows are numbered where it is given; else they keep what the source says.
     """
+    several = any(len(row.topics) > 1 for row in rows)
+    places = [{"index": number, "split": split} if split else {} for number in range(len(rows))]
+    return [_record(row, place, several_topics=several) for row, place in zip(rows, places, strict=True)]
+
+
+def _record(row: QuestionRow, place: Mapping[str, Any], *, several_topics: bool) -> dict[str, Any]:
     rest = dict(row.rest)
     rest_of = {name: value if isinstance(value := rest.pop(name, None), Mapping) else {} for name in _STRUCTS}
-    place = {name: value for name, value in {"index": index, "split": split}.items() if value is not None}
     own = {
         "prompt": row.messages,
         "ability": row.topic,
@@ -75,11 +79,11 @@ def record(row: QuestionRow, index: int | None = None, split: str | None = None)
             **rest_of["extra_info"],
             **place,
             "language": english_name(row.language),
-            "topic": row.topics if len(row.topics) > 1 else row.topic,
+            "topic": row.topics if several_topics else row.topic,
             "region": row.regions or None,
         },
     }
-    return {f"source_{name}" if name in own else name: value for name, value in {**rest, **row.extra}.items()} | own
+    return {f"source_{name}" if name in own else name: value for name, value in {**row.extra, **rest}.items()} | own
 
 
 def split(rows: Sequence[QuestionRow], share: float, seed: int) -> tuple[list[QuestionRow], list[QuestionRow]]:
@@ -172,7 +176,7 @@ def main(
         raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
     parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
     for name, part in parts.items():
-        write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet", SCHEMA)
+        write(records(part, name), out / f"{name}.parquet", SCHEMA)
     text = card(parts, problems, length, unit)
     (out / "card.md").write_text(text, encoding="utf-8")
     print(text)

@@ -32,7 +32,7 @@ def _column(values: list[Any], known: pa.DataType | None) -> pa.Array:
         types = {field.name: field.type for field in known}
         keys = list(dict.fromkeys([*types, *(key for one in values if one for key in one)]))
         parts = [_column([None if one is None else one.get(key) for one in values], types.get(key)) for key in keys]
-        return pa.StructArray.from_arrays(parts, keys, mask=pa.array([one is None for one in values]))
+        return pa.StructArray.from_arrays(parts, keys, mask=pa.array([one is None for one in values], pa.bool_()))
     for wanted in (known, None):
         try:
             column = pa.array(values, wanted)
