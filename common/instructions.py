@@ -66,7 +66,6 @@ INSTRUCTIONS: dict[str, str] = {
     "si": "ඔබ උපකාරක සහායකයෙකි. සැමවිටම සිංහලෙන් පිළිතුරු දෙන්න.",
     "sk": "Si užitočný asistent. Vždy odpovedaj po slovensky.",
     "sl": "Si koristen pomočnik. Vedno odgovarjaj v slovenščini.",
-    "so": "Waxaad tahay kaaliye waxtar leh. Had iyo jeer ku jawaab af Soomaali.",
     "sq": "Ti je një asistent i dobishëm. Përgjigju gjithmonë në gjuhën shqipe.",
     "sr": "Ти си користан помоћник. Увек одговарај на српском језику.",
     "sv": "Du är en hjälpsam assistent. Svara alltid på svenska.",

@@ -66,7 +66,7 @@ _OTHER_NAMES = {
     "chinese simplified": "zh", "chinese traditional": "zh", "chinese mandarin": "zh", "farsi": "fa",
     "filipino": "tl", "flemish": "nl", "frisian": "fy", "gaelic": "gd", "haitian": "ht", "kirghiz": "ky",
     "konkani": "gom", "kurmanji": "ku", "mandarin": "zh", "mandarin chinese": "zh", "mari": "mhr",
-    "moldovan": "ro", "myanmar": "my", "norwegian bokmal": "no", "oriya": "or", "ossetian": "os", "panjabi": "pa",
+    "moldovan": "ro", "myanmar": "my", "bokmal": "no", "nynorsk": "nn", "oriya": "or", "ossetian": "os", "panjabi": "pa",
     "pushto": "ps", "sinhalese": "si", "slovene": "sl", "sorani": "ckb", "tuvan": "tyv", "uighur": "ug",
     "valencian": "ca", "हिंदी": "hi",
 }  # fmt: skip
@@ -135,9 +135,12 @@ def count_as_one(first: str, second: str, aliases: Iterable[Iterable[str]] = ())
 
 
 def _simplify(name: str) -> str:
-    """What names have in common that differ in letter case, accents of Latin letters, punctuation or white space."""
+    """What names have in common that differ in letter case, accents of Latin and Greek letters, punctuation or space."""
     folded = unicodedata.normalize("NFC", name).casefold()
-    letters = (unicodedata.normalize("NFD", c)[0] if "LATIN" in unicodedata.name(c, "") else c for c in folded)
+    letters = (
+        unicodedata.normalize("NFD", c)[0] if unicodedata.name(c, "").startswith(("LATIN", "GREEK")) else c
+        for c in folded
+    )
     return " ".join(re.sub(r"[(),;_’'\u2018]", " ", "".join(letters)).split())
 
 

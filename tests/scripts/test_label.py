@@ -108,7 +108,7 @@ def test_labels_leave_the_other_columns_and_the_broken_rows_are_listed(
     assert [(row["question"], row["level"], row["ability"]) for row in found] == [("Wo?", 3, "Translation")]
     problems = [json.loads(line) for line in out.with_suffix(".problems.jsonl").read_text().splitlines()]
     assert [(one["row"], one["key"]) for one in problems] == [(1, "question"), (2, "language")]
-    with pytest.raises(SystemExit, match="no row of .* has a topic to learn from"):
+    with pytest.raises(SystemExit, match=r"no row of .* has a topic to learn from"):
         main([str(source), "--out", str(out), "--classifier", str(source)])
     source.write_text("[]")
     with pytest.raises(SystemExit, match="has no good row"):
