@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from actor.concurrency import Concurrency
 from actor.engine.client import Engine, EngineError, Generation
-from actor.prompts import PROMPT_STYLES
 from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup
@@ -28,6 +27,7 @@ from common import wire
 from common.config import Config
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.prompts import PROMPT_STYLES
 
 log = logging.getLogger("actor")
 

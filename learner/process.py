@@ -53,11 +53,14 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not has_cuda():
         torch.set_num_threads(1)
+    tokenizer = load_tokenizer(config.model.path)
+    # Before anything that takes long: what is wrong with the data is said at once.
+    questions = read_questions(config, tokenizer) if leads else None
     set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
     torch.manual_seed(config.run.seed)
-    tokenizer = load_tokenizer(config.model.path)
-    training = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens) if leads else []
-    config = config.with_questions(int(broadcast(str(len(training)).encode())))
+    # Rank 0 alone reads the questions; the others are told how many there are.
+    counted = str(len(questions.train) if questions else 0).encode()
+    config = config.with_questions(int(broadcast(counted)))
     if leads:
         resume.check(config)
     trainer = make_trainer(config)
@@ -89,14 +92,14 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             "export": lambda _: export(trainer.policy, tokenizer, config.run.dir / "model"),
         }
     )
-    if server is None:
+    if server is None or questions is None:
         ranks.follow()
         checkpoints.wait()
     else:
         interrupts = Interrupts()
         over = True  # for the actors: there will be no other learner
         try:
-            run = build_run(config, server, trainer, tokenizer, training, ranks, checkpoints, latest, interrupts)
+            run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
             interrupts.install()
             run.train()
         except Interrupted:

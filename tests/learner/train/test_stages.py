@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actor.prompts import PROMPT_STYLES
 from common import config as configuration
 from common.config import ConfigError, ModelConfig, RewardConfig, StageConfig, load
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints
 from learner.groups import Group
