@@ -1,7 +1,17 @@
 """``torchrun ... -m learner CONFIG.toml [--section.key value]``: one rank of the learner; see ``learner.process``."""
 
+from common.config import Config
+from common.parent import die_with_launcher
 from common.process import main
-from learner.process import learn
+
+
+def run(config: Config) -> None:
+    """Runs one rank; blocks until the run has ended."""
+    from learner.process import learn  # takes ten seconds; by now the rank dies with its launcher
+
+    learn(config)
+
 
 if __name__ == "__main__":
-    main(learn)
+    die_with_launcher()  # torchrun starts its processes in sessions of their own
+    main(run)

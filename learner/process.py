@@ -14,7 +14,6 @@ from torch import Tensor
 from common.config import Config
 from common.gpus import has_cuda
 from common.net import rendezvous
-from common.process import die_with_parent
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
 from learner.build import build_run
@@ -39,7 +38,6 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         FatalError: the run cannot begin or go on.
         KeyboardInterrupt: it was asked to end early, and is saved.
     """
-    die_with_parent()  # torchrun starts its processes in sessions of their own
     leads = int(os.environ.get("RANK", "0")) == 0
     address = config.learner.address
     rendezvous.use_interface(rendezvous.host_of(address))

@@ -14,6 +14,7 @@ import sys
 import time
 import zlib
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from actor.engine.client import EngineError, is_ready
 from common.config import Config
 from common.gpus import has_cuda
 from common.net.ports import reserve_port
-from common.process import FatalError, die_with_parent
+from common.parent import die_with_parent
+from common.process import FatalError
 
 _READY_POLL_S = 0.25
 _STOP_S = 2  # after each of the two signals
@@ -82,7 +84,7 @@ class EngineProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # an interrupt in the terminal reaches the actor alone, which stops the server
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
     def check(self) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
@@ -170,8 +169,6 @@ def main(
         bool, typer.Option("--together", help="Start all partitions as one heterogeneous Slurm job.")
     ] = False,
 ) -> None:
-    for kind in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
-        signal.signal(kind, signal.default_int_handler)
     pool, config = read_pool(pool_file), load(context.args)
     flags = [*context.args, *shared_flags(pool, config)]
     load(flags)
