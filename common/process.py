@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from common.config import Config, ConfigError, load, usage
 
+LOG_FORMAT, LOG_TIME = "%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"
+
 
 class FatalError(RuntimeError):
     """Ends the process. The message says what failed and what to do, so no traceback is printed."""
@@ -20,12 +22,7 @@ def main(body: Callable[[Config], None]) -> None:
     The exit code is 0 when ``body`` returns, 1 for a FatalError, 2 for a wrong configuration, and 130 when the process
     is interrupted by SIGINT or SIGTERM.
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME, stream=sys.stderr)
     interrupt_when_asked()
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(f"usage: scripts/launch_learner.sh, launch_reward.sh or launch_actor.sh {usage()}")

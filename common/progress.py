@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from types import TracebackType
+from collections.abc import Callable
 
-_EVERY_S = (15.0, 15.0, 30.0)  # seconds between the first lines of an activity; then the last of these
+Text = str | Callable[[], str]
+LOGGER = "progress"
+BRIEF_S = 15.0  # as ``silent_s`` of what usually ends by then
+_EVERY_S = (15.0, 15.0, 30.0)  # seconds between the lines of an activity; the last one again and again
 _WARN_AFTER_S = 60.0
 
 
@@ -18,16 +21,19 @@ class Activity:
     warnings, if it is known what may be missing.
 
     Args:
-        process: the process in the name of the logger, ``PROCESS.progress``: "learner", "actor" or "reward".
+        process: the process in the name of the logger, ``progress.PROCESS``: "learner", "actor" or "reward".
         what: what is done, as in "reading the weights of MODEL", or waited for, as in "waiting for an actor".
         missing: what may be missing and the command that starts or mends it; empty where waiting is all there is to do.
+        detail: how far it is. Like ``missing`` it may be a function, which the thread calls when it writes a line.
         silent_s: an activity that has ended by then is not mentioned. 0 also logs its beginning.
     """
 
-    def __init__(self, process: str, what: str, missing: str = "", silent_s: float = 0.0) -> None:
-        self._log = logging.getLogger(f"{process}.progress")
+    def __init__(
+        self, process: str, what: str, *, missing: Text = "", detail: Text = "", silent_s: float = 0.0
+    ) -> None:
+        self._log = logging.getLogger(f"{LOGGER}.{process}")
         self._what, self._missing, self._silent_s = what, missing, silent_s
-        self.detail = ""  # how far it is, or what it waits for; whoever does the work may change it at any time
+        self.detail = detail  # whoever does the work may change it at any time
         self._began = time.monotonic()
         self._mentioned = False
         self._ended = threading.Event()
@@ -54,20 +60,25 @@ class Activity:
         self.begin()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.end()
         self._ended.set()  # whatever ended it says so itself
 
     def _tell(self) -> None:
-        pauses = iter(_EVERY_S)
+        pauses = iter(_EVERY_S[-1:] if self._silent_s else _EVERY_S)
         pause_s = self._silent_s or next(pauses)
         while not self._ended.wait(pause_s):
             pause_s = next(pauses, _EVERY_S[-1])
             took_s = time.monotonic() - self._began
-            detail = f" ({self.detail})" if self.detail else ""
+            detail, missing = _evaluate(self.detail), _evaluate(self._missing)
+            detail = f" ({detail})" if detail else ""
             self._mentioned = True
-            if self._missing and took_s >= _WARN_AFTER_S - 1:
-                self._log.warning("%s for %.0f s already%s: %s", self._what, took_s, detail, self._missing)
+            if missing and took_s > 0.9 * _WARN_AFTER_S:
+                self._log.warning("%s for %.0f s already%s: %s", self._what, took_s, detail, missing)
             else:
                 self._log.info("%s: %.0f s so far%s", self._what, took_s, detail)
+
+
+def _evaluate(text: Text) -> str:
+    return text if isinstance(text, str) else text()

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config import Config
 from common.process import FatalError
+from common.progress import Activity
 from common.stopwatch import Stopwatch
 from learner import recording
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
@@ -66,8 +67,12 @@ def build_run(
             address is taken.
     """
     learner, longest = config.learner, config.data.max_prompt_tokens
-    questions = ShuffledQuestions(read_questions(config.data.train, tokenizer, longest), config.run.seed)
-    heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
+    with Activity("learner", f"reading the questions of {config.data.train}"):
+        questions = ShuffledQuestions(read_questions(config.data.train, tokenizer, longest), config.run.seed)
+    heldout = []
+    if config.data.heldout:
+        with Activity("learner", f"reading the questions of {config.data.heldout}"):
+            heldout = read_questions(config.data.heldout, tokenizer, longest)
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
     limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)

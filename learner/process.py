@@ -14,6 +14,7 @@ from torch import Tensor
 from common.config import Config
 from common.gpus import has_cuda
 from common.net import rendezvous
+from common.progress import BRIEF_S, Activity
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
 from learner.build import build_run
@@ -48,14 +49,19 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not has_cuda():
         torch.set_num_threads(1)
-    set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
+    ranks_there = f"waiting for {config.learner.nodes} x {config.learner.ranks} ranks"
+    start_others = "start the same command on each of learner.nodes machines"
+    with Activity("learner", ranks_there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
+        set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
     torch.manual_seed(config.run.seed)
-    tokenizer = load_tokenizer(config.model.path)
-    trainer = make_trainer(config)
+    with Activity("learner", f"reading the weights of {config.model.path}"):
+        tokenizer = load_tokenizer(config.model.path)
+        trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
     latest = checkpoints.latest()
     if latest is not None:
-        trainer.anchor_moved = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        with Activity("learner", f"reading the checkpoint {latest.path}"):
+            trainer.anchor_moved = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
     run: Run | None = None  # of rank 0, once it is built
 
     def save(command: Command) -> None:
@@ -64,6 +70,10 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         state = {} if snapshot is None else snapshot.as_json()
         anchor = trainer.reference if trainer.anchor_moved else None
         checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, anchor)
+
+    def export_model() -> None:
+        with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
+            export(trainer.policy, tokenizer, config.run.dir / "model")
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
         probe, weights = trainer.probe(), full_weights(trainer.policy)
@@ -76,7 +86,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             "train": lambda command: trainer.step(command.batch, command.number),
             "gather": gather,
             "save": save,
-            "export": lambda _: export(trainer.policy, tokenizer, config.run.dir / "model"),
+            "export": lambda _: export_model(),
         }
     )
     if server is None:

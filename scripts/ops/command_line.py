@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -11,7 +12,8 @@ import typer
 from typer.main import get_command
 
 from common.config import ConfigError
-from common.process import FatalError, interrupt_when_asked
+from common.process import LOG_FORMAT, LOG_TIME, FatalError, interrupt_when_asked
+from common.progress import LOGGER
 
 program = ""  # the command as it was typed, where that is not the name of a module: ``lrpo NAME``
 
@@ -50,6 +52,7 @@ def command(
         def run(arguments: Sequence[str] | None = None) -> None:
             if arguments is None:  # this is the process's own command, not one that another command calls
                 interrupt_when_asked()
+                _log_progress()
             try:
                 get_command(app)(None if arguments is None else list(arguments), prog_name=_program(function, name))
             except SystemExit as end:  # typer ends the process with code 0 when the function returns, too
@@ -64,6 +67,15 @@ def command(
         return run
 
     return decorate
+
+
+def _log_progress() -> None:
+    """Shows what takes long, and none of the messages of the libraries."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_TIME))
+    log = logging.getLogger(LOGGER)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def _program(function: Callable[..., Any], name: str | None) -> str:

@@ -109,5 +109,5 @@ def make_display() -> Display:
 
 
 def _is_for_people(text: str) -> bool:
-    wanted = (" INFO learner: ", ".progress: ", " WARNING ", " ERROR ")
+    wanted = (" INFO learner: ", " progress.", " WARNING ", " ERROR ")
     return any(word in text for word in wanted)
