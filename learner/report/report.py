@@ -16,6 +16,7 @@ from learner.groups import Group, StepResult
 from learner.report.best_effort import BestEffortFiles
 from learner.report.bottleneck import Bottleneck, find_bottleneck
 from learner.report.heat_maps import HeatMaps
+from learner.report.machine import Machine
 from learner.report.metrics import (
     StepContext,
     flow_metrics,
@@ -62,6 +63,7 @@ class Report:
         self._tracker = start_trackers(config, begin)
         self._series = ScalarSeries(self._tracker)
         self._heat_maps = HeatMaps(bound)
+        self._machine = Machine(config)
         self._window = TimeWindow(_WINDOW_S)
         self._first: TimeByState = {}
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
@@ -99,7 +101,8 @@ class Report:
         window = self._window.add(time.monotonic(), context.seconds, tokens)
         rates = {name: window.tokens[name] / window.elapsed_s for name in sorted(context.published.members)}
         gauges = {name: peer.gauges for name, peer in context.peers.items() if peer.gauges}
-        bottleneck = find_bottleneck(window.times, self._config, rates, gauges)
+        spare = self._machine.spare(sum(peer.engine_ranks for peer in context.peers.values()))
+        bottleneck = find_bottleneck(window.times, self._config, rates, gauges, spare)
         by_language = language_metrics(batch, number - 1, result)
         by_actor = {
             "actor_tokens": rates,
