@@ -22,6 +22,7 @@ from learner.checkpoint import Checkpoints
 from learner.export import export
 from learner.loop.interrupts import Interrupted, Interrupts
 from learner.ranks import Command, Ranks
+from learner.report.trackers.start import check_trackers
 from learner.run import Run
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
@@ -41,6 +42,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     """
     die_with_parent()  # torchrun starts its processes in sessions of their own
     leads = int(os.environ.get("RANK", "0")) == 0
+    check_trackers(config)
     address = config.learner.address
     rendezvous.use_interface(rendezvous.host_of(address))
     server = WorkServer(address, config.learner.lease_timeout_s) if leads else None

@@ -69,6 +69,7 @@ class Report:
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
         settings = config.run.dir / "config.json"
         with self._files.writing(settings):
+            settings.parent.mkdir(parents=True, exist_ok=True)
             settings.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._router_log = RouterLog(config.run.dir / "router.jsonl", begin, self._files)
 
