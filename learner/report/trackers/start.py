@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from common.config import Config
@@ -14,7 +15,7 @@ from learner.report.trackers.tracker import EveryTracker, Tracker
 from learner.report.trackers.trackio_tracker import TrackioTracker
 from learner.report.trackers.wandb_tracker import WandbTracker
 
-_OPTIONAL = {"wandb": WandbTracker, "trackio": TrackioTracker}
+_OPTIONAL: dict[str, Callable[[Config, str], Tracker]] = {"wandb": WandbTracker, "trackio": TrackioTracker}
 _ADVICE = {
     "wandb": "run `wandb login`, or set WANDB_MODE=offline",
     "trackio": "check its TRACKIO_ settings",
