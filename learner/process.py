@@ -23,6 +23,7 @@ from learner.checkpoint import STATE_FILE, Checkpoints
 from learner.export import export
 from learner.loop.interrupts import Interrupted, Interrupts
 from learner.ranks import Command, Ranks, broadcast
+from learner.report.trackers.start import check_trackers
 from learner.run import Run
 from learner.state import Snapshot
 from learner.train.distributed import set_up_distributed
@@ -43,6 +44,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         KeyboardInterrupt: it was asked to end early, and is saved.
     """
     leads = int(os.environ.get("RANK", "0")) == 0
+    check_trackers(config)
     address = config.learner.address
     rendezvous.use_interface(rendezvous.host_of(address))
     server = WorkServer(address, config.learner.lease_timeout_s) if leads else None
