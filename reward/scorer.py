@@ -21,6 +21,7 @@ from common.answer import ODDITIES, Answer, read_answer, replace_surrogates
 from common.config import ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
+from common.prose import without_code
 from common.wire import Score, ScoreRequest
 from reward.calibration.drift import Drift
 from reward.calibration.files import Quantiles, quantile_path
@@ -107,9 +108,11 @@ class Scorer:
         if not rows:
             return [[] for _ in requests]
         answers = [answer for _, answer in rows]
-        references = self._references.embed([replace_surrogates(request.reference).strip() for request in requests])
+        references = self._references.embed([_reference(request) for request in requests])
         owners = np.repeat(np.arange(len(requests)), [len(request.answers) for request in requests])
-        similarities = np.einsum("nd,nd->n", self._embedder.embed([a.rewarded for a in answers]), references[owners])
+        similarities = np.einsum(
+            "nd,nd->n", self._embedder.embed([without_code(a.rewarded) for a in answers]), references[owners]
+        )
         similarity_earns = ["similarity" in self._terms.weights_of(request.topics) for request, _ in rows]
         decisions = self._gate.decide(answers, similarity_earns)
         scored = iter(
@@ -168,6 +171,12 @@ class Scorer:
             terms=values | answer.selection,
             drift=drift,
         )
+
+
+def _reference(request: ScoreRequest) -> str:
+    """What answers are compared with: without code, as they are, unless it is nothing but code."""
+    text = replace_surrogates(request.reference).strip()
+    return without_code(text).strip() or text
 
 
 def _check(request: ScoreRequest) -> None:
