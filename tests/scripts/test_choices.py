@@ -12,7 +12,7 @@ from scipy import stats
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from common.config import load
-from learner.report.events import EventWriter
+from learner.report.trackers.events import EventWriter
 from scripts.study import choices
 
 STEPS, FIRST = 40, 14  # the first stage ends after 0.34 of the steps
@@ -29,7 +29,7 @@ def finished(
     """A run with random metrics; its entropies, and its shares by name of evaluation, set, setting and metric."""
     directory.mkdir()
     values = rng.random(STEPS, np.float32).astype(np.float64)  # what the file holds: a table may round the rest apart
-    events = EventWriter(directory / "tensorboard", 0, Summary())
+    events = EventWriter(directory / "tensorboard", 0)
     for step, value in enumerate(values, 1):
         if step != LOST:
             points = [Summary.Value(tag=tag, simple_value=value) for tag in (TAGS if chose else TAGS[-1:])]

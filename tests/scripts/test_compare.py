@@ -13,6 +13,8 @@ import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from learner.data.problems import Place
+from learner.data.rows import Rules, parse_row
 from scripts.data import label, sft, warm_start_data
 from scripts.data import prepare as prepare_data
 from scripts.study import compare, evaluate
@@ -81,7 +83,10 @@ def test_from_raw_rows_to_a_comparison(
 ) -> None:
     """Prepare, label, warm start, train with evaluations on the way, evaluate, compare; with a light engine."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
-    truth = {row["question"]: label.label_of(row) for row in pq.read_table(built / "train.parquet").to_pylist()}
+    truth = {
+        row["question"]: label.label_of(parse_row(row, Place("file", 0), Rules()))
+        for row in pq.read_table(built / "train.parquet").to_pylist()
+    }
     lines = [
         json.dumps({"question": row["question"], "answer": row["answer"], "language": row["extra_info"]["language"]})
         for row in pq.read_table(built / "train.parquet").to_pylist()

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from actor.prompts import PROMPT_STYLES
 from common.config import ModelConfig
 from common.gpus import has_cuda
 from common.languages import CODES, tag
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from scripts.data import sft
 from tests.support import processes

@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.process import die_with_parent
+from common.parent import LAUNCHER, die_with_parent
 from tests.support.forking import ROOT, module_and_arguments
 
 _START_S = 300.0  # until the server has imported everything, on a busy machine
@@ -50,7 +50,10 @@ class Popen(subprocess.Popen[Any]):
         if parts is None:
             super()._execute_child(*given)  # type: ignore[misc]
             return
-        assert preexec in (None, die_with_parent) and not passed, "what a process forked elsewhere cannot have"
+        variables.pop(LAUNCHER, None)  # its parent is the server
+        assert getattr(preexec, "func", preexec) in (None, die_with_parent) and not passed, (
+            "what a process forked elsewhere cannot have"
+        )
         request = {
             "module": parts[0], "arguments": parts[1], "environment": variables, "new_session": new_session,
             "directory": str(place),

@@ -67,7 +67,9 @@ def run_ranks(ranks: int, body: Callable[..., object], *arguments: Any, output: 
 def configuration(model: Path, *flags: str) -> Config:
     """Settings of a small exact step: float32, a visible learning rate and a KL penalty."""
     base = ["--model.path", str(model), "--learner.param_dtype", "float32", "--learner.lr", "1e-3"]
-    return load([*base, "--learner.kl", "0.05", *flags])
+    # Sequences of this module are short, so that micro-batches may be too.
+    short = ["--data.max_prompt_tokens", "4", "--sampling.max_new_tokens", "8"]
+    return load([*base, *short, "--learner.kl", "0.05", *flags])
 
 
 def random_batch(seed: int, groups: int = 5) -> list[Group]:

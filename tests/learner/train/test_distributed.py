@@ -45,7 +45,7 @@ def test_ranks_micro_batches_and_packing_order_do_not_change_the_gradient(
         (2, ["--learner.microbatch_tokens", "90"]),
         (4, ["--learner.microbatch_tokens", "60"]),
         (3, ["--learner.microbatch_tokens", "12"]),  # more micro-batches than sequences, so some are empty
-        (4, ["--learner.replicas", "2", "--learner.activation_checkpointing", "true"]),
+        (4, ["--learner.ranks", "4", "--learner.replicas", "2", "--learner.activation_checkpointing", "true"]),
     ]
     found: list[dict[str, Any]] = []
     for order, (ranks, flags) in enumerate(divisions):
@@ -67,7 +67,8 @@ def test_a_checkpoint_of_several_ranks_resumes_on_one_rank_and_the_export_loads(
     """With its optimizer: the next step is the one that a single rank would have made from the beginning."""
     for name, ranks in {"one": 1, "two": 2, "four": 4}.items():
         files = (tmp_path / f"{name}.safetensors", tiny_policy, seed, tmp_path / f"{name}-checkpoints")
-        assert run_ranks(ranks, train_one_step, *files, "--learner.replicas", str(max(1, ranks // 2))) == [0] * ranks
+        copies = ["--learner.replicas", str(max(1, ranks // 2))]
+        assert run_ranks(ranks, train_one_step, *files, "--learner.ranks", str(ranks), *copies) == [0] * ranks
     first = load_file(tmp_path / "one.safetensors")
     assert_close(first, load_file(tmp_path / "two.safetensors"))
     assert_close(first, load_file(tmp_path / "four.safetensors"))
