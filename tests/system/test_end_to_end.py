@@ -39,11 +39,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * _PATIENCE_S)]
 
 
 SCRIPT = (str(ROOT / "scripts" / "demo.sh"),)
-FORKED = (
-    sys.executable,
-    "-m",
-    "scripts.world.demo",
-)  # the same without the starts of interpreters, but for the engines
+FORKED = (sys.executable, "-m", "scripts.world.demo")  # without the starts of interpreters but for the engines
 
 
 class Demo:
