@@ -130,7 +130,7 @@ def keep_configuration(config: Config, step: int) -> None:
 
 def _changes_since(config: Config) -> list[Change]:
     """What has changed since the run's checkpoints were written; nothing where there are none."""
-    if not any((config.run.dir / "checkpoints").glob("step-*")):
+    if all(path.suffix for path in (config.run.dir / "checkpoints").glob("step-*")):  # none, or half-written ones
         return []
     path = config.run.dir / CONFIG_FILE
     try:

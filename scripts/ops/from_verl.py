@@ -120,7 +120,7 @@ class _Options:
             FatalError: the value is not of the option's type.
         """
         option = OPTIONS[name]
-        text = self.given.get(name, option.default if not isinstance(option, Fixed) else "")
+        text = self.given.get(name, option.default if isinstance(option, Carried | Computed) else "")
         if text in ("", "null", "None"):
             return None
         read = option.read if isinstance(option, Carried | Computed) else str
