@@ -35,7 +35,7 @@ import typer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.net.ports import reserve_port
-from common.process import die_with_parent
+from common.parent import die_with_parent
 from scripts.ops.command_line import command
 from scripts.world.tokenizer import build_tokenizer
 

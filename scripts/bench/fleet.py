@@ -119,8 +119,7 @@ class Fleet:
 
         ranks = Ranks({"train": train, "gather": gather, "save": lambda _: None, "export": lambda _: None})
         checkpoints = Checkpoints(config.run.dir / "checkpoints", 1)
-        questions = read_questions(config.data.train, self._tokenizer, config.data.max_prompt_tokens)
-        parts = self.server, self._trainer, self._tokenizer, questions, ranks, checkpoints
+        parts = self.server, self._trainer, read_questions(config, self._tokenizer), ranks, checkpoints
         build_run(config, *parts, None, Interrupts()).train()
         busy = {}
         for name, after in reported[-1 - _ENDS].items():

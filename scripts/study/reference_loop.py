@@ -51,9 +51,9 @@ import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from actor.prompts import PROMPT_STYLES
 from common.config import Config, load
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from common.wire import Question, ScoreRequest
 from learner import recording
@@ -96,7 +96,7 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     prompt_of = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
     languages = list(config.run.languages)
     scorer = Scorer(config.reward, languages, header=config.model.header)
-    questions = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens)
+    questions = read_questions(config, tokenizer).train
     config = config.with_questions(len(questions))
     router = Router(config.router, languages, config.run.seed, config.learner.steps)
     order, shuffle = list[Question](), random.Random(config.run.seed)

@@ -24,7 +24,7 @@ import typer
 
 from common.languages import english_name
 from reward.gate import LanguageGate
-from scripts.data.prepare import write
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 from scripts.world.draw import STRONG, WEAK, World, draw
 from scripts.world.facts import REGION_AFFINITY, TOPIC_AFFINITY, Fact, facts

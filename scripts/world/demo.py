@@ -2,14 +2,14 @@
 
     scripts/demo.sh [--config FILE.toml] [--run-dir DIR] [--steps N] [--seed N] [--section.key value ...]
 
-Each process is started by its launch script, with ``configs/demo.toml``. The same command resumes an interrupted run.
+The processes run with ``configs/demo.toml``, on the CPU: with NCCL, learner and engines cannot share a GPU. The same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ import typer
 
 from common.config import load
 from scripts.ops.command_line import command
-from scripts.ops.local_run import run_all, run_to_end
+from scripts.ops.local_run import gains, run_all, run_to_end
 
 _ROOT = Path(__file__).parents[2]
 _CONFIG = _ROOT / "configs" / "demo.toml"
@@ -48,10 +48,7 @@ def finish(run_dir: Path, world: Path, times: dict[str, float]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    for part in ("reward", "heldout", "compliance"):
-        before, after = summary[f"{part}_before"], summary[f"{part}_after"]
-        if before is not None:
-            print(f"{part:<11} {before:.3f} -> {after:.3f}")
+    print(gains(summary))
     share, uniform = affinity_share(summary["routed_by_region"], json.loads((world / "world.json").read_text("utf-8")))
     print(
         f"routing     region and language share {summary['region_language_bits']:.3f} bits "
@@ -104,8 +101,7 @@ def main(
         ),
     ] = None,
 ) -> None:
-    for kind in (signal.SIGINT, signal.SIGTERM):  # in background jobs of a shell SIGINT is ignored
-        signal.signal(kind, signal.default_int_handler)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     began = time.monotonic()
     files = [str(_CONFIG), *map(str, config or [])]
     style = load(files).model.prompt_style

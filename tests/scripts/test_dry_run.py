@@ -93,7 +93,9 @@ def test_what_does_not_fit_or_is_not_there_is_an_error(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_windows_and_image_encoders_are_as_in_transformers(images: bool, tmp_path: Path) -> None:
+def test_windows_and_image_encoders_are_as_in_transformers(
+    images: bool, tmp_path: Path, rng: np.random.Generator
+) -> None:
     """Log-probabilities of packed sequences longer than the window, against one sequence after the other."""
     text = {
         "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2,
@@ -104,7 +106,6 @@ def test_windows_and_image_encoders_are_as_in_transformers(images: bool, tmp_pat
     torch.manual_seed(0)
     whole = Gemma3ForConditionalGeneration(config)
     (whole if images else AutoModelForCausalLM.from_config(config.get_text_config())).save_pretrained(tmp_path)
-    rng = np.random.default_rng()
     rollouts = [random_rollout(rng) for _ in range(5)]
     got, _ = Policy(str(tmp_path), temperature=1.0, head_chunk=8)(pack([Sample(one, 0.0) for one in rollouts]))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")

@@ -21,7 +21,6 @@ import yaml
 from common.config import Config, load
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
-from scripts.ops.local_run import assign_gpus
 from scripts.pool.launch import Process
 
 ROOT = Path(__file__).parents[2]
@@ -184,14 +183,6 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
         ["bash", command[script], *command[script + 1 :]], cwd=path, text=True,
         env={**os.environ, **own, **lists, "SLURM_JOB_NODELIST": "x", "SLURM_JOB_ID": "42", **environment},
     )  # fmt: skip
-
-
-def test_processes_of_one_machine_get_gpus_of_their_own_where_there_are_enough() -> None:
-    config = load(["--learner.ranks", "2", "--actor.engine_args.tp", "2"])
-    assert assign_gpus([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
-    assert assign_gpus([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
-    assert assign_gpus(["a"], config, 1) == [["a"]] * 3
-    assert not any(assign_gpus([], config, 1))
 
 
 def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:

@@ -67,10 +67,9 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def system(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    seed, directory = int(np.random.default_rng().integers(2**31)), tmp_path_factory.mktemp("record")
-    print(f"groups are drawn with seed {seed}")
-    assert run_ranks(1, record, directory, tiny_policy, seed) == [0]
+def system(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory, module_seed: int) -> Recorded:
+    directory = tmp_path_factory.mktemp("record")
+    assert run_ranks(1, record, directory, tiny_policy, module_seed) == [0]
     config, steps = recording.read(directory)
     before, after = (load_file(directory / f"{name}.safetensors") for name in ("before", "after"))
     return Recorded(directory, config, list(steps), {name: after[name] - before[name] for name in before})

@@ -112,8 +112,7 @@ def _token_loss(logp: float, old: float, behaviour: float, advantage: float, ref
 
 
 @pytest.mark.parametrize("correction", ["truncate", "mask", "none"])
-def test_objective_and_its_gradient_match_the_definition(correction: Any) -> None:
-    rng = np.random.default_rng()
+def test_objective_and_its_gradient_match_the_definition(correction: Any, rng: np.random.Generator) -> None:
     objective = Objective(
         clip_low=0.2, clip_high=0.28, kl=0.1, importance_cap=2.0, importance_floor=0.5, correction=correction
     )
@@ -139,10 +138,9 @@ def test_objective_and_its_gradient_match_the_definition(correction: Any) -> Non
 
 
 @pytest.mark.parametrize(("aggregation", "loss_type"), [("token", "bnpo"), ("sequence", "grpo")])
-def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type: str) -> None:
+def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type: str, rng: np.random.Generator) -> None:
     """Needs TRL; the test is skipped without it."""
     trainer = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError).GRPOTrainer
-    rng = np.random.default_rng()
     lengths = rng.integers(1, 30, 12)
     mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
     old, behaviour, ref, noise = torch.from_numpy(rng.normal(size=(4, *mask.shape)).astype(np.float32))
@@ -176,8 +174,8 @@ def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_chunked_log_probabilities_match_float64() -> None:
-    generator = torch.Generator().manual_seed(int(np.random.default_rng().integers(2**31)))
+def test_chunked_log_probabilities_match_float64(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     hidden, weight = torch.randn(37, 16, generator=generator), torch.randn(101, 16, generator=generator)
     targets, upstream = torch.randint(0, 101, (37,), generator=generator), torch.randn(37, generator=generator)
     exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
@@ -245,8 +243,9 @@ def _reference_loss(policy: Any, reference: Any, seed: int, config: LearnerConfi
         "no weight, ddof 0, all groups",
     ],
 )
-def test_loss_and_gradient_of_a_batch_match_float64_code(flags: list[str], tiny_policy: Path, tmp_path: Path) -> None:
-    seed = int(np.random.default_rng().integers(2**31))
+def test_loss_and_gradient_of_a_batch_match_float64_code(
+    flags: list[str], tiny_policy: Path, tmp_path: Path, seed: int
+) -> None:
     plain = configuration(tiny_policy, *flags)
     flags = [*flags, "--learner.microbatch_tokens", "200"]
     assert run_ranks(1, write_gradients, tmp_path / "ours.pt", tiny_policy, seed, 0, *flags) == [0]
