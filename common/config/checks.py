@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.config.sections import Sections
@@ -51,15 +52,15 @@ def nodes_can_meet(config: Sections) -> Iterator[str]:
         yield f"learner.nodes = {config.learner.nodes} needs run.rendezvous: any of them may lead"
 
 
-def languages_occur_once(config: Sections) -> Iterator[str]:
-    """A language that is given under two names would be two arms of the router, and unseen ones must be unseen."""
+def unseen_languages_are_unseen(config: Sections) -> Iterator[str]:
+    """Languages that are unseen must be so, and be asked for once. The section ``run`` checks those of the run."""
     unseen = config.learner.evaluate_unseen
-    for key, codes in (("run.languages", config.run.languages), ("learner.evaluate_unseen", unseen)):
-        yield from (
-            f"{key} has the language {code!r} {count} times, perhaps once by its code and once by its name: keep one"
-            for code, count in Counter(codes).items()
-            if count > 1
-        )
+    for code, count in Counter(unseen).items():
+        if count > 1:
+            yield (
+                f"learner.evaluate_unseen has the language {code!r} {count} times, perhaps by its code and by its name: "
+                "keep one"
+            )
     if seen := [code for code in unseen if code in config.run.languages]:
         yield f"learner.evaluate_unseen = {seen}: these are in run.languages, and so not unseen"
 
@@ -219,11 +220,11 @@ def request_fits_the_queue(config: Sections) -> Iterator[str]:
         )
 
 
-def files_are_apart(config: Sections) -> Iterator[str]:
+def heldout_is_held_out(config: Sections) -> Iterator[str]:
     """Held-out questions are never trained on."""
     train, heldout = config.data.train, config.data.heldout
-    if heldout is not None and heldout.absolute().resolve() == train.absolute().resolve():
-        yield f"data.heldout = {heldout} is the file of data.train: questions that are trained on are not held out"
+    if heldout is not None and Path(heldout).absolute().resolve() == Path(train).absolute().resolve():
+        yield f"data.heldout = {heldout} is what data.train is, too: questions that are trained on are not held out"
 
 
 def accepted_keys_exist(config: Sections) -> Iterator[str]:
@@ -237,8 +238,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
-    policy_may_choose, nodes_can_meet, languages_occur_once, mode_has_its_languages, addresses_are_well_formed,
+    policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, replicas_divide_ranks, lease_outlasts_heartbeats, sequences_fit_a_microbatch,
     importance_bounds_hold_one, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
-    request_fits_the_queue, files_are_apart, accepted_keys_exist,
+    request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

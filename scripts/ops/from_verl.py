@@ -280,7 +280,7 @@ def _score(options: _Options, result: Converted) -> None:
         result.settings["reward.embedder"] = "jhu-clsp/mmBERT-small", name
         result.settings["reward.calibration"] = "data/pairs.csv", name
         result.settings["reward.calibration_mode"] = "mean", name
-        result.settings["reward.gate_piece"] = 0, name
+        result.settings["reward.gate_share"] = 0.5, name
         result.left.append(
             "custom_reward_function.path: the file names its statistics itself (STATS_CSV); put that file, or the one "
             "that scripts.data.calibrate makes, at reward.calibration = data/pairs.csv"

@@ -23,7 +23,7 @@ REFUSED = {
     "nodes that cannot find each other": (["--learner.nodes", "2"], "learner.nodes = 2 needs run.rendezvous"),
     "a language under two names": (
         ["--run.languages", '["en", "German", "English"]'],
-        "run.languages has the language 'en' 2 times",
+        "languages: 'en' stands there twice",
     ),
     "an unseen language twice": (
         ["--learner.evaluate_unseen", '["zh", "Chinese"]'],
@@ -115,7 +115,7 @@ REFUSED = {
     ),
     "held-out questions that are trained": (
         ["--data.train", "data/a.parquet", "--data.heldout", "./data/a.parquet"],
-        "is the file of data.train",
+        "is what data.train is, too",
     ),
     "a key to accept that is none": (
         ["--resume.accept", "learner.lrr"],
