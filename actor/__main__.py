@@ -10,6 +10,7 @@ from actor.lives import Lives
 from common.config import Config
 from common.net.rendezvous import Route, host_of, use_interface
 from common.process import main
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 
 
@@ -21,6 +22,9 @@ def run(config: Config) -> None:
     """
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
     tokenizer = load_tokenizer(config.model.path)
+    PROMPT_STYLES[config.model.prompt_style](
+        tokenizer, config
+    )  # refuses a chat template of no use, before an engine starts
     timeout_s = config.actor.start_timeout_s
     learner = Route(config.run, "learner", config.learner.address, timeout_s)
     rewards = [

@@ -66,9 +66,9 @@ _OTHER_NAMES = {
     "chinese simplified": "zh", "chinese traditional": "zh", "chinese mandarin": "zh", "farsi": "fa",
     "filipino": "tl", "flemish": "nl", "frisian": "fy", "gaelic": "gd", "haitian": "ht", "kirghiz": "ky",
     "konkani": "gom", "kurmanji": "ku", "mandarin": "zh", "mandarin chinese": "zh", "mari": "mhr",
-    "moldovan": "ro", "myanmar": "my", "bokmal": "no", "nynorsk": "nn", "oriya": "or", "ossetian": "os", "panjabi": "pa",
-    "pushto": "ps", "sinhalese": "si", "slovene": "sl", "sorani": "ckb", "tuvan": "tyv", "uighur": "ug",
-    "valencian": "ca", "हिंदी": "hi",
+    "moldovan": "ro", "myanmar": "my", "bokmal": "no", "nynorsk": "nn", "oriya": "or", "ossetian": "os",
+    "panjabi": "pa", "pushto": "ps", "sinhalese": "si", "slovene": "sl", "sorani": "ckb", "tuvan": "tyv",
+    "uighur": "ug", "valencian": "ca", "हिंदी": "hi",
 }  # fmt: skip
 # The names of languages in themselves where CLDR has none.
 _OWN_NAMES = {"als": "Alemannisch", "bh": "भोजपुरी", "eml": "emigliân-rumagnôl", "arz": "اللهجة المصرية",
@@ -135,7 +135,7 @@ def count_as_one(first: str, second: str, aliases: Iterable[Iterable[str]] = ())
 
 
 def _simplify(name: str) -> str:
-    """What names have in common that differ in letter case, accents of Latin and Greek letters, punctuation or space."""
+    """What names have in common that differ in letter case, Latin and Greek accents, punctuation or space."""
     folded = unicodedata.normalize("NFC", name).casefold()
     letters = (
         unicodedata.normalize("NFD", c)[0] if unicodedata.name(c, "").startswith(("LATIN", "GREEK")) else c

@@ -58,13 +58,22 @@ class ChatTemplate:
         except PromptError:
             self.takes_system = False
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the template gets besides the messages, as far as it is JSON."""
+        return {name: value for name, value in self._arguments.items() if not callable(value)}
+
+    def arranged(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The conversation with a system turn only where the template takes one."""
+        return messages if self.takes_system else _without_system_turn(messages)
+
     def __call__(self, messages: list[dict[str, str]]) -> str:
         """The conversation as text, which ends with the opening of the assistant's turn unless that turn is there.
 
         Raises:
             PromptError: the template refuses the conversation.
         """
-        return self._render(messages if self.takes_system else _without_system_turn(messages))
+        return self._render(self.arranged(messages))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         answered = messages[-1]["role"] == "assistant"
