@@ -4,8 +4,8 @@
         --care-pro care_pro.jsonl --care care.parquet --mgsm mgsm.jsonl --lm-eval global_mmlu_zh,include_base_44_chinese
 
 MODEL is a run directory, a Hugging Face directory or hub name, for which an engine is started, or NAME@URL. Each prompt
-is answered once, greedily. Files are of any form that scripts.data.prepare takes; of a data set of the hub the split test
-is read where it has one and none is named (``owner/name@split``).
+is answered once, greedily. Files are of any form that scripts.data.prepare takes; of a data set of the hub the split
+test is read where it has one and none is named (``owner/name@split``).
 
 * CARE-pro: a judge calls each answer CORRECT, CORRECT_BUT_WRONG_LANGUAGE, INCORRECT or NOT_ATTEMPTED; CORRECT alone
   counts.

@@ -82,7 +82,7 @@ def _metric_of(samples: Sequence[Mapping[str, Any]]) -> str | None:
     """The metric that is reported of a task: the first of ``_METRICS`` that it has, else any other from 0 to 1."""
     if not samples:
         return None
-    others = sorted({name for sample in samples for name in sample.get("metrics", ())} - {*_METRICS})
+    others: list[str] = sorted({name for sample in samples for name in sample.get("metrics", ())} - {*_METRICS})
     for name in (*_METRICS, *others):
         values = [sample.get(name) for sample in samples]
         if all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):

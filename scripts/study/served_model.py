@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -99,7 +100,7 @@ def answers(rows: Sequence[QuestionRow], endpoint: str, ask: Asking, max_tokens:
     Raises:
         FatalError: the endpoint does not answer.
     """
-    arguments = {"chat_template_kwargs": ask.template_arguments} if ask.template_arguments else {}
+    arguments: dict[str, Any] = {"chat_template_kwargs": ask.template_arguments} if ask.template_arguments else {}
     model = Endpoint[str](endpoint, max_tokens=max_tokens, **arguments)
     said = model.ask([ask(row) for row in rows], lambda _, answer: answer)
     if refused := [one.reason for one in said if isinstance(one, Failure)]:

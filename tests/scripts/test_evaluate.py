@@ -188,7 +188,7 @@ def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    class Sure(LM):
+    class Sure(LM):  # type: ignore[misc]
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             return [f"It is {n}. #### 7" for n, _ in enumerate(requests)]
 
