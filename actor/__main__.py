@@ -22,9 +22,7 @@ def run(config: Config) -> None:
     """
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
     tokenizer = load_tokenizer(config.model.path)
-    PROMPT_STYLES[config.model.prompt_style](
-        tokenizer, config
-    )  # refuses a chat template of no use, before an engine starts
+    PROMPT_STYLES[config.model.prompt_style](tokenizer, config)  # refuses what it cannot use, before an engine starts
     timeout_s = config.actor.start_timeout_s
     learner = Route(config.run, "learner", config.learner.address, timeout_s)
     rewards = [
