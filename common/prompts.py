@@ -57,6 +57,9 @@ class ChatTemplate:
             self.takes_system = _PROBE in self._render([{"role": "system", "content": _PROBE}, user])
         except PromptError:
             self.takes_system = False
+        prompt = self._render([user])
+        # Whether the template ends a prompt with ``<think>``, so that an answer begins inside a thought.
+        self.opens_thought = prompt.rfind("<think>") > prompt.rfind("</think>")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -137,6 +140,11 @@ class PromptStyle(ABC):
         self._header = Header(config.model.header, config.run.languages)
         self._checked_languages = set(config.run.languages)
         self._check_languages(config.run.languages)
+
+    @property
+    def opens_thought(self) -> bool:
+        """Whether the chat template ends a prompt with ``<think>``, so that an answer begins inside a thought."""
+        return self._template.opens_thought
 
     def __call__(self, question: Question, language: str) -> list[int]:
         """The token ids of the prompt, which ends with the opening of the assistant's turn.

@@ -8,7 +8,7 @@ import threading
 from common.config import Config
 from common.process import FatalError
 from common.stopwatch import Stopwatch
-from learner import recording
+from learner import recording, resume
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
@@ -73,6 +73,8 @@ def build_run(
     publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)
+    if latest is not None:
+        resume.keep_configuration(config, state.step)
     report = Report(config, bound, state.step)
     publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
     batches = Batches(server, publishing, learner.batch_timeout_s, stopwatch, interrupts)

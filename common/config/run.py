@@ -18,6 +18,8 @@ class RunConfig(Section):
     dir: Path = Path("runs/default")  # holds logs, TensorBoard events, checkpoints and the exported model
     # A directory that all hosts see, where services write their addresses. Without it, the configured addresses hold.
     rendezvous: Path | None = None
+    # Where metrics go: TensorBoard's event files in ``dir``, and on request wandb or trackio, which pip installs.
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     seed: int = Field(0, ge=0, lt=2**63)
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] = ("en",)  # those the router may pick [L]
     # Languages that count as one where an answer's language is judged, as [["id", "ms"], ["hr", "sr", "bs", "sh"]]. The

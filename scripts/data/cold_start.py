@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from common.answer import read_answer
 from common.config import ModelConfig
 from common.process import FatalError
 from learner.data.problems import Problems
 from learner.data.rows import QuestionRow, Rules
-from reward.answer import split_thinking
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
@@ -80,9 +80,13 @@ def gather(
             if isinstance(said, Failure):
                 raise FatalError(f"the teacher refuses a question: {said}")
             text = f"<think>{OPENINGS[language]}{said}"
-            thinking, answer = split_thinking(text)
+            answer = read_answer(text, language)
             accepted = question.accepted or [question.reference]
-            good = gate.detect([thinking]) == [language] and bool(answer) and verify(answer, accepted) == 1
+            good = (
+                gate.detect([answer.thinking]) == [language]
+                and bool(answer.final)
+                and verify(answer.final, accepted) == 1
+            )
             acceptance.tried[language] += 1
             acceptance.kept[language] += good
             if good:

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from common.config import LearnerConfig, ModelConfig
 from common.gpus import has_cuda
 from common.languages import code_of, tag
+from common.parent import die_with_launcher
 from common.process import FatalError
 from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
@@ -140,7 +141,9 @@ def main(
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
-    if "RANK" not in os.environ:
+    if "RANK" in os.environ:
+        die_with_launcher()
+    else:
         # One rank uses one GPU: with several visible, the trainer would use DataParallel, which TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     rows = read_rows(examples)

@@ -127,7 +127,7 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    facts: Annotated[int, typer.Option(help="Number of facts in all.")] = 120,
+    facts: Annotated[int, typer.Option(help="Number of facts in all.")] = 60,
     train_facts: Annotated[int, typer.Option(help="Facts that RL trains on.")] = 24,
     heldout_facts: Annotated[int, typer.Option(help="Facts that RL is tested on.")] = 24,
 ) -> None:

@@ -62,6 +62,22 @@ def test_broken_toml_names_the_file(content: bytes, tmp_path: Path) -> None:
         load([str(tmp_path / "broken.toml")])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+CONFIGS = ROOT / "configs"
+MODELS = sorted((CONFIGS / "models").glob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*CONFIGS.rglob("*.toml")} - {*CONFIGS.glob("pools/*")}), ids=lambda path: path.name
+)
 def test_shipped_configurations_load(path: Path) -> None:
     load([str(path)])
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("base", ["lrpo.toml", "recipes/lrpo-paper.toml"])
+def test_a_models_file_says_what_is_special_to_it(base: str, model: Path) -> None:
+    before, after = (load([str(CONFIGS / base), *more]).model_dump() for more in ([], [str(model)]))
+    changed = {f"{s}.{key}" for s, section in after.items() for key in section if section[key] != before[s][key]}
+    assert changed <= {"run.dir", "model.path", "actor.groups_in_flight"} and "model.path" in changed
+    for gpus in (1, 4, 8):
+        load([str(CONFIGS / base), str(model), str(CONFIGS / f"gpus-{gpus}.toml")])

@@ -119,3 +119,14 @@ def test_the_template_gets_its_arguments_and_the_same_date_every_day(tiny_policy
     assert prompt(template_args={"date_string": "today"}).startswith("today|2024-07-26|")
     with pytest.raises(ValueError, match="'messages' is not for the user"):
         ModelConfig(template_args={"messages": []})
+
+
+@pytest.mark.parametrize(
+    ("ending", "opened"), [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("think", False)]
+)
+def test_a_template_may_open_the_thought(ending: str, opened: bool, tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{m['content']}}\n{% endfor %}{% if add_generation_prompt %}" + ending + "{% endif %}"
+    )
+    assert PROMPT_STYLES["select"](tokenizer, config("de")).opens_thought == opened

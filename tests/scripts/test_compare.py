@@ -37,13 +37,13 @@ def scores(path: Path, values: np.ndarray[Any, Any]) -> str:
     return str(path)
 
 
-def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
-    values = np.random.default_rng().normal(0.3, 1, (1, 400))
+def test_the_interval_is_that_of_an_independent_bootstrap(rng: np.random.Generator) -> None:
+    values = rng.normal(0.3, 1, (1, 400))
     mean, low, high = two_way_interval(values)
     other = stats.bootstrap((values[0],), np.mean, method="percentile", n_resamples=4000).confidence_interval
     assert mean == pytest.approx(values.mean())
     assert low == pytest.approx(other.low, abs=0.03) and high == pytest.approx(other.high, abs=0.03)
-    seeds = np.random.default_rng().normal(0, 1, (5, 1)) + np.zeros((5, 400))
+    seeds = rng.normal(0, 1, (5, 1)) + np.zeros((5, 400))
     _, low, high = two_way_interval(seeds)
     assert high - low > 0.3 * seeds.std(), "what differs between seeds is not averaged away by questions"
 
