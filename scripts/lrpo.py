@@ -23,6 +23,7 @@ COMMANDS = {
     "dry-run": Entry("scripts.ops.dry_run", "compute what a configuration needs, before it is run"),
     "from-verl": Entry("scripts.ops.from_verl", "write the configuration of a verl launch script"),
     "prepare": Entry("scripts.data.prepare", "make training data from public sources or your own"),
+    "check-data": Entry("scripts.data.check", "say what is wrong with the data of a configuration"),
     "label": Entry("scripts.data.label", "give questions their topic and region"),
     "calibrate": Entry("scripts.data.calibrate", "measure similarities of language pairs, for the reward"),
     "warm-start-data": Entry("scripts.data.warm_start_data", "make the examples of a warm start"),
