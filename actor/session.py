@@ -15,13 +15,13 @@ from typing import NoReturn, Protocol
 
 from actor.engine.client import EngineError
 from common import wire
+from common.config import HEARTBEAT_S
 from common.net.rendezvous import Route
 from common.process import FatalError
 from common.progress import Activity
 
 log = logging.getLogger("actor")
 
-HEARTBEAT_S = 2.0
 _NO_LEARNER = (
     "nothing answers there. Start the learner with scripts/launch_learner.sh and the same configuration, or correct "
     "learner.address"

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
-_LAUNCHER = "LRPO_LAUNCHER"  # the environment variable that tells a rank which process started it
+LAUNCHER = "LRPOLAUNCHER"  # the environment variable that tells a rank which process started it
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -34,14 +34,14 @@ def die_with_parent(parent: int | None = None) -> None:
 @contextmanager
 def launcher_of_ranks() -> Iterator[None]:
     """Within it, ranks that this process starts know it as their parent; see ``die_with_launcher``."""
-    os.environ[_LAUNCHER] = str(os.getpid())
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         yield
     finally:
-        del os.environ[_LAUNCHER]
+        del os.environ[LAUNCHER]
 
 
 def die_with_launcher() -> None:
     """``die_with_parent`` for a rank, which torchrun starts; without a launcher of ours the parent is not compared."""
-    launcher = os.environ.get(_LAUNCHER)
+    launcher = os.environ.get(LAUNCHER)
     die_with_parent(int(launcher) if launcher else None)

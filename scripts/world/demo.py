@@ -90,12 +90,15 @@ def main(
     run_dir: Annotated[Path, typer.Option(help="Directory of logs, metrics and checkpoints.")] = (
         _ROOT / "runs" / "demo"
     ),
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: 150.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: 100.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the warm start and the run.")] = 0,
     actors: Annotated[int, typer.Option(help="Actor processes.")] = 2,
     cache: Annotated[Path, typer.Option(help="Where world and warm-started policy are kept.")] = _ROOT / ".cache",
     warm_start_steps: Annotated[
-        int | None, typer.Option(help="Steps of the warm start; fewer are faster and teach less.")
+        int | None,
+        typer.Option(
+            help="Steps of the warm start; fewer are faster and teach less. Default: 700, or 1400 with headers."
+        ),
     ] = None,
 ) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -116,7 +119,8 @@ def main(
         *context.args,
     ]
     directory = load(settings).run.dir  # read now, so that a wrong flag is an error before the preparation
-    warm_start = ["--style", style, *(("--steps", str(warm_start_steps)) if warm_start_steps else ())]
+    # A policy that chooses its language learns headers and thoughts besides the facts, and takes longer.
+    warm_start = ["--style", style, "--steps", str(warm_start_steps or (1400 if style == "select" else 700))]
     try:
         prepare(world, policy, seed, warm_start)
         prepared = time.monotonic()
