@@ -55,5 +55,8 @@ def run_all(settings: Sequence[str], run_dir: Path, actors: int) -> None:
             launch = ["env", f"CUDA_VISIBLE_DEVICES={','.join(visible)}", str(_ROOT / "scripts" / f"launch_{role}.sh")]
             flags = ["--actor.name", name] if role == "actor" else []
             children.start(name, [*launch, *settings, *flags], restarts=0 if role == "learner" else 3)
-        print(f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir}", flush=True)
+        print(
+            f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir / 'tensorboard'}",
+            flush=True,
+        )
         children.wait_for("learner")
