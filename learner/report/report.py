@@ -32,6 +32,7 @@ from learner.report.series import ScalarSeries
 from learner.report.text_samples import group_as_markdown
 from learner.report.timing import TimeByState, TimeWindow, time_between
 from learner.report.trackers.start import start_trackers
+from learner.resume import CONFIG_FILE
 from router.show import mutual_information, picture
 
 log = logging.getLogger("learner")
@@ -67,7 +68,7 @@ class Report:
         self._window = TimeWindow(_WINDOW_S)
         self._first: TimeByState = {}
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
-        settings = config.run.dir / "config.json"
+        settings = config.run.dir / CONFIG_FILE
         with self._files.writing(settings):
             settings.parent.mkdir(parents=True, exist_ok=True)
             settings.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")

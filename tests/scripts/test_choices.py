@@ -65,8 +65,9 @@ def text(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {(high - low) / 2:.3f}"
 
 
-def test_the_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng()
+def test_the_tables_are_those_of_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
+) -> None:
     policy = [finished(tmp_path / f"policy-{seed}", rng) for seed in range(3)]
     english = finished(tmp_path / "english-0", rng, chose=False)
     png = tmp_path / "choices.png"

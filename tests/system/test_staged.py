@@ -59,7 +59,7 @@ def processes(directory: Path, stage: Stage) -> Iterator[Popen]:
         "reward.addresses": json.dumps(rewards), "reward.batch_texts": 12, "learner.groups_per_step": 8,
         "learner.steps": STEPS, "learner.window": 4, "learner.lr": 1e-4, "learner.kl": 0.01,
         "learner.param_dtype": "float32", "learner.evaluate": "false", "learner.checkpoint_every": 1000,
-        "learner.ranks": stage.ranks, "learner.microbatch_tokens": 128,
+        "learner.ranks": stage.ranks, "learner.microbatch_tokens": 128, "data.max_prompt_tokens": 116,
     }  # fmt: skip
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stage.ranks}"]

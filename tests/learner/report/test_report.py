@@ -19,7 +19,7 @@ from learner.report.report import Report
 from learner.report.text_samples import group_as_markdown
 from learner.report.trackers.pages import BAND_FLOOR, PAGES, Chart
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS, RUNS, TensorBoardTracker
-from tests.support.groups import LANGUAGES, random_rollout
+from tests.support.groups import LANGUAGES, random_rollout, seeded_generator
 from tests.support.reports import configuration, learned, random_step
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +33,7 @@ def documented() -> list[str]:
 
 
 def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) -> EventAccumulator:
-    rng = np.random.default_rng()
+    rng = seeded_generator()
     report = Report(configuration(run_dir, steps), 2, first - 1)
     report.begin({})
     for number in range(first, (last or steps) + 1):
@@ -126,8 +126,7 @@ def test_a_chart_is_fitted_to_its_axis(tmp_path: Path, lines: int, rng: np.rando
     assert (low, high) == (0, 1)
 
 
-def test_the_staleness_is_that_of_every_token(tmp_path: Path) -> None:
-    rng = np.random.default_rng()
+def test_the_staleness_is_that_of_every_token(tmp_path: Path, rng: np.random.Generator) -> None:
     report = Report(configuration(tmp_path, 1), 2, 0)
     report.begin({})
     step = random_step(rng, 7)
@@ -151,8 +150,9 @@ def test_the_staleness_is_that_of_every_token(tmp_path: Path) -> None:
     assert runs[""].Histograms("health/staleness")[0].histogram_value.num == len(lags)
 
 
-def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(tmp_path: Path) -> None:
-    rng = np.random.default_rng()
+def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     ready = [random_step(rng, 1, groups=1) for _ in range(7)]
     report = Report(configuration(tmp_path, 3000), 2, 0)
     report.begin({})
@@ -178,9 +178,8 @@ def test_a_resumed_run_forgets_the_steps_that_were_undone(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_reported_once_and_the_run_continues(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    rng = np.random.default_rng()
     report = Report(configuration(tmp_path, 10), 2, 0)
     report.begin({})
     with caplog.at_level(logging.WARNING):
@@ -207,24 +206,24 @@ def test_a_full_disk_is_reported_once_and_the_run_continues(
 
 
 def test_a_run_begins_on_a_full_disk(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     monkeypatch.setattr(Path, "open", lambda _, *how, **more: open("/dev/full", *how, **more))  # noqa: SIM115
     report = Report(configuration(tmp_path, 10), 2, 0)
     report.begin({})
-    report.step(**random_step(np.random.default_rng(), 1))
+    report.step(**random_step(rng, 1))
     report.close()
     warnings = [record.message for record in caplog.records]
     assert len(warnings) == 2 and all("No space left on device" in message for message in warnings), warnings
 
 
-def test_a_text_sample_shows_any_answer_as_it_is() -> None:
-    step = random_step(np.random.default_rng(), 1)
+def test_a_text_sample_shows_any_answer_as_it_is(rng: np.random.Generator) -> None:
+    step = random_step(rng, 1)
     answers = [
         "عاصمة فرنسا هي باريس.",
         "a | b\n# no heading *nor stars* <script>alert(1)</script>",
         "x" * 600,
-        "[a](http://b)",
+        "<think>2 + 2</think>[a](http://b)",
     ]
     group = step["batch"][0]
     rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
@@ -232,6 +231,7 @@ def test_a_text_sample_shows_any_answer_as_it_is() -> None:
     assert html.count("<tr>") == 5 and "The capital of France is Paris." in html
     assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "the text must be isolated from what is around it"
     assert "a | b # no heading *nor stars* &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "\u20682 + 2\u2069" in html and "think" not in html.replace("<th>thought</th>", "")
     assert "<script" not in html and "<a " not in html and "x" * 500 + "…" in html
 
 
