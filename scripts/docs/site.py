@@ -35,11 +35,11 @@ _API = {  # title -> modules whose docstrings are shown
     "Rewards": [
         "reward.scorer",
         "reward.gate",
-        "reward.answer",
+        "common.answer",
         "reward.terms.registry",
         "reward.calibration.formulas",
     ],
-    "Actor": ["actor.groups", "actor.prompts", "actor.concurrency", "actor.engine.client", "actor.engine.server"],
+    "Actor": ["actor.groups", "common.prompts", "actor.concurrency", "actor.engine.client", "actor.engine.server"],
     "Training": ["learner.train.grpo", "learner.train.packing", "learner.train.samples", "learner.train.stages"],
     "Work": ["learner.groups", "learner.work.scheduler", "learner.work.actors", "learner.work.admission"],
     "Weights": ["learner.weights.publisher", "learner.weights.buckets", "learner.weights.transports"],
