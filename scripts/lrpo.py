@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
     "choices": Entry("scripts.study.choices", "show which languages a policy chooses"),
     "preferences": Entry("scripts.study.preferences", "make preference pairs of a run's answers"),
+    "push": Entry("scripts.ops.push", "upload the trained model of a run, with a card"),
     "router": Entry("router", "show what a router has learned, or simulate strategies"),
     "replay": Entry("learner.replay", "train a recorded run again, and compare its losses"),
     "pool": Entry("scripts.pool.launch", "start the processes of a pool file, over ssh and Slurm"),

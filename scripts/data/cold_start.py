@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from common.endpoint import Failure
 from common.answer import read_answer
 from common.config import ModelConfig
 from common.process import FatalError
@@ -26,7 +27,7 @@ from learner.data.rows import QuestionRow, Rules
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
-from scripts.data.endpoint import Endpoint, Failure
+from scripts.data.endpoint import Endpoint
 from scripts.data.sources import read
 from scripts.data.tables import write
 from scripts.ops.command_line import command
