@@ -10,10 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-<<<<<<< HEAD
-=======
-from typing import TYPE_CHECKING
->>>>>>> pages
 from urllib.parse import urlsplit
 
 from common.config.sections import Sections
@@ -227,13 +223,8 @@ def request_fits_the_queue(config: Sections) -> Iterator[str]:
 def heldout_is_held_out(config: Sections) -> Iterator[str]:
     """Held-out questions are never trained on."""
     train, heldout = config.data.train, config.data.heldout
-<<<<<<< HEAD
     if heldout is not None and Path(heldout).absolute().resolve() == Path(train).absolute().resolve():
         yield f"data.heldout = {heldout} is what data.train is, too: questions that are trained on are not held out"
-=======
-    if heldout is not None and Path(heldout).resolve() == Path(train).resolve():
-        yield f"data.heldout = {heldout} is the file of data.train: questions that are trained on are not held out"
->>>>>>> pages
 
 
 def accepted_keys_exist(config: Sections) -> Iterator[str]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-
 from common.endpoint import Failure
+
 from common.answer import read_answer
 from common.config import ModelConfig
 from common.process import FatalError

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from common.endpoint import FORM, Failure
 from msgspec.structs import asdict
 
-from common.endpoint import FORM, Failure
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError

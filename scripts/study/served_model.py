@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from common.endpoint import Conversation, Failure
 
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
-from common.endpoint import Conversation, Failure
 from common.config import Config, load
 from common.languages import tag
 from common.process import FatalError
