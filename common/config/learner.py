@@ -60,6 +60,7 @@ class LearnerConfig(Section):
     advantage: Literal["gated", "split"] = "gated"
     advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
     compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
+    step_reward: str = ""  # "FILE.py:NAME", rewards or advantages of a whole step by one's own rule; docs/rewards.md
     stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
     aggregation: Literal["token", "sequence", "fertility"] = (
         "token"  # what the loss is a mean over; learner/train/grpo.py

@@ -19,13 +19,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from common.config import ModelConfig
+from common.endpoint import Failure
 from common.process import FatalError
 from learner.work.tables import read_table
 from reward.answer import split_thinking
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
-from scripts.data.endpoint import Endpoint, Failure
+from scripts.data.endpoint import Endpoint
 from scripts.data.prepare import write
 from scripts.ops.command_line import command
 from scripts.world.templates import OPENINGS

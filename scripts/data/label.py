@@ -28,10 +28,11 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from common.endpoint import Conversation, Failure
 from common.process import FatalError
 from learner.work.tables import read_table
 from reward.embedder import Embedder
-from scripts.data.endpoint import Conversation, Endpoint, EndpointOption, Failure
+from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import SCHEMA, write, write_lines
 from scripts.data.sources import UNLABELLED
 from scripts.ops.command_line import command
@@ -173,7 +174,7 @@ def main(
     rows = read_table(data).to_pylist()
     labels: list[Label | Failure | None] = [None] * len(rows)
     if endpoint:
-        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.jsonl"), max_tokens=200)
+        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.sqlite"), max_tokens=200)
         labels = [*asked.ask([labelling_request(row) for row in rows], read_label)]
         problems = [{"row": n, "reason": one.reason} for n, one in enumerate(labels) if isinstance(one, Failure)]
         write_lines(problems, out.with_suffix(".problems.jsonl"))

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
 from learner.work.tables import read_table
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
-from scripts.data.endpoint import Failure, translate
+from scripts.data.endpoint import translate
 from scripts.data.prepare import write
 
 _NOT_EMBEDDED: Vectors = np.empty((0, 0), np.float32)
@@ -95,7 +96,7 @@ def translate_references(references: Path, url: str, model: str, languages: list
     ]
     asked = [row for row in wanted if row["translated"]]
     texts = [(row["text"], row["language"]) for row in asked]
-    answers = translate(f"{model}@{url}", out.with_suffix(".answers.jsonl"), texts)
+    answers = translate(f"{model}@{url}", out.with_suffix(".answers.sqlite"), texts)
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
     spoken = LanguageGate().detect([row["text"] for row in wanted])

@@ -20,10 +20,11 @@ from typing import Annotated, Any
 import typer
 
 from actor.prompts import add_instruction
+from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
 from learner.work.tables import read_table
-from scripts.data.endpoint import Endpoint, EndpointOption, Failure, in_languages
+from scripts.data.endpoint import Endpoint, EndpointOption, in_languages
 from scripts.data.prepare import write
 from scripts.data.sources import RejectedRows, Rules, read
 from scripts.ops.command_line import command
@@ -110,7 +111,7 @@ def main(
     if parallel:
         rows = pair_parallel(source[0], codes, answers, prompts, seed)
     else:
-        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.jsonl"))
+        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.sqlite"))
     if not rows:
         raise FatalError(f"no example could be made of {', '.join(source)}")
     write(rows, out)

@@ -24,9 +24,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from common.endpoint import FORM
 from common.languages import code_of
 from common.process import FatalError
-from scripts.data.endpoint import FORM, Endpoint, EndpointOption
+from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import pairs
 from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
 from scripts.ops.command_line import command
@@ -75,7 +76,7 @@ def main(
             rows[name] = read([source], Rules(pairs(columns), language, numbers=name == "mGSM"), rejected)
             if not rows[name] or rejected.counts["broken"]:
                 raise FatalError(f"{name}: {len(rows[name])} good rows; {rejected.problems[:1] or source}")
-    grader = Endpoint[str | int](judge, out.with_suffix(".judge.jsonl"), max_tokens=judge_tokens) if judge else None
+    grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:
         ask = styler(prompt_style, weights)

@@ -7,9 +7,10 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.endpoint import Failure
 from common.languages import english_name
 from reward.gate import LanguageGate
-from scripts.data.endpoint import Endpoint, Failure, whole_number
+from scripts.data.endpoint import Endpoint, whole_number
 from scripts.data.sources import QuestionRow
 
 LABELS = ("CORRECT", "CORRECT_BUT_WRONG_LANGUAGE", "INCORRECT", "NOT_ATTEMPTED")
