@@ -39,6 +39,13 @@ def strip_last_turn(messages: list[dict[str, str]], language: str) -> list[dict[
     return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"].strip()}]
 
 
+def opens_thought(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template ends a prompt with ``<think>``, so that an answer begins inside a thought."""
+    messages = [{"role": "user", "content": "?"}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    return text.rfind("<think>") > text.rfind("</think>")
+
+
 class PromptStyle(ABC):
     """One way to ask for an answer in a language.
 

@@ -80,7 +80,12 @@ class Scoring:
         await asyncio.gather(self._check_health(), *(self._receive(replica) for replica in self._replicas))
 
     async def score(
-        self, question: wire.Question, answers: list[str], languages: list[str], truncated: list[bool]
+        self,
+        question: wire.Question,
+        answers: list[str],
+        languages: list[str],
+        truncated: list[bool],
+        thinking_opened: bool = False,
     ) -> list[wire.Score]:
         """Has the K answers of a group scored. Waits at most ``timeout_s`` seconds.
 
@@ -89,6 +94,7 @@ class Scoring:
             answers: [K] texts.
             languages: [K] requested language of each answer; empty where the policy chose it.
             truncated: [K] whether the answer reached the token limit.
+            thinking_opened: whether the prompts ended with ``<think>``.
 
         Returns:
             [K] one score for each answer.
@@ -109,6 +115,7 @@ class Scoring:
                 answers=answers,
                 languages=languages,
                 truncated=truncated,
+                thinking_opened=thinking_opened,
                 topics=question.topics,
                 accepted=question.accepted,
                 deadline_s=left_s,

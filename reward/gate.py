@@ -13,9 +13,9 @@ from pathlib import Path
 
 import fasttext
 
+from common.answer import Answer
 from common.config import RewardConfig
 from common.process import FatalError
-from reward.answer import Answer
 
 _FENCED_CODE = re.compile(r"```.*?```", re.DOTALL)
 _LABEL = "__label__"
@@ -114,14 +114,15 @@ class Decision:
     """What the gate says of one answer.
 
     Attributes:
-        detected: the code of the language that its text is in, ``""`` where it has none.
-        matches: whether that is the language asked for.
-        compliant: whether the answer passes the gate. It differs from ``matches`` only for short texts.
-        short: whether the text is too short to be identified (``reward.gate_short_characters``).
+        detected: the code of the language that its rewarded text is in, ``""`` where it has none.
+        foreign: the share of the judged text that is in another language than the one asked for, in [0, 1]; of several
+            judged texts the largest.
+        compliant: whether the answer passes the gate.
+        short: whether the rewarded text is too short to be identified (``reward.gate_short_characters``).
     """
 
     detected: str
-    matches: bool
+    foreign: float
     compliant: bool
     short: bool
 
@@ -129,7 +130,7 @@ class Decision:
 class ComplianceGate:
     """Decides which answers are compliant, that is, in the language that was asked of them.
 
-    An answer is compliant when a language was asked for and the gate's text is in it. A text with fewer than
+    An answer is compliant when a language was asked for and each of its judged texts is in it. A text with fewer than
     ``reward.gate_short_characters`` characters is judged by ``reward.gate_short`` instead: ``detect`` judges it like
     any other, ``pass`` takes it as compliant where a language was asked for, ``fail`` as not compliant.
 
@@ -146,20 +147,38 @@ class ComplianceGate:
         self._config, self._languages = config, frozenset(languages)
         self._gate = LanguageGate(config.language_model, config.gate_piece, config.gate_min_probability)
 
-    def decide(self, answers: Sequence[Answer]) -> list[Decision]:
-        """Identifies the language of each answer and decides whether it is compliant."""
-        texts = [answer.gate_text for answer in answers]
-        active_only = self._config.gate_active_only
-        among = [self._languages | {answer.asked} for answer in answers] if active_only else None
-        detected = self._gate.detect(texts, among)
-        return [self._decision(answer, language) for answer, language in zip(answers, detected, strict=True)]
+    def decide(self, answers: Sequence[Answer], similarity_earns: Sequence[bool]) -> list[Decision]:
+        """Identifies the language of each answer and decides whether it is compliant.
 
-    def _decision(self, answer: Answer, detected: str) -> Decision:
-        has_asked = bool(answer.asked)
-        matches = has_asked and detected == answer.asked
-        short = len(answer.gate_text) < self._config.gate_short_characters
-        compliant = {"detect": matches, "pass": has_asked, "fail": False}[self._config.gate_short] if short else matches
-        return Decision(detected, matches, compliant, short)
+        Args:
+            similarity_earns: for each answer whether its similarity to a reference earns something, in which case the
+                rewarded text is judged whatever ``reward.gate_span`` says.
+        """
+        texts: list[str] = []
+        owners: list[int] = []
+        for number, (answer, earns) in enumerate(zip(answers, similarity_earns, strict=True)):
+            judged = answer.judged(self._config.gate_span, earns)
+            texts += [answer.rewarded, *judged]
+            owners += [number] * (1 + len(judged))
+        active_only = self._config.gate_active_only
+        among = [self._languages | {answers[owner].asked} for owner in owners] if active_only else None
+        found = iter(zip(owners, texts, self._gate.detect(texts, among), strict=True))
+        by_answer: list[list[tuple[str, str]]] = [[] for _ in answers]
+        for owner, text, language in found:
+            by_answer[owner].append((text, language))
+        return [self._decision(answer, judged) for answer, judged in zip(answers, by_answer, strict=True)]
+
+    def _decision(self, answer: Answer, found: list[tuple[str, str]]) -> Decision:
+        (_, detected), *judged = found
+        matches = [language == answer.asked for _, language in judged]
+        rule = self._config.gate_short
+        least = self._config.gate_short_characters
+        passed = [
+            {"detect": match, "pass": True, "fail": False}[rule] if len(text) < least else match
+            for match, (text, _) in zip(matches, judged, strict=True)
+        ]
+        short = len(answer.rewarded) < least
+        return Decision(detected, float(not all(matches)), bool(answer.asked and judged and all(passed)), short)
 
 
 def shipped_model() -> Path:

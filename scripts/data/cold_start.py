@@ -18,11 +18,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from common.answer import read_answer
 from common.config import ModelConfig
 from common.endpoint import Failure
 from common.process import FatalError
 from learner.work.tables import read_table
-from reward.answer import split_thinking
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
@@ -79,9 +79,13 @@ def gather(
             if isinstance(said, Failure):
                 raise FatalError(f"the teacher refuses a question: {said}")
             text = f"<think>{OPENINGS[language]}{said}"
-            thinking, answer = split_thinking(text)
+            answer = read_answer(text, language)
             accepted = question["reward_model"].get("accepted") or [question["reward_model"]["ground_truth"]]
-            good = gate.detect([thinking]) == [language] and bool(answer) and verify(answer, accepted) == 1
+            good = (
+                gate.detect([answer.thinking]) == [language]
+                and bool(answer.final)
+                and verify(answer.final, accepted) == 1
+            )
             acceptance.tried[language] += 1
             acceptance.kept[language] += good
             if good:

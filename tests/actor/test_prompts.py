@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actor.instructions import INSTRUCTIONS
-from actor.prompts import PROMPT_STYLES
+from actor.prompts import PROMPT_STYLES, opens_thought
 from common.config import Config, RunConfig
 from common.languages import CODES
 from common.process import FatalError
@@ -57,3 +57,14 @@ def test_a_style_that_the_model_cannot_take_is_refused(tiny_policy: Path) -> Non
     for style in PROMPT_STYLES.values():
         with pytest.raises(FatalError, match="no chat template"):
             style(tokenizer, config("de"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "opened"), [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("think", False)]
+)
+def test_a_template_may_open_the_thought(ending: str, opened: bool, tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{m['content']}}\n{% endfor %}{% if add_generation_prompt %}" + ending + "{% endif %}"
+    )
+    assert opens_thought(tokenizer) == opened

@@ -172,7 +172,7 @@ def test_a_text_sample_shows_any_answer_as_it_is() -> None:
         "عاصمة فرنسا هي باريس.",
         "a | b\n# no heading *nor stars* <script>alert(1)</script>",
         "x" * 600,
-        "[a](http://b)",
+        "<think>2 + 2</think>[a](http://b)",
     ]
     group = step["batch"][0]
     rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
@@ -180,6 +180,7 @@ def test_a_text_sample_shows_any_answer_as_it_is() -> None:
     assert html.count("<tr>") == 5 and "The capital of France is Paris." in html
     assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "the text must be isolated from what is around it"
     assert "a | b # no heading *nor stars* &lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "\u20682 + 2\u2069" in html and "think" not in html.replace("<th>thought</th>", "")
     assert "<script" not in html and "<a " not in html and "x" * 500 + "…" in html
 
 
