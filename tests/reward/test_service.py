@@ -28,9 +28,10 @@ from common.config import RewardConfig, RunConfig
 from common.net.rendezvous import Route
 from common.net.sockets import bind, connect
 from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
-from reward.batching import ScoreBatch, score_or_explain
+from reward.batching import each_or_error
 from reward.service import Service
 from tests.support.groups import question
+from tests.support.scorers import FunctionScorer, ScoreBatch
 from tests.support.scoring import request
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +47,10 @@ def test_a_bad_request_harms_no_other(bad: list[bool]) -> None:
             raise RuntimeError("poison" * 1000)
         return [[GOOD] * entry.id for entry in batch]
 
-    results = score_or_explain(score, [request([], [], id=index) for index in range(len(bad))])
+    results = each_or_error(score, [request([], [], id=index) for index in range(len(bad))])
     for index, (result, is_bad) in enumerate(zip(results, bad, strict=True)):
         if is_bad:
-            assert isinstance(result, str)
-            assert result.startswith("RuntimeError: poison")
-            assert len(result) <= 500
+            assert isinstance(result, RuntimeError)
         else:
             assert result == [GOOD] * index
 
@@ -78,7 +77,7 @@ def serving(address: str, config: RewardConfig) -> Iterator[Callable[[ScoreBatch
 
             def run() -> None:
                 with pytest.raises(_Enough):
-                    service.run(until_ended, {})
+                    service.run(FunctionScorer(until_ended))
 
             threads.append(threading.Thread(target=run))
             threads[-1].start()
@@ -230,6 +229,7 @@ from common.config import RewardConfig
 from common.net.sockets import bind
 from common.wire import Score
 from reward.service import Service
+from tests.support.scorers import FunctionScorer
 good = Score(reward=1, quality=1, similarity=1, compliant=True, detected="en")
 def score(batch):
     time.sleep(float(sys.argv[2]))
@@ -237,7 +237,7 @@ def score(batch):
         raise ValueError("poison")
     return [[good] * len(entry.answers) for entry in batch]
 with zmq.Context() as context, bind(context, sys.argv[1]) as socket:
-    Service(context, socket, RewardConfig(batch_texts=16, queue_texts=int(sys.argv[3]))).run(score, {})
+    Service(context, socket, RewardConfig(batch_texts=16, queue_texts=int(sys.argv[3]))).run(FunctionScorer(score))
 """
 
 
