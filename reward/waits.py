@@ -39,12 +39,16 @@ class WaitingThread:
     def _run(self) -> None:
         self._keep_time()
         self._loop.run_forever()
-        tasks = asyncio.all_tasks(self._loop)
-        for task in tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        self._loop.run_until_complete(_cancel_others())
         self._loop.close()
 
     def _keep_time(self) -> None:
         self._beat = time.monotonic()
         self._loop.call_later(_BEAT_S, self._keep_time)
+
+
+async def _cancel_others() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

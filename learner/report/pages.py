@@ -11,7 +11,7 @@ _PAGES = {  # page -> title of the chart -> regular expression of its metrics
         "Difference between engine and learner log-probabilities (nats per token)": "health/(mismatch|probe_error)",
         "Groups so far: failed, leased again, leased again because an actor was lost": "health/groups_",
         "Duration of the weight sync, and of the longest pause of an engine (seconds)": "health/(sync|pause)_seconds",
-        "Share of masked groups, share of skipped steps": "health/(masked|skipped_steps)",
+        "Share of masked groups, of answers not scored, of skipped steps": "health/(masked|unscored|skipped_steps)",
         "Drift from the similarities used for calibration": "health/calibration_drift",
     },
     "Flow": {

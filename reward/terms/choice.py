@@ -8,6 +8,7 @@ import unicodedata
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{)?\s*\(?([A-Z])\)?\s*\.?\s*\}")
 # A capital letter of its own: scripts without spaces may stand right beside it, Latin letters and digits may not.
 _LETTER = re.compile(r"(?<![A-Za-z0-9À-ɏ'’])([A-Z])(?![A-Za-z0-9À-ɏ'’])")
+_OPTION = re.compile(r"\s*\(?([A-Z])(?:[).:]|\s|$)")  # what an accepted answer begins with
 # Cyrillic and Greek capitals that a policy writes for the Latin ones that they look like.
 _LOOK_ALIKE = str.maketrans("АВСЕНΑΒΕΗ", "ABCEHABEH")
 
@@ -27,5 +28,5 @@ def chosen_letter(answer: str) -> str:
 
 def choice(answer: str, accepted: list[str]) -> float:
     """1 where the answer settles on the letter of an accepted one, as "B", "(B)" or "B. Paris"; otherwise 0."""
-    letters = {chosen_letter(one[:4]) for one in accepted} - {""}
+    letters = {found[1] for one in accepted if (found := _OPTION.match(one))}
     return float(chosen_letter(answer) in letters)

@@ -284,6 +284,11 @@ def client(body: Any, config: RewardConfig) -> Any:
     return asyncio.run(run())
 
 
+async def all_alive(one: Scoring) -> None:
+    while not all(replica.life for replica in one._replicas):
+        await asyncio.sleep(0.05)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_HEALTH_S", 0.1)
@@ -299,6 +304,7 @@ def test_a_replica_killed_under_load_loses_no_group(tmp_path: Path) -> None:
     first, second = addresses(tmp_path)
 
     async def body(one: Scoring) -> list[Any]:
+        await all_alive(one)
         groups = [asyncio.create_task(one.score(question(), ["a"] * 8, ["en"] * 8, [])) for _ in range(150)]
         await asyncio.wait(groups[:40], return_when=asyncio.ALL_COMPLETED)
         assert not all(group.done() for group in groups)
