@@ -31,6 +31,7 @@ from common.answer import ODDITIES, Answer, read_answer, replace_surrogates
 from common.config import ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
+from common.prose import without_code
 from common.wire import Score, ScoreRequest
 from reward.batching import each_or_error
 from reward.calibration.drift import Drift
@@ -210,7 +211,9 @@ class Scorer:
     def _tokenise(self, jobs: Sequence[_Job]) -> TokenisedTexts | None:
         """None where that fails; the jobs are then embedded in smaller parts, to find the one that fails."""
         try:
-            return self._load_encoder()[0].tokenise([answer.rewarded for job in jobs for answer in job.answers])
+            return self._load_encoder()[0].tokenise(
+                [without_code(answer.rewarded) for job in jobs for answer in job.answers]
+            )
         except Exception:  # a tokenizer raises its own kinds of errors; the job that provokes one is found later
             logger.exception("a batch cannot be tokenised")
             return None
@@ -231,11 +234,11 @@ class Scorer:
         embedder, references = self._load_encoder()
 
         def embed(some: Sequence[_Job]) -> list[_Embedded]:
-            own = references.embed([replace_surrogates(job.request.reference).strip() for job in some])
+            own = references.embed([_reference(job.request) for job in some])
             if tokenised is not None and len(some) == len(jobs):
                 vectors = embedder.encode(tokenised)
             else:
-                vectors = embedder.embed([answer.rewarded for job in some for answer in job.answers])
+                vectors = embedder.embed([without_code(answer.rewarded) for job in some for answer in job.answers])
             sizes = [len(job.answers) for job in some]
             if not sum(sizes):
                 return [_Embedded(vectors, [])] * len(some)
@@ -405,6 +408,12 @@ def _failed(error: Exception) -> Future[list[ScoredAnswer]]:
     future: Future[list[ScoredAnswer]] = Future()
     future.set_exception(error)
     return future
+
+
+def _reference(request: ScoreRequest) -> str:
+    """What answers are compared with: without code, as they are, unless it is nothing but code."""
+    text = replace_surrogates(request.reference).strip()
+    return without_code(text).strip() or text
 
 
 def _check(request: ScoreRequest) -> None:

@@ -21,6 +21,15 @@ Answer to grade:
 How well does the answer to grade answer the question? Reply with one whole number from 0 (wrong or useless) to 10
 (right and complete), and nothing else."""
 
+# By lid.176's codes. Varieties that it takes texts of the language for, and pairs of languages that it confuses.
+NEAR_LANGUAGES: dict[str, tuple[str, ...]] = {
+    "id": ("ms",), "ms": ("id",),
+    "hr": ("sr", "bs", "sh"), "sr": ("hr", "bs", "sh", "mk"), "bs": ("hr", "sr", "sh"), "sh": ("hr", "sr", "bs"),
+    "no": ("nn", "da"), "nn": ("no", "da"), "da": ("no", "nn"), "nb": ("no", "nn", "da"),
+    "zh": ("yue", "wuu", "ja"), "yue": ("zh", "wuu", "ja"),  # Japanese is told from Chinese by its kana
+    "es": ("gl", "ast", "an"), "pt": ("gl",), "it": ("lmo", "pms", "vec", "nap", "scn"),
+}  # fmt: skip
+
 
 class RewardConfig(Section):
     """The reward service: language gate, terms, embedder, calibration."""
@@ -49,7 +58,9 @@ class RewardConfig(Section):
     gate_span: Literal["all", "thinking", "answer"] = "all"  # what must be in the language; </think> parts the two
     gate_short_characters: int = Field(0, ge=0)  # texts with fewer characters are too short to identify; 0 means none
     gate_short: Literal["detect", "pass", "fail"] = "detect"  # what is done with such a text
-    gate_piece: int = Field(32, ge=0)  # long texts are identified by three pieces of this length; 0 means as a whole
+    gate_share: float = Field(0.12, ge=0, lt=1)  # most letters in other languages; an estimate, so below the wanted 1/4
+    # For a language those that count as it, because lid.176 cannot tell them apart.
+    near_languages: dict[str, tuple[str, ...]] = NEAR_LANGUAGES
     embedder: str = "use"  # "use" (Universal Sentence Encoder), or a name or path for sentence-transformers
     device: str = "auto"  # of the embedder; "auto" is cuda when there is one
     batch_window_ms: float = Field(5.0, ge=0)  # how long a batch waits for requests of other actors
