@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -336,6 +339,56 @@ def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Pat
         client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
     for before, after in pairwise(told):
         assert all(after[state] >= spent for state, spent in before.items())
+
+
+def test_a_stopped_replica_costs_no_group_and_little_time(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    before, after = list[float](), list[float]()
+
+    async def ask_for(one: Scoring, seconds: float, latencies: list[float]) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            began = time.monotonic()
+            assert await one.score(question(), ["a"] * 8, ["en"] * 8, []) == [GOOD] * 8
+            latencies.append(time.monotonic() - began)
+            await asyncio.sleep(0.05)
+
+    async def body(one: Scoring) -> None:
+        await all_alive(one)
+        await asyncio.gather(*(ask_for(one, 3, before) for _ in range(4)))
+        os.kill(process.pid, signal.SIGSTOP)
+        await asyncio.gather(*(ask_for(one, 9, after) for _ in range(4)))
+
+    with process_replica(first) as process, process_replica(second):
+        client(body, RewardConfig(addresses=(first, second), request_timeout_s=60))
+    assert statistics.median(after) <= 2 * max(statistics.median(before), 0.04), (before, after)
+    assert max(after) < 20, "long before the deadline"
+
+
+def test_a_replica_that_hangs_says_so_although_its_messages_are_answered(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    release, taken = threading.Event(), threading.Event()
+
+    def hang(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+        taken.set()
+        assert release.wait(_PATIENCE_S)
+        return [[GOOD] * len(entry.answers) for entry in batch]
+
+    async def body(one: Scoring) -> list[Any]:
+        await all_alive(one)
+        return await asyncio.gather(*(one.score(question(), ["a"], ["en"], []) for _ in range(8)))
+
+    try:
+        with serving(first, RewardConfig()) as start, replica(second), zmq.Context() as context:
+            start(hang)
+            began = time.monotonic()
+            assert client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S)) == [[GOOD]] * 8
+            assert time.monotonic() - began < _PATIENCE_S / 4 and taken.is_set()
+            with connect(context, first) as socket:
+                assert health(socket).stalled_s > 1
+            release.set()
+    finally:
+        release.set()
 
 
 @pytest.mark.usefixtures("impatient")

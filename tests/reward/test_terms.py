@@ -184,7 +184,7 @@ def test_terms_are_checked_when_a_process_starts() -> None:
     quality_terms(given.reward.terms)
     with pytest.raises(ConfigError, match=r"reward\.terms\.default has an unknown term 'similarty'; did you mean"):
         quality_terms({"default": {"similarty": 1.0}})
-    with pytest.raises(ConfigError, match="weight"):
+    with pytest.raises(ConfigError, match="greater than 0"):
         load(["--reward.terms.default.similarity", "-1"])
 
 
