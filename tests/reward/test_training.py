@@ -65,8 +65,8 @@ def test_function_judge_and_step_term_train_and_an_outage_lowers_no_reward(
         "--reward.function", f"{tmp_path}/mine.py:judged", "--reward.parts", "{grade = 0.9, kept = 0.1}",
         "--reward.missing_max", "0", "--reward.judge_timeout_s", "2", "--reward.embedder", "/no/such/encoder",
         "--learner.step_reward", f"{tmp_path}/mine.py:doubled", "--learner.steps", str(STEPS),
-        "--learner.groups_per_step", "3", "--sampling.max_new_tokens", "8", "--learner.record", str(tmp_path / "record"),
-        "--learner.lr", "1e-3",
+        "--learner.groups_per_step", "3", "--sampling.max_new_tokens", "8", "--learner.lr", "1e-3",
+        "--learner.record", str(tmp_path / "record"),
     ]  # fmt: skip
     with serving(answer) as url:
         run = measured_run(
