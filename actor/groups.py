@@ -20,7 +20,6 @@ from transformers import PreTrainedTokenizerBase
 
 from actor.concurrency import Concurrency
 from actor.engine.client import Engine, EngineError, Generation
-from actor.prompts import PROMPT_STYLES, opens_thought
 from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup
@@ -30,6 +29,7 @@ from common import wire
 from common.config import Config
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.prompts import PROMPT_STYLES
 
 log = logging.getLogger("actor")
 
@@ -89,7 +89,7 @@ class PromptGroups:
         self._make_prompt = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
         self._header = Header(config.model.header, config.run.languages)
         self._stop_ids = find_stop_ids(tokenizer)
-        self._thinking_opened = opens_thought(tokenizer)
+        self._thinking_opened = self._make_prompt.opens_thought
         self._concurrency = Concurrency(config.actor.groups_in_flight)
         self._task_group = TaskGroup()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by lease id

@@ -22,6 +22,7 @@ from common.net.rendezvous import Route
 log = logging.getLogger("actor.scoring")
 
 _HEALTH_S = 1.0  # between two requests for a replica's health
+_WARN_S = 60.0  # of silence of all replicas, after which each such time brings a warning
 _SILENCE_S = 5.0  # a replica that has sent nothing for so long, or got on with nothing, is asked last
 _FULL_BACK_OFF_S = 0.1  # before asking again when all queues are full; doubles up to _HEALTH_S
 _LATENCIES = 100  # of the newest scores, from which the patience with a replica follows
@@ -217,7 +218,16 @@ class Scoring:
             del replica.waiting[request.id]
 
     async def _check_health(self) -> NoReturn:
+        warned = began = time.monotonic()
         while True:
+            now, heard = time.monotonic(), max(replica.last_heard for replica in self._replicas)
+            if now - max(heard, began) > _WARN_S and now - warned > _WARN_S:
+                warned = now
+                addresses = ", ".join(replica.address for replica in self._replicas)
+                log.warning(
+                    "no reward process has answered at %s for %.0f s: start one with scripts/launch_reward.sh and the "
+                    "same configuration, or correct reward.addresses", addresses, now - heard,
+                )  # fmt: skip
             for replica in self._replicas:
                 if replica.silent and replica.route.follow():
                     log.warning("the reward process has moved to %s", replica.address)

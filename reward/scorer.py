@@ -39,7 +39,7 @@ from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
 from reward.embedder import Embedder, TokenisedTexts, Vectors
 from reward.gate import ComplianceGate, Decision
-from reward.progress import Progress
+from reward.liveness import Liveness
 from reward.references import ReferenceCache
 from reward.scored import ScoredAnswer, UnscoredError
 from reward.terms.custom import CustomReward
@@ -120,7 +120,7 @@ class Scorer:
         self._directory = directory
         self._encoder_lock = threading.Lock()
         self._encoder: tuple[Embedder, ReferenceCache] | None = None
-        self.progress = Progress()
+        self.liveness = Liveness()
         self.counts: Counter[str] = Counter()  # changed in the event loop alone
         self._waits = WaitingThread()
         self._embedding = ThreadPoolExecutor(1, "embedding")
@@ -166,7 +166,7 @@ class Scorer:
             For each request the answers as they will be scored, in their order, within ``deadline_s`` of the request. A
             future raises what :meth:`score` does, and TimeoutError.
         """
-        with self.progress.step():
+        with self.liveness.step():
             read = [self._read(request) for request in requests]
             jobs = [one for one in read if isinstance(one, _Job)]
             decided = self._gating.submit(self._decide, jobs)
@@ -186,11 +186,11 @@ class Scorer:
 
     def busy_s(self) -> float:
         """Seconds in which batches were read, judged for their language or embedded."""
-        return self.progress.busy_s()
+        return self.liveness.busy_s()
 
     def stalled_s(self) -> float:
         """For how long no step of the work has ended, while one is under way; see ``Healthy.stalled_s``."""
-        return max(self.progress.stalled_s(), self._waits.stalled_s())
+        return max(self.liveness.stalled_s(), self._waits.stalled_s())
 
     # -- in the caller's thread ------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class Scorer:
             pairs = zip(np.split(vectors, cuts), np.split(cosines, cuts), strict=True)
             return [_Embedded(part, cosine.tolist()) for part, cosine in pairs]
 
-        with self.progress.step():
+        with self.liveness.step():
             return each_or_error(embed, jobs)
 
     def _decide(self, jobs: Sequence[_Job]) -> list[list[Decision] | Exception]:
@@ -256,7 +256,7 @@ class Scorer:
             decisions = iter(self._gate.decide([answer for job in some for answer in job.answers], earns))
             return [[next(decisions) for _ in job.answers] for job in some]
 
-        with self.progress.step():
+        with self.liveness.step():
             return each_or_error(decide, jobs)
 
     def _similarity_earns(self, request: ScoreRequest) -> bool:
@@ -266,7 +266,7 @@ class Scorer:
 
     def _embed_for_tools(self, texts: list[str], keep: bool) -> asyncio.Future[Vectors]:
         def embed() -> Vectors:
-            with self.progress.step():
+            with self.liveness.step():
                 embedder, references = self._load_encoder()
                 return references.embed(texts) if keep else embedder.embed(texts)
 

@@ -17,6 +17,7 @@ import zmq
 
 from common.config import RewardConfig
 from common.process import FatalError
+from common.progress import Activity
 from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode
 from reward.batching import QueuedRequest, RequestQueue
 from reward.scored import ScoredAnswer, UnscoredError
@@ -25,6 +26,7 @@ logger = logging.getLogger("reward")
 
 _POLL_MS = 500  # the thread notices within this time that it should end
 _LOG_EVERY_S = 60
+_IDLE_S = 55  # a pause between two batches that has ended by then is not mentioned
 _MAX_ERROR = 500  # characters of an error message that are sent to an actor
 
 
@@ -87,7 +89,8 @@ class Service:
         """
         self._scorer = scorer
         while True:
-            batch = self._queue.take_batch(self._check)
+            with Activity("reward", "waiting for answers to score", silent_s=_IDLE_S):
+                batch = self._queue.take_batch(self._check)
             # A request waits for scores no longer than its sender does.
             now = time.monotonic()
             requests = [msgspec.structs.replace(one.request, deadline_s=max(0.0, one.expires - now)) for one in batch]

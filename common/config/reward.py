@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -69,12 +69,20 @@ class RewardConfig(Section):
     queue_texts: int = Field(8192, gt=0)  # with more texts waiting, requests are answered with "full"
     cache_entries: int = Field(100_000, gt=0)  # reference embeddings that are kept; the least recently used go first
     calibration: Path | None = None  # a CSV with lang_a,lang_b,count,mean,std; without it similarities stay raw
-    calibration_mode: Literal["raw", "mean", "quantile", "zscore"] = "mean"  # reward/calibration/ has the formulas
+    # reward/calibration/ has the formulas; "mean" where a calibration is given and no mode, else "raw"
+    calibration_mode: Literal["raw", "mean", "quantile", "zscore"] = "raw"
     calibration_weight: float = Field(1.0, ge=0)  # lambda: 0 leaves similarities raw, 1 removes a pair's whole offset
     calibration_shrink: float = Field(0.0, ge=0)  # k in w = n / (n + k), the trust in a pair with n samples
     similarity_range: tuple[float, float] = (-1.0, 1.0)  # calibrated similarities that are worth 0 and 1
     drift_warning: Fraction = 0.2  # distance of a pair's similarities from its calibration that is worth a warning
     request_timeout_s: float = Field(60, gt=0)  # how long an actor waits for scores, all replicas together
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibrated_by_the_mean(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("calibration") and "calibration_mode" not in values:
+            return {**values, "calibration_mode": "mean"}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

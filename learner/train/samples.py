@@ -31,6 +31,7 @@ def group_advantages(group: Group, config: LearnerConfig) -> NDArray[np.float64]
             np.array([score.compliant for score in scores])[scored_K],
             form=config.advantage,
             divide_by_std=config.advantage_std,
+            ddof=config.std_ddof,
             compliance_weight=config.compliance_weight,
         )
     return result
@@ -40,12 +41,13 @@ def group_outcome(group: Group, config: LearnerConfig) -> Outcome:
     """What a step does with a group.
 
     Returns:
-        ``zero_variance``: all advantages are zero, so the group is left out. ``masked``: every rollout is left out,
-        because it was not scored, or was truncated and ``learner.mask_truncated`` is set. Otherwise ``trained``.
+        ``zero_variance``: all advantages are zero, and ``learner.drop_zero_variance`` leaves such groups out.
+        ``masked``: every rollout is left out, because it was not scored, or was truncated and
+        ``learner.mask_truncated`` is set. Otherwise ``trained``.
     """
     if not any(rollout.score.scored for rollout in group.rollouts):
         return "masked"
-    if not group_advantages(group, config).any():
+    if config.drop_zero_variance and not group_advantages(group, config).any():
         return "zero_variance"
     return "trained" if any(_carries_gradient(rollout, config) for rollout in group.rollouts) else "masked"
 

@@ -80,12 +80,13 @@ class Published:
 
 @pytest.mark.parametrize("region_topics", [(), ("Regional Knowledge",)])
 @pytest.mark.parametrize("norm", ["none", "center", "zscore"])
-def test_reference_credit_is_that_of_the_public_code(norm: str, region_topics: tuple[str, ...]) -> None:
-    random = np.random.default_rng()
+def test_reference_credit_is_that_of_the_public_code(
+    norm: str, region_topics: tuple[str, ...], rng: np.random.Generator
+) -> None:
     bandit = router(credit="reference", group_norm=norm, region_topics=region_topics)
     expected = Published(norm, region_topics)
     for _ in range(15):
-        seen = some(random, 12, most=2)
+        seen = some(rng, 12, most=2)
         bandit.observe(seen)
         expected.update(seen)
         logits = bandit.state()["logits"]
@@ -159,12 +160,11 @@ def plain_pooled(
 
 
 @pytest.mark.parametrize("norm", ["none", "center", "zscore"])
-def test_pooled_credit_is_as_defined(norm: str) -> None:
-    random = np.random.default_rng()
+def test_pooled_credit_is_as_defined(norm: str, rng: np.random.Generator) -> None:
     bandit = router(credit="pooled", group_norm=norm, compliance_weight=0.7, prior=5)
     rows: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
     for _ in range(15):
-        seen = some(random, 12, most=2)
+        seen = some(rng, 12, most=2)
         total, compliant, every = bandit.state()["beliefs"]["seen"]
         bandit.observe(seen)
         plain_pooled(seen, rows, norm, compliant / every, 0.7 * total / compliant, 5)
@@ -223,12 +223,11 @@ class Plain:
                     one[2] -= sum(step[name][one[1]] for name in self.terms(one[0])[kind])
 
 
-def test_beliefs_are_those_of_the_plain_model() -> None:
-    random = np.random.default_rng()
+def test_beliefs_are_those_of_the_plain_model(rng: np.random.Generator) -> None:
     bandit = router(prior=3, ema=0.2)
     quality, compliance = Plain(3, 0.2), Plain(3, 0.2)
     for _ in range(8):
-        seen = some(random, 12, most=2)
+        seen = some(rng, 12, most=2)
         bandit.observe(seen)
         every = [(one.context, [*zip(one.languages, one.rewards, one.compliant, strict=True)]) for one in seen]
         quality.update([(context, [(a, r) for a, r, kept in rollouts if kept]) for context, rollouts in every])

@@ -73,11 +73,10 @@ def test_rows_hold_the_goals() -> None:
     assert simulate.rows(found)[0]["ok"] is False
 
 
-def test_intervals_hold_the_mean_of_repeated_samples() -> None:
-    random = np.random.default_rng()
+def test_intervals_hold_the_mean_of_repeated_samples(rng: np.random.Generator) -> None:
     hits = 0
     for _ in range(100):
-        mean, half = simulate.interval(random.normal(3, 2, 40).tolist())
+        mean, half = simulate.interval(rng.normal(3, 2, 40).tolist())
         hits += abs(mean - 3) <= half
     assert hits >= 78  # of 40 values it covers 0.94, so that fewer come once in 4e7 trials
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.wire import Score, ScoreRequest
 from reward.batching import each_or_error
-from reward.progress import Progress
+from reward.liveness import Liveness
 from reward.scored import ScoredAnswer
 
 ScoreBatch = Callable[[Sequence[ScoreRequest]], list[list[Score]]]
@@ -21,10 +21,10 @@ class FunctionScorer:
 
     def __init__(self, score: ScoreBatch) -> None:
         self.counts: Counter[str] = Counter()
-        self._score, self._progress = score, Progress()
+        self._score, self._liveness = score, Liveness()
 
     def begin(self, requests: Sequence[ScoreRequest]) -> list[Future[list[ScoredAnswer]]]:
-        with self._progress.step():
+        with self._liveness.step():
             results = each_or_error(self._score, requests)
         futures: list[Future[list[ScoredAnswer]]] = [Future() for _ in requests]
         for future, result in zip(futures, results, strict=True):
@@ -35,7 +35,7 @@ class FunctionScorer:
         return futures
 
     def busy_s(self) -> float:
-        return self._progress.busy_s()
+        return self._liveness.busy_s()
 
     def stalled_s(self) -> float:
-        return self._progress.stalled_s()
+        return self._liveness.stalled_s()

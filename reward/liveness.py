@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Progress:
+class Liveness:
     """Knows which steps of the work are under way, in any thread. Safe to use from several threads."""
 
     def __init__(self) -> None:
