@@ -45,6 +45,7 @@ _ROUNDS = 20  # of expectation maximisation
 _CANDIDATES = 12  # most foreign languages that a text may be a mixture with
 _EXPECTED = 8.0  # letters that are expected in the language asked for, before anything is read
 _RARE, _COMMON = 1e4, 1e5  # training examples: lid.176 hardly trusts languages of which it has seen fewer
+_TOGETHER = 0.25  # share of long passages that cannot be mistakes
 _UNTOLD = 3.5  # nobody can tell the language of so few letters
 _LEAST = 1e-6  # least probability of the language asked for in a passage
 _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
@@ -176,6 +177,12 @@ class LanguageGate:
             self._estimate(passages, chance, _SHORT, unclear, asked, families, allowed),
             self._estimate(longer, chance_of_longer, _LONG, unclear, asked, families, allowed),
         )
+        # Passages may be foreign together without being of one language, as far as the model can tell.
+        known = {
+            code: bool((self._model.frequencies[columns[:1]] >= _COMMON).all()) for code, columns in families.items()
+        }
+        together = (in_longer > _TOGETHER * letters) & [known[code] for code in asked]
+        estimated = np.where(together, np.maximum(estimated, in_longer - foreign), estimated)
         return np.where(unclear, foreign + estimated, settled)
 
     def _expect(self, passages: Passages, chance: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -197,8 +204,11 @@ class LanguageGate:
         for code in np.unique(codes):
             rows = np.flatnonzero(codes == code)
             found = self._model.log_probabilities(passages.sums[rows], passages.counts[rows], families[code])
-            chance[rows] = np.exp(found).sum(1)
-        return np.minimum(chance, 1.0)
+            likely = np.minimum(np.exp(found).sum(1), 1.0)
+            # The model hardly trusts languages of which it has seen little.
+            trust = np.sqrt(max(1.0, _COMMON / self._model.frequencies[families[code][0]]))
+            chance[rows] = trust * likely / (trust * likely + 1 - likely)
+        return chance
 
     def _estimate(
         self,

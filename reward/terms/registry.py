@@ -40,6 +40,11 @@ class TermInput:
     vector: Vectors | None
     request: ScoreRequest
 
+    @property
+    def language(self) -> str:
+        """The language that the answer is in or, where the gate found none, the one asked for."""
+        return self.detected or self.answer.asked
+
 
 # The values of a term for the K answers to one question, in their order; None where a value cannot be had. Values are
 # in [0, 1] for all terms here. One of your own may have any range, if ``reward.bounded`` is off.
@@ -75,7 +80,7 @@ def _load_math(tools: Tools) -> TermFunction:
     tools.start_verifier()
 
     async def values(given: Sequence[TermInput]) -> Sequence[float]:
-        return await tools.verify_all([(one.answer.rewarded, one.accepted) for one in given])
+        return await tools.verify_all([(one.answer.rewarded, one.accepted, one.language) for one in given])
 
     return values
 
@@ -108,7 +113,7 @@ def _load_pivot(tools: Tools) -> TermFunction:
         found = []
         for one in given:
             assert one.vector is not None  # as the term embeds
-            found.append(tools.calibrate(float(one.vector @ vector), language, one.detected or one.answer.asked))
+            found.append(tools.calibrate(float(one.vector @ vector), language, one.language))
         return found
 
     return values
@@ -116,8 +121,10 @@ def _load_pivot(tools: Tools) -> TermFunction:
 
 TERMS: Mapping[str, Term] = {
     "similarity": Term(earns=True, load=_each(lambda one: one.similarity), embeds=True),
-    "contains": Term(earns=True, load=_each(lambda one: text.contains(one.answer.rewarded, one.accepted))),
-    "exact": Term(earns=True, load=_each(lambda one: text.exact(one.answer.rewarded, one.accepted))),
+    "contains": Term(
+        earns=True, load=_each(lambda one: text.contains(one.answer.rewarded, one.accepted, one.language))
+    ),
+    "exact": Term(earns=True, load=_each(lambda one: text.exact(one.answer.rewarded, one.accepted, one.language))),
     "math": Term(earns=True, load=_load_math),
     "choice": Term(earns=True, load=_each(lambda one: choice(one.answer.rewarded, one.accepted))),
     "judge": Term(earns=True, load=make_judge),

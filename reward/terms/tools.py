@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -26,12 +27,14 @@ logger = logging.getLogger("reward")
 T = TypeVar("T")
 
 _GATHER_S = 0.005  # how long texts to embed wait for those of other groups
+_GROUPS_VERIFIED = 64  # most calls of the verifier that are under way at a time
 
 
 class Tools:
     """The tools of a reward process.
 
-    ``counts`` holds the ``judge_…`` counters: ``calls``, ``cached``, ``failed``, ``tokens_read``, ``tokens_written``.
+    ``counts`` holds the counters of the judges, as ``judge_calls`` and the others that ``Endpoints.counts`` has, and
+    those of the verifier, which begin with ``math_``.
 
     Args:
         config: the section ``reward``.
@@ -50,7 +53,8 @@ class Tools:
         self.config, self.calibrate = config, calibrate
         self._embed_batch, self._cache = embed_batch, cache
         self._verifier: MathVerifier | None = None
-        self._verifying = asyncio.Lock()
+        self._starting = asyncio.Lock()
+        self._verifying = ThreadPoolExecutor(_GROUPS_VERIFIED, "verifying")  # the threads wait for the processes
         self._waiting: dict[bool, list[tuple[list[str], asyncio.Future[Vectors]]]] = {True: [], False: []}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -58,7 +62,8 @@ class Tools:
     def counts(self) -> Counter[str]:
         judges = self.__dict__.get("_endpoints")  # not made before the first judgement
         counts = judges.counts if judges is not None else {}
-        return Counter({f"judge_{name}": value for name, value in counts.items()})
+        verified = self._verifier.counts if self._verifier is not None else {}
+        return Counter({f"judge_{name}": value for name, value in counts.items()} | dict(verified))
 
     @cached_property
     def _endpoints(self) -> Endpoints:
@@ -141,18 +146,21 @@ class Tools:
         if self._verifier is None:
             self._verifier = MathVerifier()
 
-    async def verify(self, text: str, accepted: list[str]) -> float:
-        """1 where the formula that a text ends with equals an accepted one by math-verify; otherwise 0."""
-        return (await self.verify_all([(text, accepted)]))[0]
+    async def verify(self, text: str, accepted: list[str], language: str = "") -> float:
+        """1 where the formula that a text ends with equals an accepted one by math-verify; otherwise 0.
 
-    async def verify_all(self, pairs: Sequence[tuple[str, list[str]]]) -> list[float]:
-        """:meth:`verify` for many pairs of a text and its accepted answers."""
-        if self._verifier is None:
-            await asyncio.to_thread(self.start_verifier)
-        verifier = self._verifier
-        assert verifier is not None
-        async with self._verifying:
-            return [await asyncio.to_thread(verifier, text, accepted) for text, accepted in pairs]
+        Args:
+            language: of the text, which decides what 1.234 means; ``""``: not known.
+        """
+        return (await self.verify_all([(text, accepted, language)]))[0]
+
+    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
+        """:meth:`verify` for many answers at a time, each with its accepted ones and its language."""
+        async with self._starting:
+            if self._verifier is None:
+                await asyncio.to_thread(self.start_verifier)
+        assert self._verifier is not None
+        return await asyncio.get_running_loop().run_in_executor(self._verifying, self._verifier.verify, answers)
 
     def languages(self, texts: Sequence[str]) -> list[str]:
         """The language of each text by lid.176, as a code; ``""`` for a text without a language."""
@@ -166,5 +174,6 @@ class Tools:
         """Ends the processes and connections."""
         if "_endpoints" in self.__dict__:
             await self._endpoints.close()
+        self._verifying.shutdown(wait=False, cancel_futures=True)
         if self._verifier is not None:
             self._verifier.close()
