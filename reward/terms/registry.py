@@ -41,6 +41,11 @@ class TermInput:
     request: ScoreRequest
 
     @property
+    def text(self) -> str:
+        """The rewarded text of the answer."""
+        return self.answer.rewarded
+
+    @property
     def language(self) -> str:
         """The language that the answer is in or, where the gate found none, the one asked for."""
         return self.detected or self.answer.asked
@@ -80,7 +85,7 @@ def _load_math(tools: Tools) -> TermFunction:
     tools.start_verifier()
 
     async def values(given: Sequence[TermInput]) -> Sequence[float]:
-        return await tools.verify_all([(one.answer.rewarded, one.accepted, one.language) for one in given])
+        return await tools.verify_all([(one.text, one.accepted, one.language) for one in given])
 
     return values
 
@@ -121,16 +126,14 @@ def _load_pivot(tools: Tools) -> TermFunction:
 
 TERMS: Mapping[str, Term] = {
     "similarity": Term(earns=True, load=_each(lambda one: one.similarity), embeds=True),
-    "contains": Term(
-        earns=True, load=_each(lambda one: text.contains(one.answer.rewarded, one.accepted, one.language))
-    ),
-    "exact": Term(earns=True, load=_each(lambda one: text.exact(one.answer.rewarded, one.accepted, one.language))),
+    "contains": Term(earns=True, load=_each(lambda one: text.contains(one.text, one.accepted, one.language))),
+    "exact": Term(earns=True, load=_each(lambda one: text.exact(one.text, one.accepted, one.language))),
     "math": Term(earns=True, load=_load_math),
-    "choice": Term(earns=True, load=_each(lambda one: choice(one.answer.rewarded, one.accepted))),
+    "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted))),
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
     "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thinking)),
     "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
-    "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.answer.rewarded))),
+    "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
     "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),
 }

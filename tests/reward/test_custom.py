@@ -272,3 +272,27 @@ def test_the_command_scores_good_rows_and_names_bad_ones(tmp_path: Path, capsys:
         assert any(f"row {number}: " in line and reason in line for line in err.splitlines()), err
     assert command.main([str(file), *flags]) == 1
     assert "NOT compliant" in capsys.readouterr().out
+
+
+# --- hostile answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_hostile_answers_in_every_group_keep_to_the_deadline_and_cost_nobody_else() -> None:
+    pytest.importorskip("math_verify")
+    hostile = [
+        r"$\boxed{9^{9^{9}}}$", "9**9**9 + 1", r"$\boxed{" + r"\frac{1}{" * 400 + "2" + "}" * 400 + "}$",
+        "(" * 20_000 + "1" + ")" * 20_000, "7" * 100_000, r"$\boxed{\sum_{n=1}^{9999999} n^{999}}$",
+        r"$\boxed{" + "+".join(f"x^{n}" for n in range(3000)) + "}$", r"$\boxed{100000!}$",
+    ]  # fmt: skip
+    config = RewardConfig(terms={"default": {"math": 1.0}}, gated=False)
+    one = Scorer(config)
+    answers = [*hostile, r"The answer is $\boxed{42}$."]
+    batch = [
+        request(answers, ["en"] * 9, accepted=["42"], id=n, deadline_s=config.request_timeout_s) for n in range(28)
+    ]
+    began = time.monotonic()
+    found = one.score(batch)  # raises TimeoutError for a group that is not done by its deadline
+    assert time.monotonic() - began < config.request_timeout_s
+    assert all([score.quality for score in scores] == [0.0] * 8 + [1.0] for scores in found), one.counts
+    one.close()
