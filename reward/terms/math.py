@@ -20,6 +20,7 @@ import os
 import re
 import resource
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -76,6 +77,7 @@ class MathVerifier:
             )
         self._workers = workers
         self.counts: Counter[str] = Counter()
+        self._restarting = threading.Lock()  # several threads may verify at a time
         self._pool = self._start_pool()
 
     def __call__(self, answer: str, accepted: list[str], language: str = "") -> float:
@@ -95,8 +97,9 @@ class MathVerifier:
         Raises:
             FatalError: the workers do not start any more.
         """
-        if not self._pool.active:  # it died between two batches
-            self._restart_pool()
+        with self._restarting:
+            if not self._pool.active:  # it died between two batches
+                self._restart_pool()
         ends = time.monotonic() + _BATCH_S
         read = [text[-_LONGEST:] for text, _, _ in answers]
         harmless = [number for number, text in enumerate(read) if not _is_hostile(text)]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from common.endpoint import Failure
 
 from common.answer import read_answer
 from common.config import ModelConfig
+from common.endpoint import Failure
 from common.process import FatalError
 from learner.data.problems import Problems
 from learner.data.rows import QuestionRow, Rules

@@ -23,7 +23,6 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from common.endpoint import Conversation, Failure
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
@@ -31,6 +30,7 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from common.endpoint import Conversation, Failure
 from common.process import FatalError
 from learner.data.problems import Problems, RowError
 from learner.data.rows import UNLABELLED, QuestionRow, Rules, read_question_rows

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common.endpoint import Failure
 from numpy.typing import NDArray
 
+from common.endpoint import Failure
 from common.languages import count_as_one
 from common.process import FatalError
 from learner.data.problems import Place, Problems, RowError

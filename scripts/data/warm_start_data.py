@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from common.endpoint import Failure
 
+from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
 from common.prompts import add_instruction

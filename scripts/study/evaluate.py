@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from common.endpoint import FORM
 
+from common.endpoint import FORM
 from common.languages import code_of
 from common.process import FatalError
 from learner.data.problems import Problems

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.endpoint import Failure
-
 from common.languages import count_as_one, english_name
 from learner.data.rows import QuestionRow
 from reward.gate import LanguageGate

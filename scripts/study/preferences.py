@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from common.endpoint import FORM, Failure
 from msgspec.structs import asdict
 
+from common.endpoint import FORM, Failure
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError
@@ -210,7 +210,7 @@ def main(
 ) -> None:
     if method != "dpo" and not endpoint:
         raise FatalError(f"{method} needs --endpoint: {FORM}")
-    cache = out / "answers.jsonl"
+    cache = out / "answers.sqlite"
     style, found = recording.read(record)[0].model.prompt_style, list(read_answers(record))
     translate_all = partial(translate, endpoint, cache)
     if method == "dpo":

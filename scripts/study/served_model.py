@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from common.endpoint import Conversation, Failure
 
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
 from common.config import Config, load
+from common.endpoint import Conversation, Failure
 from common.languages import tag
 from common.process import FatalError
 from common.prompts import ChatTemplate, add_instruction, append_tag
