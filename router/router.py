@@ -73,7 +73,7 @@ class Router:
         self._exploration = exploration_schedule(config, steps)
         initial = {name: [row.get(one, 0.0) for one in languages] for name, row in config.initial.items()}
         arms, own = len(languages), config.question_language
-        self._beliefs = Beliefs(arms, config.prior, config.ema, own, initial)
+        self._beliefs = Beliefs(languages, own, initial)
         self._logits = Logits(arms, config.ema, config.group_norm, config.region_topics, own)
         self._logits.rows.update({name: np.array(row) for name, row in initial.items()})
         self._distributions: dict[Context, Array] = {}  # effective ones, [L] each, computed since the last policy step
@@ -173,8 +173,7 @@ class Router:
             weights /= weights.sum(1, keepdims=True)
             return weights
         mean, variance = self._beliefs.worth(contexts, self._config.compliance_weight)
-        undecided = self._config.indifference**2 * self._beliefs.noise[QUALITY]
-        return best(mean, self.temperature**2 * variance + undecided)
+        return best(mean, self.temperature**2 * variance)
 
     def _effective(self, chances: Array) -> Array:
         """(1 - epsilon) p + epsilon / L: [C, L]."""
@@ -207,7 +206,7 @@ class Router:
         elif self._config.credit == "pooled" and len(batch.arm):
             kept = batch.cells(batch.compliant.astype(np.float64), np.ones_like(batch.compliant))
             good = batch.cells(batch.reward, batch.compliant)
-            weights = self._beliefs.weights(self._config.compliance_weight)
+            weights = self._logits.weights(batch, self._config.compliance_weight)
             credit = weights[QUALITY] * good.mean + weights[COMPLIANCE] * kept.mean
             self._logits.pooled(batch, credit, kept.counts, self._config.prior)
         if len(batch.arm):

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from common import config as configuration
 from router.observations import Context, Observation
-from router.simulation.strategies import FIXED, STRATEGIES
-from router.simulation.worlds import CONTEXTUAL, LANGUAGES, REGIONS, TOPICS, TRANSLATION, make_world, questions
+from router.modes import TRANSLATION
+from router.simulation.strategies import BEST_FIXED, FIXED, STRATEGIES
+from router.simulation.worlds import CONTEXTUAL, LANGUAGES, REGIONS, make_world, questions
 
-_DIFFICULTY, _NOISE = 0.2, 0.12  # standard deviations between questions, and between the answers to one question
+_ARM = {language: arm for arm, language in enumerate(LANGUAGES)}
+_RESERVED = 2 / 8  # the share of the answers in the question's own language, by default
 
 
 @dataclass(frozen=True)
@@ -47,26 +48,27 @@ def play(name: str, strategy: str, seed: int, steps: int, batch: int) -> Outcome
     """
     random = np.random.default_rng(seed)
     world = make_world(name, random)
-    kind, settings = STRATEGIES[strategy]
-    router = kind(configuration.RouterConfig(**settings), LANGUAGES, seed, steps)
+    router = STRATEGIES[strategy](LANGUAGES, seed, steps)
     home = random.integers(0, 15, 24)
     regrets: list[float] = []
+    fixed = np.zeros(len(LANGUAGES))  # regret of each language, had it had all draws
     late: list[list[Observation]] = [[] for _ in range(steps + world.delay + 1)]
     for step in range(steps):
-        topic, region, own = questions(random, batch, home)
+        topic, region, own = questions(world, random, batch, home)
         contexts = [
-            Context(LANGUAGES[o], (TOPICS[t],), (REGIONS[r],) if r >= 0 else ())
+            Context(LANGUAGES[o], (world.topics[t],), (REGIONS[r],) if r >= 0 else ())
             for t, r, o in zip(topic.tolist(), region.tolist(), own.tolist(), strict=True)
         ]
         draws = router.route(contexts)
-        arms = np.array([[LANGUAGES.index(one) for one in draw.languages] for draw in draws])
+        arms = np.array([[_ARM[one] for one in draw.languages] for draw in draws])
         quality, compliance = world.expected(topic, region, own, step / steps)
-        worth = quality * compliance
-        routed = topic != TRANSLATION
-        regrets.append(float((worth.max(1, keepdims=True) - np.take_along_axis(worth, arms, 1))[routed].mean()))
+        lost = (quality * compliance).max(1, keepdims=True) - quality * compliance
+        routed = np.array([world.topics[t] != TRANSLATION for t in topic.tolist()])
+        regrets.append(float(np.take_along_axis(lost, arms, 1)[routed].mean()))
+        reserved = np.take_along_axis(lost, own[:, None], 1)[routed].mean() * _RESERVED
+        fixed += (reserved + (1 - _RESERVED) * lost[routed].mean(0)) / steps
         compliant = random.random(arms.shape) < np.take_along_axis(compliance, arms, 1)
-        rewards = np.take_along_axis(quality, arms, 1) + random.normal(0, _DIFFICULTY, (batch, 1))
-        rewards = np.clip(rewards + random.normal(0, _NOISE, arms.shape), 0, 1) * compliant
+        rewards = world.rewards(random, topic, arms, quality) * compliant
         arrival = step + random.integers(0, world.delay + 1, batch)
         for context, draw, reward, kept, when in zip(
             contexts, draws, rewards.tolist(), compliant.tolist(), arrival.tolist(), strict=True
@@ -75,7 +77,7 @@ def play(name: str, strategy: str, seed: int, steps: int, batch: int) -> Outcome
         router.observe(late[step])
     chances = np.array([router.distribution(*context) for context in contexts])
     entropy = -(chances * np.log(chances + 1e-300)).sum(1).mean() / np.log(chances.shape[1])
-    return Outcome(float(np.mean(regrets)), float(entropy))
+    return Outcome(float(fixed.min() if strategy == BEST_FIXED else np.mean(regrets)), float(entropy))
 
 
 def compare(
