@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.config import RouterConfig
+from router.drawing import best
 from router.modes import fixed_languages
 from router.observations import Array, Context, Integers, Names, Observation
-from router.posterior import best
 from router.router import Draw
 
 _PRECISION = 1.0  # of the prior of each coefficient
