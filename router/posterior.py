@@ -11,8 +11,7 @@ several topics, their mean counts; likewise regions. The terms of a language are
 own[l, l], the worth of an answer in the question's own language, has a mean which is estimated. So a new region is worth
 what its topic is worth, and a new question language what other questions gain from their own language.
 
-The variance of every kind of term is estimated as the run goes on, by the fixed point of MacKay (Neural Computation 4,
-1992) for the marginal likelihood. A kind that explains nothing, such as the interaction ``pair`` where topics and regions
+The variance of every kind of term is estimated as the run goes on, by steps of EM for the marginal likelihood. A kind that explains nothing, such as the interaction ``pair`` where topics and regions
 add up, comes to weigh nothing. The posterior of all terms of a language is computed jointly, by ridge regression. Two
 things are approximated: the languages of a question are compared with the question's ease as it is estimated under the
 present means, and the errors of two languages are taken for independent.
@@ -39,13 +38,11 @@ KEEP = (0.998, 0.97, 0.9)  # the share of old evidence that a policy step keeps
 _JOINT = 96  # topics and regions that are fitted jointly, those with the most evidence; others are part of their pairs
 _JUDGED = 3  # policy steps between two judgements of the rates
 _STEADY = 0.97  # the share of their weight that older judgements keep
-_DOUBT = 8.0  # by how much more likely, in -2 log, the newest rewards must be at a rate than at the next slower one
+_DOUBT = 2.0  # by how much more likely, in -2 log, the newest rewards must be at a rate than at the next slower one
 _LEAST = 1e-7  # variance of a term
 _OWN = 0.15  # standard deviation of the mean worth of the own language, before anything is known
-# Variances by kind, of the terms of languages and of the level: before anything is known, and of the one further term that
-# is counted with those of a kind, so that a few terms do not decide.
+# Variances by kind before anything is known, of the terms of languages and of the level.
 _FIRST = np.array([[0.05, 0.05, 0.05, 0.05, 0.03], [0.5, 0.1, 0.1, 0.1, 0.05]]) ** 2
-_FURTHER = np.array([[0.002, 0.002, 0.002, 0.002, 0.002], [0.5, 0.1, 0.1, 0.1, 0.05]]) ** 2
 _LEVEL = 0.5  # prior mean of the shared row of the level
 
 
@@ -73,8 +70,10 @@ class Fit:
     weight: Array
     pair: Array
 
-    def predict(self, contexts: Sequence[Context], own_language: bool) -> tuple[Array, Array | None]:
-        """The mean and, with a covariance, the variance of the sum of each arm's terms: [C, A].
+    def predict(
+        self, contexts: Sequence[Context], own_language: bool, variances_of: slice = slice(None)
+    ) -> tuple[Array, Array | None]:
+        """The mean of the sum of each arm's terms [C, A], and, with a covariance, the variances of some of them.
 
         What was never observed has its prior variance, and a mean of 0.
         """
@@ -92,17 +91,17 @@ class Fit:
         mean[known] += self.pair[:, place[known]].T
         if self.covariance is None:
             return mean, None
-        of_pair = _of_pairs(self.variances, rest)
+        of_pair = _of_pairs(self.variances[variances_of], rest)
         precision = 1 / of_pair
-        precision[:, known] = self.weight[:, place[known]]
+        precision[:, known] = self.weight[variances_of, place[known]]
         # the joint terms, less what the pair's own term takes back when they change
-        every = np.repeat(features[None], len(self.mean), axis=0)
+        every = np.repeat(features[None], len(precision), axis=0)
         every[:, :, : weights.shape[1]] *= (1 / (of_pair * precision))[:, :, None]
-        every[:, known, weights.shape[1] :] -= self.told[:, place[known]] / precision[:, known, None]
-        variance = ((every @ self.covariance) * every).sum(2) + 1 / precision
+        every[:, known, weights.shape[1] :] -= self.told[variances_of, place[known]] / precision[:, known, None]
+        variance = ((every @ self.covariance[variances_of]) * every).sum(2) + 1 / precision
         if own_language:
             new = np.array([bool(one.language) for one in contexts]) & (speaks < 0)
-            variance[:, new] += self.variances[:, OWN, None]
+            variance[:, new] += self.variances[variances_of, OWN, None]
         return mean, variance.T
 
 
@@ -116,7 +115,6 @@ class Beliefs:
             [L] that it starts with.
 
     Attributes:
-        counts: by the name of a row, the rollouts ever observed [L].
         variance: [2, 2, 5] the estimated variances of quality and compliance, of languages and the level, by kind.
         rate: the index in ``KEEP`` of the rate that is believed.
     """
@@ -125,13 +123,14 @@ class Beliefs:
         self._arms, self._own_language = len(languages), own_language
         self._arm = {language: arm for arm, language in enumerate(languages)}
         self._initial = {name: np.array([*row, 0.0]) for name, row in initial.items()}
-        self.counts: dict[str, Array] = {}
+        self._counts = np.zeros((0, self._arms))  # the rollouts ever observed of each context and arm
         self._contexts: dict[Context, int] = {}
         # By rate, table, context and arm, [rates, 2, C, A]: information in usual rollouts, and information times value.
         self._told, self._sums = np.zeros((2, len(KEEP), 2, 0, self._arms + 1))
         self.variance = np.array([_FIRST, _FIRST])
         self._own_mean = np.array([[0.0, 0.0]] * 2)  # of own[l, l], of quality and of compliance; and its variance
         self._own_spread = np.full(2, _OWN**2)  # the prior variance of that mean
+        self._shift = np.zeros((2, self._arms + 1))  # what the shared rows were moved by since the sums were added to
         self._noise = Noise(self._arms)
         self.rate, self._error, self._unjudged = 0, np.zeros(len(KEEP)), 0
         self._layout = Layout((), (), own_language)
@@ -141,6 +140,15 @@ class Beliefs:
     def met(self) -> list[Context]:
         """Topics and regions that were observed together, in the order in which they first were."""
         return [Context("", topics, regions) for topics, regions in self._layout.pairs]
+
+    def counts(self) -> dict[str, Array]:
+        """The rollouts ever observed of each language, [L], by the names of the rows."""
+        counts: dict[str, Array] = {}
+        for context, row in zip(self._contexts, self._counts, strict=True):
+            own = [f"question:{context.language}"] if self._own_language and context.language else []
+            for name in ("shared:", *rows_of(context), *own):
+                counts[name] = counts.get(name, 0.0) + row
+        return counts
 
     # -- the posterior ---------------------------------------------------------------------------------------------
 
@@ -194,12 +202,11 @@ class Beliefs:
                 mean[self._arm[language], rows + place] += self._own_mean[table, 0]
         return mean
 
-    def _predict(self, table: int, fit: Fit, contexts: Sequence[Context]) -> tuple[Array, Array | None]:
+    def _predict(
+        self, table: int, fit: Fit, contexts: Sequence[Context], variances_of: slice = slice(None)
+    ) -> tuple[Array, Array | None]:
         """As :meth:`Fit.predict`, with the prior means of terms that are not among the joint ones."""
-        mean, variance = fit.predict(contexts, self._own_language)
-        if variance is not None and self._own_language:
-            arms = np.array([self._arm.get(context.language, -1) for context in contexts], np.intp)
-            variance[arms >= 0, arms[arms >= 0]] += fit.own_mean[1]
+        mean, variance = fit.predict(contexts, self._own_language, variances_of)
         layout, initial = fit.layout, self._initial if table == QUALITY else {}
         for row, context in zip(mean, contexts, strict=True):
             if self._own_language and context.language not in layout.questions:
@@ -222,6 +229,11 @@ class Beliefs:
             self._predict(table, self._fits[table], contexts) for table in (QUALITY, COMPLIANCE)
         )
         assert of_quality is not None and of_compliance is not None
+        if self._own_language:
+            arms = np.array([self._arm.get(context.language, -1) for context in contexts], np.intp)
+            own = (arms >= 0).nonzero()[0], arms[arms >= 0]
+            of_quality[own] += self._fits[QUALITY].own_mean[1]
+            of_compliance[own] += self._fits[COMPLIANCE].own_mean[1]
         good = quality[:, :-1] + quality[:, -1:]
         share = 1 - compliance_weight * (1 - np.clip(compliance[:, :-1] + compliance[:, -1:], 0, 1))
         lost = compliance_weight * np.maximum(good, 0)
@@ -249,7 +261,9 @@ class Beliefs:
             self._judge_rates(batch.contexts, told)
             self._unjudged = 0
         self._add(batch.contexts, told, steps)
-        self._count(batch)
+        cell = np.array([self._contexts[context] for context in batch.contexts], np.intp)[batch.context] * self._arms
+        counts = np.bincount(cell + batch.arm, minlength=len(self._contexts) * self._arms)
+        self._counts += counts.reshape(-1, self._arms)
         for table in (QUALITY, COMPLIANCE):
             self._fits[table] = self._centred(table, self._fit(table, self.rate, covariance=True))
             self._estimate(table)
@@ -269,23 +283,26 @@ class Beliefs:
         Returns:
             Information, and information times value: both [C, A].
         """
-        mean, variance = self._predict(table, self._fits[table], batch.contexts)
-        assert variance is not None
+        mean, of_level = self._predict(table, self._fits[table], batch.contexts, variances_of=slice(-1, None))
+        assert of_level is not None
         noise, shape = self._noise.answers[table], (len(batch.contexts), self._arms)
         context, arm = batch.context[kept], batch.arm[kept]
-        _, first, group = np.unique(batch.group[kept], return_index=True, return_inverse=True)
-        of_group = context[first]
+        group = batch.group[kept]
+        present = np.bincount(group) > 0
+        group = (present.cumsum() - 1)[group]
+        of_group = np.zeros(np.count_nonzero(present), np.intp)
+        of_group[group] = context
         cell = context * self._arms + arm
         error = values[kept] - (mean[:, :-1] + mean[:, -1:]).ravel()[cell]
         weight = self._noise.weights(table, batch.contexts).ravel()[cell]
         total, size = np.bincount(group, weight), np.bincount(group)
         average = np.bincount(group, weight * error) / total
         ease = self._noise.questions[table]
-        known = total + noise / (ease + variance[of_group, -1])
+        known = total + noise / (ease + of_level[of_group, 0])
         rest = error - (total / known * average)[group]
         pair = group * self._arms + arm
         information = weight * (1 - np.bincount(pair, weight)[pair] / known[group])
-        of_level = noise / (ease + noise / total)
+        about_level = noise / (ease + noise / total)
 
         def by_cell(each: Array) -> Array:
             return np.bincount(cell, each, minlength=shape[0] * shape[1]).reshape(shape)
@@ -293,8 +310,8 @@ class Beliefs:
         def by_context(each: Array) -> Array:
             return np.bincount(of_group, each, minlength=shape[0])
 
-        told = np.column_stack([by_cell(information), by_context(of_level)])
-        beyond = np.column_stack([by_cell(information * rest), by_context(of_level * average)])
+        told = np.column_stack([by_cell(information), by_context(about_level)])
+        beyond = np.column_stack([by_cell(information * rest), by_context(about_level * average)])
         squares = by_cell((error - average[group]) ** 2)
         self._noise.learn(table, batch.contexts, squares, by_cell(1 - 1 / size[group]), average, size)
         return told, beyond + told * mean
@@ -318,7 +335,9 @@ class Beliefs:
         place = [self._contexts.setdefault(context, len(self._contexts)) for context in contexts]
         wide = [(0, 0), (0, 0), (0, len(self._contexts) - known), (0, 0)]
         keep = np.array(KEEP)[:, None, None, None] ** steps
+        self._sums += self._shift[:, None] * self._told
         self._told, self._sums = np.pad(self._told * keep, wide), np.pad(self._sums * keep, wide)
+        self._counts = np.pad(self._counts, wide[2:])
         for table, (information, sums) in enumerate(told):
             self._told[:, table, place] += information
             self._sums[:, table, place] += sums
@@ -326,15 +345,14 @@ class Beliefs:
             self._layout = Layout(self._joint_rows(), list(self._contexts), self._own_language)
 
     def _centred(self, table: int, fit: Fit) -> Fit:
-        """Moves what all languages have in common from their shared rows to that of the level, here and in the sums.
+        """Moves what all languages have in common from their shared rows to that of the level; the sums follow later.
 
         Otherwise a language of which little is known, and which is thus near 0, would seem worse than all others.
         """
         common = float(fit.mean[:-1, 0].mean())
-        shift = np.repeat([-common, common], [self._arms, 1])
-        self._sums[:, table] += shift * self._told[:, table]
+        self._shift[table] = np.repeat([-common, common], [self._arms, 1])
         mean = fit.mean.copy()
-        mean[:, 0] += shift
+        mean[:, 0] += self._shift[table]
         return replace(fit, mean=mean)
 
     def _joint_rows(self) -> list[str]:
@@ -357,15 +375,15 @@ class Beliefs:
         for which, part in enumerate((slice(0, arms), slice(arms, None))):
             for kind in (SHARED, TOPIC, REGION, OWN)[which:]:  # one term tells nothing of its variance: shared, level
                 some = layout.kind == kind
-                sizes = deviation[part][:, some], 1 - spread[part][:, some] / prior[part][:, some]
-                self.variance[table, which, kind] = _fixed_point(*sizes, _FURTHER[which, kind])
+                terms = deviation[part][:, some], spread[part][:, some]
+                self.variance[table, which, kind] = _estimated(*terms, prior[part][:, some], self.variance[table, which, kind])
             if (both := layout.rest[:, PAIR] > 0).any():
                 of_pair, weight = _of_pairs(fit.variances[part], layout.rest[both]), fit.weight[part][:, both]
                 share = (1 - 1 / (of_pair * weight))[:, :, None] * layout.weights[both]
                 taken = np.concatenate([share, fit.told[part][:, both] / weight[:, :, None]], axis=2)
                 variance = ((taken @ fit.covariance[part]) * taken).sum(2) + 1 / weight
-                sizes = fit.pair[part][:, both], 1 - variance / of_pair
-                self.variance[table, which, PAIR] = _fixed_point(*sizes, _FURTHER[which, PAIR])
+                terms = fit.pair[part][:, both], variance
+                self.variance[table, which, PAIR] = _estimated(*terms, of_pair, self.variance[table, which, PAIR])
         places = [(self._arm[one], len(layout.rows) + 1 + n) for one, n in layout.questions.items() if one in self._arm]
         if places:
             arm, place = np.array(places).T
@@ -376,16 +394,7 @@ class Beliefs:
             variance = 1 / (trust.sum() + 1 / self._own_spread[table])
             mean = variance * (trust * value).sum()
             self._own_mean[table] = mean, variance
-            known = np.array(1 - variance / self._own_spread[table])
-            self._own_spread[table] = _fixed_point(mean, known, _FURTHER[0, OWN])
-
-    def _count(self, batch: Batch) -> None:
-        cell = batch.context * self._arms + batch.arm
-        counts = np.bincount(cell, minlength=len(batch.contexts) * self._arms).reshape(-1, self._arms)
-        for context, row in zip(batch.contexts, counts.astype(np.float64), strict=True):
-            own = [f"question:{context.language}"] if self._own_language and context.language else []
-            for name in ("shared:", *rows_of(context), *own):
-                self.counts[name] = self.counts.get(name, 0.0) + row
+            self._own_spread[table] = max(mean**2 + variance, _LEAST)
 
     # -- saving and loading ----------------------------------------------------------------------------------------
 
@@ -401,7 +410,7 @@ class Beliefs:
             "own_mean": [self._own_mean.tolist(), self._own_spread.tolist()],
             "noise": self._noise.state(),
             "rates": [self.rate, self._error.tolist(), self._unjudged],
-            "counts": {name: row.tolist() for name, row in self.counts.items()},
+            "counts": self._counts.tolist(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -414,10 +423,10 @@ class Beliefs:
         self._noise.load(state["noise"])
         self.rate, self._unjudged = state["rates"][0], state["rates"][2]
         self._error = np.array(state["rates"][1])
-        self.counts = {name: np.array(row) for name, row in state["counts"].items()}
+        self._counts = np.array(state["counts"], np.float64).reshape(len(contexts), self._arms)
         for table, (variance, own_mean) in enumerate(state["fitted"]):
             self.variance[table], self._own_mean[table] = variance, own_mean
-            self._fits[table] = self._fit(table, self.rate, covariance=True)
+            self._fits[table] = self._centred(table, self._fit(table, self.rate, covariance=True))
         self.variance = np.array(state["variance"])
         self._own_mean, self._own_spread = map(np.array, state["own_mean"])
 
@@ -431,12 +440,16 @@ def _diagonal(matrices: Array) -> Array:
     return np.diagonal(matrices, axis1=1, axis2=2)
 
 
-def _fixed_point(deviation: Array, known: Array, further: float) -> float:
-    """MacKay's estimate of the variance of some terms: their squares divided by the number of terms that are known.
+def _estimated(deviation: Array, spread: Array, prior: Array, before: float) -> float:
+    """The variance that some terms have in common: an EM step in which terms count by how much is known of them.
+
+    Where little is known the variance stays as it was.
 
     Args:
         deviation: of the posterior means from the prior means.
-        known: for each term 1 minus posterior by prior variance.
-        further: the square of one further, known term.
+        spread: the posterior variances.
+        prior: the prior variances.
+        before: the variance that was estimated before; it counts as one term that is known.
     """
-    return max((float((deviation**2).sum()) + further) / (max(float(known.sum()), 0.0) + 1), _LEAST)
+    known = np.maximum(1 - spread / prior, 0)
+    return max(float(((known * (deviation**2 + spread)).sum() + before) / (known.sum() + 1)), _LEAST)

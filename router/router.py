@@ -236,8 +236,9 @@ class Router:
         * ``quality`` and ``compliance`` are what is believed of each row, beyond what the shared row says.
         """
         beliefs = self._beliefs
-        most = set(sorted(beliefs.counts, key=lambda name: -beliefs.counts[name].sum())[:_LOGGED])
-        seen = {name: row for name, row in beliefs.counts.items() if name in most}
+        counts = beliefs.counts()
+        most = set(sorted(counts, key=lambda name: -counts[name].sum())[:_LOGGED])
+        seen = {name: row for name, row in counts.items() if name in most}
         alone = {name: _context_of_row(name) for name in seen if not name.startswith("shared:")}
         quality, compliance = beliefs.terms(QUALITY), beliefs.terms(COMPLIANCE)
         pairs = {

@@ -30,7 +30,7 @@ class RouterConfig(Section):
     # defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
     credit: Literal["posterior", "pooled", "reference"] = "posterior"
     # With "posterior", the expected reward that each drawn answer may give up so that languages are drawn more evenly.
-    diversity: float = Field(0.001, ge=0)
+    diversity: float = Field(0.002, ge=0)
     # The temperature starts here [tau_0]. With "posterior" it scales the standard deviations of the beliefs, and 1 is
     # Thompson sampling; lower values explore less, which pays within the few steps of a run.
     temperature: float = Field(0.5, gt=0)
@@ -63,7 +63,7 @@ class RouterConfig(Section):
         if "indifference" in given:
             raise ValueError(
                 "indifference is now diversity: the expected reward that each drawn answer may give up so that languages "
-                "are drawn more evenly, as in diversity = 0.001"
+                "are drawn more evenly, as in diversity = 0.002"
             )
         return PUBLISHED | given if given.get("credit") in ("pooled", "reference") else given
 

@@ -19,7 +19,7 @@ from router.observations import Array, Context, Integers, Names, Observation
 from router.router import Draw
 
 _PRECISION = 1.0  # of the prior of each coefficient
-_FEATURES = 64  # the most there can be: a constant, 6 topics, 24 regions and 21 languages
+_FEATURES = 46  # a constant, 6 topics, 24 regions and 15 languages
 
 
 class Linear:

@@ -180,7 +180,7 @@ def test_pooled_credit_is_as_defined(norm: str) -> None:
 def explicit(bandit: Router, table: int, arm: int) -> tuple[dict[str, int], Any, Any, Any]:
     """The terms of one arm by name with their joint posterior, as plain Bayesian regression on named terms."""
     beliefs = bandit._beliefs
-    fit = beliefs._fits[table]
+    fit = beliefs._fit(table, beliefs.rate, covariance=True)
     contexts = list(beliefs._contexts)
 
     def terms(context: Context) -> dict[str, tuple[float, int]]:
@@ -218,14 +218,15 @@ def test_the_posterior_is_that_of_regression_on_all_terms() -> None:
         bandit.observe(some(random, 12, most=2))
     beliefs = bandit._beliefs
     for table in (QUALITY, COMPLIANCE):
-        found, variance = beliefs._fits[table].predict(list(beliefs._contexts), own_language=True)
+        fit = beliefs._fit(table, beliefs.rate, covariance=True)
+        found, variance = fit.predict(list(beliefs._contexts), own_language=True)
         assert variance is not None
         for arm in range(len(LANGUAGES) + 1):
             index, x, mean, covariance = explicit(bandit, table, arm)
             np.testing.assert_allclose(found[:, arm], x @ mean, atol=1e-6)
             np.testing.assert_allclose(variance[:, arm], ((x @ covariance) * x).sum(1) + _hidden(x), rtol=1e-4, atol=3e-9)
             if arm < len(LANGUAGES):
-                assert beliefs.terms(table)["shared:"][arm] == pytest.approx(mean[index["shared"]], abs=1e-6)
+                assert fit.mean[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
 
 
 def _hidden(x: Any) -> float:
