@@ -8,16 +8,17 @@ modelled as
 once for its quality (the rewards of compliant rollouts) and once for its compliance (0 or 1). ``level`` is a sum of
 terms of the same kinds that all languages have in common; it is fitted like one more language. Where a question has
 several topics, their mean counts; likewise regions. The terms of a language are normal around 0, except that
-own[l, l], the worth of an answer in the question's own language, has a mean which is estimated. So a new region is worth
-what its topic is worth, and a new question language what other questions gain from their own language.
+own[l, l], the worth of an answer in the question's own language, has a mean which is estimated. So a new region is
+worth what its topic is worth, and a new question language gains from its own language what others do.
 
-The variance of every kind of term is estimated as the run goes on, by steps of EM for the marginal likelihood. A kind that explains nothing, such as the interaction ``pair`` where topics and regions
-add up, comes to weigh nothing. The posterior of all terms of a language is computed jointly, by ridge regression. Two
-things are approximated: the languages of a question are compared with the question's ease as it is estimated under the
-present means, and the errors of two languages are taken for independent.
+The variance of every kind of term is estimated as the run goes on, by steps of EM for the marginal likelihood. A kind
+that explains nothing, such as the interaction ``pair`` where topics and regions add up, comes to weigh nothing. The
+posterior of all terms of a language is computed jointly, by ridge regression. Two things are approximated: the
+languages of a question are compared with the question's ease as it is estimated under the present means, and the
+errors of two languages are taken for independent.
 
-Old evidence fades with each policy step. How fast is estimated: sums are kept at the rates of :data:`KEEP`, and the rate
-is believed whose means predicted the newest rewards best.
+Old evidence fades with each policy step. How fast is estimated: sums are kept at the rates of :data:`KEEP`, and the
+rate is believed whose means predicted the newest rewards best.
 """
 
 from __future__ import annotations
@@ -178,12 +179,14 @@ class Beliefs:
         prior = variances[:, layout.kind]
         value += self._prior_mean(table) / prior
         precision[:, diagonal, diagonal] += 1 / prior
-        inverse = np.linalg.inv(precision) if covariance else None
+        inverse = np.linalg.inv(precision).astype(np.float64, copy=False) if covariance else None
         solved = np.linalg.solve(precision, value[:, :, None]) if inverse is None else inverse @ value[:, :, None]
         mean: Array = solved[:, :, 0]
         explained = every * (mean[:, :rows] @ x.T) + (told @ mean[:, rows:, None])[:, :, 0]
         own_mean, of_own_mean = self._own_mean[table].tolist()
-        return Fit(layout, variances, (own_mean, of_own_mean), mean, inverse, told, weight, (total - explained) / weight)
+        return Fit(
+            layout, variances, (own_mean, of_own_mean), mean, inverse, told, weight, (total - explained) / weight
+        )
 
     def _variances(self, table: int) -> Array:
         """The variances of the terms of each arm and of the level, by kind: [A, 5]."""
@@ -305,10 +308,10 @@ class Beliefs:
         about_level = noise / (ease + noise / total)
 
         def by_cell(each: Array) -> Array:
-            return np.bincount(cell, each, minlength=shape[0] * shape[1]).reshape(shape)
+            return np.bincount(cell, each, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64, copy=False)
 
         def by_context(each: Array) -> Array:
-            return np.bincount(of_group, each, minlength=shape[0])
+            return np.bincount(of_group, each, minlength=shape[0]).astype(np.float64, copy=False)
 
         told = np.column_stack([by_cell(information), by_context(about_level)])
         beyond = np.column_stack([by_cell(information * rest), by_context(about_level * average)])
@@ -376,7 +379,9 @@ class Beliefs:
             for kind in (SHARED, TOPIC, REGION, OWN)[which:]:  # one term tells nothing of its variance: shared, level
                 some = layout.kind == kind
                 terms = deviation[part][:, some], spread[part][:, some]
-                self.variance[table, which, kind] = _estimated(*terms, prior[part][:, some], self.variance[table, which, kind])
+                self.variance[table, which, kind] = _estimated(
+                    *terms, prior[part][:, some], self.variance[table, which, kind]
+                )
             if (both := layout.rest[:, PAIR] > 0).any():
                 of_pair, weight = _of_pairs(fit.variances[part], layout.rest[both]), fit.weight[part][:, both]
                 share = (1 - 1 / (of_pair * weight))[:, :, None] * layout.weights[both]

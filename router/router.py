@@ -31,8 +31,8 @@ class Draw(NamedTuple):
     Attributes:
         languages: [K] codes, or ``POLICY_CHOOSES``. Fixed ones come first.
         propensities: [K] the effective probabilities, (1 - epsilon) p + epsilon / L; 1 for a fixed language. With
-            ``credit = "posterior"`` the draws of one question depend on each other; this is the probability of each draw
-            by itself, before any of them is known.
+            ``credit = "posterior"`` the draws of one question depend on each other; this is the probability of each
+            draw by itself, before any of them is known.
         router_version: the router's number of updates at that time.
     """
 
@@ -48,8 +48,8 @@ class Router:
     router's beliefs (:mod:`router.posterior`), whose standard deviations are scaled by the temperature tau; this is
     Thompson sampling. ``diversity`` then makes p more even (:func:`router.drawing.spread`), and the languages of one
     question are drawn as differently as p allows (:func:`router.drawing.stratified`). With "pooled" and "reference",
-    p = softmax(z / tau) of the paper's logits (:mod:`router.logits`), and draws are independent. tau and epsilon fall as
-    :mod:`router.schedule` says.
+    p = softmax(z / tau) of the paper's logits (:mod:`router.logits`), and draws are independent. tau and epsilon fall
+    as :mod:`router.schedule` says.
 
     Args:
         config: the section ``router`` of the run.

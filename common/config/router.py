@@ -26,8 +26,8 @@ class RouterConfig(Section):
     rollouts: int = Field(8, ge=2)  # answers to each question [K]
     free_rollouts: int = Field(4, ge=0)  # of these, in mode "hybrid", those in a language that the policy chooses
     own_language: int = Field(2, ge=0)  # of these, those reserved for the question's own language [K_on]
-    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits. With logits, the
-    # defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
+    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits. With logits,
+    # the defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
     credit: Literal["posterior", "pooled", "reference"] = "posterior"
     # With "posterior", the expected reward that each drawn answer may give up so that languages are drawn more evenly.
     diversity: float = Field(0.002, ge=0)
@@ -62,8 +62,8 @@ class RouterConfig(Section):
             return given
         if "indifference" in given:
             raise ValueError(
-                "indifference is now diversity: the expected reward that each drawn answer may give up so that languages "
-                "are drawn more evenly, as in diversity = 0.002"
+                "indifference is now diversity: the expected reward that each drawn answer may give up so that "
+                "languages are drawn more evenly, as in diversity = 0.002"
             )
         return PUBLISHED | given if given.get("credit") in ("pooled", "reference") else given
 

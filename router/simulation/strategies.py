@@ -42,6 +42,12 @@ TEXTBOOK: dict[str, Maker] = {
 BEST_FIXED = "best-fixed"  # the one language that would have been the best for all draws, known in hindsight
 STRATEGIES: dict[str, Maker] = {
     "posterior": _router(),  # the defaults
+    # the default with one setting changed: what diversity, the floor, a lower temperature and own[q, l] cost or bring
+    "diversity-0": _router(diversity=0.0),
+    "diversity-0.01": _router(diversity=0.01),
+    "exploration-0": _router(exploration=0.0),
+    "temperature-1": _router(temperature=1.0),
+    "no-own-row": _router(question_language=False),
     "pooled": _router(credit="pooled"),
     "reference": _router(credit="reference"),
     "sharp-pooled": _router(credit="pooled", temperature=0.2, temperature_min=0.2, ema=0.3),
@@ -53,4 +59,3 @@ STRATEGIES: dict[str, Maker] = {
     "english_dominant": _router(mode="english_dominant"),
     BEST_FIXED: _router(mode="monolingual"),  # stands in; compare.play computes its regret
 }
-FIXED = ("uniform", "monolingual", "input_dominant", "english_dominant", BEST_FIXED)

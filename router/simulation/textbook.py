@@ -74,9 +74,7 @@ class Linear:
         fixed = [fixed_languages(self._config, context.language, context.topics) for context in contexts]
         arms = self._choose(*self._scores(contexts), self._config.rollouts).tolist()
         drawn = [[self._languages[arm] for arm in row] for row in arms]
-        return [
-            Draw((first + rest)[: self._config.rollouts], [], 0) for first, rest in zip(fixed, drawn, strict=True)
-        ]
+        return [Draw((first + rest)[: self._config.rollouts], [], 0) for first, rest in zip(fixed, drawn, strict=True)]
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Takes what was scored for one step, and learns from it."""
@@ -106,7 +104,8 @@ class LinearThompson(Linear):
 
     def distribution(self, question_language: str, topics: Names, regions: Names) -> Array:
         mean, deviation = self._scores([Context.of(question_language, topics, regions)])
-        return best(mean, deviation**2)[0]
+        shares: Array = best(mean, deviation**2)[0]
+        return shares
 
 
 class LinUcb(Linear):

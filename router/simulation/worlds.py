@@ -76,11 +76,7 @@ class World:
         regions = self.region if self.later is None else (1 - moved) * self.region + moved * self.later
         about = regions[region] if self.pair is None else regions[region] + self.pair[topic, region]
         quality = (
-            self.level
-            + self.shared
-            + self.topic[topic]
-            + self.own[own]
-            + np.where((region >= 0)[:, None], about, 0)
+            self.level + self.shared + self.topic[topic] + self.own[own] + np.where((region >= 0)[:, None], about, 0)
         )
         if self.spread is not None:
             quality = quality.clip(0.02, 0.98)
@@ -222,7 +218,9 @@ EQUAL = ("equal", "beta-equal")
 WORLDS = (*CONTEXTUAL, "one-language", "beta-one-language", "random", *EQUAL)
 
 
-def questions(world: World, random: np.random.Generator, number: int, home: Integers) -> tuple[Integers, Integers, Integers]:
+def questions(
+    world: World, random: np.random.Generator, number: int, home: Integers
+) -> tuple[Integers, Integers, Integers]:
     """Draws questions.
 
     Args:

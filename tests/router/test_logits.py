@@ -224,7 +224,9 @@ def test_the_posterior_is_that_of_regression_on_all_terms() -> None:
         for arm in range(len(LANGUAGES) + 1):
             index, x, mean, covariance = explicit(bandit, table, arm)
             np.testing.assert_allclose(found[:, arm], x @ mean, atol=1e-6)
-            np.testing.assert_allclose(variance[:, arm], ((x @ covariance) * x).sum(1) + _hidden(x), rtol=1e-4, atol=3e-9)
+            np.testing.assert_allclose(
+                variance[:, arm], ((x @ covariance) * x).sum(1) + _hidden(x), rtol=1e-4, atol=3e-9
+            )
             if arm < len(LANGUAGES):
                 assert fit.mean[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
 
@@ -247,7 +249,11 @@ def test_beliefs_are_as_sure_as_they_are_right() -> None:
                 arms = random.integers(0, 4, 6)
                 values = 0.5 + 0.1 * random.normal() + topic[t, arms] + region[r, arms] + random.normal(0, 0.1, 6)
                 languages = tuple(LANGUAGES[arm] for arm in arms.tolist())
-                step.append(Observation(Context("", (TOPICS[t],), (REGIONS[r],)), languages, tuple(values.tolist()), (True,) * 6))
+                step.append(
+                    Observation(
+                        Context("", (TOPICS[t],), (REGIONS[r],)), languages, tuple(values.tolist()), (True,) * 6
+                    )
+                )
             bandit.observe(step)
         asked = [Context("", (TOPICS[t],), (REGIONS[r],)) for t in range(3) for r in range(3)]
         mean, variance = bandit._beliefs.worth(asked, 0.0)
@@ -301,7 +307,10 @@ def test_languages_drawn_for_easy_questions_get_no_credit_for_it() -> None:
 @pytest.mark.parametrize("credit", ["posterior", "pooled"])
 def test_worth_is_the_expected_reward_to_first_order(credit: str) -> None:
     """German answers are better, 0.7 to 0.4, and kept in 0.3 of cases to 0.6: worth 0.21 and 0.24."""
-    random, bandit = np.random.default_rng(8), router(credit=credit, **({} if credit == "posterior" else {"ema": 0.05, "prior": 4}))
+    random, bandit = (
+        np.random.default_rng(8),
+        router(credit=credit, **({} if credit == "posterior" else {"ema": 0.05, "prior": 4})),
+    )
     for _ in range(60):
         step = []
         for _ in range(12):

@@ -48,7 +48,7 @@ def policy_steps(draw: st.DrawFn) -> list[Observation]:
 
 def trained(credit: str = "posterior", seed: int = 0, **settings: Any) -> Router:
     """Clear preferences: English for chat, Chinese for reasoning and about China."""
-    logits = {} if credit == "posterior" else {"ema": 0.5, "prior": 1, "interval": 1}
+    logits: dict[str, Any] = {} if credit == "posterior" else {"ema": 0.5, "prior": 1, "interval": 1}
     result = router(credit=credit, seed=seed, **logits, **settings)
     random = np.random.default_rng(5)
     for _ in range(4):
@@ -295,7 +295,7 @@ def test_impossible_settings_are_refused() -> None:
         router(temperature=0.2)
     with pytest.raises(ValueError, match="indifference is now diversity"):
         router(indifference=0.2)
-    with pytest.raises(ValueError, match="ema has no effect with credit = 'posterior'.*estimated"):
+    with pytest.raises(ValueError, match=r"ema has no effect with credit = 'posterior'.*estimated"):
         router(ema=0.3)
     with pytest.raises(ValueError, match="diversity has no effect with credit = 'pooled'"):
         router(credit="pooled", diversity=0.1)
@@ -344,9 +344,8 @@ def test_impossible_questions_are_refused_and_change_nothing(context: Any, messa
 @pytest.mark.parametrize("credit", ["posterior", "pooled"])
 @given(step=policy_steps(), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_matter(credit: str, step: list[Observation], shuffle: Any) -> None:
-    one, other = (
-        router(interval=2, credit=credit, **({"group_norm": "center"} if credit == "pooled" else {})) for _ in range(2)
-    )
+    norm: dict[str, Any] = {"group_norm": "center"} if credit == "pooled" else {}
+    one, other = (router(interval=2, credit=credit, **norm) for _ in range(2))
     half = len(step) // 2
     one.observe(step[:half])
     one.observe(step[half:])

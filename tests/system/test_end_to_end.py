@@ -183,7 +183,9 @@ def test_the_router_is_in_log_and_checkpoint_and_continues_after_a_resume(run_di
     newest = max((run_dir / "checkpoints").iterdir())
     saved = json.loads((newest / "run.json").read_text())["router"]
     assert (saved["step"], saved["version"]) == (STEPS, STEPS)
-    assert sum(map(sum, saved["beliefs"]["counts"])) == STEPS * GROUPS * 8, "each observed once, those of undone steps not"
+    assert sum(map(sum, saved["beliefs"]["counts"])) == STEPS * GROUPS * 8, (
+        "each observed once, those of undone steps not"
+    )
 
 
 def test_checkpoint_export_and_logs_are_there(run_dir: Path, cache: Path) -> None:
