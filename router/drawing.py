@@ -89,8 +89,9 @@ def stratified(weights: Array, sizes: Integers, most: int, random: np.random.Gen
     """Draws so that a language of probability p has either floor(n p) or ceil(n p) of a question's n draws.
 
     This is systematic sampling (Madow 1949) with the languages in random order: n points, 1 apart, fall on the
-    cumulated n p. A language with n p <= 1 is thus drawn at most once, which is without replacement. The points are then dealt
-    to the question's draws in random order, so that each draw by itself has exactly the probabilities ``weights``.
+    cumulated n p. A language with n p <= 1 is thus drawn at most once, which is without replacement. The points are
+    then dealt to the question's draws in random order, so that each draw by itself has exactly the probabilities
+    ``weights``.
 
     Args:
         weights: [P, L] the probabilities of each question's draws.

@@ -126,6 +126,7 @@ class Beliefs:
         self._initial = {name: np.array([*row, 0.0]) for name, row in initial.items()}
         self._counts = np.zeros((0, self._arms))  # the rollouts ever observed of each context and arm
         self._contexts: dict[Context, int] = {}
+        self._names: dict[str, None] = {}  # of the rows of topics and regions, in the order in which they were observed
         # By rate, table, context and arm, [rates, 2, C, A]: information in usual rollouts, and information times value.
         self._told, self._sums = np.zeros((2, len(KEEP), 2, 0, self._arms + 1))
         self.variance = np.array([_FIRST, _FIRST])
@@ -157,12 +158,14 @@ class Beliefs:
         """Computes a posterior. The terms of pairs are eliminated first: each rollout is in one pair."""
         layout, noise, variances = self._layout, self._noise.answers[table], self._variances(table)
         questions, rows, observed = len(layout.questions), len(layout.rows) + 1, len(layout.pair_of)
-        told, sums = np.zeros((2, len(layout.pairs), questions + 1, self._arms + 1))
-        told[layout.pair_of, layout.question_of] = self._told[rate, table, :observed] / noise
-        sums[layout.pair_of, layout.question_of] = self._sums[rate, table, :observed] / noise
-        told, sums = told.transpose(2, 0, 1), sums.transpose(2, 0, 1)  # [A, Z, Q + 1]
-        every, total = told.sum(2), sums.sum(2)
-        told, sums = told[:, :, :questions], sums[:, :, :questions]
+        pairs, speaking = layout.pair_of, layout.question_of < questions
+        told, sums = np.zeros((2, self._arms + 1, len(layout.pairs), questions))  # [A, Z, Q]
+        every, total = np.zeros((2, self._arms + 1, len(layout.pairs)))
+        for by_question, by_pair, values in ((told, every, self._told), (sums, total, self._sums)):
+            of_context = values[rate, table, :observed].T / noise
+            by_question[:, pairs[speaking], layout.question_of[speaking]] = of_context[:, speaking]
+            by_pair += by_question.sum(2)
+            np.add.at(by_pair.T, pairs[~speaking], of_context.T[~speaking])
         of_pair = _of_pairs(variances, layout.rest)
         weight = every + 1 / of_pair
         left = 1 / (of_pair * weight)  # the share of a pair's evidence that its own term does not take
@@ -335,6 +338,9 @@ class Beliefs:
     def _add(self, contexts: Sequence[Context], told: Sequence[tuple[Array, Array]], steps: int) -> None:
         """Lets the sums fade, and adds what a batch told to them."""
         known = len(self._contexts)
+        for context in contexts:
+            if context not in self._contexts:
+                self._names.update(dict.fromkeys(rows_of(context)))
         place = [self._contexts.setdefault(context, len(self._contexts)) for context in contexts]
         wide = [(0, 0), (0, 0), (0, len(self._contexts) - known), (0, 0)]
         keep = np.array(KEEP)[:, None, None, None] ** steps
@@ -360,7 +366,7 @@ class Beliefs:
 
     def _joint_rows(self) -> list[str]:
         """The topics and regions with the most evidence, in the order in which they were first observed."""
-        names = dict.fromkeys((name for context in self._contexts for name in rows_of(context)), 0.0)
+        names = dict.fromkeys(self._names, 0.0)
         if len(names) <= _JOINT:
             return [*names]
         for context, told in zip(self._contexts, self._told[0, :, :, :-1].sum((0, 2)).tolist(), strict=True):
@@ -422,6 +428,7 @@ class Beliefs:
         """Continues from a :meth:`state`."""
         contexts = [Context(language, tuple(topics), tuple(regions)) for language, topics, regions in state["contexts"]]
         self._contexts = {context: place for place, context in enumerate(contexts)}
+        self._names = dict.fromkeys(name for context in contexts for name in rows_of(context))
         self._layout = Layout(state["rows"], contexts, self._own_language)
         shape = (len(KEEP), 2, len(contexts), self._arms + 1)
         self._told, self._sums = np.array(state["told"]).reshape(shape), np.array(state["sums"]).reshape(shape)

@@ -37,6 +37,7 @@ class Linear:
         self, config: RouterConfig, languages: Sequence[str], seed: int, steps: int, *, scale: float, keep: float
     ) -> None:
         self._config, self._languages, self._scale, self._keep = config, list(languages), scale, keep
+        self._arm = {language: arm for arm, language in enumerate(languages)}
         self._random = np.random.default_rng(seed)
         self._features: dict[str, int] = {"": 0}
         shape = (len(languages), _FEATURES)
@@ -45,7 +46,7 @@ class Linear:
 
     def _solve(self) -> None:
         self._covariance = np.linalg.inv(self._precision + _PRECISION * np.eye(_FEATURES))
-        self._mean = np.einsum("lij,lj->li", self._covariance, self._sums)
+        self._mean = (self._covariance @ self._sums[:, :, None])[:, :, 0]
 
     def _x(self, contexts: Sequence[Context]) -> Array:
         """The features of each context: [C, features]."""
@@ -58,7 +59,7 @@ class Linear:
     def _scores(self, contexts: Sequence[Context]) -> tuple[Array, Array]:
         """The mean and the scaled standard deviation of each language's reward: both [C, L]."""
         x = self._x(contexts)
-        variance = np.einsum("ci,lij,cj->cl", x, self._covariance, x, optimize=True)
+        variance = ((x @ self._covariance) * x).sum(2).T
         return x @ self._mean.T, self._scale * np.sqrt(variance)
 
     def _choose(self, mean: Array, deviation: Array, draws: int) -> Integers:
@@ -86,10 +87,10 @@ class Linear:
         count, total = np.zeros((2, len(observations), len(self._languages)))
         for row, one in enumerate(observations):
             for language, reward in zip(one.languages, one.rewards, strict=True):
-                arm = self._languages.index(language)
+                arm = self._arm[language]
                 count[row, arm] += 1
                 total[row, arm] += reward
-        self._precision += np.einsum("cl,ci,cj->lij", count, x, x, optimize=True)
+        self._precision += (count.T[:, None] * x.T) @ x
         self._sums += total.T @ x
         self._solve()
 

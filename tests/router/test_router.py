@@ -363,7 +363,7 @@ def test_it_finds_the_best_language_of_each_context(credit: str) -> None:
     random = np.random.default_rng(2)
     bandit = router(credit=credit, temperature_decay=0.98, exploration_decay=0.97)
     asked = [Context("ja", (topic,), regions) for topic, regions in liked] * 4
-    for _ in range(150):
+    for _ in range(100):
         step = []
         for context, draw in zip(asked, bandit.route(asked), strict=True):
             easy = 0.3 * random.random()  # more varied than the languages are
@@ -427,7 +427,7 @@ def test_a_router_of_other_languages_or_another_format_is_refused() -> None:
 def test_rewards_that_never_differ_leave_all_languages_even() -> None:
     bandit = router(interval=1, exploration=0.0)
     same = Observation(Context("de", ("Chat",), ()), ("de", "zh", "en", "ja"), (1.0,) * 4, (True,) * 4)
-    for _ in range(400):
+    for _ in range(60):
         bandit.observe([same] * 4)
     np.testing.assert_allclose(bandit.distribution("de", "Chat", None), 0.25, atol=0.01)
 
@@ -435,10 +435,10 @@ def test_rewards_that_never_differ_leave_all_languages_even() -> None:
 def test_thousands_of_names_cost_memory_only_when_met() -> None:
     bandit = router(interval=1)
     assert len(json.dumps(bandit.state())) < 3000
-    for first in range(0, 3000, 100):
-        met = [Context("de", ("Chat",), (f"region {number}",)) for number in range(first, first + 100)]
+    for first in range(0, 1000, 200):
+        met = [Context("de", ("Chat",), (f"region {number}",)) for number in range(first, first + 200)]
         bandit.observe([Observation(one, ("de", "zh"), (1.0, 0.0), (True, True)) for one in met])
-    assert len(bandit.state()["beliefs"]["contexts"]) == 3000
+    assert len(bandit.state()["beliefs"]["contexts"]) == 1000
     assert bandit.distribution("de", "Chat", "region 7").argmax() == 1
 
 
