@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerBase
 
 from actor.concurrency import Concurrency
 from actor.engine.client import Engine, EngineError, Generation
-from actor.prompts import PROMPT_STYLES
 from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup
@@ -28,6 +27,7 @@ from common import wire
 from common.config import Config
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.prompts import PROMPT_STYLES
 
 log = logging.getLogger("actor")
 
@@ -67,6 +67,7 @@ class PromptGroups:
         self._make_prompt = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
         self._header = Header(config.model.header, config.run.languages)
         self._stop_ids = find_stop_ids(tokenizer)
+        self._thinking_opened = self._make_prompt.opens_thought
         self._concurrency = Concurrency(config.actor.groups_in_flight)
         self._task_group = TaskGroup()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by lease id
@@ -138,7 +139,7 @@ class PromptGroups:
         scoring_since = time.monotonic()
         texts = [self._decode(generation.ids) for generation in generations]
         truncated = [generation.truncated for generation in generations]
-        scores = await self._scoring.score(work.question, texts, work.languages, truncated)
+        scores = await self._scoring.score(work.question, texts, work.languages, truncated, self._thinking_opened)
         score_s = time.monotonic() - scoring_since
         timing = wire.Timing(generate_s=spent.seconds, groups=spent.mean_groups, score_s=score_s)
         answers = zip(work.languages, prompts, generations, texts, scores, strict=True)
@@ -186,6 +187,7 @@ class PromptGroups:
             logprobs=generation.logprobs,
             versions=generation.versions,
             truncated=generation.truncated,
+            thinking_opened=self._thinking_opened,
             text=text,
             score=score,
         )

@@ -17,6 +17,7 @@ from common.net.rendezvous import Route
 log = logging.getLogger("actor.scoring")
 
 _HEALTH_S = 1.0  # between two requests for a replica's health
+_WARN_S = 60.0  # of silence of all replicas, after which each such time brings a warning
 _SILENCE_S = 5.0  # a replica that has sent nothing for so long is used only where all others are silent too
 _FULL_BACK_OFF_S = 0.1  # before asking again when all queues are full; doubles up to _HEALTH_S
 
@@ -80,7 +81,12 @@ class Scoring:
         await asyncio.gather(self._check_health(), *(self._receive(replica) for replica in self._replicas))
 
     async def score(
-        self, question: wire.Question, answers: list[str], languages: list[str], truncated: list[bool]
+        self,
+        question: wire.Question,
+        answers: list[str],
+        languages: list[str],
+        truncated: list[bool],
+        thinking_opened: bool = False,
     ) -> list[wire.Score]:
         """Has the K answers of a group scored. Waits at most ``timeout_s`` seconds.
 
@@ -89,6 +95,7 @@ class Scoring:
             answers: [K] texts.
             languages: [K] requested language of each answer; empty where the policy chose it.
             truncated: [K] whether the answer reached the token limit.
+            thinking_opened: whether the prompts ended with ``<think>``.
 
         Returns:
             [K] one score for each answer.
@@ -109,6 +116,7 @@ class Scoring:
                 answers=answers,
                 languages=languages,
                 truncated=truncated,
+                thinking_opened=thinking_opened,
                 topics=question.topics,
                 accepted=question.accepted,
                 deadline_s=left_s,
@@ -153,7 +161,16 @@ class Scoring:
             del replica.waiting[request.id]
 
     async def _check_health(self) -> NoReturn:
+        warned = began = time.monotonic()
         while True:
+            now, heard = time.monotonic(), max(replica.last_heard for replica in self._replicas)
+            if now - max(heard, began) > _WARN_S and now - warned > _WARN_S:
+                warned = now
+                addresses = ", ".join(replica.address for replica in self._replicas)
+                log.warning(
+                    "no reward process has answered at %s for %.0f s: start one with scripts/launch_reward.sh and the "
+                    "same configuration, or correct reward.addresses", addresses, now - heard,
+                )  # fmt: skip
             for replica in self._replicas:
                 if replica.silent and replica.route.follow():
                     log.warning("the reward process has moved to %s", replica.address)

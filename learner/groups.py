@@ -14,10 +14,11 @@ from common import wire
 
 Outcome = Literal[
     "trained",
-    "zero_variance",  # all its answers have the same advantage, 0: there is nothing to learn from them
+    "zero_variance",  # all its answers have the advantage 0, and learner.drop_zero_variance is set
     "masked",  # every answer hit the length limit, and learner.mask_truncated is set
     "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
     "failed",  # given up, for the reason that stands in its ledger line
+    "stale",  # its answers are too old for a staleness bound that a resume has lowered; the question is asked again
 ]
 
 

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Sequence
 
 from common.config import LearnerConfig
+from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
 from learner.loop.batches import Batches
@@ -121,7 +122,7 @@ class Run:
 
     def train_step(self, batch: list[Group]) -> StepResult:
         """One optimizer step on all ranks."""
-        with self.stopwatch("train"):
+        with self.stopwatch("train"), Activity("learner", f"training step {self.state.step + 1}", silent_s=BRIEF_S):
             result: StepResult = self.ranks.run("train", number=self.state.step, batch=batch)
         return result
 

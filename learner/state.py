@@ -6,6 +6,7 @@ them is a :class:`Snapshot`, typed and with a version.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,12 @@ from common.config import Config
 from common.process import FatalError
 from learner.groups import Group
 from learner.work.ledger import Ledger
-from learner.work.scheduler import WorkQueue
+from learner.work.scheduler import WorkQueue, find_stale, staleness_bound
 from router import Router
 
-VERSION = 2  # of a snapshot; the layout before it was an untyped dictionary without a version
+log = logging.getLogger("learner.state")
+
+VERSION = 3  # of a checkpoint; before it, the optimizer had one group of parameters and advantages another deviation
 LEDGER_FILE = "ledger.jsonl"  # in run.dir
 
 
@@ -185,6 +188,9 @@ class RunState:
     ) -> RunState:
         """The state that was captured, in this process.
 
+        With a lower staleness bound than before, finished groups whose answers could become too old are asked for
+        again, and the ledger says so.
+
         Args:
             queued: the finished groups that were captured with it.
             router: of this run's configuration, before anything was drawn or observed; it loads the saved state.
@@ -203,14 +209,16 @@ class RunState:
             router.load(snapshot.router)
         except ValueError as error:
             raise FatalError(f"cannot resume {config.run.dir}: {error}") from None
-        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, queued)
-        queue.retried, queue.orphaned = snapshot.groups_retried, snapshot.groups_orphaned
-        queue.failed = snapshot.groups_failed
+        ledger = Ledger(config.run.dir / LEDGER_FILE, snapshot.ledger_size)
+        fresh = _without_stale(config, snapshot, queued, ledger)
+        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, fresh)
+        queue.retried = snapshot.groups_retried + len(queued) - len(fresh)
+        queue.orphaned, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
         return cls(
             lock=lock,
             questions_digest=questions_digest,
             queue=queue,
-            ledger=Ledger(config.run.dir / LEDGER_FILE, snapshot.ledger_size),
+            ledger=ledger,
             router=router,
             step=snapshot.step,
             totals=msgspec.structs.replace(snapshot.totals),
@@ -229,6 +237,26 @@ class RunState:
             ledger=Ledger(config.run.dir / LEDGER_FILE),
             router=router,
         )
+
+
+def _without_stale(config: Config, snapshot: Snapshot, queued: Sequence[Group], ledger: Ledger) -> list[Group]:
+    """The finished groups that keep the staleness bound of this configuration; the others are entered as stale."""
+    learner = config.learner
+    bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
+    oldest = {group.work.sequence: min(int(rollout.versions.min()) for rollout in group.rollouts) for group in queued}
+    stale = find_stale(snapshot.pending, oldest, snapshot.step, learner.groups_per_step, bound)
+    for group in queued:
+        if (sequence := group.work.sequence) in stale:
+            reason = (
+                f"made by policy version {oldest[sequence]}, too old for the bound of {bound} that the run resumes with"
+            )
+            ledger.enter(sequence, group.work.question.index, "stale", snapshot.step, reason)
+    if stale:
+        log.warning(
+            "%d of %d finished groups are too old for the staleness bound of %d (learner.groups_per_step, staleness, "
+            "window), and are asked for again", len(stale), len(queued), bound,
+        )  # fmt: skip
+    return [group for group in queued if group.work.sequence not in stale]
 
 
 def _queue(

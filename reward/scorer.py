@@ -1,6 +1,6 @@
 """Scores answers, many requests at a time. It calls each step in order and decides nothing itself.
 
-reward/answer.py        what of an answer is read
+common/answer.py        what of an answer is read
 reward/gate.py          whether the answer is in the language asked of it
 reward/embedder.py      how similar the answer is to the reference
 reward/calibration/     what this similarity is worth for the pair of languages
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from common.answer import ODDITIES, Answer, read_answer, replace_surrogates
 from common.config import ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
+from common.prose import without_code
 from common.wire import Score, ScoreRequest
-from reward.answer import ODDITIES, Answer, read_answer, replace_surrogates
 from reward.calibration.drift import Drift
 from reward.calibration.files import Quantiles, quantile_path
 from reward.calibration.formulas import Calibration
@@ -65,7 +66,7 @@ class Scorer:
         cache_file: Path | None = None,
         header: str = _HEADER,
     ) -> None:
-        self._gate_span, self._header = config.gate_span, Header(header, languages)
+        self._header = Header(header, languages)
         self.calibrate = Calibration.load(
             config.calibration_mode,
             config.calibration,
@@ -85,7 +86,7 @@ class Scorer:
         """Runs everything once that loads lazily, so that the first request is as fast as the others."""
         texts = ["The capital of Japan is Tokyo.", "日本の首都は東京です。", "one " * 1000]
         self._embedder.embed(texts)
-        self._gate.decide([Answer(text, text, "en") for text in texts])
+        self._gate.decide([read_answer(text, "en") for text in texts], [True] * len(texts))
 
     def save(self) -> None:
         """Writes the reference embeddings to their file."""
@@ -107,10 +108,13 @@ class Scorer:
         if not rows:
             return [[] for _ in requests]
         answers = [answer for _, answer in rows]
-        references = self._references.embed([replace_surrogates(request.reference).strip() for request in requests])
+        references = self._references.embed([_reference(request) for request in requests])
         owners = np.repeat(np.arange(len(requests)), [len(request.answers) for request in requests])
-        similarities = np.einsum("nd,nd->n", self._embedder.embed([a.text for a in answers]), references[owners])
-        decisions = self._gate.decide(answers)
+        similarities = np.einsum(
+            "nd,nd->n", self._embedder.embed([without_code(a.rewarded) for a in answers]), references[owners]
+        )
+        similarity_earns = ["similarity" in self._terms.weights_of(request.topics) for request, _ in rows]
+        decisions = self._gate.decide(answers, similarity_earns)
         scored = iter(
             self._score(request, answer, decision, similarity)
             for (request, answer), decision, similarity in zip(
@@ -127,20 +131,21 @@ class Scorer:
     def _read(self, request: ScoreRequest) -> list[Answer]:
         truncated = request.truncated or [False] * len(request.answers)
         rows = zip(request.answers, request.languages, truncated, strict=True)
-        answers = [read_answer(raw, language, cut, self._header, self._gate_span) for raw, language, cut in rows]
+        opened = request.thinking_opened
+        answers = [read_answer(raw, language, cut, self._header, opened) for raw, language, cut in rows]
         for name in ODDITIES:
             self.counts[name] += sum(name in answer.oddities for answer in answers)
         return answers
 
     def _score(self, request: ScoreRequest, answer: Answer, decision: Decision, similarity: float) -> Score:
-        problem = "empty" if not answer.text else "" if math.isfinite(similarity) else "not_finite"
+        problem = "empty" if not answer.rewarded else "" if math.isfinite(similarity) else "not_finite"
         if problem:  # nothing was said, or it cannot be compared: the answer is worth nothing, whatever the terms are
             self.counts[problem] += 1
             return Score(
                 reward=0.0,
                 quality=0.0,
                 similarity=0.0,
-                compliant=bool(answer.text) and decision.matches,
+                compliant=bool(answer.rewarded) and decision.compliant,
                 detected=decision.detected,
                 language=answer.asked,
                 terms=answer.selection,
@@ -154,7 +159,7 @@ class Scorer:
         drift = self._drift.observe(similarity, language, other) if decision.compliant else 0.0
         accepted = request.accepted or [request.reference]
         calibrated = self.calibrate(similarity, language, other)
-        given = TermInput(answer.text, accepted, calibrated, answer.truncated)
+        given = TermInput(answer.rewarded, accepted, calibrated, answer.truncated)
         values, quality = self._terms.evaluate(given, request.topics)
         return Score(
             reward=quality if decision.compliant else 0.0,
@@ -166,6 +171,12 @@ class Scorer:
             terms=values | answer.selection,
             drift=drift,
         )
+
+
+def _reference(request: ScoreRequest) -> str:
+    """What answers are compared with: without code, as they are, unless it is nothing but code."""
+    text = replace_surrogates(request.reference).strip()
+    return without_code(text).strip() or text
 
 
 def _check(request: ScoreRequest) -> None:

@@ -13,6 +13,7 @@ import zmq
 
 from common.config import RewardConfig
 from common.process import FatalError
+from common.progress import Activity
 from common.stopwatch import Stopwatch
 from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode
 from reward.batching import QueuedRequest, RequestQueue, ScoreBatch, score_or_explain
@@ -21,6 +22,7 @@ logger = logging.getLogger("reward")
 
 _POLL_MS = 500  # the thread notices within this time that it should end
 _LOG_EVERY_S = 60
+_IDLE_S = 55  # a pause between two batches that has ended by then is not mentioned
 
 
 class Service:
@@ -68,7 +70,8 @@ class Service:
         """
         self._scorer_counts, self._ready = counts, True
         while True:
-            with self._stopwatch("waiting"):
+            idle = Activity("reward", "waiting for answers to score", silent_s=_IDLE_S)
+            with self._stopwatch("waiting"), idle:
                 batch = self._queue.take_batch(self._check_thread)
             with self._stopwatch("busy"):
                 results = score_or_explain(score, [queued.request for queued in batch])

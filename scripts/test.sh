@@ -5,7 +5,6 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export LRPO_DEVICE="${LRPO_DEVICE:-cpu}"
-[[ $LRPO_DEVICE == gpu ]] || export CUDA_VISIBLE_DEVICES=
 source scripts/env/env.sh
 ensure_env || exit 1
 "$LRPO_PYTHON" -m ruff check .

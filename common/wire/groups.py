@@ -68,6 +68,7 @@ class Rollout(WireStruct):
     truncated: bool  # it ended at the length limit
     text: str
     score: Score
+    thinking_opened: bool = False  # whether the prompt ended with <think>, so that the text begins inside a thought
     header: int = 0  # how many tokens of the response are the header in which the policy names its language
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ class ScoreRequest(Message, tag="score"):
     answers: list[str]
     languages: list[str]  # asked for, one for each answer; POLICY_CHOOSES where the answer's header names it
     truncated: list[bool] = []  # whether each answer ended at the length limit; empty means none did
+    thinking_opened: bool = False  # whether the prompts ended with <think>, so that the answers begin inside a thought
     topics: list[str] = []  # these choose the terms
     accepted: list[str] = []  # answers that a verifying term accepts; empty means the reference
     deadline_s: float = 60.0  # seconds after its arrival from which nobody waits for the scores any more

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 
+from common.answer import read_answer
 from learner.groups import Group
 
 _LONGEST = 500  # characters of a question or an answer
@@ -17,12 +18,18 @@ def group_as_markdown(group: Group) -> str:
     lines = [f"**{name}** {_literal(text)}\n" for name, text in [
         (f"Question ({about})", question.messages[-1].content), ("Reference", question.reference),
     ]]  # fmt: skip
-    lines += ["| language | answer | detected language | quality | reward | tokens |", "|---|---|---|---|---|---|"]
+    lines += [
+        "| language | thought | answer | detected language | quality | reward | tokens |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for rollout in group.rollouts:
         score = rollout.score
         tokens = f"{len(rollout.response_ids)}{' (truncated)' if rollout.truncated else ''}"
         numbers = [f"{score.quality:.3f}", f"{score.reward:.3f}", tokens]
-        lines.append(f"| {' | '.join([rollout.language, _literal(rollout.text), score.detected, *numbers])} |")
+        answer = read_answer(rollout.text, rollout.language or "en", thinking_opened=rollout.thinking_opened)
+        thought = _literal(answer.thinking) + ("" if answer.thought_closed else " (never ended)")
+        cells = [rollout.language, thought, _literal(answer.final), score.detected, *numbers]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([f"{group.work.id}, answered by {_literal(group.actor)}\n", *lines])
 
 

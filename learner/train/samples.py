@@ -21,6 +21,7 @@ def group_advantages(group: Group, config: LearnerConfig) -> NDArray[np.float64]
         np.array([score.compliant for score in scores]),
         form=config.advantage,
         divide_by_std=config.advantage_std,
+        ddof=config.std_ddof,
         compliance_weight=config.compliance_weight,
     )
 
@@ -29,10 +30,11 @@ def group_outcome(group: Group, config: LearnerConfig) -> Outcome:
     """What a step does with a group.
 
     Returns:
-        ``zero_variance``: all advantages are zero, so the group is left out. ``masked``: every rollout was truncated
+        ``zero_variance``: all advantages are zero, and ``learner.drop_zero_variance`` leaves such groups out.
+        ``masked``: every rollout was truncated
         and ``learner.mask_truncated`` leaves those out. Otherwise ``trained``.
     """
-    if not group_advantages(group, config).any():
+    if config.drop_zero_variance and not group_advantages(group, config).any():
         return "zero_variance"
     masked = config.mask_truncated and all(rollout.truncated for rollout in group.rollouts)
     return "masked" if masked else "trained"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import os
 import resource
 import signal
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 import psutil
 from pebble import ProcessPool
 
-from common.process import FatalError, die_with_parent
+from common.parent import die_with_parent
+from common.process import FatalError
 
 _STEP_S = 2  # math-verify's own limit, by a signal, for each formula that is read and for each comparison
 _DEADLINE_S = 5.0  # for a whole answer, counted from when the worker takes it
@@ -89,7 +91,7 @@ class MathVerifier:
         # A forked worker would inherit sockets, threads and the memory of torch; a worker from a fork server would not
         # be a child of this process and so would not die with it.
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPool(max_workers=1, initializer=_start_worker, context=context)
+        pool = ProcessPool(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),), context=context)
         if not _is_ready(pool):
             _stop(pool)
             raise FatalError(f"math-verify did not start within {_START_S:.0f} s; is its installation complete?")
@@ -113,9 +115,9 @@ def _nothing() -> None:
     """What a worker does to show that it is ready."""
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     """Prepares a worker process: it dies with its parent, imports math-verify, and then limits itself."""
-    die_with_parent()
+    die_with_parent(parent)
     # pebble ends a worker by SIGTERM. A handler in Python would have to wait for big-integer arithmetic to end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from math_verify import parse, verify

@@ -26,9 +26,11 @@ import typer
 
 from common.languages import code_of
 from common.process import FatalError
+from learner.data.problems import Problems
+from learner.data.rows import QuestionRow, Rules
 from scripts.data.endpoint import FORM, Endpoint, EndpointOption
 from scripts.data.prepare import pairs
-from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
+from scripts.data.sources import read
 from scripts.ops.command_line import command
 from scripts.study.grading import Item, grade
 from scripts.study.harness import score_tasks
@@ -71,10 +73,12 @@ def main(
         if source:
             if name != "mGSM" and not judge:
                 raise FatalError(f"{name} needs --judge: {FORM}")
-            rejected = RejectedRows()
-            rows[name] = read([source], Rules(pairs(columns), language, numbers=name == "mGSM"), rejected)
-            if not rows[name] or rejected.counts["broken"]:
-                raise FatalError(f"{name}: {len(rows[name])} good rows; {rejected.problems[:1] or source}")
+            problems = Problems()
+            rules = Rules(pairs(columns), language, splits=("test", "validation", "train"))
+            rows[name] = read([source], rules, problems)
+            if not rows[name] or problems.of("broken"):  # a benchmark is scored whole or not at all
+                broken = "; ".join(problems.lines("broken")) or f"{source} is empty"
+                raise FatalError(f"{name}: {len(rows[name])} good rows, {len(problems.of('broken'))} broken: {broken}")
     grader = Endpoint[str | int](judge, out.with_suffix(".judge.jsonl"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:

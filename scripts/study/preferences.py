@@ -29,15 +29,15 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec.structs import asdict
 
-from actor.prompts import PROMPT_STYLES
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import recording
 from scripts.data.endpoint import FORM, Endpoint, EndpointOption, Failure, translate, whole_number
-from scripts.data.prepare import write
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 
 _AGREEMENT = (

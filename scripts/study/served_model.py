@@ -12,13 +12,13 @@ import aiohttp
 
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
-from actor.prompts import add_instruction, append_tag
 from common.config import load
 from common.languages import tag
 from common.process import FatalError
+from common.prompts import add_instruction, append_tag
 from common.tokenizer import load_tokenizer
+from learner.data.rows import QuestionRow
 from scripts.data.endpoint import Conversation, Endpoint, Failure
-from scripts.data.sources import QuestionRow
 
 
 @contextmanager

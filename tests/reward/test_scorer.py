@@ -132,12 +132,22 @@ def test_a_pair_without_statistics_is_left_raw_and_counted(scorer: Scorer) -> No
 
 
 @pytest.mark.parametrize(
-    ("span", "compliant"), [("all", [False, True]), ("thinking", [True, False]), ("answer", [False, True])]
+    ("span", "earning", "compliant"),
+    [
+        ("all", "similarity", [False, True]),
+        ("thinking", "similarity", [False, False]),
+        ("thinking", "contains", [True, False]),
+        ("answer", "similarity", [False, True]),
+    ],
 )
-def test_the_gate_reads_the_configured_span(span: Any, compliant: list[bool]) -> None:
+def test_the_gate_reads_the_configured_span_and_what_earns_similarity(
+    span: Any, earning: Any, compliant: list[bool]
+) -> None:
     said = f"{SENTENCES['en']} " * 4
     answers = [f"<think>{SENTENCES['de']}</think> {said}", SENTENCES["de"], said]
-    *scores, bare = Scorer(RewardConfig(gate_span=span)).score([request(answers, ["de"] * 3)])[0]
+    *scores, bare = Scorer(RewardConfig(gate_span=span, terms={"default": {earning: 1.0}})).score(
+        [request(answers, ["de"] * 3)]
+    )[0]
     assert [score.compliant for score in scores] == compliant
     assert scores[0].similarity == bare.similarity, "the thinking part is no part of what is compared"
 

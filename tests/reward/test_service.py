@@ -189,8 +189,10 @@ def malformed(generator: random.Random) -> list[bytes]:
 
 
 @pytest.mark.parametrize("sent", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_a_flood_of_malformed_messages_is_refused(sent: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    address, generator = f"ipc://{tmp_path}/reward", random.Random()
+def test_a_flood_of_malformed_messages_is_refused(
+    sent: int, tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int
+) -> None:
+    address, generator = f"ipc://{tmp_path}/reward", random.Random(seed)
     pool = [frames for _ in range(2000) if not _valid(frames := malformed(generator))]
     with (
         caplog.at_level(logging.WARNING),

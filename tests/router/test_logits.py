@@ -80,12 +80,13 @@ class Published:
 
 @pytest.mark.parametrize("region_topics", [(), ("Regional Knowledge",)])
 @pytest.mark.parametrize("norm", ["none", "center", "zscore"])
-def test_reference_credit_is_that_of_the_public_code(norm: str, region_topics: tuple[str, ...]) -> None:
-    random = np.random.default_rng()
+def test_reference_credit_is_that_of_the_public_code(
+    norm: str, region_topics: tuple[str, ...], rng: np.random.Generator
+) -> None:
     bandit = router(credit="reference", group_norm=norm, region_topics=region_topics)
     expected = Published(norm, region_topics)
     for _ in range(15):
-        seen = some(random, 12, most=2)
+        seen = some(rng, 12, most=2)
         bandit.observe(seen)
         expected.update(seen)
         logits = bandit.state()["logits"]
@@ -159,12 +160,11 @@ def plain_pooled(
 
 
 @pytest.mark.parametrize("norm", ["none", "center", "zscore"])
-def test_pooled_credit_is_as_defined(norm: str) -> None:
-    random = np.random.default_rng()
+def test_pooled_credit_is_as_defined(norm: str, rng: np.random.Generator) -> None:
     bandit = router(credit="pooled", group_norm=norm, compliance_weight=0.7, prior=5)
     rows: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
     for _ in range(15):
-        seen = some(random, 12, most=2)
+        seen = some(rng, 12, most=2)
         total, compliant, every = bandit.state()["seen"]
         bandit.observe(seen)
         plain_pooled(seen, rows, norm, compliant / every, 0.7 * total / compliant, 5)
@@ -213,10 +213,10 @@ def explicit(bandit: Router, table: int, arm: int) -> tuple[dict[str, int], Any,
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_the_posterior_is_that_of_regression_on_all_terms(own: bool) -> None:
-    random, bandit = np.random.default_rng(), router(question_language=own)
+def test_the_posterior_is_that_of_regression_on_all_terms(own: bool, rng: np.random.Generator) -> None:
+    bandit = router(question_language=own)
     for _ in range(4):
-        bandit.observe(some(random, 12, most=2))
+        bandit.observe(some(rng, 12, most=2))
     beliefs = bandit._beliefs
     for table in (QUALITY, COMPLIANCE):
         fit = beliefs._fit(table, beliefs.rate, covariance=True)
@@ -237,9 +237,9 @@ def _hidden(x: Any) -> float:
     return 1e-9 if len(x) else 0.0
 
 
-def test_beliefs_are_as_sure_as_they_are_right() -> None:
+def test_beliefs_are_as_sure_as_they_are_right(rng: np.random.Generator) -> None:
     """Rewards drawn from the model itself: the errors of differences between languages, in standard deviations."""
-    random, off = np.random.default_rng(), []
+    random, off = rng, []
     for _ in range(6):
         bandit = router(own_language=0)
         topic, region = random.normal(0, 0.06, (3, 4)), random.normal(0, 0.06, (3, 4))

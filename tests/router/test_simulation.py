@@ -39,13 +39,12 @@ def test_equal_languages_stay_even() -> None:
     assert max(outcome.evenness for outcome in outcomes["linucb-0.2"]) < 0.6  # the measure does see a collapse
 
 
-def test_linear_thompson_sampling_is_ridge_regression() -> None:
-    random = np.random.default_rng()
+def test_linear_thompson_sampling_is_ridge_regression(rng: np.random.Generator) -> None:
     bandit = LinearThompson(Settings(), LANGUAGES[:3], 0, 1, scale=0.5, keep=0.9)
     x, y, age = [], [], []
     asked = [Context(LANGUAGES[one], ("Chat",), (f"region {one}",)) for one in range(3)]
     for step in range(3):
-        seen = [Observation(one, LANGUAGES[:3], tuple(random.random(3).tolist()), (True,) * 3) for one in asked]
+        seen = [Observation(one, LANGUAGES[:3], tuple(rng.random(3).tolist()), (True,) * 3) for one in asked]
         bandit.observe(seen)
         for place, one in enumerate(seen):
             x.append([1.0, 1.0, *np.eye(3)[place], *np.eye(3)[place]])  # constant, topic, region, language
@@ -124,11 +123,10 @@ def test_rows_hold_the_goals() -> None:
     assert [row["ok"] for row in simulate.rows(even)] == [None, False]
 
 
-def test_intervals_hold_the_mean_of_repeated_samples() -> None:
-    random = np.random.default_rng()
+def test_intervals_hold_the_mean_of_repeated_samples(rng: np.random.Generator) -> None:
     hits = 0
     for _ in range(100):
-        mean, half = simulate.interval(random.normal(3, 2, 40).tolist())
+        mean, half = simulate.interval(rng.normal(3, 2, 40).tolist())
         hits += abs(mean - 3) <= half
     assert hits >= 78  # of 40 values it covers 0.94, so that fewer come once in 4e7 trials
 

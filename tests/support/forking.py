@@ -11,6 +11,8 @@ import asyncio
 import atexit
 import ctypes
 import gc
+import logging
+import multiprocessing.util
 import os
 import runpy
 import signal
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -94,12 +97,12 @@ def run_in_this_process(
         if prepare is not None:
             prepare()
         os.chdir(directory)
-        os.environ.clear()
+        # Padded, as what is shorter than the fork server's own command line would be shown with its rest as zeros.
+        setproctitle.setproctitle(" ".join([sys.executable, "-m", module, *arguments]).ljust(_TITLE))
+        os.environ.clear()  # after the first title, which needs the environment where the interpreter began with it
         os.environ.update(environment)
         sys.path[:] = _import_path(environment, directory)
         sys.argv[:] = [module, *arguments]
-        # Padded, as what is shorter than the fork server's own command line would be shown with its rest as zeros.
-        setproctitle.setproctitle(" ".join([sys.executable, "-m", module, *arguments]).ljust(_TITLE))
         code = _run(module)
     except BaseException:
         traceback.print_exc()
@@ -108,8 +111,17 @@ def run_in_this_process(
 
 
 def _forget_the_parent() -> None:
-    """Signals as in a fresh interpreter, no running event loop, and nothing of the parent's is collected here."""
+    """Signals as in a fresh interpreter, no running event loop, and nothing of the parent's is collected here.
+
+    Nor is it cleaned up when this process ends: a temporary directory, for example, is its creator's to remove.
+    """
     gc.freeze()
+    atexit._clear()
+    atexit.register(logging.shutdown)
+    weakref.finalize._registry.clear()  # type: ignore[attr-defined]
+    weakref.finalize._registered_with_atexit = False  # type: ignore[attr-defined]
+    multiprocessing.util._finalizer_registry.clear()  # type: ignore[attr-defined]
+    atexit.register(multiprocessing.util._exit_function)  # type: ignore[attr-defined]
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):

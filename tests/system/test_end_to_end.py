@@ -21,6 +21,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from learner.report.trackers.tensorboard_tracker import LINE_RUNS
 from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
@@ -148,21 +149,25 @@ def test_the_ledger_has_each_question_once(run_dir: Path) -> None:
 def test_tensorboard_shows_the_run(run_dir: Path) -> None:
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
-    tags = events.Tags()
+    tags, scalars = events.Tags(), set[str]()
+    for sub in LINE_RUNS:
+        lines = EventAccumulator(str(run_dir / "tensorboard" / sub))
+        lines.Reload()
+        scalars |= set(lines.Tags()["scalars"])
+    by_language = ("reward", "compliance", "length", "staleness", "share", "entropy", "mismatch")
     wanted = {
-        "health/lag_max", "health/lag_bound", "health/mismatch", "health/probe_error", "health/skipped_steps",
-        "learning/reward", "learning/compliance", "flow/tokens_per_second", "flow/learner/wait", "flow/actors/generate",
-        "flow/actor_tokens/actor-0", "flow/pool_tokens/actor", "flow/kv_use/actor-1", "flow/reward/busy", "flow/lost",
-        "evaluation_train/own", "router/region_language_bits",
+        "health/staleness_max", "health/staleness_bound", "health/mismatch", "health/probe_error",
+        "health/skipped_steps", "learning/reward", "learning/compliance", "flow/tokens_per_second",
+        "flow/learner/wait", "flow/actors/generate", "flow/actor_tokens/actor-0", "flow/pool_tokens/actor",
+        "flow/kv_use/actor-1", "flow/reward/busy", "flow/bottleneck_cost", "evaluation_train/own",
+        "router/region_language_bits", *(f"languages/{name}/ar" for name in by_language),
     }  # fmt: skip
-    assert wanted <= set(tags["scalars"]), wanted - set(tags["scalars"])
-    assert (tags["histograms"], tags["images"]) == (["health/lag"], ["router/probabilities"])
+    assert wanted <= scalars, wanted - scalars
+    assert tags["histograms"] == ["health/staleness"]
+    pictures = {"router/probabilities", "languages_by_step/reward", "actors_by_step/kv_use", "staleness_by_step/tokens"}
+    assert pictures <= set(tags["images"])
     points = [point.step for point in events.Scalars("learning/reward")]
     assert points == list(range(1, STEPS + 1)), "the step that was interrupted has its point, too"
-    arabic = EventAccumulator(str(run_dir / "tensorboard" / "ar"))
-    arabic.Reload()
-    by_language = ("reward", "compliance", "length", "lag", "share", "entropy", "mismatch")
-    assert {f"languages/{name}" for name in by_language} <= set(arabic.Tags()["scalars"])
     assert {"custom_scalars__config__", "sample/text_summary"} <= set(tags["tensors"])
     first = events.Scalars("health/mismatch")[0].value
     assert first < 1e-4, "tokens of the current weights: engine and learner agree on their log-probabilities"

@@ -24,7 +24,7 @@ from actor.engine.fleet import EngineFleet, list_workers
 from actor.engine.server import EngineProcess
 from common.config import load
 from common.net.ports import reserve_port
-from common.process import die_with_parent
+from common.parent import die_with_parent
 from tests.support.actor_pool import LIGHT, ActorPool
 
 _PATIENCE_S = 600.0  # until all engines answer, on a busy machine

@@ -1,0 +1,124 @@
+"""What an answer consists of: one place that decides what of it is shown, judged for its language, and rewarded.
+
+An answer that arrives from an engine may begin with a header (in which the policy names the language it chose), may
+contain a thought, may be longer than anything worth reading, and may hold characters that no encoding has. This module
+turns it into an :class:`Answer`. Language gate, terms, embedder, evaluation and text samples read only that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from common.header import Header
+from common.languages import POLICY_CHOOSES, code_of
+
+GateSpan: TypeAlias = Literal["all", "thinking", "answer"]  # which parts of an answer must be in its language
+ThoughtOpening: TypeAlias = Literal["", "template", "policy"]  # who wrote the tag that a thought begins with
+
+ODDITIES = ("unencodable", "over_long")  # counters of answers with lone surrogates, and of those cut for their length
+
+_MAX_CHARACTERS = 100_000  # the part of an answer beyond this many characters is not read
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, cut into its parts. All parts are stripped of white space at both ends.
+
+    Attributes:
+        header: what the answer begins with where the policy chose its language; ``""`` where it has none.
+        thinking: the thought, without its tags; ``""`` where there is none.
+        final: the answer after the thought: what is rewarded. Empty where the answer has no content, and where its
+            thought never ended, because a thought is no answer.
+        thought_opened_by: "template" where the prompt ended with ``<think>``, "policy" where the answer contains it (or
+            contains ``</think>`` alone), ``""`` where there is no thought.
+        thought_closed: whether the thought ended; True where there is none.
+        asked: the code of the language that the answer should be in. Where the policy chose the language, the one that
+            its header names; ``""`` where that header names none.
+        truncated: whether generation stopped at the token limit.
+        selection: ``{"selection": 1.0}`` where the policy chose the language and the header is well formed,
+            ``{"selection": 0.0}`` where it is not, and empty where the language was asked for.
+        oddities: the names in ``ODDITIES`` that hold for this answer.
+    """
+
+    header: str
+    thinking: str
+    final: str
+    thought_opened_by: ThoughtOpening
+    thought_closed: bool
+    asked: str
+    truncated: bool = False
+    selection: dict[str, float] = field(default_factory=dict)
+    oddities: tuple[str, ...] = ()
+
+    @property
+    def rewarded(self) -> str:
+        """The text that terms and embedder read: the final answer and nothing else."""
+        return self.final
+
+    def judged(self, span: GateSpan, rewarded_too: bool) -> list[str]:
+        """The texts that must be in the language asked for, each by itself. A text without content is in none.
+
+        Args:
+            span: "all" are the final answer and, where there is one, the thought; "thinking" and "answer" one of them.
+            rewarded_too: adds the final answer to the span "thinking": similarity may be earned only in the language
+                asked for.
+        """
+        thinking = [self.thinking] if span == "thinking" or (span == "all" and self.thinking) else []
+        final = [self.final] if span != "thinking" or rewarded_too else []
+        return thinking + final
+
+
+def read_answer(
+    raw: str, language: str, truncated: bool = False, header: Header | None = None, thinking_opened: bool = False
+) -> Answer:
+    """Cuts one answer into its parts.
+
+    The final answer is what follows the last ``</think>``. It is empty where another ``<think>`` follows it, or where
+    the thought that the template opened has no end.
+
+    Args:
+        raw: the answer as the engine wrote it.
+        language: a language code or English name, or ``POLICY_CHOOSES`` where the policy chose the language.
+        truncated: whether generation stopped at the token limit.
+        header: reads the header of an answer whose language the policy chose.
+        thinking_opened: whether the prompt ended with ``<think>``.
+
+    Raises:
+        ValueError: the language is unknown, or the policy chose it and there is no ``header`` to read.
+    """
+    text = replace_surrogates(raw)
+    found = (text != raw, len(text) > _MAX_CHARACTERS)
+    oddities = tuple(name for name, is_odd in zip(ODDITIES, found, strict=True) if is_odd)
+    text = text[:_MAX_CHARACTERS].strip()
+    asked, selection, named = language, dict[str, float](), ""
+    if language == POLICY_CHOOSES:
+        if header is None:
+            raise ValueError("the policy chose the language, and no header is known that could name it")
+        asked, well_formed, end = header.parse(text)
+        text, named, selection = text[end:].strip(), text[:end].strip(), {"selection": float(well_formed)}
+    opened_by: ThoughtOpening = "policy" if _OPEN in text or _CLOSE in text else ""
+    if thinking_opened:
+        opened_by = "template"
+    before, tag, after = text.rpartition(_CLOSE)
+    thinking, final = (before, after) if tag else (text, "") if thinking_opened else ("", text)
+    unfinished = _OPEN in final
+    if unfinished:
+        thinking, final = f"{thinking}\n{final}", ""
+    return Answer(
+        header=named,
+        thinking=thinking.replace(_OPEN, "").replace(_CLOSE, "").strip(),
+        final=final.strip(),
+        thought_opened_by=opened_by,
+        thought_closed=not unfinished and (bool(tag) or not thinking_opened),
+        asked=asked and code_of(asked),
+        truncated=truncated,
+        selection=selection,
+        oddities=oddities,
+    )
+
+
+def replace_surrogates(text: str) -> str:
+    """The text with a question mark in place of each lone surrogate, because UTF-8 cannot encode those."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,109 @@
+"""Writing systems: which script a letter belongs to, which scripts a language is written in, and words in one form.
+
+A script is a small number, and a set of scripts an integer with one bit for each. The names are those with which the
+names of Unicode's letters begin.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache
+
+import numpy as np
+from babel.core import get_global
+from numpy.typing import NDArray
+
+# By the code of ISO 15924 that CLDR uses: the scripts of letters in texts of a language.
+_NAMES = {
+    "Latn": ("LATIN",), "Cyrl": ("CYRILLIC",), "Grek": ("GREEK",), "Arab": ("ARABIC",), "Hebr": ("HEBREW",),
+    "Deva": ("DEVANAGARI",), "Beng": ("BENGALI",), "Guru": ("GURMUKHI",), "Gujr": ("GUJARATI",), "Orya": ("ORIYA",),
+    "Taml": ("TAMIL",), "Telu": ("TELUGU",), "Knda": ("KANNADA",), "Mlym": ("MALAYALAM",), "Sinh": ("SINHALA",),
+    "Thai": ("THAI",), "Laoo": ("LAO",), "Mymr": ("MYANMAR",), "Khmr": ("KHMER",), "Tibt": ("TIBETAN",),
+    "Ethi": ("ETHIOPIC",), "Armn": ("ARMENIAN",), "Geor": ("GEORGIAN",), "Thaa": ("THAANA",), "Syrc": ("SYRIAC",),
+    "Hans": ("CJK",), "Hant": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA"), "Kore": ("HANGUL",),
+    "Mong": ("MONGOLIAN",), "Cher": ("CHEROKEE",), "Bopo": ("BOPOMOFO",),
+}  # fmt: skip
+_ALSO = {  # languages that are also written in scripts that are not the likely one
+    "Latn": "az bs kk ku sh sr tg tk tt uz", "Cyrl": "az bs kk ku sh sr tk tt uz", "Arab": "az kk ku ky pa sd tg ug uz",
+    "Deva": "sd", "Bopo": "zh",
+}  # fmt: skip
+_NUMBER = {name: number for number, name in enumerate(dict.fromkeys(n for names in _NAMES.values() for n in names), 1)}
+_OTHER = len(_NUMBER) + 1  # a letter of any script that is not listed
+_ALIASES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA", "HANGZHOU": "CJK", "HALFWIDTH": "KATAKANA"}
+_INHERITED = {"COMBINING", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER"}
+
+# Scripts that one word may mix have the same group: words are cut only where the group changes.
+GROUPS: NDArray[np.int64] = np.arange(_OTHER + 1)
+for _name in ("HIRAGANA", "KATAKANA"):
+    GROUPS[_NUMBER[_name]] = _NUMBER["CJK"]
+
+# Compatibility forms that are the same letter in another shape; others, as Thai's sara am, keep their own meaning.
+_SHAPES = {"<wide>", "<narrow>", "<font>", "<initial>", "<medial>", "<final>", "<isolated>", "<circle>", "<square>"}
+_SHAPED_RANGES = ((0x2100, 0x214F), (0x2460, 0x24FF), (0x3200, 0x33FF), (0xFB50, 0xFDFF), (0xFE70, 0xFFEF),
+                  (0x1D400, 0x1D7FF), (0x1EE00, 0x1EEFF), (0x1F100, 0x1F1FF))  # fmt: skip
+# Tatweel, and the marks of vowels that Arabic and Hebrew texts mostly leave out.
+_OPTIONAL_MARKS = ((0x0610, 0x061A), (0x0640, 0x0640), (0x064B, 0x065F), (0x0670, 0x0670), (0x06D6, 0x06DC),
+                   (0x06DF, 0x06E8), (0x06EA, 0x06ED), (0x0591, 0x05BD), (0x05BF, 0x05C7))  # fmt: skip
+
+
+@cache
+def _replacements() -> dict[int, str | None]:
+    shapes: dict[int, str | None] = {
+        code: unicodedata.normalize("NFKC", chr(code))
+        for low, high in _SHAPED_RANGES
+        for code in range(low, high + 1)
+        if unicodedata.decomposition(chr(code)).partition(" ")[0] in _SHAPES
+    }
+    marks = dict.fromkeys(code for low, high in _OPTIONAL_MARKS for code in range(low, high + 1))
+    hidden = dict.fromkeys(code for code in range(0xE0080) if unicodedata.category(chr(code)) == "Cf")
+    return shapes | marks | hidden
+
+
+def normalise(text: str) -> str:
+    """The text in one form: composed (NFC), in ordinary width and shape, without characters that nobody sees.
+
+    Format characters (soft hyphen, zero-width space and joiners, direction marks), tatweel, and the marks of Arabic and
+    Hebrew vowels go.
+    """
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).translate(_replacements()))
+
+
+def normalise_word(word: str) -> str:
+    """A word as the language model should read it: in one form, and in lower case where capitals go on inside it.
+
+    Words in capitals are rare in what lid.176 has learned from: it takes upper-case sentences for other languages.
+    """
+    word = normalise(word).replace("<", "").replace(">", "")
+    return word if word[1:] == word[1:].lower() else word.lower()
+
+
+@cache
+def _script_table() -> NDArray[np.int64]:
+    table = np.zeros(0x110000, np.int64)
+    for low, high in ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)):
+        table[low : high + 1] = _NUMBER["CJK"]
+    table[0xAC00:0xD7A4] = _NUMBER["HANGUL"]
+    for code in [*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7B0, 0xD800), *range(0xFB00, 0x20000)]:
+        character = chr(code)
+        if unicodedata.category(character)[0] not in "LM":
+            continue
+        name = unicodedata.name(character, "UNKNOWN").partition(" ")[0]
+        name = _ALIASES.get(name, name)
+        table[code] = 0 if name in _INHERITED else _NUMBER.get(name, _OTHER)
+    return table
+
+
+def scripts_of(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The script of each code point; 0 for what is neither a letter nor a mark of a script."""
+    return _script_table()[codes]
+
+
+@cache
+def scripts_of_language(code: str) -> int:
+    """The set of scripts in which a language is written, by CLDR's likely script of the language."""
+    likely = get_global("likely_subtags").get(code, "").split("_")
+    scripts = [likely[1] if len(likely) > 1 else "Latn"]
+    scripts += [script for script, languages in _ALSO.items() if code in languages.split()]
+    return sum({1 << _NUMBER[name] for script in scripts for name in _NAMES.get(script, ())})

@@ -1,0 +1,83 @@
+"""Which parts of an answer are shown, judged for their language, and rewarded."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.answer import GateSpan, read_answer
+from common.header import Header
+from common.languages import POLICY_CHOOSES
+
+HEADER = Header("<lang_select>\n{code}\n</lang_select>\n", ["de", "en"])
+
+
+@pytest.mark.parametrize(
+    ("span", "rewarded_too", "judged"),
+    [
+        ("all", False, ["one", "two"]),
+        ("thinking", False, ["one"]),
+        ("thinking", True, ["one", "two"]),
+        ("answer", False, ["two"]),
+    ],
+)
+def test_the_thought_is_not_rewarded_and_the_span_says_what_is_judged(
+    span: GateSpan, rewarded_too: bool, judged: list[str]
+) -> None:
+    answer = read_answer(" <think>one</think> two ", "German", True)
+    assert (answer.thinking, answer.final, answer.rewarded) == ("one", "two", "two")
+    assert answer.judged(span, rewarded_too) == judged
+    bare = read_answer("two", "de").judged(span, rewarded_too)
+    assert bare == {"all": ["two"], "thinking": ["", "two"][: 1 + rewarded_too], "answer": ["two"]}[span]
+    assert (answer.asked, answer.truncated, answer.header, answer.selection) == ("de", True, "", {})
+    assert (answer.thought_opened_by, answer.thought_closed, answer.oddities) == ("policy", True, ())
+
+
+@pytest.mark.parametrize(
+    ("raw", "opened", "thinking", "final", "opened_by", "closed"),
+    [
+        ("two", False, "", "two", "", True),
+        ("one</think>two", True, "one", "two", "template", True),
+        ("one</think>two", False, "one", "two", "policy", True),
+        ("one", True, "one", "", "template", False),
+        ("<think>one", False, "one", "", "policy", False),
+        ("<think>one</think>two<think>three", False, "one\ntwothree", "", "policy", False),
+        ("<think>one</think>two<think>three</think>four", False, "onetwothree", "four", "policy", True),
+        ("zero <think>one</think>two", False, "zero one", "two", "policy", True),
+    ],
+)
+def test_a_thought_that_never_ended_is_no_answer(
+    raw: str, opened: bool, thinking: str, final: str, opened_by: str, closed: bool
+) -> None:
+    answer = read_answer(raw, "de", thinking_opened=opened)
+    assert (answer.thinking, answer.final) == (thinking, final)
+    assert (answer.thought_opened_by, answer.thought_closed) == (opened_by, closed)
+
+
+def test_the_header_names_the_language_where_the_policy_chose_it() -> None:
+    chosen = read_answer("<lang_select>\nen\n</lang_select>\nTokyo", POLICY_CHOOSES, False, HEADER)
+    assert (chosen.final, chosen.asked, chosen.selection) == ("Tokyo", "en", {"selection": 1.0})
+    assert chosen.header == "<lang_select>\nen\n</lang_select>"
+    sloppy = read_answer("<Lang_Select> German Tokio", POLICY_CHOOSES, False, HEADER)
+    assert (sloppy.final, sloppy.asked, sloppy.selection) == ("Tokio", "de", {"selection": 0.0})
+    missing = read_answer("Tokyo", POLICY_CHOOSES, False, HEADER)
+    assert (missing.final, missing.asked, missing.selection) == ("Tokyo", "", {"selection": 0.0})
+    with pytest.raises(ValueError, match="no header is known"):
+        read_answer("Tokyo", POLICY_CHOOSES)
+
+
+def test_lone_surrogates_are_replaced_and_long_answers_cut() -> None:
+    answer = read_answer("\ud800" + "a" * 100_000, "en")
+    assert answer.final == "?" + "a" * 99_999
+    assert answer.oddities == ("unencodable", "over_long")
+
+
+@given(st.text(max_size=60), st.text(max_size=60), st.booleans())
+def test_thinking_ends_at_its_tag(before: str, after: str, opened: bool) -> None:
+    tag = "" if opened else "<think>"
+    if "think>" not in before + after:
+        answer = read_answer(f"{tag}{before}</think>{after}", "de", thinking_opened=opened)
+        assert (answer.thinking, answer.final, answer.thought_closed) == (before.strip(), after.strip(), True)
+        unfinished = read_answer(f"{tag}{before}", "de", thinking_opened=opened)
+        assert (unfinished.thinking, unfinished.final, unfinished.thought_closed) == (before.strip(), "", False)
