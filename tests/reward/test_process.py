@@ -88,7 +88,7 @@ def test_service_answers_two_clients_around_poison_and_ends_when_asked(tmp_path:
         assert f"reward is ready on {address}" in log
         assert "'refused': 4" in log
         assert "Traceback" not in log
-        assert (tmp_path / "run" / "reward" / "references-0.npz").exists(), "for its next life"
+        assert (tmp_path / "run" / "reward" / "references-0.sqlite").exists(), "for its next life"
 
 
 @pytest.mark.e2e
