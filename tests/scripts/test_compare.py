@@ -105,7 +105,8 @@ def test_from_raw_rows_to_a_comparison(
             path = tmp_path / f"{split}.parquet"
             label.main([str(path), "--out", str(path), "--endpoint", f"m@{url}"])
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
-    assert all(label.label_of(row) == truth[row["question"]] for row in rows)
+    for row in rows:
+        assert label.label_of(parse_row(row, Place("file", 0), Rules())) == truth[row["question"]]
 
     known = [
         {"id": row["fact"], "language": row["language"], "answer": row["answer"], "question": asked["text"]}
