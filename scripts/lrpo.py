@@ -21,6 +21,8 @@ COMMANDS = {
     "status": Entry("scripts.ops.status", "show a run that is under way"),
     "demo": Entry("scripts.world.demo", "train a small policy on the offline world, on the CPU"),
     "dry-run": Entry("scripts.ops.dry_run", "compute what a configuration needs, before it is run"),
+    "from-verl": Entry("scripts.ops.from_verl", "turn a launch script of verl into a configuration"),
+    "push": Entry("scripts.ops.push", "upload a trained model with a card, or write both to a directory"),
     "prepare": Entry("scripts.data.prepare", "make training data from public sources or your own"),
     "label": Entry("scripts.data.label", "give questions their topic and region"),
     "calibrate": Entry("scripts.data.calibrate", "measure similarities of language pairs, for the reward"),

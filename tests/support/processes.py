@@ -35,7 +35,8 @@ cpu_seconds = 0.0  # of processes that have ended, with those that they waited f
 class Popen(subprocess.Popen[Any]):
     """``subprocess.Popen``, of a process forked elsewhere.
 
-    ``pass_fds`` are refused, and so is any ``preexec_fn`` but ``die_with_parent``, with or without the parent, which holds for all.
+    ``pass_fds`` are refused, and so is any ``preexec_fn`` but ``die_with_parent``, with or without the parent, which
+    holds for all.
     """
 
     def _execute_child(self, *given: Any) -> None:
