@@ -57,7 +57,7 @@ class Router:
         ValueError: there is no language, or one occurs twice; the mode needs English and ``en`` is missing; initial
             values name a language that is not among the L.
 
-    Example:
+    Examples:
         >>> router = Router(configuration.RouterConfig(), ["de", "en", "zh"], seed=0, steps=64)
         >>> router.draw("de", "Reasoning", None).languages[:2]
         ['de', 'de']
