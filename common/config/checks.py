@@ -58,7 +58,7 @@ def unseen_languages_are_unseen(config: Sections) -> Iterator[str]:
     for code, count in Counter(unseen).items():
         if count > 1:
             yield (
-                f"learner.evaluate_unseen has the language {code!r} {count} times, perhaps by its code and by its name: "
+                f"learner.evaluate_unseen has the language {code!r} {count} times, perhaps by code and by name: "
                 "keep one"
             )
     if seen := [code for code in unseen if code in config.run.languages]:
