@@ -6,11 +6,10 @@ import asyncio
 import os
 import socket
 
-from actor.lives import Lives
 from common.config import Config
 from common.net.rendezvous import Route, host_of, use_interface
 from common.process import main
-from common.tokenizer import load_tokenizer
+from common.progress import BRIEF_S, Activity
 
 
 def run(config: Config) -> None:
@@ -19,14 +18,24 @@ def run(config: Config) -> None:
     Raises:
         FatalError: the learner or the engine cannot be reached or used.
     """
+    with Activity("actor", "importing transformers"):
+        from actor.lives import Lives
+        from common.prompts import PROMPT_STYLES
+        from common.tokenizer import load_tokenizer
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
     tokenizer = load_tokenizer(config.model.path)
+    PROMPT_STYLES[config.model.prompt_style](tokenizer, config)  # refuses what it cannot use, before an engine starts
     timeout_s = config.actor.start_timeout_s
-    learner = Route(config.run, "learner", config.learner.address, timeout_s)
-    rewards = [
-        Route(config.run, f"reward-{number}", address, timeout_s)
-        for number, address in enumerate(config.reward.addresses)
-    ]
+    missing = (
+        "start what has no file there, with scripts/launch_learner.sh or launch_reward.sh and the same configuration"
+    )
+    looking = f"looking for the learner and the reward service in {config.run.rendezvous}"
+    with Activity("actor", looking, missing=missing, silent_s=BRIEF_S):
+        learner = Route(config.run, "learner", config.learner.address, timeout_s)
+        rewards = [
+            Route(config.run, f"reward-{number}", address, timeout_s)
+            for number, address in enumerate(config.reward.addresses)
+        ]
     use_interface(host_of(learner.place.address))
     asyncio.run(Lives(config, name, tokenizer, learner, rewards).run())
 

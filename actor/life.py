@@ -19,12 +19,12 @@ from actor.engine.server import EngineProcess
 from actor.engine.start import OpenedEngine
 from actor.groups import PromptGroups
 from actor.scoring import Scoring
-from actor.session import HEARTBEAT_S, RunEnded, Session
+from actor.session import RunEnded, Session
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes
 from actor.weights import WeightUpdates
 from common import wire
-from common.config import Config
+from common.config import HEARTBEAT_S, Config
 from common.net.rendezvous import Route
 from common.process import FatalError
 

@@ -10,16 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import ExitStack
 from typing import NoReturn, Protocol
 
 from actor.engine.client import EngineError
 from common import wire
+from common.config import HEARTBEAT_S
 from common.net.rendezvous import Route
 from common.process import FatalError
+from common.progress import Activity
 
 log = logging.getLogger("actor")
 
-HEARTBEAT_S = 2.0
+_NO_LEARNER = (
+    "nothing answers there. Start the learner with scripts/launch_learner.sh and the same configuration, or correct "
+    "learner.address"
+)
 _SILENCE_S = 3 * HEARTBEAT_S  # after which the session looks whether the learner has moved to another address
 
 
@@ -82,10 +88,23 @@ class Session:
             EngineError: the learner gave this engine up.
             FatalError: the learner does not admit this actor's connection.
         """
+        with ExitStack() as activities:
+            await self._receive(activities)
+
+    async def _receive(self, activities: ExitStack) -> NoReturn:
+        address = self._learner.place.address
+        answer = activities.enter_context(
+            Activity("actor", f"waiting for the learner at {address}", missing=_NO_LEARNER)
+        )
+        first_work: Activity | None = None
         await self._learner.send(self._owner.make_hello())
         while True:
             data = await self._learner.socket.recv()
             self._last_heard = time.monotonic()
+            answer.end()
+            if first_work is None:
+                waiting = Activity("actor", "waiting for the first weights and prompts")
+                first_work = activities.enter_context(waiting)
             try:
                 message = wire.decode(data)
             except wire.WireError as error:
@@ -95,6 +114,8 @@ class Session:
                 case wire.Unknown():
                     await self._start_over("the learner does not know this actor")
                 case wire.Leased():
+                    if message.work:
+                        first_work.end()
                     for work in message.work:
                         self._owner.take_work(work)
                 case wire.Ack():

@@ -1,64 +1,196 @@
-"""The languages that lrpo knows, by ISO 639-1 code and English name, as data rows spell them."""
+"""The languages that lrpo knows: the 176 that fastText's lid.176 tells apart, under the codes of its labels.
+
+A language is given by that code, by any ISO 639-1 or 639-3 code, as a BCP 47 tag (``pt-BR``, ``zh-Hant``), or by its
+English or its own name. Tags and names come from langcodes and the Unicode CLDR; region and script are dropped, because
+lid.176 does not tell them apart.
+"""
 
 from __future__ import annotations
 
 import difflib
+import re
+import unicodedata
+from functools import cache, lru_cache
 
+# By code the English name in lower case, as data rows spell it.
 _TABLE: dict[str, str] = {
-    "ar": "arabic",
-    "de": "german",
-    "en": "english",
-    "es": "spanish",
-    "fr": "french",
-    "hi": "hindi",
-    "id": "indonesian",
-    "it": "italian",
-    "ja": "japanese",
-    "ko": "korean",
-    "nl": "dutch",
-    "pl": "polish",
-    "pt": "portuguese",
-    "ru": "russian",
-    "th": "thai",
-    "tr": "turkish",
-    "vi": "vietnamese",
-    "zh": "chinese",
-    "bn": "bengali",  # this one and the next two are in mGSM; they come last so that the first 15 keep their order
-    "sw": "swahili",
-    "te": "telugu",
-}
+    "ar": "arabic", "de": "german", "en": "english", "es": "spanish", "fr": "french", "hi": "hindi",
+    "id": "indonesian", "it": "italian", "ja": "japanese", "ko": "korean", "nl": "dutch", "pl": "polish",
+    "pt": "portuguese", "ru": "russian", "th": "thai", "tr": "turkish", "vi": "vietnamese", "zh": "chinese",
+    "bn": "bengali", "sw": "swahili", "te": "telugu",
+    # The languages above keep their order, on which random draws of earlier runs depend.
+    "af": "afrikaans", "als": "swiss german", "am": "amharic", "an": "aragonese", "arz": "egyptian arabic",
+    "as": "assamese", "ast": "asturian", "av": "avaric", "az": "azerbaijani", "azb": "south azerbaijani",
+    "ba": "bashkir", "bar": "bavarian", "bcl": "central bikol", "be": "belarusian", "bg": "bulgarian",
+    "bh": "bhojpuri", "bo": "tibetan", "bpy": "bishnupriya", "br": "breton", "bs": "bosnian", "bxr": "buriat",
+    "ca": "catalan", "cbk": "chavacano", "ce": "chechen", "ceb": "cebuano", "ckb": "central kurdish",
+    "co": "corsican", "cs": "czech", "cv": "chuvash", "cy": "welsh", "da": "danish", "diq": "zaza",
+    "dsb": "lower sorbian", "dty": "dotyali", "dv": "divehi", "el": "greek", "eml": "emiliano-romagnolo",
+    "eo": "esperanto", "et": "estonian", "eu": "basque", "fa": "persian", "fi": "finnish",
+    "frr": "northern frisian", "fy": "western frisian", "ga": "irish", "gd": "scottish gaelic", "gl": "galician",
+    "gn": "guarani", "gom": "goan konkani", "gu": "gujarati", "gv": "manx", "he": "hebrew", "hif": "fiji hindi",
+    "hr": "croatian", "hsb": "upper sorbian", "ht": "haitian creole", "hu": "hungarian", "hy": "armenian",
+    "ia": "interlingua", "ie": "interlingue", "ilo": "iloko", "io": "ido", "is": "icelandic", "jbo": "lojban",
+    "jv": "javanese", "ka": "georgian", "kk": "kazakh", "km": "khmer", "kn": "kannada", "krc": "karachay-balkar",
+    "ku": "kurdish", "kv": "komi", "kw": "cornish", "ky": "kyrgyz", "la": "latin", "lb": "luxembourgish",
+    "lez": "lezghian", "li": "limburgish", "lmo": "lombard", "lo": "lao", "lrc": "northern luri",
+    "lt": "lithuanian", "lv": "latvian", "mai": "maithili", "mg": "malagasy", "mhr": "eastern mari",
+    "min": "minangkabau", "mk": "macedonian", "ml": "malayalam", "mn": "mongolian", "mr": "marathi",
+    "mrj": "western mari", "ms": "malay", "mt": "maltese", "mwl": "mirandese", "my": "burmese", "myv": "erzya",
+    "mzn": "mazanderani", "nah": "nahuatl", "nap": "neapolitan", "nds": "low german", "ne": "nepali",
+    "new": "newari", "nn": "norwegian nynorsk", "no": "norwegian", "oc": "occitan", "or": "odia", "os": "ossetic",
+    "pa": "punjabi", "pam": "pampanga", "pfl": "palatine german", "pms": "piedmontese",
+    "pnb": "western panjabi", "ps": "pashto", "qu": "quechua", "rm": "romansh", "ro": "romanian", "rue": "rusyn",
+    "sa": "sanskrit", "sah": "yakut", "sc": "sardinian", "scn": "sicilian", "sco": "scots", "sd": "sindhi",
+    "sh": "serbo-croatian", "si": "sinhala", "sk": "slovak", "sl": "slovenian", "so": "somali", "sq": "albanian",
+    "sr": "serbian", "su": "sundanese", "sv": "swedish", "ta": "tamil", "tg": "tajik", "tk": "turkmen",
+    "tl": "tagalog", "tt": "tatar", "tyv": "tuvinian", "ug": "uyghur", "uk": "ukrainian", "ur": "urdu",
+    "uz": "uzbek", "vec": "venetian", "vep": "veps", "vls": "west flemish", "vo": "volapük", "wa": "walloon",
+    "war": "waray", "wuu": "wu chinese", "xal": "kalmyk", "xmf": "mingrelian", "yi": "yiddish", "yo": "yoruba",
+    "yue": "cantonese",
+}  # fmt: skip
 POLICY_CHOOSES = ""  # stands in the place of a requested language where the policy chooses the language itself
-_CODE_BY_NAME = {english: code for code, english in _TABLE.items()}
-
 CODES: tuple[str, ...] = tuple(_TABLE)
 
+_CODE_BY_NAME = {english: code for code, english in _TABLE.items()}
+# lid.176 labels some languages with codes that are not, or no longer, those of the standards.
+_LABEL_BY_STANDARD = {
+    "nb": "no", "fil": "tl", "gsw": "als", "bho": "bh", "bih": "bh", "egl": "eml", "rgn": "eml", "bua": "bxr",
+    "chm": "mhr", "zza": "diq", "kok": "gom", "knn": "gom", "lah": "pnb", "hbs": "sh", "nci": "nah", "cmn": "zh",
+    "bik": "bcl",
+}  # fmt: skip
+# Names in use that CLDR does not have.
+_OTHER_NAMES = {
+    "alemannic": "als", "bangla": "bn", "bihari": "bh", "buryat": "bxr", "byelorussian": "be", "castilian": "es",
+    "chinese simplified": "zh", "chinese traditional": "zh", "chinese mandarin": "zh", "farsi": "fa",
+    "filipino": "tl", "flemish": "nl", "frisian": "fy", "gaelic": "gd", "haitian": "ht", "kirghiz": "ky",
+    "konkani": "gom", "kurmanji": "ku", "mandarin": "zh", "mandarin chinese": "zh", "mari": "mhr",
+    "moldovan": "ro", "myanmar": "my", "bokmal": "no", "nynorsk": "nn", "oriya": "or", "ossetian": "os",
+    "panjabi": "pa", "pushto": "ps", "sinhalese": "si", "slovene": "sl", "sorani": "ckb", "tuvan": "tyv",
+    "uighur": "ug", "valencian": "ca", "हिंदी": "hi",
+}  # fmt: skip
+# The names of languages in themselves where CLDR has none.
+_OWN_NAMES = {"als": "Alemannisch", "bh": "भोजपुरी", "eml": "emigliân-rumagnôl", "arz": "اللهجة المصرية",
+              "azb": "تۆرکجه", "pnb": "پنجابی", "wuu": "吴语", "tl": "Tagalog"}  # fmt: skip
+_TAG = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{1,8})*", re.IGNORECASE)
+_NORWEGIAN = {"no", "nn"}  # written standards of one language, which lid.176 confuses in short texts
 
+
+@lru_cache(maxsize=4096)
 def code_of(name: str) -> str:
-    """The ISO code of a language that is given by code or English name, in any letter case.
+    """The code of a language that is given by code, BCP 47 tag, or English or own name, in any letter case.
 
     Example:
-        >>> code_of("Chinese"), code_of("zh")
-        ('zh', 'zh')
+        >>> code_of("Chinese"), code_of("zh-Hant"), code_of("zho"), code_of("中文"), code_of("nb")
+        ('zh', 'zh', 'zh', 'zh', 'no')
 
     Raises:
         ValueError: the language is unknown. An unknown language never silently becomes English.
     """
-    key = name.strip().lower()
+    key = _simplify(name)
     if key in _TABLE:
         return key
     if key in _CODE_BY_NAME:
         return _CODE_BY_NAME[key]
-    known = [*_TABLE, *_CODE_BY_NAME]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(map(repr, near))}?" if near else f"known codes: {' '.join(CODES)}"
-    raise ValueError(f"unknown language {name!r}; {hint}")
+    code = _code_of_tag(name.strip()) or _OTHER_NAMES.get(key) or _codes_by_name().get(key)
+    if code is None and "(" in name:  # as in "Portuguese (Brazil)"
+        code = _codes_by_name().get(_simplify(name.partition("(")[0]))
+    if code in _TABLE:
+        return code
+    raise ValueError(f"unknown language {name!r}; {_hint(key, code)}")
 
 
 def english_name(code: str) -> str:
-    """The English name of an ISO code in lower case, as ``extra_info.language`` of a data row has it."""
+    """The English name of a language in lower case, as ``extra_info.language`` of a data row has it."""
     return _TABLE[code_of(code)]
+
+
+@cache
+def native_name(code: str) -> str:
+    """The name of a language in the language itself; where none is known, its English name."""
+    from langcodes import Language
+
+    code = code_of(code)
+    own = _OWN_NAMES.get(code) or Language.make(_standard(code)).autonym()
+    return own if own and "[" not in own else _TABLE[code].title()
 
 
 def tag(code: str) -> str:
     """The token that asks a warm-started policy to answer in a language, for example ``<|out_lang_zh|>``."""
     return f"<|out_lang_{code_of(code)}|>"
+
+
+def count_as_one(first: str, second: str) -> bool:
+    """Whether two codes mean the same language: they are equal, or both are Norwegian.
+
+    Languages that are near one another and yet differ, as Indonesian and Malay, are ``reward.near_languages``.
+    """
+    return first == second or {first, second} == _NORWEGIAN
+
+
+def _simplify(name: str) -> str:
+    """What names have in common that differ in letter case, Latin and Greek accents, punctuation or space."""
+    folded = unicodedata.normalize("NFC", name).casefold()
+    letters = (
+        unicodedata.normalize("NFD", c)[0] if unicodedata.name(c, "").startswith(("LATIN", "GREEK")) else c
+        for c in folded
+    )
+    return " ".join(re.sub(r"[(),;_’'\u2018]", " ", "".join(letters)).split())
+
+
+def _code_of_tag(name: str) -> str | None:
+    """The code of a language tag, or what stands for it in the standards where lid.176 has none; None: it is no tag."""
+    if not _TAG.fullmatch(name):
+        return None
+    from langcodes import Language, standardize_tag, tag_is_valid
+    from langcodes.tag_parser import LanguageTagError
+
+    primary = re.split("[-_]", name.lower())[0]
+    if primary in ("sh", "hbs"):  # the standards make them Serbian, which lid.176 tells apart
+        return "sh"
+    try:
+        if not tag_is_valid(name):
+            return None
+        codes = [Language.get(standardize_tag(name, macro=macro)).language for macro in (False, True)]
+    except LanguageTagError:
+        return None
+    known = [_LABEL_BY_STANDARD.get(code, code) for code in codes if code]
+    label = next((code for code in known if code in _TABLE and not (code == "als" and "als" in codes)), None)
+    return label or (known[0] if known and known[0] != "und" else None)
+
+
+def _standard(code: str) -> str:
+    return next((standard for standard, label in _LABEL_BY_STANDARD.items() if label == code), code)
+
+
+@cache
+def _codes_by_name() -> dict[str, str]:
+    """By simplified name, in English or in the language itself, the code of every language that CLDR names."""
+    from langcodes import Language
+    from language_data.name_data import CODE_TO_NAMES
+
+    found: dict[str, str] = {}
+    for one, names in CODE_TO_NAMES.items():
+        if not _TAG.fullmatch(one) or not one[:2].islower():
+            continue  # a script or a territory
+        language = Language.get(one).language
+        code = _code_of_tag(one)
+        if code:
+            for spoken in ("en", one, language):
+                if spoken and spoken in names:
+                    found.setdefault(_simplify(names[spoken]), code)
+    return found | {_simplify(name): code for code, name in _OWN_NAMES.items()}
+
+
+def _hint(key: str, code: str | None) -> str:
+    if code is not None:
+        from langcodes import Language
+
+        return (
+            f"it is {Language.get(code).display_name()}, which is none of the {len(_TABLE)} languages that lid.176 "
+            "tells apart, so no answer could be checked"
+        )
+    ways = "give an ISO 639 code, a BCP 47 tag, or the English or own name, as in sv, swe, pt-BR, Swedish, svenska"
+    known = [*_CODE_BY_NAME, *_OTHER_NAMES]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.7) if len(key) > 3 else []
+    return f"did you mean {', '.join(map(repr, near))}?" if near else ways

@@ -1,8 +1,7 @@
-"""What every process of a run does: it logs, stops when it is asked to, and dies with the process that started it."""
+"""What every process of a run does: it reads its configuration, logs, and stops when it is asked to."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import signal
 import sys
@@ -10,7 +9,7 @@ from collections.abc import Callable
 
 from common.config import Config, ConfigError, load, usage
 
-_PR_SET_PDEATHSIG = 1
+LOG_FORMAT, LOG_TIME = "%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"
 
 
 class FatalError(RuntimeError):
@@ -23,13 +22,8 @@ def main(body: Callable[[Config], None]) -> None:
     The exit code is 0 when ``body`` returns, 1 for a FatalError, 2 for a wrong configuration, and 130 when the process
     is interrupted by SIGINT or SIGTERM.
     """
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt=LOG_TIME, stream=sys.stderr)
+    interrupt_when_asked()
     if {"-h", "--help"} & {*sys.argv[1:]}:
         print(f"usage: scripts/launch_learner.sh, launch_reward.sh or launch_actor.sh {usage()}")
         return
@@ -45,10 +39,10 @@ def main(body: Callable[[Config], None]) -> None:
         raise SystemExit(130) from None
 
 
-def die_with_parent() -> None:
-    """Asks Linux to kill this process as soon as its parent process is gone. Does nothing on other systems.
+def interrupt_when_asked() -> None:
+    """From now on SIGTERM and SIGINT raise KeyboardInterrupt on the main thread, so that both clean up.
 
-    Use it as ``preexec_fn`` of a child process, which must not outlive a parent that was killed and could not clean up.
+    A shell starts its background jobs with SIGINT ignored, so that has to be undone.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.default_int_handler)

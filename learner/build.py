@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 
-from transformers import PreTrainedTokenizerBase
-
 from common.config import Config
 from common.process import FatalError
 from common.stopwatch import Stopwatch
-from learner import recording
+from learner import recording, resume
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
@@ -25,11 +23,12 @@ from learner.report.report import Report
 from learner.run import Run
 from learner.state import RunState, Snapshot
 from learner.train.policy import published_shapes
+from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits
-from learner.work.questions import ShuffledQuestions, hash_questions, read_questions
+from learner.work.questions import RunQuestions, ShuffledQuestions, hash_questions
 from learner.work.scheduler import staleness_bound
 from learner.work.server import WorkServer
 from router import Router
@@ -41,7 +40,7 @@ def build_run(
     config: Config,
     server: WorkServer,
     trainer: Trainer,
-    tokenizer: PreTrainedTokenizerBase,
+    run_questions: RunQuestions,
     ranks: Ranks,
     checkpoints: Checkpoints,
     latest: Checkpoint | None,
@@ -49,25 +48,25 @@ def build_run(
 ) -> Run:
     """A run that has yet to begin, or to go on.
 
-    Reads the questions, opens the ledger, the report's files and, with ``learner.record``, the recording; what these
+    Opens the ledger, the report's files and, with ``learner.record``, the recording; what these
     hold of steps after the checkpoint is undone.
 
     Args:
         server: listens already, so that a taken port is noticed before the model is loaded.
         trainer: its policy is the one to publish; that of ``latest``, if there is one.
-        tokenizer: counts the tokens of prompts.
+        run_questions: what is trained on and evaluated.
         ranks: knows the actions ``train``, ``gather``, ``save`` and ``export``.
         checkpoints: where ``ranks`` saves.
         latest: the checkpoint to go on from; None at the beginning of a run.
         interrupts: end every wait.
 
     Raises:
-        FatalError: questions cannot be read, the router's settings or the checkpoint do not fit, or the weights'
+        ConfigError: the step term cannot be loaded.
+        FatalError: the router's settings or the checkpoint do not fit, or the weights'
             address is taken.
     """
-    learner, longest = config.learner, config.data.max_prompt_tokens
-    questions = ShuffledQuestions(read_questions(config.data.train, tokenizer, longest), config.run.seed)
-    heldout = read_questions(config.data.heldout, tokenizer, longest) if config.data.heldout else []
+    learner = config.learner
+    questions = ShuffledQuestions(run_questions.train, config.run.seed)
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
     limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
@@ -76,6 +75,8 @@ def build_run(
     publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)
+    if latest is not None:
+        resume.keep_configuration(config, state.step)
     report = Report(config, bound, state.step)
     publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
     batches = Batches(server, publishing, learner.batch_timeout_s, stopwatch, interrupts)
@@ -83,7 +84,7 @@ def build_run(
     evaluator = Evaluator(
         learner,
         config.run.languages,
-        {"train": questions.questions, "heldout": heldout},
+        {"train": questions.questions, "heldout": run_questions.heldout},
         state=state,
         server=server,
         training_work=training_work,
@@ -108,6 +109,7 @@ def build_run(
         reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
+        step_reward=StepReward(learner.step_reward, learner.steps) if learner.step_reward else None,
     )
 
 

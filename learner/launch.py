@@ -19,7 +19,9 @@ from torch.distributed.run import main as torchrun
 
 from common.config import LearnerConfig
 from common.net.rendezvous import host_of
+from common.parent import launcher_of_ranks
 from common.process import main
+from common.progress import LOGGER
 
 # Time for the checkpoint after a SIGTERM. It is long: whoever sent the signal has a deadline of their own, and kills.
 _SHUTDOWN_S = 3600
@@ -40,8 +42,10 @@ def launch(module: str, config: LearnerConfig, arguments: Sequence[str]) -> None
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         flags += _on_many_machines(config) if config.nodes > 1 else _on_this_machine(directory)
+        logging.getLogger(f"{LOGGER}.learner").info("starting %d rank%s", config.ranks, "s" if config.ranks > 1 else "")
         try:
-            torchrun([*flags, "-m", module, *arguments])
+            with launcher_of_ranks():
+                torchrun([*flags, "-m", module, *arguments])
         except ChildFailedError as error:
             raise SystemExit(error.get_first_failure()[1].exitcode) from None
         except SignalException:

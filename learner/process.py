@@ -14,18 +14,22 @@ from torch import Tensor
 from common.config import Config
 from common.gpus import has_cuda
 from common.net import rendezvous
-from common.process import die_with_parent
+from common.progress import BRIEF_S, Activity
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
+from learner import resume
 from learner.build import build_run
-from learner.checkpoint import Checkpoints
+from learner.checkpoint import STATE_FILE, Checkpoints
 from learner.export import export
 from learner.loop.interrupts import Interrupted, Interrupts
-from learner.ranks import Command, Ranks
+from learner.ranks import Command, Ranks, broadcast
+from learner.report.trackers.start import check_trackers
 from learner.run import Run
+from learner.state import Snapshot
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
+from learner.work.questions import read_questions
 from learner.work.server import WorkServer
 
 
@@ -39,8 +43,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         FatalError: the run cannot begin or go on.
         KeyboardInterrupt: it was asked to end early, and is saved.
     """
-    die_with_parent()  # torchrun starts its processes in sessions of their own
     leads = int(os.environ.get("RANK", "0")) == 0
+    check_trackers(config)
     address = config.learner.address
     rendezvous.use_interface(rendezvous.host_of(address))
     server = WorkServer(address, config.learner.lease_timeout_s) if leads else None
@@ -50,14 +54,29 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not has_cuda():
         torch.set_num_threads(1)
-    set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
-    torch.manual_seed(config.run.seed)
     tokenizer = load_tokenizer(config.model.path)
-    trainer = make_trainer(config)
+    questions = None
+    if leads:  # before anything that takes long: what is wrong with the data is said at once
+        with Activity("learner", f"reading the questions of {config.data.train}"):
+            questions = read_questions(config, tokenizer)
+    ranks_there = f"waiting for {config.learner.nodes} x {config.learner.ranks} ranks"
+    start_others = "start the same command on each of learner.nodes machines"
+    with Activity("learner", ranks_there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
+        set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
+    torch.manual_seed(config.run.seed)
+    # Rank 0 alone reads the questions; the others are told how many there are.
+    counted = str(len(questions.train) if questions else 0).encode()
+    config = config.with_questions(int(broadcast(counted)))
+    if leads:
+        resume.check(config)
+    with Activity("learner", f"reading the weights of {config.model.path}"):
+        trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
     latest = checkpoints.latest()
     if latest is not None:
-        trainer.anchor_moved = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read
+        with Activity("learner", f"reading the checkpoint {latest.path}"):
+            trainer.anchor_moved = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
     run: Run | None = None  # of rank 0, once it is built
 
     def save(command: Command) -> None:
@@ -66,6 +85,10 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         state = {} if snapshot is None else snapshot.as_json()
         anchor = trainer.reference if trainer.anchor_moved else None
         checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, anchor)
+
+    def export_model() -> None:
+        with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
+            export(trainer.policy, tokenizer, config.run.dir / "model")
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
         probe, weights = trainer.probe(), full_weights(trainer.policy)
@@ -78,17 +101,17 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             "train": lambda command: trainer.step(command.batch, command.number),
             "gather": gather,
             "save": save,
-            "export": lambda _: export(trainer.policy, tokenizer, config.run.dir / "model"),
+            "export": lambda _: export_model(),
         }
     )
-    if server is None:
+    if server is None or questions is None:
         ranks.follow()
         checkpoints.wait()
     else:
         interrupts = Interrupts()
         over = True  # for the actors: there will be no other learner
         try:
-            run = build_run(config, server, trainer, tokenizer, ranks, checkpoints, latest, interrupts)
+            run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
             interrupts.install()
             run.train()
         except Interrupted:

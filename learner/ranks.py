@@ -13,7 +13,7 @@ Commands, and the batches they need, go over the default process group (gloo). T
 * **A collective takes too long** (a rank hangs): after the timeout of the default group, ``learner.batch_timeout_s`` +
   ``actor.start_timeout_s``, it raises on the ranks that wait. So rank 0 must run some action within that time: the
   action ``wait`` does nothing but begin the time anew, before a long wait for actors.
-* **torchrun dies**: Linux kills every rank with it (``common.process.die_with_parent``).
+* **torchrun dies**: Linux kills every rank with it (``common.parent.die_with_parent``).
 
 No rank goes on alone, and no step is half taken: a checkpoint is either whole, from all ranks, or not used.
 """

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from common.gpus import has_cuda
+from common.parent import die_with_launcher
 from common.process import FatalError
 from learner import recording
 from learner.launch import launch
@@ -54,6 +55,7 @@ def main() -> None:
         raise SystemExit("usage: python -m learner.replay DIR")
     try:
         if "RANK" in os.environ:
+            die_with_launcher()
             if not has_cuda():
                 torch.set_num_threads(1)
             set_up_distributed(_COLLECTIVE_TIMEOUT_S)

@@ -6,6 +6,7 @@ them is a :class:`Snapshot`, typed and with a version.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -21,10 +22,12 @@ from common.config import Config
 from common.process import FatalError
 from learner.groups import Group
 from learner.work.ledger import Ledger
-from learner.work.scheduler import WorkQueue
+from learner.work.scheduler import WorkQueue, find_stale, staleness_bound
 from router import Router
 
-VERSION = 2  # of a snapshot; the layout before it was an untyped dictionary without a version
+log = logging.getLogger("learner.state")
+
+VERSION = 3  # of a checkpoint; before it, the optimizer had one group of parameters and advantages another deviation
 LEDGER_FILE = "ledger.jsonl"  # in run.dir
 
 
@@ -69,6 +72,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         totals: sums over the steps.
         evaluation_before: what the evaluation before the first step found; empty without one.
         choice_shares: running shares of the languages that the policy chose.
+        step_reward: what the user's step term keeps from step to step; it must be plain JSON.
         wall_seconds: since the run began, without the time between an end and a resume.
     """
 
@@ -86,6 +90,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     evaluation_before: dict[str, Any]
     choice_shares: dict[str, float]
     wall_seconds: float
+    step_reward: dict[str, Any] = {}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -130,6 +135,7 @@ class RunState:
         totals: sums over these steps.
         evaluation_before: see Snapshot.
         choice_shares: see Snapshot.
+        step_reward: see Snapshot.
         began: when the run would have begun had it never been interrupted, in seconds of ``time.monotonic``.
     """
 
@@ -142,6 +148,7 @@ class RunState:
     totals: Totals = field(default_factory=Totals)
     evaluation_before: dict[str, Any] = field(default_factory=dict)
     choice_shares: Mapping[str, float] = field(default_factory=dict)
+    step_reward: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     def wall_seconds(self) -> float:
@@ -168,6 +175,7 @@ class RunState:
                 totals=msgspec.structs.replace(self.totals),  # a copy
                 evaluation_before=self.evaluation_before,
                 choice_shares=dict(self.choice_shares),
+                step_reward=self.step_reward,
                 wall_seconds=self.wall_seconds(),
             )
             return snapshot, list(self.queue.finished().values())
@@ -184,6 +192,9 @@ class RunState:
         lock: threading.Condition,
     ) -> RunState:
         """The state that was captured, in this process.
+
+        With a lower staleness bound than before, finished groups whose answers could become too old are asked for
+        again, and the ledger says so.
 
         Args:
             queued: the finished groups that were captured with it.
@@ -203,19 +214,22 @@ class RunState:
             router.load(snapshot.router)
         except ValueError as error:
             raise FatalError(f"cannot resume {config.run.dir}: {error}") from None
-        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, queued)
-        queue.retried, queue.orphaned = snapshot.groups_retried, snapshot.groups_orphaned
-        queue.failed = snapshot.groups_failed
+        ledger = Ledger(config.run.dir / LEDGER_FILE, snapshot.ledger_size)
+        fresh = _without_stale(config, snapshot, queued, ledger)
+        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, fresh)
+        queue.retried = snapshot.groups_retried + len(queued) - len(fresh)
+        queue.orphaned, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
         return cls(
             lock=lock,
             questions_digest=questions_digest,
             queue=queue,
-            ledger=Ledger(config.run.dir / LEDGER_FILE, snapshot.ledger_size),
+            ledger=ledger,
             router=router,
             step=snapshot.step,
             totals=msgspec.structs.replace(snapshot.totals),
             evaluation_before=snapshot.evaluation_before,
             choice_shares=snapshot.choice_shares,
+            step_reward=snapshot.step_reward,
             began=time.monotonic() - snapshot.wall_seconds,
         )
 
@@ -229,6 +243,26 @@ class RunState:
             ledger=Ledger(config.run.dir / LEDGER_FILE),
             router=router,
         )
+
+
+def _without_stale(config: Config, snapshot: Snapshot, queued: Sequence[Group], ledger: Ledger) -> list[Group]:
+    """The finished groups that keep the staleness bound of this configuration; the others are entered as stale."""
+    learner = config.learner
+    bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
+    oldest = {group.work.sequence: min(int(rollout.versions.min()) for rollout in group.rollouts) for group in queued}
+    stale = find_stale(snapshot.pending, oldest, snapshot.step, learner.groups_per_step, bound)
+    for group in queued:
+        if (sequence := group.work.sequence) in stale:
+            reason = (
+                f"made by policy version {oldest[sequence]}, too old for the bound of {bound} that the run resumes with"
+            )
+            ledger.enter(sequence, group.work.question.index, "stale", snapshot.step, reason)
+    if stale:
+        log.warning(
+            "%d of %d finished groups are too old for the staleness bound of %d (learner.groups_per_step, staleness, "
+            "window), and are asked for again", len(stale), len(queued), bound,
+        )  # fmt: skip
+    return [group for group in queued if group.work.sequence not in stale]
 
 
 def _queue(

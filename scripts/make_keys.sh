@@ -7,7 +7,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 dir="${1:?usage: make_keys.sh DIR}"
 [[ ! -e "$dir/server.key" ]] || { echo "error: $dir has keys already; choose another directory" >&2; exit 1; }
 source "$root/scripts/env/env.sh"
-ensure_env || exit 1
+require_env || exit 1
 umask 077
 mkdir -p "$dir/clients"
 "$LRPO_PYTHON" - "$dir" <<'PYTHON'

@@ -112,6 +112,12 @@ def seed(request: pytest.FixtureRequest) -> int:
     return zlib.crc32(name.encode())
 
 
+@pytest.fixture(scope="module")
+def module_seed(request: pytest.FixtureRequest) -> int:
+    """As ``seed``, for fixtures that all tests of a file share."""
+    return zlib.crc32(f"{os.environ[_SEED]} {request.path.relative_to(ROOT)}".encode())
+
+
 @pytest.fixture
 def rng(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
@@ -119,7 +125,7 @@ def rng(seed: int) -> np.random.Generator:
 
 @pytest.fixture(autouse=True)
 def _seeded_globals(seed: int) -> None:
-    """For what draws without a generator of its own."""
+    """For what draws without a generator of its own, and for ``tests.support.groups.seeded_generator``."""
     random.seed(seed)
     if "torch" in sys.modules:  # imported by the tests that use it: who only hands tests out does without
         sys.modules["torch"].manual_seed(seed)

@@ -28,6 +28,12 @@ log = logging.getLogger("actor.engine")
 _DRAIN_POLL_S = 0.05
 _GAUGES_TIMEOUT_S = 5
 _READY_TIMEOUT_S = 5
+# Sent with every request, because a server that somebody else has started may have defaults of its own
+# (``--preferred-sampling-params``), and these would change the distribution that the log-probabilities belong to.
+_NEUTRAL_SAMPLING: dict[str, Any] = {
+    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
+    "repetition_penalty": 1.0, "min_new_tokens": 0, "stop": None, "ignore_eos": False, "n": 1,
+}  # fmt: skip
 _MAY_BE_UNSENT = ("lm_head.weight", "rotary_emb.inv_freq")  # a tied head and constants, which some checkpoints hold
 
 
@@ -108,7 +114,8 @@ class Engine:
 
         Args:
             prompts: token ids of each prompt.
-            sampling: ``sampling_params`` of SGLang.
+            sampling: ``sampling_params`` of SGLang. What is not among them is sent as if it did not exist: the whole
+                distribution is sampled from, whatever the server prefers.
 
         Raises:
             EngineError: the call failed, or an answer was aborted.
@@ -117,7 +124,7 @@ class Engine:
         version = self.version
         body = {
             "input_ids": prompts,
-            "sampling_params": sampling,
+            "sampling_params": _NEUTRAL_SAMPLING | sampling,
             "return_logprob": True,
             "extra_key": str(version),
         }
@@ -159,7 +166,7 @@ class Engine:
         """
         body = {
             "input_ids": probe.ids.tolist(),
-            "sampling_params": {"temperature": 0.0, "max_new_tokens": 1},
+            "sampling_params": _NEUTRAL_SAMPLING | {"temperature": 0.0, "max_new_tokens": 1},
             "return_logprob": True,
             "logprob_start_len": 0,
             "extra_key": f"probe {self.version}",

@@ -23,10 +23,12 @@ from actor.engine.client import EngineError, is_ready
 from common.config import Config
 from common.gpus import has_cuda
 from common.net.ports import reserve_port
-from common.process import FatalError, die_with_parent
+from common.process import FatalError
+from common.progress import Activity
 
 _READY_POLL_S = 0.25
 _STOP_S = 2  # after each of the two signals
+_LINE = 120  # characters of its newest line that are shown while it starts
 _STAND_INS = Path(__file__).parent / "stand_ins"
 _CPU_FLAGS: dict[str, Any] = {
     "device": "cpu",
@@ -69,7 +71,7 @@ class EngineProcess:
             **({} if has_cuda() else _CPU_FLAGS),
             **{name.replace("_", "-"): value for name, value in config.actor.engine_args.items()},
         }
-        command = [sys.executable, "-m", "sglang.launch_server"]
+        command = [sys.executable, "-m", "actor.engine.guard", sys.executable, "-m", "sglang.launch_server"]
         for name, value in flags.items():
             if value is not False:
                 command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
@@ -78,11 +80,10 @@ class EngineProcess:
             self._process = subprocess.Popen(
                 command,
                 env=_environment(),
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # the guard kills the server when this end is closed, by whatever ends the actor
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # an interrupt in the terminal reaches the actor alone, which stops the server
-                preexec_fn=die_with_parent,
             )
 
     def check(self) -> None:
@@ -100,6 +101,11 @@ class EngineProcess:
         with self.log_path.open(errors="replace") as lines:
             return "".join(f"  | {line.rstrip()}\n" for line in deque(lines, maxlen=count))
 
+    def _newest_line(self) -> str:
+        lines = self.last_lines(5).splitlines()
+        told = [line.removeprefix("  | ").strip() for line in lines if line.removeprefix("  | ").strip()]
+        return f"{self.log_path.name}: {told[-1][:_LINE] if told else 'nothing yet'}"
+
     async def wait_until_ready(self, http: aiohttp.ClientSession, timeout_s: float) -> None:
         """Waits until the server is ready to generate, at most ``timeout_s`` seconds.
 
@@ -107,12 +113,13 @@ class EngineProcess:
             EngineError: the server has ended, or was not ready in time.
         """
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            self.check()
-            if await is_ready(self.url, http):
-                return
-            await asyncio.sleep(_READY_POLL_S)
-        raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
+        with Activity("actor", "starting the engine", detail=self._newest_line):
+            while time.monotonic() < deadline:
+                self.check()
+                if await is_ready(self.url, http):
+                    return
+                await asyncio.sleep(_READY_POLL_S)
+            raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
 
     def stop(self) -> None:
         """Ends the server and its processes. Blocks for at most 4 seconds."""
@@ -122,9 +129,11 @@ class EngineProcess:
                 os.killpg(self._process.pid, kind)
                 self._process.wait(timeout=_STOP_S)
             except ProcessLookupError:
-                return
+                break
             except subprocess.TimeoutExpired:
                 continue
+        if self._process.stdin is not None:
+            self._process.stdin.close()
 
 
 def _environment() -> dict[str, str]:

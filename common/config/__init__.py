@@ -1,9 +1,11 @@
 """One typed configuration for a run. Imports neither torch nor anything else that is slow."""
 
 from common.config.actor import ActorConfig
+from common.config.checks import HEARTBEAT_S, is_address
 from common.config.config import Config
 from common.config.learner import LearnerConfig, StageConfig
 from common.config.load import explain, load, read_toml, usage
+from common.config.resume import ResumeConfig
 from common.config.reward import RewardConfig
 from common.config.router import RouterConfig
 from common.config.run import DataConfig, ModelConfig, RunConfig, SamplingConfig
@@ -11,7 +13,8 @@ from common.config.section import ConfigError, Section
 from common.config.sync import SyncConfig
 
 __all__ = [
-    "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "ModelConfig", "RewardConfig",
-    "RouterConfig", "RunConfig", "SamplingConfig", "Section", "StageConfig", "SyncConfig", "explain", "load",
+    "HEARTBEAT_S", "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "ModelConfig", "ResumeConfig",
+    "RewardConfig", "RouterConfig", "RunConfig", "SamplingConfig", "Section", "StageConfig", "SyncConfig", "explain",
+    "is_address", "load",
     "read_toml", "usage",
 ]  # fmt: skip

@@ -1,32 +1,245 @@
-"""Rules that tie settings of different sections together. Rules within a section stand with its fields."""
+"""The rules that a configuration must keep as a whole, so that none is accepted that cannot work.
+
+Each rule is a function of the whole configuration, which yields a line for every mistake it finds: which settings,
+with their values, why they cannot work together, and what to do. :func:`mistakes` asks all of them, so that a user sees
+every mistake at once. The range of a single setting stands with its field; a rule that needs two settings stands here.
+"""
 
 from __future__ import annotations
 
-from common.config.learner import LearnerConfig
-from common.config.router import RouterConfig
-from common.config.run import ModelConfig, RunConfig
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from common.config.sections import Sections
+
+HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
+_LEAST_HEARTBEATS = 3  # that fit into a lease: one or two may be late on a busy machine
 
 
-def check_policy_may_choose(model: ModelConfig, router: RouterConfig, learner: LearnerConfig) -> None:
-    """The policy can choose its language only where the prompt leaves it open.
+def mistakes(config: Sections) -> Iterator[str]:
+    """What in a configuration cannot work, a line for each mistake; nothing if it can."""
+    for rule in _RULES:
+        yield from rule(config)
 
-    Raises:
-        ValueError: it chooses, and the prompt names a language.
-    """
-    chooses = f"router.mode = {router.mode!r}" if router.mode in ("policy", "hybrid") else ""
-    chooses = chooses or ("learner.evaluate_samples" if learner.evaluate_samples else "")
-    if chooses and model.prompt_style != "select":
-        raise ValueError(
+
+def is_address(address: str) -> bool:
+    """Whether an address has the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535."""
+    if address.startswith("ipc://"):
+        return len(address) > len("ipc://")
+    parts = urlsplit(address)
+    try:
+        return bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
+    except ValueError:  # the port is no number, or too large
+        return False
+
+
+def policy_may_choose(config: Sections) -> Iterator[str]:
+    """The policy can choose its language only where the prompt leaves it open."""
+    chooses = f"router.mode = {config.router.mode!r}" if config.router.mode in ("policy", "hybrid") else ""
+    chooses = chooses or ("learner.evaluate_samples" if config.learner.evaluate_samples else "")
+    if chooses and config.model.prompt_style != "select":
+        yield (
             f"{chooses} needs model.prompt_style = 'select', which leaves the language open; "
-            f"{model.prompt_style!r} tells it"
+            f"{config.model.prompt_style!r} tells it"
         )
 
 
-def check_nodes_can_meet(run: RunConfig, learner: LearnerConfig) -> None:
-    """Several learner nodes need a rendezvous, because any of them may lead.
+def nodes_can_meet(config: Sections) -> Iterator[str]:
+    """Several learner nodes need a rendezvous, because any of them may lead."""
+    if config.learner.nodes > 1 and config.run.rendezvous is None:
+        yield f"learner.nodes = {config.learner.nodes} needs run.rendezvous: any of them may lead"
 
-    Raises:
-        ValueError: there is none.
-    """
-    if learner.nodes > 1 and run.rendezvous is None:
-        raise ValueError(f"learner.nodes = {learner.nodes} needs run.rendezvous: any of them may lead")
+
+def unseen_languages_are_unseen(config: Sections) -> Iterator[str]:
+    """Languages that are unseen must be so, and be asked for once. The section ``run`` checks those of the run."""
+    unseen = config.learner.evaluate_unseen
+    for code, count in Counter(unseen).items():
+        if count > 1:
+            yield (
+                f"learner.evaluate_unseen has the language {code!r} {count} times, perhaps by code and by name: "
+                "keep one"
+            )
+    if seen := [code for code in unseen if code in config.run.languages]:
+        yield f"learner.evaluate_unseen = {seen}: these are in run.languages, and so not unseen"
+
+
+def mode_has_its_languages(config: Sections) -> Iterator[str]:
+    """A fixed strategy draws English, and initial values are of languages that can be drawn."""
+    known = config.run.languages
+    if config.router.mode in ("input_dominant", "english_dominant") and "en" not in known:
+        yield f"router.mode = {config.router.mode!r} draws English: add 'en' to run.languages"
+    for row, values in config.router.initial.items():
+        if unknown := sorted(set(values) - set(known)):
+            yield f"router.initial: the row {row!r} has {', '.join(unknown)}, which run.languages has not"
+
+
+def addresses_are_well_formed(config: Sections) -> Iterator[str]:
+    """An address that is none would be noticed only by the process that uses it; two services cannot share one."""
+    services = [("learner.address", config.learner.address)]
+    services += [("reward.addresses", address) for address in config.reward.addresses]
+    for key, address in services:
+        if not is_address(address):
+            yield f"{key} = {address!r} is not of the form tcp://HOST:PORT or ipc://PATH"
+    for address, count in Counter(address for _, address in services).items():
+        if count > 1 and not _is_wildcard(address):
+            keys = dict.fromkeys(key for key, given in services if given == address)
+            yield f"{' and '.join(keys)}: {address} is given to {count} services, and each needs one of its own"
+    if not is_address(f"tcp://{config.learner.torchrun}"):
+        yield f"learner.torchrun = {config.learner.torchrun!r} is not of the form HOST:PORT"
+    if (url := config.actor.engine_url) and not _is_http(url):
+        yield f"actor.engine_url = {url!r} is not of the form http://HOST:PORT"
+
+
+def _is_wildcard(address: str) -> bool:
+    """Whether every host has an interface of its own for the address, so that two hosts may use it."""
+    return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0", "::")
+
+
+def _is_http(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        return bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:
+        return False
+
+
+def engine_stays_on_loopback(config: Sections) -> Iterator[str]:
+    """An engine has no authentication, and what the actor decides itself must not be decided twice."""
+    for name in config.actor.engine_args:
+        if (flag := name.replace("_", "-")) in _OWN_ENGINE_FLAGS:
+            yield f"actor.engine_args.{name} is set by the actor itself: {_OWN_ENGINE_FLAGS[flag]}"
+
+
+_OWN_ENGINE_FLAGS = {
+    "host": "an engine has no authentication and listens on loopback alone",
+    "port": "use actor.engine_port",
+    "model-path": "use model.path",
+    "dtype": "use model.dtype",
+    "weight-version": "the learner counts the versions",
+    "random-seed": "it follows from run.seed and actor.name",
+}
+
+
+def replicas_divide_ranks(config: Sections) -> Iterator[str]:
+    """Every copy of the weights is sharded over equally many ranks."""
+    ranks = config.learner.ranks * config.learner.nodes
+    if ranks % config.learner.replicas:
+        yield (
+            f"learner.replicas = {config.learner.replicas} does not divide the {ranks} ranks (learner.ranks × "
+            "learner.nodes)"
+        )
+
+
+def lease_outlasts_heartbeats(config: Sections) -> Iterator[str]:
+    """Otherwise an actor that is only late would lose its leases, and generate all of them again."""
+    least = _LEAST_HEARTBEATS * HEARTBEAT_S
+    if (given := config.learner.lease_timeout_s) < least:
+        yield (
+            f"learner.lease_timeout_s = {given:g} must be at least {least:g}: actors send a heartbeat every "
+            f"{HEARTBEAT_S:g} s, and one may be late"
+        )
+
+
+def sequences_fit_a_microbatch(config: Sections) -> Iterator[str]:
+    """The learner cuts what does not fit, which would train on the beginnings of answers alone."""
+    prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
+    if (room := config.learner.microbatch_tokens) < prompt + answer:
+        yield (
+            f"learner.microbatch_tokens = {room} is less than data.max_prompt_tokens + sampling.max_new_tokens = "
+            f"{prompt} + {answer}: raise it to {prompt + answer} or more, or long answers would be cut in training"
+        )
+
+
+def importance_bounds_hold_one(config: Sections) -> Iterator[str]:
+    """The importance weight of an on-policy token is 1, and must not be limited."""
+    learner = config.learner
+    if learner.importance != "none" and learner.importance_cap < 1:
+        yield (
+            f"learner.importance_cap = {learner.importance_cap:g} is below 1, the weight of a token on policy: it "
+            "would scale or mask every token"
+        )
+    if learner.importance == "mask" and learner.importance_floor > 1:
+        yield (
+            f"learner.importance_floor = {learner.importance_floor:g} is above 1, the weight of a token on policy: "
+            "'mask' would leave out nearly every token"
+        )
+    if learner.importance == "mask" and learner.importance_floor > learner.importance_cap:
+        yield (
+            f"learner.importance_floor = {learner.importance_floor:g} exceeds importance_cap = "
+            f"{learner.importance_cap:g}: 'mask' would leave out every token, and the gradient be 0"
+        )
+
+
+def evaluation_is_on(config: Sections) -> Iterator[str]:
+    """Settings of an evaluation that does not take place."""
+    learner = config.learner
+    for key in ("evaluate_every", "evaluate_samples"):
+        if (value := getattr(learner, key)) and not learner.evaluate:
+            yield f"learner.{key} = {value} has no effect with learner.evaluate = false: set one of the two"
+    if learner.evaluate_unseen and not learner.evaluate_samples:
+        yield "learner.evaluate_unseen has no effect with learner.evaluate_samples = 0: languages are asked for in them"
+
+
+def stages_last_a_step(config: Sections) -> Iterator[str]:
+    """A stage that ends where the one before ends is never reached. Not asked before the number of steps is known."""
+    learner, begin = config.learner, 0
+    for number, end in enumerate(learner.stage_ends() if learner.steps else [], start=1):
+        if end <= begin:
+            until = learner.stages[number - 1].until
+            yield (
+                f"learner.stages: stage {number} (until = {until:g}) would have none of the {learner.steps} steps: it "
+                f"ends, as the one before it, after step {end}"
+            )
+        begin = end
+
+
+def steps_are_counted(config: Sections) -> Iterator[str]:
+    """The run must end."""
+    if not config.learner.steps and not config.learner.epochs:
+        yield "learner.steps = 0 and learner.epochs = 0: give at least one, or the run has no end"
+
+
+def calibration_has_its_file(config: Sections) -> Iterator[str]:
+    """Without the statistics, similarities would silently stay raw."""
+    reward = config.reward
+    if reward.calibration_mode != "raw" and reward.calibration is None:
+        yield (
+            f"reward.calibration_mode = {reward.calibration_mode!r} needs reward.calibration, the file that "
+            "scripts.data.calibrate writes; without one, set reward.calibration_mode = 'raw'"
+        )
+
+
+def request_fits_the_queue(config: Sections) -> Iterator[str]:
+    """A request larger than the queue would be answered with "full" for ever."""
+    if (texts := config.reward.queue_texts) < config.router.rollouts + 1:
+        yield (
+            f"reward.queue_texts = {texts} is less than the {config.router.rollouts} answers of a group and their "
+            "reference: no group could ever be scored"
+        )
+
+
+def heldout_is_held_out(config: Sections) -> Iterator[str]:
+    """Held-out questions are never trained on."""
+    train, heldout = config.data.train, config.data.heldout
+    if heldout is not None and Path(heldout).absolute().resolve() == Path(train).absolute().resolve():
+        yield f"data.heldout = {heldout} is what data.train is, too: questions that are trained on are not held out"
+
+
+def accepted_keys_exist(config: Sections) -> Iterator[str]:
+    """A misspelt key would accept nothing, and the resume would be refused for the same reason again."""
+    sections: dict[str, object] = {name: getattr(config, name) for name in type(config).model_fields}
+    for key in config.resume.accept:
+        section, dot, name = key.partition(".")
+        fields = getattr(type(sections.get(section)), "model_fields", {})
+        if section not in sections or (dot and name not in fields):
+            yield f"resume.accept: there is no setting {key!r}"
+
+
+_RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
+    policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
+    engine_stays_on_loopback, replicas_divide_ranks, lease_outlasts_heartbeats, sequences_fit_a_microbatch,
+    importance_bounds_hold_one, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
+    request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+)  # fmt: skip

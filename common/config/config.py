@@ -1,4 +1,4 @@
-"""The whole configuration of a run."""
+"""The whole configuration of a run: all sections, and the rules that tie them to each other."""
 
 from __future__ import annotations
 
@@ -6,31 +6,30 @@ from typing import Self
 
 from pydantic import model_validator
 
-from common.config.actor import ActorConfig
-from common.config.checks import check_nodes_can_meet, check_policy_may_choose
-from common.config.learner import LearnerConfig
-from common.config.reward import RewardConfig
-from common.config.router import RouterConfig
-from common.config.run import DataConfig, ModelConfig, RunConfig, SamplingConfig
-from common.config.section import Section
-from common.config.sync import SyncConfig
+from common.config.checks import mistakes
+from common.config.section import ConfigError
+from common.config.sections import Sections
 
 
-class Config(Section):
-    """Every setting of a run; each process reads the sections it needs."""
-
-    run: RunConfig = RunConfig()
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    router: RouterConfig = RouterConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    actor: ActorConfig = ActorConfig()
-    reward: RewardConfig = RewardConfig()
-    learner: LearnerConfig = LearnerConfig()
-    sync: SyncConfig = SyncConfig()
+class Config(Sections):
+    """Every setting of a run, of which none contradicts another."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_policy_may_choose(self.model, self.router, self.learner)
-        check_nodes_can_meet(self.run, self.learner)
+        if found := list(mistakes(self)):
+            raise ValueError("\n  ".join(found))
         return self
+
+    def with_questions(self, count: int) -> Self:
+        """This configuration with ``learner.steps`` as ``count`` training questions make it; see LearnerConfig.
+
+        Raises:
+            ConfigError: so few questions make no step, or a stage has none.
+        """
+        steps = self.learner.steps_with(count)
+        if steps == self.learner.steps:
+            return self
+        resolved = self.model_copy(update={"learner": self.learner.model_copy(update={"steps": steps})})
+        if found := list(mistakes(resolved)):
+            raise ConfigError("configuration: " + "\n  ".join(found))
+        return resolved

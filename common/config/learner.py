@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction as Exact
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.section import Fraction, LanguageCode, Section
+from common.config.section import ConfigError, Fraction, LanguageCode, Section
 
 
 class StageConfig(Section):
@@ -40,11 +42,14 @@ class LearnerConfig(Section):
     replicas: int = Field(1, gt=0)  # whole copies of the weights, each sharded over its part of the ranks
 
     # Admission of prompt groups
-    steps: int = Field(64, gt=0)
+    # The run ends after so many steps, or when the questions have been asked so often, whichever comes first; 0 means
+    # no such end. With epochs alone, steps is 0; with neither, 64.
+    steps: int = Field(64, ge=0)
+    epochs: float = Field(0.0, ge=0)  # passes over the training questions, of which the last step is a whole one
     groups_per_step: int = Field(256, gt=0)  # questions in a step [P]
     staleness: int = Field(1, ge=0)  # at most (S + 1) P groups are alive [S]; 0 is synchronous and on policy
     window: int = Field(1, gt=0)  # a step may overtake the oldest group by fewer than this many [W]; docs/staleness.md
-    lease_timeout_s: float = Field(60, gt=2)  # the groups of an actor that is silent for so long go to the others
+    lease_timeout_s: float = Field(60, gt=0)  # the groups of an actor that is silent for so long go to the others
     group_attempts: int = Field(3, gt=0)  # a group that is handed back this often is entered as failed
     batch_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when a step has no groups for so long
 
@@ -52,6 +57,9 @@ class LearnerConfig(Section):
     lr: float = Field(1e-6, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
+    # What decays: "matrices" leaves out biases and the gains of norms, which decay would pull from 1 towards 0; "all"
+    # is every parameter, as in verl and plain AdamW.
+    weight_decay_on: Literal["matrices", "all"] = "matrices"
     warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
 
@@ -59,7 +67,11 @@ class LearnerConfig(Section):
     # "gated" takes the reward as it is; "split" compares quality among answers in their language, compliance apart.
     advantage: Literal["gated", "split"] = "gated"
     advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
+    std_ddof: Literal[0, 1] = 1  # that of a sample, Σ(r − mean)² / (K − 1), as in verl and TRL; 0: of a population, / K
+    # Leave out groups whose answers all have the same reward; otherwise their tokens count in the mean and in the KL.
+    drop_zero_variance: bool = True
     compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
+    step_reward: str = ""  # "FILE.py:NAME", rewards or advantages of a whole step by one's own rule; docs/rewards.md
     stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
     aggregation: Literal["token", "sequence", "fertility"] = (
         "token"  # what the loss is a mean over; learner/train/grpo.py
@@ -71,12 +83,12 @@ class LearnerConfig(Section):
     kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
     reference_on_cpu: bool = False  # keep the initial policy in host memory: slower, for large models on few GPUs
     # What happens to tokens whose importance weight (learner / behaviour) is out of bounds.
-    importance: Literal["truncate", "mask"] = "truncate"
+    importance: Literal["truncate", "mask", "none"] = "truncate"  # "none" leaves the weight out
     importance_cap: float = Field(2.0, gt=0)
     importance_floor: float = Field(0.5, ge=0)  # for "mask" alone
 
     # Computation
-    microbatch_tokens: int = Field(16384, gt=0)  # longer sequences are cut to this
+    microbatch_tokens: int = Field(16384, gt=0)  # of prompts and answers together; longer sequences are cut to this
     head_chunk: int = Field(1024, gt=0)  # rows of logits that exist at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
     activation_checkpointing: bool = False
@@ -102,6 +114,39 @@ class LearnerConfig(Section):
             raise ValueError("stages weigh compliance themselves: advantage must be 'gated'")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("epochs") and "steps" not in values:
+            return {**values, "steps": 0}
+        return values
+
+    def steps_with(self, questions: int) -> int:
+        """The number of steps with so many training questions: the smaller of ``steps`` and ⌊epochs · questions / P⌋.
+
+        Raises:
+            ConfigError: that is 0.
+        """
+        if not self.epochs:
+            return self.steps
+        by_epochs = math.floor(_exact(self.epochs) * questions / self.groups_per_step)
+        if not by_epochs:
+            raise ConfigError(
+                f"learner.epochs = {self.epochs:g} of {questions} questions are less than one step of "
+                f"learner.groups_per_step = {self.groups_per_step}: raise the one or lower the other"
+            )
+        return min(self.steps, by_epochs) if self.steps else by_epochs
+
+    def stage_ends(self) -> list[int]:
+        """The number of steps after which each stage ends, ⌈until · steps⌉; the run's number of steps must be known."""
+        return [math.ceil(_exact(stage.until) * self.steps) for stage in self.stages]
+
     def stage(self, step: int) -> StageConfig | None:
         """The stage of a step, which is counted from 0; None where the run has no stages."""
-        return next((stage for stage in self.stages if step < stage.until * self.steps), None)
+        pairs = zip(self.stages, self.stage_ends(), strict=True)
+        return next((stage for stage, end in pairs if step < end), None)
+
+
+def _exact(value: float) -> Exact:
+    """The number as it was written: 0.07 · 100 is 7, but in floating point it is 7.000000000000001."""
+    return Exact(str(value))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config.section import LanguageCode, Section
+from common.languages import count_as_one
 
 
 class RunConfig(Section):
@@ -16,16 +18,45 @@ class RunConfig(Section):
     dir: Path = Path("runs/default")  # holds logs, TensorBoard events, checkpoints and the exported model
     # A directory that all hosts see, where services write their addresses. Without it, the configured addresses hold.
     rendezvous: Path | None = None
+    # Where metrics go: TensorBoard's event files in ``dir``, and on request wandb or trackio, which pip installs.
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     seed: int = Field(0, ge=0, lt=2**63)
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] = ("en",)  # those the router may pick [L]
 
+    @model_validator(mode="after")
+    def _languages_differ(self) -> Self:
+        for number, second in enumerate(self.languages):
+            for first in self.languages[:number]:
+                if count_as_one(first, second):
+                    raise ValueError(
+                        f"languages: {second!r} stands there twice, by whatever names" if first == second else
+                        f"languages: {first!r} and {second!r} count as one language: name one of them"
+                    )  # fmt: skip
+        return self
+
 
 class DataConfig(Section):
-    """Parquet files in the row schema of verl; docs/data.md has the columns."""
+    """The questions; docs/data.md describes sources, rows and columns."""
 
-    train: Path = Path("data/train.parquet")
-    heldout: Path | None = None  # questions that are evaluated and never trained
-    max_prompt_tokens: int = Field(512, gt=0)  # rows with a longer prompt are left out, and their number is logged
+    # Each is a parquet, JSON, JSONL, CSV or TSV file, a directory of such files, or a data set of the hub as
+    # owner/name[:configuration][@split].
+    train: str = "data/train.parquet"
+    heldout: str | None = None  # questions that are evaluated and never trained
+    # Where the rows have what a question needs: question, answer, language, topic, region, accepted; any other name is
+    # a further column that reaches the rewards as a text. {language = "extra_info.lang", level = "difficulty"}
+    columns: dict[str, str] = {}
+    language: LanguageCode | None = None  # of the rows that name none
+    broken_rows: Literal["skip", "refuse"] = (
+        "skip"  # they are listed in any case; "refuse" ends the run before it begins
+    )
+    max_prompt_tokens: int = Field(
+        512, gt=0
+    )  # of a prompt as it is sent; rows with a longer one are left out and listed
+
+    @field_validator("train", "heldout", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
 
 class ModelConfig(Section):
@@ -37,6 +68,19 @@ class ModelConfig(Section):
     # prompt, "select" by a header with which the answer begins.
     prompt_style: Literal["tag", "system", "select"] = "tag"
     header: str = "<lang_select>\n{code}\n</lang_select>\n"  # the header of "select"; {code} is the language
+
+    # What the chat template takes besides the messages, as {enable_thinking = false} for Qwen3.
+    template_args: dict[str, Any] = {}
+    # The date for chat templates that write today's into every prompt; by default the one that Llama's falls back on.
+    date: datetime.date = datetime.date(2024, 7, 26)
+
+    @model_validator(mode="after")
+    def _template_args_are_free(self) -> Self:
+        if taken := sorted(
+            {"messages", "tokenize", "add_generation_prompt", "conversation"} & self.template_args.keys()
+        ):
+            raise ValueError(f"template_args: {taken[0]!r} is not for the user to give")
+        return self
 
     @model_validator(mode="after")
     def _header_has_one_code(self) -> Self:

@@ -18,6 +18,7 @@ import zmq
 from zmq.auth import load_certificate
 from zmq.auth.thread import ThreadAuthenticator
 
+from common.config import is_address
 from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES
 
@@ -45,14 +46,9 @@ def check_address(address: str) -> None:
     """
     if address.startswith("ipc://"):
         return
-    parts = urlsplit(address)
-    try:
-        complete = parts.scheme == "tcp" and parts.hostname and parts.port
-    except ValueError:
-        complete = False
-    if not complete:
+    if not is_address(address):
         raise FatalError(f"address {address!r} is not of the form tcp://HOST:PORT")
-    if not _is_loopback(str(parts.hostname)) and _keys() is None:
+    if not _is_loopback(str(urlsplit(address).hostname)) and _keys() is None:
         raise FatalError(
             f"address {address!r} is not loopback, and there are no keys to encrypt and authenticate with: "
             "make them with scripts/make_keys.sh DIR and set LRPO_KEYS=DIR for every process"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from common.process import FatalError
+from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.groups import Group
 from learner.loop.interrupts import Interrupts
@@ -47,15 +48,25 @@ class Batches:
             Interrupted: the process was asked to end.
         """
         deadline = time.monotonic() + self._timeout_s
-        while True:
-            self._interrupts.check()
-            with self._stopwatch(state):
-                batch = self._server.take(_TURN_S)
-            if batch is not None:
-                return batch
-            self._publishing.publish_to_newcomers()
-            if time.monotonic() > deadline:
-                raise FatalError(
-                    f"no full batch within learner.batch_timeout_s = {self._timeout_s:.0f} s: "
-                    f"{self._server.counts()}, actors: {', '.join(self._server.members()) or 'none'}"
-                )
+        what = "evaluating" if state == "evaluate" else "waiting for the groups of the next step"
+        with Activity("learner", what, detail=self._progress, missing=self._missing, silent_s=BRIEF_S):
+            while True:
+                self._interrupts.check()
+                with self._stopwatch(state):
+                    batch = self._server.take(_TURN_S)
+                if batch is not None:
+                    return batch
+                self._publishing.publish_to_newcomers()
+                if time.monotonic() > deadline:
+                    raise FatalError(
+                        f"no full batch within learner.batch_timeout_s = {self._timeout_s:.0f} s: "
+                        f"{self._server.counts()}, actors: {', '.join(self._server.members()) or 'none'}"
+                    )
+
+    def _progress(self) -> str:
+        return ", ".join(f"{count} {name}" for name, count in self._server.counts().items() if count)
+
+    def _missing(self) -> str:
+        if self._server.members():
+            return ""  # the actors generate; each says itself if it waits
+        return "no actor is left: start one with scripts/launch_actor.sh and the same configuration"

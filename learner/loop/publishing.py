@@ -6,6 +6,7 @@ import time
 
 from common.config import Config
 from common.process import FatalError
+from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.loop.interrupts import Interrupts
 from learner.ranks import Ranks
@@ -51,7 +52,8 @@ class Publishing:
             Interrupted: the process was asked to end.
         """
         self._wait_for_an_actor()
-        with self._stopwatch("publish"):
+        engines = f"publishing the weights of step {version} to {', '.join(self._server.members())}"
+        with self._stopwatch("publish"), Activity("learner", engines, silent_s=BRIEF_S):
             weights, probe = self._ranks.run("gather")
             self.newest = self._publisher.publish(version, weights, probe)
         self.version = version
@@ -63,13 +65,21 @@ class Publishing:
             self.publish(self.version)
 
     def _wait_for_an_actor(self) -> None:
-        deadline = time.monotonic() + self._config.actor.start_timeout_s
-        while not self._server.members():
-            with self._stopwatch("start"):
-                time.sleep(_POLL_S)
-            self._interrupts.check()
-            if time.monotonic() > deadline:
-                raise FatalError(
-                    f"no actor came to {self._config.learner.address} within actor.start_timeout_s = "
-                    f"{self._config.actor.start_timeout_s:.0f} s"
-                )
+        if self._server.members():
+            return
+        address, deadline = self._config.learner.address, time.monotonic() + self._config.actor.start_timeout_s
+        logs = self._config.run.dir / "logs"
+        missing = (
+            "start one with scripts/launch_actor.sh and the same configuration. If one is running, its output or its "
+            f"engine's ({logs}/engine-*.log) says what it does"
+        )
+        with Activity("learner", f"waiting for an actor at {address}", missing=missing):
+            while not self._server.members():
+                with self._stopwatch("start"):
+                    time.sleep(_POLL_S)
+                self._interrupts.check()
+                if time.monotonic() > deadline:
+                    raise FatalError(
+                        f"no actor came to {address} within actor.start_timeout_s = "
+                        f"{self._config.actor.start_timeout_s:.0f} s: {missing}"
+                    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.checkpoint import Checkpoints
 from learner.ranks import Ranks
@@ -51,5 +52,5 @@ class Saving:
         if step == self._saved_step:
             return
         self._saved_step = step
-        with self._stopwatch("save"):
+        with self._stopwatch("save"), Activity("learner", f"saving step {step}", silent_s=BRIEF_S):
             self._ranks.run("save", number=step)

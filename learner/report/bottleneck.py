@@ -5,11 +5,13 @@ A pure function of measured times. The progress line and the status show its res
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from common.config import Config
+from learner.report.machine import Spare
 from learner.report.timing import TimeByState, shares_of_time
 
 PipelineStage = Literal["actors", "reward", "learner", "sync"]
@@ -27,7 +29,7 @@ class Bottleneck:
         demand: for each stage, the share of the present step time for which it is needed.
         lost: the share of time for which those who wait for the bottleneck stand still; for ``sync`` the share of time
             it takes itself.
-        remedy: the one setting to change.
+        remedy: the one setting to change, or why there is none.
         gain: the share of the step time that the remedy would save; for staleness the share of a group's time.
     """
 
@@ -38,11 +40,16 @@ class Bottleneck:
     gain: float
 
     def __str__(self) -> str:
-        return f"{self.stage} cost {self.lost:.0%}: {self.remedy} (saves {self.gain:.0%})"
+        saved = f" (saves {self.gain:.0%})" if self.gain > 0 else ""
+        return f"{self.stage} cost {self.lost:.0%}: {self.remedy}{saved}"
 
 
 def find_bottleneck(
-    times: TimeByState, config: Config, tokens_per_second: Mapping[str, float], gauges: Gauges
+    times: TimeByState,
+    config: Config,
+    tokens_per_second: Mapping[str, float],
+    gauges: Gauges,
+    spare: Spare | None = None,
 ) -> Bottleneck:
     """Finds the bottleneck of some steps from the time that the processes spent in their states meanwhile.
 
@@ -60,9 +67,12 @@ def find_bottleneck(
     bound makes them wait for one another. The time that is lost in this way is proportional to 1 / (S + 1), so that
     S + 1 in place of S saves (1 − max d) / (S + 2).
 
+    A process more is only proposed where there is a device for it.
+
     Args:
         tokens_per_second: of each actor, for advice on how many to add.
         gauges: of each actor's engine.
+        spare: what is left of the machine that the whole run is on; None if there may be others.
     """
     share = shares_of_time(times)
     learner, actors = share["learner"], share["actors"]
@@ -86,34 +96,60 @@ def find_bottleneck(
         gain = coupled / (deeper + 1)
         remedy = f"learner.staleness = {deeper} would hide {gain / coupled:.0%} of the {coupled:.0%} that all wait"
         return Bottleneck(stage, demand, min(wait, idle), remedy, gain)
+    train, needed = learner.get("train", 0.0), trainer if stage in ("learner", "sync") else demand[stage]
+    after: dict[PipelineStage, float] = {  # the share for which the next stage, or half the bottleneck, is needed
+        "actors": max(trainer, demand["reward"], demand["actors"] / 2),
+        "reward": max(trainer, demand["actors"], demand["reward"] / 2),
+        "learner": max(others, trainer - train / 2),
+        "sync": max(others, trainer - sync / 2),
+    }
+    rest = after[stage]
+    if needed - rest <= _NOISE / 2:
+        return Bottleneck(stage, demand, lost, "balanced: nothing to change", max(needed - rest, 0.0))
     if stage == "actors":
-        rest = max(trainer, demand["reward"], demand["actors"] / 2)
-        remedy = _more_generation(demand["actors"] / rest if rest else 1.0, tokens_per_second, gauges)
+        remedy, rest = _more_generation(needed, rest, config, tokens_per_second, gauges, spare)
+    elif stage == "reward" and busy < demand["reward"] / 2:
+        remedy = f"lower reward.batch_window_ms: actors wait for scores while the reward works {busy:.0%}"
     elif stage == "reward":
-        rest = max(trainer, demand["actors"], demand["reward"] / 2)
-        extra = len(config.reward.addresses) * (demand["reward"] / rest - 1)
+        replicas = len(config.reward.addresses)
+        extra = _room(replicas * (needed / rest - 1), 1, spare)
+        rest = needed * replicas / (replicas + extra)
         remedy = f"add {extra:.1f} reward processes (reward.addresses)"
-        if busy < demand["reward"] / 2:
-            remedy = f"lower reward.batch_window_ms: actors wait for scores while the reward works {busy:.0%}"
     elif stage == "learner":
-        train = learner.get("train", 0.0)
-        rest = max(others, trainer - train / 2)
-        saved = max(trainer - rest, 0.0)
-        remedy = f"add {config.learner.ranks * saved / max(train - saved, 1e-9):.1f} learner ranks (learner.ranks)"
+        ranks = config.learner.ranks
+        extra = _room(ranks * (needed - rest) / (train - (needed - rest)), 1, spare)
+        rest = trainer - train * extra / (ranks + extra)
+        remedy = f"add {extra:.1f} learner ranks (learner.ranks)"
     else:
-        rest = max(others, trainer - sync / 2)
         remedy = f"learner.groups_per_step = {2 * config.learner.groups_per_step}, half the updates"
-    gain = max((trainer if stage in ("learner", "sync") else demand[stage]) - rest, 0.0)
-    return Bottleneck(stage, demand, lost, remedy if gain > _NOISE / 2 else "balanced: nothing to change", gain)
+    if rest >= needed:
+        remedy = f"no room for more of them on this machine ({spare})"
+    return Bottleneck(stage, demand, lost, remedy, max(needed - rest, 0.0))
 
 
-def _more_generation(factor: float, tokens_per_second: Mapping[str, float], gauges: Gauges) -> str:
-    """The advice by which the pool of actors generates ``factor`` times as much."""
+def _room(wanted: float, devices_each: int, spare: Spare | None) -> float:
+    """How many of the wanted processes, each on so many devices, the machine has room for; all without a limit."""
+    if spare is None or math.ceil(wanted - 1e-9) * devices_each <= spare.free:
+        return wanted
+    return float(spare.free // devices_each)
+
+
+def _more_generation(
+    demand: float, rest: float, config: Config, tokens_per_second: Mapping[str, float], gauges: Gauges,
+    spare: Spare | None,
+) -> tuple[str, float]:  # fmt: skip
+    """The advice by which the pool of actors is needed for the share ``rest`` in place of ``demand``.
+
+    Returns:
+        The advice, and the share for which the actors are needed after it.
+    """
     waiting = sum(gauge.get("waiting", 0.0) for gauge in gauges.values())
     used = [gauge["usage"] for gauge in gauges.values() if "usage" in gauge]
     if waiting and used and max(used) < _ROOMY:
-        return f"raise max_running_requests: {waiting:.0f} requests wait in engines with {max(used):.0%} of KV in use"
+        advice = f"raise max_running_requests: {waiting:.0f} requests wait in engines with {max(used):.0%} of KV in use"
+        return advice, rest
     best = max(tokens_per_second, key=tokens_per_second.__getitem__, default="")
     total = sum(tokens_per_second.values())
-    extra = total * (factor - 1) / tokens_per_second[best] if best and tokens_per_second[best] else factor - 1
-    return f"add {extra:.1f} actors like {best or 'those there'}"
+    each = tokens_per_second[best] / total if best and tokens_per_second[best] else 1.0  # of an actor more
+    extra = _room((demand / rest - 1) / each, int(config.actor.engine_args.get("tp", 1)), spare)
+    return f"add {extra:.1f} actors like {best or 'those there'}", demand / (1 + extra * each)

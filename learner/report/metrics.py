@@ -1,4 +1,4 @@
-"""The metrics of one step, by TensorBoard tag; docs/metrics.md explains each of them. Pure functions."""
+"""The metrics of one step, by name; docs/metrics.md explains each of them. Pure functions."""
 
 from __future__ import annotations
 
@@ -77,14 +77,18 @@ def health_metrics(
     p50, p99 = np.percentile(lags, [50, 99], method="inverted_cdf")
     outcomes = Counter(group_outcome(group, config) for group in batch)
     metrics = {
-        "lag_mean": lags.mean(), "lag_p50": p50, "lag_p99": p99, "lag_max": lags.max(), "lag_bound": bound,
+        "staleness_mean": lags.mean(), "staleness_p50": p50, "staleness_p99": p99, "staleness_max": lags.max(),
+        "staleness_bound": bound,
         "masked": outcomes["masked"] / len(batch),
         "skipped_steps": bool(result.problem),
+        "unscored": np.mean([not rollout.score.scored for group in batch for rollout in group.rollouts]),
         "calibration_drift": max(rollout.score.drift for group in batch for rollout in group.rollouts),
         "sync_seconds": context.published.seconds,
         "pause_seconds": context.published.pause_s,
     }  # fmt: skip
-    metrics |= {f"groups_{name}": context.counts[name] for name in ("failed", "retried", "orphaned")}
+    counts = context.counts
+    metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["orphaned"]}
+    metrics["groups_failed"] = counts["failed"]
     if "mismatch" in result.means:
         metrics["mismatch"] = result.means["mismatch"]
     if errors := [peer.gauges["probe_error"] for peer in context.peers.values() if "probe_error" in peer.gauges]:
@@ -94,12 +98,12 @@ def health_metrics(
 
 def learning_metrics(batch: Sequence[Group], result: StepResult, config: LearnerConfig) -> dict[str, float]:
     """Reward and loss, the terms of the reward, and the languages that the policy chose, if it chose any."""
-    scores = [rollout.score for group in batch for rollout in group.rollouts]
+    scores = [rollout.score for group in batch for rollout in group.rollouts if rollout.score.scored]
     outcomes = Counter(group_outcome(group, config) for group in batch)
     metrics = {
         **{name: value for name, value in result.means.items() if name != "mismatch"},  # that one is under health
-        "reward": np.mean([score.reward for score in scores]),
-        "compliance": np.mean([score.compliant for score in scores]),
+        "reward": np.mean([score.reward for score in scores]) if scores else 0.0,
+        "compliance": np.mean([score.compliant for score in scores]) if scores else 0.0,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "zero_variance": outcomes["zero_variance"] / len(batch),
@@ -130,13 +134,12 @@ def flow_metrics(
     metrics = {
         "tokens_per_second": tokens / max(context.spent_s, 1e-9),
         "batch_fill": result.fill,
-        "lost": bottleneck.lost,
-        "gain": bottleneck.gain,
-        **{f"groups_{name}": context.counts[name] for name in ("leased", "finished")},
+        "bottleneck_cost": bottleneck.lost,
+        "bottleneck_saving": bottleneck.gain,
+        "groups_leased": context.counts["leased"],
+        "groups_waiting": context.counts["finished"],
         **_tagged("demand", bottleneck.demand),
-        **_tagged("actor_tokens", rates),
         **_tagged("pool_tokens", pools),
-        **_tagged("kv_use", {n: peer.gauges["usage"] for n, peer in context.peers.items() if "usage" in peer.gauges}),
     }
     for process, states in shares_of_time(window.times).items():
         metrics |= _tagged(process, states)
@@ -144,7 +147,7 @@ def flow_metrics(
 
 
 def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -> dict[str, dict[str, float]]:
-    """Metrics by tag for each language of the batch. Answers in no language are under ``none``.
+    """Metric -> language of the batch -> value. Answers in no language are under ``none``.
 
     Args:
         version: the policy version that the step begins with.
@@ -152,10 +155,11 @@ def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -
     by_language: defaultdict[str, list[Rollout]] = defaultdict(list)
     for group in batch:
         for rollout in group.rollouts:
-            by_language[rollout.language or "none"].append(rollout)
+            if rollout.score.scored:
+                by_language[rollout.language or "none"].append(rollout)
     total = sum(map(len, by_language.values()))
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
-    for language, rollouts in by_language.items():
+    for language, rollouts in sorted(by_language.items()):
         metrics = {
             "reward": np.mean([rollout.score.reward for rollout in rollouts]),
             "quality": np.mean([rollout.score.quality for rollout in rollouts]),
@@ -163,13 +167,18 @@ def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -
             "length": np.mean([len(rollout.response_ids) for rollout in rollouts]),
             "truncated": np.mean([rollout.truncated for rollout in rollouts]),
             "share": len(rollouts) / total,
-            "lag": version - np.concatenate([rollout.versions for rollout in rollouts]).mean(),
+            "staleness": version - np.concatenate([rollout.versions for rollout in rollouts]).mean(),
         }
-        found[language] = _tagged("languages", metrics)
-    for name in _GRADIENT_STATISTICS:
-        for language, value in result.by_language.get(name, {}).items():  # of rollouts that carry gradient
-            found[language] |= _tagged("languages", {name: value})
+        for name, value in metrics.items():
+            found[name][language] = float(value)
+    for name in _GRADIENT_STATISTICS:  # of rollouts that carry gradient
+        found[name] = {language or "none": value for language, value in result.by_language.get(name, {}).items()}
     return found
+
+
+def with_row_names(page: str, tables: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The cells of tables, each under ``PAGE/TABLE/ROW``."""
+    return {f"{page}/{table}/{row}": value for table, rows in tables.items() for row, value in rows.items()}
 
 
 def regions_and_languages(batch: Sequence[Group]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What is reported of a run: TensorBoard, one line a step in the terminal, and ``summary.json`` at the end."""
+"""What is reported of a run: its metrics, one line a step in the terminal, and ``summary.json`` at the end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,13 @@ import time
 from collections import Counter, deque
 from typing import Any
 
-import numpy as np
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard.summary import histogram, text
-
 from common.config import Config
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
 from learner.report.best_effort import BestEffortFiles
 from learner.report.bottleneck import Bottleneck, find_bottleneck
-from learner.report.events import EventWriter
+from learner.report.heat_maps import HeatMaps
+from learner.report.machine import Machine
 from learner.report.metrics import (
     StepContext,
     flow_metrics,
@@ -28,28 +25,30 @@ from learner.report.metrics import (
     learning_metrics,
     regions_and_languages,
     token_lags,
+    with_row_names,
 )
-from learner.report.pages import custom_scalar_pages
-from learner.report.router_log import RouterLog
+from learner.report.router_log import RouterLog, steps_between_lines
 from learner.report.series import ScalarSeries
 from learner.report.text_samples import group_as_markdown
 from learner.report.timing import TimeByState, TimeWindow, time_between
+from learner.report.trackers.start import start_trackers
+from learner.resume import CONFIG_FILE
 from router.show import mutual_information, picture
 
 log = logging.getLogger("learner")
 
 _POINTS = 1000  # of a series in a run; TensorBoard keeps no more
-_TEXTS = 10  # and as many heat maps, in a run; TensorBoard keeps no more
+_TEXTS = 10  # and as many pictures of each name, in a run; TensorBoard keeps no more
 _WINDOW_S = 30.0  # what the bottleneck and the rates are measured over: actors send their times every two seconds
 _DRAWS = 4096  # newest draws by the router, for the mutual information of region and language
 _SHUFFLES = 20  # of these draws, for its value by chance
 
 
 class Report:
-    """Writes ``run.dir``'s ``tensorboard``, ``config.json``, ``router.jsonl`` and ``summary.json``, and logs progress.
+    """Writes metrics to ``run.trackers``, and ``config.json``, ``router.jsonl`` and ``summary.json`` to ``run.dir``.
 
-    docs/metrics.md lists the metrics. A long run has one point for several steps. A file that cannot be written costs
-    a warning and never the run.
+    It also logs the progress. docs/metrics.md lists the metrics. A long run has one point for several steps. A file
+    that cannot be written costs a warning and never the run.
 
     Args:
         bound: the staleness bound, in policy updates.
@@ -62,13 +61,16 @@ class Report:
         self._steps_per_point = math.ceil(self._steps / _POINTS)
         self._steps_per_text = math.ceil(self._steps / _TEXTS)
         self._files = BestEffortFiles()
-        self._events = EventWriter(config.run.dir / "tensorboard", begin, custom_scalar_pages())
-        self._series = ScalarSeries(self._events)
+        self._tracker = start_trackers(config, begin)
+        self._series = ScalarSeries(self._tracker)
+        self._heat_maps = HeatMaps(bound)
+        self._machine = Machine(config)
         self._window = TimeWindow(_WINDOW_S)
         self._first: TimeByState = {}
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
-        settings = config.run.dir / "config.json"
+        settings = config.run.dir / CONFIG_FILE
         with self._files.writing(settings):
+            settings.parent.mkdir(parents=True, exist_ok=True)
             settings.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         self._router_log = RouterLog(config.run.dir / "router.jsonl", begin, self._files)
 
@@ -101,25 +103,34 @@ class Report:
         window = self._window.add(time.monotonic(), context.seconds, tokens)
         rates = {name: window.tokens[name] / window.elapsed_s for name in sorted(context.published.members)}
         gauges = {name: peer.gauges for name, peer in context.peers.items() if peer.gauges}
-        bottleneck = find_bottleneck(window.times, self._config, rates, gauges)
+        spare = self._machine.spare(sum(peer.engine_ranks for peer in context.peers.values()))
+        bottleneck = find_bottleneck(window.times, self._config, rates, gauges, spare)
+        by_language = language_metrics(batch, number - 1, result)
+        by_actor = {
+            "actor_tokens": rates,
+            "kv_use": {n: gauge["usage"] for n, gauge in gauges.items() if "usage" in gauge},
+        }
         metrics = {
             **health_metrics(batch, lags, self._bound, result, context, learner),
             **learning_metrics(batch, result, learner),
             **flow_metrics(result, context, len(lags), window, rates, bottleneck),
         }
-        self._series.add(metrics)
-        for language, values in language_metrics(batch, number - 1, result).items():
-            self._series.add(values, run=language)
+        tables = {**with_row_names("languages", by_language), **with_row_names("flow", by_actor)}
+        self._series.add({**metrics, **tables})
+        self._heat_maps.add(number, lags, by_language, by_actor)
         self._draws.extend(regions_and_languages(batch))
         if number % self._steps_per_point == 0 or number == self._steps:
-            self._events.write(number, histogram("health/lag", lags, bins=np.arange(lags.min(), lags.max() + 2) - 0.5))
+            self._tracker.histogram(number, "health/staleness", lags)
             self._series.write_points(number)
         if number % self._steps_per_text == 1 % self._steps_per_text:
             diverse = max(batch, key=lambda group: len({rollout.language for rollout in group.rollouts}))
-            self._events.write(number, text("sample", group_as_markdown(diverse)))
+            self._tracker.text(number, "sample", group_as_markdown(diverse))
+        if number % self._steps_per_text == 0 or number == self._steps:
+            for name, png in self._heat_maps.draw():
+                self._tracker.image(number, name, png)
         line = (
             f"step {number}/{self._steps}  reward {metrics['learning/reward']:.3f}  "
-            f"compliance {metrics['learning/compliance']:.2f}  lag {lags.mean():.1f}/{self._bound}  "
+            f"compliance {metrics['learning/compliance']:.2f}  staleness {lags.mean():.1f}/{self._bound}  "
             f"{metrics['flow/tokens_per_second']:.0f} tokens/s  {bottleneck}"
         )
         log.info("%s", line)
@@ -134,12 +145,11 @@ class Report:
         self._series.add({"router/region_language_bits": shared, "router/region_language_bits_by_chance": by_chance})
         line = {"step": number, **learned}
         self._router_log.append(line)
-        before = number - self._config.router.interval
+        before = number - steps_between_lines(self._config.router.interval)
         if learned["probs"] and number // self._steps_per_text > before // self._steps_per_text:
             png = io.BytesIO()
             picture(line, png)
-            image = Summary.Image(encoded_image_string=png.getvalue(), colorspace=4)
-            self._events.write(number, Summary(value=[Summary.Value(tag="router/probabilities", image=image)]))
+            self._tracker.image(number, "router/probabilities", png.getvalue())
 
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
         """Reports an evaluation of the question set ``name``, with greedy answers, after ``number`` steps."""
@@ -169,6 +179,6 @@ class Report:
             path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def close(self) -> None:
-        """Writes what has not been written yet, and closes the event files."""
+        """Writes what has not been written yet, and closes the trackers."""
         self._series.write_points(self._number)
-        self._events.close()
+        self._tracker.close()

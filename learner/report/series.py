@@ -1,13 +1,11 @@
-"""The scalar series of TensorBoard, thinned out so that a long run stays small."""
+"""The scalar series of a run, thinned out so that a long run stays small."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
 
-from tensorboard.compat.proto.summary_pb2 import Summary
-
-from learner.report.events import EventWriter
+from learner.report.trackers.tracker import Tracker
 
 
 class ScalarSeries:
@@ -16,21 +14,21 @@ class ScalarSeries:
     A point is the mean of the values; for a metric whose name ends in ``_max`` it is the largest.
     """
 
-    def __init__(self, events: EventWriter) -> None:
-        self._events = events
-        self._values: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._values: defaultdict[str, list[float]] = defaultdict(list)
 
-    def add(self, metrics: Mapping[str, float], run: str = "") -> None:
-        """Adds one value to each metric, by tag; ``run`` is a run in TensorBoard's sense."""
-        for tag, value in metrics.items():
-            self._values[run, tag].append(float(value))
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Adds one value to each metric, by name."""
+        for name, value in metrics.items():
+            self._values[name].append(float(value))
 
     def write_points(self, step: int) -> None:
         """Writes a point, at ``step``, of every metric that got a value since the last call."""
-        points: defaultdict[str, Summary] = defaultdict(Summary)
-        for (run, tag), values in self._values.items():
-            value = max(values) if tag.endswith("_max") else sum(values) / len(values)
-            points[run].value.add(tag=tag, simple_value=value)
+        points = {
+            name: max(values) if name.endswith("_max") else sum(values) / len(values)
+            for name, values in self._values.items()
+        }
         self._values.clear()
-        for run, summary in points.items():
-            self._events.write(step, summary, run=run)
+        if points:
+            self._tracker.scalars(step, points)

@@ -16,8 +16,9 @@ TimeByState: TypeAlias = dict[str, dict[str, float]]  # process -> state -> seco
 
 
 class ActorTimes(Protocol):
-    """The part of an actor's state that the report reads, as its heartbeats bring it."""
+    """The part of an actor's state that the report reads, as its hello and its heartbeats bring it."""
 
+    engine_ranks: int  # GPUs of its engine, where it is on GPUs
     seconds: dict[str, float]  # by state, since it started; those of the reward service begin with ``reward_``
     gauges: dict[str, float]  # measurements of its engine, see wire.Heartbeat
 

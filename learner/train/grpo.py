@@ -20,7 +20,7 @@ from torch import Tensor
 
 AdvantageForm = Literal["gated", "split"]
 Aggregation = Literal["token", "sequence", "fertility"]
-Correction = Literal["truncate", "mask"]
+Correction = Literal["truncate", "mask", "none"]
 
 
 def advantages(
@@ -29,13 +29,14 @@ def advantages(
     *,
     form: AdvantageForm,
     divide_by_std: bool,
+    ddof: int = 1,
     compliance_weight: float = 1.0,
     eps: float = 1e-6,
 ) -> NDArray[np.float64]:
     """The advantage of each of the K rollouts of a group; all are zero when there is nothing to learn.
 
-    With N(x) = (x − mean x) / (std x + eps), where std is that of the population, and N(x) = x − mean x unless
-    ``divide_by_std``:
+    With N(x) = (x − mean x) / (std x + eps), where std x = √(Σ(x − mean x)² / (n − ddof)) over the n values, and
+    N(x) = x − mean x unless ``divide_by_std``:
 
     * ``gated``: N(r). Here r is 0 for a rollout that left its language, so one such failure outweighs all differences
       in quality.
@@ -45,6 +46,7 @@ def advantages(
     Args:
         rewards_K: [K] float64, the quality of a compliant rollout and 0 for any other.
         compliant_K: [K] bool, whether the rollout kept to its language.
+        ddof: 1 for the deviation of a sample, as torch.std in verl and TRL has it; 0 for that of a population.
 
     Returns:
         [K] float64. They sum to 0 in either form.
@@ -54,7 +56,7 @@ def advantages(
         if not np.ptp(values):
             return np.zeros(len(values))  # exactly zero: the mean of equal values may differ from them by rounding
         centred: NDArray[np.float64] = values - values.mean()
-        return centred / (values.std() + eps) if divide_by_std else centred
+        return centred / (values.std(ddof=ddof) + eps) if divide_by_std else centred
 
     if form == "gated":
         return normalised(rewards_K)
@@ -103,7 +105,7 @@ class Objective:
         kl: weight of the k3 estimate of KL(π ‖ π_ref), which is exp(d) − d − 1 with d = log π_ref − log π.
         correction: how the importance weight π_old/π_behaviour is limited. ``truncate``: to ``importance_cap``
             (truncated importance sampling). ``mask``: a token whose weight is outside
-            [importance_floor, importance_cap] weighs 0 (IcePop).
+            [importance_floor, importance_cap] weighs 0 (IcePop). ``none``: it is 1, as if engine and learner agreed.
     """
 
     clip_low: float
@@ -144,14 +146,19 @@ class Objective:
         importance_R = torch.exp(drift_R)
         if self.correction == "truncate":
             weight_R = importance_R.clamp(max=self.importance_cap)
+            limited_R = weight_R != importance_R
+        elif self.correction == "none":
+            weight_R = torch.ones_like(importance_R)
+            limited_R = torch.zeros_like(importance_R, dtype=torch.bool)
         else:
             inside_R = (importance_R >= self.importance_floor) & (importance_R <= self.importance_cap)
             weight_R = torch.where(inside_R, importance_R, 0)
+            limited_R = ~inside_R
         loss_R = weight_R * surrogate_R
         statistics = {
             "clip_share": ((ratio_R < 1 - self.clip_low) | (ratio_R > 1 + self.clip_high)).float(),
             "importance_weight": weight_R,
-            "importance_limited": (weight_R != importance_R).float(),
+            "importance_limited": limited_R.float(),
             "mismatch": drift_R.abs(),
         }
         if ref_logp_R is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Trainer:
             self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay, fused=True
+            parameter_groups(self.policy.parameters()), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
         )
         self._objective = Objective(
             clip_low=learner.clip_low,
@@ -144,7 +144,9 @@ class Trainer:
         """Sets the optimizer as the configuration says, because a checkpoint brings its own settings. The step's lr."""
         lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
         for group in self.optimizer.param_groups:
-            group |= {"lr": lr, "betas": self._config.betas, "weight_decay": self._config.weight_decay}
+            decays = self._config.weight_decay_on == "all" or _is_matrix(group["params"][0])
+            group |= {"lr": lr, "betas": self._config.betas}
+            group["weight_decay"] = self._config.weight_decay if decays else 0.0
         return lr
 
     def backward(self, samples: Sequence[Sample], languages: int) -> BatchGradient:
@@ -204,6 +206,22 @@ class Trainer:
         # FSDP averages gradients over the ranks, and the loss is to be a sum over them: hence the factor.
         (loss_R @ batch.weight_R * self.ranks).backward()
         return loss_R.detach(), {**statistics, "entropy": entropy_R, "tokens": torch.ones_like(entropy_R)}
+
+
+def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
+    """The optimizer's two groups: matrices, and the vectors that ``learner.weight_decay_on`` may leave out.
+
+    Vectors are biases and the gains of norms. The groups are the same whatever the setting, so that a checkpoint can be
+    read under another one.
+    """
+    every = list(parameters)
+    matrices = [one for one in every if _is_matrix(one)]
+    vectors = [one for one in every if not _is_matrix(one)]
+    return [{"params": members} for members in (matrices, vectors) if members]
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.dim() >= 2
 
 
 def _as_rollout(ids: NDArray[np.int32]) -> Rollout:

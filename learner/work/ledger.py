@@ -79,7 +79,7 @@ class Audit:
 
     outcomes: dict[str, int]  # number of lines by outcome
     lost: int  # sequence numbers that were handed out, are not pending, and have no line
-    duplicated: int  # sequence numbers that have more than one line
+    duplicated: int  # sequence numbers that have more than one line, other than those that say they are asked again
 
 
 def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
@@ -91,7 +91,7 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
         pending: numbers that were handed out and that no step has taken; a resumed run takes them up again.
     """
     lines = _read(path)
-    entries = Counter(line["sequence"] for line in lines)
+    entries = Counter(line["sequence"] for line in lines if line["outcome"] != "stale")  # those are asked again
     expected = set(range(next_sequence)) - set(pending)
     return Audit(
         outcomes=dict(Counter(line["outcome"] for line in lines)),

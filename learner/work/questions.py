@@ -1,91 +1,195 @@
-"""The questions of a run, read from parquet files in the row schema of verl, and the order in which they are asked."""
+"""The questions of a run, read and checked before anything starts, and the order in which they are asked."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from common.languages import code_of
+from common.config import Config
 from common.process import FatalError
-from common.wire import Question, encode
-from learner.work.tables import read_table
+from common.prompts import PROMPT_STYLES, PromptError, PromptStyle
+from common.wire import Chat, Question, encode
+from learner.data.problems import Problems, RowError
+from learner.data.rows import QuestionRow, Rules, drop_repeated, normal_form, read_question_rows
 
 log = logging.getLogger("learner.data")
 
-_COLUMNS = ("prompt", "ability", "reward_model", "extra_info")
+PROBLEMS_FILE = "data_problems.jsonl"  # in run.dir: every row that is not used, with the reason
+_TELL_EVERY_S = 10.0
 
 
-def read_questions(path: Path, tokenizer: PreTrainedTokenizerBase, max_prompt_tokens: int) -> list[Question]:
-    """Reads every row of a parquet file as a question, and leaves out those whose prompt is too long.
+@dataclass(frozen=True)
+class RunQuestions:
+    """What a run asks."""
 
-    A row has ``prompt`` (chat messages), ``ability`` (a topic), ``reward_model.ground_truth`` (the reference answer),
-    and ``extra_info`` with ``language`` (its English name or its code), ``topic`` and ``region`` (null, a string or a
-    list). It may have ``reward_model.accepted`` (a list of answers that a verifying reward term takes as correct).
+    train: list[Question]  # at least one
+    heldout: list[Question]  # none of them is among ``train``
+
+
+def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQuestions:
+    """Reads ``data.train`` and ``data.heldout``, and checks every row; blocks until all are checked.
+
+    Rows that are broken, repeated, held out and trained on at the same time, or too long are not used. They are logged
+    with file, row, key and reason, the first 20 of a kind, and all of them are written to ``data_problems.jsonl`` in
+    ``run.dir``. A prompt is as long as it is sent: with chat template, tag or instruction, in the language in which it
+    is longest.
 
     Args:
-        path: the parquet file, or whatever else ``read_table`` reads.
+        config: the sections ``data``, ``run`` and ``model``.
         tokenizer: the policy's.
-        max_prompt_tokens: longest prompt, counted without the chat template. How many were too long is logged.
 
     Raises:
-        FatalError: the file is missing, is not parquet, lacks a column, or has a malformed row (the message names the
-            file, the row and the key); or every prompt is too long.
+        FatalError: a source cannot be read, no row is left of one, ``data.broken_rows`` is "refuse" and some are
+            broken, or prompts cannot be made in the languages of the run.
     """
-    table = read_table(str(path))
-    missing = [column for column in _COLUMNS if column not in table.column_names]
-    if missing:
+    problems = Problems()
+    checked = _CheckedPrompts(PROMPT_STYLES[config.model.prompt_style](tokenizer, config), config)
+    try:
+        train = _read(config, config.data.train, checked, problems)
+        heldout: list[QuestionRow] = []
+        if config.data.heldout:
+            heldout = _read(config, config.data.heldout, checked, problems)
+            heldout = _without_trained(heldout, train, config.data.heldout, problems)
+    finally:
+        problems.write(config.run.dir / PROBLEMS_FILE)
+        _tell(problems, config.run.dir / PROBLEMS_FILE)
+    if config.data.broken_rows == "refuse" and (broken := problems.of("broken")):
         raise FatalError(
-            f"{path} lacks the column {missing[0]!r}; it has {', '.join(table.column_names)}. docs/data.md describes "
-            "the columns, and scripts.data.prepare makes them"
+            f'data.broken_rows = "refuse", and {len(broken)} rows are broken; {config.run.dir / PROBLEMS_FILE} lists '
+            f"them. The first is {broken[0]}"
         )
-    questions = []
-    for row, record in enumerate(table.to_pylist()):
-        try:
-            questions.append(_question_of(row, record))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FatalError(f"{path}, row {row}: {error!r}; docs/data.md describes the columns") from None
-    fitting = [question for question in questions if _prompt_tokens(question, tokenizer) <= max_prompt_tokens]
+    return RunQuestions(_numbered(train), _numbered(heldout))
+
+
+def _read(config: Config, source: str, checked: _CheckedPrompts, problems: Problems) -> list[QuestionRow]:
+    log.info("reading data: %s", source)
+    before = len(problems.found)
+    rules = Rules(config.data.columns, config.data.language or "")
+    missing: set[str] = set()
+    read = list(read_question_rows(source, rules, problems, missing))
+    if read and missing:
+        named = next(f"data.columns.{ours} = {path!r}" for ours, path in rules.columns.items() if path in missing)
+        if source == config.data.train:
+            raise FatalError(f"no row of {source} has what {named} names; the first has {', '.join(read[0].rest)}")
+        log.warning("no row of %s has what %s names", source, named)
+    rows = drop_repeated(read, problems)
+    fitting = checked.fitting(rows, source, problems)
     if not fitting:
-        raise FatalError(f"{path} holds no question of at most {max_prompt_tokens} prompt tokens")
-    if len(fitting) < len(questions):
-        log.warning(
-            "%s: left out %d prompts of more than %d tokens", path, len(questions) - len(fitting), max_prompt_tokens
-        )
+        reasons = problems.found[before:]
+        if not reasons:
+            raise FatalError(f"{source} holds no rows")
+        too_long = sum(problem.kind == "too long" for problem in reasons)
+        if too_long:
+            raise FatalError(
+                f"{source} holds no question of at most {config.data.max_prompt_tokens} prompt tokens "
+                f"(data.max_prompt_tokens); {too_long} rows are longer"
+            )
+        raise FatalError(f"{source} holds no good row. {reasons[0]}. docs/data.md describes the columns")
+    log.info("reading data: %s: %d questions", source, len(fitting))
     return fitting
 
 
-def _question_of(row: int, record: dict[str, Any]) -> Question:
-    extra = record["extra_info"]
-    if not record["prompt"]:
-        raise ValueError("the prompt is empty")
-    if not str(record["reward_model"]["ground_truth"]).strip():
-        raise ValueError("reward_model.ground_truth is empty")
-    question = {
-        "index": row,
-        "messages": [{"role": message["role"], "content": message["content"]} for message in record["prompt"]],
-        "reference": record["reward_model"]["ground_truth"],
-        "language": code_of(extra["language"]),
-        "topics": _as_list(extra.get("topic") or record["ability"]),
-        "regions": _as_list(extra.get("region")),
-        "accepted": _as_list(record["reward_model"].get("accepted")),
-    }
-    return msgspec.convert(question, Question)  # raises a ValueError that names the key if a value has the wrong type
+class _CheckedPrompts:
+    """Finds out which rows can be sent as prompts of at most ``data.max_prompt_tokens`` tokens."""
+
+    def __init__(self, style: PromptStyle, config: Config) -> None:
+        self._style = style
+        self._languages = config.run.languages
+        self._longest = config.data.max_prompt_tokens
+        self._lengths: dict[str, int | str] = {}  # by language: tokens of a short prompt, or why there can be none
+
+    def fitting(self, rows: Sequence[QuestionRow], source: str, problems: Problems) -> list[QuestionRow]:
+        """The rows that fit; the others are added to ``problems``."""
+        kept, told = list[QuestionRow](), time.monotonic()
+        for number, row in enumerate(rows):
+            if time.monotonic() - told > _TELL_EVERY_S:
+                told = time.monotonic()
+                log.info("reading data: %s: %d of %d prompts counted", source, number, len(rows))
+            try:
+                self._check(row)
+                kept.append(row)
+            except RowError as error:
+                problems.add(row.place, error)
+        return kept
+
+    def _check(self, row: QuestionRow) -> None:
+        own = self._length_of_short_prompt(row.language)
+        if isinstance(own, str):  # an evaluation asks each question in its own language, too
+            raise RowError("language", own)
+        language = max((*self._languages, row.language), key=self._length_of_short_prompt)
+        try:
+            tokens = len(self._style(_question(0, row), language))
+        except PromptError as error:
+            raise RowError("question", str(error)) from None
+        if tokens > self._longest:
+            reason = f"the prompt has {tokens} tokens, data.max_prompt_tokens is {self._longest}"
+            raise RowError("question", reason, "too long")
+
+    def _length_of_short_prompt(self, language: str) -> Any:
+        if language not in self._lengths:
+            short = Question(0, [Chat("user", "?")], "?", language, [], [])
+            try:
+                self._lengths[language] = len(self._style(short, language))
+            except FatalError as error:
+                self._lengths[language] = str(error)
+        return self._lengths[language]
 
 
-def _as_list(value: str | list[str] | None) -> list[str]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
+def _without_trained(
+    heldout: list[QuestionRow], train: list[QuestionRow], source: str, problems: Problems
+) -> list[QuestionRow]:
+    """The held-out rows whose question is not trained on: a score on the others would be worth nothing."""
+    trained = {normal_form(row.messages): row for row in train}
+    kept = []
+    for row in heldout:
+        first = trained.get(normal_form(row.messages))
+        if first is None:
+            kept.append(row)
+        else:
+            problems.add(row.place, RowError("question", f"it is trained on: {first.place}", "trained on"))
+    if not kept:
+        raise FatalError(
+            f"every question of data.heldout = {source} is in data.train, too: give others, or leave it out"
+        )
+    return kept
 
 
-def _prompt_tokens(question: Question, tokenizer: PreTrainedTokenizerBase) -> int:
-    return len(tokenizer.encode("\n".join(message.content for message in question.messages)))
+def _tell(problems: Problems, path: Path) -> None:
+    counts = problems.counts
+    if not counts:
+        return
+    for kind in ("broken", "repeated", "trained on"):
+        for line in problems.lines(kind):
+            log.warning("%s: %s", kind, line)
+    text = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    log.warning("left out %d rows: %s; %s lists all of them", counts.total(), text, path)
+
+
+def _numbered(rows: Sequence[QuestionRow]) -> list[Question]:
+    """The questions of a source that is one file have their row as index, those of several are counted through."""
+    several = len({row.place.file for row in rows}) > 1
+    return [_question(number if several else row.place.row, row) for number, row in enumerate(rows)]
+
+
+def _question(index: int, row: QuestionRow) -> Question:
+    return Question(
+        index=index,
+        messages=[Chat(**message) for message in row.messages],
+        reference=row.reference,
+        language=row.language,
+        topics=row.topics,
+        regions=row.regions,
+        accepted=row.accepted,
+        extra=row.extra,
+    )
 
 
 def hash_questions(questions: list[Question], seed: int) -> str:

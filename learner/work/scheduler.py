@@ -37,6 +37,25 @@ def staleness_bound(groups_per_step: int, staleness: int, window: int) -> int:
     return ((staleness + 1) * groups_per_step + window - 2) // groups_per_step
 
 
+def find_stale(
+    pending: Iterable[int], versions: Mapping[int, int], step: int, groups_per_step: int, bound: int
+) -> list[int]:
+    """The finished groups of a resumed run that could be trained with a larger lag than ``bound``.
+
+    There are none unless P, S or W has changed. Steps take the oldest finished groups, so nothing younger is trained
+    before a finished group, and the one at place i of the groups alive is trained ⌊i / P⌋ steps from now at the latest.
+
+    Args:
+        pending: sequence numbers of the groups alive.
+        versions: of the finished ones, the oldest policy version of their tokens.
+        step: how many steps were trained; the version of the policy now.
+        groups_per_step: P.
+        bound: largest lag allowed, in policy updates.
+    """
+    places = enumerate(sorted(pending))
+    return [n for place, n in places if n in versions and step + place // groups_per_step - versions[n] > bound]
+
+
 @dataclass
 class _Slot(Generic[Result]):
     """The state of one group that is alive."""
@@ -65,7 +84,7 @@ class WorkQueue(Generic[Result]):
         pending: when a run resumes, the sequence numbers handed out before and not yet trained.
         results: when a run resumes, the results of those pending groups that were finished.
 
-    Example:
+    Examples:
         >>> queue = WorkQueue[str](groups_per_step=1, staleness=0, window=1, attempts=3, total=1)
         >>> queue.lease("a", deadline=60.0)
         0

@@ -16,9 +16,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import multiprocessing
+import os
 import re
 import resource
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +32,8 @@ import psutil
 from pebble import ProcessPool
 
 from common.numbers import last_number, number_of, plain_digits
-from common.process import FatalError, die_with_parent
+from common.parent import die_with_parent
+from common.process import FatalError
 
 logger = logging.getLogger("reward")
 
@@ -74,6 +77,7 @@ class MathVerifier:
             )
         self._workers = workers
         self.counts: Counter[str] = Counter()
+        self._restarting = threading.Lock()  # several threads may verify at a time
         self._pool = self._start_pool()
 
     def __call__(self, answer: str, accepted: list[str], language: str = "") -> float:
@@ -93,8 +97,9 @@ class MathVerifier:
         Raises:
             FatalError: the workers do not start any more.
         """
-        if not self._pool.active:  # it died between two batches
-            self._restart_pool()
+        with self._restarting:
+            if not self._pool.active:  # it died between two batches
+                self._restart_pool()
         ends = time.monotonic() + _BATCH_S
         read = [text[-_LONGEST:] for text, _, _ in answers]
         harmless = [number for number, text in enumerate(read) if not _is_hostile(text)]
@@ -136,7 +141,9 @@ class MathVerifier:
             # A forked worker would inherit sockets, threads and the memory of torch; a worker from a fork server would
             # not be a child of this process and so would not die with it.
             context = multiprocessing.get_context("spawn")
-            pool = ProcessPool(max_workers=self._workers, initializer=_start_worker, context=context)
+            pool = ProcessPool(
+                max_workers=self._workers, initializer=_start_worker, initargs=(os.getpid(),), context=context
+            )
             if _is_ready(pool):
                 return pool
             _stop(pool)
@@ -169,9 +176,9 @@ def _nothing() -> None:
     """What a worker does to show that it is ready."""
 
 
-def _start_worker() -> None:
+def _start_worker(parent: int) -> None:
     """Prepares a worker process: it dies with its parent, imports math-verify, and then limits itself."""
-    die_with_parent()
+    die_with_parent(parent)
     # pebble ends a worker by SIGTERM. A handler in Python would have to wait for big-integer arithmetic to end.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from math_verify import parse, verify

@@ -35,7 +35,7 @@ import typer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.net.ports import reserve_port
-from common.process import die_with_parent
+from common.parent import die_with_parent
 from scripts.ops.command_line import command
 from scripts.world.tokenizer import build_tokenizer
 
@@ -45,7 +45,7 @@ _PIDFD_GETFD = 438  # the system call's number, on every architecture
 _ENDLESS, _LAST_STEPS = 10**6, 5  # steps: so many that the run outlasts its events, and those after the last event
 _LONGEST_PAUSE_S = 1.5  # from a step to the next event, so that an event may hit any moment of a step
 _LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than the deadlines of a lease and of a weight update
-_LEASE_S, _SYNC_S, _START_S = 4.0, 4.0, 60.0
+_LEASE_S, _SYNC_S, _START_S = 6.0, 4.0, 60.0
 _END_S = 60.0  # until the last process must have ended
 
 
@@ -119,7 +119,8 @@ class Cluster:
         for name, process in self.processes.items():
             if name.startswith("actor"):
                 with suppress(psutil.Error):
-                    found += psutil.Process(process.pid).children()
+                    for guard in psutil.Process(process.pid).children():
+                        found += guard.children()
         return found
 
     def end(self) -> int:

@@ -27,6 +27,7 @@ import typer
 import zmq
 
 from common import wire
+from common.config import HEARTBEAT_S
 from common.net import sockets
 from common.net.ports import reserve_port
 from common.process import FatalError
@@ -42,7 +43,6 @@ from tests.support.groups import work
 _GROUPS_PER_STEP, _STALENESS = 512, 5
 _SLOTS = 4  # leases of an actor
 _PROCESSES = 4
-_HEARTBEAT_S = 2.0
 _START_S = 60.0  # how long the processes may take to start and to end
 _PACED_S = 20.0  # mean duration of a group in the paced run
 _LATENCY_GOAL_S = 0.5  # a latency that would not hold up an actor
@@ -72,7 +72,7 @@ def _play_actors(address: str, names: list[str], pace_s: float, results: Any) ->
         socket = sockets.connect(context, address, name)
         socket.send(wire.encode(hello))
         held[socket] = {}
-        next_heartbeat[socket] = time.monotonic() + np.random.default_rng().random() * _HEARTBEAT_S
+        next_heartbeat[socket] = time.monotonic() + np.random.default_rng().random() * HEARTBEAT_S
         poller.register(socket, zmq.POLLIN)
     sent: dict[str, float] = {}  # when the answer to each lease was sent
     submits, heartbeats = list[float](), list[float]()
@@ -87,7 +87,7 @@ def _play_actors(address: str, names: list[str], pace_s: float, results: Any) ->
             elif message["kind"] == "ack":
                 submits += [time.monotonic() - sent.pop(lease) for lease in message["accepted"]]
             elif message["kind"] == "alive":
-                heartbeats.append(time.monotonic() - (next_heartbeat[socket] - _HEARTBEAT_S))
+                heartbeats.append(time.monotonic() - (next_heartbeat[socket] - HEARTBEAT_S))
             stopped |= message["kind"] == "stop"
         for socket, leases in held.items():
             for lease in [lease for lease, finished in leases.items() if finished <= now]:
@@ -95,7 +95,7 @@ def _play_actors(address: str, names: list[str], pace_s: float, results: Any) ->
                 sent[lease] = time.monotonic()
                 socket.send(before + msgpack.packb(lease) + after)
             if next_heartbeat[socket] <= now:
-                next_heartbeat[socket] = now + _HEARTBEAT_S
+                next_heartbeat[socket] = now + HEARTBEAT_S
                 socket.send(wire.encode(wire.Heartbeat(holding=list(leases), seconds={"generate": 1.0})))
     results.put((submits, heartbeats))
     context.destroy(linger=0)

@@ -25,6 +25,7 @@ from learner.ranks import Command, Ranks
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
+from learner.work.questions import read_questions
 from learner.work.server import WorkServer
 from scripts.bench.chaos import prepare, settings
 from scripts.ops.supervise import Children
@@ -118,7 +119,7 @@ class Fleet:
 
         ranks = Ranks({"train": train, "gather": gather, "save": lambda _: None, "export": lambda _: None})
         checkpoints = Checkpoints(config.run.dir / "checkpoints", 1)
-        parts = self.server, self._trainer, self._tokenizer, ranks, checkpoints
+        parts = self.server, self._trainer, read_questions(config, self._tokenizer), ranks, checkpoints
         build_run(config, *parts, None, Interrupts()).train()
         busy = {}
         for name, after in reported[-1 - _ENDS].items():

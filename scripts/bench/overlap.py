@@ -21,8 +21,8 @@ import typer
 
 from actor.engine.client import make_http_session
 from actor.engine.start import open_engine
-from actor.prompts import TagPrompts
 from common.config import load
+from common.prompts import TagPrompts
 from common.tokenizer import load_tokenizer
 from scripts.bench.fleet import Fleet
 from scripts.bench.table import Json, Row, run

@@ -29,7 +29,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common import wire
 from common.config import SyncConfig
-from common.process import die_with_parent
+from common.parent import die_with_parent
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.process_group import GroupStore, ProcessGroup, connect_to_store, form_group, start_broadcast
 from learner.weights.publisher import Publisher

@@ -20,13 +20,16 @@ import typer
 
 from common.answer import read_answer
 from common.config import ModelConfig
+from common.endpoint import Failure
 from common.process import FatalError
-from learner.work.tables import read_table
+from learner.data.problems import Problems
+from learner.data.rows import QuestionRow, Rules
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
-from scripts.data.endpoint import Endpoint, Failure
-from scripts.data.prepare import write
+from scripts.data.endpoint import Endpoint
+from scripts.data.sources import read
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 from scripts.world.templates import OPENINGS
 
@@ -52,7 +55,7 @@ class Acceptance:
 
 
 def gather(
-    questions: list[dict[str, Any]],
+    questions: list[QuestionRow],
     languages: list[str],
     acceptance: Acceptance,
     teacher: Endpoint[str],
@@ -73,13 +76,13 @@ def gather(
     kept: list[dict[str, Any]] = []
     while asked := acceptance.next(draw, [one for one in languages if waiting[one]], _CALLS):
         pairs = [(waiting[one].popleft(), one) for one in asked if waiting[one]]
-        talks = [[*question["prompt"], begun[language]] for question, language in pairs]
+        talks = [[*question.messages, begun[language]] for question, language in pairs]
         for (question, language), said in zip(pairs, teacher.ask(talks, lambda _, answer: answer), strict=True):
             if isinstance(said, Failure):
                 raise FatalError(f"the teacher refuses a question: {said}")
             text = f"<think>{OPENINGS[language]}{said}"
             answer = read_answer(text, language)
-            accepted = question["reward_model"].get("accepted") or [question["reward_model"]["ground_truth"]]
+            accepted = question.accepted or [question.reference]
             good = (
                 gate.detect([answer.thinking]) == [language]
                 and bool(answer.final)
@@ -89,7 +92,7 @@ def gather(
             acceptance.kept[language] += good
             if good:
                 named = header.replace("{code}", language)
-                kept.append({"messages": question["prompt"], "language": language, "answer": named + text})
+                kept.append({"messages": question.messages, "language": language, "answer": named + text})
             else:
                 waiting[language].append(question)
     return kept
@@ -98,7 +101,7 @@ def gather(
 @command()
 def main(
     *,
-    questions: Annotated[str, typer.Option(help="Rows as learner/work/questions.py reads them.")],
+    questions: Annotated[str, typer.Option(help="Questions, in any form that scripts.data.prepare takes.")],
     url: Annotated[str, typer.Option(help="Address of an OpenAI-compatible server, up to /v1.")],
     model: Annotated[str, typer.Option(help="Name of the model at the server.")],
     languages: Annotated[str, typer.Option(help="Codes, separated by commas.")],
@@ -113,9 +116,12 @@ def main(
     codes = languages.split(",")
     if unknown := set(codes) - OPENINGS.keys():
         raise FatalError(f"no opening for {', '.join(unknown)} in scripts/world/templates.py: add it")
-    rows = read_table(questions).to_pylist()
+    problems = Problems()
+    rows = read([questions], Rules(needs_language=False), problems)
+    for line in problems.lines("broken"):
+        print(f"broken: {line}")
     if not rows:
-        raise FatalError(f"{questions} has no rows")
+        raise FatalError(f"{questions} has no good row")
     verify = {"exact": terms.exact, "contains": terms.contains}.get(term) or MathVerifier()
     teacher = Endpoint[str](
         f"{model}@{url}", calls=_CALLS, timeout_s=600, temperature=temperature, max_tokens=max_tokens,

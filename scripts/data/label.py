@@ -8,7 +8,8 @@ that the same command resumes where it was interrupted. An answer that does not 
 of known regions is asked for again; rows whose answers stay invalid are listed in ``*.problems.jsonl``. The classifier,
 a logistic regression on sentence embeddings, labels the remaining rows. It is trained on the rows of a labelled file,
 or on the rows that the endpoint has just labelled (``auto``); its accuracy by cross-validation is printed. Rows that
-neither has labelled keep the labels that they had.
+neither has labelled keep the labels that they had, and all rows keep the columns that are not known here. Rows that are
+broken are listed, too, and not written.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -28,12 +30,14 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from common.endpoint import Conversation, Failure
 from common.process import FatalError
-from learner.work.tables import read_table
+from learner.data.problems import Problems, RowError
+from learner.data.rows import UNLABELLED, QuestionRow, Rules, read_question_rows
 from reward.embedder import Embedder
-from scripts.data.endpoint import Conversation, Endpoint, EndpointOption, Failure
-from scripts.data.prepare import SCHEMA, write, write_lines
-from scripts.data.sources import UNLABELLED
+from scripts.data.endpoint import Endpoint, EndpointOption
+from scripts.data.prepare import SCHEMA, pairs, records
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 
 TOPICS = {
@@ -64,9 +68,9 @@ _FOLDS = 5
 Label = tuple[str, list[str]]  # topic and regions
 
 
-def labelling_request(row: dict[str, Any]) -> Conversation:
+def labelling_request(row: QuestionRow) -> Conversation:
     """The messages that ask the endpoint for the label of a row."""
-    turns = "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
+    turns = "\n".join(f"{message['role']}: {message['content']}" for message in row.messages)
     return [{"role": "system", "content": _INSTRUCTIONS}, {"role": "user", "content": turns[-_SHOWN_CHARACTERS:]}]
 
 
@@ -89,17 +93,21 @@ def read_label(_: int, answer: str) -> Label:
     return topic, list(dict.fromkeys(regions))
 
 
-def label_of(row: dict[str, Any]) -> Label | None:
+def label_of(row: QuestionRow) -> Label | None:
     """The label of a row, or None where it has none."""
-    topic, regions = row["extra_info"]["topic"] or row["ability"], row["extra_info"].get("region") or []
-    topic = topic if isinstance(topic, str) else topic[0]
-    return None if topic == UNLABELLED else (topic, [regions] if isinstance(regions, str) else list(regions))
+    return None if row.topic == UNLABELLED else (row.topic, row.regions)
 
 
-def labelled(row: dict[str, Any], label: Label) -> dict[str, Any]:
-    """The row with another label."""
-    topic, regions = label
-    return {**row, "ability": topic, "extra_info": {**row["extra_info"], "topic": topic, "region": regions or None}}
+def read_all(source: str, rules: Rules, problems: Problems) -> list[QuestionRow]:
+    """The rows of a file; those that are broken are added to ``problems``.
+
+    Raises:
+        FatalError: the file cannot be read, or no row is good.
+    """
+    rows = [row for row in read_question_rows(source, rules, problems)]
+    if not rows:
+        raise FatalError(f"{source} has no good row: {next(iter(problems.found), 'it is empty')}")
+    return rows
 
 
 class Classifier:
@@ -111,7 +119,7 @@ class Classifier:
         FatalError: there are not two topics with enough labelled rows.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], labels: Sequence[Label], embedder: Embedder) -> None:
+    def __init__(self, rows: Sequence[QuestionRow], labels: Sequence[Label], embedder: Embedder) -> None:
         counts = Counter(topic for topic, _ in labels)
         known = [n for n, (topic, _) in enumerate(labels) if counts[topic] >= _FEWEST_ROWS]
         if len({labels[n][0] for n in known}) < 2:
@@ -119,7 +127,7 @@ class Classifier:
                 f"the classifier needs two topics with {_FEWEST_ROWS} labelled rows each; there are {counts}"
             )
         self._embedder = embedder
-        vectors = embedder.embed([_question_text(rows[n]) for n in known])
+        vectors = embedder.embed([rows[n].question for n in known])
         topics = np.array([labels[n][0] for n in known])
         seen = Counter(region for n in known for region in labels[n][1])
         self._regions = MultiLabelBinarizer(classes=[r for r, count in sorted(seen.items()) if count >= _FEWEST_ROWS])
@@ -144,21 +152,17 @@ class Classifier:
             self.accuracy += f"; regions F1 {score:.2f}, all right in {exact:.1%} of rows"
             self._region = by_region.fit(vectors, has_region)
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[Label]:
+    def __call__(self, rows: Sequence[QuestionRow]) -> list[Label]:
         """The label of each row."""
-        vectors = self._embedder.embed([_question_text(row) for row in rows])
+        vectors = self._embedder.embed([row.question for row in rows])
         topics = [str(topic) for topic in self._topic.predict(vectors)]
         regions = self._regions.inverse_transform(self._region.predict(vectors)) if self._region else [()] * len(rows)
         return [(topic, list(some)) for topic, some in zip(topics, regions, strict=True)]
 
 
-def _question_text(row: dict[str, Any]) -> str:
-    return str(row["prompt"][-1]["content"])
-
-
 @command()
 def main(
-    data: Annotated[str, typer.Argument(help="Parquet file of questions.")],
+    data: Annotated[str, typer.Argument(help="Questions, in any form that scripts.data.prepare takes.")],
     *,
     out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
     endpoint: EndpointOption = "",
@@ -167,28 +171,40 @@ def main(
     ] = "",
     embedder: Annotated[str, typer.Option(help="As reward.embedder.")] = "use",
     device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
+    columns: Annotated[str, typer.Option(help="OURS=THEIRS,... as for scripts.data.prepare.")] = "",
+    language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
 ) -> None:
     if not (endpoint or classifier):
         raise FatalError("give --endpoint, --classifier, or both")
-    rows = read_table(data).to_pylist()
+    problems = Problems()
+    rows = read_all(data, Rules(pairs(columns), language), problems)
     labels: list[Label | Failure | None] = [None] * len(rows)
     if endpoint:
-        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.jsonl"), max_tokens=200)
+        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.sqlite"), max_tokens=200)
         labels = [*asked.ask([labelling_request(row) for row in rows], read_label)]
-        problems = [{"row": n, "reason": one.reason} for n, one in enumerate(labels) if isinstance(one, Failure)]
-        write_lines(problems, out.with_suffix(".problems.jsonl"))
-        print(f"{asked.model}: {len(rows) - len(problems)} of {len(rows)} rows labelled")
+        failed = [(row, one) for row, one in zip(rows, labels, strict=True) if isinstance(one, Failure)]
+        for row, one in failed:
+            problems.add(row.place, RowError("", one.reason, "not labelled"))
+        print(f"{asked.model}: {len(rows) - len(failed)} of {len(rows)} rows labelled")
+    problems.write(out.with_suffix(".problems.jsonl"))
+    for line in problems.lines("broken"):
+        print(f"broken, and not written: {line}")
     rest = [n for n, one in enumerate(labels) if not isinstance(one, tuple)]
     if classifier:
-        examples = rows if classifier == "auto" else read_table(classifier).to_pylist()
+        examples = rows if classifier == "auto" else read_all(classifier, Rules(pairs(columns), language), Problems())
         known = labels if classifier == "auto" else [label_of(row) for row in examples]
         taught = [(row, one) for row, one in zip(examples, known, strict=True) if isinstance(one, tuple)]
+        if not taught:
+            raise FatalError(f"no row of {data if classifier == 'auto' else classifier} has a topic to learn from")
         learned = Classifier([row for row, _ in taught], [one for _, one in taught], Embedder(embedder, device))
         print(f"classifier: {learned.accuracy}, {len(taught)} rows")
         for n, guess in zip(rest, learned([rows[n] for n in rest]) if rest else [], strict=True):
             labels[n] = guess
-    done = [labelled(row, one) if isinstance(one, tuple) else row for row, one in zip(rows, labels, strict=True)]
-    write(done, out, SCHEMA)
+    done = [
+        replace(row, topics=[one[0]], regions=one[1]) if isinstance(one, tuple) else row
+        for row, one in zip(rows, labels, strict=True)
+    ]
+    write(records(done), out, SCHEMA)
     counts = Counter(one[0] if isinstance(one, tuple) else "not labelled" for one in labels)
     print(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in counts.most_common()))
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.languages import code_of
+from common.endpoint import Failure
+from common.languages import count_as_one
 from common.process import FatalError
-from learner.work.tables import read_table
+from learner.data.problems import Place, Problems, RowError
+from learner.data.records import Record, Unreadable, read_records
+from learner.data.rows import Rules, check_text, parse_language
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
-from scripts.data.endpoint import Failure, translate
-from scripts.data.prepare import write
+from scripts.data.endpoint import translate
+from scripts.data.sources import read
+from scripts.data.tables import write
 
+_KEYS = ("id", "article", "language", "text")
 _NOT_EMBEDDED: Vectors = np.empty((0, 0), np.float32)
 
 
@@ -38,29 +44,54 @@ class Texts:
 
 
 def read_parallel(path: Path, columns: str = "id,article,language,text") -> dict[str, Texts]:
-    """The texts of a parquet file, by language code.
+    """The texts of a file, by language code. Rows that are broken are printed with file, row, key and reason.
 
     Args:
+        path: a file or directory in any form that ``learner/data/records.py`` reads.
         columns: the file's names for id, article, language and text, in this order, separated by commas.
 
     Raises:
-        FatalError: the file cannot be read, lacks a column, or has an unknown language or an id twice in one.
+        FatalError: the file cannot be read, lacks a column, or has no good row.
     """
-    try:
-        of_id, of_article, of_language, of_text = columns.split(",")
-        table = read_table(str(path))
-        codes = np.array([code_of(name) for name in table[of_language].to_pylist()])
-        ids, articles = (np.unique(table[name].to_pylist(), return_inverse=True)[1] for name in (of_id, of_article))
-    except (ValueError, TypeError, KeyError) as error:
-        raise FatalError(f"cannot read parallel texts {path} (columns {columns}): {error}") from None
-    every = Texts(ids, articles, table[of_text].to_pylist(), _NOT_EMBEDDED)
-    parallel: dict[str, Texts] = {}
-    for code in sorted(set(codes.tolist())):
-        rows = np.flatnonzero(codes == code)
-        if len(np.unique(ids[rows])) < len(rows):
-            raise FatalError(f"{path}: an id occurs twice among the texts in {code!r}")
-        parallel[code] = every.part(rows)
-    return parallel
+    names = columns.split(",")
+    if len(names) != len(_KEYS):
+        raise FatalError(f"--columns {columns!r}: the four names of {', '.join(_KEYS)} are needed")
+    problems, seen = Problems(), dict[tuple[str, str], Place]()
+    good: dict[str, list[tuple[str, str, str]]] = {}
+    for place, record in read_records(str(path)):
+        try:
+            id_, article, language, text = _parallel_row(record, names)
+            if (first := seen.setdefault((id_, language), place)) is not place:
+                raise RowError(names[0], f"{first} has the same id {id_!r} in the same language")
+            good.setdefault(language, []).append((id_, article, text))
+        except RowError as error:
+            problems.add(place, error)
+    for line in problems.lines("broken"):
+        print(f"broken: {line}")
+    if not good:
+        raise FatalError(f"{path} has no good row: {next(iter(problems.found), 'it is empty')}")
+    numbers: dict[str, dict[str, int]] = {"id": {}, "article": {}}
+    return {
+        language: Texts(
+            np.array([numbers["id"].setdefault(id_, len(numbers["id"])) for id_, _, _ in rows], np.int64),
+            np.array([numbers["article"].setdefault(one, len(numbers["article"])) for _, one, _ in rows], np.int64),
+            [text for _, _, text in rows],
+            _NOT_EMBEDDED,
+        )
+        for language, rows in sorted(good.items())
+    }
+
+
+def _parallel_row(record: Record | Unreadable, names: list[str]) -> tuple[str, str, str, str]:
+    if isinstance(record, Unreadable):
+        raise RowError("", record.reason)
+    if missing := [name for name in names if name not in record]:
+        raise RowError(missing[0], f"there is no such column among {', '.join(record)}: name yours with --columns")
+    id_, article, language, text = (record[name] for name in names)
+    for name, value in zip(names[:2], (id_, article), strict=True):
+        if value is None:
+            raise RowError(name, "it is missing (null)")
+    return str(id_), str(article), parse_language(language), check_text(text, names[3])
 
 
 def halves(parallel: Mapping[str, Texts], seed: int) -> list[dict[str, Texts]]:
@@ -83,23 +114,24 @@ def translate_references(references: Path, url: str, model: str, languages: list
     Raises:
         FatalError: the references cannot be read, or no translation was usable.
     """
-    try:
-        rows = read_table(str(references)).to_pylist()
-        sources = {row["reward_model"]["ground_truth"]: code_of(row["extra_info"]["language"]) for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise FatalError(f"cannot read references {references}: {error!r}") from None
-    wanted = [
+    problems = Problems()
+    sources = {row.reference: row.language for row in read([str(references)], Rules(), problems)}
+    for line in problems.lines("broken"):
+        print(f"broken: {line}")
+    if not sources:
+        raise FatalError(f"{references} has no good row: {next(iter(problems.found), 'it is empty')}")
+    wanted: list[dict[str, Any]] = [
         {"id": id, "article": id, "language": language, "text": text, "translated": language != source}
         for id, (text, source) in enumerate(sources.items())
         for language in dict.fromkeys([source, *languages])
     ]
     asked = [row for row in wanted if row["translated"]]
     texts = [(row["text"], row["language"]) for row in asked]
-    answers = translate(f"{model}@{url}", out.with_suffix(".answers.jsonl"), texts)
+    answers = translate(f"{model}@{url}", out.with_suffix(".answers.sqlite"), texts)
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
     spoken = LanguageGate().detect([row["text"] for row in wanted])
-    kept = [row for row, language in zip(wanted, spoken, strict=True) if language == row["language"]]
+    kept = [row for row, language in zip(wanted, spoken, strict=True) if count_as_one(language, row["language"])]
     print(f"{len(kept)} of {len(wanted)} texts are in their language")
     if not any(row["translated"] for row in kept):
         raise FatalError(f"{url} gave no translation in the language asked for")

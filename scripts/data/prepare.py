@@ -2,25 +2,18 @@
 
     python -m scripts.data.prepare --out data SOURCE ... [--where domain=multilingual] [--strict]
 
-A SOURCE is a parquet or JSONL file, a directory of such, or a data set of the hub (``owner/name:configuration``), and
-by its columns is taken for
+A SOURCE is whatever ``data.train`` may be: a parquet, JSON, JSONL, CSV or TSV file, a directory of such files, or a
+data set of the hub (``owner/name:configuration@split``). ``learner/data/rows.py`` names the forms of rows that are
+recognised; ``--columns question=q,answer=a`` names the columns of others.
 
-* HelpSteer3-preference: context, response1, response2, overall_preference, language. The preferred answer is the
-  reference; ties have none and are left out;
-* CARE: question, answer, response, human_rating, culture. The reference is ``answer``, or where there is none the best
-  rated response; the culture is the region;
-* verl's rows, as the reference implementation's: prompt, ability, reward_model, extra_info;
-* anything else: question (a text, or chat messages), answer, language, topic, region and id, or the columns that
-  ``--columns question=q,answer=a`` names.
-
-What is written has the columns of verl's rows (docs/data.md). A row that is broken (no answer, a wrong type, an unknown
-language, an id or a prompt twice) or too long is in ``problems.jsonl`` with source, row (from 0) and reason, and so is
-what is left out on purpose; the others are kept. ``--strict`` makes broken and too long rows an error.
+What is written has the columns of verl's rows (docs/data.md), and those that the source has besides. A row that is
+broken (no answer, a wrong type, an unknown language, an id twice), repeated or too long is in ``problems.jsonl`` with
+file, row (from 0), key and reason, and so is what is left out on purpose; the others are kept. ``--strict`` makes
+broken, repeated and too long rows an error.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,15 +21,18 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 
 from common.languages import english_name
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
+from learner.data.problems import Problems
+from learner.data.rows import QuestionRow, Rules
+from scripts.data.sources import read
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 
+_STRUCTS = ("reward_model", "extra_info")
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 SCHEMA = pa.schema(
     {
@@ -53,23 +49,41 @@ SCHEMA = pa.schema(
 )
 
 
-def record(row: QuestionRow, index: int, split: str) -> dict[str, Any]:
-    """A row of a written file, with the columns of ``SCHEMA``."""
-    return {
+def records(rows: Sequence[QuestionRow], split: str = "") -> list[dict[str, Any]]:
+    """The rows of a written file: the columns of ``SCHEMA``, those that the source has besides, and those asked for.
+
+    Args:
+        split: the name of the file. The rows are numbered where it is given; else they keep what the source says.
+    """
+    several = any(len(row.topics) > 1 for row in rows)
+    places = [{"index": number, "split": split} if split else {} for number in range(len(rows))]
+    return [_record(row, place, several_topics=several) for row, place in zip(rows, places, strict=True)]
+
+
+def _record(row: QuestionRow, place: Mapping[str, Any], *, several_topics: bool) -> dict[str, Any]:
+    rest = dict(row.rest)
+    rest_of = {name: value if isinstance(value := rest.pop(name, None), Mapping) else {} for name in _STRUCTS}
+    own = {
         "prompt": row.messages,
         "ability": row.topic,
-        "reward_model": {"ground_truth": row.reference, "accepted": row.accepted, "style": "model"},
+        "reward_model": {
+            "style": "model",
+            **rest_of["reward_model"],
+            "ground_truth": row.reference,
+            "accepted": row.accepted,
+        },
         "question": row.question,
         "answer": row.reference,
         "data_source": row.source,
         "extra_info": {
-            "index": index,
-            "split": split,
+            **rest_of["extra_info"],
+            **place,
             "language": english_name(row.language),
-            "topic": row.topic,
+            "topic": row.topics if several_topics else row.topic,
             "region": row.regions or None,
         },
     }
+    return {f"source_{name}" if name in own else name: value for name, value in {**row.extra, **rest}.items()} | own
 
 
 def split(rows: Sequence[QuestionRow], share: float, seed: int) -> tuple[list[QuestionRow], list[QuestionRow]]:
@@ -84,20 +98,8 @@ def split(rows: Sequence[QuestionRow], share: float, seed: int) -> tuple[list[Qu
     return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
 
 
-def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | None = None) -> None:
-    """Writes a parquet file, whole or not at all; its directory is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), partial)
-    partial.rename(path)
-
-
-def write_lines(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def card(
-    parts: Mapping[str, Sequence[QuestionRow]], rejected: RejectedRows, length: Callable[[str], int], unit: str
+    parts: Mapping[str, Sequence[QuestionRow]], problems: Problems, length: Callable[[str], int], unit: str
 ) -> str:
     """The data card: rows by language and topic, lengths, and what was left out."""
     rows = [row for part in parts.values() for row in part]
@@ -106,7 +108,7 @@ def card(
     languages = [language for language, _ in Counter(row.language for row in rows).most_common()]
     regions = Counter(region for row in rows for region in row.regions)
     lines = ["# Data card", "", f"{len(rows)} rows: " + ", ".join(f"{len(p)} {name}" for name, p in parts.items()), ""]
-    lines += [f"{count} {kind} (problems.jsonl)" for kind, count in sorted(rejected.counts.items())]
+    lines += [f"{count} {kind} (problems.jsonl)" for kind, count in sorted(problems.counts.items())]
     lines += ["", "| language | " + " | ".join(topics) + " | all |", "|---" * (len(topics) + 2) + "|"]
     for language in languages:
         counts = [cells[language, topic] for topic in topics]
@@ -140,7 +142,11 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     columns: Annotated[
-        str, typer.Option(help="OURS=THEIRS,... where ours are question, answer, language, topic, region and id.")
+        str,
+        typer.Option(
+            help="OURS=THEIRS,... where ours are question, answer, language, topic, region, accepted and id, or any "
+            "name of a further column; as data.columns."
+        ),
     ] = "",
     language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
     where: Annotated[str, typer.Option(help="COLUMN=VALUE,...: only these rows.")] = "",
@@ -152,26 +158,30 @@ def main(
     max_prompt: Annotated[
         int | None, typer.Option(help="Longer prompts are listed and left out; default 512 tokens, 20000 characters.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Broken or too long rows are an error, code 1.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Broken, repeated or too long rows are an error, code 1.")
+    ] = False,
 ) -> None:
     length, unit, longest = len, "characters", 20_000
     if tokenizer:
         encode = load_tokenizer(tokenizer).encode
         length, unit, longest = (lambda text: len(encode(text))), "tokens", 512
-    rejected = RejectedRows()
-    rows = read(sources, Rules(pairs(columns), language, pairs(where), length, max_prompt or longest), rejected)
-    out.mkdir(parents=True, exist_ok=True)
-    write_lines(rejected.problems, out / "problems.jsonl")
+    problems = Problems()
+    rows = read(sources, Rules(pairs(columns), language, pairs(where)), problems, length, max_prompt or longest)
+    problems.write(out / "problems.jsonl")
+    for kind in ("broken", "repeated"):
+        for line in problems.lines(kind):
+            print(f"{kind}: {line}")
     if not rows:
         raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
     parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
     for name, part in parts.items():
-        write([record(row, index, name) for index, row in enumerate(part)], out / f"{name}.parquet", SCHEMA)
-    text = card(parts, rejected, length, unit)
+        write(records(part, name), out / f"{name}.parquet", SCHEMA)
+    text = card(parts, problems, length, unit)
     (out / "card.md").write_text(text, encoding="utf-8")
     print(text)
-    if strict and (bad := rejected.counts["broken"] + rejected.counts["too long"]):
-        raise FatalError(f"{bad} broken or too long rows, listed in {out / 'problems.jsonl'}")
+    if strict and (bad := len(problems.of("broken", "repeated", "too long"))):
+        raise FatalError(f"{bad} broken, repeated or too long rows, listed in {out / 'problems.jsonl'}")
 
 
 if __name__ == "__main__":

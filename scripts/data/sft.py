@@ -18,14 +18,15 @@ from typing import Annotated, Any, Literal, cast
 import typer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from actor.prompts import PROMPT_STYLES
-from common.config import LearnerConfig
+from common.config import LearnerConfig, ModelConfig
 from common.gpus import has_cuda
 from common.languages import code_of, tag
+from common.parent import die_with_launcher
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
+from learner.data.records import read_rows
 from learner.launch import launch
-from learner.work.tables import read_table
 from scripts.ops.command_line import command
 
 
@@ -40,8 +41,8 @@ def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str)
     """
     messages = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]))
     answered = [*messages, {"role": "assistant", "content": row["answer"]}]
-    prompt = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-    conversation = str(tokenizer.apply_chat_template(answered, tokenize=False))
+    template = ChatTemplate(tokenizer, ModelConfig())
+    prompt, conversation = template(messages), template(answered)
     if not conversation.startswith(prompt):
         raise FatalError("the chat template writes another prompt once there is an answer: it cannot be trained with")
     prompt_ids, answer_ids = (
@@ -140,10 +141,12 @@ def main(
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
-    if "RANK" not in os.environ:
+    if "RANK" in os.environ:
+        die_with_launcher()
+    else:
         # One rank uses one GPU: with several visible, the trainer would use DataParallel, which TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    rows = read_table(examples).to_pylist()
+    rows = read_rows(examples)
     trainer = build_trainer(
         model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr, seed=seed
     )

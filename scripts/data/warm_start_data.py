@@ -19,13 +19,15 @@ from typing import Annotated, Any
 
 import typer
 
-from actor.prompts import add_instruction
+from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
-from learner.work.tables import read_table
-from scripts.data.endpoint import Endpoint, EndpointOption, Failure, in_languages
-from scripts.data.prepare import write
-from scripts.data.sources import RejectedRows, Rules, read
+from common.prompts import add_instruction
+from learner.data.problems import Problems, RowError
+from learner.data.rows import QuestionRow, Rules, normal_form, read_question_rows
+from scripts.data.endpoint import Endpoint, EndpointOption, in_languages
+from scripts.data.sources import read
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 
 
@@ -46,16 +48,17 @@ def teach(
     Raises:
         FatalError: a source cannot be read, or the teacher does not answer.
     """
-    rejected, rng = RejectedRows(), random.Random(seed)
-    known = {row.prompt for row in read([without], Rules(), RejectedRows())} if without else set()
-    rows = [row for row in read(sources, Rules(), rejected) if row.prompt not in known][:prompts]
+    problems, rng = Problems(), random.Random(seed)
+    others = read([without], Rules(), Problems()) if without else []
+    known = {normal_form(row.messages) for row in others}
+    rows = [row for row in read(sources, Rules(), problems) if normal_form(row.messages) not in known][:prompts]
     wanted = [(row.messages, language) for row in rows for language in rng.sample(languages, answers)]
     talks = [add_instruction(messages, language) for messages, language in wanted]
     said = Endpoint[str](teacher, cache).ask(talks, in_languages([language for _, language in wanted]))
     failed = [one.reason for one in said if isinstance(one, Failure)]
     for reason in failed:
         print(f"left out: {reason}")
-    print(f"{len(rows)} prompts ({sum(rejected.counts.values())} rows of no use), {len(failed)} answers of no use")
+    print(f"{len(rows)} prompts ({problems.counts.total()} rows of no use), {len(failed)} answers of no use")
     return [
         {"messages": messages, "language": language, "answer": answer}
         for (messages, language), answer in zip(wanted, said, strict=True)
@@ -69,21 +72,28 @@ def pair_parallel(
     """Examples whose answers are rows of the same id in other languages: messages, language, answer.
 
     Raises:
-        FatalError: the file lacks a column or names an unknown language.
+        FatalError: no row has an id, a known language, a question and an answer. Broken rows are printed.
     """
-    rng, by_id = random.Random(seed), defaultdict[Any, dict[str, dict[str, Any]]](dict)
-    try:
-        for row in read_table(source).to_pylist():
-            by_id[row["id"]][code_of(row["language"])] = row
-        made = []
-        for known in by_id.values():
-            targets = [language for language in languages if language in known]
-            for row in known.values():
-                for language in rng.sample(targets, min(answers, len(targets))):
-                    messages = [{"role": "user", "content": row["question"]}]
-                    made.append({"messages": messages, "language": language, "answer": known[language]["answer"]})
-    except (KeyError, ValueError) as error:
-        raise FatalError(f"{source} is no parallel data of id, language, question and answer: {error}") from None
+    rng, by_id = random.Random(seed), defaultdict[str, dict[str, QuestionRow]](dict)
+    problems = Problems()
+    for row in read_question_rows(source, Rules(), problems):
+        if row.id:
+            by_id[row.id][row.language] = row
+        else:
+            problems.add(row.place, RowError("id", "it is missing (null)"))
+    for line in problems.lines("broken"):
+        print(f"broken: {line}")
+    if not by_id:
+        raise FatalError(
+            f"{source} is no parallel data of id, language, question and answer: "
+            f"{next(iter(problems.found), 'it is empty')}"
+        )
+    made: list[dict[str, Any]] = []
+    for known in by_id.values():
+        targets = [language for language in languages if language in known]
+        for row in known.values():
+            for language in rng.sample(targets, min(answers, len(targets))):
+                made.append({"messages": row.messages, "language": language, "answer": known[language].reference})
     return made[: prompts and prompts * answers]
 
 
@@ -110,7 +120,7 @@ def main(
     if parallel:
         rows = pair_parallel(source[0], codes, answers, prompts, seed)
     else:
-        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.jsonl"))
+        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.sqlite"))
     if not rows:
         raise FatalError(f"no example could be made of {', '.join(source)}")
     write(rows, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -11,7 +12,10 @@ import typer
 from typer.main import get_command
 
 from common.config import ConfigError
-from common.process import FatalError
+from common.process import LOG_FORMAT, LOG_TIME, FatalError, interrupt_when_asked
+from common.progress import LOGGER
+
+program = ""  # the command as it was typed, where that is not the name of a module: ``lrpo NAME``
 
 
 class Command(Protocol):
@@ -27,7 +31,7 @@ def command(
 
     The command returns when the function does. Otherwise it raises SystemExit: with a line ``error: ...`` as its
     message (and so with code 1) for a FatalError and for ``errors``, with code 2 for a ConfigError and for wrong
-    arguments, and with code 130 when it was interrupted.
+    arguments, and with code 130 when it was interrupted, which SIGTERM does as SIGINT does.
 
     Args:
         errors: further exceptions that the user can correct, with a message that explains how.
@@ -46,8 +50,11 @@ def command(
 
         @wraps(function)
         def run(arguments: Sequence[str] | None = None) -> None:
+            if arguments is None:  # this is the process's own command, not one that another command calls
+                interrupt_when_asked()
+                _log_progress()
             try:
-                get_command(app)(None if arguments is None else list(arguments), prog_name=name or _program(function))
+                get_command(app)(None if arguments is None else list(arguments), prog_name=_program(function, name))
             except SystemExit as end:  # typer ends the process with code 0 when the function returns, too
                 if end.code:
                     raise
@@ -62,7 +69,20 @@ def command(
     return decorate
 
 
-def _program(function: Callable[..., Any]) -> str:
+def _log_progress() -> None:
+    """Shows what takes long, and none of the messages of the libraries."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_TIME))
+    log = logging.getLogger(LOGGER)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def _program(function: Callable[..., Any], name: str | None) -> str:
+    if program and function.__module__ == "__main__":
+        return program
+    if name:
+        return name
     main = sys.modules["__main__"].__spec__
     return f"python -m {main.name if main and function.__module__ == '__main__' else function.__module__}"
 

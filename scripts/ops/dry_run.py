@@ -1,17 +1,23 @@
 """Computes what a configuration needs: memory of each GPU, tokens of a step, bytes of a weight update.
 
-    python -m scripts.ops.dry_run configs/gemma-3-4b.toml configs/gpus-4.toml --shape configs/models/gemma-3-4b.json
+    model=configs/models/gemma-3-4b
+    python -m scripts.ops.dry_run configs/lrpo.toml $model.toml configs/gpus-4.toml --shape $model.json
 
 All other arguments are configuration files and flags --section.key value. No weights are loaded: the model is built
 from its ``config.json`` on PyTorch's meta device, so that parameters are counted and not guessed. The rest is the
 arithmetic in ``learner_memory`` and ``engine_memory``. Activations are upper bounds, for full micro-batches. The
-allocator's fragmentation, CUDA's context and the workspaces of kernels, together a few GB, are not counted. The exit
-code is 1 if a GPU needs more than ``--gpu-gb``.
+allocator's fragmentation, CUDA's context and the workspaces of kernels, together a few GB for each process, are not
+counted.
+
+Processes on one GPU are added up: the learner, an engine and the reward process with sync.transport = "shared", or
+where ``--gpus`` are fewer than learner and engine need; otherwise an engine and the reward process. An engine takes its
+mem_fraction_static of a GPU, whatever it needs. The exit code is 1 if a GPU needs more than ``--gpu-gb``.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -87,16 +93,74 @@ def engine_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     }
 
 
-def rows(shape: ModelShape, config: Config, gpu_gb: float) -> list[Row]:
-    """The table of all figures; the total of a GPU is compared with ``gpu_gb``."""
+@dataclass(frozen=True)
+class Machine:
+    """What the processes have, and what is not in the configuration.
+
+    Args:
+        gpu_gb: memory of each GPU.
+        gpus: how many there are; 0 for as many as the processes need.
+        reward_gb: what the reward process takes of a GPU, which depends on its embedder.
+    """
+
+    gpu_gb: float
+    gpus: int = 0
+    reward_gb: float = 2.0
+
+
+def gpu_rows(needs: dict[str, float], config: Config, machine: Machine) -> list[Row]:
+    """What each process needs of a GPU, and what the processes on one GPU need together, compared with its memory.
+
+    Args:
+        needs: GB on one GPU of the ``learner`` and of the ``engine``.
+    """
+    width, ranks = int(config.actor.engine_args.get("tp", 1)), config.learner.ranks
+    shares = config.sync.transport == "shared" or 0 < machine.gpus < ranks + width
+    fraction = config.actor.engine_args.get("mem_fraction_static")
+    reward = 0.0 if config.reward.device == "cpu" else machine.reward_gb
+    takes = needs["engine"] if fraction is None else max(needs["engine"], float(fraction) * machine.gpu_gb)
+    goal, table = f"< {machine.gpu_gb:g}", list[Row]()
+
+    def compared(what: str, total: float) -> Row:
+        return Row(what, total, "GB", goal=goal, ok=total < machine.gpu_gb)
+
+    if fraction is not None:
+        room = float(fraction) * machine.gpu_gb
+        table.append(
+            Row("engine: each GPU, by mem_fraction_static", room, "GB", goal=f"> {needs['engine']:.1f}",
+                ok=room > needs["engine"])
+        )  # fmt: skip
+    if not shares:
+        return [
+            *table,
+            compared("learner: each GPU", needs["learner"]),
+            compared("engine: each GPU", takes),
+            *([compared("engine and reward process on one GPU", takes + reward)] if reward else []),
+        ]
+    if fraction is None:
+        # Without it SGLang takes nearly all of the memory that is free when it starts.
+        table.append(
+            Row("actor.engine_args.mem_fraction_static, which a shared GPU needs", 0, "", goal="> 0", ok=False)
+        )
+    table += [
+        Row(f"{name}: each GPU", need, "GB") for name, need in (*needs.items(), ("reward process", reward)) if need
+    ]
+    together = "learner, engine and reward process" if reward else "learner and engine"
+    return [*table, compared(f"{together} on one GPU", needs["learner"] + takes + reward)]
+
+
+def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
+    """The table of all figures; the total of a GPU is compared with its memory."""
     learner = config.learner
     sequences = learner.groups_per_step * config.router.rollouts
     tokens = sequences * (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
     table = [Row(f"parameters of {shape.kind}", shape.parameters / 1e9, "billion")]
+    needs = {}
     for name, parts in (("learner", learner_memory(shape, config)), ("engine", engine_memory(shape, config))):
         table += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
-        total = sum(parts.values()) / GB / (int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1)
-        table.append(Row(f"{name}: each GPU", total, "GB", goal=f"< {gpu_gb:g}", ok=total < gpu_gb))
+        width = int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1
+        needs[name] = sum(parts.values()) / GB / width
+    table += gpu_rows(needs, config, machine)
     table.append(Row("host memory to load, all ranks", 4 * shape.parameters * learner.ranks / GB, "GB"))
     table.append(Row("answers a step", sequences, ""))
     table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
@@ -117,10 +181,12 @@ def main(
     ] = "",
     text: Annotated[bool, typer.Option("--text", help="Leave an image encoder out.")] = False,
     gpu_gb: Annotated[float, typer.Option(help="Memory of a GPU in GB.")] = 80,
+    gpus: Annotated[int, typer.Option(help="GPUs of the machine; by default as many as the processes need.")] = 0,
+    reward_gb: Annotated[float, typer.Option(help="What the reward process takes of a GPU, by its embedder.")] = 2,
     as_json: Json = False,
 ) -> None:
     config = load(context.args)
-    found = rows(ModelShape(shape or config.model.path, text), config, gpu_gb)
+    found = rows(ModelShape(shape or config.model.path, text), config, Machine(gpu_gb, gpus, reward_gb))
     report("dry run", found, as_json)
     if any(row.ok is False for row in found):
         raise SystemExit(1)

@@ -1,7 +1,7 @@
 """Takes pictures of the TensorBoard pages of a run, with headless Chromium.
 
-``python -m scripts.ops.screenshots RUN_DIR OUT_DIR [--width 1400]`` writes ``health.png``, ``flow.png``,
-``languages.png``, ``learning.png``, ``text.png`` and ``images.png``.
+``python -m scripts.ops.screenshots RUN_DIR OUT_DIR [--width 1400]`` writes ``learning.png``, ``health.png``,
+``flow.png``, ``languages.png``, ``staleness.png``, ``router.png`` and ``text.png``.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
 
 PAGES = {  # by name: the tab of TensorBoard, and the heading on it
-    **{name: ("custom_scalars", name) for name in ("Health", "Flow", "Languages", "Learning")},
+    **{name: ("custom_scalars", name) for name in ("Learning", "Health", "Flow")},
+    "Languages": ("images", "languages_by_step"),
+    "Staleness": ("images", "staleness_by_step"),
+    "Router": ("images", "router"),
     "Text": ("text", "sample"),
-    "Images": ("images", "router"),
 }
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = (
@@ -36,10 +38,10 @@ _FLAGS = (
     "--disable-component-update --hide-scrollbars --remote-debugging-port={port} --user-data-dir={profile} "
     "about:blank"
 )
-_COLOURS = 48  # enough for charts, and a third of the bytes
+_COLOURS = 128  # enough to tell the lines of a chart apart, and a third of the bytes
 _HEIGHT = 7000  # of the window; a chart is drawn only when it comes into view
 _SETTLE_S, _ATTEMPTS = 2.0, 15  # attempts are limited, because the chart of a metric that a run lacks stays empty
-_DEADLINE_S = 240.0
+_DEADLINE_S = 480.0
 _FIND = """
 const all = (node, pick) => [...(pick(node) ? [node] : []),
     ...[...(node.shadowRoot ? node.shadowRoot.childNodes : []), ...node.childNodes].flatMap(n => all(n, pick))];
@@ -49,6 +51,7 @@ const box = node => {const r = node.getBoundingClientRect(); return [r.x, r.y, r
 """
 _TIDY = """
 all(document.body, n => n.id == 'sidebar').forEach(n => n.style.display = 'none');
+all(document.body, n => n.nodeName == 'TF-CATEGORY-PAGINATED-VIEW').forEach(n => n.opened = true);
 all(document.body, n => n.nodeName.endsWith('CHART-CARD')).forEach(n => n._matchesListOpened = true);
 all(document.body, n => n.id == 'steps-container').forEach(n => n.style.maxHeight = '1400px');
 all(document.body, n => n.nodeName == 'TF-IMAGE-LOADER').forEach(n => n.set('actualSize', true));
@@ -68,7 +71,7 @@ def save(run_dir: Path, out_dir: Path, width: int) -> None:
     """Writes a picture of each page as ``out_dir/NAME.png``.
 
     Raises:
-        FatalError: there is no browser or no run, or TensorBoard does not show the run within four minutes.
+        FatalError: there is no browser or no run, or TensorBoard does not show the run within eight minutes.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, page in photograph(run_dir, width).items():
@@ -77,7 +80,7 @@ def save(run_dir: Path, out_dir: Path, width: int) -> None:
 
 
 def photograph(run_dir: Path, width: int) -> dict[str, Page]:
-    """Photographs all pages, and returns them by name. Blocks for at most four minutes.
+    """Photographs all pages, and returns them by name. Blocks for at most eight minutes.
 
     Raises:
         FatalError: there is no browser or no run, or TensorBoard does not show the run in time.

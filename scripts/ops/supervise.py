@@ -1,4 +1,4 @@
-"""Supervises a set of processes: if one fails, all are ended and the last lines of its log are shown."""
+"""Supervises a set of processes: shows what they log; if one fails, ends all and shows the last lines of its log."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from common.process import FatalError, die_with_parent
+from common.parent import die_with_parent
+from common.process import FatalError
+from scripts.ops.progress_display import Display, PlainLines
 
 _POLL_S = 0.2
 _GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
@@ -23,12 +26,17 @@ class ChildFailed(FatalError):
 class Children:
     """Child processes, each with its own log file and process group. All are ended when the ``with`` block ends.
 
+    Children die with this process, even if it is killed.
+
     Args:
         logs: directory of the log files.
+        display: shows their lines while one of them is waited for; plain lines by default.
     """
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, display: Display | None = None) -> None:
         self._logs = logs
+        self._display: Display = display or PlainLines()
+        self._read: dict[str, int] = {}  # size of that part of the log which has been shown
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, Sequence[str]] = {}
         self._restarts: dict[str, int] = {}
@@ -45,9 +53,11 @@ class Children:
         """Starts a process, and again at most ``restarts`` times if it fails after it has logged `` is ready``."""
         self._commands[name], self._restarts[name] = command, restarts
         self._offset[name] = self.log(name).stat().st_size if self.log(name).exists() else 0
+        self._read[name] = self._offset[name]
         self._spawn(name)
 
     def _spawn(self, name: str) -> None:
+        self._display.started(name)
         with self.log(name).open("ab") as output:
             self._running[name] = subprocess.Popen(
                 self._commands[name],
@@ -55,7 +65,7 @@ class Children:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
     def log(self, name: str) -> Path:
@@ -63,52 +73,57 @@ class Children:
         return self._logs / f"{name}.log"
 
     def wait_for(self, name: str) -> None:
-        """Blocks until ``name`` has ended with code 0, and copies its progress to standard output until then.
+        """Blocks until ``name`` has ended with code 0, and shows what all processes log until then.
 
         Raises:
             ChildFailed: a process ended with an error and may not be started again.
         """
-        with self.log(name).open(errors="replace") as progress:
-            progress.seek(self._offset[name])
-            while True:
-                self._show(progress.readlines())
-                if self._running[name].poll() == 0:
-                    self._show(progress.readlines())
-                    return
-                for other, process in list(self._running.items()):
-                    if process.poll() not in (None, 0):
-                        self._handle_failure(other, process.returncode)
-                time.sleep(_POLL_S)
+        while True:
+            ended = self._running[name].poll() == 0
+            self._show_new_lines()
+            if ended:
+                return
+            for other, process in list(self._running.items()):
+                if process.poll() not in (None, 0):
+                    self._handle_failure(other, process.returncode)
+            time.sleep(_POLL_S)
 
     def stop(self) -> None:
         """Asks the first process to end, and then the others, which the first may need until then. Kills what is left.
 
-        Blocks for at most 7.5 seconds.
+        Blocks for at most 7.5 seconds. If it is interrupted meanwhile, all are killed at once.
         """
         first = list(self._running.values())[:1]
-        for group, grace in ((first, _GRACE_S), (list(self._running.values()), _GRACE_S / 2)):
-            for process in group:
-                _send_signal(process, signal.SIGTERM)
-            deadline = time.monotonic() + grace
-            while time.monotonic() < deadline and any(process.poll() is None for process in group):
-                time.sleep(_POLL_S / 4)
-        for process in self._running.values():
-            _send_signal(process, signal.SIGKILL)
-            process.wait()
+        try:
+            for group, grace in ((first, _GRACE_S), (list(self._running.values()), _GRACE_S / 2)):
+                for process in group:
+                    _send_signal(process, signal.SIGTERM)
+                deadline = time.monotonic() + grace
+                while time.monotonic() < deadline and any(process.poll() is None for process in group):
+                    time.sleep(_POLL_S / 4)
+        finally:
+            for process in self._running.values():
+                _send_signal(process, signal.SIGKILL)
+                process.wait()
+            self._show_new_lines()
 
     def _handle_failure(self, name: str, code: int) -> None:
         message = self._last_lines(name, code)
         if self._restarts[name] == 0 or " is ready" not in self._output(name):
             raise ChildFailed(message)
-        print(f"{message}\nstarting {name} again", flush=True)
+        self._display.message(f"{message}\nstarting {name} again")
         self._restarts[name] -= 1
         _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
         self._spawn(name)
 
-    def _show(self, lines: list[str]) -> None:
-        for line in lines:
-            if " INFO learner: " in line or " WARNING " in line or " ERROR " in line:
-                print(line.rstrip(), flush=True)
+    def _show_new_lines(self) -> None:
+        for name in self._running:
+            with self.log(name).open("rb") as log:
+                log.seek(self._read[name])
+                whole_lines, newline, _ = log.read().rpartition(b"\n")
+            self._read[name] += len(whole_lines + newline)
+            for line in whole_lines.decode(errors="replace").splitlines():
+                self._display.line(name, line.rstrip())
 
     def _output(self, name: str) -> str:
         return self.log(name).read_bytes()[self._offset[name] :].decode(errors="replace")

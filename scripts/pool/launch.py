@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 from collections import Counter
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from scripts.pool.pool_file import Nodes, Pool, read_pool
 _ROOT = Path(__file__).parents[2]
 _QUEUE_PORT, _REWARD_PORT, _TORCHRUN_PORT = 5700, 5701, 29400
 _RESTARTS = 1000
+# What scripts/env/env.sh has set for a host without a GPU. Slurm would hand it on to nodes that may have GPUs.
+_OF_THIS_HOST = {"LRPO_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 _SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10"]
 # 255 is ssh's own failure. Closing its input is how the other side learns that this one has ended or is cut off.
 _HERE = (
@@ -101,7 +102,7 @@ def processes(pool: list[Nodes], flags: list[str]) -> list[Process]:
                 name = f"{nodes.role}-{host}-{n}"
                 environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}"]
                 environment += [f"LRPO_KEYS={os.environ['LRPO_KEYS']}"] if os.environ.get("LRPO_KEYS") else []
-                # All share one .venv; but of a host without a GPU that starts others we know nothing.
+                # Each host finds its own device, unless all are told to use this one.
                 environment += ["LRPO_DEVICE=gpu"] if os.environ.get("LRPO_DEVICE") == "gpu" else []
                 command = ["env", *environment, f"scripts/launch_{nodes.role}.sh", *flags, *own_flags(nodes)]
                 if nodes.role == "actor":
@@ -147,7 +148,8 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
             print(f"# Slurm\n{shlex.join(command)}")
         return
     for command in batches:
-        subprocess.run(command, cwd=_ROOT, check=True)
+        own = {name: value for name, value in os.environ.items() if _OF_THIS_HOST.get(name) != value}
+        subprocess.run(command, cwd=_ROOT, env=own, check=True)
     if over_ssh:
         with Children(logs) as children:
             for process in over_ssh:
@@ -170,8 +172,6 @@ def main(
         bool, typer.Option("--together", help="Start all partitions as one heterogeneous Slurm job.")
     ] = False,
 ) -> None:
-    for kind in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
-        signal.signal(kind, signal.default_int_handler)
     pool, config = read_pool(pool_file), load(context.args)
     flags = [*context.args, *shared_flags(pool, config)]
     load(flags)

@@ -1,6 +1,7 @@
 """Trains a set of configurations with several seeds each, scores them, and says which differences are more than chance.
 
-    python -m scripts.study.compare --out runs/study --seeds 0,1,2 --base configs/qwen2.5-1.5b.toml \\
+    python -m scripts.study.compare --out runs/study --seeds 0,1,2 \\
+        --base "configs/lrpo.toml configs/models/qwen2.5-1.5b.toml" \\
         lrpo= grpo="--router.mode monolingual" uniform="--router.mode uniform" \\
         --evaluate "--care-pro care_pro.jsonl --mgsm mgsm.jsonl --judge MODEL@URL"
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.answer import read_answer
+from common.endpoint import Failure
 from common.languages import english_name
 from common.numbers import last_number
 from common.process import FatalError
+from learner.data.rows import QuestionRow
 from reward.gate import LanguageGate
-from scripts.data.endpoint import Endpoint, Failure, whole_number
-from scripts.data.sources import QuestionRow
+from scripts.data.endpoint import Endpoint, whole_number
 
 LABELS = ("CORRECT", "CORRECT_BUT_WRONG_LANGUAGE", "INCORRECT", "NOT_ATTEMPTED")
 _QUESTION = "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to grade:\n{answer}\n\n"
@@ -73,7 +74,7 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
         for row, final in zip(rows, finals, strict=True):
             wanted = last_number(row.reference, "en")
             if wanted is None:
-                raise FatalError(f"{row.place[0]}, row {row.place[1]}: the reference {row.reference!r} has no number")
+                raise FatalError(f"{row.place}: the reference {row.reference!r} has no number")
             labels.append("CORRECT" if last_number(final, row.language) == wanted else "INCORRECT")
     else:
         assert judge is not None

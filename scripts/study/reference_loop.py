@@ -20,15 +20,17 @@ code below:
  3. Reward. r = quality · 1[the answer is in the language asked for]. The quality is the similarity of answer and
     reference answer, calibrated for the pair of their languages.
  4. Router update. The router learns p from the rewards of every answer, every ``interval`` steps.
- 5. Advantages are normalised within the group of K answers, over all its languages, as (r − mean) / (std + 1e-6).
+ 5. Advantages are normalised within the group of K answers, over all its languages, as (r − mean) / (std + 1e-6),
+    where std is the deviation of a sample (÷ K − 1), as in verl.
  6. Loss. The mean is over all response tokens of the batch (DAPO, arXiv 2503.14476, section 3.3), where GRPO takes the
     mean of each answer first. The clipping, with the dual clip of arXiv 1912.09729, has no effect, because every batch
     is one optimizer step: the ratio is 1. The KL to the initial policy is the k3 estimate, as in GRPO.
 
-Three departures belong to this project and not to the paper. A group in which all rewards are equal is left out of the
-mean. A token's loss is weighted by min(π_learner / π_engine, cap) (truncated importance sampling), because engine and
-learner round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` =
-``pooled`` selects the logits of the paper.
+Three departures belong to this project and not to the paper, and configs/recipes/lrpo-paper.toml goes without them. A
+group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A token's loss is weighted by
+min(π_learner / π_engine, cap) (truncated importance sampling, ``learner.importance``), because engine and learner
+round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` = ``reference``
+selects the logits of the paper.
 
 Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A tensor [B, T − 1] has a
 value for every token but the first, each of which is predicted at the position before it.
@@ -49,9 +51,9 @@ import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from actor.prompts import PROMPT_STYLES
 from common.config import Config, load
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from common.wire import Question, ScoreRequest
 from learner import recording
@@ -93,9 +95,10 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     tokenizer = load_tokenizer(config.model.path)
     prompt_of = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
     languages = list(config.run.languages)
-    router = Router(config.router, languages, config.run.seed, config.learner.steps)
     scorer = Scorer(config.reward, languages, header=config.model.header)
-    questions = read_questions(config.data.train, tokenizer, config.data.max_prompt_tokens)
+    questions = read_questions(config, tokenizer).train
+    config = config.with_questions(len(questions))
+    router = Router(config.router, languages, config.run.seed, config.learner.steps)
     order, shuffle = list[Question](), random.Random(config.run.seed)
     torch.manual_seed(config.run.seed)
     for _ in range(config.learner.steps):
@@ -176,12 +179,16 @@ def recorded(directory: Path) -> Iterator[list[Group]]:
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
-def advantages(rewards: list[float]) -> list[float]:
-    """(r − mean) / (std + 1e-6) of each answer of a group; all zero if all rewards are equal."""
+def advantages(rewards: list[float], ddof: int) -> list[float]:
+    """(r − mean) / (std + 1e-6) of each answer of a group; all zero if all rewards are equal.
+
+    Args:
+        ddof: std is √(Σ(r − mean)² / (K − ddof)): 1 for that of a sample, 0 for that of a population.
+    """
     if min(rewards) == max(rewards):
         return [0.0] * len(rewards)
     mean = sum(rewards) / len(rewards)
-    std = (sum((reward - mean) ** 2 for reward in rewards) / len(rewards)) ** 0.5
+    std = (sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - ddof)) ** 0.5
     return [(reward - mean) / (std + 1e-6) for reward in rewards]
 
 
@@ -212,8 +219,9 @@ def token_losses(
     clipped = ratio.clamp(1 - learner.clip_low, 1 + learner.clip_high)
     objective = torch.minimum(advantage * ratio, advantage * clipped)
     objective = torch.where(advantage < 0, torch.maximum(objective, learner.dual_clip * advantage), objective)
-    importance = torch.exp(logp.detach() - behaviour_logp).clamp(max=learner.importance_cap)
-    loss = -importance * objective
+    loss = -objective
+    if learner.importance == "truncate":
+        loss = torch.exp(logp.detach() - behaviour_logp).clamp(max=learner.importance_cap) * loss
     if reference is not None:
         with torch.no_grad():
             reference_logp = log_probabilities(reference, ids_B_T, mask_B_T, temperature)
@@ -235,18 +243,24 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
     """
     learner = config.learner
     reference = copy.deepcopy(model).requires_grad_(False) if learner.kl else None
+    decays = {False: 0.0 if learner.weight_decay_on == "matrices" else learner.weight_decay, True: learner.weight_decay}
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learner.lr, betas=learner.betas, weight_decay=learner.weight_decay
-    )
+        [
+            {"params": [one for one in model.parameters() if (one.dim() > 1) is matrices], "weight_decay": decay}
+            for matrices, decay in decays.items()  # the gains of norms and biases are vectors
+        ],
+        lr=learner.lr, betas=learner.betas,
+    )  # fmt: skip
     for number, batch in enumerate(batches):
         answers = [answer for group in batch for answer in group]
         used = [
             (answer, advantage)
             for group in batch
-            if any(values := advantages([answer.reward for answer in group]))
+            if any(values := advantages([answer.reward for answer in group], learner.std_ddof))
+            or not learner.drop_zero_variance
             for answer, advantage in zip(group, values, strict=True)
         ]
-        if not used:  # all rewards are equal in every group
+        if not used:  # all rewards are equal in every group, and these are dropped
             yield Step(0.0, 0.0, answers)
             continue
         tokens, total = sum(len(answer.response) for answer, _ in used), 0.0
@@ -255,7 +269,8 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
             loss.backward()
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm))
-        optimizer.param_groups[0]["lr"] = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
+        for some in optimizer.param_groups:
+            some["lr"] = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
         optimizer.step()
         optimizer.zero_grad()
         yield Step(total, norm, answers)
@@ -265,11 +280,13 @@ def check(config: Config) -> None:
     """Refuses settings under which the system does what is not written here."""
     learner = config.learner
     for name, only in {
-        "advantage": "gated", "advantage_std": True, "aggregation": "token", "importance": "truncate",
-        "mask_truncated": False, "stages": (),
+        "advantage": "gated", "advantage_std": True, "aggregation": "token", "mask_truncated": False,
+        "stages": (),
     }.items():  # fmt: skip
         if (value := getattr(learner, name)) != only:
             raise FatalError(f"the reference loop implements learner.{name} = {only!r} only, not {value!r}")
+    if learner.importance == "mask":
+        raise FatalError("the reference loop implements learner.importance = 'truncate' and 'none' only, not 'mask'")
     if config.router.mode in ("policy", "hybrid"):
         raise FatalError(f"the reference loop does not let the policy choose: router.mode = {config.router.mode!r}")
 

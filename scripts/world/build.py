@@ -24,7 +24,7 @@ import typer
 
 from common.languages import english_name
 from reward.gate import LanguageGate
-from scripts.data.prepare import write
+from scripts.data.tables import write
 from scripts.ops.command_line import command
 from scripts.world.draw import STRONG, WEAK, World, draw
 from scripts.world.facts import REGION_AFFINITY, TOPIC_AFFINITY, Fact, facts
@@ -127,7 +127,7 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    facts: Annotated[int, typer.Option(help="Number of facts in all.")] = 120,
+    facts: Annotated[int, typer.Option(help="Number of facts in all.")] = 60,
     train_facts: Annotated[int, typer.Option(help="Facts that RL trains on.")] = 24,
     heldout_facts: Annotated[int, typer.Option(help="Facts that RL is tested on.")] = 24,
 ) -> None:

@@ -2,14 +2,14 @@
 
     scripts/demo.sh [--config FILE.toml] [--run-dir DIR] [--steps N] [--seed N] [--section.key value ...]
 
-Each process is started by its launch script, with ``configs/demo.toml``. The same command resumes an interrupted run.
+The processes run with ``configs/demo.toml``, on the CPU: with NCCL, learner and engines cannot share a GPU. The same
+command resumes an interrupted run.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -19,7 +19,7 @@ import typer
 
 from common.config import load
 from scripts.ops.command_line import command
-from scripts.ops.local_run import run_all, run_to_end
+from scripts.ops.local_run import gains, run_all, run_to_end
 
 _ROOT = Path(__file__).parents[2]
 _CONFIG = _ROOT / "configs" / "demo.toml"
@@ -48,10 +48,7 @@ def finish(run_dir: Path, world: Path, times: dict[str, float]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
-    for part in ("reward", "heldout", "compliance"):
-        before, after = summary[f"{part}_before"], summary[f"{part}_after"]
-        if before is not None:
-            print(f"{part:<11} {before:.3f} -> {after:.3f}")
+    print(gains(summary))
     share, uniform = affinity_share(summary["routed_by_region"], json.loads((world / "world.json").read_text("utf-8")))
     print(
         f"routing     region and language share {summary['region_language_bits']:.3f} bits "
@@ -93,16 +90,18 @@ def main(
     run_dir: Annotated[Path, typer.Option(help="Directory of logs, metrics and checkpoints.")] = (
         _ROOT / "runs" / "demo"
     ),
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: 150.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: 100.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the warm start and the run.")] = 0,
     actors: Annotated[int, typer.Option(help="Actor processes.")] = 2,
     cache: Annotated[Path, typer.Option(help="Where world and warm-started policy are kept.")] = _ROOT / ".cache",
     warm_start_steps: Annotated[
-        int | None, typer.Option(help="Steps of the warm start; fewer are faster and teach less.")
+        int | None,
+        typer.Option(
+            help="Steps of the warm start; fewer are faster and teach less. Default: 700, or 1400 with headers."
+        ),
     ] = None,
 ) -> None:
-    for kind in (signal.SIGINT, signal.SIGTERM):  # in background jobs of a shell SIGINT is ignored
-        signal.signal(kind, signal.default_int_handler)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     began = time.monotonic()
     files = [str(_CONFIG), *map(str, config or [])]
     style = load(files).model.prompt_style
@@ -120,7 +119,8 @@ def main(
         *context.args,
     ]
     directory = load(settings).run.dir  # read now, so that a wrong flag is an error before the preparation
-    warm_start = ["--style", style, *(("--steps", str(warm_start_steps)) if warm_start_steps else ())]
+    # A policy that chooses its language learns headers and thoughts besides the facts, and takes longer.
+    warm_start = ["--style", style, "--steps", str(warm_start_steps or (1400 if style == "select" else 700))]
     try:
         prepare(world, policy, seed, warm_start)
         prepared = time.monotonic()

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from common.config import Config, ConfigError, load, usage
-from common.languages import CODES, code_of, english_name, tag
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +29,8 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
         (["--learner.lr", "-1"], "learner.lr = -1"),
         (["--learner.lr"], "--learner.lr needs a value"),
         (["--run.languages", '["klingon"]'], "unknown language 'klingon'"),
+        (["--run.languages", '["en", "de", "English"]'], "languages: 'en' stands there twice"),
+        (["--run.languages", '["no", "de", "nynorsk"]'], "languages: 'no' and 'nn' count as one language"),
         (["--run.languages", "en,zh"], "run.languages = 'en,zh': a list is meant"),
         (["--router.own_language", "9"], "own_language = 9 exceeds rollouts = 8"),
         (["--reward.replica", "1"], "there are 1 addresses"),
@@ -61,14 +62,22 @@ def test_broken_toml_names_the_file(content: bytes, tmp_path: Path) -> None:
         load([str(tmp_path / "broken.toml")])
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
+CONFIGS = ROOT / "configs"
+MODELS = sorted((CONFIGS / "models").glob("*.toml"))
+
+
+@pytest.mark.parametrize(
+    "path", sorted({*CONFIGS.rglob("*.toml")} - {*CONFIGS.glob("pools/*")}), ids=lambda path: path.name
+)
 def test_shipped_configurations_load(path: Path) -> None:
     load([str(path)])
 
 
-def test_languages_have_names_and_never_become_english() -> None:
-    for code in CODES:
-        assert code_of(english_name(code).capitalize()) == code_of(code.upper()) == code
-        assert tag(code) == f"<|out_lang_{code}|>"
-    with pytest.raises(ValueError, match="did you mean 'french'"):
-        code_of("frnch")
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("base", ["lrpo.toml", "recipes/lrpo-paper.toml"])
+def test_a_models_file_says_what_is_special_to_it(base: str, model: Path) -> None:
+    before, after = (load([str(CONFIGS / base), *more]).model_dump() for more in ([], [str(model)]))
+    changed = {f"{s}.{key}" for s, section in after.items() for key in section if section[key] != before[s][key]}
+    assert changed <= {"run.dir", "model.path", "actor.groups_in_flight"} and "model.path" in changed
+    for gpus in (1, 4, 8):
+        load([str(CONFIGS / base), str(model), str(CONFIGS / f"gpus-{gpus}.toml")])

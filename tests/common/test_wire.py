@@ -14,8 +14,8 @@ from common import wire
 from tests.support.groups import random_rollout, work
 
 
-def test_a_group_arrives_bit_for_bit() -> None:
-    rollouts = [random_rollout(np.random.default_rng()) for _ in range(8)]
+def test_a_group_arrives_bit_for_bit(rng: np.random.Generator) -> None:
+    rollouts = [random_rollout(rng) for _ in range(8)]
     back = wire.decode(wire.encode(wire.Submit(id="train-3", rollouts=rollouts)))
     assert isinstance(back, wire.Submit)
     for sent, got in zip(rollouts, back.rollouts, strict=True):
@@ -24,8 +24,8 @@ def test_a_group_arrives_bit_for_bit() -> None:
         assert (sent.score, sent.language, sent.text) == (got.score, got.language, got.text)
 
 
-def test_only_arrays_of_the_protocols_types_travel_and_any_text_does() -> None:
-    sent = random_rollout(np.random.default_rng()).model_copy(update={"text": "a \ud800 b"})
+def test_only_arrays_of_the_protocols_types_travel_and_any_text_does(rng: np.random.Generator) -> None:
+    sent = random_rollout(rng).model_copy(update={"text": "a \ud800 b"})
     back = wire.unpack(wire.encode([sent]), list[wire.Rollout])[0]
     assert back.text == "a ? b"
     np.testing.assert_array_equal(sent.logprobs, back.logprobs)

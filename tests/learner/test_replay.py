@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from common import wire
 from common.process import FatalError
 from learner import recording
 from learner.replay import replay
+from tests.support import processes
 from tests.support.train_once import configuration, record_steps, run_ranks
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def recorded(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_replay_is_exact_and_notices_a_change(recorded: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "learner.replay", str(recorded)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    done = processes.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "3 steps, 0 of them differ"
 

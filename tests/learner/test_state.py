@@ -13,6 +13,7 @@ from common.config import Config, load
 from common.process import FatalError
 from learner.groups import Group
 from learner.state import LEDGER_FILE, VERSION, RunState, Snapshot
+from learner.work.ledger import audit
 from router import Context, Observation, Router
 from tests.support.groups import random_rollout, work
 
@@ -118,6 +119,35 @@ def test_a_snapshot_that_is_not_of_its_type_is_refused(tmp_path: Path, change: d
     snapshot, _ = busy_state(configuration(tmp_path)).capture()
     with pytest.raises(FatalError, match=r"cannot resume from .*run\.json: .*; delete this checkpoint"):
         Snapshot.from_json(snapshot.as_json() | change, tmp_path / "run.json")
+
+
+def test_groups_that_are_too_old_for_a_lower_bound_are_asked_again(tmp_path: Path) -> None:
+    """The step is 3; finished are the groups 1 and 3 with answers of version 2, and 4 with answers of version 3."""
+    before = configuration(tmp_path)
+    state = RunState.begin(config=before, router=router(before), questions_digest="d", lock=threading.Condition())
+    for _ in range(6):
+        state.queue.lease("a", deadline=60)
+    made = {1: 2, 3: 2, 4: 3}
+    for sequence, version in made.items():
+        found = group(sequence)
+        for rollout in found.rollouts:
+            rollout.versions[:] = version
+        state.queue.submit(sequence, "a", found)
+    state.step = 3
+    snapshot, queued = state.capture()
+    whole = restored(before, snapshot, queued)
+    assert list(whole.queue.finished()) == [1, 3, 4] and whole.queue.retried == 0, "the bound is as it was"
+    # With S = 1, a lag of 1: group 1 is trained in the next step, group 3 and 4 only in the two after that.
+    lower = load(["--run.dir", str(tmp_path), "--learner.groups_per_step", "2", "--learner.staleness", "1"])
+    again = restored(lower, snapshot, queued)
+    assert list(again.queue.finished()) == [1] and again.queue.untaken() == [0, 1, 2, 3, 4, 5]
+    assert again.queue.retried == 2
+    again.ledger.flush()
+    lines = [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()]
+    assert [(line["sequence"], line["outcome"], line["step"]) for line in lines] == [(3, "stale", 3), (4, "stale", 3)]
+    assert lines[0]["reason"].startswith("made by policy version 2, too old for the bound of 1")
+    told = audit(tmp_path / LEDGER_FILE, 6, again.queue.untaken())
+    assert (told.lost, told.duplicated, told.outcomes) == (0, 0, {"stale": 2})
 
 
 def test_another_run_is_not_resumed(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -18,13 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import ConfigError, RewardConfig, load
-from common.config.reward import Term
 from common.process import FatalError
+from reward.calibration.formulas import Calibration
 from reward.terms.math import MathVerifier, read_gold
 from reward.terms.quality import QualityTerms, quality
 from reward.terms.registry import TERMS
 from reward.terms.text import contains, exact, normalised, repetition
+from reward.terms.tools import Tools
 from tests.support.scoring import SENTENCES
+
+
+def quality_terms(weights: dict[str, dict[str, float]]) -> QualityTerms:
+    config = RewardConfig(terms=weights)
+    calibrate = Calibration.load("raw", None, 1.0, 0.0, (-1.0, 1.0))
+    return QualityTerms(weights, Tools(config, calibrate, Mock()))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_natural_text_repeats_nothing() -> None:
 def test_math_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "math_verify", None)
     with pytest.raises(FatalError, match=r"\"math\" of reward\.terms needs math-verify.*pip install"):
-        QualityTerms({"Reasoning": {"math": 1.0}})
+        quality_terms({"Reasoning": {"math": 1.0}})
 
 
 @pytest.fixture(scope="module")
@@ -206,14 +213,13 @@ def test_a_pool_that_does_not_start_is_tried_again_and_reported(
     assert sum("did not start" in record.message for record in caplog.records) == 3
 
 
-def test_the_configuration_knows_exactly_the_terms_of_the_registry() -> None:
-    assert set(get_args(Term)) == set(TERMS)
+def test_a_topic_needs_a_term_that_earns() -> None:
     for name, term in TERMS.items():
         if term.earns:
             RewardConfig(terms={"Chat": {name: 1.0}})
         else:
-            with pytest.raises(ValueError, match="needs a term that rewards"):
-                RewardConfig(terms={"Chat": {name: 1.0}})
+            with pytest.raises(ConfigError, match=r"terms\.Chat needs a term that earns: similarity, contains"):
+                quality_terms({"Chat": {name: 1.0}})
 
 
 def test_costs_are_taken_from_what_the_earning_terms_give() -> None:
@@ -223,10 +229,16 @@ def test_costs_are_taken_from_what_the_earning_terms_give() -> None:
     assert quality(values | {"exact": 0.0, "similarity": 0.0}, weights) == 0, "never negative"
 
 
-def test_terms_are_checked_when_they_are_read() -> None:
-    given = load(["--reward.terms.Reasoning / Logic.math", "2", "--reward.terms.Reasoning / Logic.repetition", "0.5"])
-    assert given.reward.terms == {"Reasoning / Logic": {"math": 2.0, "repetition": 0.5}}
-    with pytest.raises(ConfigError, match=r"terms\.Chat needs a term that rewards"):
-        load(["--reward.terms.Chat.truncation", "1"])
-    with pytest.raises(ConfigError, match="similarty"):
-        load(["--reward.terms.default.similarty", "1"])
+def test_terms_are_checked_when_a_process_starts() -> None:
+    given = load(["--reward.terms.Reasoning / Logic.exact", "2", "--reward.terms.Reasoning / Logic.repetition", "0.5"])
+    assert given.reward.terms == {"Reasoning / Logic": {"exact": 2.0, "repetition": 0.5}}
+    quality_terms(given.reward.terms)
+    with pytest.raises(ConfigError, match=r"reward\.terms\.default has an unknown term 'similarty'; did you mean"):
+        quality_terms({"default": {"similarty": 1.0}})
+    with pytest.raises(ConfigError, match="greater than 0"):
+        load(["--reward.terms.default.similarity", "-1"])
+
+
+def test_an_unbounded_quality_is_what_the_terms_add_up_to() -> None:
+    weights = {"exact": 1.0, "truncation": 2.0}
+    assert quality({"exact": 0.0, "truncation": 1.0}, weights, bounded=False) == -2

@@ -12,7 +12,7 @@ from scipy import stats
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from common.config import load
-from learner.report.events import EventWriter
+from learner.report.trackers.events import EventWriter
 from scripts.study import choices
 
 STEPS, FIRST = 40, 14  # the first stage ends after 0.34 of the steps
@@ -29,7 +29,7 @@ def finished(
     """A run with random metrics; its entropies, and its shares by name of evaluation, set, setting and metric."""
     directory.mkdir()
     values = rng.random(STEPS, np.float32).astype(np.float64)  # what the file holds: a table may round the rest apart
-    events = EventWriter(directory / "tensorboard", 0, Summary())
+    events = EventWriter(directory / "tensorboard", 0)
     for step, value in enumerate(values, 1):
         if step != LOST:
             points = [Summary.Value(tag=tag, simple_value=value) for tag in (TAGS if chose else TAGS[-1:])]
@@ -65,8 +65,9 @@ def text(values: list[float]) -> str:
     return f"{np.mean(values):.3f} ± {(high - low) / 2:.3f}"
 
 
-def test_the_tables_are_those_of_the_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rng = np.random.default_rng()
+def test_the_tables_are_those_of_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rng: np.random.Generator
+) -> None:
     policy = [finished(tmp_path / f"policy-{seed}", rng) for seed in range(3)]
     english = finished(tmp_path / "english-0", rng, chose=False)
     png = tmp_path / "choices.png"

@@ -84,8 +84,8 @@ def test_traces_are_kept_when_they_verify_in_their_language(
         main([*asking[:2], "--url", "http://127.0.0.1:9/v1", "--model", "m", *wanted])
 
 
-def test_tries_make_up_for_rare_acceptance() -> None:
-    draw, rates = random.Random(), {"en": 0.9, "th": 0.1, "zh": 0.5}
+def test_tries_make_up_for_rare_acceptance(seed: int) -> None:
+    draw, rates = random.Random(seed), {"en": 0.9, "th": 0.1, "zh": 0.5}
     acceptance = Acceptance(100)
     while asked := acceptance.next(draw, list(rates), 8):
         for language in asked:

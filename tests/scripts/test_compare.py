@@ -13,6 +13,8 @@ import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from learner.data.problems import Place
+from learner.data.rows import Rules, parse_row
 from scripts.data import label, sft, warm_start_data
 from scripts.data import prepare as prepare_data
 from scripts.study import compare, evaluate
@@ -35,13 +37,13 @@ def scores(path: Path, values: np.ndarray[Any, Any]) -> str:
     return str(path)
 
 
-def test_the_interval_is_that_of_an_independent_bootstrap() -> None:
-    values = np.random.default_rng().normal(0.3, 1, (1, 400))
+def test_the_interval_is_that_of_an_independent_bootstrap(rng: np.random.Generator) -> None:
+    values = rng.normal(0.3, 1, (1, 400))
     mean, low, high = two_way_interval(values)
     other = stats.bootstrap((values[0],), np.mean, method="percentile", n_resamples=4000).confidence_interval
     assert mean == pytest.approx(values.mean())
     assert low == pytest.approx(other.low, abs=0.03) and high == pytest.approx(other.high, abs=0.03)
-    seeds = np.random.default_rng().normal(0, 1, (5, 1)) + np.zeros((5, 400))
+    seeds = rng.normal(0, 1, (5, 1)) + np.zeros((5, 400))
     _, low, high = two_way_interval(seeds)
     assert high - low > 0.3 * seeds.std(), "what differs between seeds is not averaged away by questions"
 
@@ -81,7 +83,10 @@ def test_from_raw_rows_to_a_comparison(
 ) -> None:
     """Prepare, label, warm start, train with evaluations on the way, evaluate, compare; with a light engine."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
-    truth = {row["question"]: label.label_of(row) for row in pq.read_table(built / "train.parquet").to_pylist()}
+    truth = {
+        row["question"]: label.label_of(parse_row(row, Place("file", 0), Rules()))
+        for row in pq.read_table(built / "train.parquet").to_pylist()
+    }
     lines = [
         json.dumps({"question": row["question"], "answer": row["answer"], "language": row["extra_info"]["language"]})
         for row in pq.read_table(built / "train.parquet").to_pylist()

@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
+from common.config import load
 from learner.train.packing import Sample, pack
 from learner.train.policy import Policy
-from scripts.ops.dry_run import main
+from scripts.ops.dry_run import Machine, gpu_rows, main
 from tests.support.groups import random_rollout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -41,7 +42,7 @@ def parameters(name: str) -> int:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("gpus", [1, 4, 8])
 def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(CONFIGS / f"{name}.toml"), str(CONFIGS / f"gpus-{gpus}.toml")]
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", f"models/{name}.toml", f"gpus-{gpus}.toml")]
     small = ["--gpu-gb", "141"] if name.startswith("gemma") and gpus == 1 else []
     main([*files, "--shape", str(CONFIGS / "models" / f"{name}.json"), "--json", *small])
     rows = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
@@ -49,11 +50,38 @@ def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[s
     assert counted == parameters(name) / 1e9
     ranks = {1: 1, 4: 2, 8: 4}[gpus]
     assert rows["learner: weights, gradients and Adam"] == pytest.approx(16 * parameters(name) / 1e9 / ranks)
+    together = rows["learner: each GPU"] + 0.3 * float((small or ["80"])[-1]) if gpus == 1 else rows["engine: each GPU"]
+    who = "learner, engine and reward process on one GPU" if gpus == 1 else "engine and reward process on one GPU"
+    assert rows[who] == pytest.approx(together + 2)
     assert rows["answers a step"] == 2048 and rows["tokens a step, at most"] == pytest.approx(2048 * 1536 / 1e6)
 
 
+def gpus(*flags: str, count: int = 0, learner: float = 40, engine: float = 30) -> dict[str, tuple[float, bool | None]]:
+    """Value and verdict of each row about GPUs of 80 GB, for processes that need so much."""
+    found = gpu_rows({"learner": learner, "engine": engine}, load([*flags]), Machine(80, count, 3))
+    return {row.metric: (row.value, row.ok) for row in found}
+
+
+def test_processes_on_one_gpu_are_added_up() -> None:
+    fraction = ["--actor.engine_args.mem_fraction_static", "0.4"]
+    apart = {"learner: each GPU": (40, True), "engine: each GPU": (30, True)}
+    assert gpus() == apart | {"engine and reward process on one GPU": (33, True)}
+    assert gpus("--reward.device", "cpu") == apart
+    assert gpus("--learner.ranks", "2", count=3)["learner: each GPU"] == (40, True), "two ranks and one engine"
+    everything = "learner, engine and reward process on one GPU"
+    for shared in (gpus(*fraction, "--sync.transport", "shared"), gpus(*fraction, "--learner.ranks", "2", count=2)):
+        assert shared[everything] == (75, True), "the engine takes 0.4 of 80 GB, and needs less"
+        assert shared["engine: each GPU, by mem_fraction_static"] == (32, True)
+    assert gpus(*fraction, count=1, learner=50)[everything] == (85, False)
+    assert gpus(*fraction, count=1, engine=33)["engine: each GPU, by mem_fraction_static"] == (32, False)
+    assert gpus(*fraction, "--reward.device", "cpu", count=1)["learner and engine on one GPU"] == (72, True)
+    greedy = gpus(count=1)
+    assert greedy["actor.engine_args.mem_fraction_static, which a shared GPU needs"] == (0, False)
+    assert greedy[everything] == (73, True)
+
+
 def test_what_does_not_fit_or_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(CONFIGS / "gemma-3-4b.toml"), str(CONFIGS / "gpus-1.toml")]
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", "models/gemma-3-4b.toml", "gpus-1.toml")]
     shape = ["--shape", str(CONFIGS / "models" / "gemma-3-4b.json")]
     with pytest.raises(SystemExit) as error:
         main([*files, *shape])
@@ -65,7 +93,9 @@ def test_what_does_not_fit_or_is_not_there_is_an_error(capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("images", [True, False])
-def test_windows_and_image_encoders_are_as_in_transformers(images: bool, tmp_path: Path) -> None:
+def test_windows_and_image_encoders_are_as_in_transformers(
+    images: bool, tmp_path: Path, rng: np.random.Generator
+) -> None:
     """Log-probabilities of packed sequences longer than the window, against one sequence after the other."""
     text = {
         "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2,
@@ -76,7 +106,6 @@ def test_windows_and_image_encoders_are_as_in_transformers(images: bool, tmp_pat
     torch.manual_seed(0)
     whole = Gemma3ForConditionalGeneration(config)
     (whole if images else AutoModelForCausalLM.from_config(config.get_text_config())).save_pretrained(tmp_path)
-    rng = np.random.default_rng()
     rollouts = [random_rollout(rng) for _ in range(5)]
     got, _ = Policy(str(tmp_path), temperature=1.0, head_chunk=8)(pack([Sample(one, 0.0) for one in rollouts]))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="eager")

@@ -10,13 +10,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TOOLS = ["awk", "bash", "cat", "chmod", "cksum", "cp", "dirname", "flock", "grep", "mkdir", "rm", "tail", "touch", "wc"]
+TOOLS = [
+    "awk",
+    "bash",
+    "cat",
+    "chmod",
+    "cksum",
+    "cp",
+    "dirname",
+    "flock",
+    "grep",
+    "mkdir",
+    "rm",
+    "tail",
+    "touch",
+    "tr",
+    "true",
+    "wc",
+]
 
 CPU_WHEEL = '[[ "$*" != *--report* ]] || echo 2.13.0+cpu'
 CUDA_WHEEL = '[[ "$*" != *--report* ]] || echo 2.13.0'
 NO_WHEEL = '[[ "$*" != *--report* ]] || { echo "ERROR: No matching distribution" >&2; exit 1; }'
 
-# Stands for an interpreter and for the one of the .venv it makes; `pip` is what its pip does.
+# Stands for an interpreter and for the one of the environment it makes; `pip` is what its pip does.
 PYTHON = """#!{bash}
 echo "$*" >> {calls}
 case "$*" in
@@ -57,9 +74,16 @@ class Sandbox:
         path = self.root / "calls"
         return path.read_text() if path.exists() else ""
 
-    def run(self, **environment: str) -> subprocess.CompletedProcess[str]:
+    def glibc(self, version: str) -> None:
+        self.tool("getconf", f"#!{shutil.which('bash')}\n[[ -n '{version}' ]] && echo glibc {version}\n")
+
+    def gpu(self, driver: str = "580.65.06", capability: str = "9.0") -> None:
+        lines = f"{driver}, {capability}\n" * 2
+        self.tool("nvidia-smi", f"#!{shutil.which('bash')}\necho '{lines}'\n")
+
+    def run(self, function: str = "ensure_env", **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["bash", "-euc", f'source {self.root}/scripts/env/env.sh; ensure_env || exit 1; echo "$LRPO_PYTHON"'],
+            ["bash", "-euc", f'source {self.root}/scripts/env/env.sh; {function} || exit 1; echo "$LRPO_PYTHON"'],
             env={"PATH": str(self.bin), "LRPO_DEVICE": "cpu", **environment},
             capture_output=True,
             text=True,
@@ -70,7 +94,7 @@ class Sandbox:
         """The error line of a run that has to fail and to leave nothing that passes for complete."""
         result = self.run(**environment)
         assert result.returncode == 1, result.stderr
-        assert not (self.root / ".venv/complete").exists()
+        assert not (self.root / ".venv-cpu/complete").exists()
         errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and result.stderr.endswith(errors[0] + "\n"), result.stderr
         return errors[0]
@@ -84,8 +108,11 @@ def sandbox(tmp_path: Path) -> Sandbox:
         if found := shutil.which(name):
             (tmp_path / "bin" / name).symlink_to(found)
     result = Sandbox(tmp_path)
-    result.tool("uname", f"#!{shutil.which('bash')}\necho Linux x86_64\n")
+    result.tool(
+        "uname", f"#!{shutil.which('bash')}\n[[ $1 != -sm ]] || echo Linux x86_64\n[[ $1 != -s ]] || echo Linux\n"
+    )
     result.disk(kilobytes=100_000_000)
+    result.glibc("2.36")
     return result
 
 
@@ -93,7 +120,7 @@ def test_no_interpreter(sandbox: Sandbox) -> None:
     sandbox.python("python3.11", usable=1)
     assert "no Python >= 3.11" in sandbox.refusal()
     assert "set PYTHON" in sandbox.refusal(PYTHON="/nowhere/python")
-    assert not (sandbox.root / ".venv").exists()
+    assert not (sandbox.root / ".venv-cpu").exists()
 
 
 def test_broken_interpreters_are_passed_over(sandbox: Sandbox) -> None:
@@ -111,8 +138,8 @@ def test_no_network(sandbox: Sandbox) -> None:
 
 def test_pip_fails(sandbox: Sandbox) -> None:
     sandbox.python(pip='echo "ERROR: something else" >&2; exit 1')
-    assert "see .venv/install.log" in sandbox.refusal()
-    assert "ERROR: something else" in (sandbox.root / ".venv/install.log").read_text()
+    assert "see .venv-cpu/install.log" in sandbox.refusal()
+    assert "ERROR: something else" in (sandbox.root / ".venv-cpu/install.log").read_text()
 
 
 def test_a_cuda_build_is_refused_before_it_is_fetched(sandbox: Sandbox) -> None:
@@ -134,7 +161,7 @@ def test_another_interpreter_may_have_a_cpu_build(sandbox: Sandbox) -> None:
 def test_full_disk(sandbox: Sandbox) -> None:
     sandbox.python()
     sandbox.disk(kilobytes=4_000_000)
-    assert sandbox.refusal() == f"error: 3 GB free in {sandbox.root}, but .venv needs 5; free some space"
+    assert sandbox.refusal() == f"error: 3 GB free in {sandbox.root}, but .venv-cpu needs 5; free some space"
 
 
 def test_wrong_device(sandbox: Sandbox) -> None:
@@ -145,24 +172,111 @@ def test_what_is_current_is_left_alone_and_what_is_not_is_rebuilt(sandbox: Sandb
     sandbox.python(pip=CPU_WHEEL)
     assert sandbox.run().returncode == 0
     installed = sandbox.calls().count("-m pip")
-    assert installed == 4
+    assert installed == 5
     again = sandbox.run()
-    assert (again.returncode, again.stderr, again.stdout) == (0, "", f"{sandbox.root}/.venv/bin/python\n")
+    assert (again.returncode, again.stderr, again.stdout) == (0, "", f"{sandbox.root}/.venv-cpu/bin/python\n")
     assert sandbox.calls().count("-m pip") == installed
     with (sandbox.root / "scripts/env/dev.txt").open("a") as requirements:
         requirements.write("one-more==1.0\n")
     assert sandbox.run().returncode == 0
     assert sandbox.calls().count("-m pip") == 2 * installed
-    assert sandbox.run(LRPO_DEVICE="gpu").returncode == 0
+
+
+def test_each_device_has_its_own_environment(sandbox: Sandbox) -> None:
+    sandbox.python(pip=CPU_WHEEL)
+    assert sandbox.run().returncode == 0
+    cpu = (sandbox.root / ".venv-cpu/complete").read_text()
+    sandbox.gpu()
+    made = sandbox.run(LRPO_DEVICE="gpu")
+    assert made.returncode == 0 and made.stdout == f"{sandbox.root}/.venv-gpu/bin/python\n", made.stderr
     assert "gpu-no-deps.txt" in sandbox.calls()
+    assert (sandbox.root / ".venv-cpu/complete").read_text() == cpu
+    with (sandbox.root / "scripts/env/gpu.txt").open("a") as requirements:
+        requirements.write("one-more==1.0\n")
+    assert sandbox.run("require_env").returncode == 0, "the CPU's does not depend on the list for GPUs"
+
+
+def test_other_commands_refuse_and_never_build(sandbox: Sandbox) -> None:
+    sandbox.python(pip=CPU_WHEEL)
+    missing = sandbox.run("require_env")
+    assert missing.stderr == "error: .venv-cpu is missing: run LRPO_DEVICE=cpu ./scripts/setup.sh\n"
+    assert missing.returncode == 1 and not sandbox.calls()
+    assert sandbox.run().returncode == 0
+    assert sandbox.run("require_env").returncode == 0
+    before = sandbox.calls().count("-m pip")
+    with (sandbox.root / "scripts/env/common.txt").open("a") as requirements:
+        requirements.write("one-more==1.0\n")
+    outdated = sandbox.run("require_env")
+    assert outdated.returncode == 1 and outdated.stderr.count("\n") == 1
+    assert ".venv-cpu is not what scripts/env/*.txt say" in outdated.stderr
+    assert sandbox.calls().count("-m pip") == before
+    sandbox.gpu()
+    assert "or set LRPO_DEVICE=cpu to use .venv-cpu" in sandbox.run("require_env", LRPO_DEVICE="").stderr
+
+
+def test_an_environment_in_use_is_not_rebuilt(sandbox: Sandbox) -> None:
+    if shutil.which("flock") is None:
+        pytest.skip("no flock here")
+    sandbox.python(pip=CPU_WHEEL)
+    assert sandbox.run().returncode == 0
+    stamp = sandbox.root / ".venv-cpu/complete"
+    user = f"source {sandbox.root}/scripts/env/env.sh; require_env; echo ready; read -r"
+    with subprocess.Popen(
+        ["bash", "-euc", user],
+        env={"PATH": str(sandbox.bin), "LRPO_DEVICE": "cpu"}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None and running.stdout.readline() == "ready\n"
+        assert sandbox.run().returncode == 0, "nothing has to be built"
+        with (sandbox.root / "scripts/env/dev.txt").open("a") as requirements:
+            requirements.write("one-more==1.0\n")
+        for builder in ("ensure_env", "update_env"):
+            refused = sandbox.run(builder)
+            assert refused.returncode == 1 and "running processes use it" in refused.stderr
+        assert stamp.exists()
+        running.communicate("\n")
+    assert sandbox.run("update_env").returncode == 0
+    assert sandbox.calls().count("venv --clear") == 1, "it was updated in place"
+    assert sandbox.run("require_env").returncode == 0
+
+
+@pytest.mark.parametrize(("version", "told"), [("2.27", "2.27"), ("", "no glibc")])
+def test_an_old_c_library_is_named_before_anything_is_fetched(sandbox: Sandbox, version: str, told: str) -> None:
+    sandbox.python()
+    sandbox.glibc(version)
+    line = sandbox.refusal()
+    assert "glibc 2.28 or newer" in line and told in line
+    sandbox.glibc("2.31")
+    assert sandbox.run(LRPO_DEVICE="gpu").stderr.startswith("error: SGLang's wheel needs glibc 2.34")
+    assert "pip" not in sandbox.calls()
+
+
+def test_an_old_driver_or_gpu_is_named_before_anything_is_fetched(sandbox: Sandbox) -> None:
+    sandbox.python()
+    sandbox.gpu(driver="535.183.01")
+    assert "driver is 535.183.01" in sandbox.run(LRPO_DEVICE="gpu").stderr
+    sandbox.gpu(capability="7.0")
+    assert "compute capability 7.0" in sandbox.run(LRPO_DEVICE="gpu").stderr
+    sandbox.tool("nvidia-smi", f"#!{shutil.which('bash')}\nexit 9\n")
+    assert "nvidia-smi lists no GPU" in sandbox.run(LRPO_DEVICE="gpu").stderr
+    assert "pip" not in sandbox.calls()
+    sandbox.gpu(driver="581.2", capability="7.5")
+    assert sandbox.run(LRPO_DEVICE="gpu").returncode == 0
+
+
+def test_a_link_to_what_the_lists_say_is_used(sandbox: Sandbox) -> None:
+    sandbox.python(pip=CPU_WHEEL)
+    assert sandbox.run().returncode == 0
+    (sandbox.root / ".venv-cpu").rename(sandbox.root / "shared")
+    (sandbox.root / ".venv-cpu").symlink_to(sandbox.root / "shared")
+    assert sandbox.run("require_env").returncode == sandbox.run().returncode == 0
 
 
 def test_an_environment_behind_a_link_is_never_cleared(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "precious").write_text("of others")
-    (sandbox.root / ".venv").symlink_to(tmp_path / "shared")
+    (sandbox.root / ".venv-cpu").symlink_to(tmp_path / "shared")
     sandbox.python(pip=CPU_WHEEL)
-    assert ".venv is a link" in sandbox.refusal()
+    assert ".venv-cpu is a link" in sandbox.refusal()
     assert (tmp_path / "shared" / "precious").read_text() == "of others"
     assert "venv --clear" not in sandbox.calls()
 
@@ -172,4 +286,4 @@ def test_an_interrupted_installation_is_done_again(sandbox: Sandbox) -> None:
     sandbox.refusal()
     sandbox.python(pip=CPU_WHEEL)
     assert sandbox.run().returncode == 0
-    assert (sandbox.root / ".venv/complete").exists()
+    assert (sandbox.root / ".venv-cpu/complete").exists()

@@ -12,9 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from common.endpoint import Failure
 from common.process import FatalError
+from learner.data.problems import Place
+from learner.data.rows import QuestionRow, Rules, parse_row
 from reward.embedder import Embedder
-from scripts.data.endpoint import Endpoint, Failure
+from scripts.data.endpoint import Endpoint
 from scripts.data.label import TOPICS, Classifier, label_of, main, read_label
 from tests.support.chat import serving
 
@@ -53,20 +56,18 @@ def test_answers_come_in_order_many_at_a_time_and_are_kept(tmp_path: Path, monke
 
     conversations = [conversation(str(n)) for n in range(10)]
     with serving(answer) as url:
-        first = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl", calls=4).ask(conversations, number)
+        first = Endpoint[int](f"m@{url}", tmp_path / "a.sqlite", calls=4).ask(conversations, number)
         assert first[:8] == list(range(8)) and first[9] == 9
         assert isinstance(first[8], Failure) and "no idea" in first[8].reason
         assert calls["7"] == 2 and calls["9"] == 2 and calls["8"] == 3 and most == 4
-        with (tmp_path / "a.jsonl").open("a") as file:
-            file.write('\n{"key": "cut of')
         before = calls.copy()
-        again = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl").ask(conversations, number)
+        again = Endpoint[int](f"m@{url}", tmp_path / "a.sqlite").ask(conversations, number)
         assert again[:8] == first[:8]
         assert {text for text in calls if calls[text] > before[text]} == {"8"}, "only what failed is asked again"
-        Endpoint[int](f"other@{url}", tmp_path / "a.jsonl").ask(conversations[:1], number)
+        Endpoint[int](f"other@{url}", tmp_path / "a.sqlite").ask(conversations[:1], number)
         assert calls["0"] == 2, "another model's answers are its own"
     assert keys == {"Bearer secret-key"}
-    assert "secret-key" not in (tmp_path / "a.jsonl").read_text()
+    assert all(b"secret-key" not in file.read_bytes() for file in tmp_path.iterdir())
     with pytest.raises(FatalError, match=r"127\.0\.0\.1.*gives no answer: .*"):
         Endpoint[int](f"m@{url}", timeout_s=1).ask(conversations[:1], number)
     with pytest.raises(FatalError, match="names no endpoint"):
@@ -88,6 +89,31 @@ def test_a_refusal_is_of_one_question_a_wrong_key_of_all(monkeypatch: pytest.Mon
         assert "secret-key" not in str(error.value)
 
 
+def parsed(row: dict[str, Any]) -> QuestionRow:
+    return parse_row(row, Place("file", 0), Rules())
+
+
+def test_labels_leave_the_other_columns_and_the_broken_rows_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = {"answer": "a", "language": "de", "level": 3, "region": "Germany"}
+    rows = [{**base, "question": "Wo?"}, {**base, "question": ""}, {**base, "question": "Wer?", "language": None}]
+    source = tmp_path / "r.json"
+    source.write_text(json.dumps(rows))
+    out = tmp_path / "out.parquet"
+    with serving(lambda _: '{"topic": "Translation", "regions": []}') as url:
+        main([str(source), "--out", str(out), "--endpoint", f"m@{url}"])
+    found = pq.read_table(out).to_pylist()
+    assert [(row["question"], row["level"], row["ability"]) for row in found] == [("Wo?", 3, "Translation")]
+    problems = [json.loads(line) for line in out.with_suffix(".problems.jsonl").read_text().splitlines()]
+    assert [(one["row"], one["key"]) for one in problems] == [(1, "question"), (2, "language")]
+    with pytest.raises(SystemExit, match=r"no row of .* has a topic to learn from"):
+        main([str(source), "--out", str(out), "--classifier", str(source)])
+    source.write_text("[]")
+    with pytest.raises(SystemExit, match="has no good row"):
+        main([str(source), "--out", str(out), "--classifier", "auto"])
+
+
 @pytest.mark.parametrize("answer", [
     "Japan", '{"topic": "Food", "regions": []}', '{"topic": "Translation"}',
     '{"topic": "Translation", "regions": "Asia"}',
@@ -104,7 +130,7 @@ def test_an_endpoint_and_then_the_classifier_label_the_world(
     built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = pq.read_table(built / "train.parquet").to_pylist()
-    by_question = {row["question"]: label_of(row) for row in truth}
+    by_question = {row["question"]: label_of(parsed(row)) for row in truth}
 
     def answer(request: dict[str, Any]) -> str:
         question = request["messages"][1]["content"].removeprefix("user: ")
@@ -119,14 +145,14 @@ def test_an_endpoint_and_then_the_classifier_label_the_world(
     failed = {n for n, row in enumerate(truth) if len(row["question"]) % 2 == 0}
     assert {problem["row"] for problem in problems} == failed
     assert all("rather not" in problem["reason"] for problem in problems)
-    right = [label_of(one) == label_of(other) for one, other in zip(found, truth, strict=True)]
+    right = [label_of(parsed(one)) == label_of(parsed(other)) for one, other in zip(found, truth, strict=True)]
     assert all(ok for n, ok in enumerate(right) if n not in failed)
     assert sum(right[n] for n in failed) > 0.6 * len(failed), "the classifier labels most of the rest as the world does"
     assert "cross-validation" in capsys.readouterr().out
 
 
 def test_a_classifier_of_too_few_rows_is_refused() -> None:
-    row = {"prompt": [{"role": "user", "content": "Wer?"}]}
+    row = QuestionRow([{"role": "user", "content": "Wer?"}], "Ich.", "de", [], [], "s", Place("f", 0))
     with pytest.raises(FatalError, match="two topics"):
         Classifier([row] * 20, [("Translation", [])] * 20, Embedder("use"))
     assert len(TOPICS) == 6

@@ -21,12 +21,11 @@ import yaml
 from common.config import Config, load
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
-from scripts.ops.local_run import assign_gpus
 from scripts.pool.launch import Process
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 240  # of what should come, on a busy machine
-CONFIG = str(ROOT / "configs" / "qwen2.5-1.5b.toml")
+CONFIG = [str(ROOT / "configs" / name) for name in ("lrpo.toml", "models/qwen2.5-1.5b.toml")]
 POOL = """
 [gpus.h100]
 [gpus.l40s]
@@ -78,7 +77,7 @@ def started(line: str) -> tuple[dict[str, str], str, Config]:
 
 
 def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> None:
-    told = launch(tmp_path, "--dry-run", CONFIG, pool=POOL.format(**HOSTS), LRPO_KEYS="/keys")
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), LRPO_KEYS="/keys")
     assert told.returncode == 0, told.stderr
     found = [
         (shlex.split(line)[1], *started(shlex.split(line)[2]))
@@ -186,16 +185,8 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
     )  # fmt: skip
 
 
-def test_processes_of_one_machine_get_gpus_of_their_own_where_there_are_enough() -> None:
-    config = load(["--learner.ranks", "2", "--actor.engine_args.tp", "2"])
-    assert assign_gpus([*"abcdefg"], config, 2) == [[*"ab"], ["g"], [*"cd"], [*"ef"]]
-    assert assign_gpus([*"abcdef"], config, 2) == [[*"ab"], ["b"], [*"cd"], [*"ef"]]
-    assert assign_gpus(["a"], config, 1) == [["a"]] * 3
-    assert not any(assign_gpus([], config, 1))
-
-
 def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
-    told = launch(tmp_path, "--dry-run", CONFIG, pool=POOL.format(**PARTITIONS))
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**PARTITIONS))
     commands = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     options = [{*command[1 : command.index("scripts/deploy/slurm/pool.sbatch")]} for command in commands]
     wanted = [("h100", 2, 3, 1), ("l40s", 4, 2, 2), ("cpu", 2, 0, 1)]
@@ -203,7 +194,7 @@ def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
         assert {f"--partition={partition}", f"--nodes={nodes}"} <= have
         assert f"--ntasks-per-node={tasks}" in have
         assert {word for word in have if "gpus" in word} == ({f"--gpus-per-task={gpus}"} if gpus else set())
-    told = launch(tmp_path, "--dry-run", "--together", CONFIG, pool=POOL.format(**PARTITIONS))
+    told = launch(tmp_path, "--dry-run", "--together", *CONFIG, pool=POOL.format(**PARTITIONS))
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     assert command.count(":") == 2 and command.count("--") == 2
     assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", TASKS="2", CALLS="5").wait(_PATIENCE_S) == 0
@@ -217,7 +208,7 @@ def test_slurm_gets_a_job_for_each_pool_or_one_of_all(tmp_path: Path) -> None:
 
 
 def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) -> None:
-    told = launch(tmp_path, "--dry-run", "--role", "learner", CONFIG, pool=POOL.format(**PARTITIONS))
+    told = launch(tmp_path, "--dry-run", "--role", "learner", *CONFIG, pool=POOL.format(**PARTITIONS))
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     job = tmp_path / "job"
     process = slurm(job, command, TASKS="1", CALLS="99")
@@ -230,7 +221,7 @@ def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) 
 def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
     for pool, complaint in ((uneven, "same number of engines"), (POOL.format(**HOSTS) + "x = 1", "unknown key")):
-        told = launch(tmp_path, "--dry-run", CONFIG, pool=pool)
+        told = launch(tmp_path, "--dry-run", *CONFIG, pool=pool)
         assert told.returncode == 2 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
 
 

@@ -30,8 +30,8 @@ ANSWERS = {  # language -> text: reward
 
 
 @pytest.fixture
-def recorded(tiny_policy: Path, tmp_path: Path) -> Path:
-    rng, rollouts = np.random.default_rng(), []
+def recorded(tiny_policy: Path, tmp_path: Path, rng: np.random.Generator) -> Path:
+    rollouts = []
     for language, texts in ANSWERS.items():
         for text, reward in texts.items():
             rollout = random_rollout(rng, reward=reward)
@@ -143,14 +143,14 @@ def gap(path: Path, tokenizer: Any, row: dict[str, Any]) -> float:
     return float(chosen - rejected)
 
 
-def test_the_loss_of_mpo_is_that_of_its_definition(tiny_policy: Path, tmp_path: Path) -> None:
+def test_the_loss_of_mpo_is_that_of_its_definition(tiny_policy: Path, tmp_path: Path, rng: np.random.Generator) -> None:
     """Sequence after sequence without padding, by transformers alone, of a policy that has left its reference."""
     from datasets import Dataset
     from trl.trainer.dpo_config import DPOConfig
 
     from scripts.study.mpo import MPOTrainer
 
-    rng, tokenizer = np.random.default_rng(), AutoTokenizer.from_pretrained(tiny_policy)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
 
     def said(role: str) -> list[dict[str, str]]:
         return [{"role": role, "content": "".join(rng.choice([*"abc "], rng.integers(1, 30)))}]

@@ -13,13 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.config import Config, DataConfig, ModelConfig, RunConfig
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
+from learner.data.problems import Place, Problems
+from learner.data.records import read_rows
+from learner.data.rows import QuestionRow, Rules
 from learner.work.questions import read_questions
-from learner.work.tables import read_table
 from reward.calibration.files import PairStatistics
 from scripts.data.prepare import main, split
-from scripts.data.sources import QuestionRow, RejectedRows, Rules, read
+from scripts.data.sources import read
 
 HELPSTEER3 = {
     "domain": "multilingual",
@@ -57,9 +60,9 @@ def jsonl(path: Path, *rows: Any) -> str:
     return str(path)
 
 
-def taken(*sources: str, **rules: Any) -> tuple[list[QuestionRow], RejectedRows]:
-    rejected = RejectedRows()
-    return read(sources, Rules(**rules), rejected), rejected
+def taken(*sources: str, **rules: Any) -> tuple[list[QuestionRow], Problems]:
+    problems = Problems()
+    return read(sources, Rules(**rules), problems), problems
 
 
 def test_helpsteer3_keeps_the_conversation_and_the_preferred_answer(tmp_path: Path) -> None:
@@ -73,13 +76,13 @@ def test_helpsteer3_keeps_the_conversation_and_the_preferred_answer(tmp_path: Pa
         ("Bremen.", "de", 1),
     ]
     assert rows[0].question == "Noch eine?"
-    assert [(p["row"], p["kind"]) for p in rejected.problems] == [(1, "left out"), (2, "left out")]
+    assert [(p.row, p.kind) for p in rejected.found] == [(1, "left out"), (2, "left out")]
     with pytest.raises(FatalError, match=r"no row of .* has a column 'domian'"):
         taken(source, where={"domian": "multilingual"})
     other = parquet(tmp_path / "r.parquet", REFERENCE)
     assert len(taken(source, other, where={"domain": "multilingual"})[0]) == 3, "a source without the column is whole"
     _, rejected = taken(source)
-    assert rejected.problems[1]["kind"] == "broken" and "unknown language 'python'" in rejected.problems[1]["reason"]
+    assert rejected.found[1].kind == "broken" and "unknown language 'python'" in rejected.found[1].reason
 
 
 def test_care_takes_the_best_rated_response_and_detects_the_language(tmp_path: Path) -> None:
@@ -100,15 +103,21 @@ def test_care_takes_the_best_rated_response_and_detects_the_language(tmp_path: P
         ("zh", "好答案", ["Chinese"]),
         ("ar", "القاهرة", ["Arab"]),
     ]
-    assert rejected.counts == {"left out": 2}
+    assert rejected.counts == {"repeated": 2}
 
 
 def test_the_reference_row_loads_as_it_is_and_comes_out_the_same(tiny_policy: Path, tmp_path: Path) -> None:
     source = parquet(tmp_path / "reference.parquet", REFERENCE)
     tokenizer = load_tokenizer(str(tiny_policy))
-    direct = read_questions(Path(source), tokenizer, 512)
+    config = Config(
+        run=RunConfig(dir=tmp_path / "run"),
+        data=DataConfig(train=source),
+        model=ModelConfig(path=str(tiny_policy), prompt_style="system"),
+    )
+    direct = read_questions(config, tokenizer).train
     main([source, "--out", str(tmp_path / "out"), "--heldout", "0"])
-    again = read_questions(tmp_path / "out" / "train.parquet", tokenizer, 512)
+    prepared = config.model_copy(update={"data": DataConfig(train=str(tmp_path / "out" / "train.parquet"))})
+    again = read_questions(prepared, tokenizer).train
     assert direct == again
     assert (direct[0].language, direct[0].regions, direct[0].topics) == ("ja", ["Japan"], ["Regional Knowledge"])
     written = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()[0]
@@ -130,7 +139,7 @@ def test_broken_rows_are_reported_by_number_and_the_good_ones_kept(
         good,
         {**good, "id": 2, "q": "Was?", "answer": ""},
         {**good, "id": 3, "q": "Wo?", "answer": None},
-        {**good, "id": 4, "q": "Wer?", "answer": 7},
+        {**good, "id": 4, "q": "Wer?", "answer": {"text": "Ich."}},
         {**good, "id": 5, "q": ["Wann?"]},
         {**good, "id": 1, "q": "Warum?"},
         {**good, "id": 6},
@@ -147,14 +156,20 @@ def test_broken_rows_are_reported_by_number_and_the_good_ones_kept(
     problems = [json.loads(line) for line in (out / "problems.jsonl").read_text().splitlines()]
     assert sorted(problem["row"] for problem in problems) == [*range(1, 12)]
     reason = {problem["row"]: problem["reason"] for problem in problems}
-    words = {1: "empty", 3: "7", 5: "row 0 has the same id '1'", 6: "row 0 of", 7: "10000000 long"}
+    words = {
+        1: "empty",
+        3: "not a text",
+        5: "row 0 has the same id '1' in the same language",
+        6: "row 0 has the same question",
+        7: "10000000 long",
+    }
     for row, part in {**words, 8: "did you mean 'german'", 11: "names no language"}.items():
         assert part in reason[row]
     kept = pq.read_table(out / "train.parquet").to_pylist()
     assert [row["question"] for row in kept] == ["Wie heißt die Hauptstadt?", "Woher?"]
     card = (out / "card.md").read_text()
-    assert "10 broken" in card and "1 too long" in card and "| de | 2 | 2 |" in card
-    with pytest.raises(SystemExit, match="11 broken or too long rows"):
+    assert "9 broken" in card and "1 repeated" in card and "1 too long" in card and "| de | 2 | 2 |" in card
+    with pytest.raises(SystemExit, match="11 broken, repeated or too long rows"):
         main([*command, "--strict"])
     with pytest.raises(SystemExit, match="no good row"):
         main([jsonl(tmp_path / "b.jsonl", {"q": 1}), "--out", str(out)])
@@ -169,14 +184,45 @@ def test_long_prompts_are_counted_in_tokens(tiny_policy: Path, tmp_path: Path) -
     assert len(pq.read_table(tmp_path / "train.parquet")) == 1
 
 
+def test_columns_that_are_not_known_are_kept(tmp_path: Path) -> None:
+    """Whatever their types: those without a common type are kept as JSON."""
+    info: dict[str, Any] = REFERENCE["extra_info"]  # type: ignore[assignment]
+    extra = {
+        **REFERENCE,
+        "level": 3,
+        "mixed": 1,
+        "extra_info": {**info, "en_question": "?", "none": {}},
+    }
+    other = {
+        "question": "Wo?",
+        "answer": "Dort.",
+        "language": "de",
+        "mixed": "\ud83d",
+        "prompt": "another",
+        "deep": [[1]],
+    }
+    main(
+        [jsonl(tmp_path / "r.jsonl", extra, other), "--out", str(tmp_path), "--heldout", "0", "--columns", "hint=level"]
+    )
+    first, second = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert (first["level"], first["hint"], first["extra_info"]["en_question"]) == (3, "3", "?")
+    assert (second["source_prompt"], second["deep"]) == ("another", [[1]])
+    assert (json.loads(first["mixed"]), json.loads(second["mixed"])) == (1, "\ud83d")
+
+
+def test_several_topics_are_kept(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": "a", "language": "de", "topic": ["A", "B"][: n + 1]} for n in range(2)]
+    main([jsonl(tmp_path / "r.jsonl", *rows), "--out", str(tmp_path), "--heldout", "0"])
+    again, _ = taken(str(tmp_path / "train.parquet"))
+    assert [row.topics for row in again] == [["A"], ["A", "B"]]
+
+
 def test_a_source_that_is_nowhere_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FatalError, match=r"nothing\.jsonl"):
         taken(str(tmp_path / "nothing.jsonl"))
-    with pytest.raises(FatalError, match="holds no"):
-        taken(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FatalError, match="cannot read nobody/nothing"):
-        read_table("nobody/nothing")
+        read_rows("nobody/nothing")
 
 
 @settings(deadline=None, max_examples=50)
@@ -187,7 +233,7 @@ def test_a_source_that_is_nowhere_is_named_at_once(tmp_path: Path, monkeypatch: 
 )
 def test_a_split_is_stratified_complete_and_repeatable(languages: list[str], share: float, seed: int) -> None:
     rows = [
-        QuestionRow([{"role": "user", "content": str(n)}], "a", one, "t", [], "s", ("s", n))
+        QuestionRow([{"role": "user", "content": str(n)}], "a", one, ["t"], [], "s", Place("s", n))
         for n, one in enumerate(languages)
     ]
     train, heldout = split(rows, share, seed)

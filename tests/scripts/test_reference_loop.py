@@ -67,10 +67,9 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def system(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
-    seed, directory = int(np.random.default_rng().integers(2**31)), tmp_path_factory.mktemp("record")
-    print(f"groups are drawn with seed {seed}")
-    assert run_ranks(1, record, directory, tiny_policy, seed) == [0]
+def system(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory, module_seed: int) -> Recorded:
+    directory = tmp_path_factory.mktemp("record")
+    assert run_ranks(1, record, directory, tiny_policy, module_seed) == [0]
     config, steps = recording.read(directory)
     before, after = (load_file(directory / f"{name}.safetensors") for name in ("before", "after"))
     return Recorded(directory, config, list(steps), {name: after[name] - before[name] for name in before})
@@ -102,9 +101,12 @@ def test_the_reference_loop_trains_recorded_groups_as_the_system_does(system: Re
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("kl", 0.0), ("importance_cap", 1.5), ("weight_decay", 0.0), ("max_grad_norm", 1e9), ("warmup_steps", 0)],
-)
-def test_the_comparison_notices_a_changed_setting(system: Recorded, setting: str, value: float) -> None:
+    [
+        ("kl", 0.0), ("importance_cap", 1.5), ("importance", "none"), ("weight_decay", 0.0), ("max_grad_norm", 1e9),
+        ("warmup_steps", 0), ("std_ddof", 0), ("drop_zero_variance", False),
+    ],
+)  # fmt: skip
+def test_the_comparison_notices_a_changed_setting(system: Recorded, setting: str, value: object) -> None:
     learner = system.config.learner.model_copy(update={setting: value})
     with pytest.raises(AssertionError):
         assert_same_training(system, system.config.model_copy(update={"learner": learner}), 16)
@@ -113,7 +115,7 @@ def test_the_comparison_notices_a_changed_setting(system: Recorded, setting: str
 def test_the_comparison_notices_advantages_that_are_not_divided_by_the_deviation(
     system: Recorded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def centred(rewards: list[float]) -> list[float]:
+    def centred(rewards: list[float], ddof: int) -> list[float]:
         return [reward - sum(rewards) / len(rewards) for reward in rewards]
 
     monkeypatch.setattr(reference_loop, "advantages", centred)

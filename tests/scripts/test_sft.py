@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from actor.prompts import PROMPT_STYLES
 from common.config import ModelConfig
 from common.gpus import has_cuda
 from common.languages import CODES, tag
 from common.process import FatalError
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from scripts.data import sft
+from tests.support import processes
 
 TOLERANCE = 0.02 if has_cuda() else 1e-4  # a GPU computes in bfloat16
 ANSWERS = ("Tokyo", "東京です。")
@@ -97,7 +97,7 @@ def test_two_ranks_train_as_one_does(tiny_policy: Path, tmp_path: Path) -> None:
         out = tmp_path / f"{ranks}"
         words = [str(tiny_policy), str(tmp_path / "examples.parquet"), "--out", str(out), "--ranks", str(ranks)]
         command = [sys.executable, "-m", "scripts.data.sft", *words, "--batch", "8", "--lr", "1e-3"]
-        subprocess.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        processes.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"})
         trained.append(load_file(out / "model.safetensors"))
     for name, weight in trained[0].items():
         torch.testing.assert_close(trained[1][name], weight, rtol=0, atol=1e-5)

@@ -20,6 +20,7 @@ from common.config import SyncConfig
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Published, Publisher
 from learner.work.server import WorkServer
+from tests.support.processes import Popen
 
 ROOT = Path(__file__).parents[2]
 LIGHT = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "support" / "light"), "OMP_NUM_THREADS": "1"}
@@ -64,15 +65,14 @@ class ActorPool:
         command += ["--run.dir", str(self.directory), "--learner.address", self.address, "--actor.name", name]
         command += ["--reward.addresses", f'["ipc://{self.directory}/reward"]', "--sync.timeout_s", str(PATIENCE_S)]
         with self.log(name).open("ab") as output:
-            self.processes[name] = subprocess.Popen(
-                [*command, *flags], env=LIGHT, cwd=ROOT, stdout=output, stderr=output
-            )
+            self.processes[name] = Popen([*command, *flags], env=LIGHT, cwd=ROOT, stdout=output, stderr=output)
 
     def log(self, name: str) -> Path:
         return self.directory / f"{name}.log"
 
     def engine(self, name: str) -> psutil.Process:
-        return psutil.Process(self.processes[name].pid).children()[0]
+        guard = psutil.Process(self.processes[name].pid).children()[0]
+        return guard.children()[0]
 
     def until(self, condition: Callable[[], object], what: str, timeout: float = 600) -> None:
         """Waits for the condition; fails after ``timeout`` seconds with the end of every log."""

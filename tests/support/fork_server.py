@@ -23,15 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 
 from tests.support.forking import ROOT, ForkingPopen, die_with, run_in_this_process
 
 _REQUEST_BYTES = 1 << 17  # at most: the arguments and the environment of a process
 PRELOADED = (
     "actor.__main__", "learner.__main__", "learner.launch", "learner.replay", "reward.__main__", "reward.scorer",
-    "scripts.bench.chaos", "tests.support.measured_run", "tests.support.train_once",
-    "aiohttp.web", "safetensors.torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.run",
-    "torch.multiprocessing.reductions", "torch.utils.tensorboard", "transformers.models.qwen3.modeling_qwen3",
+    "scripts.bench.chaos", "scripts.data.calibrate", "scripts.data.sft", "scripts.ops.status", "scripts.study.compare",
+    "scripts.world.build", "scripts.world.demo", "scripts.world.warm_start",
+    "tests.support.measured_run", "tests.support.rank", "tests.support.train_once",
+    "aiohttp.web", "pytest", "safetensors.torch", "torch._dynamo", "torch.distributed.checkpoint",
+    "torch.distributed.run", "torch.multiprocessing.reductions", "torch.utils.tensorboard",
+    "transformers.models.qwen3.modeling_qwen3", "trl.trainer.sft_trainer",
 )  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -131,6 +135,8 @@ def main(directory: Path) -> None:
     subprocess.Popen = ForkingPopen  # type: ignore[misc]  # in all that is forked from here
     for module in PRELOADED:
         importlib.import_module(module)
+    # It reads the source of every module, to name a function in messages that nobody sees: seconds of torchrun's start.
+    dynamic_rendezvous.get_method_name = lambda depth=2: ""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     gc.collect()
     gc.freeze()

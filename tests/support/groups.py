@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 
 from common import wire
 
 LANGUAGES = ("en", "de", "zh")
+
+
+def seeded_generator() -> np.random.Generator:
+    """A generator whose seed is drawn from ``random``, which is seeded for every test (tests/conftest.py)."""
+    return np.random.default_rng(random.getrandbits(64))
 
 
 def random_rollout(generator: np.random.Generator, *, reward: float | None = None, version: int = 0) -> wire.Rollout:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from common.process import die_with_parent
+from common.parent import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 _PACKET, _VNET_HEADER, _OUTGOING, _ALL = 263, 15, 4, 3  # SOL_PACKET, PACKET_VNET_HDR, PACKET_OUTGOING, ETH_P_ALL

@@ -3,6 +3,7 @@
 ``Popen([sys.executable, "-m", "learner", ...])`` costs a tenth of a second of a core instead of five to ten. Use it
 where a test is about what a process does; where it is about how a process starts, use ``subprocess``.
 Every process dies with the process that asked for it. Commands that ``forking`` does not fork are started as usual.
+``forked`` makes the code under test start its processes this way.
 """
 
 from __future__ import annotations
@@ -16,37 +17,46 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.support.forking import ROOT, module_and_arguments
+from common.parent import LAUNCHER, die_with_parent
+from tests.support.forking import ROOT, program_of
 
 _START_S = 300.0  # until the server has imported everything, on a busy machine
 _ANSWER_BYTES = 1024
+_Interpreter = subprocess.Popen  # which starts an interpreter, also where ``forked`` holds
 cpu_seconds = 0.0  # of processes that have ended, with those that they waited for: not in getrusage's of this one
 
 
 class Popen(subprocess.Popen[Any]):
-    """``subprocess.Popen``, of a process forked elsewhere. ``preexec_fn`` and ``pass_fds`` are refused."""
+    """``subprocess.Popen``, of a process forked elsewhere.
+
+    ``pass_fds`` are refused, and so is any ``preexec_fn`` but ``die_with_parent``, which holds for all.
+    """
 
     def _execute_child(self, *given: Any) -> None:
         (command, _, preexec, _, passed, directory, environment, _, _, shell, *pipes) = given[:16]
         new_session = given[21]
         variables = dict(os.environ if environment is None else environment)
         place = Path(directory or ".").absolute()
-        parts = None
+        program = None
         if not shell and not isinstance(command, str | bytes | os.PathLike):
-            parts = module_and_arguments([os.fsdecode(word) for word in command], variables, place)
+            program = program_of([os.fsdecode(word) for word in command], variables, place)
         self._connection: socket.socket | None = None
-        if parts is None:
+        if program is None:
             super()._execute_child(*given)  # type: ignore[misc]
             return
-        assert preexec is None and not passed, "what a process forked elsewhere cannot have"
+        program.environment.pop(LAUNCHER, None)  # its parent is the server
+        assert getattr(preexec, "func", preexec) in (None, die_with_parent) and not passed, (
+            "what a process forked elsewhere cannot have"
+        )
         request = {
-            "module": parts[0], "arguments": parts[1], "environment": variables, "new_session": new_session,
-            "directory": str(place),
+            "module": program.module, "arguments": program.arguments, "environment": program.environment,
+            "directory": str(place), "new_session": new_session,
         }  # fmt: skip
         streams = [number if end == -1 else end for number, end in enumerate((pipes[0], pipes[3], pipes[5]))]
         for stream in (sys.stdout, sys.stderr):
@@ -116,6 +126,17 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@contextmanager
+def forked() -> Iterator[None]:
+    """Within the block every ``subprocess.Popen`` of this process is the one of this module."""
+    original = subprocess.Popen
+    subprocess.Popen = Popen  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        subprocess.Popen = original  # type: ignore[misc]
+
+
 def _connection() -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(str(_server()[0]))
@@ -143,7 +164,7 @@ def _server() -> tuple[Path, socket.socket]:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment["SPACE_FOR_LONG_COMMAND_LINES"] = "." * 16384
         with log.open("wb") as output:
-            server = subprocess.Popen(
+            server = _Interpreter(
                 [sys.executable, "-m", "tests.support.fork_server", str(directory)],
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,

@@ -1,11 +1,14 @@
-"""Learner ranks as processes of a test, without torchrun: forked from a server that has imported everything once."""
+"""Learner ranks as processes of a test, without torchrun, and what they do there."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import pickle
 import signal
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,19 +27,14 @@ from learner.checkpoint import Checkpoints
 from learner.export import export
 from learner.groups import Group
 from learner.ranks import Ranks
-from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.samples import group_samples
 from learner.train.trainer import Trainer
 from tests.support.groups import random_rollout, work
+from tests.support.processes import Popen
+from tests.support.rank import TIMEOUT_S
 
-_TIMEOUT_S = 400  # of a body, and of each collective in it: a busy machine is ten times slower than an idle one
-# What a first training step imports lazily; without these every forked rank would import them again, which takes longer
-# than its work. tests.support.train_once is this file.
-_PRELOADED = ["tests.support.train_once", "torch._dynamo", "transformers.models.qwen3.modeling_qwen3"]
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(_PRELOADED)
-_IMPORTED_BY = os.getpid()
+ROOT = Path(__file__).parents[2]
 
 
 def run_ranks(ranks: int, body: Callable[..., object], *arguments: Any, output: Path = Path(os.devnull)) -> list[int]:
@@ -46,36 +44,32 @@ def run_ranks(ranks: int, body: Callable[..., object], *arguments: Any, output: 
         body: a function of a module, which the processes import.
         output: a file for what they write to stdout and stderr.
     """
-    with reserve_port() as holder:
-        common = ranks, holder.getsockname()[1], output, body, arguments
-        processes = [_CONTEXT.Process(target=_enter, args=(rank, *common)) for rank in range(ranks)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(_TIMEOUT_S)
-            assert process.exitcode is not None, f"not done within {_TIMEOUT_S} s"
-    return [process.exitcode or 0 for process in processes]
-
-
-def _enter(
-    rank: int, ranks: int, port: int, output: Path, body: Callable[..., object], arguments: tuple[Any, ...]
-) -> None:
-    with output.open("ab") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    assert os.getpid() != _IMPORTED_BY, "the fork server did not preload this file"  # it ignores errors
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    set_up_distributed(_TIMEOUT_S)
-    body(*arguments)
-    dist.barrier()
-    dist.destroy_process_group()
+    deadline = time.monotonic() + TIMEOUT_S
+    with reserve_port() as holder, tempfile.NamedTemporaryFile() as task, output.open("ab") as log:
+        pickle.dump((body, arguments), task)
+        task.flush()
+        common = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(holder.getsockname()[1])}
+        processes = [
+            Popen(
+                [sys.executable, "-m", "tests.support.rank", task.name], cwd=ROOT,
+                env={**os.environ, **common, "RANK": str(rank)}, stdout=log, stderr=log,
+            )
+            for rank in range(ranks)
+        ]  # fmt: skip
+        try:
+            return [process.wait(max(0.0, deadline - time.monotonic())) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
 
 
 def configuration(model: Path, *flags: str) -> Config:
     """Settings of a small exact step: float32, a visible learning rate and a KL penalty."""
     base = ["--model.path", str(model), "--learner.param_dtype", "float32", "--learner.lr", "1e-3"]
-    return load([*base, "--learner.kl", "0.05", *flags])
+    # Sequences of this module are short, so that micro-batches may be too.
+    short = ["--data.max_prompt_tokens", "4", "--sampling.max_new_tokens", "8"]
+    return load([*base, *short, "--learner.kl", "0.05", *flags])
 
 
 def random_batch(seed: int, groups: int = 5) -> list[Group]:

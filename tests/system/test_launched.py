@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from common.process import die_with_parent
+from common.parent import die_with_parent
 from tests.scripts.test_launchers import manifests
 from tests.support.hosts import ROOT, Host, network
 from tests.system.test_cluster import Run

@@ -75,12 +75,13 @@ def caught_up(server: WorkServer, number: int) -> bool:
 
 
 @pytest.mark.parametrize("messages", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
-def test_a_flood_of_malformed_messages_changes_nothing(messages: int, server: WorkServer, tmp_path: Path) -> None:
+def test_a_flood_of_malformed_messages_changes_nothing(
+    messages: int, server: WorkServer, tmp_path: Path, rng: np.random.Generator
+) -> None:
     _, failures = serve(server, groups=3)
     actor, noisy = Client(f"ipc://{tmp_path}/queue", "a"), Client(f"ipc://{tmp_path}/queue", "noisy")
     join(server, actor, noisy, slots=1)
     leased = [client.receive(wire.Leased).work[0] for client in (actor, noisy)]
-    rng = np.random.default_rng()
     rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased[1].languages]
     good = [
         wire.encode(message)

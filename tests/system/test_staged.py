@@ -59,7 +59,7 @@ def processes(directory: Path, stage: Stage) -> Iterator[Popen]:
         "reward.addresses": json.dumps(rewards), "reward.batch_texts": 12, "learner.groups_per_step": 8,
         "learner.steps": STEPS, "learner.window": 4, "learner.lr": 1e-4, "learner.kl": 0.01,
         "learner.param_dtype": "float32", "learner.evaluate": "false", "learner.checkpoint_every": 1000,
-        "learner.ranks": stage.ranks, "learner.microbatch_tokens": 128,
+        "learner.ranks": stage.ranks, "learner.microbatch_tokens": 128, "data.max_prompt_tokens": 116,
     }  # fmt: skip
     flags = [part for key, value in settings.items() for part in (f"--{key}", str(value))]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stage.ranks}"]
@@ -90,15 +90,16 @@ def run(directory: Path, stage: Stage) -> Seen:
     """A whole run; its last verdict and the time of a step."""
     with processes(directory, stage) as learner:
         assert learner.wait(150) == 0, (directory / "learner.log").read_text()[-3000:]
-    events = EventAccumulator(str(directory / "tensorboard"), size_guidance={"scalars": 0})
+    events, advice = (EventAccumulator(str(directory / "tensorboard" / run), {"scalars": 0}) for run in ("", "line-2"))
     events.Reload()
+    advice.Reload()
     when = [point.wall_time for point in events.Scalars("learning/reward")]
     step_s = (when[-1] - when[SKIPPED]) / (len(when) - 1 - SKIPPED)
     line = re.findall(
         rf"step {STEPS}/{STEPS} .* tokens/s  (\w+) cost \d+%: (.*) \(saves", (directory / "learner.log").read_text()
     )
     bottleneck, remedy = line[-1]
-    return Seen(bottleneck, remedy, events.Scalars("flow/gain")[-1].value, step_s)
+    return Seen(bottleneck, remedy, advice.Scalars("flow/bottleneck_saving")[-1].value, step_s)
 
 
 @pytest.mark.parametrize(

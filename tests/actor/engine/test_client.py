@@ -12,10 +12,13 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actor.engine.client import Engine, Generation, describe_differences, make_http_session
@@ -34,6 +37,7 @@ from scripts.bench.pauses import (
     update,
     write_weights,
 )
+from tests.support.processes import forked
 
 OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]
 
@@ -51,13 +55,16 @@ def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) ->
     )  # fmt: skip
 
 
-async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive) -> tuple[Generation, float]:
+async def interrupted(
+    engine: Engine, new: PreTrainedModel, order: wire.Receive, tokens: int = 450
+) -> tuple[Generation, float]:
     """Returns an answer that was under way when the weights became ``new``, and the error of the probe afterwards."""
     shapes = {name: list(value.shape) for name, value in new.named_parameters()}
     assert not describe_differences(cut_into_buckets(shapes, "float32", 1024), await engine.read_checkpoint_shapes(60))
-    sampling = {"temperature": TEMPERATURE, "max_new_tokens": 450, "ignore_eos": True}
+    sampling = {"temperature": TEMPERATURE, "max_new_tokens": tokens, "ignore_eos": True}
     answer = asyncio.create_task(engine.generate([PROMPT], sampling))
     await asyncio.sleep(0.35)
+    assert not answer.done(), "the update comes in the middle"
     await update(engine, order)
     ids = torch.randint(3, 320, (40,)).tolist()
     probe = wire.Probe(
@@ -70,6 +77,42 @@ async def with_engine(scratch: Path, use: Callable[[Engine], Awaitable[None]], *
     config = load(["--model.dtype", "float32", "--run.dir", str(scratch), *flags])
     async with make_http_session() as http, open_engine(config, "a", http) as (engine, _):
         await use(engine)
+
+
+def test_what_an_attached_server_prefers_has_no_effect() -> None:
+    """SGLang lets a request's own values win over its ``--preferred-sampling-params``."""
+    preferred = {
+        "temperature": 0.3, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "frequency_penalty": 0.5, "presence_penalty": 0.5,
+        "repetition_penalty": 1.2, "min_new_tokens": 8, "stop": ["."], "ignore_eos": True, "n": 2,
+    }  # fmt: skip
+    used: list[dict[str, Any]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        body = await request.json()
+        used.append(preferred | body["sampling_params"])
+        meta = {"finish_reason": {"type": "stop"}, "output_token_logprobs": [[-0.5, 7, None]]}
+        scored = {"input_token_logprobs": [[None, 3, None], [-1.0, 4, None]]}
+        one = {"output_ids": [7], "meta_info": meta | scored}
+        return web.json_response(one if "logprob_start_len" in body else [one])
+
+    async def use() -> None:
+        app = web.Application()
+        app.add_routes([web.post("/generate", answer)])
+        async with TestServer(app) as server, make_http_session() as http:
+            engine = Engine(str(server.make_url("")).rstrip("/"), http, 60, "drain")
+            await engine.generate([[3]], {"temperature": 0.7, "max_new_tokens": 5, "stop_token_ids": [2]})
+            probe = wire.Probe(ids=np.array([3, 4], np.int32), logprobs=np.array([-1.0], np.float32), tolerance=1e-4)
+            assert await engine.measure_probe_error(probe, 60) == 0
+
+    asyncio.run(use())
+    neutral = {
+        "top_p": 1, "top_k": -1, "min_p": 0, "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1,
+        "min_new_tokens": 0, "stop": None, "ignore_eos": False, "n": 1,
+    }  # fmt: skip
+    assert used == [
+        neutral | {"temperature": 0.7, "max_new_tokens": 5, "stop_token_ids": [2]},
+        neutral | {"temperature": 0, "max_new_tokens": 1},
+    ]
 
 
 @pytest.mark.slow
@@ -119,13 +162,14 @@ def test_an_old_engine_lets_answers_end_before_an_update(
     """
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "light"))
     monkeypatch.setenv("LIGHT_OLD", "1")
+    monkeypatch.setenv("LIGHT_TOKEN_S", "0.01")
     old = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
 
     async def once(engine: Engine) -> None:
         new = perturbed(old, 0.1)
-        answer, off = await interrupted(engine, new, write_weights(new, 1, tmp_path))
-        assert off < 1e-4 and distance_by_version(answer, [old])[0] < 1e-4 and len(answer.ids) == 450
+        answer, off = await interrupted(engine, new, write_weights(new, 1, tmp_path), tokens=100)
+        assert off < 1e-4 and distance_by_version(answer, [old])[0] < 1e-4 and len(answer.ids) == 100
 
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), forked():
         asyncio.run(with_engine(tmp_path, once, "--model.path", str(tiny_policy)))
     assert "updates wait until answers in flight have ended" in caplog.text

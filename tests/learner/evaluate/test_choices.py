@@ -14,8 +14,7 @@ from router import Router
 from tests.support.groups import question, random_rollout, work
 
 
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer() -> None:
-    rng = np.random.default_rng()
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(rng: np.random.Generator) -> None:
     style = ["--model.prompt_style", "select"]
     config = load([*style, "--learner.evaluate_samples", "4", "--learner.evaluate_unseen", '["zh"]'])
     bandit = Router(config.router, ["de", "en"], 0, 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from common.config import Config, load
 from learner.report.bottleneck import Bottleneck, Gauges, find_bottleneck
+from learner.report.machine import Machine, Spare
 from learner.report.timing import TimeByState
 
 CONFIG = load(["--learner.groups_per_step", "8"])
@@ -19,7 +22,13 @@ cost = st.floats(0.01, 10)
 
 
 def pipeline(
-    actors: float, reward: float, learner: float, sync: float, config: Config = CONFIG, gauges: Gauges = NOTHING
+    actors: float,
+    reward: float,
+    learner: float,
+    sync: float,
+    config: Config = CONFIG,
+    gauges: Gauges = NOTHING,
+    spare: Spare | None = None,
 ) -> tuple[Bottleneck, float]:
     """The bottleneck of a steady pipeline whose overlapping stages take these seconds, and the time of a step."""
     step = max(actors, reward, learner + sync)
@@ -30,7 +39,7 @@ def pipeline(
         "actor h200-0": {"generate": actors, "wait_reward": late, "wait_work": step - actors - late},
         "actor l40s-0": {"generate": 3 * actors, "wait_reward": 3 * late, "wait_work": 3 * (step - actors - late)},
     }
-    return find_bottleneck(spent, config, RATES, gauges), step
+    return find_bottleneck(spent, config, RATES, gauges, spare), step
 
 
 @given(cost, cost, cost, cost)
@@ -118,3 +127,43 @@ def test_a_balanced_run_needs_nothing() -> None:
 @pytest.mark.parametrize("spent", [{}, {"learner": {}}, {"learner": {"train": 0.0}, "actor a": {"generate": 0.0}}])
 def test_nothing_measured_yet_is_no_error(spent: TimeByState) -> None:
     assert find_bottleneck(spent, CONFIG, {}, {}).lost >= 0
+
+
+@given(cost, cost, cost, st.floats(0, 8), st.sampled_from(["GPU", "core"]), st.integers(1, 4))
+def test_it_never_proposes_a_process_that_the_machine_has_no_device_for(
+    actors: float, reward: float, learner: float, free: float, device: Literal["GPU", "core"], tp: int
+) -> None:
+    config = load(["--actor.engine_args.tp", str(tp)])
+    free = math.floor(free) if device == "GPU" else free
+    found, _ = pipeline(actors, reward, learner, 0.0, config, spare=Spare(device, 8, free))
+    without, _ = pipeline(actors, reward, learner, 0.0, config)
+    added = re.match(r"add ([\d.]+) (actors|reward|learner)", found.remedy)
+    if added:
+        assert math.ceil(float(added[1])) * (tp if added[2] == "actors" else 1) <= free
+        assert 0 < found.gain <= without.gain + 1e-9
+    if found.remedy.startswith("no room"):
+        assert found.gain == 0 and f"8 {device}s, {free:.1f} free" in str(found) and "saves" not in str(found)
+        assert without.remedy.startswith("add "), "a balanced run needs nothing"
+    if free >= 8 * tp:
+        assert found == without
+
+
+def test_two_busy_cores_have_no_room_for_a_rank() -> None:
+    found, _ = pipeline(1.0, 0.1, 4.0, 0.0, spare=Spare("core", 2, 0.1))
+    assert str(found) == "learner cost 75%: no room for more of them on this machine (2 cores, 0.1 free)"
+
+
+def test_only_a_run_on_one_machine_is_limited_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.report.machine.psutil.cpu_percent", lambda: 75.0)
+    monkeypatch.setattr("learner.report.machine.visible_gpus", list)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert Machine(load([])).spare(2) == Spare("core", 4, 1.0)
+    assert Machine(load(["--learner.address", "tcp://10.0.0.7:5700"])).spare(2) is None
+    monkeypatch.setattr("learner.report.machine.visible_gpus", lambda: ["0", "1", "2", "3", "4"])
+    machine = Machine(load(["--learner.ranks", "2"]))
+    total = machine.spare(0)
+    assert total is not None and total.device == "GPU" and total.total >= 5
+    assert [machine.spare(used) for used in (2, 100)] == [
+        Spare("GPU", total.total, total.total - 4),
+        Spare("GPU", total.total, 0),
+    ]

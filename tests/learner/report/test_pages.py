@@ -18,10 +18,9 @@ ARABIC = "عاصمة فرنسا هي باريس"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="needs Chromium")
-def test_each_page_shows_its_series(tmp_path: Path) -> None:
+def test_each_page_shows_its_series(tmp_path: Path, rng: np.random.Generator) -> None:
     report = Report(configuration(tmp_path, 10), 2, 0)
     report.begin({})
-    rng = np.random.default_rng()
     for number in range(1, 11):
         step = random_step(rng, number)
         for n, group in enumerate(step["batch"]):

@@ -17,7 +17,9 @@ from learner.evaluate.languages import Evaluation
 from learner.report.metrics import pool_of
 from learner.report.report import Report
 from learner.report.text_samples import group_as_markdown
-from tests.support.groups import LANGUAGES, random_rollout
+from learner.report.trackers.pages import BAND_FLOOR, PAGES, Chart
+from learner.report.trackers.tensorboard_tracker import LINE_RUNS, RUNS, TensorBoardTracker
+from tests.support.groups import LANGUAGES, random_rollout, seeded_generator
 from tests.support.reports import configuration, learned, random_step
 
 ROOT = Path(__file__).parents[3]
@@ -31,7 +33,7 @@ def documented() -> list[str]:
 
 
 def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) -> EventAccumulator:
-    rng = np.random.default_rng()
+    rng = seeded_generator()
     report = Report(configuration(run_dir, steps), 2, first - 1)
     report.begin({})
     for number in range(first, (last or steps) + 1):
@@ -46,39 +48,85 @@ def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) ->
     return found
 
 
-def scalars(run_dir: Path, run: EventAccumulator) -> list[str]:
-    """Names of all series, those of languages too."""
-    german = EventAccumulator(str(run_dir / "tensorboard" / "de"))
-    german.Reload()
-    return [*run.Tags()["scalars"], *german.Tags()["scalars"]]
+def scalars(run_dir: Path) -> dict[str, str]:
+    """The sub-directory of every metric, but for what is there for the charts alone."""
+    found: dict[str, str] = {}
+    for sub in LINE_RUNS:
+        one = EventAccumulator(str(run_dir / "tensorboard" / sub))
+        one.Reload()
+        tags = one.Tags()["scalars"]
+        assert not found.keys() & set(tags), "a metric is in two runs"
+        found |= dict.fromkeys(tags, sub)
+    del found[BAND_FLOOR]
+    return found
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_written(tmp_path: Path) -> None:
     run = write(tmp_path, 3)
-    tags, names = scalars(tmp_path, run), documented()
+    tags, names = scalars(tmp_path), documented()
     assert len(names) > 40
     for tag in tags:
         assert any(re.fullmatch(name, tag) for name in names), f"{tag} is not in docs/metrics.md"
     for name in names:
         assert any(re.fullmatch(name, tag) for tag in tags), f"nothing writes {name}"
-    assert run.Tags()["histograms"] == ["health/lag"] and run.Tags()["images"] == ["router/probabilities"]
+    assert run.Tags()["histograms"] == ["health/staleness"]
+    assert {name.split("/")[0] for name in run.Tags()["images"]} == {
+        "languages_by_step", "actors_by_step", "staleness_by_step", "router",
+    }  # fmt: skip
 
 
-def test_every_chart_of_the_pages_shows_a_metric_and_every_metric_but_two_has_a_chart(tmp_path: Path) -> None:
+def test_every_chart_of_the_pages_shows_a_metric_and_every_metric_has_a_chart_or_a_heat_map(tmp_path: Path) -> None:
     run = write(tmp_path, 3)
     layout = layout_pb2.Layout.FromString(run.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    assert [page.title for page in layout.category] == ["Health", "Flow", "Languages", "Learning"]
-    shown = [pattern for page in layout.category for chart in page.chart for pattern in chart.multiline.tag]
-    tags = [*scalars(tmp_path, run), "evaluation_train/own"]
-    for pattern in shown:
-        assert any(re.match(pattern, tag) for tag in tags), f"the chart of {pattern} is empty"
-    left = {tag for tag in tags if not any(re.match(pattern, tag) for pattern in shown)}
+    assert [page.title for page in layout.category] == ["Learning", "Health", "Flow", "Languages"]
+    charts = [chart for page in layout.category for chart in page.chart]
+    lines = [[tag for tag in chart.multiline.tag if tag not in ("zero$", "one$")] for chart in charts]
+    bands = [name for chart in charts for one in chart.margin.series for name in (one.value, one.lower, one.upper)]
+    tags = [*scalars(tmp_path), *(f"evaluation_train/{name}" for name in ("own", "compliance"))]
+    for patterns in lines:
+        assert not patterns or any(re.match(pattern, tag) for pattern in patterns for tag in tags), patterns
+    assert set(bands) == {"health/staleness_max", BAND_FLOOR, "health/staleness_bound"}
+    shown = [pattern for patterns in lines for pattern in patterns]
+    left = {tag for tag in tags if tag not in bands and not any(re.match(pattern, tag) for pattern in shown)}
     choices = {tag for tag in tags if tag.startswith("selection/")}  # only some runs have them: no page is for them
-    assert left - choices == {"learning/lr", "terms/similarity"}
+    maps = {name.replace("_by_step/", "/").replace("actors/", "flow/") for name in run.Tags()["images"]}
+    drawn = {tag for tag in tags if tag.rpartition("/")[0] in maps}
+    assert left - choices - drawn == {"learning/lr"}
 
 
-def test_the_lag_is_that_of_every_token(tmp_path: Path) -> None:
-    rng = np.random.default_rng()
+def test_the_lines_of_a_chart_have_colours_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    begun = {}
+    for sub in RUNS:
+        one = EventAccumulator(str(tmp_path / "tensorboard" / sub))
+        one.Reload()
+        begun[sub] = one.FirstEventTimestamp()
+    colour = {sub: number % 7 for number, sub in enumerate(sorted(begun, key=lambda sub: (begun[sub], sub)))}
+    assert colour["axis"] == 6, "grey"
+    tags = scalars(tmp_path)
+    for chart in [chart for page in PAGES.values() for chart in page if isinstance(chart, Chart)]:
+        patterns = "|".join(name if name.endswith("/") else f"{name}$" for name in chart.metrics)
+        colours = [colour[sub] for tag, sub in tags.items() if re.match(patterns, tag)]
+        assert len(set(colours)) == len(colours) <= 6, chart.title
+    assert len(RUNS) % 7, "two trainings that are compared have different colours"
+
+
+@pytest.mark.parametrize("lines", [1, 3, 5])
+def test_a_chart_is_fitted_to_its_axis(tmp_path: Path, lines: int, rng: np.random.Generator) -> None:
+    """TensorBoard leaves out what is below the 5% and above the 95% quantile of all points of a chart."""
+    steps = int(rng.integers(30, 300))
+    tracker = TensorBoardTracker(tmp_path, 0)
+    for step in range(1, steps + 1):
+        tracker.scalars(step, {"learning/reward": 0.5})
+    tracker.close()
+    axis = EventAccumulator(str(tmp_path / "axis"), size_guidance={"scalars": 0})
+    axis.Reload()
+    ends = [point.value for name in ("zero", "one") for point in axis.Scalars(name)]
+    low, high = np.quantile([*ends, *[0.5] * (lines * steps)], [0.05, 0.95])
+    assert (low, high) == (0, 1)
+
+
+def test_the_staleness_is_that_of_every_token(tmp_path: Path, rng: np.random.Generator) -> None:
     report = Report(configuration(tmp_path, 1), 2, 0)
     report.begin({})
     step = random_step(rng, 7)
@@ -88,19 +136,23 @@ def test_the_lag_is_that_of_every_token(tmp_path: Path) -> None:
     ]
     report.step(**{**step, "batch": groups})
     report.close()
-    run = EventAccumulator(str(tmp_path / "tensorboard"))
-    run.Reload()
+    runs = {sub: EventAccumulator(str(tmp_path / "tensorboard" / sub)) for sub in LINE_RUNS}
+    for run in runs.values():
+        run.Reload()
+    sub_of = scalars(tmp_path)
     lags = sorted(6 - int(version) for group in groups for rollout in group.rollouts for version in rollout.versions)
-    written = {name: run.Scalars(f"health/lag_{name}")[0].value for name in ("mean", "p50", "p99", "max")}
+    tags = {name: f"health/staleness_{name}" for name in ("mean", "p50", "p99", "max")}
+    written = {name: runs[sub_of[tag]].Scalars(tag)[0].value for name, tag in tags.items()}
     assert written["mean"] == pytest.approx(sum(lags) / len(lags), rel=1e-5) and written["max"] == lags[-1]
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         assert sum(lag <= written[name] for lag in lags) >= share * len(lags)
         assert sum(lag < written[name] for lag in lags) < share * len(lags)
-    assert run.Histograms("health/lag")[0].histogram_value.num == len(lags)
+    assert runs[""].Histograms("health/staleness")[0].histogram_value.num == len(lags)
 
 
-def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(tmp_path: Path) -> None:
-    rng = np.random.default_rng()
+def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
     ready = [random_step(rng, 1, groups=1) for _ in range(7)]
     report = Report(configuration(tmp_path, 3000), 2, 0)
     report.begin({})
@@ -126,9 +178,8 @@ def test_a_resumed_run_forgets_the_steps_that_were_undone(tmp_path: Path) -> Non
 
 
 def test_a_full_disk_is_reported_once_and_the_run_continues(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
-    rng = np.random.default_rng()
     report = Report(configuration(tmp_path, 10), 2, 0)
     report.begin({})
     with caplog.at_level(logging.WARNING):
@@ -155,19 +206,19 @@ def test_a_full_disk_is_reported_once_and_the_run_continues(
 
 
 def test_a_run_begins_on_a_full_disk(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     monkeypatch.setattr(Path, "open", lambda _, *how, **more: open("/dev/full", *how, **more))  # noqa: SIM115
     report = Report(configuration(tmp_path, 10), 2, 0)
     report.begin({})
-    report.step(**random_step(np.random.default_rng(), 1))
+    report.step(**random_step(rng, 1))
     report.close()
     warnings = [record.message for record in caplog.records]
     assert len(warnings) == 2 and all("No space left on device" in message for message in warnings), warnings
 
 
-def test_a_text_sample_shows_any_answer_as_it_is() -> None:
-    step = random_step(np.random.default_rng(), 1)
+def test_a_text_sample_shows_any_answer_as_it_is(rng: np.random.Generator) -> None:
+    step = random_step(rng, 1)
     answers = [
         "عاصمة فرنسا هي باريس.",
         "a | b\n# no heading *nor stars* <script>alert(1)</script>",

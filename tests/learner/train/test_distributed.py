@@ -36,15 +36,16 @@ def assert_close(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         torch.testing.assert_close(value, other[name], rtol=1e-4, atol=5e-3)
 
 
-def test_ranks_micro_batches_and_packing_order_do_not_change_the_gradient(tiny_policy: Path, tmp_path: Path) -> None:
-    seed = int(np.random.default_rng().integers(2**31))
+def test_ranks_micro_batches_and_packing_order_do_not_change_the_gradient(
+    tiny_policy: Path, tmp_path: Path, seed: int
+) -> None:
     divisions: list[tuple[int, list[str]]] = [
         (1, []),
         (1, ["--learner.microbatch_tokens", "50"]),
         (2, ["--learner.microbatch_tokens", "90"]),
         (4, ["--learner.microbatch_tokens", "60"]),
         (3, ["--learner.microbatch_tokens", "12"]),  # more micro-batches than sequences, so some are empty
-        (4, ["--learner.replicas", "2", "--learner.activation_checkpointing", "true"]),
+        (4, ["--learner.ranks", "4", "--learner.replicas", "2", "--learner.activation_checkpointing", "true"]),
     ]
     found: list[dict[str, Any]] = []
     for order, (ranks, flags) in enumerate(divisions):
@@ -61,13 +62,13 @@ def test_ranks_micro_batches_and_packing_order_do_not_change_the_gradient(tiny_p
 
 
 def test_a_checkpoint_of_several_ranks_resumes_on_one_rank_and_the_export_loads(
-    tiny_policy: Path, tmp_path: Path
+    tiny_policy: Path, tmp_path: Path, seed: int
 ) -> None:
     """With its optimizer: the next step is the one that a single rank would have made from the beginning."""
-    seed = int(np.random.default_rng().integers(2**31))
     for name, ranks in {"one": 1, "two": 2, "four": 4}.items():
         files = (tmp_path / f"{name}.safetensors", tiny_policy, seed, tmp_path / f"{name}-checkpoints")
-        assert run_ranks(ranks, train_one_step, *files, "--learner.replicas", str(max(1, ranks // 2))) == [0] * ranks
+        copies = ["--learner.replicas", str(max(1, ranks // 2))]
+        assert run_ranks(ranks, train_one_step, *files, "--learner.ranks", str(ranks), *copies) == [0] * ranks
     first = load_file(tmp_path / "one.safetensors")
     assert_close(first, load_file(tmp_path / "two.safetensors"))
     assert_close(first, load_file(tmp_path / "four.safetensors"))
@@ -83,13 +84,15 @@ def test_a_checkpoint_of_several_ranks_resumes_on_one_rank_and_the_export_loads(
         assert_close(load_file(tmp_path / "one-on.safetensors"), load_file(tmp_path / f"{name}-on.safetensors"))
 
 
-def test_a_run_that_is_killed_and_resumed_has_the_losses_of_an_unbroken_run(tiny_policy: Path, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed_has_the_losses_of_an_unbroken_run(
+    tiny_policy: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
     steps = 9
     assert run_ranks(1, record_steps, tmp_path / "record", tiny_policy, steps) == [0]
     unbroken = (tmp_path / "unbroken", tiny_policy, tmp_path / "record", tmp_path / "checkpoints-0", steps, -1)
     assert run_ranks(1, train_recorded, *unbroken) == [0]
     broken = (tmp_path / "broken", tiny_policy, tmp_path / "record", tmp_path / "checkpoints-1", steps)
-    for die_at in sorted(np.random.default_rng().choice(np.arange(1, steps), 2, replace=False)):
+    for die_at in sorted(rng.choice(np.arange(1, steps), 2, replace=False)):
         assert run_ranks(1, train_recorded, *broken, int(die_at)) == [-9]
     assert run_ranks(1, train_recorded, *broken, -1) == [0]
     wanted = [json.loads(line) for line in (tmp_path / "unbroken").read_text().splitlines()]

@@ -23,26 +23,40 @@ from tests.support.train_once import configuration, random_batch, run_ranks, wri
 ROLLOUTS = st.lists(st.tuples(st.floats(0.25, 1, width=32), st.booleans()), min_size=2, max_size=8)
 
 
-def _values(answers: list[tuple[float, bool]], form: AdvantageForm, *, divide_by_std: bool = True) -> list[float]:
+def _values(
+    answers: list[tuple[float, bool]], form: AdvantageForm, *, divide_by_std: bool = True, ddof: int = 1
+) -> list[float]:
     kept = np.array([compliant for _, compliant in answers])
     rewards = np.array([quality * compliant for quality, compliant in answers])
-    return list(advantages(rewards, kept, form=form, divide_by_std=divide_by_std))
+    return list(advantages(rewards, kept, form=form, divide_by_std=divide_by_std, ddof=ddof))
 
 
-def _normalised(values: list[float], divide_by_std: bool) -> list[float]:
+def _normalised(values: list[float], divide_by_std: bool, ddof: int) -> list[float]:
+    if len(values) == 1:
+        return [0.0]
     mean = sum(values) / len(values)
-    std = (sum((value - mean) ** 2 for value in values) / len(values)) ** 0.5
+    std = (sum((value - mean) ** 2 for value in values) / (len(values) - ddof)) ** 0.5
     return [(value - mean) / (std + 1e-6 if divide_by_std else 1) for value in values]
 
 
-@given(answers=ROLLOUTS, divide_by_std=st.booleans())
-def test_advantages_follow_the_formulas(answers: list[tuple[float, bool]], divide_by_std: bool) -> None:
-    gated = _normalised([quality * compliant for quality, compliant in answers], divide_by_std)
-    np.testing.assert_allclose(_values(answers, "gated", divide_by_std=divide_by_std), gated, rtol=1e-5, atol=1e-8)
+@given(answers=ROLLOUTS, divide_by_std=st.booleans(), ddof=st.sampled_from([0, 1]))
+def test_advantages_follow_the_formulas(answers: list[tuple[float, bool]], divide_by_std: bool, ddof: int) -> None:
+    gated = _normalised([quality * compliant for quality, compliant in answers], divide_by_std, ddof)
+    found = {form: _values(answers, form, divide_by_std=divide_by_std, ddof=ddof) for form in ("gated", "split")}
+    np.testing.assert_allclose(found["gated"], gated, rtol=1e-5, atol=1e-8)
     share = sum(compliant for _, compliant in answers) / len(answers)
-    among = iter(_normalised([q for q, compliant in answers if compliant], divide_by_std) if share else [])
+    among = iter(_normalised([q for q, compliant in answers if compliant], divide_by_std, ddof) if share else [])
     split = [next(among) + 1 - share if compliant else -share for _, compliant in answers]
-    np.testing.assert_allclose(_values(answers, "split", divide_by_std=divide_by_std), split, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(found["split"], split, rtol=1e-5, atol=1e-8)
+
+
+def test_the_default_deviation_is_that_of_torch(rng: np.random.Generator) -> None:
+    """verl and TRL take torch.std of the rewards of a group, and add 1e-6 (TRL: 1e-4)."""
+    rewards = torch.from_numpy(rng.random(8))
+    wanted = (rewards - rewards.mean()) / (torch.std(rewards) + 1e-6)
+    found = _values([(float(reward), True) for reward in rewards], "gated")
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert configuration(Path("model")).learner.std_ddof == 1
 
 
 @given(answers=ROLLOUTS, form=st.sampled_from(["gated", "split"]))
@@ -92,14 +106,13 @@ def _token_loss(logp: float, old: float, behaviour: float, advantage: float, ref
     weight = np.exp(old - behaviour)
     if o.correction == "mask" and not o.importance_floor <= weight <= o.importance_cap:
         weight = 0
-    weight = min(weight, o.importance_cap)
+    weight = 1.0 if o.correction == "none" else min(weight, o.importance_cap)
     k3 = np.exp(ref - logp) - (ref - logp) - 1
     return float(-weight * objective + o.kl * k3)
 
 
-@pytest.mark.parametrize("correction", ["truncate", "mask"])
-def test_objective_and_its_gradient_match_the_definition(correction: Any) -> None:
-    rng = np.random.default_rng()
+@pytest.mark.parametrize("correction", ["truncate", "mask", "none"])
+def test_objective_and_its_gradient_match_the_definition(correction: Any, rng: np.random.Generator) -> None:
     objective = Objective(
         clip_low=0.2, clip_high=0.28, kl=0.1, importance_cap=2.0, importance_floor=0.5, correction=correction
     )
@@ -120,14 +133,14 @@ def test_objective_and_its_gradient_match_the_definition(correction: Any) -> Non
     assert leaf.grad is not None
     np.testing.assert_allclose(leaf.grad, slope, rtol=1e-4, atol=1e-6)
     assert set(stats) == {"clip_share", "importance_weight", "importance_limited", "mismatch", "kl"}
-    assert 0 < stats["importance_limited"].mean() < 1
+    limited = float(stats["importance_limited"].mean())
+    assert limited == 0 if correction == "none" else 0 < limited < 1
 
 
 @pytest.mark.parametrize(("aggregation", "loss_type"), [("token", "bnpo"), ("sequence", "grpo")])
-def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type: str) -> None:
+def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type: str, rng: np.random.Generator) -> None:
     """Needs TRL; the test is skipped without it."""
     trainer = pytest.importorskip("trl.trainer.grpo_trainer", exc_type=ImportError).GRPOTrainer
-    rng = np.random.default_rng()
     lengths = rng.integers(1, 30, 12)
     mask = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None])
     old, behaviour, ref, noise = torch.from_numpy(rng.normal(size=(4, *mask.shape)).astype(np.float32))
@@ -161,8 +174,8 @@ def test_loss_and_gradient_are_those_of_trl(aggregation: Aggregation, loss_type:
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_chunked_log_probabilities_match_float64() -> None:
-    generator = torch.Generator().manual_seed(int(np.random.default_rng().integers(2**31)))
+def test_chunked_log_probabilities_match_float64(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     hidden, weight = torch.randn(37, 16, generator=generator), torch.randn(101, 16, generator=generator)
     targets, upstream = torch.randint(0, 101, (37,), generator=generator), torch.randn(37, generator=generator)
     exact = [tensor.double().requires_grad_() for tensor in (hidden, weight)]
@@ -183,9 +196,9 @@ def _reference_loss(policy: Any, reference: Any, seed: int, config: LearnerConfi
     losses: list[tuple[str, Tensor]] = []
     for group in random_batch(seed):
         scores = [rollout.score for rollout in group.rollouts]
-        if len({score.reward for score in scores}) == 1:
+        if len({score.reward for score in scores}) == 1 and config.drop_zero_variance:
             continue
-        worth = _values([(score.reward, score.compliant) for score in scores], config.advantage)
+        worth = _values([(score.reward, score.compliant) for score in scores], config.advantage, ddof=config.std_ddof)
         for rollout, advantage in zip(group.rollouts, worth, strict=True):
             if rollout.truncated and config.mask_truncated:
                 continue
@@ -197,7 +210,9 @@ def _reference_loss(policy: Any, reference: Any, seed: int, config: LearnerConfi
                 logp, ref = (table[position - 1, ids[0, position]] for table in (mine, theirs))
                 weight = float(torch.exp(logp.detach() - behaviour))
                 inside = config.importance_floor <= weight <= config.importance_cap
-                weight = min(weight, config.importance_cap) if config.importance == "truncate" else weight * inside
+                weight = {
+                    "truncate": min(weight, config.importance_cap), "mask": weight * inside, "none": 1.0
+                }[config.importance]  # fmt: skip
                 ratio, k3 = torch.exp(logp - logp.detach()), torch.exp(ref - logp) - (ref - logp) - 1
                 tokens.append(-weight * advantage * ratio + config.kl * k3)
             losses.append((rollout.language, torch.stack(tokens)))
@@ -219,11 +234,18 @@ def _reference_loss(policy: Any, reference: Any, seed: int, config: LearnerConfi
         [],
         ["--learner.aggregation", "sequence", "--learner.importance", "mask", "--sampling.temperature", "0.7"],
         ["--learner.aggregation", "fertility", "--learner.advantage", "split", "--learner.mask_truncated", "true"],
+        ["--learner.importance", "none", "--learner.std_ddof", "0", "--learner.drop_zero_variance", "false"],
     ],
-    ids=["token-mean", "sequence-mean, mask, temperature", "fertility, split, over-long masked"],
+    ids=[
+        "token-mean",
+        "sequence-mean, mask, temperature",
+        "fertility, split, over-long masked",
+        "no weight, ddof 0, all groups",
+    ],
 )
-def test_loss_and_gradient_of_a_batch_match_float64_code(flags: list[str], tiny_policy: Path, tmp_path: Path) -> None:
-    seed = int(np.random.default_rng().integers(2**31))
+def test_loss_and_gradient_of_a_batch_match_float64_code(
+    flags: list[str], tiny_policy: Path, tmp_path: Path, seed: int
+) -> None:
     plain = configuration(tiny_policy, *flags)
     flags = [*flags, "--learner.microbatch_tokens", "200"]
     assert run_ranks(1, write_gradients, tmp_path / "ours.pt", tiny_policy, seed, 0, *flags) == [0]

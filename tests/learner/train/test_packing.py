@@ -18,8 +18,7 @@ from learner.train.policy import Policy
 from tests.support.groups import random_rollout
 
 
-def test_packed_equals_each_sequence_alone_in_float64(tiny_policy: Path) -> None:
-    rng = np.random.default_rng()
+def test_packed_equals_each_sequence_alone_in_float64(tiny_policy: Path, rng: np.random.Generator) -> None:
     samples = [Sample(random_rollout(rng), 0.0) for _ in range(7)]
     policy = Policy(str(tiny_policy), temperature=0.8, head_chunk=16)
     with torch.no_grad():
@@ -48,9 +47,9 @@ def test_assignment_places_each_sequence_once_within_the_budget(lengths: list[in
             assert sum(lengths[index] for index in members) <= budget or len(members) == 1
 
 
-def test_assignment_balances_cost_where_attention_makes_long_sequences_expensive() -> None:
+def test_assignment_balances_cost_where_attention_makes_long_sequences_expensive(rng: np.random.Generator) -> None:
     """Ranks wait for one another at every micro-batch, so each loses the difference to the most expensive one."""
-    lengths = np.random.default_rng().gamma(2, 512, 200).astype(int).clip(16, 4096).tolist()
+    lengths = rng.gamma(2, 512, 200).astype(int).clip(16, 4096).tolist()
     costs = [n + n**2 / 1000 for n in lengths]
     shares = assign_micro_batches(lengths, costs, 16384, 4)
     spent = np.array([[sum(costs[index] for index in members) for members in share] for share in shares])
@@ -58,8 +57,10 @@ def test_assignment_balances_cost_where_attention_makes_long_sequences_expensive
     assert spent.sum(1).max() < 1.05 * spent.sum(1).mean()
 
 
-def test_checkpointed_layers_are_computed_again_for_the_same_gradient(tiny_policy: Path) -> None:
-    batch = pack([Sample(random_rollout(np.random.default_rng()), 0.0) for _ in range(3)])
+def test_checkpointed_layers_are_computed_again_for_the_same_gradient(
+    tiny_policy: Path, rng: np.random.Generator
+) -> None:
+    batch = pack([Sample(random_rollout(rng), 0.0) for _ in range(3)])
     found = []
     for checkpointing in (False, True):
         policy = Policy(str(tiny_policy), temperature=1.0, head_chunk=16, checkpointing=checkpointing)
@@ -79,8 +80,8 @@ def test_an_empty_micro_batch_trains_nothing(tiny_policy: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5])
-def test_pack_marks_the_positions_before_each_response_token(length: int) -> None:
-    rollout = random_rollout(np.random.default_rng())
+def test_pack_marks_the_positions_before_each_response_token(length: int, rng: np.random.Generator) -> None:
+    rollout = random_rollout(rng)
     packed = pack([Sample(rollout, 1.5, weight=0.25, language=2)] * length)
     assert torch.equal(packed.ids_T[packed.rows_R + 1], packed.targets_R)
     assert packed.boundaries.tolist() == [n * len(packed.ids_T) // length for n in range(length + 1)]

@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from actor.prompts import PROMPT_STYLES
 from common import config as configuration
 from common.config import ConfigError, ModelConfig, RewardConfig, StageConfig, load
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints
 from learner.groups import Group
 from learner.report.report import Report
+from learner.report.trackers.tensorboard_tracker import LINE_RUNS
 from learner.train import stages
 from learner.train.policy import full_weights
 from learner.train.samples import group_outcome, group_samples
@@ -190,8 +191,9 @@ def by_hand(batch: list[Group], stage: StageConfig, before: dict[str, float]) ->
 @pytest.mark.parametrize("free", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("kept", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("spoken", [("de", "en", "zh", ""), ("en",), ("",)])
-def test_rewards_are_those_of_the_definition(free: float, kept: float, spoken: tuple[str, ...]) -> None:
-    rng = np.random.default_rng()
+def test_rewards_are_those_of_the_definition(
+    free: float, kept: float, spoken: tuple[str, ...], rng: np.random.Generator
+) -> None:
     for _ in range(8):
         batch = random_choices(rng, free, kept, spoken)
         weights = {
@@ -219,9 +221,8 @@ def test_the_diversity_bonus_is_one_for_the_rarest_language_and_success_needs_a_
     assert stages.success(["en", "zh", "en", ""], np.array([False, False, True, True])).tolist() == [1, 0, 1, 0]
 
 
-def test_in_a_partly_free_group_a_header_changes_the_advantage_of_free_rollouts_alone() -> None:
+def test_in_a_partly_free_group_a_header_changes_the_advantage_of_free_rollouts_alone(rng: np.random.Generator) -> None:
     """All answers are equal but for one broken header: the routed ones neither gain nor lose by it."""
-    rng = np.random.default_rng()
     answers = [random_rollout(rng, reward=0.5) for _ in range(6)]
     terms = [{"selection": float(n != 1)} if n < 3 else {} for n in range(6)]
     answers = [
@@ -238,8 +239,7 @@ def test_in_a_partly_free_group_a_header_changes_the_advantage_of_free_rollouts_
 # -- metrics of the choices -----------------------------------------------------------------------------------------
 
 
-def test_metrics_and_propensities_count_what_was_chosen() -> None:
-    rng = np.random.default_rng()
+def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator) -> None:
     batch = random_choices(rng, 0.7, 0.5, ("de", "en", "zh", ""))
     free = [
         (group, rollout)
@@ -272,8 +272,7 @@ def test_metrics_and_propensities_count_what_was_chosen() -> None:
 
 
 @pytest.mark.parametrize(("free", "mode"), [(0, "learned"), (8, "policy")])
-def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any) -> None:
-    seed = int(np.random.default_rng().integers(2**31))
+def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any, seed: int) -> None:
 
     def play(**settings: Any) -> list[Any]:
         bandit, rng = (
@@ -295,8 +294,8 @@ def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any) -> None
     assert mode == "policy" or hybrid == pure
 
 
-def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards() -> None:
-    batch = random_choices(np.random.default_rng(), 0.5, 0.5, ("de", "en", "zh", ""))
+def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards(rng: np.random.Generator) -> None:
+    batch = random_choices(rng, 0.5, 0.5, ("de", "en", "zh", ""))
     rewarded, _ = stages.stage_rewards(batch, StageConfig(diversity=3.0), {})
     for group, learned in zip(batch, stages.router_observations(rewarded, ["de", "en"]), strict=True):
         expected = [r for r in group.rollouts if r.language in ("de", "en")]
@@ -360,11 +359,12 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
     ledger.flush()
 
 
-def test_a_batch_with_answers_in_no_language_goes_all_the_way(tiny_policy: Path, tmp_path: Path) -> None:
-    seed, output = int(np.random.default_rng().integers(2**31)), tmp_path / "output"
+def test_a_batch_with_answers_in_no_language_goes_all_the_way(tiny_policy: Path, tmp_path: Path, seed: int) -> None:
+    output = tmp_path / "output"
     assert run_ranks(1, stepped, tmp_path, tiny_policy, seed, output=output) == [0], output.read_text()
-    events, unnamed = (EventAccumulator(str(tmp_path / "tensorboard" / run)) for run in ("", "none"))
-    for one in (events, unnamed):
-        one.Reload()
-    assert {"selection/header_entropy", "terms/diversity"} <= set(events.Tags()["scalars"])
-    assert "languages/share" in unnamed.Tags()["scalars"]
+    found = set[str]()
+    for sub in LINE_RUNS:
+        events = EventAccumulator(str(tmp_path / "tensorboard" / sub))
+        events.Reload()
+        found |= set(events.Tags()["scalars"])
+    assert {"selection/header_entropy", "terms/diversity", "languages/share/none"} <= found

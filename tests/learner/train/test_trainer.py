@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.checkpoint import Checkpoints
-from learner.train.trainer import BatchGradient, Trainer
+from learner.train.trainer import BatchGradient, Trainer, parameter_groups
 from tests.support.train_once import configuration, random_batch, run_ranks
 
 WRONG = "lm.model.layers.1.mlp.up_proj.weight"
@@ -38,7 +39,9 @@ def test_only_the_gradient_that_is_not_finite_is_named(tiny_policy: Path, tmp_pa
 
 def resume_with_other_settings(out: Path, model: Path) -> None:
     checkpoints, used = Checkpoints(out.parent / "checkpoints", 1), []
-    for number, flags in enumerate(([], ["--learner.weight_decay", "0.5", "--learner.betas", "[0.8, 0.9]"])):
+    decay = ["--learner.weight_decay", "0.5"]
+    settings = [[], [*decay, "--learner.betas", "[0.8, 0.9]"], [*decay, "--learner.weight_decay_on", "all"]]
+    for number, flags in enumerate(settings):
         trainer = Trainer(configuration(model, *flags))
         if latest := checkpoints.latest():
             checkpoints.load(latest.path, trainer.policy, trainer.optimizer)
@@ -51,4 +54,16 @@ def resume_with_other_settings(out: Path, model: Path) -> None:
 
 def test_a_resumed_run_trains_with_the_settings_it_is_given(tiny_policy: Path, tmp_path: Path) -> None:
     assert run_ranks(1, resume_with_other_settings, tmp_path / "used", tiny_policy) == [0]
-    assert json.loads((tmp_path / "used").read_text()) == [[[0.0, 0.9, 0.95]], [[0.5, 0.8, 0.9]]]
+    matrices_and_vectors = [
+        [[0.0, 0.9, 0.95], [0.0, 0.9, 0.95]], [[0.5, 0.8, 0.9], [0.0, 0.8, 0.9]], [[0.5, 0.9, 0.95], [0.5, 0.9, 0.95]],
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "used").read_text()) == matrices_and_vectors
+
+
+def test_biases_and_gains_of_norms_are_the_vectors() -> None:
+    config = Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = Qwen2ForCausalLM(config)
+    names = {id(value): name for name, value in model.named_parameters()}
+    matrices, vectors = ({names[id(one)] for one in group["params"]} for group in parameter_groups(model.parameters()))
+    assert vectors == {name for name in names.values() if "norm" in name or name.endswith("bias")} != set()
+    assert matrices == set(names.values()) - vectors != set()

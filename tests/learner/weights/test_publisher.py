@@ -10,7 +10,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -37,6 +36,7 @@ from learner.weights.publisher import Publisher
 from learner.weights.round import Receiver, Round
 from learner.work.server import WorkServer
 from tests.support.actor_pool import LIGHT, PATIENCE_S, ActorPool, kill
+from tests.support.processes import Popen
 from tests.support.train_once import configuration, run_ranks
 
 ACTORS = {
@@ -70,7 +70,7 @@ def engine_url(pool: ActorPool) -> Iterator[str]:
     with reserve_port() as holder:
         port = str(holder.getsockname()[1])
         command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(pool.model), "--port", port]
-        process = subprocess.Popen(command, env=LIGHT)
+        process = Popen(command, env=LIGHT)
         try:
             pool.until(lambda: answers(f"http://127.0.0.1:{port}"), "the engine answers")
             yield f"http://127.0.0.1:{port}"

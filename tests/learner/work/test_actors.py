@@ -9,7 +9,7 @@ from learner.groups import Group
 from learner.work.actors import ActorRegistry, ServedQueue
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
-from tests.support.groups import random_rollout, work
+from tests.support.groups import random_rollout, seeded_generator, work
 
 LEASE_S = 10.0
 
@@ -50,7 +50,7 @@ def hello(slots: int) -> wire.Hello:
 
 
 def answers(leased: wire.Work) -> wire.Submit:
-    rng = np.random.default_rng()
+    rng = seeded_generator()
     rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
     return wire.Submit(id=leased.id, rollouts=rollouts)
 

@@ -14,14 +14,14 @@ from common.wire import Rollout
 from learner.groups import Group
 from learner.train.samples import group_outcome, group_samples
 from learner.work.admission import UNLIMITED, Limits, cut_to_fit, find_problem
-from tests.support.groups import random_rollout, work
+from tests.support.groups import random_rollout, seeded_generator, work
 
 LIMITS = Limits(vocabulary=320, tokens=60)
 
 
 def rollouts(**changes: Any) -> list[Rollout]:
     """Three answers; the second one is changed."""
-    rng = np.random.default_rng()
+    rng = seeded_generator()
     answers = [random_rollout(rng) for _ in range(3)]
     score = answers[1].score.model_copy(update=changes.pop("score", {}))
     return [answers[0], answers[1].model_copy(update={**changes, "score": score}), answers[2]]
@@ -84,8 +84,7 @@ def test_answers_longer_than_a_micro_batch_are_cut_and_noted() -> None:
     assert cut_to_fit(short, LIMITS) == (short, "")
 
 
-def test_over_long_masking_keeps_the_answers_in_their_group_alone() -> None:
-    rng = np.random.default_rng()
+def test_over_long_masking_keeps_the_answers_in_their_group_alone(rng: np.random.Generator) -> None:
     answers = [random_rollout(rng, reward=n / 3).model_copy(update={"truncated": n % 2 == 0}) for n in range(4)]
     group = Group(work=work(0, [answer.language for answer in answers]), actor="a", rollouts=answers)
     masked, plain = LearnerConfig(mask_truncated=True), LearnerConfig()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.work.scheduler import WorkQueue, staleness_bound
+from learner.work.scheduler import WorkQueue, find_stale, staleness_bound
 
 
 def takeable(queue: WorkQueue[int], overtaken: Counter[int]) -> list[int] | None:
@@ -116,6 +116,59 @@ def test_the_bound_is_reached() -> None:
     queue.submit(2, "a", 0)
     assert [s for s, _ in queue.take() or []] == [2, 5]  # version 2, leased at 0
     assert staleness_bound(2, 1, 3) == 2
+
+
+Shape = tuple[int, int, int]  # P, S, W
+SHAPES = st.tuples(st.integers(1, 6), st.integers(0, 3), st.integers(1, 9))
+
+
+def part_of_a_run(
+    shape: Shape, rng: random.Random, version: int, steps: int, pending: list[int], results: dict[int, int], first: int
+) -> tuple[WorkQueue[int], int, list[tuple[int, int]]]:
+    """Takes so many steps from where a run stands, with an actor for each group that is never lost but often slow.
+
+    Returns:
+        The queue, the version now, and the steps' groups with the lag of each.
+    """
+    groups, staleness, window = shape
+    queue: WorkQueue[int] = WorkQueue(
+        groups_per_step=groups, staleness=staleness, window=window, attempts=1, total=10**6, next_sequence=first,
+        pending=pending, results=results,
+    )  # fmt: skip
+    leased: dict[int, int] = {}
+    trained: list[tuple[int, int]] = []
+    while steps or rng.random() < 0.9:  # and some more leases and answers after the last step
+        if (sequence := queue.lease(f"a{rng.random()}", 1.0)) is not None:
+            leased[sequence] = version
+        if leased and rng.random() < 0.7:
+            answered = rng.choice(list(leased))
+            holder = queue._alive[answered].actor
+            assert holder is not None and queue.submit(answered, holder, leased.pop(answered))
+        if steps and (taken := queue.take()) is not None:
+            trained += [(sequence, version - made) for sequence, made in taken]
+            version, steps = version + 1, steps - 1
+            queue.mark_published()
+    return queue, version, trained
+
+
+@settings(max_examples=60)
+@given(before=SHAPES, after=SHAPES, steps=st.integers(0, 6), seed=st.integers(0, 2**32))
+def test_a_run_that_resumes_with_another_bound_keeps_that_bound(
+    before: Shape, after: Shape, steps: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    queue, version, first = part_of_a_run(before, rng, 0, steps, [], {}, 0)
+    pending, results = queue.untaken(), queue.finished()
+    assert not find_stale(pending, results, version, before[0], staleness_bound(*before)), "nothing has changed"
+    bound = staleness_bound(*after)
+    stale = find_stale(pending, results, version, after[0], bound)
+    fresh = {sequence: made for sequence, made in results.items() if sequence not in stale}
+    enough = len(pending) // after[0] + 3
+    _, _, second = part_of_a_run(after, rng, version, enough, pending, fresh, queue.next_sequence)
+    assert max(lag for _, lag in second) <= bound
+    done = [sequence for sequence, _ in [*first, *second]]
+    assert len(set(done)) == len(done), "nothing twice"
+    assert set(pending) <= set(done) or after[2] > 1, "nothing lost: in order, all that was pending is trained by now"
 
 
 def test_released_groups_go_first_and_are_given_up() -> None:

@@ -18,7 +18,7 @@ from common.process import FatalError
 from learner.groups import Group
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
-from tests.support.groups import random_rollout, work
+from tests.support.groups import random_rollout, seeded_generator, work
 
 LANGUAGES = ["en", "de"]
 PATIENCE_S = 60.0  # how long to wait for what must come; long, because the machine may be busy
@@ -53,7 +53,7 @@ class Client:
         return works
 
     def submit(self, leased: wire.Work) -> bool:
-        rng = np.random.default_rng()
+        rng = seeded_generator()
         rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
         self.send(wire.Submit(id=leased.id, rollouts=rollouts))
         accepted: bool = self.receive(wire.Ack).accepted[leased.id]
@@ -169,7 +169,9 @@ def test_a_message_shows_that_an_actor_is_not_silent(server: WorkServer, address
     assert state.last_heard > before + LEASE_S / 4
 
 
-def test_released_and_malformed_groups_are_retried_then_given_up(server: WorkServer, address: str) -> None:
+def test_released_and_malformed_groups_are_retried_then_given_up(
+    server: WorkServer, address: str, rng: np.random.Generator
+) -> None:
     _, failures = serve(server, groups=1, attempts=2)
     actor = Client(address, "a")
     join(server, actor, slots=3)
@@ -178,7 +180,7 @@ def test_released_and_malformed_groups_are_retried_then_given_up(server: WorkSer
     again = actor.receive(wire.Leased).work[0]
     assert questions([again]) == questions([first])
     assert not actor.submit(first), "an answer counts under its own lease only"
-    wrong = random_rollout(np.random.default_rng()).model_copy(update={"language": "zh"})
+    wrong = random_rollout(rng).model_copy(update={"language": "zh"})
     actor.send(wire.Submit(id=again.id, rollouts=[wrong, wrong]))
     assert questions(actor.receive(wire.Leased).work) == ["train-1"], "another one in its place"
     assert failures == ["the rollouts are not in the languages asked for"]

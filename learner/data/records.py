@@ -1,0 +1,224 @@
+"""Rows of files (parquet, JSON, JSONL, CSV), of directories of such files, and of data sets of the Hugging Face hub.
+
+A row that cannot be read takes the place of its record as ``Unreadable``; the others are read all the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.process import FatalError
+from learner.data.problems import Place
+
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+FORMS = "parquet, JSON, JSONL, CSV, TSV, a directory of such files, or a data set of the hub as owner/name"
+_HUB = re.compile(r"(?P<name>[\w-]+/[\w.-]+)(?::(?P<configuration>[^@]+))?(?:@(?P<split>.+))?")
+_BATCH = 1000  # rows of parquet that are turned into Python objects at a time
+_HUB_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a row that is no record, and says why."""
+
+    reason: str
+
+
+Record: TypeAlias = dict[str, Any]
+
+
+def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tuple[Place, Record | Unreadable]]:
+    """Every row of a source, in order, with its place. Files of a directory come in the order of their names.
+
+    Args:
+        source: the path of a file or directory; or a data set of the hub, as ``owner/name``, with ``:configuration``
+            and ``@split`` where they are needed. With ``HF_HUB_OFFLINE`` it must be in the local cache.
+        splits: of a data set of the hub that is named without a split the first of these is read that it has, or else
+            its only split.
+
+    Raises:
+        FatalError: there is no such source, a file cannot be read as a whole, or the hub does not answer within 10 s.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        if not files:
+            raise FatalError(f"the directory {source} holds no file that ends in {', '.join(SUFFIXES)}")
+        for file in files:
+            yield from _read_file(file)
+    elif path.exists() or path.suffix in SUFFIXES or not (hub := _HUB.fullmatch(source)):
+        yield from _read_file(path)
+    else:
+        name, configuration, split = hub.group("name", "configuration", "split")
+        table = _read_hub(source, name, configuration, [split] if split else list(splits), named=bool(split))
+        yield from _number(source, _of_batches(table.to_batches(max_chunksize=_BATCH)))
+
+
+def read_rows(source: str) -> list[Record]:
+    """Every row of a source, for files that our own commands wrote.
+
+    Raises:
+        FatalError: as of ``read_records``, or a row is no record.
+    """
+    rows = []
+    for place, record in read_records(source):
+        if isinstance(record, Unreadable):
+            raise FatalError(f"{place}: {record.reason}")
+        rows.append(record)
+    return rows
+
+
+def _read_file(path: Path) -> Iterator[tuple[Place, Record | Unreadable]]:
+    try:
+        if path.suffix == ".parquet":
+            with pq.ParquetFile(path) as file:
+                yield from _number(str(path), _of_batches(file.iter_batches(batch_size=_BATCH)))
+        elif path.suffix in (".csv", ".tsv"):
+            yield from _number(str(path), _read_csv(path, "\t" if path.suffix == ".tsv" else ","))
+        elif path.suffix in SUFFIXES:
+            yield from _read_json(path)
+        elif path.exists():
+            raise FatalError(f"cannot read {path}: its name does not end in {', '.join(SUFFIXES)}")
+        else:
+            raise FatalError(f"cannot read {path}: there is no such file. Give {FORMS}")
+    except FileNotFoundError:
+        raise FatalError(f"cannot read {path}: there is no such file") from None
+    except (OSError, pa.ArrowException, csv.Error) as error:
+        raise FatalError(f"cannot read {path}: {error}") from None
+
+
+def _number(file: str, records: Iterable[Record | Unreadable]) -> Iterator[tuple[Place, Record | Unreadable]]:
+    for row, record in enumerate(records):
+        yield Place(file, row), record
+
+
+def _of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Record | Unreadable]:
+    for batch in batches:
+        try:
+            yield from batch.to_pylist()
+        except ValueError:  # a text that is not UTF-8, or a date that Python has not: find the rows
+            for row in range(batch.num_rows):
+                yield _one_of_batch(batch.slice(row, 1))
+
+
+def _one_of_batch(row: pa.RecordBatch) -> Record | Unreadable:
+    for name in row.schema.names:
+        try:
+            row[name].to_pylist()
+        except ValueError as error:
+            return Unreadable(f"the column {name!r} cannot be read: {error}")
+    record: Record = row.to_pylist()[0]
+    return record
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file. Bytes that are not UTF-8 become lone surrogates, so that only their rows are refused.
+
+    Raises:
+        FatalError: the file is in UTF-16 or UTF-32.
+    """
+    data = path.read_bytes()
+    if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        raise FatalError(f"{path} is in UTF-16 or UTF-32: save it as UTF-8")
+    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")  # without the byte order mark
+
+
+def _read_csv(path: Path, delimiter: str) -> Iterator[Record | Unreadable]:
+    csv.field_size_limit(sys.maxsize)  # the default of 128 KB would end the file at a long answer
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
+    header = next(reader, [])
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise FatalError(f"{path} has two columns of the name {twice[0]!r}")
+    for cells in reader:
+        if not cells:
+            continue
+        if len(cells) == len(header):
+            yield {name: cell or None for name, cell in zip(header, cells, strict=True)}
+        else:
+            yield Unreadable(f"it has {len(cells)} values, and the first line names {len(header)} columns")
+
+
+def _read_json(path: Path) -> Iterator[tuple[Place, Record | Unreadable]]:
+    """The rows of a JSON array, of ``{"data": [...]}``, of one object, or of lines, whatever the file's name."""
+    text = _read_text(path)
+    lines = text.split("\n")
+    filled = [line for line in lines if line.strip()]
+    if filled and (isinstance(_parse(filled[0]), Unreadable) or len(filled) == 1):
+        whole = _parse(text)
+        if isinstance(whole, Unreadable):
+            is_array = filled[0].lstrip().startswith("[")
+            if is_array or not any(isinstance(_parse(line), dict) for line in filled):
+                form = "a JSON array" if is_array else "lines of JSON, or one JSON array"
+                raise FatalError(f"{path} should be {form}, but {whole.reason}")
+        else:
+            if isinstance(whole, dict) and len(whole) == 1 and isinstance(next(iter(whole.values())), list):
+                whole = next(iter(whole.values()))
+            rows = whole if isinstance(whole, list) else [whole]
+            yield from _number(str(path), map(_as_record, rows))
+            return
+    for row, line in enumerate(lines):
+        if line.strip():
+            yield Place(str(path), row), _as_record(_parse(line))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        return Unreadable("it is nested too deeply")
+    except ValueError as error:
+        return Unreadable(f"it is no JSON: {error}")
+
+
+def _as_record(value: Any) -> Record | Unreadable:
+    if isinstance(value, (dict, Unreadable)):
+        return value
+    return Unreadable(f"it is not a JSON object: {str(value)[:80]!r}")
+
+
+def _read_hub(source: str, name: str, configuration: str | None, splits: list[str], *, named: bool) -> pa.Table:
+    try:
+        import datasets  # imported here because it is slow to import and rarely needed
+        from huggingface_hub import HfApi, constants
+    except ImportError as error:
+        raise FatalError(
+            f"{source} is no local file, and reading the hub needs the package datasets: {error}"
+        ) from None
+    offline = bool(constants.HF_HUB_OFFLINE)
+    try:
+        if not offline:
+            # This fails at once if the hub cannot be reached, whereas load_dataset would retry for half a minute.
+            HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
+        if named:
+            return datasets.load_dataset(name, configuration, split=splits[0]).data.table
+        every = datasets.load_dataset(name, configuration)
+    except (httpx.HTTPError, OSError, ValueError) as error:
+        if offline:
+            raise FatalError(
+                f"cannot read {source}: it is no local file, and HF_HUB_OFFLINE keeps it from the hub, while the cache "
+                f"lacks it. Give a path, or read it once where there is a network. ({_first_line(error)})"
+            ) from None
+        raise FatalError(
+            f"cannot read {source}: it is no local file, and the hub does not give it: {_first_line(error)}"
+        ) from None
+    chosen = next((split for split in splits if split in every), None)
+    chosen = next(iter(every)) if chosen is None and len(every) == 1 else chosen
+    if chosen is None:
+        raise FatalError(f"{source} has the splits {', '.join(every)}: name one, as {source}@{next(iter(every))}")
+    return every[chosen].data.table
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

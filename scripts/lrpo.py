@@ -1,0 +1,98 @@
+"""``lrpo COMMAND ARGUMENT ...``: every command of this project by one name. ``lrpo COMMAND --help`` explains one."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A command: the module that it runs, as ``python -m MODULE`` would, and what it does, in one line."""
+
+    module: str
+    does: str
+
+
+COMMANDS = {
+    "train": Entry("scripts.ops.train", "train on this machine: starts and ends all processes of a run"),
+    "status": Entry("scripts.ops.status", "show a run that is under way"),
+    "demo": Entry("scripts.world.demo", "train a small policy on the offline world, on the CPU"),
+    "dry-run": Entry("scripts.ops.dry_run", "compute what a configuration needs, before it is run"),
+    "from-verl": Entry("scripts.ops.from_verl", "write the configuration of a verl launch script"),
+    "prepare": Entry("scripts.data.prepare", "make training data from public sources or your own"),
+    "check-data": Entry("scripts.data.check", "say what is wrong with the data of a configuration"),
+    "label": Entry("scripts.data.label", "give questions their topic and region"),
+    "calibrate": Entry("scripts.data.calibrate", "measure similarities of language pairs, for the reward"),
+    "warm-start-data": Entry("scripts.data.warm_start_data", "make the examples of a warm start"),
+    "cold-start": Entry("scripts.data.cold_start", "make examples in which the policy chooses its language"),
+    "sft": Entry("scripts.data.sft", "fine-tune a model on such examples"),
+    "evaluate": Entry("scripts.study.evaluate", "score a model on questions and benchmarks"),
+    "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
+    "choices": Entry("scripts.study.choices", "show which languages a policy chooses"),
+    "preferences": Entry("scripts.study.preferences", "make preference pairs of a run's answers"),
+    "push": Entry("scripts.ops.push", "upload the trained model of a run, with a card"),
+    "router": Entry("router", "show what a router has learned, or simulate strategies"),
+    "replay": Entry("learner.replay", "train a recorded run again, and compare its losses"),
+    "pool": Entry("scripts.pool.launch", "start the processes of a pool file, over ssh and Slurm"),
+    "plan": Entry("scripts.pool.plan", "plan which machine does what"),
+    "learner": Entry("learner.launch", "run the learner alone"),
+    "reward": Entry("reward", "run one reward process alone"),
+    "actor": Entry("actor", "run one actor alone"),
+    "health": Entry("scripts.ops.health", "ask one process whether it is well"),
+}
+
+
+def usage() -> str:
+    """The help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {entry.does}" for name, entry in COMMANDS.items()]
+    return "\n".join(["usage: lrpo COMMAND ARGUMENT ...", "", *lines, "", "lrpo COMMAND --help explains a command."])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command in this process, and imports nothing before it knows which.
+
+    Args:
+        arguments: the command's name and its arguments; by default those that the process was given.
+
+    Raises:
+        SystemExit: with code 2 if there is no such command, otherwise as the command does.
+    """
+    name, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        print(f"error: there is no command {name!r}{_nearest(name)}\n\n{usage()}", file=sys.stderr)
+        raise SystemExit(2)
+    _prepare_environment()
+    from scripts.ops import command_line
+
+    command_line.program = f"lrpo {name}"
+    sys.argv[:] = [command_line.program, *rest]
+    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _prepare_environment() -> None:
+    """What scripts/env/env.sh sets for the shell scripts, where it has not been set."""
+    from common.gpus import has_cuda
+
+    defaults = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    if not has_cuda():
+        defaults |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    for variable, value in defaults.items():
+        os.environ.setdefault(variable, value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""Writes the configuration that a launch script of verl describes, and names what it cannot carry.
+
+    python -m scripts.ops.from_verl run_lrpo.sh --out configs/mine.toml
+
+The script is read, not run: assignments NAME=value, and the options key=value after verl.trainer.main_ppo. What the
+script leaves to verl's defaults is written down where ours differ (betas, weight decay, no staleness, no importance
+weight). Options with a meaning of their own are in docs/papers.md. What cannot be carried is printed, and stands in the
+file as a comment: read it before you train.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from common.config import Config, explain
+from common.process import FatalError
+from scripts.ops.command_line import command
+from scripts.ops.verl_options import OPTIONS, Carried, Computed, Fixed
+
+_ENTRY = "main_ppo"  # of verl; the options follow it
+_ENDS = {"|", "||", "&", "&&", ";", ">", ">>", "2>&1", "&>", "<"}  # shell words after which no options come
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
+_ACTOR = "actor_rollout_ref.actor"
+_LRPO_LANGUAGES = ["ar", "de", "en", "es", "fr", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "vi", "zh"]
+_MICROBATCH = 16384  # our default
+
+
+@dataclass
+class Converted:
+    """A configuration, as it will be written.
+
+    Attributes:
+        settings: by key, as in "learner.lr", the value and where it is from.
+        left: what cannot be carried, and what must be done by hand, a line each.
+    """
+
+    settings: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+    def toml(self, source: str) -> str:
+        """The file's text: comments, then a table for each section."""
+        lines = [f"# From {source} by scripts.ops.from_verl. After each value stands the option of verl it is from."]
+        lines += ["# Not carried:", *(f"#   {line}" for line in self.left)] if self.left else []
+        sections: dict[str, list[str]] = {}
+        for key, (value, origin) in self.settings.items():
+            section, _, name = key.partition(".")
+            sections.setdefault(section, []).append(f"{name} = {json.dumps(value, ensure_ascii=False)} # {origin}")
+        for section, entries in sections.items():
+            lines += ["", f"[{section}]", *entries]
+        return "\n".join(lines) + "\n"
+
+
+def read_script(path: Path) -> dict[str, str]:
+    """The options that a launch script gives to verl, by name without a leading + or ~; of two alike, the last.
+
+    Raises:
+        FatalError: the file cannot be read, is no shell script, or does not start verl's trainer.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FatalError(f"cannot read {path}: {error}") from None
+    variables: dict[str, str] = {}
+    for line in re.sub(r"\\\s*\n", " ", text).splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise FatalError(f"cannot read {path}: {error} in {line[:80]!r}") from None
+        start = next((n for n, word in enumerate(words) if _ENTRY in word), None)
+        if start is not None:
+            return dict(_options(words[start + 1 :], variables))
+        for word in words:
+            name, equals, value = word.partition("=")
+            if equals and name.isidentifier():
+                variables[name] = _expand(value, variables)
+    raise FatalError(f"{path} does not start verl.trainer.{_ENTRY}, so it has no options to read")
+
+
+def _options(words: list[str], variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for word in words:
+        if word in _ENDS:
+            return
+        name, equals, value = word.partition("=")
+        if equals and not name.startswith("-"):
+            yield name.lstrip("+~"), _expand(value, variables).strip("\"'")
+
+
+def _expand(text: str, variables: Mapping[str, str]) -> str:
+    """Shell variables that are known get their values; ``${NAME:-default}`` its default otherwise."""
+
+    def value(match: re.Match[str]) -> str:
+        default = match[0] if match[3] is None else match[3]
+        return variables.get(match[1] or match[2], default)
+
+    return _VARIABLE.sub(value, text)
+
+
+class _Options:
+    """The given options and, behind them, verl's defaults; each value with the type of its option."""
+
+    def __init__(self, given: Mapping[str, str]) -> None:
+        self.given = given
+
+    def origin(self, name: str) -> str:
+        return name if name in self.given else f"{name}, verl's default"
+
+    def __call__(self, name: str) -> Any:
+        """None where it is not given and has no default.
+
+        Raises:
+            FatalError: the value is not of the option's type.
+        """
+        option = OPTIONS[name]
+        text = self.given.get(name, option.default if isinstance(option, Carried | Computed) else "")
+        if text in ("", "null", "None"):
+            return None
+        read = option.read if isinstance(option, Carried | Computed) else str
+        try:
+            return read(text)
+        except ValueError:
+            raise FatalError(f"{name} = {text!r} cannot be read as {read.__name__.strip('_')}") from None
+
+
+def convert(given: Mapping[str, str]) -> Converted:
+    """Our configuration for the options that a launch script gives.
+
+    Raises:
+        FatalError: a value cannot be read, or what comes out is no valid configuration.
+    """
+    options, result = _Options(given), Converted()
+    routed = bool(options("data.dynamic_lang_policy")) and any("lang_policy" in name for name in given)
+    _carry(options, routed, result)
+    _route(options, routed, result)
+    _batch(options, routed, result)
+    _train(options, result)
+    _score(options, result)
+    result.left += [
+        f"{name} = {value}: this option is not known here" for name, value in given.items() if name not in OPTIONS
+    ]
+    nested: dict[str, Any] = {}
+    for key, (value, _) in result.settings.items():
+        table = nested
+        *path, last = key.split(".")
+        for part in path:
+            table = table.setdefault(part, {})
+        table[last] = value
+    try:
+        Config.model_validate(nested)
+    except ValidationError as error:
+        raise FatalError(f"the script describes a run that cannot work here: {explain(error, Config)}") from None
+    return result
+
+
+def _carry(options: _Options, routed: bool, result: Converted) -> None:
+    """Settings of the same meaning, and values that ours always has."""
+    for name, option in OPTIONS.items():
+        if "lang_policy" in name and not routed:
+            continue
+        if isinstance(option, Carried):
+            value = options(name)
+            if value is not None and options.given.get(name) not in option.unset:
+                result.settings[option.ours] = value, options.origin(name)
+        elif isinstance(option, Fixed):
+            value = options.given.get(name, option.default or option.only[0])
+            if value not in option.only:
+                result.left.append(f"{name} = {value}: {option.why}")
+
+
+def _route(options: _Options, routed: bool, result: Converted) -> None:
+    set_to = result.settings
+    if not routed:
+        set_to["router.mode"] = "monolingual", "verl answers in the language of the prompt"
+        set_to["router.own_language"] = 0, "every answer is in it already"
+        set_to["model.prompt_style"] = "system", "verl sends prompts as they are, and has no such option"
+        result.left.append("run.languages: verl has no such list; name the languages of your questions")
+        return
+    fork = "of the fork, not an option"
+    set_to["run.languages"] = _LRPO_LANGUAGES, fork
+    set_to["model.prompt_style"] = "tag", fork
+    set_to["router.mode"] = "learned", options.origin("data.dynamic_lang_policy")
+    set_to["router.credit"] = "reference", fork
+    set_to["router.region_topics"] = ["Regional Knowledge"], fork
+    start = "data.lang_policy_temperature_init"
+    start = start if options(start) is not None else "data.lang_policy_temperature"
+    least = "data.lang_policy_temperature_min"
+    least = least if options(least) is not None else "data.lang_policy_temperature"
+    temperature, lowest = options(start), options(least)
+    falls = options("data.lang_policy_temperature_decay") != 1 or temperature != lowest
+    set_to["router.temperature"] = temperature, options.origin(start)
+    set_to["router.temperature_min"] = lowest, options.origin(least)
+    constant = options("data.lang_policy_epsilon")
+    first, last = (options(f"data.lang_policy_epsilon_{name}") for name in ("init", "min"))
+    first, last = (constant if value is None else value for value in (first, last))
+    decay = options("data.lang_policy_epsilon_decay")
+    if falls and (decay != 1 or first != last):
+        set_to["router.exploration"] = first, options.origin("data.lang_policy_epsilon_init")
+        set_to["router.exploration_min"] = last, options.origin("data.lang_policy_epsilon_min")
+        set_to["router.exploration_decay"] = decay, options.origin("data.lang_policy_epsilon_decay")
+    else:
+        why = f"{options.origin('data.lang_policy_epsilon')}; the fork skips the schedule"
+        set_to["router.exploration"], set_to["router.exploration_min"] = (constant, why), (constant, why)
+
+
+def _batch(options: _Options, routed: bool, result: Converted) -> None:
+    rollouts, batch = options("actor_rollout_ref.rollout.n"), options("data.train_batch_size")
+    origin = options.origin("data.train_batch_size")
+    if routed and batch % rollouts:
+        raise FatalError(f"data.train_batch_size = {batch} is no multiple of actor_rollout_ref.rollout.n = {rollouts}")
+    questions = batch // rollouts if routed else batch
+    result.settings["learner.groups_per_step"] = questions, f"{origin}, {batch} answers" if routed else origin
+    if (mini := options(f"{_ACTOR}.ppo_mini_batch_size")) < questions:
+        result.left.append(
+            f"{_ACTOR}.ppo_mini_batch_size = {mini}: verl makes {-(-questions // mini)} optimizer steps of a batch of "
+            f"{questions} questions, and ours is one"
+        )
+    if options("trainer.total_training_steps") is None:
+        result.left.append(
+            "trainer.total_epochs: verl drops the questions that fill no batch at the end of an epoch, so it may make "
+            "a few steps less; set learner.steps, too, to stop there"
+        )
+    for name, ours in (("data.train_files", "data.train"), ("data.val_files", "data.heldout")):
+        if (files := options(name)) is None:
+            continue
+        several = [part.strip(" '\"") for part in files.strip("[]").split(",")]
+        result.settings[ours] = several[0], name
+        if len(several) > 1:
+            result.left.append(f"{name}: {ours} is one file, so {', '.join(several[1:])} is left out: join the files")
+    longest = result.settings["data.max_prompt_tokens"][0] + result.settings["sampling.max_new_tokens"][0]
+    if longest > _MICROBATCH:
+        result.settings["learner.microbatch_tokens"] = longest, "as long as a prompt with its answer"
+
+
+def _train(options: _Options, result: Converted) -> None:
+    set_to = result.settings
+    set_to["learner.staleness"] = 0, "verl is synchronous"
+    set_to["learner.weight_decay_on"] = "all", "verl, not an option"
+    set_to["learner.std_ddof"] = 1, "verl, not an option"
+    set_to["learner.drop_zero_variance"] = False, "verl, not an option"
+    used = options(f"{_ACTOR}.use_kl_loss")
+    kl = f"{_ACTOR}.kl_loss_coef" if used else f"{_ACTOR}.use_kl_loss"
+    set_to["learner.kl"] = options(kl) if used else 0.0, options.origin(kl)
+    cap, name = options(f"{_ACTOR}.tis_imp_ratio_cap"), options.origin(f"{_ACTOR}.tis_imp_ratio_cap")
+    set_to["learner.importance"] = "truncate" if cap > 0 else "none", name
+    if cap > 0:
+        set_to["learner.importance_cap"] = cap, name
+    mode, name = options(f"{_ACTOR}.loss_agg_mode"), f"{_ACTOR}.loss_agg_mode"
+    means = {"token-mean": "token", "seq-mean-token-mean": "sequence"}
+    if mode in means:
+        set_to["learner.aggregation"] = means[mode], options.origin(name)
+    else:
+        result.left.append(f"{name} = {mode}: ours are {' and '.join(means)}")
+    warmup = options(f"{_ACTOR}.optim.lr_warmup_steps")
+    set_to["learner.warmup_steps"] = max(0, warmup), options.origin(f"{_ACTOR}.optim.lr_warmup_steps")
+    every = max(0, options("trainer.test_freq"))
+    if every and set_to["learner.evaluate"][0] is False:
+        set_to["learner.evaluate"] = True, "trainer.test_freq"
+    set_to["learner.evaluate_every"] = every, options.origin("trainer.test_freq")
+    if name := options("trainer.experiment_name"):
+        set_to["run.dir"] = f"runs/{name}", "trainer.experiment_name"
+
+
+def _score(options: _Options, result: Converted) -> None:
+    path = options("custom_reward_function.path")
+    if path is None:
+        result.left.append(
+            "reward: verl chooses a rule by data_source; choose yours in reward.terms (docs/rewards.md). Until then it "
+            "is the similarity to the reference"
+        )
+    elif Path(path).name == "calibrated_rs.py":
+        name = "custom_reward_function.path"
+        result.settings["reward.embedder"] = "jhu-clsp/mmBERT-small", name
+        result.settings["reward.calibration"] = "data/pairs.csv", name
+        result.settings["reward.calibration_mode"] = "mean", name
+        result.settings["reward.gate_share"] = 0.5, name
+        result.left.append(
+            "custom_reward_function.path: the file names its statistics itself (STATS_CSV); put that file, or the one "
+            "that scripts.data.calibrate makes, at reward.calibration = data/pairs.csv"
+        )
+    else:
+        result.left.append(
+            f"custom_reward_function.path = {path}: a reward in Python is not carried; docs/rewards.md says how to "
+            "write it here. Until then it is the similarity to the reference"
+        )
+
+
+@command()
+def main(
+    script: Annotated[Path, typer.Argument(help="The launch script.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default it is printed.")] = None,
+) -> None:
+    converted = convert(read_script(script))
+    text = converted.toml(script.name)
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise FatalError(f"cannot write {out}: {error.strerror}") from None
+        typer.echo(f"{out} has {len(converted.settings)} settings")
+    for line in converted.left:
+        typer.echo(f"not carried: {line}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""What each option of a verl launch script is here: the table behind ``scripts.ops.from_verl`` and docs/papers.md.
+
+The options are those of LRPO's public launch script (github.com/Guochry/LRPO, a fork of verl) and the ones of verl
+itself that scripts for GRPO commonly set. An option is one of four kinds:
+
+* ``Carried``: a setting of ours has the same meaning, and the value is copied.
+* ``Computed``: the value goes into a setting together with other options; ``from_verl`` has the rule.
+* ``Fixed``: ours always does this, so that one value needs nothing, and any other cannot be carried.
+* ``Unneeded``: it does not change what is learned, and has no counterpart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+
+def number(text: str) -> float:
+    """A finite or infinite number. Raises ValueError."""
+    return float(text)
+
+
+def integer(text: str) -> int:
+    """A whole number. Raises ValueError."""
+    return int(text)
+
+
+def boolean(text: str) -> bool:
+    """True or False, in any letter case. Raises ValueError."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def numbers(text: str) -> list[float]:
+    """A list in brackets. Raises ValueError."""
+    return [float(part) for part in text.strip("[]() ").split(",")]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The same setting under another name."""
+
+    ours: str
+    read: Callable[[str], Any] = str
+    default: str = ""  # verl's, where it is written down although the script does not name the option
+    unset: tuple[str, ...] = ("null", "None")  # values that mean: not set
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Goes into a setting together with other options."""
+
+    ours: str
+    how: str
+    read: Callable[[str], Any] = str
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Ours always has the value ``only``, which is verl's default where ``default`` is empty."""
+
+    only: tuple[str, ...]
+    why: str
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class Unneeded:
+    """Has no counterpart, and does not change what is learned."""
+
+    why: str
+
+
+Option: TypeAlias = Carried | Computed | Fixed | Unneeded
+
+_MEMORY = "memory and speed alone; sequences are packed into learner.microbatch_tokens"
+_ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
+_ROUTED = "with the options of the router; without them every answer is in the question's language"
+
+OPTIONS: Mapping[str, Option] = {
+    # The router
+    "data.dynamic_lang_policy": Computed("router.mode", '"learned" ' + _ROUTED, boolean, "True"),
+    "data.lang_policy_alpha": Carried("router.ema", number, "0.1"),
+    "data.lang_policy_update_every": Carried("router.interval", integer, "1"),
+    "data.lang_policy_temperature": Computed(
+        "router.temperature", "where lang_policy_temperature_init is not given", number, "1.0"
+    ),
+    "data.lang_policy_temperature_init": Computed("router.temperature", "as it is", number),
+    "data.lang_policy_temperature_min": Computed(
+        "router.temperature_min", "as it is; without it, lang_policy_temperature", number
+    ),
+    "data.lang_policy_temperature_decay": Carried("router.temperature_decay", number, "1.0"),
+    "data.lang_policy_epsilon": Computed(
+        "router.exploration",
+        "where epsilon does not fall: its schedule is skipped with that of a constant temperature",
+        number,
+        "0.0",
+    ),
+    "data.lang_policy_epsilon_init": Computed("router.exploration", "as it is, where epsilon falls", number),
+    "data.lang_policy_epsilon_min": Computed("router.exploration_min", "as it is, where epsilon falls", number),
+    "data.lang_policy_epsilon_decay": Computed(
+        "router.exploration_decay", "as it is, where epsilon falls", number, "1.0"
+    ),
+    "data.lang_policy_orig_lang_min": Carried("router.own_language", integer, "0"),
+    "data.lang_policy_group_norm": Carried("router.group_norm", str, "none"),
+    "data.lang_policy_group_norm_eps": Fixed(("1e-6", "1e-06", "0.000001"), "the floor of a deviation is 1e-6"),
+    "data.lang_policy_log_every": Unneeded("router.jsonl has a line for every step"),
+    "data.lang_policy_log_max_keys": Unneeded("router.jsonl has up to 200 rows"),
+    "data.lang_policy_log_path": Unneeded("router.jsonl lies in run.dir"),
+    # Data
+    "data.train_files": Computed("data.train", "one file", str),
+    "data.val_files": Computed("data.heldout", "one file", str),
+    "data.train_batch_size": Computed(
+        "learner.groups_per_step",
+        "divided by rollout.n with the options of the router, whose fork counts answers; else as it is",
+        integer,
+        "1024",
+    ),
+    "data.max_prompt_length": Carried("data.max_prompt_tokens", integer, "512"),
+    "data.max_response_length": Carried("sampling.max_new_tokens", integer, "512"),
+    "data.filter_overlong_prompts": Fixed(("True", "true"), "rows that are too long are always left out", "False"),
+    "data.truncation": Unneeded("prompts that are too long are left out and never cut"),
+    "data.shuffle": Fixed(("True", "true"), "every epoch is shuffled"),
+    "data.seed": Carried("run.seed", integer),
+    # Model
+    "actor_rollout_ref.model.path": Carried("model.path"),
+    "actor_rollout_ref.model.enable_gradient_checkpointing": Carried(
+        "learner.activation_checkpointing", boolean, "True"
+    ),
+    "actor_rollout_ref.model.use_remove_padding": Unneeded("sequences are always packed without padding"),
+    "actor_rollout_ref.model.lora_rank": Fixed(("0",), "all weights are trained"),
+    # Optimizer
+    f"{_ACTOR}.optim.lr": Carried("learner.lr", number, "1e-6"),
+    f"{_ACTOR}.optim.betas": Carried("learner.betas", numbers, "[0.9, 0.999]"),
+    f"{_ACTOR}.optim.weight_decay": Carried("learner.weight_decay", number, "0.01"),
+    f"{_ACTOR}.optim.lr_warmup_steps": Computed("learner.warmup_steps", "-1 means none", integer, "-1"),
+    f"{_ACTOR}.optim.lr_warmup_steps_ratio": Fixed(("0", "0.0"), "give the warm-up as learner.warmup_steps"),
+    f"{_ACTOR}.optim.warmup_style": Fixed(("constant",), "the learning rate is constant after the warm-up"),
+    f"{_ACTOR}.grad_clip": Carried("learner.max_grad_norm", number, "1.0"),
+    # Loss
+    "algorithm.adv_estimator": Fixed(("grpo",), "advantages are GRPO's", "gae"),
+    "algorithm.norm_adv_by_std_in_grpo": Carried("learner.advantage_std", boolean, "True"),
+    "algorithm.use_kl_in_reward": Fixed(("False", "false"), "the KL is in the loss"),
+    f"{_ACTOR}.ppo_mini_batch_size": Computed(
+        "", "in questions; a batch is one optimizer step here, so it must not be smaller than that", integer, "256"
+    ),
+    f"{_ACTOR}.ppo_epochs": Fixed(("1",), "a batch is trained on once"),
+    f"{_ACTOR}.use_kl_loss": Computed("learner.kl", "0 where it is false", boolean, "False"),
+    f"{_ACTOR}.kl_loss_coef": Computed("learner.kl", "as it is, with use_kl_loss", number, "0.001"),
+    f"{_ACTOR}.kl_loss_type": Fixed(("low_var_kl", "k3"), "the estimator is k3"),
+    f"{_ACTOR}.entropy_coeff": Fixed(("0", "0.0"), "there is no entropy bonus"),
+    f"{_ACTOR}.clip_ratio": Unneeded("clip_ratio_low and clip_ratio_high take its place"),
+    f"{_ACTOR}.clip_ratio_low": Carried("learner.clip_low", number, "0.2"),
+    f"{_ACTOR}.clip_ratio_high": Carried("learner.clip_high", number, "0.2"),
+    f"{_ACTOR}.clip_ratio_c": Carried("learner.dual_clip", number, "3.0"),
+    f"{_ACTOR}.loss_agg_mode": Computed(
+        "learner.aggregation",
+        'token-mean is "token" (of the whole batch), seq-mean-token-mean is "sequence"',
+        str,
+        "token-mean",
+    ),
+    f"{_ACTOR}.tis_imp_ratio_cap": Computed(
+        "learner.importance", '-1 is "none"; else "truncate" with learner.importance_cap', number, "-1"
+    ),
+    # Generation
+    f"{_ROLLOUT}.n": Carried("router.rollouts", integer, "1"),
+    f"{_ROLLOUT}.temperature": Carried("sampling.temperature", number, "1.0"),
+    f"{_ROLLOUT}.top_p": Fixed(("1", "1.0"), "the whole distribution is sampled"),
+    f"{_ROLLOUT}.top_k": Fixed(("-1",), "the whole distribution is sampled"),
+    f"{_ROLLOUT}.name": Unneeded("the engine is SGLang"),
+    f"{_ROLLOUT}.mode": Unneeded("actors are always asynchronous; learner.staleness = 0 makes the run synchronous"),
+    f"{_ROLLOUT}.tensor_model_parallel_size": Carried("actor.engine_args.tp", integer),
+    f"{_ROLLOUT}.gpu_memory_utilization": Unneeded("an engine has its GPUs for itself; configs/gpus-1.toml shares one"),
+    f"{_ROLLOUT}.val_kwargs.n": Fixed(("1",), "held-out questions are answered once, greedily"),
+    # Memory and speed
+    f"{_ACTOR}.ppo_micro_batch_size_per_gpu": Unneeded(_MEMORY),
+    f"{_ACTOR}.use_dynamic_bsz": Unneeded(_MEMORY),
+    f"{_ACTOR}.ppo_max_token_len_per_gpu": Unneeded(_MEMORY),
+    f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": Unneeded(_MEMORY),
+    f"{_REF}.log_prob_micro_batch_size_per_gpu": Unneeded(_MEMORY),
+    f"{_REF}.fsdp_config.param_offload": Carried("learner.reference_on_cpu", boolean),
+    f"{_ACTOR}.fsdp_config.param_offload": Fixed(("False", "false"), "the policy stays on the GPUs"),
+    f"{_ACTOR}.fsdp_config.optimizer_offload": Fixed(("False", "false"), "the optimizer stays on the GPUs"),
+    # The reward
+    "custom_reward_function.path": Computed(
+        "reward.calibration",
+        "calibrated_rs.py is the similarity with mean calibration; the reward of another file is to be written anew",
+    ),
+    "custom_reward_function.name": Unneeded("it goes with the path"),
+    "reward_model.reward_manager": Unneeded("the reward process always scores in batches"),
+    # The run
+    "trainer.total_epochs": Carried("learner.epochs", integer, "30"),
+    "trainer.total_training_steps": Carried("learner.steps", integer),
+    "trainer.save_freq": Carried("learner.checkpoint_every", integer, "", ("null", "-1", "0")),
+    "trainer.test_freq": Computed("learner.evaluate_every", "-1 is 0", integer, "-1"),
+    "trainer.val_before_train": Carried("learner.evaluate", boolean, "True"),
+    "trainer.experiment_name": Computed("run.dir", "runs/NAME", str),
+    "trainer.project_name": Unneeded("run.dir names the run"),
+    "trainer.logger": Unneeded("TensorBoard, in run.dir"),
+    "trainer.log_val_generations": Unneeded("TensorBoard has text samples"),
+    "trainer.n_gpus_per_node": Unneeded("configs/gpus-8.toml and its like divide the GPUs between learner and engines"),
+    "trainer.nnodes": Fixed(("1",), "set learner.nodes and run.rendezvous (docs/cluster.md)"),
+    "trainer.critic_warmup": Unneeded("there is no critic"),
+    "trainer.resume_mode": Unneeded("the same command resumes"),
+    "trainer.balance_batch": Unneeded("micro-batches are always balanced over the ranks"),
+}  # fmt: skip
+
+
+def markdown_table() -> str:
+    """The table for docs/papers.md, a row for each option."""
+    rows = ["| verl | here | |", "|---|---|---|"]
+    for name, option in OPTIONS.items():
+        match option:
+            case Carried():
+                cells = f"`{option.ours}`", "the same"
+            case Computed():
+                cells = (f"`{option.ours}`" if option.ours else ""), option.how
+            case Fixed():
+                cells = "", f"only `{option.only[0]}`: {option.why}"
+            case Unneeded():
+                cells = "", f"not needed: {option.why}"
+        rows.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
+    return "\n".join(rows)

@@ -1,0 +1,210 @@
+"""A configuration that cannot work is refused when it is read, and the message says which settings and what to do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import Config, ConfigError, is_address, load
+
+_MICROBATCH = (
+    "learner.microbatch_tokens = 1535 is less than data.max_prompt_tokens + sampling.max_new_tokens = 512 + 1024"
+)
+_MASK = ["--learner.importance", "mask"]
+
+REFUSED = {
+    "a policy that chooses where the prompt tells it": (
+        ["--router.mode", "policy"],
+        "router.mode = 'policy' needs model.prompt_style = 'select'",
+    ),
+    "nodes that cannot find each other": (["--learner.nodes", "2"], "learner.nodes = 2 needs run.rendezvous"),
+    "a language under two names": (
+        ["--run.languages", '["en", "German", "English"]'],
+        "languages: 'en' stands there twice",
+    ),
+    "an unseen language twice": (
+        ["--learner.evaluate_unseen", '["zh", "Chinese"]'],
+        "learner.evaluate_unseen has the language 'zh' 2 times",
+    ),
+    "an unseen language that is seen": (
+        ["--run.languages", '["en", "zh"]', "--learner.evaluate_unseen", '["Chinese"]'],
+        "learner.evaluate_unseen = ['zh']: these are in run.languages",
+    ),
+    "a strategy without its language": (
+        ["--run.languages", '["zh"]', "--router.mode", "english_dominant"],
+        "router.mode = 'english_dominant' draws English: add 'en' to run.languages",
+    ),
+    "initial values of an unknown language": (
+        ["--router.initial", '{"topic:Chat" = {fr = 1.0}}'],
+        "router.initial: the row 'topic:Chat' has fr, which",
+    ),
+    "a learner's address without a port": (
+        ["--learner.address", "tcp://127.0.0.1"],
+        "learner.address = 'tcp://127.0.0.1' is not of the form tcp://HOST:PORT",
+    ),
+    "a reward address that is none": (
+        ["--reward.addresses", '["tcp://127.0.0.1:5701", "localhost:5702"]'],
+        "reward.addresses = 'localhost:5702' is not of the form",
+    ),
+    "one address for two services": (
+        ["--reward.addresses", '["tcp://127.0.0.1:5700"]'],
+        "learner.address and reward.addresses: tcp://127.0.0.1:5700 is given to 2 services",
+    ),
+    "one address for two replicas": (
+        ["--reward.addresses", '["ipc://r", "ipc://r"]'],
+        "reward.addresses: ipc://r is given to 2 services",
+    ),
+    "a meeting point that is none": (
+        ["--learner.torchrun", "host"],
+        "learner.torchrun = 'host' is not of the form HOST:PORT",
+    ),
+    "an engine's address that is none": (
+        ["--actor.engine_url", "127.0.0.1:30000"],
+        "actor.engine_url = '127.0.0.1:30000' is not of the form http://",
+    ),
+    "an engine beyond loopback": (
+        ["--actor.engine_args.host", "0.0.0.0"],
+        "actor.engine_args.host is set by the actor itself: an engine has no",
+    ),
+    "another model for the engine": (
+        ["--actor.engine_args.model_path", "m"],
+        "actor.engine_args.model_path is set by the actor itself: use model.path",
+    ),
+    "copies of unequal size": (
+        ["--learner.ranks", "4", "--learner.replicas", "3"],
+        "learner.replicas = 3 does not divide the 4 ranks",
+    ),
+    "a lease as short as a heartbeat": (
+        ["--learner.lease_timeout_s", "5.9"],
+        "learner.lease_timeout_s = 5.9 must be at least 6: actors send a heartbeat",
+    ),
+    "sequences that do not fit": (["--learner.microbatch_tokens", "1535"], _MICROBATCH),
+    "a cap below one": (["--learner.importance_cap", "0.9"], "learner.importance_cap = 0.9 is below 1, the weight of"),
+    "a floor above one": ([*_MASK, "--learner.importance_floor", "1.1"], "learner.importance_floor = 1.1 is above 1"),
+    "a floor above the cap": (
+        [*_MASK, "--learner.importance_floor", "3"],
+        "learner.importance_floor = 3 exceeds importance_cap = 2",
+    ),
+    "evaluations now and then, but none": (
+        ["--learner.evaluate", "false", "--learner.evaluate_every", "5"],
+        "learner.evaluate_every = 5 has no effect with learner.evaluate = false",
+    ),
+    "samples of no evaluation": (
+        ["--learner.evaluate", "false", "--learner.evaluate_samples", "2", "--model.prompt_style", "select"],
+        "learner.evaluate_samples = 2 has no effect with learner.evaluate = false",
+    ),
+    "unseen languages of no sample": (
+        ["--learner.evaluate_unseen", '["zh"]'],
+        "learner.evaluate_unseen has no effect with learner.evaluate_samples = 0",
+    ),
+    "no end": (["--learner.steps", "0"], "learner.steps = 0 and learner.epochs = 0: give at least one"),
+    "a stage without a step": (
+        ["--learner.steps", "10", "--learner.stages", "[{until = 0.31}, {until = 0.39}, {}]"],
+        "stage 2 (until = 0.39) would have none of the 10 steps: it ends, as the one before it, after step 4",
+    ),
+    "a mode without its statistics": (
+        ["--reward.calibration_mode", "mean"],
+        "reward.calibration_mode = 'mean' needs reward.calibration",
+    ),
+    "a queue too short for a group": (
+        ["--reward.queue_texts", "8"],
+        "reward.queue_texts = 8 is less than the 8 answers",
+    ),
+    "held-out questions that are trained": (
+        ["--data.train", "data/a.parquet", "--data.heldout", "./data/a.parquet"],
+        "is what data.train is, too",
+    ),
+    "a key to accept that is none": (
+        ["--resume.accept", "learner.lrr"],
+        "resume.accept: there is no setting 'learner.lrr'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused(name: str) -> None:
+    flags, complaint = REFUSED[name]
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(flags)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
+        load([word for name in ("copies of unequal size", "a cap below one", "no end") for word in REFUSED[name][0]])
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3 and lines[0].startswith("configuration: learner.replicas")
+    assert lines[1].startswith("  learner.importance_cap") and lines[2].startswith("  learner.steps")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learner.microbatch_tokens", "1536"],
+        ["--learner.lease_timeout_s", "6"],
+        [*_MASK, "--learner.importance_floor", "1", "--learner.importance_cap", "1"],
+        ["--learner.importance_floor", "3"],  # for "mask" alone
+        ["--learner.importance", "none", "--learner.importance_cap", "0.5"],  # not looked at
+        ["--learner.ranks", "2", "--learner.nodes", "3", "--learner.replicas", "6", "--run.rendezvous", "r"],
+        ["--learner.address", "tcp://[::1]:5700", "--reward.addresses", '["ipc://a", "tcp://*:5701", "tcp://*:5701"]'],
+        ["--learner.steps", "10", "--learner.stages", "[{until = 0.3}, {until = 0.4}, {}]"],
+        ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
+        ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
+        ["--resume.accept", "learner.lr, router,router.initial"],
+    ],
+)
+def test_what_is_at_the_edge_is_accepted(flags: list[str]) -> None:
+    load(flags)
+
+
+@pytest.mark.parametrize(
+    ("address", "good"),
+    [
+        ("tcp://127.0.0.1:5700", True), ("tcp://*:1", True), ("tcp://host.example:65535", True),
+        ("tcp://[::1]:80", True), ("ipc:///tmp/queue", True), ("ipc://", False), ("tcp://host:0", False),
+        ("tcp://host:65536", False), ("tcp://host:port", False), ("tcp://:5700", False), ("http://host:80", False),
+        ("", False), ("tcp:/host:1", False), ("tcp://host:1/path", False),
+    ],
+)  # fmt: skip
+def test_addresses(address: str, good: bool) -> None:
+    assert is_address(address) is good
+
+
+def test_a_calibration_is_by_the_mean_unless_it_is_said_otherwise() -> None:
+    assert load([]).reward.calibration_mode == "raw"
+    assert load(["--reward.calibration", "pairs.csv"]).reward.calibration_mode == "mean"
+    again = load(["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"])
+    assert Config.model_validate_json(again.model_dump_json()) == again
+
+
+@given(hundredths=st.integers(1, 99), steps=st.integers(1, 10_000))
+def test_a_stage_ends_after_the_step_that_was_written(hundredths: int, steps: int) -> None:
+    """Against integers: in floating point, 0.07 of 100 steps is 7.000000000000001."""
+    end = -(-hundredths * steps // 100)
+    flags = ["--learner.steps", str(steps), "--learner.stages", f"[{{until = 0.{hundredths:02}}}, {{}}]"]
+    if end == steps:  # nothing is left for the second stage
+        with pytest.raises(ConfigError, match=r"stage 2 \(until = 1\) would have none of"):
+            load(flags)
+        return
+    learner = load(flags).learner
+    assert learner.stage_ends() == [end, steps]
+    assert learner.stage(end - 1) is learner.stages[0] and learner.stage(end) is learner.stages[1]
+    assert learner.stage(steps - 1) is learner.stages[1] and learner.stage(steps) is None
+
+
+def test_steps_and_epochs_the_smaller_rules() -> None:
+    def steps(*flags: str) -> int:
+        return load(["--learner.groups_per_step", "256", *flags]).with_questions(4_300).learner.steps
+
+    assert steps() == 64
+    assert steps("--learner.epochs", "4") == 67  # 17,200 questions make 67.19 steps
+    assert steps("--learner.epochs", "4", "--learner.steps", "64") == 64
+    assert steps("--learner.epochs", "0.5", "--learner.steps", "64") == 8
+    assert load(["--learner.epochs", "0.07", "--learner.groups_per_step", "1"]).with_questions(100).learner.steps == 7
+    with pytest.raises(ConfigError, match=r"learner\.epochs = 1 of 40 questions are less than one step of"):
+        load(["--learner.epochs", "1"]).with_questions(40)
+    with pytest.raises(ConfigError, match=r"stage 2 \(until = 1\) would have none of the 1 steps"):
+        load(["--learner.epochs", "1", "--learner.groups_per_step", "10", "--learner.stages", "[{until=0.2}, {}]"]
+             ).with_questions(10)  # fmt: skip

@@ -1,0 +1,132 @@
+"""Prompts ask for a language by a tag, or by an instruction in the language itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import Config, ModelConfig, RunConfig
+from common.instructions import INSTRUCTIONS, instruction
+from common.languages import CODES, native_name
+from common.process import FatalError
+from common.prompts import PROMPT_STYLES, PromptError
+from common.tokenizer import load_tokenizer
+from common.wire import Chat
+from reward.gate import LanguageGate
+from tests.support.groups import question
+
+
+def config(*languages: str) -> Config:
+    return Config(run=RunConfig(languages=languages))
+
+
+def test_every_language_has_an_instruction() -> None:
+    """Those written by hand are in their language; the others name it in English and in itself."""
+    written = [code for code in CODES if code in INSTRUCTIONS]
+    assert set(written) == set(INSTRUCTIONS) and len(written) >= 70
+    # In texts as short as these the detector takes some languages for a near one.
+    near = {"bs": {"hr", "sr", "sh"}, "hr": {"bs", "sr", "sh"}, "gl": {"es", "pt"}, "ne": {"hi"}, "no": {"da", "nn"}}
+    near["nn"] = {"da", "no"}
+    for code, detected in zip(written, LanguageGate().detect([INSTRUCTIONS[one] for one in written]), strict=True):
+        assert detected in {code} | near.get(code, set())
+    for code in CODES:
+        asked = instruction(code)
+        assert asked.strip() == asked and len(asked) > 20
+        if code not in INSTRUCTIONS:
+            assert native_name(code) in asked
+    assert len({instruction(code) for code in CODES}) == len(CODES)
+
+
+def test_the_tag_and_the_system_style_keep_the_conversation(tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    turns = [("system", "Be brief."), ("user", "Hi "), ("assistant", "Hello."), ("user", " And now? ")]
+    asked = question().model_copy(update={"messages": [Chat(role=role, content=text) for role, text in turns]})
+    prompts = {
+        style: tokenizer.decode(PROMPT_STYLES[style](tokenizer, config("de"))(asked, "de")) for style in PROMPT_STYLES
+    }
+    opening = "<|im_start|>user\nHi <|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\n"
+    assert prompts["tag"] == (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n{opening}"
+        "And now?\n<|out_lang_de|><|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert prompts["system"] == (
+        f"<|im_start|>system\n{INSTRUCTIONS['de']}\n\nBe brief.<|im_end|>\n"
+        f"{opening} And now? <|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_style_that_the_model_cannot_take_is_refused(tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    with pytest.raises(FatalError, match=r"no token <\|out_lang_fr\|>"):
+        PROMPT_STYLES["tag"](tokenizer, config("de", "fr"))
+    with pytest.raises(FatalError, match=r"no token <\|out_lang_fr\|>"):
+        PROMPT_STYLES["tag"](tokenizer, config("de"))(question(language="fr"), "fr")
+    tokenizer.chat_template = "{{ messages[-1]['role'] }}"
+    with pytest.raises(FatalError, match="no place for prompt_style"):
+        PROMPT_STYLES["system"](tokenizer, config("de"))
+    tokenizer.chat_template = "{{ raise_exception('no chat today') }}"
+    with pytest.raises(FatalError, match=r"cannot be used: .*no chat today"):
+        PROMPT_STYLES["select"](tokenizer, config("de"))
+    tokenizer.chat_template = None
+    for style in PROMPT_STYLES.values():
+        with pytest.raises(FatalError, match="no chat template"):
+            style(tokenizer, config("de"))
+
+
+GEMMA_2 = (  # as the model's own template begins
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "<start_of_turn>{{ message['role'] }}\n{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+SILENT = "{% for m in messages if m['role'] != 'system' %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [GEMMA_2, SILENT], ids=["refuses", "leaves out"])
+def test_where_no_system_turn_is_taken_the_user_is_told(template: str, tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = template
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "And now?")]
+    asked = question().model_copy(update={"messages": [Chat(role=role, content=text) for role, text in turns]})
+    system = tokenizer.decode(PROMPT_STYLES["system"](tokenizer, config("de"))(asked, "de"))
+    assert f"{INSTRUCTIONS['de']}\n\nBe brief.\n\nHi" in system and "And now?" in system
+    assert "Be brief.\n\nHi" in tokenizer.decode(PROMPT_STYLES["tag"](tokenizer, config("de"))(asked, "de"))
+    if template == GEMMA_2:
+        odd = asked.model_copy(update={"messages": [Chat("user", "a"), Chat("user", "b")]})
+        with pytest.raises(PromptError, match="roles must alternate"):
+            PROMPT_STYLES["tag"](tokenizer, config("de"))(odd, "de")
+
+
+def test_the_template_gets_its_arguments_and_the_same_date_every_day(tiny_policy: Path) -> None:
+    """The ways in which the templates of Llama-3.2, SmolLM3 and Qwen3 ask for a date or a mode."""
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = (
+        "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string }}|{{ strftime_now('%Y-%m-%d') }}|{{ messages[-1]['content'] }}"
+        "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>{% endif %}"
+    )
+
+    def prompt(**model: Any) -> str:
+        made = Config(run=RunConfig(languages=("de",)), model=ModelConfig(**model))
+        return str(tokenizer.decode(PROMPT_STYLES["tag"](tokenizer, made)(question(), "de")))
+
+    assert prompt().startswith("26 Jul 2024|2024-07-26|") and "<think>" not in prompt()
+    assert prompt(date="2026-01-31", template_args={"enable_thinking": False}).startswith("31 Jan 2026|2026-01-31|")
+    assert prompt(template_args={"enable_thinking": False}).endswith("<think>\n\n</think>")
+    assert prompt(template_args={"date_string": "today"}).startswith("today|2024-07-26|")
+    with pytest.raises(ValueError, match="'messages' is not for the user"):
+        ModelConfig(template_args={"messages": []})
+
+
+@pytest.mark.parametrize(
+    ("ending", "opened"), [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("think", False)]
+)
+def test_a_template_may_open_the_thought(ending: str, opened: bool, tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{m['content']}}\n{% endfor %}{% if add_generation_prompt %}" + ending + "{% endif %}"
+    )
+    assert PROMPT_STYLES["select"](tokenizer, config("de")).opens_thought == opened

@@ -1,0 +1,174 @@
+"""A run that goes on keeps its configuration: what may change, what must be accepted, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from common.config import Config, load
+from common.net.ports import reserve_port
+from common.process import FatalError
+from learner import resume
+
+ROOT = Path(__file__).parents[2]
+
+
+def begun(directory: Path, *flags: str) -> Config:
+    """The configuration of a run in this directory that has trained for ten steps."""
+    config = load(["--run.dir", str(directory), "--model.path", "models/a", *flags])
+    (directory / "checkpoints" / "step-000010").mkdir(parents=True)
+    (directory / resume.CONFIG_FILE).write_text(config.model_dump_json(indent=2))
+    return config
+
+
+def going_on(directory: Path, *flags: str) -> Config:
+    return load(["--run.dir", str(directory), "--model.path", "models/a", *flags])
+
+
+HARMLESS = [
+    ["--learner.steps", "128"], ["--learner.epochs", "3"], ["--learner.evaluate_every", "5"],
+    ["--learner.evaluate", "false"], ["--learner.address", "tcp://127.0.0.1:6000"], ["--learner.ranks", "4"],
+    ["--reward.addresses", '["tcp://127.0.0.1:6001"]'], ["--learner.checkpoint_every", "3"],
+    ["--data.heldout", "other.parquet"], ["--learner.record", "record"], ["--actor.groups_in_flight", "3"],
+    ["--learner.microbatch_tokens", "4096"], ["--sync.transport", "disk"],
+]  # fmt: skip
+MATTERS = {
+    "learner.lr": "1e-05", "learner.kl": "0.5", "learner.betas": "[0.5, 0.6]", "learner.staleness": "3",
+    "learner.groups_per_step": "16", "learner.window": "7", "learner.weight_decay": "0.1", "learner.std_ddof": "0",
+    "learner.stages": "[{}]", "model.path": '"models/b"', "model.dtype": '"float32"', "router.credit": '"pooled"',
+    "router.rollouts": "4", "sampling.temperature": "0.5", "reward.terms": '{"default" = {"exact" = 1.0}}',
+    "reward.embedder": '"other"', "run.seed": "3", "sync.pause": '"drain"', "data.max_prompt_tokens": "100",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", HARMLESS, ids=lambda flags: flags[0])
+def test_what_is_harmless_is_accepted_and_told(
+    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(tmp_path)
+    with caplog.at_level(logging.INFO):
+        resume.check(going_on(tmp_path, *flags))
+    assert f"resuming with another setting, {flags[0][2:]}: " in caplog.text
+
+
+@pytest.mark.parametrize("key", MATTERS)
+def test_what_matters_must_be_accepted(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun(tmp_path)
+    flags = [f"--{key}", MATTERS[key]]
+    with pytest.raises(FatalError) as error:
+        resume.check(going_on(tmp_path, *flags, "--learner.steps", "128"))
+    assert f"{tmp_path} was trained so far with another configuration" in str(error.value)
+    assert re.search(rf"\n  {re.escape(key)}: .+ -> .+\n", str(error.value)) and "learner.steps" not in str(error.value)
+    assert str(error.value).endswith(f"accept the change with --resume.accept {key}")
+    for accepted in (key, key.partition(".")[0], f"run.dir,{key}"):
+        with caplog.at_level(logging.INFO):
+            resume.check(going_on(tmp_path, *flags, "--resume.accept", accepted))
+    assert f"{key}: " in caplog.text and "(accepted)" in caplog.text
+    with pytest.raises(FatalError):
+        resume.check(going_on(tmp_path, *flags, "--resume.accept", "learner.head_chunk"))
+
+
+def test_every_change_is_listed_with_one_command_for_all(tmp_path: Path) -> None:
+    begun(tmp_path)
+    with pytest.raises(FatalError) as error:
+        resume.check(going_on(tmp_path, "--learner.lr", "1e-5", "--model.path", "models/b", "--learner.kl", "0"))
+    assert error.value.args[0].splitlines()[1:4] == [
+        "  learner.kl: 0.001 -> 0.0", "  learner.lr: 1e-06 -> 1e-05", '  model.path: "models/a" -> "models/b"',
+    ]  # fmt: skip
+    assert str(error.value).endswith("--resume.accept learner.kl,learner.lr,model.path")
+
+
+def test_a_run_that_has_no_checkpoint_has_nothing_to_keep_to(tmp_path: Path) -> None:
+    (tmp_path / resume.CONFIG_FILE).write_text(going_on(tmp_path).model_dump_json())
+    (tmp_path / "checkpoints" / "step-000010.partial").mkdir(parents=True)
+    resume.check(going_on(tmp_path, "--learner.lr", "1"))
+    resume.check(going_on(tmp_path / "new", "--learner.lr", "1"))
+
+
+@pytest.mark.parametrize("content", [None, "{", "\udcff"])
+def test_without_a_configuration_to_compare_with_a_warning_says_so(
+    content: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun(tmp_path)
+    path = tmp_path / resume.CONFIG_FILE
+    path.unlink() if content is None else path.write_bytes(content.encode(errors="surrogateescape"))
+    resume.check(going_on(tmp_path, "--learner.lr", "1"))
+    assert f"cannot compare with the configuration that the run had so far, {path}" in caplog.text
+
+
+def test_a_setting_that_one_program_alone_knows_is_no_change(tmp_path: Path) -> None:
+    config = begun(tmp_path)
+    older = json.loads(config.model_dump_json())
+    del older["learner"]["std_ddof"], older["sync"]
+    older["learner"]["gone"] = 3
+    assert resume.changes(older, config) == []
+
+
+def test_the_own_export_is_no_model_to_go_on_from(tmp_path: Path) -> None:
+    """The reference of the KL penalty would be the trained policy."""
+    begun(tmp_path)
+    config = going_on(tmp_path, "--model.path", str(tmp_path / "x" / ".." / "model"), "--resume.accept", "model.path")
+    with pytest.raises(FatalError, match="is where this run exports its own model, so the KL penalty would be to"):
+        resume.check(config)
+
+
+def test_the_length_of_a_run_moves_its_stages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun(tmp_path, "--router.anneal", "0.5")
+    resume.check(going_on(tmp_path, "--router.anneal", "0.5", "--learner.steps", "100"))
+    assert "learner.steps: 64 -> 100: router.anneal and learner.stages go by the share of the run" in caplog.text
+
+
+def test_the_configuration_of_the_steps_so_far_is_kept(tmp_path: Path) -> None:
+    before = begun(tmp_path)
+    resume.keep_configuration(before, 10)
+    assert not list(tmp_path.glob("config-*")), "nothing has changed"
+    resume.keep_configuration(going_on(tmp_path, "--learner.lr", "1e-5"), 10)
+    kept = tmp_path / "config-until-step-000010.json"
+    assert json.loads(kept.read_text())["learner"]["lr"] == 1e-6
+    (tmp_path / resume.CONFIG_FILE).write_text(going_on(tmp_path, "--learner.lr", "1e-5").model_dump_json())
+    resume.keep_configuration(going_on(tmp_path, "--learner.lr", "1e-4"), 10)
+    assert json.loads(kept.read_text())["learner"]["lr"] == 1e-6, "no step was made with 1e-5"
+
+
+def test_the_learner_refuses_before_it_loads_a_model(tmp_path: Path, tiny_policy: Path) -> None:
+    question = {
+        "prompt": [{"role": "user", "content": "Wie heißt die Hauptstadt?"}], "ability": "Chat",
+        "reward_model": {"ground_truth": "Berlin."}, "extra_info": {"language": "de", "topic": "Chat", "region": None},
+    }  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([question]), tmp_path / "train.parquet")
+    own = ["--data.train", str(tmp_path / "train.parquet"), "--learner.address", f"ipc://{tmp_path}/queue"]
+    own += ["--model.path", str(tiny_policy), "--learner.epochs", "4", "--learner.groups_per_step", "2"]
+    begun(tmp_path, *own)
+    kept = (tmp_path / resume.CONFIG_FILE).read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "learner",
+        "--run.dir",
+        str(tmp_path),
+        *own,
+        "--learner.lr",
+        "1",
+        "--learner.kl",
+        "0",
+    ]
+    with reserve_port() as holder:
+        port = str(holder.getsockname()[1])
+        environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        failing = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+    assert failing.returncode == 1
+    error = failing.stderr[failing.stderr.index("error: ") :]
+    assert "  learner.kl: 0.001 -> 0.0\n  learner.lr: 1e-06 -> 1.0\n" in error and "learner.steps" not in error
+    assert error.endswith("accept the change with --resume.accept learner.kl,learner.lr\n")
+    assert (tmp_path / resume.CONFIG_FILE).read_bytes() == kept

@@ -1,0 +1,149 @@
+"""Launch scripts of verl become configurations, and what they cannot carry is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import Config, load
+from common.process import FatalError
+from scripts.ops.from_verl import convert, main, read_script
+from scripts.ops.verl_options import OPTIONS, Unneeded, markdown_table
+
+ROOT = Path(__file__).parents[2]
+# The options of LRPO's public launch script, with their values.
+LRPO = r"""
+set -x
+export DATA=/data/lrpo
+MODEL=${BASE_MODEL:-models/warm}  # comment
+
+python3 -m verl.trainer.main_ppo \
+    algorithm.adv_estimator=grpo \
+    data.train_files=$DATA/train.parquet data.val_files=${DATA}/test.parquet \
+    data.train_batch_size=2048 data.max_prompt_length=512 data.max_response_length=1024 \
+    data.filter_overlong_prompts=True data.truncation='error' \
+    +data.dynamic_lang_policy=True \
+    \
+    +data.lang_policy_alpha=0.1 +data.lang_policy_update_every=5 \
+    +data.lang_policy_temperature=1.0 +data.lang_policy_temperature_init=1.0 \
+    +data.lang_policy_temperature_min=0.3 +data.lang_policy_temperature_decay=0.999 \
+    +data.lang_policy_epsilon_init=0.2 +data.lang_policy_epsilon_min=0 +data.lang_policy_epsilon_decay=0.995 \
+    +data.lang_policy_orig_lang_min=2 +data.lang_policy_group_norm=zscore \
+    +data.lang_policy_log_every=1 +data.lang_policy_log_max_keys=100 +data.lang_policy_log_path=/logs/lang.jsonl \
+    actor_rollout_ref.model.path=$MODEL \
+    actor_rollout_ref.actor.optim.lr=1e-6 actor_rollout_ref.model.use_remove_padding=True \
+    actor_rollout_ref.actor.ppo_mini_batch_size=256 actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 \
+    actor_rollout_ref.actor.use_kl_loss=True actor_rollout_ref.actor.kl_loss_coef=0.001 \
+    actor_rollout_ref.actor.kl_loss_type=low_var_kl actor_rollout_ref.actor.entropy_coeff=0 \
+    actor_rollout_ref.model.enable_gradient_checkpointing=True \
+    actor_rollout_ref.actor.fsdp_config.param_offload=False \
+    actor_rollout_ref.actor.fsdp_config.optimizer_offload=False \
+    actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=40 \
+    actor_rollout_ref.rollout.tensor_model_parallel_size=2 actor_rollout_ref.rollout.name=vllm \
+    actor_rollout_ref.rollout.gpu_memory_utilization=0.7 \
+    actor_rollout_ref.rollout.n=8 actor_rollout_ref.rollout.val_kwargs.n=1 \
+    actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=40 \
+    actor_rollout_ref.ref.fsdp_config.param_offload=True \
+    algorithm.use_kl_in_reward=False trainer.log_val_generations=100 trainer.critic_warmup=0 \
+    trainer.logger=['console','wandb'] trainer.project_name='verl_grpo' trainer.experiment_name='LRPO' \
+    trainer.n_gpus_per_node=8 trainer.nnodes=1 trainer.save_freq=10 trainer.test_freq=5 \
+    custom_reward_function.path="/lrpo/verl/utils/reward_score/calibrated_rs.py" \
+    custom_reward_function.name=compute_score_batch reward_model.reward_manager=batch \
+    trainer.total_epochs=4 $@ 2>&1 | tee log.txt
+"""
+HERE = {"run.dir", "data.train", "data.heldout", "model.path", "actor.engine_args", "learner.reference_on_cpu"}
+
+
+def written(tmp_path: Path, script: str) -> Config:
+    """The configuration of a script, through the command and its file."""
+    (tmp_path / "run.sh").write_text(script)
+    main([str(tmp_path / "run.sh"), "--out", str(tmp_path / "run.toml")])
+    return load([str(tmp_path / "run.toml")])
+
+
+def flat(config: Config) -> dict[str, object]:
+    return {f"{s}.{key}": value for s, table in config.model_dump().items() for key, value in table.items()}
+
+
+def test_the_public_script_is_our_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = load([str(ROOT / "configs" / "recipes" / "lrpo-paper.toml")])
+    found, wanted = flat(written(tmp_path, LRPO)), flat(recipe)
+    differ = {key for key, value in wanted.items() if found[key] != value} - HERE
+    assert differ == {"learner.ranks", "learner.steps"}  # of the machine, and of the number of questions
+    assert found["data.train"] == "/data/lrpo/train.parquet" and found["model.path"] == "models/warm"
+    assert found["actor.engine_args"] == {"tp": 2} and found["run.dir"] == Path("runs/LRPO")
+    told = capsys.readouterr()
+    left = told.err.splitlines()
+    assert [line.split(":")[1].strip() for line in left] == ["trainer.total_epochs", "custom_reward_function.path"]
+    text = (tmp_path / "run.toml").read_text()
+    assert all(line.removeprefix("not carried: ") in text for line in left)
+    assert "ema = 0.1 # data.lang_policy_alpha" in text and "betas = [0.9, 0.999] # actor_rollout_ref" in text
+
+
+def test_plain_verl_counts_questions_and_has_no_router(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = """python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_batch_size=512 \\
+        actor_rollout_ref.rollout.n=16 actor_rollout_ref.actor.ppo_mini_batch_size=128 \\
+        data.max_response_length=20480 actor_rollout_ref.actor.clip_ratio_high=0.28 \\
+        actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum trainer.total_training_steps=100 \\
+        actor_rollout_ref.rollout.top_p=0.9 'data.train_files=["a.parquet","b.parquet"]' some.new.option=3"""
+    config = written(tmp_path, script)
+    assert (config.learner.groups_per_step, config.router.rollouts, config.router.mode) == (512, 16, "monolingual")
+    assert (config.learner.kl, config.learner.clip_high, config.learner.microbatch_tokens) == (0, 0.28, 20992)
+    assert config.with_questions(10**6).learner.steps == 100 and config.data.train == "a.parquet"
+    left = capsys.readouterr().err
+    for complaint in (
+        "verl makes 4 optimizer steps of a batch of 512 questions, and ours is one",
+        "actor_rollout_ref.actor.loss_agg_mode = seq-mean-token-sum: ours are token-mean and seq-mean-token-mean",
+        "actor_rollout_ref.rollout.top_p = 0.9: the whole distribution is sampled",
+        "b.parquet is left out: join the files", "some.new.option = 3: this option is not known here",
+        "verl chooses a rule by data_source", "run.languages: verl has no such list",
+    ):  # fmt: skip
+        assert complaint in left
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        # A constant temperature skips the schedule of epsilon, too, and so does an epsilon that does not fall.
+        ({"temperature": "0.5", "epsilon_init": "0.3"}, (0.5, 0.5, 0.0, 0.0)),
+        ({"temperature_init": "1", "temperature_min": "0.5", "epsilon": "0.1"}, (1.0, 0.5, 0.1, 0.1)),
+        (
+            {"temperature_init": "1", "temperature_min": "0.5", "epsilon_init": "0.2", "epsilon_min": "0.1"},
+            (1.0, 0.5, 0.2, 0.1),
+        ),
+    ],
+)  # fmt: skip
+def test_schedules_are_those_that_the_fork_runs(given: dict[str, str], wanted: tuple[float, ...]) -> None:
+    options = {f"data.lang_policy_{name}": value for name, value in given.items()}
+    settings = convert({**options, "data.train_batch_size": "8", "actor_rollout_ref.rollout.n": "4"}).settings
+    names = ("temperature", "temperature_min", "exploration", "exploration_min")
+    assert tuple(settings[f"router.{name}"][0] for name in names) == wanted
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("echo hello", "does not start verl.trainer.main_ppo"),
+        ("python -m verl.trainer.main_ppo 'a=1", "No closing quotation"),
+        ("main_ppo actor_rollout_ref.rollout.n=many", "actor_rollout_ref.rollout.n = 'many' cannot be read as integer"),
+        ("main_ppo actor_rollout_ref.rollout.n=1", "a run that cannot work here: router.rollouts = 1"),
+        ("main_ppo data.lang_policy_alpha=1 data.train_batch_size=10 actor_rollout_ref.rollout.n=8", "no multiple of"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(script: str, complaint: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.sh"
+    path.write_text(script)
+    with pytest.raises(FatalError) as error:
+        convert(read_script(path))
+    assert complaint in str(error.value)
+    with pytest.raises(FatalError, match=r"cannot read .*nowhere\.sh"):
+        read_script(tmp_path / "nowhere.sh")
+
+
+def test_every_option_is_in_the_documents_and_every_setting_exists() -> None:
+    assert markdown_table() in (ROOT / "docs" / "papers.md").read_text()
+    known = flat(Config())
+    for name, option in OPTIONS.items():
+        ours = "" if isinstance(option, Unneeded) else getattr(option, "ours", "")
+        assert not ours or ours.removesuffix(".tp") in known, f"{name}: there is no setting {ours}"
