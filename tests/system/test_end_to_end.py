@@ -27,7 +27,7 @@ from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 STEPS, GROUPS = 15, 4
-WARM_START_STEPS = "150"
+WARM_START_STEPS = "100"
 SUMMARY = (
     "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
     "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
