@@ -4,7 +4,8 @@
         --care-pro care_pro.jsonl --care care.parquet --mgsm mgsm.jsonl --lm-eval global_mmlu_zh,include_base_44_chinese
 
 MODEL is a run directory, a Hugging Face directory or hub name, for which an engine is started, or NAME@URL. Each prompt
-is answered once, greedily. Files are of any form that scripts.data.prepare takes.
+is answered once, greedily. Files are of any form that scripts.data.prepare takes; of a data set of the hub the split
+test is read where it has one and none is named (``owner/name@split``).
 
 * CARE-pro: a judge calls each answer CORRECT, CORRECT_BUT_WRONG_LANGUAGE, INCORRECT or NOT_ATTEMPTED; CORRECT alone
   counts.
@@ -24,18 +25,19 @@ from typing import Annotated, Literal
 
 import typer
 
+from common.endpoint import FORM
 from common.languages import code_of
 from common.process import FatalError
 from learner.data.problems import Problems
 from learner.data.rows import QuestionRow, Rules
-from scripts.data.endpoint import FORM, Endpoint, EndpointOption
+from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import pairs
 from scripts.data.sources import read
 from scripts.ops.command_line import command
 from scripts.study.grading import Item, grade
 from scripts.study.harness import score_tasks
 from scripts.study.score_table import summary, table
-from scripts.study.served_model import answers, served, styler
+from scripts.study.served_model import Asking, answers, served
 
 _SEEN = "zh,ja,ar,ko,es,fr,pt,de,ru,it,nl,vi,pl,id"  # languages of the paper's training data
 Questions = Annotated[str, typer.Option(metavar="FILE", help="Questions with reference answers.")]
@@ -79,10 +81,10 @@ def main(
             if not rows[name] or problems.of("broken"):  # a benchmark is scored whole or not at all
                 broken = "; ".join(problems.lines("broken")) or f"{source} is empty"
                 raise FatalError(f"{name}: {len(rows[name])} good rows, {len(problems.of('broken'))} broken: {broken}")
-    grader = Endpoint[str | int](judge, out.with_suffix(".judge.jsonl"), max_tokens=judge_tokens) if judge else None
+    grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:
-        ask = styler(prompt_style, weights)
+        ask = Asking(prompt_style, weights, own.parent)
         with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
             said = {name: answers(some, endpoint, ask, max_tokens) for name, some in rows.items()}
         items = {name: grade(name, some, said[name], grader) for name, some in rows.items()}
