@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -219,7 +220,7 @@ def request_fits_the_queue(config: Config) -> Iterator[str]:
 def files_are_apart(config: Config) -> Iterator[str]:
     """Held-out questions are never trained on."""
     train, heldout = config.data.train, config.data.heldout
-    if heldout is not None and heldout.absolute().resolve() == train.absolute().resolve():
+    if heldout is not None and Path(heldout).resolve() == Path(train).resolve():
         yield f"data.heldout = {heldout} is the file of data.train: questions that are trained on are not held out"
 
 
