@@ -1,8 +1,8 @@
 """The prompt groups that an actor holds: prompt, generate, score, submit.
 
 A group is leased with one question and K languages. Its K answers are generated in one request to the engine and scored
-in one request to the reward service. Where that fails repeatedly, the group is released with the reason, and the
-learner gives it to another actor.
+in one request to the reward service. Where one of the two fails repeatedly, the group is released with the reason, and
+the learner gives it to another actor. Answers wait for their scores: a failure to score them never throws them away.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import asyncio
 import logging
 import time
 from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,27 @@ from common.prompts import PROMPT_STYLES
 
 log = logging.getLogger("actor")
 
+_LONGEST_BACK_OFF_S = 30.0
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>")  # end a chat turn in models whose end-of-sequence token is another one
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """The K answers of a group before they are scored.
+
+    Attributes:
+        prompts: [K] token ids.
+        generations: [K] as the engine gave them.
+        texts: [K] their texts.
+        spent: what the generation took.
+        at: when it ended, in seconds of the monotonic clock.
+    """
+
+    prompts: list[list[int]]
+    generations: list[Generation]
+    texts: list[str]
+    spent: GenerationTime
+    at: float
 
 
 class PromptGroups:
@@ -112,37 +134,64 @@ class PromptGroups:
             self._times.set_groups_held(len(self._tasks))
 
     async def _submit_or_release(self, work: wire.Work) -> wire.Submit | wire.Release:
-        """Answers the group in at most ``actor.attempts`` attempts, or gives the reason why that failed."""
-        reason = ""
-        for attempt in range(self._config.actor.attempts):
+        """Answers the group, or gives the reason why that failed.
+
+        Generation and scoring have ``actor.attempts`` attempts each. Answers that were generated are kept and scored
+        again. An outage of the reward service is no attempt: it is waited for, up to ``actor.score_patience_s``.
+        """
+        answered: _Answered | None = None
+        failures: Counter[str] = Counter()
+        back_off_s, gives_up = 1.0, float("inf")
+        while True:
+            stage = "generation" if answered is None else "scoring"
             try:
-                return await self._make_submission(work)
+                if answered is None:
+                    answered = await self._generate_answers(work)
+                    gives_up = time.monotonic() + self._config.actor.score_patience_s
+                    continue
+                return await self._score(work, answered)
             except (EngineError, ScoringError) as error:
                 reason = str(error)
-                log.warning("group %s, attempt %d: %s", work.id, attempt + 1, reason)
-                await asyncio.sleep(2.0**attempt)
+                outage = isinstance(error, ScoringError) and error.later
+                failures[stage] += not outage
+                log.warning("group %s, %s: %s", work.id, stage, reason)
             except Exception as error:  # any question that cannot be answered must be reported, or its lease never ends
                 log.exception("group %s failed", work.id)
-                reason = repr(error)
-                break
-        return wire.Release(id=work.id, reason=reason)
+                return wire.Release(id=work.id, reason=repr(error))
+            if failures[stage] >= self._config.actor.attempts or time.monotonic() + back_off_s > gives_up:
+                return wire.Release(id=work.id, reason=reason)
+            await asyncio.sleep(back_off_s)
+            back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
 
-    async def _make_submission(self, work: wire.Work) -> wire.Submit:
-        """Generates and scores the K answers of a group once.
+    async def _generate_answers(self, work: wire.Work) -> _Answered:
+        """Generates the K answers of a group.
 
         Raises:
-            EngineError: the engine did not generate the answers.
-            ScoringError: no replica of the reward service scored them.
+            EngineError: the engine did not generate them.
         """
         prompts = [self._make_prompt(work.question, language) for language in work.languages]
         generations, spent = await self._generate(prompts, work.greedy)
-        scoring_since = time.monotonic()
-        texts = [self._decode(generation.ids) for generation in generations]
-        truncated = [generation.truncated for generation in generations]
-        scores = await self._scoring.score(work.question, texts, work.languages, truncated, self._thinking_opened)
-        score_s = time.monotonic() - scoring_since
+        return _Answered(prompts, generations, [self._decode(one.ids) for one in generations], spent, time.monotonic())
+
+    async def _score(self, work: wire.Work, answered: _Answered) -> wire.Submit:
+        """Has the K answers of a group scored.
+
+        Raises:
+            ScoringError: no replica of the reward service scored them.
+        """
+        generations = answered.generations
+        scores = await self._scoring.score(
+            work.question,
+            answered.texts,
+            work.languages,
+            [generation.truncated for generation in generations],
+            self._thinking_opened,
+            [len(generation.ids) for generation in generations],
+        )
+        spent = answered.spent
+        score_s = time.monotonic() - answered.at
         timing = wire.Timing(generate_s=spent.seconds, groups=spent.mean_groups, score_s=score_s)
-        answers = zip(work.languages, prompts, generations, texts, scores, strict=True)
+        answers = zip(work.languages, answered.prompts, generations, answered.texts, scores, strict=True)
         return wire.Submit(id=work.id, rollouts=[self._make_rollout(*answer) for answer in answers], timing=timing)
 
     async def _generate(self, prompts: list[list[int]], greedy: bool) -> tuple[list[Generation], GenerationTime]:

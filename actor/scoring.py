@@ -1,4 +1,8 @@
-"""The actor's client of the reward service: any of several replicas, each request with a deadline."""
+"""The actor's client of the reward service: any of several replicas, each request with a deadline.
+
+A request that its replica has not answered after a while is sent to the next one as well, long before the deadline; the
+first scores count. So a replica that hangs, or whose host does, costs a little time and no group.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -18,12 +23,24 @@ log = logging.getLogger("actor.scoring")
 
 _HEALTH_S = 1.0  # between two requests for a replica's health
 _WARN_S = 60.0  # of silence of all replicas, after which each such time brings a warning
-_SILENCE_S = 5.0  # a replica that has sent nothing for so long is used only where all others are silent too
+_SILENCE_S = 5.0  # a replica that has sent nothing for so long, or got on with nothing, is asked last
 _FULL_BACK_OFF_S = 0.1  # before asking again when all queues are full; doubles up to _HEALTH_S
+_LATENCIES = 100  # of the newest scores, from which the patience with a replica follows
+_LEAST_LATENCIES = 8  # before so many are known, the patience is _SILENCE_S
+_LEAST_PATIENCE_S = 0.2
 
 
 class ScoringError(RuntimeError):
-    """No replica scored the answers. The message names each replica and what it did instead."""
+    """No replica scored the answers. The message names each replica and what it did instead.
+
+    Args:
+        message: what happened.
+        later: whether nothing speaks against these answers: replicas are out of reach, full, or wait for a judge.
+    """
+
+    def __init__(self, message: str, later: bool) -> None:
+        super().__init__(message)
+        self.later = later
 
 
 @dataclass
@@ -35,6 +52,8 @@ class _Replica:
     life: str = ""  # changes when the process starts again
     busy_s: float = 0.0  # seconds of work since it started
     idle_s: float = 0.0  # seconds in which it waited for work
+    stalled_s: float = 0.0  # for how long it had got on with nothing, when it said so last
+    overdue: bool = False  # it has let a request wait for too long, and has finished none since
     waiting: dict[int, asyncio.Future[wire.ScoreReply]] = field(default_factory=dict)  # by request id
 
     @property
@@ -43,11 +62,11 @@ class _Replica:
 
     @property
     def silent(self) -> bool:
-        return time.monotonic() - self.last_heard > _SILENCE_S
+        return max(time.monotonic() - self.last_heard, self.stalled_s) > _SILENCE_S
 
 
 class Scoring:
-    """Sends each request to the replica that has the fewest of this actor, and to another one if it falls silent.
+    """Sends each request to the replica that has the fewest of this actor, and to the next one if that takes too long.
 
     Args:
         context: of the sockets.
@@ -61,6 +80,7 @@ class Scoring:
         for route in routes:
             route.connect(context)
         self._ids = itertools.count()
+        self._latencies: deque[float] = deque(maxlen=_LATENCIES)  # seconds of the newest scores
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -87,6 +107,7 @@ class Scoring:
         languages: list[str],
         truncated: list[bool],
         thinking_opened: bool = False,
+        tokens: list[int] | None = None,
     ) -> list[wire.Score]:
         """Has the K answers of a group scored. Waits at most ``timeout_s`` seconds.
 
@@ -96,6 +117,7 @@ class Scoring:
             languages: [K] requested language of each answer; empty where the policy chose it.
             truncated: [K] whether the answer reached the token limit.
             thinking_opened: whether the prompts ended with ``<think>``.
+            tokens: [K] number of tokens of each answer.
 
         Returns:
             [K] one score for each answer.
@@ -103,60 +125,95 @@ class Scoring:
         Raises:
             ScoringError: no replica scored them in time, or every one reported an error.
         """
+        request = wire.ScoreRequest(
+            id=0,
+            reference=question.reference,
+            reference_language=question.language,
+            answers=answers,
+            languages=languages,
+            truncated=truncated,
+            thinking_opened=thinking_opened,
+            topics=question.topics,
+            accepted=question.accepted,
+            row=question.index,
+            messages=question.messages,
+            extra=question.extra,
+            tokens=tokens or [],
+        )
         deadline = time.monotonic() + self._timeout_s
         back_off_s = _FULL_BACK_OFF_S
-        candidates = list(self._replicas)
+        candidates = list(self._replicas)  # those that have not been asked, or may be asked again
+        asked: dict[asyncio.Task[wire.ScoreReply | None], _Replica] = {}  # the newest last
+        newest_at = 0.0  # when the newest was asked
+        began_at: dict[str, float] = {}  # when each was, by address
         problems: dict[str, str] = {}  # by address
-        while candidates and (left_s := deadline - time.monotonic()) > 0:
-            replica = min(candidates, key=lambda each: (each.silent, len(each.waiting)))
-            request = wire.ScoreRequest(
-                id=next(self._ids),
-                reference=question.reference,
-                reference_language=question.language,
-                answers=answers,
-                languages=languages,
-                truncated=truncated,
-                thinking_opened=thinking_opened,
-                topics=question.topics,
-                accepted=question.accepted,
-                deadline_s=left_s,
-            )
-            reply = await self._request(replica, request, deadline)
-            if reply is None:
-                problems[replica.address] = "no answer"
-            elif reply.full:
-                problems[replica.address] = "its queue is full"
-                candidates.remove(replica)
-                if not candidates:  # all are full: ask all of them again, after a while
-                    candidates = list(self._replicas)
-                    await asyncio.sleep(min(back_off_s, max(0.0, deadline - time.monotonic())))
+        refused = False  # some replica says that the fault lies in the answers
+        try:
+            while (left_s := deadline - time.monotonic()) > 0:
+                if candidates and (not asked or self._is_overdue([*asked.values()][-1], newest_at)):
+                    replica = min(candidates, key=lambda each: (each.silent, each.overdue, len(each.waiting)))
+                    candidates.remove(replica)
+                    newest_at = began_at[replica.address] = time.monotonic()
+                    numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
+                    asked[asyncio.create_task(self._request(replica, numbered))] = replica
+                if not asked:  # all have refused; those that are full are asked again, after a while
+                    if "its queue is full" not in problems.values():
+                        break
+                    await asyncio.sleep(min(back_off_s, left_s))
                     back_off_s = min(2 * back_off_s, _HEALTH_S)
-            elif not reply.error and len(reply.scores) == len(answers):
-                replica.busy_s, replica.idle_s = reply.busy_s, reply.waiting_s
-                return reply.scores
-            else:
-                problems[replica.address] = reply.error or "a score is missing"
-                candidates.remove(replica)
+                    candidates = [one for one in self._replicas if problems.get(one.address) == "its queue is full"]
+                    continue
+                pause_s = min(left_s, self._patience_s() / 2) if candidates else left_s
+                done, _ = await asyncio.wait(asked, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    replica, reply = asked.pop(task), task.result()
+                    if reply is None:  # it has started again, and is asked again
+                        problems[replica.address] = "it started again"
+                        candidates.append(replica)
+                    elif reply.full:
+                        problems[replica.address] = "its queue is full"
+                    elif not reply.error and len(reply.scores) == len(answers):
+                        self._latencies.append(time.monotonic() - began_at[replica.address])
+                        return reply.scores
+                    else:
+                        problems[replica.address] = reply.error or "a score is missing"
+                        refused |= not reply.later
+        finally:
+            for task in asked:
+                task.cancel()
+        problems |= {replica.address: "no answer" for replica in asked.values()}
         listed = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
-        raise ScoringError(f"no reward process scored the answers within {self._timeout_s:.0f} s: {listed}")
+        raise ScoringError(
+            f"no reward process scored the answers within {self._timeout_s:.0f} s: {listed}", later=not refused
+        )
 
-    async def _request(self, replica: _Replica, request: wire.ScoreRequest, deadline: float) -> wire.ScoreReply | None:
-        """Asks one replica and waits for its reply.
+    def _patience_s(self) -> float:
+        """How long a replica may take before another one is asked as well: twice what nine in ten scores take."""
+        if len(self._latencies) < _LEAST_LATENCIES:
+            patience_s = _SILENCE_S
+        else:
+            patience_s = 2 * sorted(self._latencies)[int(0.9 * len(self._latencies))]
+        # The last replica should also get a good part of the deadline.
+        return min(max(patience_s, _LEAST_PATIENCE_S), self._timeout_s / (len(self._replicas) + 1))
 
-        Returns:
-            None at the deadline, when the replica has started again, or when it is silent while another one is not.
-        """
+    def _is_overdue(self, replica: _Replica, asked_at: float) -> bool:
+        """Whether it is time to ask another replica as well, because the one that was asked takes too long."""
+        if replica.silent and not all(each.silent for each in self._replicas):
+            overdue = True
+        else:
+            overdue = time.monotonic() - asked_at >= self._patience_s()
+        if overdue and not replica.overdue:
+            replica.overdue = True
+            log.warning("the reward process at %s takes long: asking another one as well", replica.address)
+        return overdue
+
+    async def _request(self, replica: _Replica, request: wire.ScoreRequest) -> wire.ScoreReply | None:
+        """Asks one replica and waits for its reply until it is cancelled. None: the replica has started again."""
         future = replica.waiting[request.id] = asyncio.get_running_loop().create_future()
         try:
             await replica.route.send(request)
-            while (left_s := deadline - time.monotonic()) > 0:
-                done, _ = await asyncio.wait([future], timeout=min(left_s, _HEALTH_S))
-                if done:
-                    return None if future.cancelled() else future.result()
-                if replica.silent and not all(each.silent for each in self._replicas):
-                    log.warning("the reward process at %s is silent: asking another one", replica.address)
-                    return None
-            return None
+            await asyncio.wait([future])
+            return None if future.cancelled() else future.result()
         finally:
             del replica.waiting[request.id]
 
@@ -189,8 +246,15 @@ class Scoring:
                 if replica.life not in ("", message.life):  # it has started again and knows nothing of its requests
                     for future in replica.waiting.values():
                         future.cancel()
-                replica.life = message.life
+                replica.life, replica.stalled_s = message.life, message.stalled_s
+                if message.ready and not message.queued and not message.stalled_s:
+                    replica.overdue = False  # it has nothing left to do
             elif isinstance(message, wire.ScoreReply):
+                if not message.full:
+                    replica.overdue, replica.stalled_s = False, 0.0
+                    # Replies to one and the same actor may overtake each other.
+                    replica.busy_s = max(replica.busy_s, message.busy_s)
+                    replica.idle_s = max(replica.idle_s, message.waiting_s)
                 waiting = replica.waiting.get(message.id)
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message)

@@ -12,6 +12,10 @@ _FENCE = re.compile(r"```[^\n`]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _INLINE_CODE = re.compile(r"`[^`\s]+`")
 _ADDRESS = re.compile(r"\bhttps?://\S+")
 _CODE_SIGNS = re.compile(r"[{}\[\]=;<>_|\\@#^~]|[^\W\d]\w*\(|->|::|^\s*(?://|/\*|\*)")
+_KEYWORDS = re.compile(
+    r"\s*(?:for|if|elif|else|while|def|class|try|except|finally|with|import|from|return|print|let|var|const|function|"
+    r"public|private|static|void|using|namespace|package|do|end|begin|then|switch|case|break|continue)\b"
+)
 _WORD = re.compile(r"[^\W\d_]+")
 
 _FORMULA = re.compile(r"\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\\boxed\s*\{(?:[^{}]|\{[^{}]*\})*\}", re.DOTALL)
@@ -53,4 +57,6 @@ def judged_words(text: str) -> str:
 def _prose_lines(block: str) -> str:
     """The lines of a fenced block that have words and no sign of code."""
     lines = block.splitlines()
-    return "\n".join(line for line in lines if _WORD.search(line) and not _CODE_SIGNS.search(line))
+    return "\n".join(
+        line for line in lines if _WORD.search(line) and not _KEYWORDS.match(line) and not _CODE_SIGNS.search(line)
+    )

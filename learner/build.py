@@ -23,6 +23,7 @@ from learner.report.report import Report
 from learner.run import Run
 from learner.state import RunState, Snapshot
 from learner.train.policy import published_shapes
+from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
@@ -60,6 +61,7 @@ def build_run(
         interrupts: end every wait.
 
     Raises:
+        ConfigError: the step term cannot be loaded.
         FatalError: the router's settings or the checkpoint do not fit, or the weights'
             address is taken.
     """
@@ -107,6 +109,7 @@ def build_run(
         reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
+        step_reward=StepReward(learner.step_reward, learner.steps) if learner.step_reward else None,
     )
 
 

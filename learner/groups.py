@@ -15,7 +15,7 @@ from common import wire
 Outcome = Literal[
     "trained",
     "zero_variance",  # all its answers have the advantage 0, and learner.drop_zero_variance is set
-    "masked",  # every answer hit the length limit, and learner.mask_truncated is set
+    "masked",  # no answer may carry gradient: each hit the length limit (learner.mask_truncated) or was not scored
     "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
     "failed",  # given up, for the reason that stands in its ledger line
     "stale",  # its answers are too old for a staleness bound that a resume has lowered; the question is asked again
@@ -31,6 +31,7 @@ class Group(wire.WireStruct):
         rollouts: [K], in the order of ``work.languages``.
         note: a remark for the ledger, such as that answers were cut; usually empty.
         timing: seconds that the actor spent on the group's stages.
+        advantages: [K], where ``learner.step_reward`` gives them; empty otherwise.
     """
 
     work: wire.Work
@@ -38,6 +39,7 @@ class Group(wire.WireStruct):
     rollouts: list[wire.Rollout]
     note: str = ""
     timing: wire.Timing | None = None
+    advantages: list[float] = msgspec.field(default_factory=list)
 
     def took(self) -> dict[str, Any]:
         """What the ledger keeps of the cost: ``actor``, ``lengths`` [K] of the responses in tokens, and ``timing``."""

@@ -3,7 +3,7 @@
     publish the policy to the engines; evaluate it
     for each step:
         take the next P groups         learner.loop.batches
-        set the rewards of the stage   learner.train.stages
+        set the rewards of the stage   learner.train.stages, learner.train.step_reward
         train on them, on all ranks    learner.train.trainer, through learner.ranks
         settle what became of them     ledger, totals, router
         report the step                learner.loop.reporting
@@ -36,6 +36,7 @@ from learner.report.metrics import token_lags
 from learner.state import RunState
 from learner.train import stages
 from learner.train.samples import group_outcome
+from learner.train.step_reward import StepReward
 
 log = logging.getLogger("learner")
 
@@ -46,6 +47,7 @@ class Run:
     Args:
         config: the section ``learner``.
         languages: of the run, as the router has them.
+        step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
         ranks: knows the actions ``train`` and ``export``.
         training_work: has training groups handed out.
@@ -73,11 +75,12 @@ class Run:
         reporting: Reporting,
         saving: Saving,
         stopwatch: Stopwatch,
+        step_reward: StepReward | None = None,
     ) -> None:
         self.config, self.languages, self.state, self.ranks = config, list(languages), state, ranks
         self.training_work, self.batches, self.publishing = training_work, batches, publishing
         self.evaluator, self.recorder, self.reporting, self.saving = evaluator, recorder, reporting, saving
-        self.stopwatch = stopwatch
+        self.stopwatch, self.step_reward = stopwatch, step_reward
 
     def train(self) -> None:
         """Trains to the last step, exports the model and writes the summary.
@@ -114,10 +117,12 @@ class Run:
         self.reporting.begin()
 
     def next_batch(self) -> list[Group]:
-        """The P groups of the next step, with the rewards of its stage."""
-        stage = self.config.stage(self.state.step)
+        """The P groups of the next step, with the rewards of its stage and of the user's step term."""
+        state, stage = self.state, self.config.stage(self.state.step)
         batch = self.batches.next_batch()
-        batch, self.state.choice_shares = stages.stage_rewards(batch, stage, self.state.choice_shares)
+        batch, state.choice_shares = stages.stage_rewards(batch, stage, state.choice_shares)
+        if self.step_reward is not None:
+            batch, state.step_reward = self.step_reward(batch, state.step, state.step_reward)
         return batch
 
     def train_step(self, batch: list[Group]) -> StepResult:

@@ -72,6 +72,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         totals: sums over the steps.
         evaluation_before: what the evaluation before the first step found; empty without one.
         choice_shares: running shares of the languages that the policy chose.
+        step_reward: what the user's step term keeps from step to step; it must be plain JSON.
         wall_seconds: since the run began, without the time between an end and a resume.
     """
 
@@ -89,6 +90,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     evaluation_before: dict[str, Any]
     choice_shares: dict[str, float]
     wall_seconds: float
+    step_reward: dict[str, Any] = {}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -133,6 +135,7 @@ class RunState:
         totals: sums over these steps.
         evaluation_before: see Snapshot.
         choice_shares: see Snapshot.
+        step_reward: see Snapshot.
         began: when the run would have begun had it never been interrupted, in seconds of ``time.monotonic``.
     """
 
@@ -145,6 +148,7 @@ class RunState:
     totals: Totals = field(default_factory=Totals)
     evaluation_before: dict[str, Any] = field(default_factory=dict)
     choice_shares: Mapping[str, float] = field(default_factory=dict)
+    step_reward: dict[str, Any] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     def wall_seconds(self) -> float:
@@ -171,6 +175,7 @@ class RunState:
                 totals=msgspec.structs.replace(self.totals),  # a copy
                 evaluation_before=self.evaluation_before,
                 choice_shares=dict(self.choice_shares),
+                step_reward=self.step_reward,
                 wall_seconds=self.wall_seconds(),
             )
             return snapshot, list(self.queue.finished().values())
@@ -224,6 +229,7 @@ class RunState:
             totals=msgspec.structs.replace(snapshot.totals),
             evaluation_before=snapshot.evaluation_before,
             choice_shares=snapshot.choice_shares,
+            step_reward=snapshot.step_reward,
             began=time.monotonic() - snapshot.wall_seconds,
         )
 

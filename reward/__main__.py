@@ -1,8 +1,8 @@
 """``python -m reward CONFIG.toml [--reward.replica 1 ...]`` starts a reward process, which scores for all actors.
 
 It keeps nothing that matters between two requests. It may be killed and restarted at any time, and several of them may
-run side by side. Reference embeddings are kept in the run's directory, so that a restarted process does not have to
-compute them again.
+run side by side. Reference embeddings and judgements are kept in the run's directory, so that a restarted process does
+not have to compute them again. A reward function of the user's own is read again at each start.
 """
 
 from __future__ import annotations
@@ -38,14 +38,13 @@ def serve(config: Config) -> None:
                 # Imported only here, because it takes seconds, and an address in use should be reported at once.
                 from reward.scorer import Scorer
 
-                cache = config.run.dir / "reward" / f"references-{reward.replica}.npz"
-                scorer = Scorer(reward, config.run.languages, cache, config.model.header)
+                scorer = Scorer(reward, config.run.languages, config.run.dir / "reward", config.model.header)
                 scorer.warm_up()
             logger.info("reward is ready on %s", address)
             try:
-                service.run(scorer.score, scorer.counts)
+                service.run(scorer)
             finally:
-                scorer.save()
+                scorer.close()
         finally:
             service.close()
             logger.info("counters: %s", service.all_counts())

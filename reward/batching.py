@@ -1,42 +1,40 @@
-"""A bounded queue of requests, the batches taken from it, and the scoring of a batch around requests that fail."""
+"""A bounded queue of requests, the batches taken from it, and how a batch gets around requests that fail."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeVar
 
-from common.wire import Score, ScoreRequest
-
-logger = logging.getLogger("reward")
+from common.wire import ScoreRequest
 
 _CHECK_EVERY_S = 0.5  # how often a wait for requests is interrupted to run the caller's check
-_MAX_ERROR = 500  # characters of an error message that are sent to an actor
 
-ScoreBatch: TypeAlias = Callable[[Sequence[ScoreRequest]], list[list[Score]]]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def score_or_explain(score: ScoreBatch, requests: Sequence[ScoreRequest]) -> list[list[Score] | str]:
-    """Scores a batch so that a request that cannot be scored does not affect the others. Blocks until that is done.
+def each_or_error(
+    function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
+) -> list[Result | Exception]:
+    """Calls a batch function so that an item that it cannot take does not affect the others. Blocks until that is done.
 
-    A batch that fails is halved until the failing request stands alone. This also completes a batch that is too large
-    for the memory.
+    A batch that fails is halved until the failing item stands alone. This also completes a batch that is too large for
+    the memory.
 
     Returns:
-        For each request its scores, or the message of the error.
+        For each item its result, or the error.
     """
     try:
-        return list(score(requests))
-    except Exception as error:  # whatever a request provokes is reported to its sender, and the service goes on
-        if len(requests) > 1:
-            middle = len(requests) // 2
-            return score_or_explain(score, requests[:middle]) + score_or_explain(score, requests[middle:])
-        logger.warning("cannot score request %d: %s", requests[0].id, error, exc_info=not isinstance(error, ValueError))
-        return [f"{type(error).__name__}: {error}"[:_MAX_ERROR]]
+        return list(function(items))
+    except Exception as error:  # whatever an item provokes is reported to its sender, and the service goes on
+        if len(items) < 2:
+            return [error] * len(items)
+        middle = len(items) // 2
+        return each_or_error(function, items[:middle]) + each_or_error(function, items[middle:])
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,11 @@ class QueuedRequest:
 
 
 class RequestQueue:
-    """A queue of requests, bounded by their number of texts. One thread adds to it and another takes batches.
+    """A queue of requests, bounded by their number of texts. Any thread may add to it, one thread takes batches.
 
-    ``late`` counts the requests that were dropped because their sender no longer waits.
+    The requests that were taken and are not finished are bounded alike: with more, no batch is given, so that slow
+    judges fill the queue and not the memory. ``late`` counts the requests that were dropped because their sender no
+    longer waits.
 
     Args:
         max_texts: the queue takes no request that would make it hold more texts. A request that is larger than that is
@@ -74,19 +74,26 @@ class RequestQueue:
     def __init__(self, max_texts: int, batch_texts: int, window_s: float) -> None:
         self._max_texts, self._batch_texts, self._window_s = max_texts, batch_texts, window_s
         self._requests: deque[QueuedRequest] = deque()
-        self._arrived = threading.Condition()
+        self._changed = threading.Condition()
         self.texts = 0  # in the queue
+        self.taken = 0  # texts that were taken and are not finished
         self.late = 0
 
     def add(self, queued: QueuedRequest) -> bool:
         """Adds a request at the end. Returns False, without adding it, where the queue is full. Does not block."""
-        with self._arrived:
+        with self._changed:
             if self._requests and self.texts + queued.texts > self._max_texts:
                 return False
             self._requests.append(queued)
             self.texts += queued.texts
-            self._arrived.notify()
+            self._changed.notify()
             return True
+
+    def finish(self, queued: QueuedRequest) -> None:
+        """Says that a request that was taken has been answered."""
+        with self._changed:
+            self.taken -= queued.texts
+            self._changed.notify()
 
     def take_batch(self, check: Callable[[], None]) -> list[QueuedRequest]:
         """Waits for a request, then for more of them until the batch is complete or the window closes.
@@ -98,9 +105,9 @@ class RequestQueue:
         """
         batch: list[QueuedRequest] = []
         texts, closes = 0, float("inf")
-        with self._arrived:
+        with self._changed:
             while texts < self._batch_texts:
-                if self._requests:
+                if self._requests and self.taken < self._max_texts:
                     queued = self._requests.popleft()
                     self.texts -= queued.texts
                     if queued.expires < time.monotonic():
@@ -109,9 +116,10 @@ class RequestQueue:
                     closes = min(closes, time.monotonic() + self._window_s)
                     batch.append(queued)
                     texts += queued.texts
+                    self.taken += queued.texts
                 elif (left := closes - time.monotonic()) <= 0:
                     break
                 else:
-                    self._arrived.wait(min(left, _CHECK_EVERY_S))
+                    self._changed.wait(min(left, _CHECK_EVERY_S))
                 check()
         return batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,23 @@ _MAX_CHARACTERS = 32 * _MAX_TOKENS  # a tokenizer reads a whole text even when i
 _FILL = 7 / 8  # the least share of a batch's tokens that are not padding, see split_into_batches
 _WORTH_A_BATCH = 1 / 16  # a batch with this share of the token budget is large enough to be worth its overhead
 _CHARACTERS_PER_TOKEN = 4  # assumed where the encoder has no tokenizer that could count
+
+
+@dataclass(frozen=True)
+class TokenisedTexts:
+    """Texts that are ready for the encoder.
+
+    Attributes:
+        texts: each text once, with the encoder's prompt.
+        rows: [n] for each text that was given, its place in ``texts``.
+        tokens: of ``texts``, as the encoder's tokenizer gives them; None where it has none.
+        lengths: [number of texts] int64, their tokens.
+    """
+
+    texts: list[str]
+    rows: list[int]
+    tokens: Any
+    lengths: NDArray[np.int64]
 
 
 class Embedder:
@@ -50,19 +68,28 @@ class Embedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """The embeddings of the texts: float32 [n, dimension], rows of length 1, in the order of the texts."""
+        return self.encode(self.tokenise(texts))
+
+    def tokenise(self, texts: Sequence[str]) -> TokenisedTexts:
+        """The first half of :meth:`embed`, which needs no GPU; another thread may meanwhile run :meth:`encode`."""
         unique = list(dict.fromkeys(text[:_MAX_CHARACTERS] for text in texts))
         row = {text: index for index, text in enumerate(unique)}
-        vectors = np.empty((0, 0), np.float32) if not unique else self._encode([self._prompt + t for t in unique])
-        return vectors[[row[text[:_MAX_CHARACTERS]] for text in texts]]
+        rows = [row[text[:_MAX_CHARACTERS]] for text in texts]
+        prompted = [self._prompt + text for text in unique]
+        tokens: Any = None
+        if self._tokenizer is None or not unique:
+            lengths = np.array([1 + len(text) // _CHARACTERS_PER_TOKEN for text in prompted])
+        else:
+            tokens = self._tokenizer(prompted, truncation=True, max_length=self._model.max_seq_length)
+            lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+        return TokenisedTexts(prompted, rows, tokens, lengths)
 
     @torch.inference_mode()
-    def _encode(self, texts: list[str]) -> Vectors:
-        tokens: Any = None
-        if self._tokenizer is None:
-            lengths = np.array([1 + len(text) // _CHARACTERS_PER_TOKEN for text in texts])
-        else:
-            tokens = self._tokenizer(texts, truncation=True, max_length=self._model.max_seq_length)
-            lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+    def encode(self, tokenised: TokenisedTexts) -> Vectors:
+        """The second half of :meth:`embed`; one thread at a time."""
+        texts, tokens, lengths = tokenised.texts, tokenised.tokens, tokenised.lengths
+        if not texts:
+            return np.empty((0, 0), np.float32)
         order = np.argsort(lengths, kind="stable")
         parts = []
         for rows in split_into_batches(order, lengths, self._batch_tokens):
@@ -79,7 +106,7 @@ class Embedder:
             self.counts["tokens_padded"] += int(lengths[rows].max()) * len(rows)
         vectors = np.empty((len(texts), parts[0].shape[1]), np.float32)
         vectors[order] = torch.cat(parts).cpu().numpy()
-        return vectors
+        return vectors[tokenised.rows]
 
 
 def split_into_batches(order: NDArray[np.int64], lengths: NDArray[np.int64], budget: int) -> list[NDArray[np.int64]]:

@@ -21,7 +21,7 @@ from common.config import RewardConfig
 from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
-from reward.lid import LanguageModel, Units
+from reward.lid import LanguageModel, Units, sum_rows
 from reward.scripts import scripts_of_language
 
 Near: TypeAlias = Mapping[str, Collection[str]]
@@ -38,11 +38,15 @@ class _Scale(NamedTuple):
 # Short passages show every other word in another language, and long ones a sentence of another language for certain.
 # The values were found on mixtures and honest paragraphs of the Universal Declaration of Human Rights in 21 languages.
 _SHORT, _LONG = _Scale(10, 14.0, 0.15), _Scale(30, 10.0, 0.10)
+_SURELY = 0.75  # a text of which so much is foreign, before the estimation, needs none
+# Shares of short and of long passages below which a text is accepted without an estimation.
+_QUICK_SHORT, _QUICK_LONG = 0.2, 0.05
 _ROUNDS = 20  # of expectation maximisation
 _CANDIDATES = 12  # most foreign languages that a text may be a mixture with
 _EXPECTED = 8.0  # letters that are expected in the language asked for, before anything is read
 _RARE, _COMMON = 1e4, 1e5  # training examples: lid.176 hardly trusts languages of which it has seen fewer
-_UNTOLD = 3.0  # nobody can tell the language of so few letters
+_TOGETHER = 0.25  # share of long passages that cannot be mistakes
+_UNTOLD = 3.5  # nobody can tell the language of so few letters
 _LEAST = 1e-6  # least probability of the language asked for in a passage
 _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
 
@@ -117,7 +121,7 @@ class LanguageGate:
         present = units.owner[begins]
         chances = np.zeros((count, len(languages)))
         if len(begins):
-            sums, counts = np.add.reduceat(units.sums, begins), np.add.reduceat(units.counts, begins)
+            sums, counts = sum_rows(units.sums, begins), np.add.reduceat(units.counts, begins)
             chances[present] = np.exp(self._model.log_probabilities(sums, counts))
         allowed = np.ones((count, len(languages)), bool)
         if among is not None:
@@ -154,25 +158,62 @@ class LanguageGate:
         passages = _cut_into_passages(units, kept, count, _SHORT.passage)
         if not len(passages.owner):
             return foreign
-        in_language = np.zeros(len(passages.owner))
+        chance = self._chance(passages, asked, families)
+        in_doubt = self._expect(passages, chance, count)
+        found = foreign + in_doubt
+        doubtful = (
+            (found > self._share * letters)
+            & (found < np.maximum(_SURELY * letters, _UNTOLD))
+            & (foreign <= self._share * letters)
+        )
+        longer = _cut_into_passages(units, kept & doubtful[units.owner], count, _LONG.passage)
+        chance_of_longer = self._chance(longer, asked, families)
+        in_longer = foreign + self._expect(longer, chance_of_longer, count)
+        unclear = doubtful & ((found > _QUICK_SHORT * letters) | (in_longer > _QUICK_LONG * letters))
+        settled = np.where(doubtful, in_longer, found)
+        if not unclear.any():
+            return settled
+        estimated = np.maximum(
+            self._estimate(passages, chance, _SHORT, unclear, asked, families, allowed),
+            self._estimate(longer, chance_of_longer, _LONG, unclear, asked, families, allowed),
+        )
+        # Passages may be foreign together without being of one language, as far as the model can tell.
+        known = {
+            code: bool((self._model.frequencies[columns[:1]] >= _COMMON).all()) for code, columns in families.items()
+        }
+        together = (in_longer > _TOGETHER * letters) & [known[code] for code in asked]
+        estimated = np.where(together, np.maximum(estimated, in_longer - foreign), estimated)
+        return np.where(unclear, foreign + estimated, settled)
+
+    def _expect(self, passages: Passages, chance: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+        """The expected foreign letters of each text, if its share were the largest that is allowed.
+
+        Where that is less than this share, the likeliest share is less too, because the likelihood of a mixture is
+        concave. All other languages count together, so it is rather too much.
+        """
+        other = self._share * (1 - chance)
+        expected = passages.letters * other / (other + (1 - self._share) * chance + np.finfo(np.float64).tiny)
+        return np.bincount(passages.owner, expected, count)
+
+    def _chance(
+        self, passages: Passages, asked: Sequence[str], families: Mapping[str, list[int]]
+    ) -> NDArray[np.float64]:
+        """The probability of each passage to be in the language asked for, as the model gives it."""
+        chance = np.zeros(len(passages.owner))
         codes = np.array(asked)[passages.owner]
         for code in np.unique(codes):
             rows = np.flatnonzero(codes == code)
-            chance = self._model.log_probabilities(passages.sums[rows], passages.counts[rows], families[code])
-            in_language[rows] = np.exp(chance).sum(1)
-        doubtful = in_language < 0.5
-        in_doubt = np.bincount(passages.owner[doubtful], passages.letters[doubtful], count)
-        unclear = (foreign + in_doubt > self._share * letters) & (foreign <= self._share * letters)
-        longer = _cut_into_passages(units, kept & unclear[units.owner], count, _LONG.passage)
-        estimated = np.maximum(
-            self._estimate(passages, _SHORT, unclear, asked, families, allowed),
-            self._estimate(longer, _LONG, unclear, asked, families, allowed),
-        )
-        return foreign + np.where(unclear, estimated, in_doubt)
+            found = self._model.log_probabilities(passages.sums[rows], passages.counts[rows], families[code])
+            likely = np.minimum(np.exp(found).sum(1), 1.0)
+            # The model hardly trusts languages of which it has seen little.
+            trust = np.sqrt(max(1.0, _COMMON / self._model.frequencies[families[code][0]]))
+            chance[rows] = trust * likely / (trust * likely + 1 - likely)
+        return chance
 
     def _estimate(
         self,
         passages: Passages,
+        chance: NDArray[np.float64],
         scale: _Scale,
         unclear: NDArray[np.bool_],
         asked: Sequence[str],
@@ -185,19 +226,21 @@ class LanguageGate:
         if not len(rows):
             return result
         texts, owner = np.unique(passages.owner[rows], return_inverse=True)
-        chances = np.exp(self._model.log_probabilities(passages.sums[rows], passages.counts[rows]).astype(np.float64))
-        # A language that is not written in the scripts of a passage is none of its candidates.
-        chances *= ((passages.scripts[rows][:, None] & ~self._scripts[None]) == 0) & allowed[passages.owner[rows]]
         # The model expects languages as often as it has seen them, while here any of them may stand.
-        chances /= np.sqrt(np.maximum(self._model.frequencies, _RARE))
-        in_language = np.zeros(len(rows))
+        weight = 1 / np.sqrt(np.maximum(self._model.frequencies, _RARE)).astype(np.float32)
+        others = np.exp(self._model.log_probabilities(passages.sums[rows], passages.counts[rows])) * weight
+        candidates = allowed[texts]
+        trust = np.zeros(len(texts))
         for number, text in enumerate(texts):
-            mine, family = owner == number, families[asked[text]]
-            trust = max(1.0, _COMMON / self._model.frequencies[family[0]])
-            in_language[mine] = trust * chances[np.ix_(mine, family)].sum(1)
-            chances[np.ix_(mine, family)] = 0
+            family = families[asked[text]]
+            candidates[number, family] = False
+            trust[number] = max(1.0, _COMMON / self._model.frequencies[family[0]]) * weight[family[0]]
+        others *= candidates[owner]
+        # A language that is not written in the scripts of a passage is none of its candidates.
+        sets, which = np.unique(passages.scripts[rows], return_inverse=True)
+        others *= ((sets[:, None] & ~self._scripts[None]) == 0)[which]
         weights = passages.letters[rows].astype(np.float64)
-        result[texts] = _estimate_foreign(in_language, chances, weights, owner, scale)
+        result[texts] = _estimate_foreign(chance[rows] * trust[owner], others, weights, owner, scale)
         return result
 
 
@@ -224,7 +267,7 @@ def _cut_into_passages(units: Units, kept: NDArray[np.bool_], texts: int, length
     number = (np.cumsum(passages) - passages)[owner] + place.astype(np.int64)
     starts = np.flatnonzero(np.diff(number, prepend=-1))
     return Passages(
-        np.add.reduceat(units.sums[kept], starts),
+        sum_rows(units.sums[kept], starts),
         np.add.reduceat(units.counts[kept], starts),
         np.add.reduceat(letters, starts),
         np.bitwise_or.reduceat(units.scripts[kept], starts),
@@ -234,7 +277,7 @@ def _cut_into_passages(units: Units, kept: NDArray[np.bool_], texts: int, length
 
 def _estimate_foreign(
     in_language: NDArray[np.float64],
-    others: NDArray[np.float64],
+    others: NDArray[np.float32],
     weights: NDArray[np.float64],
     owner: NDArray[np.int64],
     scale: _Scale,
@@ -255,22 +298,21 @@ def _estimate_foreign(
         scale: what may be mistaken.
     """
     starts = np.flatnonzero(np.diff(owner, prepend=-1))
-    totals = np.add.reduceat(others * weights[:, None], starts)
+    totals = sum_rows(others * weights[:, None].astype(np.float32), starts)
     width = min(_CANDIDATES, totals.shape[1])
     candidates = np.argpartition(totals, -width, axis=1)[:, -width:]
-    chance = np.take_along_axis(others, candidates[owner], 1)
+    chance = np.take_along_axis(others, candidates[owner], 1).astype(np.float64)
     chance = np.concatenate([in_language[:, None], chance], 1)
     chance[:, 0] = np.maximum(chance[:, 0], _LEAST * chance.sum(1) + np.finfo(np.float64).tiny)
     letters = np.add.reduceat(weights, starts)
     doubt = np.minimum(scale.doubt, np.maximum(scale.doubt_share * letters, _UNTOLD))[:, None]
-    share = np.add.reduceat(chance / chance.sum(1, keepdims=True) * weights[:, None], starts)
-    expected = share
+    expected = sum_rows(chance / chance.sum(1, keepdims=True) * weights[:, None], starts)
     for _ in range(_ROUNDS):
         share = np.maximum(expected - doubt, 0)
         share[:, 0] = expected[:, 0] + _EXPECTED
         share /= share.sum(1, keepdims=True)
         mixed = chance * share[owner]
-        expected = np.add.reduceat(mixed / mixed.sum(1, keepdims=True) * weights[:, None], starts)
+        expected = sum_rows(mixed / mixed.sum(1, keepdims=True) * weights[:, None], starts)
     return expected[:, 1:].sum(1)
 
 

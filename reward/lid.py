@@ -145,8 +145,11 @@ class LanguageModel:
         nodes = np.flatnonzero(on_path.any(1))
         # A path turns right at a node with the probability sigmoid(s) and left with sigmoid(-s), and
         # log sigmoid(-s) = log sigmoid(s) - s.
-        scores = np.clip(hidden @ self._tree[nodes].T, -80, 80)
-        return -np.log1p(np.exp(-scores)) @ on_path[nodes] - hidden @ left_sum
+        scores = hidden @ self._tree[nodes].T
+        np.clip(scores, -80, 80, out=scores)
+        for step in (np.negative, np.exp, np.log1p):
+            step(scores, out=scores)
+        return -(scores @ on_path[nodes]) - hidden @ left_sum
 
     # -- vectors of words ----------------------------------------------------------------------------------------------
 
@@ -225,6 +228,16 @@ class LanguageModel:
         rows, owners = np.concatenate(all_rows), np.concatenate(all_owners)
         chosen = csr_matrix((np.ones(len(rows), np.float32), (owners, rows)), (units, len(self._vectors)))
         return chosen @ self._vectors, np.bincount(owners, minlength=units).astype(np.float32)
+
+
+def sum_rows(values: NDArray[Any], starts: Ints) -> NDArray[Any]:
+    """The sums of consecutive rows, [S, D] of [N, D]; ``starts`` [S] are the first rows of each sum, from 0.
+
+    As ``np.add.reduceat``, which is several times slower where the sums are short.
+    """
+    ends = np.append(starts, len(values))
+    ones = np.ones(len(values), values.dtype)
+    return csr_matrix((ones, np.arange(len(values)), ends), (len(starts), len(values))) @ values
 
 
 def _utf8(codes: Ints) -> tuple[list[NDArray[np.uint32]], Ints]:

@@ -1,19 +1,29 @@
 """Scores answers, many requests at a time. It calls each step in order and decides nothing itself.
 
-common/answer.py        what of an answer is read
-reward/gate.py          whether the answer is in the language asked of it
-reward/embedder.py      how similar the answer is to the reference
-reward/calibration/     what this similarity is worth for the pair of languages
-reward/terms/           the quality of the answer
+common/answer.py         what of an answer is read
+reward/gate.py           whether the answer is in the language asked of it
+reward/embedder.py       how similar the answer is to the reference
+reward/calibration/      what this similarity is worth for the pair of languages
+reward/terms/            the quality of the answer: terms by topic, or a function of the user's own
+
+Three kinds of work run side by side: the caller's thread reads and tokenises a batch while the batch before it is
+embedded in a second thread; a third one identifies languages; and an event loop waits for judges, verifiers and reward
+functions, each group by itself.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+import threading
 from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,50 +33,76 @@ from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
 from common.prose import without_code
 from common.wire import Score, ScoreRequest
+from reward.batching import each_or_error
 from reward.calibration.drift import Drift
-from reward.calibration.files import Quantiles, quantile_path
+from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
-from reward.embedder import Embedder
+from reward.embedder import Embedder, TokenisedTexts, Vectors
 from reward.gate import ComplianceGate, Decision
+from reward.liveness import Liveness
 from reward.references import ReferenceCache
+from reward.scored import ScoredAnswer, UnscoredError
+from reward.terms.custom import CustomReward
 from reward.terms.quality import QualityTerms
 from reward.terms.registry import TermInput
+from reward.terms.tools import Tools
+from reward.waits import WaitingThread
 
 logger = logging.getLogger("reward")
 
+_T = TypeVar("_T")
+
 _HEADER = ModelConfig().header
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """The embeddings of one request: of its answers [K, dimension], and their cosines to the reference, each [K]."""
+
+    vectors: Vectors
+    similarities: list[float]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One request whose answers have been read."""
+
+    request: ScoreRequest
+    answers: list[Answer]
 
 
 class Scorer:
     """Gives each answer a reward: its quality where it is compliant, otherwise 0.
 
     An answer is compliant when it is in the language asked of it, or, where the policy chose the language, in the one
-    that its header names. The quality is made of the terms of the question's topic (:mod:`reward.terms.quality`).
+    that its header names. The quality is made of the terms of the question's topic (:mod:`reward.terms.quality`), or of
+    the parts that ``reward.function`` returns (:mod:`reward.terms.custom`). ``reward.gated`` and ``reward.bounded``
+    switch the gate and the bounds of the quality off.
 
     ``counts`` holds how many answers were scored, how many were odd by kind (``empty``, ``not_finite``, ``short``,
-    ``no_language``, ``not_compliant``, ``uncalibrated``, ``unencodable``, ``over_long``), and the counters of the
-    embedder and of the reference cache.
+    ``no_language``, ``not_compliant``, ``uncalibrated``, ``unencodable``, ``over_long``, ``unscored``), how many groups
+    were ``handed_back``, and the counters of the embedder, of the reference cache and of the judges.
 
     Args:
         config: the section ``reward``.
         languages: codes of the languages of the run. The gate chooses among these and the language asked for when
             ``reward.gate_active_only`` is set, and headers may name only these.
-        cache_file: where reference embeddings are kept between two starts. None: nowhere.
+        directory: where reference embeddings and judgements are kept between two starts. None: nowhere.
         header: template of what an answer begins with where the policy chose its language.
 
     Raises:
         FatalError: a model cannot be loaded, or a term's package is missing.
-        ConfigError: a calibration file is missing or malformed.
+        ConfigError: a calibration file is missing or malformed, a term is unknown, or the function cannot be loaded.
     """
 
     def __init__(
         self,
         config: RewardConfig,
         languages: Collection[str] = (),
-        cache_file: Path | None = None,
+        directory: Path | None = None,
         header: str = _HEADER,
     ) -> None:
-        self._header = Header(header, languages)
+        self._config, self._header = config, Header(header, languages)
         self.calibrate = Calibration.load(
             config.calibration_mode,
             config.calibration,
@@ -76,21 +112,39 @@ class Scorer:
         )
         offline = quantile_path(config.calibration) if config.calibration else None
         self._drift = Drift(Quantiles.read(offline) if offline and offline.exists() else None, config.drift_warning)
-        self._terms = QualityTerms(config.terms)
+        judgements = directory / "judgements.sqlite" if directory is not None else None
+        self._tools = Tools(config, self.calibrate, self._embed_for_tools, judgements)
+        self._custom = CustomReward(config.function, config.parts) if config.function else None
+        self._terms = None if self._custom is not None else QualityTerms(config.terms, self._tools, config.is_bounded)
         self._gate = ComplianceGate(config, languages)
-        self._embedder = Embedder(config.embedder, config.device, config.batch_tokens)
-        self._references = ReferenceCache(self._embedder, config.cache_entries, cache_file)
-        self.counts: Counter[str] = Counter()
+        self._directory = directory
+        self._encoder_lock = threading.Lock()
+        self._encoder: tuple[Embedder, ReferenceCache] | None = None
+        self.liveness = Liveness()
+        self.counts: Counter[str] = Counter()  # changed in the event loop alone
+        self._waits = WaitingThread()
+        self._embedding = ThreadPoolExecutor(1, "embedding")
+        self._gating = ThreadPoolExecutor(1, "gating")
+        self._newest: Future[list[_Embedded | Exception]] | None = None
+        if self._needs_embeddings:
+            self._load_encoder()
 
     def warm_up(self) -> None:
         """Runs everything once that loads lazily, so that the first request is as fast as the others."""
         texts = ["The capital of Japan is Tokyo.", "日本の首都は東京です。", "one " * 1000]
-        self._embedder.embed(texts)
+        if self._needs_embeddings:
+            self._load_encoder()[0].embed(texts)
         self._gate.decide([read_answer(text, "en") for text in texts], [True] * len(texts))
 
-    def save(self) -> None:
-        """Writes the reference embeddings to their file."""
-        self._references.save()
+    def close(self) -> None:
+        """Ends threads, processes and connections. Blocks for at most a few seconds."""
+        with suppress(TimeoutError):
+            self._waits.start(self._tools.close()).result(5)
+        self._waits.close()
+        for executor in (self._embedding, self._gating):
+            executor.shutdown(wait=False, cancel_futures=True)
+        if self._encoder is not None:
+            self._encoder[1].close()
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[Score]]:
         """Scores the answers of all requests as one batch. Blocks until they are scored.
@@ -100,77 +154,260 @@ class Scorer:
             apart from floating-point rounding.
 
         Raises:
-            ValueError: a request is inconsistent.
+            ValueError: a request is inconsistent, or a reward function failed on it.
+            UnscoredError: more than ``reward.missing_max`` of a request's answers could not be scored.
         """
-        for request in requests:
+        return [[one.score for one in scored.result()] for scored in self.begin(requests)]
+
+    def begin(self, requests: Sequence[ScoreRequest]) -> list[Future[list[ScoredAnswer]]]:
+        """Begins to score a batch. Blocks until the batch before it is embedded; one thread at a time may call it.
+
+        Returns:
+            For each request the answers as they will be scored, in their order, within ``deadline_s`` of the request. A
+            future raises what :meth:`score` does, and TimeoutError.
+        """
+        with self.liveness.step():
+            read = [self._read(request) for request in requests]
+            jobs = [one for one in read if isinstance(one, _Job)]
+            decided = self._gating.submit(self._decide, jobs)
+            embedded: Future[list[_Embedded | Exception]] | None = None
+            if self._needs_embeddings and jobs:
+                tokenised = self._tokenise(jobs)
+                if self._newest is not None:
+                    self._newest.exception()  # waits
+                embedded = self._newest = self._embedding.submit(self._embed, jobs, tokenised)
+        numbers = iter(range(len(jobs)))
+        return [
+            self._waits.start(self._finish(one, next(numbers), decided, embedded))
+            if isinstance(one, _Job)
+            else _failed(one)
+            for one in read
+        ]
+
+    def busy_s(self) -> float:
+        """Seconds in which batches were read, judged for their language or embedded."""
+        return self.liveness.busy_s()
+
+    def stalled_s(self) -> float:
+        """For how long no step of the work has ended, while one is under way; see ``Healthy.stalled_s``."""
+        return max(self.liveness.stalled_s(), self._waits.stalled_s())
+
+    # -- in the caller's thread ------------------------------------------------------------------------------------
+
+    @property
+    def _needs_embeddings(self) -> bool:
+        return self._terms is not None and self._terms.embeds
+
+    def _read(self, request: ScoreRequest) -> _Job | Exception:
+        try:
             _check(request)
-        rows = [(request, answer) for request in requests for answer in self._read(request)]
-        if not rows:
-            return [[] for _ in requests]
-        answers = [answer for _, answer in rows]
-        references = self._references.embed([_reference(request) for request in requests])
-        owners = np.repeat(np.arange(len(requests)), [len(request.answers) for request in requests])
-        similarities = np.einsum(
-            "nd,nd->n", self._embedder.embed([without_code(a.rewarded) for a in answers]), references[owners]
-        )
-        similarity_earns = ["similarity" in self._terms.weights_of(request.topics) for request, _ in rows]
-        decisions = self._gate.decide(answers, similarity_earns)
-        scored = iter(
-            self._score(request, answer, decision, similarity)
-            for (request, answer), decision, similarity in zip(
-                rows, decisions, similarities.clip(-1, 1).tolist(), strict=True
+            truncated = request.truncated or [False] * len(request.answers)
+            rows = zip(request.answers, request.languages, truncated, strict=True)
+            opened = request.thinking_opened
+            return _Job(request, [read_answer(raw, one, cut, self._header, opened) for raw, one, cut in rows])
+        except ValueError as error:
+            return error
+
+    def _tokenise(self, jobs: Sequence[_Job]) -> TokenisedTexts | None:
+        """None where that fails; the jobs are then embedded in smaller parts, to find the one that fails."""
+        try:
+            return self._load_encoder()[0].tokenise(
+                [without_code(answer.rewarded) for job in jobs for answer in job.answers]
             )
+        except Exception:  # a tokenizer raises its own kinds of errors; the job that provokes one is found later
+            logger.exception("a batch cannot be tokenised")
+            return None
+
+    def _load_encoder(self) -> tuple[Embedder, ReferenceCache]:
+        """The embedder and its cache, which a run that needs no embeddings never loads."""
+        with self._encoder_lock:
+            if self._encoder is None:
+                config = self._config
+                embedder = Embedder(config.embedder, config.device, config.batch_tokens)
+                file = self._directory / f"references-{config.replica}.sqlite" if self._directory is not None else None
+                self._encoder = embedder, ReferenceCache(embedder, config.cache_entries, file)
+            return self._encoder
+
+    # -- in the threads for embedding and for languages ------------------------------------------------------------
+
+    def _embed(self, jobs: Sequence[_Job], tokenised: TokenisedTexts | None) -> list[_Embedded | Exception]:
+        embedder, references = self._load_encoder()
+
+        def embed(some: Sequence[_Job]) -> list[_Embedded]:
+            own = references.embed([_reference(job.request) for job in some])
+            if tokenised is not None and len(some) == len(jobs):
+                vectors = embedder.encode(tokenised)
+            else:
+                vectors = embedder.embed([without_code(answer.rewarded) for job in some for answer in job.answers])
+            sizes = [len(job.answers) for job in some]
+            if not sum(sizes):
+                return [_Embedded(vectors, [])] * len(some)
+            cosines = np.einsum("nd,nd->n", vectors, own[np.repeat(np.arange(len(some)), sizes)]).clip(-1, 1)
+            cuts = np.cumsum(sizes)[:-1]
+            pairs = zip(np.split(vectors, cuts), np.split(cosines, cuts), strict=True)
+            return [_Embedded(part, cosine.tolist()) for part, cosine in pairs]
+
+        with self.liveness.step():
+            return each_or_error(embed, jobs)
+
+    def _decide(self, jobs: Sequence[_Job]) -> list[list[Decision] | Exception]:
+        def decide(some: Sequence[_Job]) -> list[list[Decision]]:
+            earns = [self._similarity_earns(job.request) for job in some for _ in job.answers]
+            decisions = iter(self._gate.decide([answer for job in some for answer in job.answers], earns))
+            return [[next(decisions) for _ in job.answers] for job in some]
+
+        with self.liveness.step():
+            return each_or_error(decide, jobs)
+
+    def _similarity_earns(self, request: ScoreRequest) -> bool:
+        return self._terms is not None and not {"similarity", "pivot"}.isdisjoint(
+            self._terms.weights_of(request.topics)
         )
-        scores = [[next(scored) for _ in request.answers] for request in requests]
-        self.counts["answers"] += len(answers)
-        # These counters only grow, so the larger value of each is the newer one.
-        self.counts |= self._embedder.counts
-        self.counts |= self._references.counts
-        return scores
 
-    def _read(self, request: ScoreRequest) -> list[Answer]:
-        truncated = request.truncated or [False] * len(request.answers)
-        rows = zip(request.answers, request.languages, truncated, strict=True)
-        opened = request.thinking_opened
-        answers = [read_answer(raw, language, cut, self._header, opened) for raw, language, cut in rows]
-        for name in ODDITIES:
-            self.counts[name] += sum(name in answer.oddities for answer in answers)
-        return answers
+    def _embed_for_tools(self, texts: list[str], keep: bool) -> asyncio.Future[Vectors]:
+        def embed() -> Vectors:
+            with self.liveness.step():
+                embedder, references = self._load_encoder()
+                return references.embed(texts) if keep else embedder.embed(texts)
 
-    def _score(self, request: ScoreRequest, answer: Answer, decision: Decision, similarity: float) -> Score:
-        problem = "empty" if not answer.rewarded else "" if math.isfinite(similarity) else "not_finite"
-        if problem:  # nothing was said, or it cannot be compared: the answer is worth nothing, whatever the terms are
-            self.counts[problem] += 1
-            return Score(
-                reward=0.0,
-                quality=0.0,
-                similarity=0.0,
-                compliant=bool(answer.rewarded) and decision.compliant,
+        return asyncio.wrap_future(self._embedding.submit(embed))
+
+    # -- in the event loop -----------------------------------------------------------------------------------------
+
+    async def _finish(
+        self,
+        job: _Job,
+        number: int,
+        decided: Future[list[list[Decision] | Exception]],
+        embedded: Future[list[_Embedded | Exception]] | None,
+    ) -> list[ScoredAnswer]:
+        """Scores one request of a batch, of which it is the job of this number."""
+        async with asyncio.timeout(job.request.deadline_s):
+            decisions = _value(await _wait(decided), number)
+            vectors = _value(await _wait(embedded), number) if embedded is not None else None
+            if self._custom is not None:
+                scored = await self._score_by_function(self._custom, job, decisions)
+            else:
+                assert self._terms is not None
+                scored = await self._score_by_terms(self._terms, job, decisions, vectors)
+        self._count(job, scored)
+        missing = sum(not one.score.scored for one in scored)
+        if missing > self._config.missing_max * len(scored):
+            self.counts["handed_back"] += 1
+            raise UnscoredError(
+                f"{missing} of {len(scored)} answers could not be scored, more than reward.missing_max = "
+                f"{self._config.missing_max:g} allows; the log of the reward process says why"
+            )
+        return scored
+
+    async def _score_by_function(
+        self, function: CustomReward, job: _Job, decisions: Sequence[Decision]
+    ) -> list[ScoredAnswer]:
+        found = await function(job.request, job.answers, decisions, self._tools)
+        scored = []
+        for answer, decision, parts in zip(job.answers, decisions, found, strict=True):
+            quality = None if parts is None else function.value(parts)
+            if quality is not None and self._config.is_bounded:
+                quality = min(1.0, max(0.0, quality))
+            score = self._as_score(answer, decision, parts or {}, quality, 0.0, 0.0)
+            scored.append(ScoredAnswer(score, decision, None, None))
+        return scored
+
+    async def _score_by_terms(
+        self, terms: QualityTerms, job: _Job, decisions: Sequence[Decision], embedded: _Embedded | None
+    ) -> list[ScoredAnswer]:
+        request = job.request
+        language = code_of(request.reference_language)
+        similarities = embedded.similarities if embedded is not None else [0.0] * len(job.answers)
+        inputs: list[TermInput] = []
+        rows: list[tuple[Answer, Decision, float, Pair | None, TermInput | None]] = []
+        for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
+            similarity = similarities[number]
+            problem = "empty" if not answer.rewarded else "" if math.isfinite(similarity) else "not_finite"
+            if problem:  # nothing was said, or it cannot be compared: it is worth nothing, whatever the terms are
+                self.counts[problem] += 1
+                rows.append((answer, decision, 0.0, None, None))
+                continue
+            other = decision.detected or answer.asked
+            given = TermInput(
+                answer=answer,
                 detected=decision.detected,
-                language=answer.asked,
-                terms=answer.selection,
+                accepted=request.accepted or [request.reference],
+                similarity=self.calibrate(similarity, language, other) if embedded is not None else 0.0,
+                vector=embedded.vectors[number] if embedded is not None else None,
+                request=request,
             )
-        if decision.short:
-            self.counts["short"] += 1
-        self.counts["no_language"] += not decision.detected
-        self.counts["not_compliant"] += not decision.compliant
-        language, other = code_of(request.reference_language), decision.detected or answer.asked
-        self.counts["uncalibrated"] += not self.calibrate.knows(language, other)
-        drift = self._drift.observe(similarity, language, other) if decision.compliant else 0.0
-        accepted = request.accepted or [request.reference]
-        calibrated = self.calibrate(similarity, language, other)
-        given = TermInput(answer.rewarded, accepted, calibrated, answer.truncated)
-        values, quality = self._terms.evaluate(given, request.topics)
+            inputs.append(given)
+            rows.append((answer, decision, similarity, pair_of(language, other) if embedded else None, given))
+        found = iter(await terms.evaluate(inputs, request.topics) if inputs else [])
+        scored = []
+        for answer, decision, similarity, pair, term_input in rows:
+            if term_input is None:
+                score = self._as_score(answer, decision, {}, 0.0, 0.0, 0.0)
+                scored.append(ScoredAnswer(score, decision, None, None))
+                continue
+            values, quality = next(found)
+            self.counts["short"] += decision.short
+            self.counts["no_language"] += not decision.detected
+            self.counts["not_compliant"] += not decision.compliant
+            drift = 0.0
+            if pair is not None:
+                self.counts["uncalibrated"] += not self.calibrate.knows(*pair)
+                drift = self._drift.observe(similarity, *pair) if decision.compliant else 0.0
+            score = self._as_score(answer, decision, values, quality, similarity, drift)
+            scored.append(ScoredAnswer(score, decision, pair, term_input.similarity if pair is not None else None))
+        return scored
+
+    def _as_score(
+        self,
+        answer: Answer,
+        decision: Decision,
+        values: dict[str, float],
+        quality: float | None,
+        similarity: float,
+        drift: float,
+    ) -> Score:
+        earns = quality is not None and (decision.compliant or not self._config.is_gated)
         return Score(
-            reward=quality if decision.compliant else 0.0,
-            quality=quality,
+            reward=quality if quality is not None and earns else 0.0,
+            quality=quality if quality is not None else 0.0,
             similarity=similarity,
             compliant=decision.compliant,
             detected=decision.detected,
             language=answer.asked,
             terms=values | answer.selection,
             drift=drift,
+            scored=quality is not None,
         )
+
+    def _count(self, job: _Job, scored: Sequence[ScoredAnswer]) -> None:
+        self.counts["answers"] += len(scored)
+        self.counts["unscored"] += sum(not one.score.scored for one in scored)
+        for name in ODDITIES:
+            self.counts[name] += sum(name in answer.oddities for answer in job.answers)
+        # These counters only grow, so the larger value of each is the newer one. Other threads change some of them.
+        if self._encoder is not None:
+            self.counts |= Counter(dict(self._encoder[0].counts))
+            self.counts |= Counter(dict(self._encoder[1].counts))
+        self.counts |= self._tools.counts
+
+
+async def _wait(future: Future[list[_T]]) -> list[_T]:
+    # Shielded, because what one request no longer waits for, the others of its batch do.
+    return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _value(results: Sequence[_T | Exception], number: int) -> _T:
+    result = results[number]
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _failed(error: Exception) -> Future[list[ScoredAnswer]]:
+    future: Future[list[ScoredAnswer]] = Future()
+    future.set_exception(error)
+    return future
 
 
 def _reference(request: ScoreRequest) -> str:
@@ -183,8 +420,9 @@ def _check(request: ScoreRequest) -> None:
     """Raises ValueError when a request is inconsistent."""
     if len(request.answers) != len(request.languages):
         raise ValueError(f"the request has {len(request.answers)} answers, but {len(request.languages)} languages")
-    if request.truncated and len(request.truncated) != len(request.answers):
-        raise ValueError(f"the request has {len(request.answers)} answers, but {len(request.truncated)} in `truncated`")
+    for name, given in (("truncated", request.truncated), ("tokens", request.tokens)):
+        if given and len(given) != len(request.answers):
+            raise ValueError(f"the request has {len(request.answers)} answers, but {len(given)} in `{name}`")
     if not request.reference.strip():
         raise ValueError("the reference is empty, so nothing can be similar to it")
     for language in {request.reference_language, *(one for one in request.languages if one != POLICY_CHOOSES)}:

@@ -7,31 +7,51 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Protocol
 
+import msgspec
 import zmq
 
 from common.config import RewardConfig
 from common.process import FatalError
 from common.progress import Activity
-from common.stopwatch import Stopwatch
 from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode
-from reward.batching import QueuedRequest, RequestQueue, ScoreBatch, score_or_explain
+from reward.batching import QueuedRequest, RequestQueue
+from reward.scored import ScoredAnswer, UnscoredError
 
 logger = logging.getLogger("reward")
 
 _POLL_MS = 500  # the thread notices within this time that it should end
 _LOG_EVERY_S = 60
 _IDLE_S = 55  # a pause between two batches that has ended by then is not mentioned
+_MAX_ERROR = 500  # characters of an error message that are sent to an actor
+
+
+class BatchScorer(Protocol):
+    """What the service needs of ``reward.scorer.Scorer``, which explains each part."""
+
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+
+    def begin(self, requests: Sequence[ScoreRequest]) -> Sequence[Future[list[ScoredAnswer]]]: ...
+
+    def busy_s(self) -> float: ...
+
+    def stalled_s(self) -> float: ...
 
 
 class Service:
     """Answers requests from actors. Construction starts the thread that owns the socket; ``run`` scores.
 
     A request that finds the queue full is answered at once with ``full``. One that waited for longer than its sender
-    does is dropped. A health message is answered at once, also before ``run`` is called.
+    does is dropped. A health message is answered at once, also before ``run`` is called; it tells for how long the work
+    has not got on.
 
-    ``counts`` holds the requests ``scored``, ``failed``, answered as ``full``, and the messages ``refused``.
+    ``counts`` holds the requests ``scored``, ``failed``, put off as ``later``, answered as ``full``, and the messages
+    ``refused``.
 
     Args:
         context: the context of the socket.
@@ -45,41 +65,37 @@ class Service:
         self._socket = socket
         self._queue = RequestQueue(config.queue_texts, config.batch_texts, config.batch_window_ms / 1000)
         self._life = uuid.uuid4().hex
-        self._ready = self._stopping = False
+        self._scorer: BatchScorer | None = None
+        self._stopping = False
+        self._began = time.monotonic()
         self._next_log = time.monotonic() + _LOG_EVERY_S
-        self._stopwatch = Stopwatch()
+        self._fatal: FatalError | None = None  # met while a request was finished
         self.counts: Counter[str] = Counter()
-        self._scorer_counts: Mapping[str, int] = {}
-        # A ZeroMQ socket belongs to one thread. Replies of the main thread reach the other one through this pair.
+        # A ZeroMQ socket belongs to one thread. Replies of other threads reach that one through this pair, whose
+        # sending end they share under a lock.
         address = f"inproc://replies-{id(self)}"
         self._replies_in, self._replies_out = context.socket(zmq.PULL), context.socket(zmq.PUSH)
         self._replies_in.bind(address)
         self._replies_out.connect(address)
+        self._reply_lock = threading.Lock()
         self._thread = threading.Thread(target=self._exchange_messages, name="messages", daemon=True)
         self._thread.start()
 
-    def run(self, score: ScoreBatch, counts: Mapping[str, int]) -> None:
+    def run(self, scorer: BatchScorer) -> None:
         """Scores requests until interrupted; blocks forever.
 
-        Args:
-            score: scores a batch of requests.
-            counts: further counters, which ``score`` updates, to report in answers to health messages.
-
         Raises:
-            FatalError: the thread that exchanges messages died.
+            FatalError: the thread that exchanges messages died, or the scorer cannot go on.
         """
-        self._scorer_counts, self._ready = counts, True
+        self._scorer = scorer
         while True:
-            idle = Activity("reward", "waiting for answers to score", silent_s=_IDLE_S)
-            with self._stopwatch("waiting"), idle:
-                batch = self._queue.take_batch(self._check_thread)
-            with self._stopwatch("busy"):
-                results = score_or_explain(score, [queued.request for queued in batch])
-            for queued, result in zip(batch, results, strict=True):
-                failed = isinstance(result, str)
-                self.counts["failed" if failed else "scored"] += 1
-                reply = self._reply(queued, [], result) if isinstance(result, str) else self._reply(queued, result)
-                self._replies_out.send_multipart(reply)
+            with Activity("reward", "waiting for answers to score", silent_s=_IDLE_S):
+                batch = self._queue.take_batch(self._check)
+            # A request waits for scores no longer than its sender does.
+            now = time.monotonic()
+            requests = [msgspec.structs.replace(one.request, deadline_s=max(0.0, one.expires - now)) for one in batch]
+            for queued, future in zip(batch, scorer.begin(requests), strict=True):
+                future.add_done_callback(partial(self._finish, queued))
             if time.monotonic() > self._next_log:
                 self._next_log = time.monotonic() + _LOG_EVERY_S
                 logger.info("%d texts are waiting; counters: %s", self._queue.texts, self.all_counts())
@@ -87,23 +103,60 @@ class Service:
     def all_counts(self) -> dict[str, int]:
         """The counters of the service, the number of ``late`` requests that were dropped, and the scorer's counters."""
         late = {"late": self._queue.late} if self._queue.late else {}
-        return dict(self.counts) | late | dict(self._scorer_counts)
+        return dict(self.counts) | late | (dict(self._scorer.counts) if self._scorer is not None else {})
 
     def close(self) -> None:
         """Ends the thread and closes its sockets, except the one that was passed in. Blocks for at most 1 s."""
         self._stopping = True
         self._thread.join(2 * _POLL_MS / 1000)
-        self._replies_in.close(0)
-        self._replies_out.close(0)
+        with self._reply_lock:
+            self._replies_in.close(0)
+            self._replies_out.close(0)
 
-    def _check_thread(self) -> None:
+    def _check(self) -> None:
+        if self._fatal is not None:
+            raise self._fatal
         if not self._thread.is_alive():
             raise FatalError("the thread that exchanges messages died; its traceback is above")
 
-    def _reply(self, to: QueuedRequest, scores: list[Score], error: str = "", full: bool = False) -> list[bytes]:
-        spent = {"busy": 0.0, "waiting": 0.0} | self._stopwatch.seconds()
+    def _finish(self, queued: QueuedRequest, future: Future[list[ScoredAnswer]]) -> None:
+        """Replies to a request; in whichever thread has finished it."""
+        self._queue.finish(queued)
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or self._stopping:
+            return
+        with self._reply_lock:
+            if error is None:
+                self.counts["scored"] += 1
+                reply = self._reply(queued, [one.score for one in future.result()])
+            else:
+                if isinstance(error, FatalError):
+                    self._fatal = error
+                later = isinstance(error, UnscoredError | TimeoutError | FatalError)
+                name = "later" if later else "failed"
+                self.counts[name] += 1
+                text = "not scored before the deadline" if isinstance(error, TimeoutError) else str(error)
+                times = self.counts[name]
+                if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
+                    expected = later or isinstance(error, ValueError)
+                    trace = None if expected else error
+                    logger.warning("cannot score request %d (%d so far): %s", queued.request.id, times, text,
+                                   exc_info=trace)  # fmt: skip
+                reply = self._reply(queued, [], f"{type(error).__name__}: {text}"[:_MAX_ERROR], later=later)
+            self._replies_out.send_multipart(reply)
+
+    def _reply(
+        self, to: QueuedRequest, scores: list[Score], error: str = "", full: bool = False, later: bool = False
+    ) -> list[bytes]:
+        busy_s = self._scorer.busy_s() if self._scorer is not None else 0.0
         reply = ScoreReply(
-            id=to.request.id, scores=scores, error=error, full=full, busy_s=spent["busy"], waiting_s=spent["waiting"]
+            id=to.request.id,
+            scores=scores,
+            error=error,
+            full=full,
+            later=later,
+            busy_s=busy_s,
+            waiting_s=max(0.0, time.monotonic() - self._began - busy_s),
         )
         return [to.sender, encode(reply)]
 
@@ -126,8 +179,7 @@ class Service:
                 raise WireError(f"{len(frames) - 1} frames instead of one")
             message = decode(frames[1])
             if isinstance(message, Health):
-                health = Healthy(life=self._life, ready=self._ready, queued=self._queue.texts, counts=self.all_counts())
-                self._socket.send_multipart([frames[0], encode(health)])
+                self._socket.send_multipart([frames[0], encode(self._health())])
             elif isinstance(message, ScoreRequest):
                 self._admit(QueuedRequest(frames[0], message, time.monotonic() + message.deadline_s))
             else:
@@ -137,6 +189,15 @@ class Service:
             times = self.counts["refused"]
             if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: a flood must not fill the disk
                 logger.warning("refused a message (%d so far): %s", times, error)
+
+    def _health(self) -> Healthy:
+        return Healthy(
+            life=self._life,
+            ready=self._scorer is not None,
+            queued=self._queue.texts,
+            counts=self.all_counts(),
+            stalled_s=self._scorer.stalled_s() if self._scorer is not None else 0.0,
+        )
 
     def _admit(self, queued: QueuedRequest) -> None:
         if not self._queue.add(queued):

@@ -15,7 +15,8 @@ class ActorConfig(Section):
     engine_port: Port = 0  # loopback port of an own server; 0 means any free one
     engine_args: dict[str, str | int | float | bool] = {}  # further flags of an own server: "tp" = 2 becomes --tp 2
     groups_in_flight: int = Field(16, gt=0)  # most groups it works on at once; it finds how many fit (docs/tuning.md)
-    attempts: int = Field(3, gt=0)  # tries of generation and scoring before a group is handed back
+    attempts: int = Field(3, gt=0)  # tries of generation, and of scoring, before a group is handed back
+    score_patience_s: float = Field(600, gt=0)  # how long answers wait while the reward service or a judge is out
     restarts: int = Field(5, ge=0)  # failures of its engine in a row, without a weight update between, before it ends
     start_timeout_s: float = Field(600, gt=0)  # for the engine to start, with its weights and kernels
     request_timeout_s: float = Field(600, gt=0)  # for one generation call, with the pauses for weight updates

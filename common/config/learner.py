@@ -71,6 +71,7 @@ class LearnerConfig(Section):
     # Leave out groups whose answers all have the same reward; otherwise their tokens count in the mean and in the KL.
     drop_zero_variance: bool = True
     compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
+    step_reward: str = ""  # "FILE.py:NAME", rewards or advantages of a whole step by one's own rule; docs/rewards.md
     stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
     aggregation: Literal["token", "sequence", "fertility"] = (
         "token"  # what the loss is a mean over; learner/train/grpo.py

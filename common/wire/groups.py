@@ -45,16 +45,21 @@ class Work(WireStruct):
 
 
 class Score(WireStruct):
-    """What the reward process says of one answer. The reward is the quality where the answer is compliant, else 0."""
+    """What the reward process says of one answer.
+
+    The reward is the quality where the answer is compliant and 0 elsewhere, unless ``reward.gated`` is off. An answer
+    that could not be scored has ``scored`` False, and all its numbers are 0 and say nothing.
+    """
 
     reward: float
-    quality: float  # in [0, 1]; the weighted terms
-    similarity: float  # raw cosine
+    quality: float  # the weighted terms or parts; in [0, 1] unless ``reward.bounded`` is off
+    similarity: float  # raw cosine; 0 where no term of the run needs it
     compliant: bool  # the answer is in the language asked for, or chosen
     detected: str  # language code; "" when the text has no language
     language: str = ""  # asked for, or chosen; "" where the policy chose and named none
-    terms: dict[str, float] = {}  # value of each term of reward.terms, before its weight
+    terms: dict[str, float] = {}  # value of each term of reward.terms, or part of reward.parts, before its weight
     drift: float = 0.0  # of this pair of languages from its calibration, see reward/calibration/drift.py
+    scored: bool = True  # False: a term or part is missing, so the answer takes no part in its group's advantages
 
 
 class Rollout(WireStruct):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.wire.base import Message
-from common.wire.groups import Score
+from common.wire.groups import Chat, Score
 
 
 class ScoreRequest(Message, tag="score"):
@@ -18,6 +18,10 @@ class ScoreRequest(Message, tag="score"):
     thinking_opened: bool = False  # whether the prompts ended with <think>, so that the answers begin inside a thought
     topics: list[str] = []  # these choose the terms
     accepted: list[str] = []  # answers that a verifying term accepts; empty means the reference
+    row: int = -1  # number of the question's row in its file, by which errors name it; -1 where there is none
+    messages: list[Chat] = []  # the question as it was asked
+    extra: dict[str, str] = {}  # further columns of its row, by their names
+    tokens: list[int] = []  # number of tokens of each answer; empty where nobody has counted them
     deadline_s: float = 60.0  # seconds after its arrival from which nobody waits for the scores any more
 
 
@@ -30,3 +34,4 @@ class ScoreReply(Message, tag="scores"):
     busy_s: float  # seconds that the reward process has worked since it started
     waiting_s: float  # seconds that it has waited for requests
     full: bool = False  # its queue is full: ask another replica, or ask later
+    later: bool = False  # the error lies not in the answers (a judge is out of reach, say): ask again later

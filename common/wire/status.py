@@ -10,12 +10,13 @@ class Health(Message):
 
 
 class Healthy(Message):
-    """A reward process answers at once, whatever it is scoring."""
+    """A reward process answers at once, whatever it is scoring; whether that gets on is told by ``stalled_s``."""
 
     life: str  # identifies this start of the process; another one after a restart
     ready: bool  # false while models load; requests wait
     queued: int  # texts that wait
     counts: dict[str, int]
+    stalled_s: float = 0.0  # for how long the step of scoring that is under way has not ended; 0 when none is
 
 
 class ActorStatus(WireStruct):

@@ -18,6 +18,7 @@ import numpy as np
 from common.config import LearnerConfig
 from common.languages import POLICY_CHOOSES
 from common.wire import Question, Rollout
+from learner.evaluate.languages import fully_scored
 from learner.groups import Group
 from router import Router
 
@@ -55,9 +56,11 @@ def compare_settings(groups: Sequence[Group], asked: Mapping[int, LanguagesBySet
     Args:
         groups: one a question, with the answers of all its settings one after the other.
         asked: row of the question -> what :func:`languages_by_setting` gave for it.
+
+    A question of which an answer could not be scored is left out.
     """
     answers: defaultdict[str, list[list[Rollout]]] = defaultdict(list)  # setting -> question -> answers
-    for group in groups:
+    for group in fully_scored(groups):
         rollouts = iter(group.rollouts)
         for setting, languages in asked[group.work.question.index].items():
             answers[setting].append([next(rollouts) for _ in languages])

@@ -22,7 +22,7 @@ class Evaluation:
     """Mean greedy reward of a set of questions, by the way in which the answer language is chosen.
 
     Args:
-        questions: how many were answered.
+        questions: how many were answered, and all their answers scored.
         own: in the question's own language; the headline.
         oracle: in the best language for each question.
         best_fixed: in the one language that is best for all questions together.
@@ -56,7 +56,10 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
         groups: [Q], each answered in ``languages`` first and, where it is none of these, in the question's own last.
         languages: [L], in the router's order.
         router: what it would draw for each question.
+
+    A question of which an answer could not be scored is left out, so that all ways are compared on the same ones.
     """
+    groups = fully_scored(groups)
     rewards_Q_L: NDArray[np.float64] = np.array(
         [[rollout.score.reward for rollout in group.rollouts[: len(languages)]] for group in groups]
     )
@@ -79,6 +82,11 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
         compliance=float(np.mean([rollout.score.compliant for rollout in own])),
         own_by_language={language: float(np.mean(values)) for language, values in sorted(own_by_language.items())},
     )
+
+
+def fully_scored(groups: Sequence[Group]) -> list[Group]:
+    """The groups whose answers were all scored."""
+    return [group for group in groups if all(rollout.score.scored for rollout in group.rollouts)]
 
 
 def _answer_in_own_language(group: Group) -> wire.Rollout:

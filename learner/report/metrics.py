@@ -81,6 +81,7 @@ def health_metrics(
         "staleness_bound": bound,
         "masked": outcomes["masked"] / len(batch),
         "skipped_steps": bool(result.problem),
+        "unscored": np.mean([not rollout.score.scored for group in batch for rollout in group.rollouts]),
         "calibration_drift": max(rollout.score.drift for group in batch for rollout in group.rollouts),
         "sync_seconds": context.published.seconds,
         "pause_seconds": context.published.pause_s,
@@ -97,12 +98,12 @@ def health_metrics(
 
 def learning_metrics(batch: Sequence[Group], result: StepResult, config: LearnerConfig) -> dict[str, float]:
     """Reward and loss, the terms of the reward, and the languages that the policy chose, if it chose any."""
-    scores = [rollout.score for group in batch for rollout in group.rollouts]
+    scores = [rollout.score for group in batch for rollout in group.rollouts if rollout.score.scored]
     outcomes = Counter(group_outcome(group, config) for group in batch)
     metrics = {
         **{name: value for name, value in result.means.items() if name != "mismatch"},  # that one is under health
-        "reward": np.mean([score.reward for score in scores]),
-        "compliance": np.mean([score.compliant for score in scores]),
+        "reward": np.mean([score.reward for score in scores]) if scores else 0.0,
+        "compliance": np.mean([score.compliant for score in scores]) if scores else 0.0,
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "zero_variance": outcomes["zero_variance"] / len(batch),
@@ -154,7 +155,8 @@ def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -
     by_language: defaultdict[str, list[Rollout]] = defaultdict(list)
     for group in batch:
         for rollout in group.rollouts:
-            by_language[rollout.language or "none"].append(rollout)
+            if rollout.score.scored:
+                by_language[rollout.language or "none"].append(rollout)
     total = sum(map(len, by_language.values()))
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for language, rollouts in sorted(by_language.items()):

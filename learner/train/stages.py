@@ -121,7 +121,8 @@ def stage_rewards(
 
     def with_reward(k: int) -> Rollout:
         added = {"diversity": float(d[k]), "success": float(u[k])} if free[k] else {}
-        score = scores[k].model_copy(update={"reward": float(reward[k]), "terms": scores[k].terms | added})
+        worth = float(reward[k]) if scores[k].scored else 0.0
+        score = scores[k].model_copy(update={"reward": worth, "terms": scores[k].terms | added})
         return rollouts[k].model_copy(update={"score": score})
 
     after = running_shares([one for one in named[free].tolist() if one], before, stage.diversity_ema)
@@ -151,12 +152,15 @@ def header_logp(rollout: Rollout) -> float:
 def router_observations(batch: Sequence[Group], languages: Collection[str]) -> list[Observation]:
     """What the router learns from a step, one observation for each group.
 
-    It holds every answer in one of the router's ``languages``, whether the router or the policy chose it, with its
-    quality if it is compliant and 0 if not. The rewards of the stage play no part.
+    It holds every answer in one of the router's ``languages`` that could be scored, whether the router or the policy
+    chose it, with its quality if it is compliant and 0 if not. The rewards of stages and step terms play no part.
     """
     found = []
     for group in batch:
-        question, known = group.work.question, [one for one in group.rollouts if one.language in languages]
+        question, known = (
+            group.work.question,
+            [one for one in group.rollouts if one.language in languages and one.score.scored],
+        )
         kept = tuple(rollout.score.compliant for rollout in known)
         rewards = tuple(rollout.score.quality * rollout.score.compliant for rollout in known)
         context = Context.of(question.language, question.topics, question.regions)

@@ -1,34 +1,55 @@
-"""Verifies mathematical answers with math-verify, in a process of its own with limits, because a policy finds any hole.
+"""Verifies mathematical answers with math-verify, in worker processes with limits, because a policy finds any hole.
 
 math-verify reads formulas by a grammar and evaluates as Python nothing but digits and operators. Its own time limits
-are signals, which have to wait until big-integer arithmetic ends. The verifier therefore runs in a worker process of
+are signals, which have to wait until big-integer arithmetic ends. The verifier therefore runs in worker processes of
 pebble, which kills a worker that exceeds its time and starts another one.
 
 pebble has no limits of memory and files, no deadline for the start of a worker, and workers that survive the death of
 their parent while they compute. ``_start_worker`` and ``MathVerifier`` add these.
 
-pebble unpickles what a worker returns. This is acceptable because a worker runs no code that an answer contains.
+pebble unpickles what a worker returns, over a pipe to its own child. This is acceptable because a worker runs no code
+that an answer contains.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 import psutil
 from pebble import ProcessPool
 
+from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
 
-_STEP_S = 2  # math-verify's own limit, by a signal, for each formula that is read and for each comparison
-_DEADLINE_S = 5.0  # for a whole answer, counted from when the worker takes it
+logger = logging.getLogger("reward")
+
+_WORKERS = 4
+_STEP_S = 1  # math-verify's own limit, by a signal, for each formula that is read and for each comparison
+_DEADLINE_S = 2.0  # for a whole answer, counted from when a worker takes it
+_BATCH_S = 40.0  # for all answers of a batch; what is not verified by then is worth 0
 _START_S = 240.0  # for a worker to start and import everything, on a busy machine
+_STARTS = 3  # tries to start the pool, with growing pauses between them
+_BACK_OFF_S = 1.0  # after the first failed start
 _MEMORY = 1 << 30  # bytes that an answer may take, beyond what the worker has when it starts
+_LONGEST = 20_000  # characters at the end of an answer that are read: the result stands there
+# A power of a power, a power of more than four digits, 200 digits in a row, factorials of large numbers.
+_TOWER = re.compile(r"(?:\^|\*\*)[{(]?\d+[})]?(?:\^|\*\*)|(?:\^|\*\*)[{(]?\d{5}|\d{201}|\d{4}!|!!")
+_UNIT = re.compile(r"\\(?:text|mathrm|,|;|!| )\s*(?:\{[^{}]*\})?|[^\W\d_a-zA-Z]+|[%°$€¥£]|\\[%$]")  # in a box
+_FORMULA = re.compile(r"\\|[\^_={}]|\d\s*[a-zA-Z]\b|^\s*[(\[]")
 
 
 class MathVerifier:
@@ -37,65 +58,105 @@ class MathVerifier:
     An answer is also worth 0 where this cannot be found out: where the formula cannot be read, or where it exceeds the
     limit of time or memory. A hostile answer costs only itself.
 
-    ``killed`` counts the answers that exceeded a limit and made the worker end.
+    ``counts`` holds the answers ``math_killed``, which exceeded a limit and made a worker end, those ``math_refused``
+    because they ask for astronomical numbers, those left ``math_unverified`` when the time of their batch was over, and
+    ``math_restarts`` of the whole pool.
+
+    Args:
+        workers: how many answers are verified at a time.
 
     Raises:
-        FatalError: math-verify is not installed, or its worker does not start within 240 s.
+        FatalError: math-verify is not installed, or its workers do not start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = _WORKERS) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise FatalError(
                 'the term "math" of reward.terms needs math-verify: pip install "math-verify[antlr4_13_2]", '
                 "or take the term out"
             )
-        self.killed = 0
+        self._workers = workers
+        self.counts: Counter[str] = Counter()
+        self._restarting = threading.Lock()  # several threads may verify at a time
         self._pool = self._start_pool()
 
-    def __call__(self, answer: str, accepted: list[str]) -> float:
-        """Compares the formula of an answer with the accepted ones. Blocks for at most 10 s.
+    def __call__(self, answer: str, accepted: list[str], language: str = "") -> float:
+        """Verifies one answer; see :meth:`verify`."""
+        return self.verify([(answer, accepted, language)])[0]
 
-        When the worker had to be killed, it also blocks until another one is ready.
+    def verify(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
+        """Compares the formula of each answer with its accepted ones, several answers at a time.
+
+        Blocks for 40 s at most. When the pool has died, it also blocks until another one is ready. Answers that look
+        cheap come first, so that the time of the batch is up, if at all, for those that are not.
+
+        Args:
+            answers: for each the text, the accepted answers, and the language of the text, which decides what 1.234
+                means; ``""``: not known.
 
         Raises:
-            FatalError: another worker does not start within 240 s.
+            FatalError: the workers do not start any more.
         """
-        if not self._pool.active:  # the worker died between two answers
-            self._restart_pool()
-        future = self._pool.schedule(_verify, (answer, accepted), timeout=_DEADLINE_S)
+        with self._restarting:
+            if not self._pool.active:  # it died between two batches
+                self._restart_pool()
+        ends = time.monotonic() + _BATCH_S
+        read = [text[-_LONGEST:] for text, _, _ in answers]
+        harmless = [number for number, text in enumerate(read) if not _is_hostile(text)]
+        self.counts["math_refused"] += len(answers) - len(harmless)
+        futures: dict[int, Future[bool]] = {
+            number: _schedule(self._pool, read[number], answers[number][1:])
+            for number in sorted(harmless, key=lambda number: _cost(read[number]))
+        }
+        values = {number: self._result(future, ends) for number, future in futures.items()}
+        return [values.get(number, 0.0) for number in range(len(answers))]
+
+    def _result(self, future: Future[bool], ends: float) -> float:
         try:
-            # pebble counts its timeout from when the worker takes the answer. The longer wait here is for a worker that
-            # never takes it, because it hangs.
-            error = future.exception(2 * _DEADLINE_S)
-        except TimeoutError:
-            self.killed += 1
-            self._restart_pool()
+            # A worker that hangs before it takes an answer is not seen by pebble's own timeout.
+            error = future.exception(max(0.0, ends - time.monotonic()))
+        except FutureTimeout:
+            future.cancel()
+            self.counts["math_unverified"] += 1
             return 0.0
         if error is None:
             return float(future.result())
-        self.killed += 1
-        if not self._pool.active or not _is_ready(self._pool):
-            self._restart_pool()
+        self.counts["math_killed"] += 1
+        killed = self.counts["math_killed"]
+        if killed & (killed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+            logger.warning("a mathematical answer exceeded its limits (%d so far): %r", killed, error)
         return 0.0
 
     def close(self) -> None:
-        """Ends the worker. Blocks for at most a few seconds."""
+        """Ends the workers. Blocks for at most a few seconds."""
         _stop(self._pool)
 
     def _restart_pool(self) -> None:
+        self.counts["math_restarts"] += 1
         self.close()
         self._pool = self._start_pool()
 
-    @staticmethod
-    def _start_pool() -> ProcessPool:
-        # A forked worker would inherit sockets, threads and the memory of torch; a worker from a fork server would not
-        # be a child of this process and so would not die with it.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPool(max_workers=1, initializer=_start_worker, initargs=(os.getpid(),), context=context)
-        if not _is_ready(pool):
+    def _start_pool(self) -> ProcessPool:
+        for attempt in range(_STARTS):
+            # A forked worker would inherit sockets, threads and the memory of torch; a worker from a fork server would
+            # not be a child of this process and so would not die with it.
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPool(
+                max_workers=self._workers, initializer=_start_worker, initargs=(os.getpid(),), context=context
+            )
+            if _is_ready(pool):
+                return pool
             _stop(pool)
-            raise FatalError(f"math-verify did not start within {_START_S:.0f} s; is its installation complete?")
-        return pool
+            logger.warning("the workers of math-verify did not start (attempt %d of %d)", attempt + 1, _STARTS)
+            time.sleep(_BACK_OFF_S * 2.0**attempt)
+        raise FatalError(
+            f"math-verify did not start in {_STARTS} attempts of up to {_START_S:.0f} s; is its installation complete?"
+        )
+
+
+def _schedule(pool: ProcessPool, text: str, rest: tuple[list[str], str]) -> Future[bool]:
+    future: Future[bool] = pool.schedule(_verify, (text, *rest), timeout=_DEADLINE_S)
+    return future
 
 
 def _stop(pool: ProcessPool) -> None:
@@ -104,10 +165,10 @@ def _stop(pool: ProcessPool) -> None:
 
 
 def _is_ready(pool: ProcessPool) -> bool:
-    """Waits until the pool's worker is ready; False when it cannot start or exceeds the deadline."""
+    """Waits until a worker of the pool is ready; False when none can start or exceeds the deadline."""
     try:
         return pool.schedule(_nothing).exception(_START_S) is None
-    except (TimeoutError, RuntimeError):  # RuntimeError: the pool has already failed
+    except (FutureTimeout, RuntimeError):  # RuntimeError: the pool has already failed
         return False
 
 
@@ -129,13 +190,66 @@ def _start_worker(parent: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _verify(answer: str, accepted: list[str]) -> bool:
+def _is_hostile(text: str) -> bool:
+    """Whether a text asks for astronomical numbers or nests without end, which no honest result does."""
+    dense = text.replace(" ", "")
+    return bool(_TOWER.search(dense)) or "(" * 50 in dense or "{" * 30 in dense or dense.count("{") > 300
+
+
+def _cost(text: str) -> int:
+    return len(text) + 1000 * (text.count("^") + text.count("**") + text.count("!"))
+
+
+def last_box(text: str) -> str | None:
+    r"""The content of the last ``\boxed{...}`` of a text; None where it has none."""
+    start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
+    if start < 0:
+        return None
+    depth, begin = 1, text.index("{", start) + 1
+    for place in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return text[begin:place]
+    return text[begin:]
+
+
+def read_gold(gold: str) -> list[Any]:
+    r"""What math-verify reads in an accepted answer, empty where it reads nothing.
+
+    Published data sets write ``$\frac{3}{4}$``, ``\boxed{\frac{3}{4}}``, and the inside of the box alone.
+    """
+    from math_verify import parse
+
+    plain = plain_digits(gold)
+    bare = "$" not in plain and r"\boxed" not in plain and (_FORMULA.search(plain) or number_of(plain) is not None)
+    found: list[Any] = parse(f"${plain}$", parsing_timeout=_STEP_S) if bare else []
+    return found or parse(plain, parsing_timeout=_STEP_S)
+
+
+def _verify(answer: str, accepted: list[str], language: str) -> bool:
     from math_verify import parse, verify
 
     try:
-        given: Any = parse(answer, parsing_timeout=_STEP_S)
-        golds = (parse(text, parsing_timeout=_STEP_S) for text in accepted)
-        return any(verify(gold, given, timeout_seconds=_STEP_S) for gold in golds)
+        box = last_box(answer)
+        shown = answer if box is None else box
+        for gold in accepted:
+            # A number is compared by its value, whatever script, grouping or unit it is written with.
+            value = number_of(gold, "en")
+            if value is None and (inside := last_box(gold)) is not None:
+                value = number_of(inside, "en")
+            if value is not None and _says_number(shown, value, language, boxed=box is not None):
+                return True
+        given: Any = parse(plain_digits(answer), parsing_timeout=_STEP_S)
+        return any(verify(read_gold(gold), given, timeout_seconds=_STEP_S) for gold in accepted)
     # Whatever a text provokes is not a match: MemoryError, RecursionError, math-verify's TimeoutException and others.
     except Exception:
         return False
+
+
+def _says_number(shown: str, value: Any, language: str, boxed: bool) -> bool:
+    """Whether a box consists of a number, apart from a unit, or a text without a box ends with it."""
+    if not boxed:
+        formula = "$" in shown or "\\" in shown or "/" in shown or "^" in shown
+        return not formula and value in (last_number(shown, language), last_number(shown, "en"))
+    plain = _UNIT.sub("", plain_digits(shown))
+    return value in (number_of(plain, language), number_of(plain, "en"))

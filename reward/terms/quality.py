@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import difflib
 from collections.abc import Mapping, Sequence
 
-from common.config.reward import Term
+from common.config import ConfigError
 from reward.terms.registry import TERMS, TermInput
+from reward.terms.tools import Tools
 
 _DEFAULT = "default"  # the name of the weights for questions whose topics have none of their own
 
@@ -16,35 +19,68 @@ class QualityTerms:
     Args:
         weights: the setting ``reward.terms``: for each topic the positive weight of each of its terms. Without a topic
             "default", that is the similarity alone.
+        tools: for terms that need them.
+        bounded: whether the quality is cut to [0, 1].
 
     Raises:
-        FatalError: a term needs a package that is not installed.
+        ConfigError: a term is unknown, or a topic has none that earns.
+        FatalError: a term needs a package or a setting that is missing.
     """
 
-    def __init__(self, weights: Mapping[str, Mapping[Term, float]]) -> None:
+    def __init__(self, weights: Mapping[str, Mapping[str, float]], tools: Tools, bounded: bool = True) -> None:
         self._weights: dict[str, dict[str, float]] = {_DEFAULT: {"similarity": 1.0}}
-        self._weights |= {topic: {str(name): one for name, one in row.items()} for topic, row in weights.items()}
+        self._weights |= {topic: dict(row) for topic, row in weights.items()}
+        self._bounded = bounded
+        for topic, row in self._weights.items():
+            _check(topic, row)
         used = {name for row in self._weights.values() for name in row}
-        self._functions = {name: term.load() for name, term in TERMS.items() if name in used}
+        self._functions = {name: term.load(tools) for name, term in TERMS.items() if name in used}
+
+    @property
+    def embeds(self) -> bool:
+        """Whether a term of any topic reads embeddings."""
+        return any(TERMS[name].embeds for name in self._functions)
 
     def weights_of(self, topics: Sequence[str]) -> dict[str, float]:
         """The weights of a question's terms by name: those of its first topic that has weights, or of "default"."""
         return self._weights[next((topic for topic in topics if topic in self._weights), _DEFAULT)]
 
-    def evaluate(self, given: TermInput, topics: Sequence[str]) -> tuple[dict[str, float], float]:
-        """Computes the terms of one answer.
+    async def evaluate(
+        self, given: Sequence[TermInput], topics: Sequence[str]
+    ) -> list[tuple[dict[str, float], float | None]]:
+        """Computes the terms of the K answers to one question.
 
         Returns:
-            The value of each term of the question's topic in [0, 1] by name, and the quality in [0, 1].
+            For each answer the value of each term of the question's topic that could be had, by name, and the quality;
+            None where a term's value is missing.
         """
         weights = self.weights_of(topics)
-        values = {name: self._functions[name](given) for name in weights}
-        return values, quality(values, weights)
+        columns = await asyncio.gather(*(self._functions[name](given) for name in weights))
+        found = []
+        for row in zip(*columns, strict=True):
+            values = {name: value for name, value in zip(weights, row, strict=True) if value is not None}
+            complete = len(values) == len(weights)
+            found.append((values, quality(values, weights, self._bounded) if complete else None))
+        return found
 
 
-def quality(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """clip(sum(w v) / sum(w) - sum(p v), 0, 1): w are the weights of the terms that earn, p of those that cost."""
+def quality(values: Mapping[str, float], weights: Mapping[str, float], bounded: bool = True) -> float:
+    """clip(sum(w v) / sum(w) - sum(p v), 0, 1): w are the weights of the terms that earn, p of those that cost.
+
+    It is not clipped unless it is to be ``bounded``.
+    """
     earning = {name: weight for name, weight in weights.items() if TERMS[name].earns}
     earned = sum(weight * values[name] for name, weight in earning.items()) / sum(earning.values())
-    cost = sum(weight * values[name] for name, weight in weights.items() if name not in earning)
-    return min(1.0, max(0.0, earned - cost))
+    total = earned - sum(weight * values[name] for name, weight in weights.items() if name not in earning)
+    return min(1.0, max(0.0, total)) if bounded else total
+
+
+def _check(topic: str, row: Mapping[str, float]) -> None:
+    for name in row:
+        if name not in TERMS:
+            near = difflib.get_close_matches(name, TERMS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"reward.terms.{topic} has an unknown term {name!r}{hint} There are: {', '.join(TERMS)}")
+    if not any(TERMS[name].earns for name in row):
+        earning = ", ".join(name for name, term in TERMS.items() if term.earns)
+        raise ConfigError(f"reward.terms.{topic} needs a term that earns: {earning}")

@@ -1,17 +1,23 @@
 """All terms of the quality of an answer: their names, whether each earns or costs, and the function behind each.
 
-To add a term, write its function, add it to ``TERMS``, and add its name to ``Term`` in ``common/config/reward.py``,
-which may not import this package. A test compares the two.
+To add a term, write a function and add it to ``TERMS``. A configuration uses it with the line ``name = 1.0`` in its
+table ``[reward.terms."TOPIC"]``; names are checked when the reward process starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from common.answer import Answer
+from common.process import FatalError
+from common.wire import ScoreRequest
+from reward.embedder import Vectors
 from reward.terms import text
-from reward.terms.math import MathVerifier
+from reward.terms.choice import choice
+from reward.terms.judge import make_judge
+from reward.terms.tools import Tools
 
 
 @dataclass(frozen=True)
@@ -19,19 +25,35 @@ class TermInput:
     """What a term may read of one answer.
 
     Attributes:
-        text: the answer, without header and thinking part.
+        answer: the answer, cut into its parts.
+        detected: the language that the gate found it in, ``""`` where it found none.
         accepted: the answers that count as right; at least one.
         similarity: the calibrated similarity of the answer to its reference, in [0, 1].
-        truncated: whether generation stopped at the token limit.
+        vector: [dimension] float32, the embedding of the answer; None where no term of the run uses embeddings.
+        request: the question, its reference and the further columns of its row.
     """
 
-    text: str
+    answer: Answer
+    detected: str
     accepted: list[str]
     similarity: float
-    truncated: bool
+    vector: Vectors | None
+    request: ScoreRequest
+
+    @property
+    def text(self) -> str:
+        """The rewarded text of the answer."""
+        return self.answer.rewarded
+
+    @property
+    def language(self) -> str:
+        """The language that the answer is in or, where the gate found none, the one asked for."""
+        return self.detected or self.answer.asked
 
 
-TermFunction: TypeAlias = Callable[[TermInput], float]  # the value of a term for one answer, in [0, 1]
+# The values of a term for the K answers to one question, in their order; None where a value cannot be had. Values are
+# in [0, 1] for all terms here. One of your own may have any range, if ``reward.bounded`` is off.
+TermFunction: TypeAlias = Callable[[Sequence[TermInput]], Awaitable[Sequence[float | None]]]
 
 
 @dataclass(frozen=True)
@@ -41,23 +63,77 @@ class Term:
     Attributes:
         earns: whether the term's value adds to the quality (True) or is taken from it (False).
         load: makes the function. It is called once, when a process starts that uses the term, and may load what the
-            function needs. It raises FatalError where a package is missing.
+            function needs. It raises FatalError where something is missing.
+        embeds: whether it reads ``similarity`` or ``vector``.
     """
 
     earns: bool
-    load: Callable[[], TermFunction]
+    load: Callable[[Tools], TermFunction]
+    embeds: bool = False
 
 
-def _load_math() -> TermFunction:
-    verify = MathVerifier()
-    return lambda given: verify(given.text, given.accepted)
+def _each(value: Callable[[TermInput], float | None]) -> Callable[[Tools], TermFunction]:
+    """A term that looks at one answer at a time and needs nothing loaded."""
+
+    async def values(given: Sequence[TermInput]) -> list[float | None]:
+        return [value(one) for one in given]
+
+    return lambda _: values
+
+
+def _load_math(tools: Tools) -> TermFunction:
+    tools.start_verifier()
+
+    async def values(given: Sequence[TermInput]) -> Sequence[float]:
+        return await tools.verify_all([(one.text, one.accepted, one.language) for one in given])
+
+    return values
+
+
+def _load_language_of(part: Callable[[Answer], str]) -> Callable[[Tools], TermFunction]:
+    """1 where a part of the answer is in the language asked for, 0 where it is in another one or empty."""
+
+    def load(tools: Tools) -> TermFunction:
+        async def values(given: Sequence[TermInput]) -> list[float]:
+            found = tools.languages([part(one.answer) for one in given])
+            pairs = zip(found, given, strict=True)
+            return [float(bool(language) and language == one.answer.asked) for language, one in pairs]
+
+        return values
+
+    return load
+
+
+def _load_pivot(tools: Tools) -> TermFunction:
+    """The calibrated similarity of the answer to a column in a pivot language, whatever its reference is in."""
+    column, language = tools.config.pivot, tools.config.pivot_language
+    if not column:
+        raise FatalError('the term "pivot" of reward.terms needs reward.pivot, the name of a column to compare with')
+
+    async def values(given: Sequence[TermInput]) -> list[float]:
+        pivot = given[0].request.extra.get(column, "").strip()
+        if not pivot:
+            raise ValueError(f"its row has no {column!r}, which reward.pivot names; has the data that column?")
+        (vector,) = await tools.embed([pivot], keep=True)
+        found = []
+        for one in given:
+            assert one.vector is not None  # as the term embeds
+            found.append(tools.calibrate(float(one.vector @ vector), language, one.language))
+        return found
+
+    return values
 
 
 TERMS: Mapping[str, Term] = {
-    "similarity": Term(earns=True, load=lambda: lambda given: given.similarity),
-    "contains": Term(earns=True, load=lambda: lambda given: text.contains(given.text, given.accepted)),
-    "exact": Term(earns=True, load=lambda: lambda given: text.exact(given.text, given.accepted)),
+    "similarity": Term(earns=True, load=_each(lambda one: one.similarity), embeds=True),
+    "contains": Term(earns=True, load=_each(lambda one: text.contains(one.text, one.accepted, one.language))),
+    "exact": Term(earns=True, load=_each(lambda one: text.exact(one.text, one.accepted, one.language))),
     "math": Term(earns=True, load=_load_math),
-    "repetition": Term(earns=False, load=lambda: lambda given: text.repetition(given.text)),
-    "truncation": Term(earns=False, load=lambda: lambda given: float(given.truncated)),
+    "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted))),
+    "judge": Term(earns=True, load=make_judge),
+    "pivot": Term(earns=True, load=_load_pivot, embeds=True),
+    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thinking)),
+    "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
+    "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
+    "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),
 }

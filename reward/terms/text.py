@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
+from common.numbers import find_numbers, plain_digits
+
 _GRAM = 10  # characters; long enough that natural text in any script repeats few of them
+_BEGIN, _END = "\ue000", "\ue001"  # around a number, so that no other number is found in it; of no meaning in Unicode
 
 
-def normalised(text: str) -> str:
-    """The letters and digits of a text in one form (NFKC, case folded), words separated by one space."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
+def normalised(text: str, language: str = "") -> str:
+    """Letters and numbers of a text in one form: NFKC, case folded, numbers by their value; words parted by one space.
+
+    Args:
+        language: ISO code of the text's language, which decides what 1.234 means; ``""``: not known.
+    """
+    plain = plain_digits(text)
+    marked, end = "", 0
+    for number in find_numbers(plain, language):
+        marked += f"{plain[end : number.start]}{_BEGIN}{number.value}{_END}"
+        end = number.end
+    parts = re.split(f"({_BEGIN}[^{_END}]*{_END}(?:/{_BEGIN}[^{_END}]*{_END})?)", marked + plain[end:])
+    return " ".join("".join(part if part.startswith(_BEGIN) else _letters(part) for part in parts).split())
+
+
+def _letters(text: str) -> str:
+    # The lower case of İ is an i with a dot above it, and that of I an i.
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("i\u0307", "i")
     kept = ("L", "M", "N")  # combining marks (M) carry the vowels of some scripts
-    return " ".join("".join(c if unicodedata.category(c)[0] in kept else " " for c in folded).split())
+    return "".join(c if unicodedata.category(c)[0] in kept else " " for c in folded)
 
 
-def exact(answer: str, accepted: list[str]) -> float:
-    """1 where the answer equals an accepted one, ignoring case, punctuation and spaces; otherwise 0."""
-    return float(normalised(answer) in {normalised(text) for text in accepted})
+def exact(answer: str, accepted: list[str], language: str = "") -> float:
+    """1 where the answer equals an accepted one, ignoring case, punctuation, spaces and forms of numbers; otherwise 0.
+
+    Args:
+        language: of the answer. An accepted answer may write numbers as that language does, or as English.
+    """
+    forms = {normalised(text, one) for text in accepted for one in (language, "en")}
+    return float(normalised(answer, language) in forms)
 
 
-def contains(answer: str, accepted: list[str]) -> float:
-    """1 where an accepted answer occurs in the answer and is not part of a longer word or number; otherwise 0."""
-    padded = f" {normalised(answer)} "
-    return float(any(_occurs_as_a_word(normalised(text), padded) for text in accepted))
+def contains(answer: str, accepted: list[str], language: str = "") -> float:
+    """1 where an accepted answer occurs in the answer and is not part of a longer word or number; otherwise 0.
+
+    Args:
+        language: of the answer. An accepted answer may write numbers as that language does, or as English.
+    """
+    padded = f" {normalised(answer, language)} "
+    forms = {normalised(text, one) for text in accepted for one in (language, "en")}
+    return float(any(_occurs_as_a_word(form, padded) for form in forms))
 
 
 def _occurs_as_a_word(text: str, padded: str) -> bool:
@@ -40,7 +69,9 @@ def _same_word(left: str, right: str) -> bool:
 
     Letters without case never do: their scripts write words without spaces, or attach endings to a name.
     """
-    return (left.isdigit() and right.isdigit()) or (left.upper() != left and right.upper() != right)
+    if "/" in (left, right):  # numerator and denominator
+        return True
+    return left.upper() != left and right.upper() != right
 
 
 def repetition(answer: str) -> float:

@@ -20,13 +20,14 @@ import typer
 
 from common.answer import read_answer
 from common.config import ModelConfig
+from common.endpoint import Failure
 from common.process import FatalError
 from learner.data.problems import Problems
 from learner.data.rows import QuestionRow, Rules
 from reward.gate import LanguageGate
 from reward.terms import text as terms
 from reward.terms.math import MathVerifier
-from scripts.data.endpoint import Endpoint, Failure
+from scripts.data.endpoint import Endpoint
 from scripts.data.sources import read
 from scripts.data.tables import write
 from scripts.ops.command_line import command

@@ -30,11 +30,12 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from common.endpoint import Conversation, Failure
 from common.process import FatalError
 from learner.data.problems import Problems, RowError
 from learner.data.rows import UNLABELLED, QuestionRow, Rules, read_question_rows
 from reward.embedder import Embedder
-from scripts.data.endpoint import Conversation, Endpoint, EndpointOption, Failure
+from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import SCHEMA, pairs, records
 from scripts.data.tables import write
 from scripts.ops.command_line import command
@@ -179,7 +180,7 @@ def main(
     rows = read_all(data, Rules(pairs(columns), language), problems)
     labels: list[Label | Failure | None] = [None] * len(rows)
     if endpoint:
-        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.jsonl"), max_tokens=200)
+        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.sqlite"), max_tokens=200)
         labels = [*asked.ask([labelling_request(row) for row in rows], read_label)]
         failed = [(row, one) for row, one in zip(rows, labels, strict=True) if isinstance(one, Failure)]
         for row, one in failed:

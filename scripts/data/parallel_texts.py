@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.endpoint import Failure
 from common.languages import count_as_one
 from common.process import FatalError
 from learner.data.problems import Place, Problems, RowError
@@ -17,7 +18,7 @@ from learner.data.records import Record, Unreadable, read_records
 from learner.data.rows import Rules, check_text, parse_language
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
-from scripts.data.endpoint import Failure, translate
+from scripts.data.endpoint import translate
 from scripts.data.sources import read
 from scripts.data.tables import write
 
@@ -126,7 +127,7 @@ def translate_references(references: Path, url: str, model: str, languages: list
     ]
     asked = [row for row in wanted if row["translated"]]
     texts = [(row["text"], row["language"]) for row in asked]
-    answers = translate(f"{model}@{url}", out.with_suffix(".answers.jsonl"), texts)
+    answers = translate(f"{model}@{url}", out.with_suffix(".answers.sqlite"), texts)
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
     spoken = LanguageGate().detect([row["text"] for row in wanted])

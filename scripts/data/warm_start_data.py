@@ -19,12 +19,13 @@ from typing import Annotated, Any
 
 import typer
 
+from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
 from common.prompts import add_instruction
 from learner.data.problems import Problems, RowError
 from learner.data.rows import QuestionRow, Rules, normal_form, read_question_rows
-from scripts.data.endpoint import Endpoint, EndpointOption, Failure, in_languages
+from scripts.data.endpoint import Endpoint, EndpointOption, in_languages
 from scripts.data.sources import read
 from scripts.data.tables import write
 from scripts.ops.command_line import command
@@ -119,7 +120,7 @@ def main(
     if parallel:
         rows = pair_parallel(source[0], codes, answers, prompts, seed)
     else:
-        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.jsonl"))
+        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.sqlite"))
     if not rows:
         raise FatalError(f"no example could be made of {', '.join(source)}")
     write(rows, out)

@@ -21,6 +21,7 @@ from common.process import FatalError
 from scripts.ops.command_line import command
 
 _DEADLINE_S = 5.0
+_STALLED_S = 120.0  # a reward process whose present step takes longer hangs
 
 
 def find_problem(role: str, config: Config) -> str:
@@ -44,7 +45,12 @@ def find_problem(role: str, config: Config) -> str:
         if not route.socket.poll(int(1000 * _DEADLINE_S)):
             return f"nothing answers at {route.place.address} within {_DEADLINE_S:.0f} s"
         reply = wire.decode(route.socket.recv())  # the learner answers with its status, which needs no further check
-        return "it is still loading its models" if isinstance(reply, wire.Healthy) and not reply.ready else ""
+        if not isinstance(reply, wire.Healthy):
+            return ""
+        if not reply.ready:
+            return "it is still loading its models"
+        stalled = reply.stalled_s > _STALLED_S
+        return f"it has got on with nothing for {reply.stalled_s:.0f} s" if stalled else ""
     finally:
         context.destroy(linger=0)
 

@@ -25,11 +25,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from common.endpoint import FORM
 from common.languages import code_of
 from common.process import FatalError
 from learner.data.problems import Problems
 from learner.data.rows import QuestionRow, Rules
-from scripts.data.endpoint import FORM, Endpoint, EndpointOption
+from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import pairs
 from scripts.data.sources import read
 from scripts.ops.command_line import command
@@ -80,7 +81,7 @@ def main(
             if not rows[name] or problems.of("broken"):  # a benchmark is scored whole or not at all
                 broken = "; ".join(problems.lines("broken")) or f"{source} is empty"
                 raise FatalError(f"{name}: {len(rows[name])} good rows, {len(problems.of('broken'))} broken: {broken}")
-    grader = Endpoint[str | int](judge, out.with_suffix(".judge.jsonl"), max_tokens=judge_tokens) if judge else None
+    grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:
         ask = Asking(prompt_style, weights, own.parent)

@@ -7,10 +7,11 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.endpoint import Failure
 from common.languages import count_as_one, english_name
 from learner.data.rows import QuestionRow
 from reward.gate import LanguageGate
-from scripts.data.endpoint import Endpoint, Failure, whole_number
+from scripts.data.endpoint import Endpoint, whole_number
 
 LABELS = ("CORRECT", "CORRECT_BUT_WRONG_LANGUAGE", "INCORRECT", "NOT_ATTEMPTED")
 _QUESTION = "Question:\n{question}\n\nReference answer:\n{reference}\n\nAnswer to grade:\n{answer}\n\n"

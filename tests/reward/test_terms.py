@@ -7,9 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -17,13 +18,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config import ConfigError, RewardConfig, load
-from common.config.reward import Term
 from common.process import FatalError
-from reward.terms.math import MathVerifier
+from reward.calibration.formulas import Calibration
+from reward.terms.math import MathVerifier, read_gold
 from reward.terms.quality import QualityTerms, quality
 from reward.terms.registry import TERMS
 from reward.terms.text import contains, exact, normalised, repetition
+from reward.terms.tools import Tools
 from tests.support.scoring import SENTENCES
+
+
+def quality_terms(weights: dict[str, dict[str, float]]) -> QualityTerms:
+    config = RewardConfig(terms=weights)
+    calibrate = Calibration.load("raw", None, 1.0, 0.0, (-1.0, 1.0))
+    return QualityTerms(weights, Tools(config, calibrate, Mock()))
 
 
 @pytest.mark.parametrize(
@@ -40,6 +48,19 @@ from tests.support.scoring import SENTENCES
         ("यह दिल्ली है", "दिल्ली", True, False),
         ("anything", "?!", False, False),
         ("aba ab", "ab", True, False),
+        ("3.5 metres", "3", False, False),
+        ("1,000", "1", False, False),
+        ("-5", "5", False, False),
+        ("5", "-5", False, False),
+        ("3.14", "14", False, False),
+        ("1/2", "2", False, False),
+        ("1,000", "1000", True, True),
+        ("٤٢", "42", True, True),
+        ("-5", "−5", True, True),
+        ("İstanbul", "istanbul", True, True),
+        ("ISTANBUL", "İstanbul", True, True),
+        ("to\u200bk\u00adyo", "Tokyo", True, True),
+        ("طـوكـيـو", "طوكيو", True, True),
     ],
 )
 def test_verified_answers(answer: str, accepted: str, is_in: bool, is_it: bool) -> None:
@@ -64,15 +85,38 @@ def test_natural_text_repeats_nothing() -> None:
 def test_math_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "math_verify", None)
     with pytest.raises(FatalError, match=r"\"math\" of reward\.terms needs math-verify.*pip install"):
-        QualityTerms({"Reasoning": {"math": 1.0}})
+        quality_terms({"Reasoning": {"math": 1.0}})
 
 
 @pytest.fixture(scope="module")
 def math() -> Iterator[MathVerifier]:
     pytest.importorskip("math_verify")
-    verifier = MathVerifier()
+    verifier = MathVerifier(workers=1)
     yield verifier
     verifier.close()
+
+
+GOLDS = [r"2\sqrt{3}", r"1-\sqrt{2}", r"3\pi", "5x-7", "x^2+1", "(1,2)", r"\frac{3}{4}", "42", "-3", "1,000"]
+
+
+def test_golds_are_read_in_every_published_form(math: MathVerifier) -> None:
+    rows = []
+    for gold in GOLDS:
+        for form in (gold, f"${gold}$", f"\\boxed{{{gold}}}"):
+            rows += [(f"So it is $\\boxed{{{gold}}}$.", [form], "en"), (r"So it is $\boxed{2}$.", [form], "en")]
+    found = math.verify(rows)
+    assert found == [1, 0] * (len(rows) // 2), [row for row, value in zip(rows, found, strict=True) if "2}$" in row[0]]
+    assert all(read_gold(gold) for gold in GOLDS)
+
+
+def test_the_right_number_is_right_in_every_script(math: MathVerifier) -> None:
+    said = [
+        "答案是42。", "答案：42", "คำตอบคือ42", "４２", "٤٢", "४२", "৪২", r"\boxed{٤٢}", r"\boxed{42元}",
+        "The answer is 42.", "정답은 42입니다.", "Die Antwort ist $42$.",
+    ]  # fmt: skip
+    assert math.verify([(text, ["42"], "") for text in said]) == [1] * len(said)
+    assert math.verify([(text, ["43"], "") for text in said]) == [0] * len(said)
+    assert math.verify([("1.234", ["1234"], "de"), (r"\boxed{1{,}234}", ["1234"], "en")]) == [1, 1]
 
 
 def test_math_is_verified(math: MathVerifier) -> None:
@@ -84,7 +128,7 @@ def test_math_is_verified(math: MathVerifier) -> None:
 def test_hostile_formulas_cost_their_own_answer_alone(math: MathVerifier, tmp_path: Path) -> None:
     victim = tmp_path / "executed"
     code = f"__import__('pathlib').Path({str(victim)!r}).touch()"
-    for answer in (
+    hostile = [
         r"$\boxed{9^{9^{9^{9}}}}$",
         r"$\boxed{10^{10^{10}} - 10^{10^{10}} + 1}$",
         r"$\boxed{" + r"\frac{1}{" * 400 + "2" + "}" * 400 + "}$",
@@ -93,9 +137,12 @@ def test_hostile_formulas_cost_their_own_answer_alone(math: MathVerifier, tmp_pa
         "7" * 1_000_000,
         f"$\\boxed{{{code}}}$ {code}",
         "\ud800 $\\boxed{",
-    ):
-        assert math(answer, ["1", r"\boxed{9^{9^{9}}}"]) == 0
-    assert math(r"$\boxed{\frac{2}{4}}$", ["0.5"]) == 1, "it goes on"
+    ]
+    rows = [(text, ["4", r"\boxed{9^{9^{9}}}"], "en") for text in hostile] * 28
+    began = time.monotonic()
+    assert math.verify([*rows, (r"$\boxed{\frac{2}{4}}$", ["0.5"], "en")]) == [0] * len(rows) + [1]
+    assert time.monotonic() - began < 60, "within the deadline of a request"
+    assert math.counts["math_refused"] >= 28 * 5
     assert not victim.exists()
 
 
@@ -104,6 +151,7 @@ def workers() -> list[psutil.Process]:
 
 
 def test_a_worker_has_limits_and_dies_with_its_parent(math: MathVerifier) -> None:
+    assert math("$2$", ["2"]) == 1
     (worker,) = workers()
     limits = dict(re.split(r" {2,}", line, maxsplit=2)[:2] for line in
                   Path(f"/proc/{worker.pid}/limits").read_text().splitlines())  # fmt: skip
@@ -112,9 +160,9 @@ def test_a_worker_has_limits_and_dies_with_its_parent(math: MathVerifier) -> Non
     # An idle worker would notice by itself that its parent is gone; this one is busy.
     code = """
 import time
-from reward.terms.math import MathVerifier
+from reward.terms.math import MathVerifier, read_gold
 if __name__ == "__main__":
-    verifier = MathVerifier()
+    verifier = MathVerifier(workers=1)
     busy = verifier._pool.schedule(time.sleep, (600,))
     while not busy.running():
         time.sleep(0.05)
@@ -128,41 +176,50 @@ if __name__ == "__main__":
     assert orphans and not psutil.wait_procs(orphans, timeout=60)[1]
 
 
-def test_a_worker_that_hangs_or_dies_is_replaced(math: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = math.killed
-    monkeypatch.setattr("reward.terms.math._DEADLINE_S", 0.5)
+def test_a_pool_that_hangs_or_dies_is_replaced(math: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert math("$2$", ["2"]) == 1
+    monkeypatch.setattr("reward.terms.math._BATCH_S", 1.0)
     (worker,) = workers()
     worker.suspend()
-    assert math("$2$", ["2"]) == 0 and math.killed == before + 1, "it never takes the answer"
-    monkeypatch.setattr("reward.terms.math._DEADLINE_S", 60)
-    assert math("$2$", ["2"]) == 1 and math.killed == before + 1
-    (worker,) = workers()
+    before = math.counts.copy()
+    assert math("$2$", ["2"]) == 0 and math.counts != before, "it never takes the answer"
+    worker.resume()
+    monkeypatch.undo()
     worker.kill()
     math("$2$", ["2"])  # may meet the dead worker
-    assert math("$2$", ["2"]) == 1 and math.killed <= before + 2
+    assert math("$2$", ["2"]) == 1
 
 
 def test_an_answer_that_takes_too_long_is_killed_and_worth_nothing(
     math: MathVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = math.killed
-    (worker,) = workers()
-    monkeypatch.setattr("reward.terms.math._verify", signal.sigtimedwait)  # waits for 60 s
-    monkeypatch.setattr("reward.terms.math._DEADLINE_S", 0.5)
-    assert math([signal.SIGUSR1], 60) == 0 and math.killed == before + 1  # type: ignore[arg-type]
-    assert not worker.is_running()
+    assert math("$2$", ["2"]) == 1
+    before = math.counts["math_killed"]
+    monkeypatch.setattr("reward.terms.math._schedule", lambda pool, text, _: pool.schedule(
+        signal.sigtimedwait, ([signal.SIGUSR1], 60), timeout=0.5))  # fmt: skip
+    assert math.verify([("1", ["1"], ""), ("2", ["2"], "")]) == [0, 0]
+    assert math.counts["math_killed"] == before + 2
     monkeypatch.undo()
     assert math("$2$", ["2"]) == 1
 
 
-def test_the_configuration_knows_exactly_the_terms_of_the_registry() -> None:
-    assert set(get_args(Term)) == set(TERMS)
+def test_a_pool_that_does_not_start_is_tried_again_and_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("reward.terms.math._is_ready", lambda _: False)
+    monkeypatch.setattr("reward.terms.math._BACK_OFF_S", 0.0)
+    with pytest.raises(FatalError, match="did not start in 3 attempts"):
+        MathVerifier(workers=1)
+    assert sum("did not start" in record.message for record in caplog.records) == 3
+
+
+def test_a_topic_needs_a_term_that_earns() -> None:
     for name, term in TERMS.items():
         if term.earns:
             RewardConfig(terms={"Chat": {name: 1.0}})
         else:
-            with pytest.raises(ValueError, match="needs a term that rewards"):
-                RewardConfig(terms={"Chat": {name: 1.0}})
+            with pytest.raises(ConfigError, match=r"terms\.Chat needs a term that earns: similarity, contains"):
+                quality_terms({"Chat": {name: 1.0}})
 
 
 def test_costs_are_taken_from_what_the_earning_terms_give() -> None:
@@ -172,10 +229,16 @@ def test_costs_are_taken_from_what_the_earning_terms_give() -> None:
     assert quality(values | {"exact": 0.0, "similarity": 0.0}, weights) == 0, "never negative"
 
 
-def test_terms_are_checked_when_they_are_read() -> None:
-    given = load(["--reward.terms.Reasoning / Logic.math", "2", "--reward.terms.Reasoning / Logic.repetition", "0.5"])
-    assert given.reward.terms == {"Reasoning / Logic": {"math": 2.0, "repetition": 0.5}}
-    with pytest.raises(ConfigError, match=r"terms\.Chat needs a term that rewards"):
-        load(["--reward.terms.Chat.truncation", "1"])
-    with pytest.raises(ConfigError, match="similarty"):
-        load(["--reward.terms.default.similarty", "1"])
+def test_terms_are_checked_when_a_process_starts() -> None:
+    given = load(["--reward.terms.Reasoning / Logic.exact", "2", "--reward.terms.Reasoning / Logic.repetition", "0.5"])
+    assert given.reward.terms == {"Reasoning / Logic": {"exact": 2.0, "repetition": 0.5}}
+    quality_terms(given.reward.terms)
+    with pytest.raises(ConfigError, match=r"reward\.terms\.default has an unknown term 'similarty'; did you mean"):
+        quality_terms({"default": {"similarty": 1.0}})
+    with pytest.raises(ConfigError, match="greater than 0"):
+        load(["--reward.terms.default.similarity", "-1"])
+
+
+def test_an_unbounded_quality_is_what_the_terms_add_up_to() -> None:
+    weights = {"exact": 1.0, "truncation": 2.0}
+    assert quality({"exact": 0.0, "truncation": 1.0}, weights, bounded=False) == -2

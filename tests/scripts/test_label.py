@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from common.endpoint import Failure
 from common.process import FatalError
 from learner.data.problems import Place
 from learner.data.rows import QuestionRow, Rules, parse_row
 from reward.embedder import Embedder
-from scripts.data.endpoint import Endpoint, Failure
+from scripts.data.endpoint import Endpoint
 from scripts.data.label import TOPICS, Classifier, label_of, main, read_label
 from tests.support.chat import serving
 
@@ -55,20 +56,18 @@ def test_answers_come_in_order_many_at_a_time_and_are_kept(tmp_path: Path, monke
 
     conversations = [conversation(str(n)) for n in range(10)]
     with serving(answer) as url:
-        first = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl", calls=4).ask(conversations, number)
+        first = Endpoint[int](f"m@{url}", tmp_path / "a.sqlite", calls=4).ask(conversations, number)
         assert first[:8] == list(range(8)) and first[9] == 9
         assert isinstance(first[8], Failure) and "no idea" in first[8].reason
         assert calls["7"] == 2 and calls["9"] == 2 and calls["8"] == 3 and most == 4
-        with (tmp_path / "a.jsonl").open("a") as file:
-            file.write('\n{"key": "cut of')
         before = calls.copy()
-        again = Endpoint[int](f"m@{url}", tmp_path / "a.jsonl").ask(conversations, number)
+        again = Endpoint[int](f"m@{url}", tmp_path / "a.sqlite").ask(conversations, number)
         assert again[:8] == first[:8]
         assert {text for text in calls if calls[text] > before[text]} == {"8"}, "only what failed is asked again"
-        Endpoint[int](f"other@{url}", tmp_path / "a.jsonl").ask(conversations[:1], number)
+        Endpoint[int](f"other@{url}", tmp_path / "a.sqlite").ask(conversations[:1], number)
         assert calls["0"] == 2, "another model's answers are its own"
     assert keys == {"Bearer secret-key"}
-    assert "secret-key" not in (tmp_path / "a.jsonl").read_text()
+    assert all(b"secret-key" not in file.read_bytes() for file in tmp_path.iterdir())
     with pytest.raises(FatalError, match=r"127\.0\.0\.1.*gives no answer: .*"):
         Endpoint[int](f"m@{url}", timeout_s=1).ask(conversations[:1], number)
     with pytest.raises(FatalError, match="names no endpoint"):

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], "str | tuple[int, str]"]  # of a request; or a status and a body
+# Of a request; or a status and a body, and perhaps headers.
+Answer = Callable[[dict[str, Any]], "str | tuple[int, str] | tuple[int, str, dict[str, str]]"]
 
 
 @contextmanager
@@ -22,8 +23,10 @@ def serving(answer: Answer) -> Iterator[str]:
                 json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 | {"key": self.headers.get("Authorization")}
             )
-            status, body = said if isinstance(said, tuple) else (200, _completion(said))
+            status, body, *headers = said if isinstance(said, tuple) else (200, _completion(said))
             self.send_response(status)
+            for name, value in headers[0].items() if headers else ():
+                self.send_header(name, value)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(body.encode())
@@ -39,4 +42,5 @@ def serving(answer: Answer) -> Iterator[str]:
 
 def _completion(text: str) -> str:
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+    return json.dumps({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
+                       "usage": {"prompt_tokens": 7, "completion_tokens": 1, "total_tokens": 8}})  # fmt: skip

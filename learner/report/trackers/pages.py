@@ -94,7 +94,11 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             ("health/leases_retried", "health/leases_lost", "health/groups_failed"),
         ),
         Chart("Weight sync, and longest pause of an engine (seconds)", ("health/sync_seconds", "health/pause_seconds")),
-        Chart("Share of masked groups, share of skipped steps", ("health/masked", "health/skipped_steps"), SHARE),
+        Chart(
+            "Share of masked groups, of answers not scored, of skipped steps",
+            ("health/masked", "health/unscored", "health/skipped_steps"),
+            SHARE,
+        ),
         Chart("Drift from the similarities used for calibration", ("health/calibration_drift",)),
     ),
     "Flow": (

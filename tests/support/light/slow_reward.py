@@ -17,6 +17,7 @@ from common.net import sockets
 from common.process import main
 from common.wire import Score, ScoreRequest
 from reward.service import Service
+from tests.support.scorers import FunctionScorer
 
 
 def score(requests: Sequence[ScoreRequest]) -> list[list[Score]]:
@@ -28,7 +29,7 @@ def score(requests: Sequence[ScoreRequest]) -> list[list[Score]]:
 def serve(config: Config) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = sockets.bind(context, config.reward.addresses[config.reward.replica])
-    Service(context, socket, config.reward).run(score, {})
+    Service(context, socket, config.reward).run(FunctionScorer(score))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,314 @@
+"""Answers of OpenAI-compatible endpoints: many calls at a time, rate limits, a cache on disk, and what it cost.
+
+The official ``openai`` client speaks HTTP. Here is what it leaves to its user: endpoints share the work, and one that
+fails or asks for patience (``Retry-After``) leaves it to the others; answers are kept on disk by the content of the
+question; an answer that cannot be used is sent back with the reason; and every wait has a deadline. A call that fails
+gives a :class:`Failure`, never a value.
+
+The key is read from OPENAI_API_KEY and is in no message, file or log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import openai
+from openai.types.chat import ChatCompletionMessageParam
+
+from common.process import FatalError
+
+log = logging.getLogger("endpoint")
+
+Conversation = list[dict[str, str]]  # chat messages
+Value = TypeVar("Value")
+
+FORM = 'MODEL@URL of an OpenAI-compatible endpoint, as "judge-7b@http://127.0.0.1:8000/v1"; key in OPENAI_API_KEY'
+_ANSWERS = 3  # answers of a question that cannot be used before it is given up
+_REFUSED = frozenset({400, 413, 422})  # the status of a refusal of this question; others may be answered
+_DENIED = frozenset({401, 403, 404})  # a wrong key or model: another attempt fails, too
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # of an endpoint after failures that name no time; doubles each time
+_LOCK_S = 0.5  # how long the cache waits for another process that writes to it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No usable answer came.
+
+    Attributes:
+        reason: why, in one line.
+        kind: ``refused``: the endpoint does not take this question; ``unusable``: its answers could not be read;
+            ``unreachable``: no endpoint answered in time, which another time may be different.
+    """
+
+    reason: str
+    kind: Literal["refused", "unusable", "unreachable"]
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class AnswerCache:
+    """Usable answers by the hash of what was asked, in an SQLite file that several processes may use at a time.
+
+    Args:
+        path: of the file; it is made where there is none.
+
+    Raises:
+        FatalError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=_LOCK_S, isolation_level=None, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+        except (OSError, sqlite3.Error) as error:
+            raise FatalError(f"cannot keep answers in {path}: {error}") from None
+        self._path = path
+
+    def get(self, key: str) -> str | None:
+        """The answer, or None where there is none."""
+        try:
+            row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            log.warning("cannot read answers from %s: %s", self._path, error)
+            return None
+        return None if row is None else str(row[0])
+
+    def put(self, key: str, answer: str) -> None:
+        """Keeps an answer. Where that fails (a full disk, a locked file) there is a warning, and it is asked again."""
+        try:
+            with suppress(UnicodeEncodeError):  # SQLite takes no lone surrogates
+                self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+        except sqlite3.Error as error:
+            log.warning("cannot keep an answer in %s: %s", self._path, error)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass
+class _Server:
+    """One endpoint, and how it does at the moment."""
+
+    model: str
+    url: str
+    client: openai.AsyncOpenAI
+    under_way: int = 0
+    resumes: float = 0.0  # monotonic time before which it is not asked
+    failures: int = 0  # in a row
+
+
+@dataclass
+class _Problem(Exception):
+    """A call failed."""
+
+    reason: str
+    refused: bool = False  # this question alone
+    denied: bool = False  # all questions, now and later
+    pause_s: float | None = None  # which the endpoint asked for
+
+
+@dataclass
+class _Newest:
+    """Why the newest call of a question was of no use, for the message at its deadline."""
+
+    reason: str = "no endpoint was free"
+
+
+class Endpoints:
+    """Models behind endpoints that share the work. All calls must come from one event loop.
+
+    ``counts`` holds ``calls``, ``cached`` answers, ``failed`` questions, ``tokens_read`` and ``tokens_written``.
+
+    Args:
+        names: ``MODEL@URL`` of each endpoint.
+        cache: SQLite file of the usable answers, by a hash of model, messages and sampling; None: nothing is kept.
+        calls: most calls that are under way at a time, those included that wait because of a rate limit.
+        timeout_s: how long one call may take.
+        deadline_s: how long one question may take, with all its calls and waits; None: as long as its attempts.
+        attempts: most calls of a question that failed on the way; None: any number until the deadline.
+        sampling: further fields of a request; ``temperature`` is 0 unless given.
+
+    Raises:
+        FatalError: a name has no @, or the cache cannot be used.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        cache: Path | None = None,
+        *,
+        calls: int = 16,
+        timeout_s: float = 300,
+        deadline_s: float | None = None,
+        attempts: int | None = 4,
+        sampling: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._servers = [_connect(name, timeout_s) for name in names]
+        self._cache = AnswerCache(cache) if cache is not None else None
+        self._free = asyncio.Semaphore(calls)
+        self._deadline_s, self._attempts = deadline_s, attempts
+        self._sampling = {"temperature": 0.0, **(sampling or {})}
+        self.counts: Counter[str] = Counter()
+
+    async def ask(self, conversation: Conversation, read: Callable[[str], Value]) -> Value | Failure:
+        """What ``read`` returns for the answer.
+
+        Args:
+            conversation: chat messages.
+            read: raises ValueError for an answer that is of no use; the model is then told why and asked again.
+        """
+        for model in dict.fromkeys(server.model for server in self._servers):
+            known = self._cache.get(self._key(model, conversation)) if self._cache is not None else None
+            if known is not None:
+                with suppress(ValueError):  # an answer that was usable once may not be today
+                    value = read(known)
+                    self.counts["cached"] += 1
+                    return value
+        newest = _Newest()
+        try:
+            async with asyncio.timeout(self._deadline_s), self._free:
+                found = await self._usable_answer(conversation, read, newest)
+        except TimeoutError:
+            found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", "unreachable")
+        self.counts["failed"] += isinstance(found, Failure)
+        return found
+
+    async def close(self) -> None:
+        """Closes the connections and the cache."""
+        for server in self._servers:
+            await server.client.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def _key(self, model: str, conversation: Conversation) -> str:
+        request = {"model": model, "messages": conversation, **self._sampling}
+        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+    async def _usable_answer(
+        self, conversation: Conversation, read: Callable[[str], Value], newest: _Newest
+    ) -> Value | Failure:
+        asked, reason = conversation, ""
+        for _ in range(_ANSWERS):
+            try:
+                answer, model = await self._answer(asked, newest)
+            except _Problem as problem:
+                return Failure(problem.reason, "refused" if problem.refused else "unreachable")
+            try:
+                value = read(answer)
+            except ValueError as error:
+                reason = newest.reason = f"{error}; the answer was {answer[:200]!r}"
+                again = f"That cannot be used: {error}. Answer again, in the form asked for and with nothing else."
+                asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
+                continue
+            if self._cache is not None:
+                self._cache.put(self._key(model, conversation), answer)
+            return value
+        return Failure(reason, "unusable")
+
+    async def _answer(self, conversation: Conversation, newest: _Newest) -> tuple[str, str]:
+        """An answer and the model that gave it, from the endpoint that is free first.
+
+        Raises:
+            _Problem: the question was refused, or the attempts are used up.
+        """
+        made = 0
+        while True:
+            server = min(self._servers, key=lambda one: (max(one.resumes, time.monotonic()), one.under_way))
+            await asyncio.sleep(max(0.0, server.resumes - time.monotonic()))
+            server.under_way += 1
+            try:
+                answer = await self._call(server, conversation)
+                server.failures = 0
+                return answer, server.model
+            except _Problem as problem:
+                made += 1
+                newest.reason = problem.reason
+                if problem.refused or problem.denied or (self._attempts is not None and made >= self._attempts):
+                    raise
+                pause_s = min(_FIRST_PAUSE_S * 2**server.failures, _LONGEST_PAUSE_S)
+                server.failures += 1
+                wanted_s = pause_s if problem.pause_s is None else problem.pause_s
+                server.resumes = max(server.resumes, time.monotonic() + wanted_s)
+            finally:
+                server.under_way -= 1
+
+    async def _call(self, server: _Server, conversation: Conversation) -> str:
+        """
+        Raises:
+            _Problem: there is no answer.
+        """
+        messages = cast(list[ChatCompletionMessageParam], conversation)
+        self.counts["calls"] += 1
+        where = f"{server.url} (model {server.model!r}) gives no answer: "
+        try:
+            said = await server.client.chat.completions.create(
+                model=server.model, messages=messages, extra_body=self._sampling
+            )
+            if said.usage is not None:
+                self.counts["tokens_read"] += said.usage.prompt_tokens
+                self.counts["tokens_written"] += said.usage.completion_tokens
+            return (said.choices[0].message.content or "").strip()
+        except openai.APIStatusError as error:
+            problem = f"status {error.status_code}: {error.response.text[:300]}"
+            refused, denied = error.status_code in _REFUSED, error.status_code in _DENIED
+            reason = problem if refused else where + problem
+            raise _Problem(reason, refused, denied, _retry_after(error.response.headers)) from None
+        except openai.APIConnectionError as error:
+            raise _Problem(f"{where}{type(error).__name__} {error.__cause__ or error}") from None
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # the client does not check what it reads
+            raise _Problem(f"{where}its reply is no chat completion: {error}") from None
+
+
+def read_grade(answer: str, least: int, most: int) -> int:
+    """A grade: the one whole number in an answer, with or without "/ most".
+
+    Raises:
+        ValueError: there is no such number, or it is out of bounds.
+    """
+    found = re.fullmatch(rf"\D*(\d{{1,4}})(?:\s*/\s*{most})?\D*", answer)
+    if found is None or not least <= int(found[1]) <= most:
+        raise ValueError(f"it has to be a whole number from {least} to {most}")
+    return int(found[1])
+
+
+def _connect(name: str, timeout_s: float) -> _Server:
+    model, at, url = name.partition("@")
+    if not (model and at and url):
+        raise FatalError(f"{name!r} names no endpoint: it takes the form {FORM}")
+    client = openai.AsyncOpenAI(
+        base_url=url.rstrip("/"),
+        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        timeout=openai.Timeout(timeout_s, connect=min(10, timeout_s)),
+        max_retries=0,  # the next attempt may go to another endpoint
+        # Most endpoints are on this machine or network, where the proxies of the environment do not lead.
+        http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+    )
+    return _Server(model, url.rstrip("/"), client)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The seconds that an endpoint asks to wait, from the header Retry-After: seconds or a date; None without one."""
+    value = headers.get("retry-after", "")
+    with suppress(ValueError):
+        return max(0.0, float(value))
+    with suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None

@@ -1,0 +1,48 @@
+"""Code of the user's own, named in the configuration as ``FILE.py:NAME``: how it is loaded, and which line failed."""
+
+from __future__ import annotations
+
+import importlib.util
+import traceback
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError
+
+
+def load_user_object(where: str, setting: str) -> Any:
+    """The object ``NAME`` of the file ``FILE.py``, which is run for it; a class is called without arguments.
+
+    Args:
+        where: ``FILE.py:NAME``; the file is found from the working directory.
+        setting: the setting that holds it, for messages.
+
+    Raises:
+        ConfigError: the form is another one, the file cannot be run, or it has no such name.
+    """
+    file, colon, name = where.rpartition(":")
+    path = Path(file)
+    if not colon or path.suffix != ".py" or not name.isidentifier():
+        raise ConfigError(f'{setting} = "{where}": the form is "FILE.py:NAME"')
+    if not path.is_file():
+        raise ConfigError(f"{setting}: there is no file {path} (from the directory {Path.cwd()})")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        found = getattr(module, name)
+        return found() if isinstance(found, type) else found
+    except Exception as error:  # whatever somebody else's file raises is that file's fault, and its line is named
+        if isinstance(error, AttributeError) and not hasattr(module, name):
+            raise ConfigError(f"{setting}: {path} defines no {name!r}") from None
+        raise ConfigError(f"{setting}: {describe_failure(error, path)}") from error
+
+
+def describe_failure(error: BaseException, path: Path) -> str:
+    """``FILE.py:LINE in FUNCTION: TypeName: message``, of the last line of the user's file that led to the error."""
+    if isinstance(error, SyntaxError):
+        return f"{path}:{error.lineno}: SyntaxError: {error.msg}"
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename) == path]
+    place = f"{path}:{frames[-1].lineno} in {frames[-1].name}" if frames else str(path)
+    return f"{place}: {type(error).__name__}: {error}"

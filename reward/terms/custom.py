@@ -1,0 +1,179 @@
+"""A reward of the user's own: a function that sees a question with all its answers and returns named parts for each.
+
+``reward.function = "FILE.py:NAME"`` names it, ``reward.parts`` its parts with their weights in the reward.
+docs/rewards.md shows how to write one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from common.answer import Answer
+from common.config import ConfigError
+from common.process import FatalError
+from common.user_code import describe_failure, load_user_object
+from common.wire import Chat, ScoreRequest
+from reward.gate import Decision
+from reward.terms.tools import Tools
+
+_SHOWN = 80  # characters of a question in a message
+
+
+@dataclass(frozen=True)
+class GroupAnswer:
+    """One answer to a question, as a reward function sees it.
+
+    Attributes:
+        text: as it was generated.
+        thinking: the thought, ``""`` where there is none.
+        final: what follows the thought, ``""`` where the thought never ended.
+        asked: the code of the language asked for, or chosen by the policy; ``""`` where it chose and named none.
+        detected: the code of the language that the final answer is in, ``""`` where it has none.
+        compliant: whether the gate takes the answer as being in the language asked for.
+        truncated: whether generation stopped at the token limit.
+        tokens: how many tokens it has; 0 where nobody counted them.
+    """
+
+    text: str
+    thinking: str
+    final: str
+    asked: str
+    detected: str
+    compliant: bool
+    truncated: bool
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """A question with its K answers, as a reward function sees them.
+
+    Attributes:
+        row: number of the question in its file, -1 where it has none.
+        messages: the question as it was asked, each with ``role`` and ``content``.
+        language: the code of the question's language, which is that of its reference.
+        reference: the reference answer.
+        accepted: the answers that count as right; at least one.
+        extra: further columns of the question's row, by their names.
+        answers: the K answers.
+    """
+
+    row: int
+    messages: list[Chat]
+    language: str
+    reference: str
+    accepted: list[str]
+    extra: Mapping[str, str]
+    answers: list[GroupAnswer]
+
+
+# For each of the K answers its parts by name, or None where it cannot be scored (which is not 0).
+Parts: TypeAlias = Sequence[Mapping[str, float] | None]
+GroupReward: TypeAlias = Callable[[Group, Tools], Awaitable[Parts] | Parts]
+
+
+class RewardFunctionError(ValueError):
+    """A reward function failed on a question, or returned what is not a result. The message names file and line."""
+
+
+class CustomReward:
+    """Calls the user's function. A plain function, which may block, runs in a thread; an ``async`` one in the loop.
+
+    Args:
+        where: ``FILE.py:NAME``. A class is called without arguments, and its object is then called for each group.
+        parts: the names that every result must have, with their weights.
+
+    Raises:
+        ConfigError: the function cannot be loaded.
+    """
+
+    def __init__(self, where: str, parts: Mapping[str, float]) -> None:
+        self._path, self._parts = Path(where.rpartition(":")[0]), dict(parts)
+        self._function: Any = load_user_object(where, "reward.function")
+        if not callable(self._function):
+            raise ConfigError(f'reward.function = "{where}": it cannot be called')
+        call = self._function if inspect.isroutine(self._function) else type(self._function).__call__
+        self._in_thread = not inspect.iscoroutinefunction(call)
+
+    async def __call__(
+        self, request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision], tools: Tools
+    ) -> list[dict[str, float] | None]:
+        """The parts of each answer; None for an answer that cannot be scored.
+
+        Raises:
+            RewardFunctionError: the function raised an error, or returned something else.
+            FatalError: raised by a tool, when the process cannot go on.
+        """
+        group = _as_group(request, answers, decisions)
+        try:
+            if self._in_thread:
+                result = await asyncio.to_thread(self._function, group, tools)
+            else:
+                result = await self._function(group, tools)
+        except FatalError:
+            raise
+        except Exception as error:  # whatever somebody else's code raises is told with its place, and the run goes on
+            raise RewardFunctionError(f"{describe_failure(error, self._path)} ({_question(request)})") from error
+        if problem := self._problem(result, len(answers)):
+            raise RewardFunctionError(f"{self._path} {problem} ({_question(request)})")
+        return [None if one is None else {name: float(value) for name, value in one.items()} for one in result]
+
+    def value(self, parts: Mapping[str, float]) -> float:
+        """sum of w_j part_j over the parts j."""
+        return sum(weight * parts[name] for name, weight in self._parts.items())
+
+    def _problem(self, result: Any, answers: int) -> str:
+        if not isinstance(result, Sequence) or len(result) != answers:
+            found = f"{len(result)} results" if isinstance(result, Sequence) else f"a {type(result).__name__}"
+            return f"returned {found} for {answers} answers; a list with one for each is needed"
+        for number, one in enumerate(result, 1):
+            if one is None:
+                continue
+            if not isinstance(one, Mapping) or set(one) != set(self._parts):
+                names = sorted(map(str, one)) if isinstance(one, Mapping) else repr(one)
+                return f"returned {names} for answer {number}; reward.parts names {sorted(self._parts)}"
+            try:
+                finite = all(math.isfinite(value) for value in one.values())
+            except TypeError:
+                finite = False
+            if not finite:
+                return f"returned {dict(one)} for answer {number}; the values must be finite numbers, or None for all"
+        return ""
+
+
+def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision]) -> Group:
+    tokens = request.tokens or [0] * len(answers)
+    return Group(
+        row=request.row,
+        messages=request.messages,
+        language=request.reference_language,
+        reference=request.reference,
+        accepted=request.accepted or [request.reference],
+        extra=request.extra,
+        answers=[
+            GroupAnswer(
+                text=text,
+                thinking=answer.thinking,
+                final=answer.final,
+                asked=answer.asked,
+                detected=decision.detected,
+                compliant=decision.compliant,
+                truncated=answer.truncated,
+                tokens=count,
+            )
+            for text, answer, decision, count in zip(request.answers, answers, decisions, tokens, strict=True)
+        ],
+    )
+
+
+def _question(request: ScoreRequest) -> str:
+    """How messages name a question: its row, and how it begins."""
+    text = request.messages[-1].content if request.messages else request.reference
+    shown = " ".join(text.split())
+    return f"question {request.row}: {shown[:_SHOWN]!r}" if request.row >= 0 else f"question {shown[:_SHOWN]!r}"

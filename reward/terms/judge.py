@@ -1,0 +1,50 @@
+"""The term "judge": a grade that a model behind an OpenAI-compatible endpoint gives to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from string import Formatter
+from typing import TYPE_CHECKING
+
+from common.config import ConfigError
+from common.endpoint import read_grade
+from common.languages import english_name
+from reward.terms.tools import Tools
+
+if TYPE_CHECKING:
+    from reward.terms.registry import TermInput
+
+_FIELDS = {"question", "reference", "answer", "language"}
+
+
+def make_judge(tools: Tools) -> Callable[[Sequence[TermInput]], Awaitable[list[float | None]]]:
+    """A function that has answers graded by ``reward.judges``: a grade as a share of ``reward.judge_scale``.
+
+    An answer that no endpoint grades in time has the value None.
+
+    Raises:
+        ConfigError: there are no judges, or the prompt names a field that is unknown.
+    """
+    if not tools.config.judges:
+        raise ConfigError('the term "judge" of reward.terms needs reward.judges = ["MODEL@URL"]')
+    prompt, (least, most) = tools.config.judge_prompt, tools.config.judge_scale
+    if unknown := {name for _, name, _, _ in Formatter().parse(prompt) if name is not None} - _FIELDS:
+        raise ConfigError(f"reward.judge_prompt names {sorted(unknown)}; it may name {sorted(_FIELDS)}")
+
+    async def grade(given: TermInput) -> float | None:
+        question = "\n\n".join(turn.content for turn in given.request.messages if turn.role != "system")
+        asked = prompt.format(
+            question=question,
+            reference=given.accepted[0],
+            answer=given.answer.rewarded,
+            language=english_name(given.answer.asked).capitalize() if given.answer.asked else "any language",
+        )
+        found = await tools.judge([{"role": "user", "content": asked}], partial(read_grade, least=least, most=most))
+        return None if found is None else (found - least) / (most - least)
+
+    async def values(given: Sequence[TermInput]) -> list[float | None]:
+        return list(await asyncio.gather(*map(grade, given)))
+
+    return values

@@ -1,0 +1,179 @@
+"""What terms and reward functions share: judge endpoints, embeddings, verified formulas and identified languages.
+
+One :class:`Tools` serves all groups of a reward process. Its methods run in the process's event loop; what computes
+goes to threads and processes beside it, so that no group waits for another one's judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+
+from common.config import RewardConfig
+from common.endpoint import Conversation, Endpoints, Failure
+from reward.calibration.formulas import Calibration
+from reward.embedder import Vectors
+from reward.gate import LanguageGate
+from reward.terms.math import MathVerifier
+
+logger = logging.getLogger("reward")
+
+T = TypeVar("T")
+
+_GATHER_S = 0.005  # how long texts to embed wait for those of other groups
+_GROUPS_VERIFIED = 64  # most calls of the verifier that are under way at a time
+
+
+class Tools:
+    """The tools of a reward process.
+
+    ``counts`` holds the counters of the judges, as ``judge_calls`` and the others that ``Endpoints.counts`` has, and
+    those of the verifier, which begin with ``math_``.
+
+    Args:
+        config: the section ``reward``.
+        calibrate: turns a similarity into a quality, given the two languages.
+        embed_batch: embeds texts in a thread of its own; the second argument says whether they are kept.
+        cache: SQLite file of judgements; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        config: RewardConfig,
+        calibrate: Calibration,
+        embed_batch: Callable[[list[str], bool], asyncio.Future[Vectors]],
+        cache: Path | None = None,
+    ) -> None:
+        self.config, self.calibrate = config, calibrate
+        self._embed_batch, self._cache = embed_batch, cache
+        self._verifier: MathVerifier | None = None
+        self._starting = asyncio.Lock()
+        self._verifying = ThreadPoolExecutor(_GROUPS_VERIFIED, "verifying")  # the threads wait for the processes
+        self._waiting: dict[bool, list[tuple[list[str], asyncio.Future[Vectors]]]] = {True: [], False: []}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def counts(self) -> Counter[str]:
+        judges = self.__dict__.get("_endpoints")  # not made before the first judgement
+        counts = judges.counts if judges is not None else {}
+        verified = self._verifier.counts if self._verifier is not None else {}
+        return Counter({f"judge_{name}": value for name, value in counts.items()} | dict(verified))
+
+    @cached_property
+    def _endpoints(self) -> Endpoints:
+        config = self.config
+        return Endpoints(
+            config.judges,
+            self._cache,
+            calls=config.judge_calls,
+            timeout_s=config.judge_timeout_s,
+            deadline_s=config.judge_timeout_s,
+            attempts=None,
+            sampling=config.judge_sampling,
+        )
+
+    async def judge(self, messages: Conversation, read: Callable[[str], T]) -> T | None:
+        """What ``read`` makes of the answer that one of ``reward.judges`` gives to the messages.
+
+        Judgements are kept by the content of the messages. Takes at most ``reward.judge_timeout_s``, with all attempts.
+
+        Args:
+            messages: chat messages, ``[{"role": "user", "content": …}]``.
+            read: raises ValueError for an answer of no use; the judge is then told why and asked again.
+
+        Returns:
+            None where no endpoint gave a usable answer in time: the value is missing, which is not 0.
+
+        Raises:
+            ValueError: there are no judges.
+        """
+        if not self.config.judges:
+            raise ValueError('a judge is asked, but reward.judges names none: set it to ["MODEL@URL"]')
+        found = await self._endpoints.ask(messages, read)
+        if not isinstance(found, Failure):
+            return found
+        failed = self._endpoints.counts["failed"]
+        if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
+            logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
+        return None
+
+    async def embed(self, texts: Sequence[str], keep: bool = False) -> Vectors:
+        """The embeddings of the texts by ``reward.embedder``, together with those that other groups ask for.
+
+        Args:
+            keep: keep them on disk, for texts that come again, as a question's columns do.
+
+        Returns:
+            [n, dimension] float32, rows of length 1.
+        """
+        future: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting[keep]
+        waiting.append((list(texts), future))
+        if len(waiting) == 1:
+            task = asyncio.create_task(self._embed_waiting(keep))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return await future
+
+    async def _embed_waiting(self, keep: bool) -> None:
+        await asyncio.sleep(_GATHER_S)
+        waiting, self._waiting[keep] = self._waiting[keep], []
+        try:
+            vectors = await self._embed_batch([text for texts, _ in waiting for text in texts], keep)
+        except Exception as error:  # whatever the encoder raises is for those who wait for it
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        start = 0
+        for texts, future in waiting:
+            if not future.done():
+                future.set_result(vectors[start : start + len(texts)])
+            start += len(texts)
+
+    def start_verifier(self) -> None:
+        """Starts the processes of math-verify. Blocks for seconds, and for at most 240.
+
+        Raises:
+            FatalError: math-verify is not installed, or does not start.
+        """
+        if self._verifier is None:
+            self._verifier = MathVerifier()
+
+    async def verify(self, text: str, accepted: list[str], language: str = "") -> float:
+        """1 where the formula that a text ends with equals an accepted one by math-verify; otherwise 0.
+
+        Args:
+            language: of the text, which decides what 1.234 means; ``""``: not known.
+        """
+        return (await self.verify_all([(text, accepted, language)]))[0]
+
+    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
+        """:meth:`verify` for many answers at a time, each with its accepted ones and its language."""
+        async with self._starting:
+            if self._verifier is None:
+                await asyncio.to_thread(self.start_verifier)
+        assert self._verifier is not None
+        return await asyncio.get_running_loop().run_in_executor(self._verifying, self._verifier.verify, answers)
+
+    def languages(self, texts: Sequence[str]) -> list[str]:
+        """The language of each text by lid.176, as a code; ``""`` for a text without a language."""
+        return self._gate.detect(texts)
+
+    @cached_property
+    def _gate(self) -> LanguageGate:
+        return LanguageGate(self.config.language_model)
+
+    async def close(self) -> None:
+        """Ends the processes and connections."""
+        if "_endpoints" in self.__dict__:
+            await self._endpoints.close()
+        self._verifying.shutdown(wait=False, cancel_futures=True)
+        if self._verifier is not None:
+            self._verifier.close()

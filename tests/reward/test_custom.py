@@ -1,0 +1,298 @@
+"""Reward functions of the user's own, judges behind endpoints, and the command that explains scores."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import ConfigError, RewardConfig
+from common.wire import Chat, ScoreRequest
+from reward import score as command
+from reward.scored import UnscoredError
+from reward.scorer import Scorer
+from reward.terms.choice import choice, chosen_letter
+from tests.support.chat import serving
+from tests.support.scoring import SENTENCES, request
+
+FUNCTION = '''
+import time
+
+async def lengths(group, tools):
+    assert [turn.role for turn in group.messages] == ["user"] and group.row == 7
+    assert [one.tokens for one in group.answers] == [3, 5]
+    bonus = float(group.extra["bonus"])
+    return [{"long": bonus * len(one.final), "kept": float(one.detected == one.asked) - 1} for one in group.answers]
+
+def some_missing(group, tools):
+    time.sleep(0.01)  # a plain function may block
+    return [None if "missing" in one.text else {"long": 1.0, "kept": 0.0} for one in group.answers]
+
+async def broken(group, tools):
+    return [{"long": 1 / len(one.text.strip("x")), "kept": 0.0} for one in group.answers]
+
+async def incomplete(group, tools):
+    return [{"long": 1.0} for _ in group.answers]
+
+async def endless(group, tools):
+    return [{"long": float("nan"), "kept": 0.0} for _ in group.answers]
+
+class Judged:
+    """Compares all answers with each other."""
+
+    async def __call__(self, group, tools):
+        grade = await tools.judge([{"role": "user", "content": group.answers[0].final}], int)
+        return [None if grade is None else {"long": grade, "kept": 0} for _ in group.answers]
+'''
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(FUNCTION)
+    return path
+
+
+def scorer(functions: Path, name: str, **others: Any) -> Scorer:
+    parts = {"long": 2.0, "kept": 1.0}
+    return Scorer(RewardConfig(function=f"{functions}:{name}", parts=parts, **others))
+
+
+def asked(answers: list[str], languages: list[str], **others: Any) -> ScoreRequest:
+    return request(answers, languages, messages=[Chat(role="user", content="How long?")], row=7, **others)
+
+
+def test_a_reward_function_sees_the_group_and_its_parts_are_weighed(functions: Path) -> None:
+    answers = [SENTENCES["de"], SENTENCES["en"]]
+    given = asked(answers, ["de", "de"], tokens=[3, 5], extra={"bonus": "0.5"})
+    ((right, wrong),) = scorer(functions, "lengths").score([given])
+    assert right.terms == {"long": len(answers[0]) / 2, "kept": 0.0}
+    assert right.reward == right.quality == len(answers[0]), "neither bounded nor gated"
+    assert wrong.reward == len(answers[1]) - 1 and not wrong.compliant
+    ((bounded, gated),) = scorer(functions, "lengths", bounded=True, gated=True).score([given])
+    assert (bounded.reward, gated.quality, gated.reward) == (1, 1, 0)
+
+
+def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions: Path) -> None:
+    one = scorer(functions, "some_missing")
+    ((fine, missing),) = one.score([asked(["fine", "missing"], ["en", "en"])])
+    assert (fine.scored, missing.scored, missing.terms) == (True, False, {})
+    assert one.counts["unscored"] == 1
+    with pytest.raises(UnscoredError, match=r"2 of 3 answers could not be scored, more than reward.missing_max = 0.5"):
+        one.score([asked(["fine", "missing", "missing"], ["en"] * 3)])
+    assert one.counts["handed_back"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", r"mine\.py:15 in <listcomp>: ZeroDivisionError: division by zero \(question 7: 'How long\?'\)"),
+        ("incomplete", r"mine\.py returned \['long'\] for answer 1; reward\.parts names \['kept', 'long'\]"),
+        ("endless", r"for answer 1; the values must be finite numbers"),
+    ],
+)
+def test_a_failing_function_is_named_and_costs_its_own_question(functions: Path, name: str, message: str) -> None:
+    one = scorer(functions, name)
+    bad, good = one.begin([asked(["xx"], ["en"]), asked(["yy"], ["en"])])
+    with pytest.raises(ValueError, match=message):
+        bad.result()
+    if name == "broken":
+        assert good.result()[0].score.reward == 1
+
+
+def test_a_function_that_cannot_be_loaded_is_named(functions: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mine\.py defines no 'absent'"):
+        scorer(functions, "absent")
+    with pytest.raises(ConfigError, match=r"no file .*elsewhere\.py"):
+        scorer(functions.with_name("elsewhere.py"), "lengths")
+    functions.write_text("def f(:\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:1: SyntaxError"):
+        scorer(functions, "f")
+    with pytest.raises(ValueError, match="function and parts go together"):
+        RewardConfig(function="mine.py:f")
+
+
+def test_a_function_that_never_ends_keeps_to_the_deadline_and_holds_up_nobody(functions: Path) -> None:
+    functions.write_text(
+        "import asyncio\n"
+        "async def f(group, tools):\n"
+        "    await asyncio.sleep(60 if 'slow' in group.answers[0].text else 0)\n"
+        "    return [{'long': 1.0, 'kept': 0.0}]\n"
+    )
+    one = scorer(functions, "f")
+    began = time.monotonic()
+    slow, quick = one.begin([asked(["slow"], ["en"], deadline_s=1.0), asked(["quick"], ["en"])])
+    assert quick.result()[0].score.reward == 2
+    assert not slow.done()
+    with pytest.raises(TimeoutError):
+        slow.result()
+    assert time.monotonic() - began < 30
+
+
+# --- judges -----------------------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """Grades by the length of the last line; slow, rate-limited and sometimes failing."""
+
+    def __init__(self, seed: int, trouble: float) -> None:
+        self.calls, self.down = Counter[str](), False
+        self._random, self._trouble, self._lock = random.Random(seed), trouble, threading.Lock()
+
+    def __call__(self, request: dict[str, Any]) -> str | tuple[int, str] | tuple[int, str, dict[str, str]]:
+        with self._lock:
+            draw, self.calls["all"] = self._random.random(), self.calls["all"] + 1
+        time.sleep(0.02 * draw)
+        if self.down or draw < self._trouble / 2:
+            return 503, "out of order"
+        if draw < self._trouble:
+            return 429, "slowly", {"Retry-After": "0.1"}
+        text = request["messages"][-1]["content"]
+        self.calls["answered"] += 1
+        return f"{len(text) % 11}"
+
+
+def test_a_judge_that_is_slow_limited_and_failing_changes_no_grade(tmp_path: Path, seed: int) -> None:
+    judges = [Judge(seed, 0.3), Judge(seed + 1, 0.3)]
+    with serving(judges[0]) as first, serving(judges[1]) as second:
+        config = RewardConfig(
+            terms={"default": {"judge": 1.0}}, judges=(f"m@{first}", f"m@{second}"), judge_prompt="{answer}",
+            judge_timeout_s=30, judge_calls=8,
+        )  # fmt: skip
+        one = Scorer(config, directory=tmp_path)
+        batch = [asked([f"{SENTENCES['en']} {'ab' * n}!" for n in range(k, k + 4)], ["en"] * 4) for k in range(6)]
+        found = one.score(batch)
+        for given, scores in zip(batch, found, strict=True):
+            expected = [len(answer) % 11 / 10 for answer in given.answers]
+            assert [score.terms["judge"] for score in scores] == expected, "an outage is no grade"
+        assert all(judge.calls["answered"] for judge in judges), "they share the work"
+        assert one.counts["judge_cached"] + sum(judge.calls["answered"] for judge in judges) == 24
+        assert one.counts["judge_tokens_read"] > 0
+        one.close()
+
+        for judge in judges:
+            judge.down = True
+        again = Scorer(config.model_copy(update={"judge_timeout_s": 0.5}), directory=tmp_path)
+        assert again.score(batch) == found, "judgements are kept on disk"
+        fresh = asked([SENTENCES["en"] + " never seen before"], ["en"])
+        began = time.monotonic()
+        with pytest.raises(UnscoredError):
+            again.score([fresh])
+        assert time.monotonic() - began < 20, "the deadline holds"
+        again.close()
+
+
+def test_a_judge_waits_beside_the_batches(functions: Path) -> None:
+    release = threading.Event()
+
+    def answer(request: dict[str, Any]) -> str:
+        if request["messages"][0]["content"] == "slow":
+            release.wait(60)
+        return "1"
+
+    with serving(answer) as url:
+        one = scorer(functions, "Judged", judges=(f"m@{url}",))
+        slow, quick = one.begin([asked(["slow"], ["en"])])[0], one.begin([asked(["quick"], ["en"])])[0]
+        assert quick.result(60)[0].score.reward == 2 and not slow.done()
+        release.set()
+        assert slow.result(60)[0].score.reward == 2
+        one.close()
+
+
+def test_terms_that_lack_their_settings_are_refused_at_start() -> None:
+    with pytest.raises(ConfigError, match=r"needs reward\.judges"):
+        Scorer(RewardConfig(terms={"default": {"judge": 1.0}}))
+    with pytest.raises(ConfigError, match=r"unknown term 'similarty'; did you mean 'similarity'"):
+        Scorer(RewardConfig(terms={"default": {"similarty": 1.0}}))
+
+
+# --- further terms ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"), ("(c)", "C"), ("The answer is B.", "B"), ("答案是B。", "B"), ("A is wrong, so D", "D"),
+        (r"\boxed{C} and not D", "C"), ("Ｂ", "B"), ("Ответ: В", "B"), ("Ⓐ", "A"), ("NATO", ""), ("", ""), ("42", ""),
+    ],
+)  # fmt: skip
+def test_a_choice_is_the_letter_that_an_answer_settles_on(answer: str, letter: str) -> None:
+    assert chosen_letter(answer) == letter
+    assert choice(answer, ["B. Paris"]) == (letter == "B")
+
+
+def test_pivot_compares_with_a_column_and_languages_are_told_of_both_parts() -> None:
+    terms = {"default": {"pivot": 1.0, "thought_language": 1.0, "answer_language": 1.0}}
+    one = Scorer(RewardConfig(terms=terms, pivot="english"))
+    thought = f"<think>{SENTENCES['en']}</think>{SENTENCES['de']}"
+    given = request([thought, SENTENCES["de"]], ["de", "de"], SENTENCES["ja"], "ja", extra={"english": SENTENCES["en"]})
+    first, second = one.score([given])[0]
+    plain = Scorer(RewardConfig()).score([request([SENTENCES["de"]], ["de"])])[0][0]
+    assert first.terms["pivot"] == pytest.approx(plain.quality, abs=1e-5)
+    assert (first.terms["thought_language"], first.terms["answer_language"]) == (0, 1)
+    assert second.terms["thought_language"] == 0, "where there is no thought, it is in no language"
+    with pytest.raises(ValueError, match=r"has no 'english', which reward\.pivot names"):
+        one.score([request([SENTENCES["de"]], ["de"])])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_scores_good_rows_and_names_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "question": "?",
+            "reference": SENTENCES["en"],
+            "language": "de",
+            "answers": [SENTENCES["de"], SENTENCES["fr"]],
+        },
+        {"accepted": ["Tokyo"], "reference_language": "en", "language": "en", "answer": "Tokyo", "topic": "Names"},
+        {"reference": SENTENCES["en"], "language": "klingon", "answer": "a"},
+        {"reference": 5, "language": "de", "answer": "a"},
+    ]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\ufeff" + "\n".join([*map(json.dumps, rows), "nonsense", ""]))
+    flags = ["--reward.terms.Names.exact", "1"]
+    assert command.main([str(file), *flags, "--json"]) == 1
+    out, err = capsys.readouterr()
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [(one["row"], one["answer"]) for one in told] == [(0, 0), (0, 1), (1, 0)]
+    config = RewardConfig(terms={"Names": {"exact": 1.0}})
+    ((german, french),) = Scorer(config).score([request(rows[0]["answers"], ["de", "de"])])  # type: ignore[arg-type]
+    assert [one["reward"] for one in told[:2]] == pytest.approx([german.reward, french.reward], abs=1e-6)
+    assert told[0]["pair"] == ["de", "en"] and told[0]["foreign"] == 0 < told[1]["foreign"]
+    assert told[2]["parts"] == {"exact": 1.0}
+    for number, reason in ((2, "klingon"), (3, "'reference' is 5; a text is needed"), (4, "no JSON")):
+        assert any(f"row {number}: " in line and reason in line for line in err.splitlines()), err
+    assert command.main([str(file), *flags]) == 1
+    assert "NOT compliant" in capsys.readouterr().out
+
+
+# --- hostile answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_hostile_answers_in_every_group_keep_to_the_deadline_and_cost_nobody_else() -> None:
+    pytest.importorskip("math_verify")
+    hostile = [
+        r"$\boxed{9^{9^{9}}}$", "9**9**9 + 1", r"$\boxed{" + r"\frac{1}{" * 400 + "2" + "}" * 400 + "}$",
+        "(" * 20_000 + "1" + ")" * 20_000, "7" * 100_000, r"$\boxed{\sum_{n=1}^{9999999} n^{999}}$",
+        r"$\boxed{" + "+".join(f"x^{n}" for n in range(3000)) + "}$", r"$\boxed{100000!}$",
+    ]  # fmt: skip
+    config = RewardConfig(terms={"default": {"math": 1.0}}, gated=False)
+    one = Scorer(config)
+    answers = [*hostile, r"The answer is $\boxed{42}$."]
+    batch = [
+        request(answers, ["en"] * 9, accepted=["42"], id=n, deadline_s=config.request_timeout_s) for n in range(28)
+    ]
+    began = time.monotonic()
+    found = one.score(batch)  # raises TimeoutError for a group that is not done by its deadline
+    assert time.monotonic() - began < config.request_timeout_s
+    assert all([score.quality for score in scores] == [0.0] * 8 + [1.0] for scores in found), one.counts
+    one.close()
