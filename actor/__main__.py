@@ -20,9 +20,11 @@ def run(config: Config) -> None:
     """
     with Activity("actor", "importing transformers"):
         from actor.lives import Lives
+        from common.prompts import PROMPT_STYLES
         from common.tokenizer import load_tokenizer
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
     tokenizer = load_tokenizer(config.model.path)
+    PROMPT_STYLES[config.model.prompt_style](tokenizer, config)  # refuses what it cannot use, before an engine starts
     timeout_s = config.actor.start_timeout_s
     missing = (
         "start what has no file there, with scripts/launch_learner.sh or launch_reward.sh and the same configuration"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterable
 from functools import cache, lru_cache
 
 # By code the English name in lower case, as data rows spell it.
@@ -66,15 +65,15 @@ _OTHER_NAMES = {
     "chinese simplified": "zh", "chinese traditional": "zh", "chinese mandarin": "zh", "farsi": "fa",
     "filipino": "tl", "flemish": "nl", "frisian": "fy", "gaelic": "gd", "haitian": "ht", "kirghiz": "ky",
     "konkani": "gom", "kurmanji": "ku", "mandarin": "zh", "mandarin chinese": "zh", "mari": "mhr",
-    "moldovan": "ro", "myanmar": "my", "bokmal": "no", "nynorsk": "nn", "oriya": "or", "ossetian": "os", "panjabi": "pa",
-    "pushto": "ps", "sinhalese": "si", "slovene": "sl", "sorani": "ckb", "tuvan": "tyv", "uighur": "ug",
-    "valencian": "ca", "हिंदी": "hi",
+    "moldovan": "ro", "myanmar": "my", "bokmal": "no", "nynorsk": "nn", "oriya": "or", "ossetian": "os",
+    "panjabi": "pa", "pushto": "ps", "sinhalese": "si", "slovene": "sl", "sorani": "ckb", "tuvan": "tyv",
+    "uighur": "ug", "valencian": "ca", "हिंदी": "hi",
 }  # fmt: skip
 # The names of languages in themselves where CLDR has none.
 _OWN_NAMES = {"als": "Alemannisch", "bh": "भोजपुरी", "eml": "emigliân-rumagnôl", "arz": "اللهجة المصرية",
               "azb": "تۆرکجه", "pnb": "پنجابی", "wuu": "吴语", "tl": "Tagalog"}  # fmt: skip
 _TAG = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{1,8})*", re.IGNORECASE)
-_ALIKE = (frozenset({"no", "nn"}),)  # written standards of one language, which lid.176 confuses in short texts
+_NORWEGIAN = {"no", "nn"}  # written standards of one language, which lid.176 confuses in short texts
 
 
 @lru_cache(maxsize=4096)
@@ -121,21 +120,16 @@ def tag(code: str) -> str:
     return f"<|out_lang_{code_of(code)}|>"
 
 
-def count_as_one(first: str, second: str, aliases: Iterable[Iterable[str]] = ()) -> bool:
-    """Whether two languages need not be told apart: they are the same, both are Norwegian, or aliases say so.
+def count_as_one(first: str, second: str) -> bool:
+    """Whether two codes mean the same language: they are equal, or both are Norwegian.
 
-    Args:
-        first: a code, or "" for none, which is like nothing else.
-        second: likewise.
-        aliases: sets of codes that count as one language each, as ``run.language_aliases`` has them.
+    Languages that are near one another and yet differ, as Indonesian and Malay, are ``reward.near_languages``.
     """
-    if first == second:
-        return True
-    return any(first in group and second in group for group in (*_ALIKE, *map(frozenset, aliases)))
+    return first == second or {first, second} == _NORWEGIAN
 
 
 def _simplify(name: str) -> str:
-    """What names have in common that differ in letter case, accents of Latin and Greek letters, punctuation or space."""
+    """What names have in common that differ in letter case, Latin and Greek accents, punctuation or space."""
     folded = unicodedata.normalize("NFC", name).casefold()
     letters = (
         unicodedata.normalize("NFD", c)[0] if unicodedata.name(c, "").startswith(("LATIN", "GREEK")) else c

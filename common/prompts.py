@@ -61,13 +61,22 @@ class ChatTemplate:
         # Whether the template ends a prompt with ``<think>``, so that an answer begins inside a thought.
         self.opens_thought = prompt.rfind("<think>") > prompt.rfind("</think>")
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the template gets besides the messages, as far as it is JSON."""
+        return {name: value for name, value in self._arguments.items() if not callable(value)}
+
+    def arranged(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        """The conversation with a system turn only where the template takes one."""
+        return messages if self.takes_system else _without_system_turn(messages)
+
     def __call__(self, messages: list[dict[str, str]]) -> str:
         """The conversation as text, which ends with the opening of the assistant's turn unless that turn is there.
 
         Raises:
             PromptError: the template refuses the conversation.
         """
-        return self._render(messages if self.takes_system else _without_system_turn(messages))
+        return self._render(self.arranged(messages))
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         answered = messages[-1]["role"] == "assistant"

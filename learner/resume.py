@@ -23,9 +23,9 @@ CONFIG_FILE = "config.json"  # in run.dir
 # is random in an asynchronous run. A section's name stands for all of it.
 _HARMLESS = frozenset({
     "resume",
-    "run.dir", "run.rendezvous",
+    "run.dir", "run.rendezvous", "run.trackers",
     # The questions themselves are compared by their digest, wherever they lie.
-    "data.train", "data.heldout",
+    "data.train", "data.heldout", "data.columns", "data.language", "data.broken_rows",
     "actor.name", "actor.engine_url", "actor.engine_port", "actor.groups_in_flight", "actor.attempts", "actor.restarts",
     "actor.start_timeout_s", "actor.request_timeout_s",
     "reward.addresses", "reward.replica", "reward.device", "reward.batch_window_ms", "reward.batch_texts",
@@ -130,7 +130,7 @@ def keep_configuration(config: Config, step: int) -> None:
 
 def _changes_since(config: Config) -> list[Change]:
     """What has changed since the run's checkpoints were written; nothing where there are none."""
-    if not any((config.run.dir / "checkpoints").glob("step-*")):
+    if all(path.suffix for path in (config.run.dir / "checkpoints").glob("step-*")):  # none, or half-written ones
         return []
     path = config.run.dir / CONFIG_FILE
     try:

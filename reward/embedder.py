@@ -94,7 +94,8 @@ class Embedder:
         parts = []
         for rows in split_into_batches(order, lengths, self._batch_tokens):
             if tokens is None:
-                features = self._model.preprocess([texts[row] for row in rows])
+                made = self._model.preprocess([texts[row] for row in rows])
+                features = {k: v.to(self._model.device) if isinstance(v, torch.Tensor) else v for k, v in made.items()}
             else:
                 assert self._tokenizer is not None
                 chosen = {name: [values[row] for row in rows] for name, values in tokens.items()}
@@ -142,7 +143,8 @@ def _load_model(name: str, device: str) -> SentenceTransformer:
             model = universal_sentence_encoder()
         else:
             model = SentenceTransformer(name, device=None if device == "auto" else device)
-            model.max_seq_length = min(model.max_seq_length or _MAX_TOKENS, _MAX_TOKENS)
+            if isinstance(getattr(model, "tokenizer", None), PreTrainedTokenizerBase):  # StaticEmbedding has no limit
+                model.max_seq_length = min(model.max_seq_length or _MAX_TOKENS, _MAX_TOKENS)
     # Loaders raise whatever their files cause: OSError, ValueError, KeyError, RuntimeError, SafetensorError and others.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

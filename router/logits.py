@@ -32,6 +32,7 @@ class Logits:
         region_topics: regions count only for questions of these topics; empty: for all questions.
         own_language: whether the language of the question has a row.
         rows: by name, "topic:NAME", "region:NAME" or "question:LANGUAGE", the logits [L]. A missing row is 0.
+        seen: for pooled credit, the sum and the number of compliant rewards, and the number of all; old ones fade.
     """
 
     arms: int
@@ -40,6 +41,16 @@ class Logits:
     region_topics: Sequence[str] = ()
     own_language: bool = False
     rows: dict[str, Array] = field(default_factory=dict)
+    seen: Array = field(default_factory=lambda: np.array([0.5, 1.0, 1.0]))
+
+    def weights(self, compliance_weight: float) -> Array:
+        """The weights of quality and of compliance in pooled credit: [2].
+
+        They are the mean compliance, and ``compliance_weight`` times the mean quality. With a weight of 1 the credit is
+        that of the expected reward, quality times compliance, to first order around the means.
+        """
+        quality, compliant, rollouts = self.seen
+        return np.array([compliant / rollouts, compliance_weight * quality / max(compliant, 1e-9)])
 
     def of(self, contexts: Sequence[Context]) -> Array:
         """The logits of each context, ``z = Σ A[t] + Σ B[g] (+ C[q])``: float64 [C, L]."""
@@ -91,6 +102,8 @@ class Logits:
                 because these compare no languages.
             prior: the number of rollouts for which a logit moves half as far as with very many.
         """
+        self.seen *= 1 - self.ema
+        self.seen += [batch.reward[batch.compliant].sum(), batch.compliant.sum(), len(batch.arm)]
         total: dict[str, Array] = defaultdict(lambda: np.zeros((2, self.arms)))  # sum and number of rollouts
         for names, members in self._buckets(batch.contexts).items():
             number = counts[members].sum(0)

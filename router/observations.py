@@ -38,8 +38,10 @@ class Context(NamedTuple):
 
 def _names(what: str, given: Names) -> tuple[str, ...]:
     names = () if given is None else (given,) if isinstance(given, str) else given
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{what} = {given!r} must be a name, a list of names, or None")
+    if not all(name.strip() for name in names):
+        raise ValueError(f"{what} = {given!r} has an empty name; where a question has no {what}, give None or []")
     return tuple(dict.fromkeys(names))
 
 

@@ -14,13 +14,14 @@ import numpy as np
 
 from common import config as configuration
 from common.languages import POLICY_CHOOSES
+from router.drawing import best, independent, spread, stratified
 from router.logits import Logits
 from router.modes import draws_are_learned, fixed_languages, needs_english
 from router.observations import Array, Batch, Context, Names, Observation
-from router.posterior import COMPLIANCE, QUALITY, Beliefs, best
+from router.posterior import COMPLIANCE, QUALITY, Beliefs
 from router.schedule import exploration_schedule, temperature_schedule
 
-STATE = 2  # the format number of Router.state
+STATE = 3  # the format number of Router.state
 _LOGGED = 200  # the most rows that one line of the log has
 
 
@@ -29,7 +30,9 @@ class Draw(NamedTuple):
 
     Attributes:
         languages: [K] codes, or ``POLICY_CHOOSES``. Fixed ones come first.
-        propensities: [K] the effective probabilities, (1 - epsilon) p + epsilon / L; 1 for a fixed language.
+        propensities: [K] the effective probabilities, (1 - epsilon) p + epsilon / L; 1 for a fixed language. With
+            ``credit = "posterior"`` the draws of one question depend on each other; this is the probability of each
+            draw by itself, before any of them is known.
         router_version: the router's number of updates at that time.
     """
 
@@ -42,10 +45,11 @@ class Router:
     """Draws languages from (1 - epsilon) p + epsilon / L and learns p from the rewards.
 
     With ``credit = "posterior"``, p is the probability that a language is the best one for the question under the
-    router's beliefs (:mod:`router.posterior`). This is Thompson sampling with two changes: standard deviations are
-    scaled by the temperature tau, and the variance ``indifference² · noise`` is added. With "pooled" and "reference",
-    p = softmax(z / tau) of the paper's logits (:mod:`router.logits`). tau and epsilon fall as :mod:`router.schedule`
-    says.
+    router's beliefs (:mod:`router.posterior`), whose standard deviations are scaled by the temperature tau; this is
+    Thompson sampling. ``diversity`` then makes p more even (:func:`router.drawing.spread`), and the languages of one
+    question are drawn as differently as p allows (:func:`router.drawing.stratified`). With "pooled" and "reference",
+    p = softmax(z / tau) of the paper's logits (:mod:`router.logits`), and draws are independent. tau and epsilon fall
+    as :mod:`router.schedule` says.
 
     Args:
         config: the section ``router`` of the run.
@@ -57,7 +61,7 @@ class Router:
         ValueError: there is no language, or one occurs twice; the mode needs English and ``en`` is missing; initial
             values name a language that is not among the L.
 
-    Example:
+    Examples:
         >>> router = Router(configuration.RouterConfig(), ["de", "en", "zh"], seed=0, steps=64)
         >>> router.draw("de", "Reasoning", None).languages[:2]
         ['de', 'de']
@@ -73,11 +77,12 @@ class Router:
         self._exploration = exploration_schedule(config, steps)
         initial = {name: [row.get(one, 0.0) for one in languages] for name, row in config.initial.items()}
         arms, own = len(languages), config.question_language
-        self._beliefs = Beliefs(arms, config.prior, config.ema, own, initial)
+        self._beliefs = Beliefs(languages, own, initial)
         self._logits = Logits(arms, config.ema, config.group_norm, config.region_topics, own)
         self._logits.rows.update({name: np.array(row) for name, row in initial.items()})
         self._distributions: dict[Context, Array] = {}  # effective ones, [L] each, computed since the last policy step
         self._buffer: list[Batch] = []  # observed since the last update
+        self._believes = config.credit == "posterior" and draws_are_learned(config)
         self._step = 0
         self._version = 0
 
@@ -104,7 +109,7 @@ class Router:
     # -- drawing ---------------------------------------------------------------------------------------------------
 
     def draw(self, question_language: str, topics: Names, regions: Names) -> Draw:
-        """Chooses the languages of a question's K rollouts: fixed ones first, then independent draws.
+        """Chooses the languages of a question's K rollouts: fixed ones first, then those that are drawn.
 
         A question's language need not be among the L languages; fixed rollouts are in it all the same.
 
@@ -125,11 +130,13 @@ class Router:
         fixed = [fixed_languages(self._config, context.language, context.topics) for context in contexts]
         self._compute_distributions(dict.fromkeys(contexts))
         sizes = [self._config.rollouts - len(languages) for languages in fixed]
-        uniform = self._random.random(sum(sizes))
-        weights = np.repeat(np.array([self._distributions[context] for context in contexts]), sizes, axis=0)
-        arms = np.minimum((weights.cumsum(1) <= uniform[:, None]).sum(1), len(self._languages) - 1)
+        weights, numbers = np.array([self._distributions[context] for context in contexts]), np.array(sizes, np.intp)
+        if self._believes:
+            arms = stratified(weights, numbers, self._config.rollouts, self._random)
+        else:
+            arms = independent(weights, numbers, self._random)
         drawn = [self._languages[arm] for arm in arms.tolist()]
-        propensities = weights[np.arange(len(arms)), arms].tolist()
+        propensities = weights[np.repeat(np.arange(len(weights)), numbers), arms].tolist()
         draws, begin = [], 0
         for languages, size in zip(fixed, sizes, strict=True):
             end = begin + size
@@ -173,8 +180,7 @@ class Router:
             weights /= weights.sum(1, keepdims=True)
             return weights
         mean, variance = self._beliefs.worth(contexts, self._config.compliance_weight)
-        undecided = self._config.indifference**2 * self._beliefs.noise[QUALITY]
-        return best(mean, self.temperature**2 * variance + undecided)
+        return spread(best(mean, self.temperature**2 * variance), mean, self._config.diversity)
 
     def _effective(self, chances: Array) -> Array:
         """(1 - epsilon) p + epsilon / L: [C, L]."""
@@ -200,18 +206,18 @@ class Router:
         """Learns from what was observed since the last update. Does nothing where nothing was."""
         if not self._buffer:
             return
-        batch = Batch.joined(self._buffer)
+        batch, steps = Batch.joined(self._buffer), len(self._buffer)
         self._buffer.clear()
         if self._config.credit == "reference":
             self._logits.reference(batch)
         elif self._config.credit == "pooled" and len(batch.arm):
             kept = batch.cells(batch.compliant.astype(np.float64), np.ones_like(batch.compliant))
             good = batch.cells(batch.reward, batch.compliant)
-            weights = self._beliefs.weights(self._config.compliance_weight)
+            weights = self._logits.weights(self._config.compliance_weight)
             credit = weights[QUALITY] * good.mean + weights[COMPLIANCE] * kept.mean
             self._logits.pooled(batch, credit, kept.counts, self._config.prior)
         if len(batch.arm):
-            self._beliefs.update(batch)
+            self._beliefs.update(batch, steps)
         self._distributions.clear()
         self._version += 1
 
@@ -230,10 +236,11 @@ class Router:
         * ``quality`` and ``compliance`` are what is believed of each row, beyond what the shared row says.
         """
         beliefs = self._beliefs
-        rollouts = {name: float(beliefs.counts[row].sum()) for name, row in beliefs.rows.items()}
-        names = sorted((name for name in rollouts if rollouts[name]), key=lambda name: -rollouts[name])[:_LOGGED]
-        seen = {name: beliefs.rows[name] for name in beliefs.rows if name in set(names)}
+        counts = beliefs.counts()
+        most = set(sorted(counts, key=lambda name: -counts[name].sum())[:_LOGGED])
+        seen = {name: row for name, row in counts.items() if name in most}
         alone = {name: _context_of_row(name) for name in seen if not name.startswith("shared:")}
+        quality, compliance = beliefs.terms(QUALITY), beliefs.terms(COMPLIANCE)
         pairs = {
             f"{'+'.join(one.topics) or '-'} | {'+'.join(one.regions) or '-'}": one for one in beliefs.met[:_LOGGED]
         }
@@ -248,9 +255,9 @@ class Router:
                 for name in alone
             },
             "combined": {name: by_language(self._effective(chances[name])) for name in pairs},
-            "counts": {name: by_language(beliefs.counts[row]) for name, row in seen.items()},
-            "quality": {name: by_language(beliefs.mean[QUALITY, row]) for name, row in seen.items()},
-            "compliance": {name: by_language(beliefs.mean[COMPLIANCE, row]) for name, row in seen.items()},
+            "counts": {name: by_language(row) for name, row in seen.items()},
+            "quality": {name: by_language(quality[name]) for name in seen if name in quality},
+            "compliance": {name: by_language(compliance[name]) for name in seen if name in compliance},
             "temperature": self.temperature,
             "exploration": self.exploration,
             "version": self._version,
@@ -267,6 +274,7 @@ class Router:
             "languages": list(self._languages),
             "beliefs": self._beliefs.state(),
             "logits": {name: row.tolist() for name, row in self._logits.rows.items()},
+            "seen": self._logits.seen.tolist(),
             "buffer": [batch.state() for batch in self._buffer],
             "step": self._step,
             "version": self._version,
@@ -288,6 +296,7 @@ class Router:
             )
         self._beliefs.load(state["beliefs"])
         self._logits.rows = {name: np.array(row) for name, row in state["logits"].items()}
+        self._logits.seen = np.array(state["seen"])
         self._buffer = [Batch.from_state(batch) for batch in state["buffer"]]
         self._step, self._version = state["step"], state["version"]
         self._random.bit_generator.state = state["random"]

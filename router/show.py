@@ -75,6 +75,8 @@ def text(line: Line) -> str:
             count = sum(line.get("counts", {}).get(f"{kind}:{name}", {}).values())
             lines.append(name.ljust(width) + cells + (f"{count:10.0f}" if count else ""))
         blocks.append("\n".join(lines))
+    if len(blocks) == 1:
+        blocks.append("Nothing has been learned yet: no scored rollouts have been observed.")
     return "\n\n".join(blocks)
 
 
@@ -104,8 +106,14 @@ def _information(left: Integers, right: Integers) -> float:
 def picture(line: Line, out: Path | BinaryIO) -> None:
     """Writes the tables as heat maps with percentages, one below the other, as a PNG.
 
-    It draws with Pillow, which takes milliseconds, because a run does this often. Raises OSError.
+    It draws with Pillow, which takes milliseconds, because a run does this often.
+
+    Raises:
+        ValueError: nothing has been learned yet.
+        OSError: the file cannot be written.
     """
+    if not line["probs"]:
+        raise ValueError("nothing has been learned yet, so there is nothing to draw")
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 

@@ -16,7 +16,8 @@ checker=$!
 trap 'kill "$checker" 2>/dev/null || true; rm -f "$types"' EXIT # mypy has usually ended by then
 tests_failed=0 types_failed=0
 # The tests of a file stay together, and the longest files begin first (tests/conftest.py).
-workers="${LRPO_TEST_WORKERS:-1}" # with two, a process of the shared fork server was seen to hang
+cores="$(env -u OMP_NUM_THREADS nproc)" # nproc obeys that variable
+workers="${LRPO_TEST_WORKERS:-$((cores < 2 ? 1 : 2))}"
 "$LRPO_PYTHON" -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@" || tests_failed=$?
 wait "$checker" || types_failed=$?
 cat "$types"

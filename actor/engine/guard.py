@@ -1,8 +1,8 @@
 """``python -m actor.engine.guard COMMAND ...`` runs a command, and kills its process group when the actor is gone.
 
-Linux can kill a child with its parent, but not the children of that child. An SGLang server asks for it in each of its
-processes, ten seconds after they have started; whoever is killed meanwhile leaves them behind. The guard leads the
-process group of the server. It sees that the actor is gone by the end of its standard input.
+Linux can kill a child with its parent, but not the children of that child. The processes of an SGLang server ask for it
+themselves, but only when they have imported everything, so a server that is killed before leaves them behind. The guard
+leads the process group of the server. It sees that the actor is gone by the end of its standard input.
 """
 
 from __future__ import annotations

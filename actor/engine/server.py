@@ -104,7 +104,7 @@ class EngineProcess:
     def _newest_line(self) -> str:
         lines = self.last_lines(5).splitlines()
         told = [line.removeprefix("  | ").strip() for line in lines if line.removeprefix("  | ").strip()]
-        return told[-1][:_LINE] if told else "it has said nothing yet"
+        return f"{self.log_path.name}: {told[-1][:_LINE] if told else 'nothing yet'}"
 
     async def wait_until_ready(self, http: aiohttp.ClientSession, timeout_s: float) -> None:
         """Waits until the server is ready to generate, at most ``timeout_s`` seconds.
@@ -113,13 +113,13 @@ class EngineProcess:
             EngineError: the server has ended, or was not ready in time.
         """
         deadline = time.monotonic() + timeout_s
-        with Activity("actor", f"starting the engine; its output is in {self.log_path}", detail=self._newest_line):
+        with Activity("actor", "starting the engine", detail=self._newest_line):
             while time.monotonic() < deadline:
                 self.check()
                 if await is_ready(self.url, http):
                     return
                 await asyncio.sleep(_READY_POLL_S)
-        raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
+            raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
 
     def stop(self) -> None:
         """Ends the server and its processes. Blocks for at most 4 seconds."""

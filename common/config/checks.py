@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:  # config.py imports this module
-    from common.config.config import Config
+from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
 _LEAST_HEARTBEATS = 3  # that fit into a lease: one or two may be late on a busy machine
 
 
-def mistakes(config: Config) -> Iterator[str]:
+def mistakes(config: Sections) -> Iterator[str]:
     """What in a configuration cannot work, a line for each mistake; nothing if it can."""
     for rule in _RULES:
         yield from rule(config)
@@ -36,7 +35,7 @@ def is_address(address: str) -> bool:
         return False
 
 
-def policy_may_choose(config: Config) -> Iterator[str]:
+def policy_may_choose(config: Sections) -> Iterator[str]:
     """The policy can choose its language only where the prompt leaves it open."""
     chooses = f"router.mode = {config.router.mode!r}" if config.router.mode in ("policy", "hybrid") else ""
     chooses = chooses or ("learner.evaluate_samples" if config.learner.evaluate_samples else "")
@@ -47,26 +46,26 @@ def policy_may_choose(config: Config) -> Iterator[str]:
         )
 
 
-def nodes_can_meet(config: Config) -> Iterator[str]:
+def nodes_can_meet(config: Sections) -> Iterator[str]:
     """Several learner nodes need a rendezvous, because any of them may lead."""
     if config.learner.nodes > 1 and config.run.rendezvous is None:
         yield f"learner.nodes = {config.learner.nodes} needs run.rendezvous: any of them may lead"
 
 
-def languages_occur_once(config: Config) -> Iterator[str]:
-    """A language that is given under two names would be two arms of the router, and unseen ones must be unseen."""
+def unseen_languages_are_unseen(config: Sections) -> Iterator[str]:
+    """Languages that are unseen must be so, and be asked for once. The section ``run`` checks those of the run."""
     unseen = config.learner.evaluate_unseen
-    for key, codes in (("run.languages", config.run.languages), ("learner.evaluate_unseen", unseen)):
-        yield from (
-            f"{key} has the language {code!r} {count} times, perhaps once by its code and once by its name: keep one"
-            for code, count in Counter(codes).items()
-            if count > 1
-        )
+    for code, count in Counter(unseen).items():
+        if count > 1:
+            yield (
+                f"learner.evaluate_unseen has the language {code!r} {count} times, perhaps by code and by name: "
+                "keep one"
+            )
     if seen := [code for code in unseen if code in config.run.languages]:
         yield f"learner.evaluate_unseen = {seen}: these are in run.languages, and so not unseen"
 
 
-def mode_has_its_languages(config: Config) -> Iterator[str]:
+def mode_has_its_languages(config: Sections) -> Iterator[str]:
     """A fixed strategy draws English, and initial values are of languages that can be drawn."""
     known = config.run.languages
     if config.router.mode in ("input_dominant", "english_dominant") and "en" not in known:
@@ -76,7 +75,7 @@ def mode_has_its_languages(config: Config) -> Iterator[str]:
             yield f"router.initial: the row {row!r} has {', '.join(unknown)}, which run.languages has not"
 
 
-def addresses_are_well_formed(config: Config) -> Iterator[str]:
+def addresses_are_well_formed(config: Sections) -> Iterator[str]:
     """An address that is none would be noticed only by the process that uses it; two services cannot share one."""
     services = [("learner.address", config.learner.address)]
     services += [("reward.addresses", address) for address in config.reward.addresses]
@@ -84,13 +83,18 @@ def addresses_are_well_formed(config: Config) -> Iterator[str]:
         if not is_address(address):
             yield f"{key} = {address!r} is not of the form tcp://HOST:PORT or ipc://PATH"
     for address, count in Counter(address for _, address in services).items():
-        if count > 1:
+        if count > 1 and not _is_wildcard(address):
             keys = dict.fromkeys(key for key, given in services if given == address)
             yield f"{' and '.join(keys)}: {address} is given to {count} services, and each needs one of its own"
     if not is_address(f"tcp://{config.learner.torchrun}"):
         yield f"learner.torchrun = {config.learner.torchrun!r} is not of the form HOST:PORT"
     if (url := config.actor.engine_url) and not _is_http(url):
         yield f"actor.engine_url = {url!r} is not of the form http://HOST:PORT"
+
+
+def _is_wildcard(address: str) -> bool:
+    """Whether every host has an interface of its own for the address, so that two hosts may use it."""
+    return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0", "::")
 
 
 def _is_http(url: str) -> bool:
@@ -101,7 +105,7 @@ def _is_http(url: str) -> bool:
         return False
 
 
-def engine_stays_on_loopback(config: Config) -> Iterator[str]:
+def engine_stays_on_loopback(config: Sections) -> Iterator[str]:
     """An engine has no authentication, and what the actor decides itself must not be decided twice."""
     for name in config.actor.engine_args:
         if (flag := name.replace("_", "-")) in _OWN_ENGINE_FLAGS:
@@ -118,7 +122,7 @@ _OWN_ENGINE_FLAGS = {
 }
 
 
-def replicas_divide_ranks(config: Config) -> Iterator[str]:
+def replicas_divide_ranks(config: Sections) -> Iterator[str]:
     """Every copy of the weights is sharded over equally many ranks."""
     ranks = config.learner.ranks * config.learner.nodes
     if ranks % config.learner.replicas:
@@ -128,7 +132,7 @@ def replicas_divide_ranks(config: Config) -> Iterator[str]:
         )
 
 
-def lease_outlasts_heartbeats(config: Config) -> Iterator[str]:
+def lease_outlasts_heartbeats(config: Sections) -> Iterator[str]:
     """Otherwise an actor that is only late would lose its leases, and generate all of them again."""
     least = _LEAST_HEARTBEATS * HEARTBEAT_S
     if (given := config.learner.lease_timeout_s) < least:
@@ -138,7 +142,7 @@ def lease_outlasts_heartbeats(config: Config) -> Iterator[str]:
         )
 
 
-def sequences_fit_a_microbatch(config: Config) -> Iterator[str]:
+def sequences_fit_a_microbatch(config: Sections) -> Iterator[str]:
     """The learner cuts what does not fit, which would train on the beginnings of answers alone."""
     prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
     if (room := config.learner.microbatch_tokens) < prompt + answer:
@@ -148,7 +152,7 @@ def sequences_fit_a_microbatch(config: Config) -> Iterator[str]:
         )
 
 
-def importance_bounds_hold_one(config: Config) -> Iterator[str]:
+def importance_bounds_hold_one(config: Sections) -> Iterator[str]:
     """The importance weight of an on-policy token is 1, and must not be limited."""
     learner = config.learner
     if learner.importance != "none" and learner.importance_cap < 1:
@@ -168,7 +172,7 @@ def importance_bounds_hold_one(config: Config) -> Iterator[str]:
         )
 
 
-def evaluation_is_on(config: Config) -> Iterator[str]:
+def evaluation_is_on(config: Sections) -> Iterator[str]:
     """Settings of an evaluation that does not take place."""
     learner = config.learner
     for key in ("evaluate_every", "evaluate_samples"):
@@ -178,7 +182,7 @@ def evaluation_is_on(config: Config) -> Iterator[str]:
         yield "learner.evaluate_unseen has no effect with learner.evaluate_samples = 0: languages are asked for in them"
 
 
-def stages_last_a_step(config: Config) -> Iterator[str]:
+def stages_last_a_step(config: Sections) -> Iterator[str]:
     """A stage that ends where the one before ends is never reached. Not asked before the number of steps is known."""
     learner, begin = config.learner, 0
     for number, end in enumerate(learner.stage_ends() if learner.steps else [], start=1):
@@ -191,13 +195,13 @@ def stages_last_a_step(config: Config) -> Iterator[str]:
         begin = end
 
 
-def steps_are_counted(config: Config) -> Iterator[str]:
+def steps_are_counted(config: Sections) -> Iterator[str]:
     """The run must end."""
     if not config.learner.steps and not config.learner.epochs:
         yield "learner.steps = 0 and learner.epochs = 0: give at least one, or the run has no end"
 
 
-def calibration_has_its_file(config: Config) -> Iterator[str]:
+def calibration_has_its_file(config: Sections) -> Iterator[str]:
     """Without the statistics, similarities would silently stay raw."""
     reward = config.reward
     if reward.calibration_mode != "raw" and reward.calibration is None:
@@ -207,7 +211,7 @@ def calibration_has_its_file(config: Config) -> Iterator[str]:
         )
 
 
-def request_fits_the_queue(config: Config) -> Iterator[str]:
+def request_fits_the_queue(config: Sections) -> Iterator[str]:
     """A request larger than the queue would be answered with "full" for ever."""
     if (texts := config.reward.queue_texts) < config.router.rollouts + 1:
         yield (
@@ -216,14 +220,14 @@ def request_fits_the_queue(config: Config) -> Iterator[str]:
         )
 
 
-def files_are_apart(config: Config) -> Iterator[str]:
+def heldout_is_held_out(config: Sections) -> Iterator[str]:
     """Held-out questions are never trained on."""
     train, heldout = config.data.train, config.data.heldout
-    if heldout is not None and heldout.absolute().resolve() == train.absolute().resolve():
-        yield f"data.heldout = {heldout} is the file of data.train: questions that are trained on are not held out"
+    if heldout is not None and Path(heldout).absolute().resolve() == Path(train).absolute().resolve():
+        yield f"data.heldout = {heldout} is what data.train is, too: questions that are trained on are not held out"
 
 
-def accepted_keys_exist(config: Config) -> Iterator[str]:
+def accepted_keys_exist(config: Sections) -> Iterator[str]:
     """A misspelt key would accept nothing, and the resume would be refused for the same reason again."""
     sections: dict[str, object] = {name: getattr(config, name) for name in type(config).model_fields}
     for key in config.resume.accept:
@@ -233,9 +237,9 @@ def accepted_keys_exist(config: Config) -> Iterator[str]:
             yield f"resume.accept: there is no setting {key!r}"
 
 
-_RULES: Sequence[Callable[[Config], Iterator[str]]] = (
-    policy_may_choose, nodes_can_meet, languages_occur_once, mode_has_its_languages, addresses_are_well_formed,
+_RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
+    policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, replicas_divide_ranks, lease_outlasts_heartbeats, sequences_fit_a_microbatch,
     importance_bounds_hold_one, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
-    request_fits_the_queue, files_are_apart, accepted_keys_exist,
+    request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

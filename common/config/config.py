@@ -1,4 +1,4 @@
-"""The whole configuration of a run."""
+"""The whole configuration of a run: all sections, and the rules that tie them to each other."""
 
 from __future__ import annotations
 
@@ -6,30 +6,13 @@ from typing import Self
 
 from pydantic import model_validator
 
-from common.config.actor import ActorConfig
 from common.config.checks import mistakes
-from common.config.learner import LearnerConfig
-from common.config.resume import ResumeConfig
-from common.config.reward import RewardConfig
-from common.config.router import RouterConfig
-from common.config.run import DataConfig, ModelConfig, RunConfig, SamplingConfig
-from common.config.section import ConfigError, Section
-from common.config.sync import SyncConfig
+from common.config.section import ConfigError
+from common.config.sections import Sections
 
 
-class Config(Section):
-    """Every setting of a run; each process reads the sections it needs."""
-
-    run: RunConfig = RunConfig()
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    router: RouterConfig = RouterConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    actor: ActorConfig = ActorConfig()
-    reward: RewardConfig = RewardConfig()
-    learner: LearnerConfig = LearnerConfig()
-    sync: SyncConfig = SyncConfig()
-    resume: ResumeConfig = ResumeConfig()
+class Config(Sections):
+    """Every setting of a run, of which none contradicts another."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

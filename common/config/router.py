@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from common.config.section import Fraction, LanguageCode, Section
+
+# The defaults that the paper's logits have instead of those of the beliefs.
+PUBLISHED = {
+    "temperature": 1.0, "temperature_min": 0.3, "temperature_decay": 0.999,
+    "exploration": 0.2, "exploration_min": 0.0, "exploration_decay": 0.995, "interval": 5,
+}  # fmt: skip
 
 
 class RouterConfig(Section):
@@ -20,31 +26,46 @@ class RouterConfig(Section):
     rollouts: int = Field(8, ge=2)  # answers to each question [K]
     free_rollouts: int = Field(4, ge=0)  # of these, in mode "hybrid", those in a language that the policy chooses
     own_language: int = Field(2, ge=0)  # of these, those reserved for the question's own language [K_on]
-    # The temperature starts here [tau_0]. With credit = "posterior" it scales the standard deviations of the beliefs,
-    # and 1 is Thompson sampling.
-    temperature: float = Field(1.0, gt=0)
+    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits. With logits,
+    # the defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
+    credit: Literal["posterior", "pooled", "reference"] = "posterior"
+    # With "posterior", the expected reward that each drawn answer may give up so that languages are drawn more evenly.
+    diversity: float = Field(0.002, ge=0)
+    # The temperature starts here [tau_0]. With "posterior" it scales the standard deviations of the beliefs, and 1 is
+    # Thompson sampling; lower values explore less, which pays within the few steps of a run.
+    temperature: float = Field(0.5, gt=0)
     temperature_min: float = Field(0.3, gt=0)
-    temperature_decay: float = Field(0.999, gt=0, le=1)  # factor of each policy step
-    exploration: Fraction = 0.2  # share of the routed draws that are uniform, at the start [epsilon_0]
+    temperature_decay: float = Field(1.0, gt=0, le=1)  # factor of each policy step
+    # Share of the routed draws that are uniform, at the start [epsilon_0]. With "posterior" it only keeps propensities
+    # from vanishing: the beliefs explore by themselves.
+    exploration: Fraction = 0.002
     exploration_min: Fraction = 0.0
-    exploration_decay: float = Field(0.995, gt=0, le=1)  # factor of each policy step
+    exploration_decay: float = Field(1.0, gt=0, le=1)  # factor of each policy step
     # Above 0, temperature and exploration fall linearly to their minima over this share of the run, without the decays.
     anneal: Fraction = 0.0
-    interval: int = Field(5, gt=0)  # policy steps between two updates of the router [M]
-    # With logits, the rate at which a logit moves towards its credit [alpha]; with "posterior", the rate of forgetting.
-    ema: float = Field(0.1, gt=0, lt=1)
-    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits.
-    credit: Literal["posterior", "pooled", "reference"] = "posterior"
-    prior: float = Field(16.0, gt=0)  # rollouts after which an arm's own evidence counts half; not for "reference"
+    interval: int = Field(1, gt=0)  # policy steps between two updates of the router [M]
+    ema: float = Field(0.1, gt=0, lt=1)  # with logits, the rate at which a logit moves towards its credit [alpha]
+    prior: float = Field(16.0, gt=0)  # with "pooled", the rollouts after which a logit moves half as far as with many
     compliance_weight: float = Field(1.0, ge=0)  # what a lost language costs, in mean rewards; 0 counts quality alone
-    # With "posterior", languages that are closer than this share of the rewards' noise are drawn about equally often.
-    indifference: float = Field(0.2, ge=0)
     question_language: bool = True  # learn from the question's language too, and not from topic and region alone
     group_norm: Literal["none", "center", "zscore"] = "zscore"  # of the logits' credit, over a context's languages
     region_topics: tuple[str, ...] = ()  # with logits, regions count for these topics alone; empty means all topics
     # Where learning starts, by row ("topic:NAME", "region:NAME", "question:CODE", "shared:"): logits, or mean rewards
     # with "posterior".
     initial: dict[str, dict[LanguageCode, float]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, given: Any) -> Any:
+        """Fills in the paper's values with logits, and refuses a setting that another one has replaced."""
+        if not isinstance(given, dict):
+            return given
+        if "indifference" in given:
+            raise ValueError(
+                "indifference is now diversity: the expected reward that each drawn answer may give up so that "
+                "languages are drawn more evenly, as in diversity = 0.002"
+            )
+        return PUBLISHED | given if given.get("credit") in ("pooled", "reference") else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -54,6 +75,12 @@ class RouterConfig(Section):
         for name in ("temperature", "exploration"):
             if getattr(self, f"{name}_min") > getattr(self, name):
                 raise ValueError(f"{name}_min = {getattr(self, f'{name}_min')} exceeds {name} = {getattr(self, name)}")
+        idle = ("ema", "prior", "group_norm", "region_topics") if self.credit == "posterior" else ("diversity",)
+        if changed := [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]:
+            raise ValueError(
+                f"{changed[0]} has no effect with credit = {self.credit!r}: leave it out, or choose another credit"
+                + (" (how fast old rewards fade is estimated)" if changed[0] == "ema" else "")
+            )
         rows = ("shared:", "topic:", "region:", "question:")
         if wrong := [name for name in self.initial if not name.startswith(rows)]:
             raise ValueError(f"initial: a row is topic:NAME, region:NAME, question:CODE or shared:, not {wrong[0]!r}")

@@ -22,9 +22,6 @@ class RunConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     seed: int = Field(0, ge=0, lt=2**63)
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] = ("en",)  # those the router may pick [L]
-    # Languages that count as one where an answer's language is judged, as [["id", "ms"], ["hr", "sr", "bs", "sh"]]. The
-    # Norwegian ones (no, nn) always do.
-    language_aliases: tuple[Annotated[tuple[LanguageCode, ...], Field(min_length=2)], ...] = ()
 
     @model_validator(mode="after")
     def _languages_differ(self) -> Self:

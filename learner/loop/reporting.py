@@ -16,6 +16,7 @@ from learner.groups import Group, StepResult
 from learner.loop.publishing import Publishing
 from learner.report.metrics import StepContext
 from learner.report.report import Report
+from learner.report.router_log import steps_between_lines
 from learner.report.summary import Measured, routed_pairs, summarise
 from learner.report.timing import TimeByState, time_by_process, time_per_step
 from learner.state import LEDGER_FILE, RunState
@@ -74,8 +75,8 @@ class Reporting:
             counts, members = self._server.counts(), self._server.members()
             context = StepContext(self._seconds(), counts, members, self._publishing.newest, spent_s)
             self._server.update_status(*self._report.step(self._state.step, batch, result, context))
-            if self._state.step % self._config.router.interval == 0 or self._state.step == 1:
-                with self._state.lock:  # the router meets new topics and regions as the server leases
+            if self._state.step % steps_between_lines(self._config.router.interval) == 0 or self._state.step == 1:
+                with self._state.lock:  # the server draws from it on its thread
                     learned = self._state.router.log()
                 self._report.router(self._state.step, learned)
 

@@ -27,7 +27,7 @@ from learner.report.metrics import (
     token_lags,
     with_row_names,
 )
-from learner.report.router_log import RouterLog
+from learner.report.router_log import RouterLog, steps_between_lines
 from learner.report.series import ScalarSeries
 from learner.report.text_samples import group_as_markdown
 from learner.report.timing import TimeByState, TimeWindow, time_between
@@ -145,7 +145,7 @@ class Report:
         self._series.add({"router/region_language_bits": shared, "router/region_language_bits_by_chance": by_chance})
         line = {"step": number, **learned}
         self._router_log.append(line)
-        before = number - self._config.router.interval
+        before = number - steps_between_lines(self._config.router.interval)
         if learned["probs"] and number // self._steps_per_text > before // self._steps_per_text:
             png = io.BytesIO()
             picture(line, png)

@@ -10,6 +10,13 @@ from typing import Any
 
 from learner.report.best_effort import BestEffortFiles
 
+_STEPS = 5  # between two lines, at least: a line has some hundred kilobytes where topics and regions are many
+
+
+def steps_between_lines(interval: int) -> int:
+    """The policy steps between two lines: a multiple of the steps between two updates of the router."""
+    return interval * math.ceil(_STEPS / interval)
+
 
 class RouterLog:
     """Appends lines to a file, which may already hold those of the run up to a checkpoint.

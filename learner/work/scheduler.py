@@ -84,7 +84,7 @@ class WorkQueue(Generic[Result]):
         pending: when a run resumes, the sequence numbers handed out before and not yet trained.
         results: when a run resumes, the results of those pending groups that were finished.
 
-    Example:
+    Examples:
         >>> queue = WorkQueue[str](groups_per_step=1, staleness=0, window=1, attempts=3, total=1)
         >>> queue.lease("a", deadline=60.0)
         0

@@ -119,7 +119,8 @@ class Cluster:
         for name, process in self.processes.items():
             if name.startswith("actor"):
                 with suppress(psutil.Error):
-                    found += psutil.Process(process.pid).children()
+                    for guard in psutil.Process(process.pid).children():
+                        found += guard.children()
         return found
 
     def end(self) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import config as configuration
 from router import Context, Observation, Router
-from router.simulation.worlds import LANGUAGES, REGIONS, TOPICS, questions
+from router.simulation.worlds import LANGUAGES, REGIONS, TOPICS, World, questions
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
 
@@ -94,7 +94,7 @@ class Loop:
 
 
 def _contexts(random: np.random.Generator, number: int) -> list[Context]:
-    topic, region, own = questions(random, number, random.integers(0, 15, 24))
+    topic, region, own = questions(World(), random, number, random.integers(0, 15, 24))
     return [
         Context(LANGUAGES[o], (TOPICS[t],), (REGIONS[r],) if r >= 0 else ())
         for t, r, o in zip(topic.tolist(), region.tolist(), own.tolist(), strict=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from common.endpoint import FORM, Conversation, Endpoints, Failure, read_grade
-from common.languages import english_name
+from common.languages import count_as_one, english_name
 from common.process import FatalError
 from reward.gate import LanguageGate
 
@@ -90,7 +90,7 @@ def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
     gate = LanguageGate()
 
     def read(number: int, answer: str) -> str:
-        if gate.detect([answer]) != [codes[number]]:
+        if not count_as_one(gate.detect([answer])[0], codes[number]):
             raise ValueError(f"it is not in {english_name(codes[number]).capitalize()}")
         return answer
 

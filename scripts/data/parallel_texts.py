@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.endpoint import Failure
+from common.languages import count_as_one
 from common.process import FatalError
 from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Record, Unreadable, read_records
@@ -130,7 +131,7 @@ def translate_references(references: Path, url: str, model: str, languages: list
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
     spoken = LanguageGate().detect([row["text"] for row in wanted])
-    kept = [row for row, language in zip(wanted, spoken, strict=True) if language == row["language"]]
+    kept = [row for row, language in zip(wanted, spoken, strict=True) if count_as_one(language, row["language"])]
     print(f"{len(kept)} of {len(wanted)} texts are in their language")
     if not any(row["translated"] for row in kept):
         raise FatalError(f"{url} gave no translation in the language asked for")

@@ -120,7 +120,7 @@ class _Options:
             FatalError: the value is not of the option's type.
         """
         option = OPTIONS[name]
-        text = self.given.get(name, option.default if not isinstance(option, Fixed) else "")
+        text = self.given.get(name, option.default if isinstance(option, Carried | Computed) else "")
         if text in ("", "null", "None"):
             return None
         read = option.read if isinstance(option, Carried | Computed) else str
@@ -280,7 +280,7 @@ def _score(options: _Options, result: Converted) -> None:
         result.settings["reward.embedder"] = "jhu-clsp/mmBERT-small", name
         result.settings["reward.calibration"] = "data/pairs.csv", name
         result.settings["reward.calibration_mode"] = "mean", name
-        result.settings["reward.gate_piece"] = 0, name
+        result.settings["reward.gate_share"] = 0.5, name
         result.left.append(
             "custom_reward_function.path: the file names its statistics itself (STATS_CSV); put that file, or the one "
             "that scripts.data.calibrate makes, at reward.calibration = data/pairs.csv"

@@ -98,7 +98,8 @@ def run_all(settings: Sequence[str], run_dir: Path, actors: int | None = None) -
     for_learner, for_rewards, *for_actors = assign_gpus(gpus, config, actors)
     replicas = len(config.reward.addresses)
     with make_display() as display, Children(run_dir / "logs", display) as children:
-        display.message(f"training in {run_dir}; watch it: {sys.executable} -m tensorboard.main --logdir {run_dir}")
+        board = f"{sys.executable} -m tensorboard.main --logdir {run_dir / 'tensorboard'}"
+        display.message(f"training in {run_dir}; watch it: {board}")
         children.start("learner", _command("learner", for_learner, settings))
         for number in range(replicas):
             name = "reward" if replicas == 1 else f"reward-{number}"

@@ -4,7 +4,8 @@
         --care-pro care_pro.jsonl --care care.parquet --mgsm mgsm.jsonl --lm-eval global_mmlu_zh,include_base_44_chinese
 
 MODEL is a run directory, a Hugging Face directory or hub name, for which an engine is started, or NAME@URL. Each prompt
-is answered once, greedily. Files are of any form that scripts.data.prepare takes.
+is answered once, greedily. Files are of any form that scripts.data.prepare takes; of a data set of the hub the split
+test is read where it has one and none is named (``owner/name@split``).
 
 * CARE-pro: a judge calls each answer CORRECT, CORRECT_BUT_WRONG_LANGUAGE, INCORRECT or NOT_ATTEMPTED; CORRECT alone
   counts.
@@ -36,7 +37,7 @@ from scripts.ops.command_line import command
 from scripts.study.grading import Item, grade
 from scripts.study.harness import score_tasks
 from scripts.study.score_table import summary, table
-from scripts.study.served_model import answers, served, styler
+from scripts.study.served_model import Asking, answers, served
 
 _SEEN = "zh,ja,ar,ko,es,fr,pt,de,ru,it,nl,vi,pl,id"  # languages of the paper's training data
 Questions = Annotated[str, typer.Option(metavar="FILE", help="Questions with reference answers.")]
@@ -83,7 +84,7 @@ def main(
     grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:
-        ask = styler(prompt_style, weights)
+        ask = Asking(prompt_style, weights, own.parent)
         with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
             said = {name: answers(some, endpoint, ask, max_tokens) for name, some in rows.items()}
         items = {name: grade(name, some, said[name], grader) for name, some in rows.items()}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.endpoint import Failure
-from common.languages import english_name
+from common.languages import count_as_one, english_name
 from learner.data.rows import QuestionRow
 from reward.gate import LanguageGate
 from scripts.data.endpoint import Endpoint, whole_number
@@ -99,6 +99,6 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
         return label / 10 if isinstance(label, int) else float(label == "CORRECT")
 
     return [
-        Item(row.language, score(label), str(label), answer, compliant=language == row.language)
+        Item(row.language, score(label), str(label), answer, compliant=count_as_one(language, row.language))
         for row, label, answer, language in zip(rows, labels, said, spoken, strict=True)
     ]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from common.gpus import has_cuda
 from common.languages import code_of
@@ -12,6 +13,7 @@ from common.process import FatalError
 from scripts.study.grading import Item
 
 _COLUMNS = {"global_mmlu": "G-MMLU-Lite", "include": "Include-Lite"}  # by what the names of the tasks begin with
+_METRICS = ("acc", "exact_match", "acc_norm")  # in this order, the one that is reported
 
 
 def score_tasks(model: str, tasks: Sequence[str], include: Path | None, limit: int | None) -> dict[str, list[Item]]:
@@ -22,7 +24,7 @@ def score_tasks(model: str, tasks: Sequence[str], include: Path | None, limit: i
         limit: questions of each task.
 
     Raises:
-        FatalError: the model is no directory, or a task is not known.
+        FatalError: the model is no directory, a task is not known, or no task scores single questions.
     """
     if "@" in model:
         raise FatalError("--lm-eval compares the log-probabilities of choices: it needs the weights, not an endpoint")
@@ -43,18 +45,54 @@ def score_tasks(model: str, tasks: Sequence[str], include: Path | None, limit: i
         batch_size=8,
         device="cuda" if has_cuda() else "cpu",
     )
+    return items_of((found or {})["samples"])
+
+
+def items_of(samples_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Item]]:
+    """Items by column of the table, of the samples that the harness logged by task.
+
+    A task with several filters of its answers has a sample of each question for each of them, and so a column each.
+
+    Raises:
+        FatalError: no task has a metric of single questions.
+    """
     items: dict[str, list[Item]] = {}
-    for task, samples in (found or {})["samples"].items():
+    left_out = []
+    for task, samples in samples_of.items():
+        metric = _metric_of(samples)
+        if metric is None:
+            named = sorted({name for sample in samples for name in sample.get("metrics", ())})
+            left_out.append(f"{task} ({', '.join(named) or 'no metric'})")
+            continue
         column = next((name for prefix, name in _COLUMNS.items() if task.startswith(prefix)), task)
+        several = len({sample.get("filter") for sample in samples}) > 1
         for sample in samples:
-            score = next(float(sample[metric]) for metric in ("acc", "exact_match") if metric in sample)
+            score = float(sample[metric])
             item = Item(_language_of(task), score, str(score), str(sample["filtered_resps"])[:200], None)
-            items.setdefault(column, []).append(item)
+            items.setdefault(f"{column} ({sample['filter']})" if several else column, []).append(item)
+    if left_out:
+        text = f"no metric that scores single questions from 0 to 1: {', '.join(left_out)}"
+        if not items:
+            raise FatalError(f"--lm-eval: {text}")
+        print(f"left out: {text}")
     return items
 
 
+def _metric_of(samples: Sequence[Mapping[str, Any]]) -> str | None:
+    """The metric that is reported of a task: the first of ``_METRICS`` that it has, else any other from 0 to 1."""
+    if not samples:
+        return None
+    others: list[str] = sorted({name for sample in samples for name in sample.get("metrics", ())} - {*_METRICS})
+    for name in (*_METRICS, *others):
+        values = [sample.get(name) for sample in samples]
+        if all(isinstance(value, int | float) and 0 <= value <= 1 for value in values):
+            return name
+    return None
+
+
 def _language_of(task: str) -> str:
-    for part in task.split("_"):
+    """The last part of a task's name that names a language: in ``lambada_mt_de`` the first is no language."""
+    for part in reversed(task.split("_")):
         with suppress(ValueError):
             return code_of(part)
     return ""

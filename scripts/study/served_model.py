@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
-from common.config import load
+from common.config import Config, load
 from common.endpoint import Conversation, Failure
 from common.languages import tag
 from common.process import FatalError
-from common.prompts import add_instruction, append_tag
+from common.prompts import ChatTemplate, add_instruction, append_tag
 from common.tokenizer import load_tokenizer
 from learner.data.rows import QuestionRow
 from scripts.data.endpoint import Endpoint
@@ -39,8 +40,7 @@ def served(model: str, run: Path, log: Path) -> Iterator[str]:
         yield model
         return
     try:
-        settings = json.loads((run / "config.json").read_text()) if model == str(run / "model") else None
-        config = load(["--model.path", model, "--actor.engine_args.skip_tokenizer_init", "false"], settings)
+        config = _settings(model, run, "--actor.engine_args.skip_tokenizer_init", "false")
         engine = EngineProcess(config, "evaluation", log)
 
         async def ready() -> None:
@@ -56,32 +56,54 @@ def served(model: str, run: Path, log: Path) -> Iterator[str]:
         raise FatalError(f"no engine for {model}: {error}") from None
 
 
-def styler(style: str, model: str) -> Callable[[QuestionRow], Conversation]:
-    """A function that makes the chat messages of a question.
+def _settings(model: str, run: Path, *flags: str) -> Config:
+    """The configuration of the run where the model is the run's own, else the default."""
+    settings = json.loads((run / "config.json").read_text()) if model == str(run / "model") else None
+    return load(["--model.path", model, *flags], settings)
+
+
+class Asking:
+    """How the questions are put to the model.
+
+    ``template_arguments`` are those of its chat template; an endpoint of somebody else's gets none.
 
     Args:
         style: "tag", "system" or "plain"; "auto" is tag where the tokenizer has the language's tag, else plain.
+        model: a directory or hub name, or NAME@URL.
+        run: the run whose settings count, where the model is its ``model`` directory.
+
+    Raises:
+        FatalError: the model's tokenizer cannot be loaded or has no chat template.
     """
-    encode = load_tokenizer(model).encode if style == "auto" and "@" not in model else None
 
-    def ask(row: QuestionRow) -> Conversation:
-        known = encode is not None and len(encode(tag(row.language), add_special_tokens=False)) == 1
-        if style == "tag" or known:
-            return append_tag(row.messages, row.language)
-        return add_instruction(row.messages, row.language) if style == "system" else row.messages
+    def __init__(self, style: str, model: str, run: Path) -> None:
+        self._style = style
+        self._tokenizer = None if "@" in model else load_tokenizer(model)
+        self._template = None if self._tokenizer is None else ChatTemplate(self._tokenizer, _settings(model, run).model)
+        self.template_arguments = {} if self._template is None else self._template.arguments
 
-    return ask
+    def __call__(self, row: QuestionRow) -> Conversation:
+        """The chat messages of a question."""
+        tagged = self._style == "tag"
+        if self._style == "auto" and self._tokenizer is not None:
+            tagged = len(self._tokenizer.encode(tag(row.language), add_special_tokens=False)) == 1
+        messages = row.messages
+        if tagged:
+            messages = append_tag(messages, row.language)
+        elif self._style == "system":
+            messages = add_instruction(messages, row.language)
+        return messages if self._template is None else self._template.arranged(messages)
 
 
-def answers(
-    rows: Sequence[QuestionRow], endpoint: str, ask: Callable[[QuestionRow], Conversation], max_tokens: int
-) -> list[str]:
+def answers(rows: Sequence[QuestionRow], endpoint: str, ask: Asking, max_tokens: int) -> list[str]:
     """A greedy answer to each question, empty where the endpoint refused it; blocks until all are given.
 
     Raises:
         FatalError: the endpoint does not answer.
     """
-    said = Endpoint[str](endpoint, max_tokens=max_tokens).ask([ask(row) for row in rows], lambda _, answer: answer)
+    arguments: dict[str, Any] = {"chat_template_kwargs": ask.template_arguments} if ask.template_arguments else {}
+    model = Endpoint[str](endpoint, max_tokens=max_tokens, **arguments)
+    said = model.ask([ask(row) for row in rows], lambda _, answer: answer)
     if refused := [one.reason for one in said if isinstance(one, Failure)]:
         print(f"{len(refused)} of {len(rows)} questions were refused, and count as not answered: {refused[0]}")
     return ["" if isinstance(one, Failure) else one for one in said]

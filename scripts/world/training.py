@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from common.languages import tag
-from scripts.world.policy import Settings
+from scripts.world.settings import Settings
 from scripts.world.templates import OPENINGS
 from scripts.world.tokenizer import END
 

@@ -20,14 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow.parquet as pq
-import torch
 import typer
 
 from common.process import FatalError
 from scripts.ops.command_line import command
-from scripts.world.policy import Settings, Style, build_model
-from scripts.world.tokenizer import build_tokenizer
-from scripts.world.training import examples, thought, train
+from scripts.world.settings import Settings, Style
 
 _FINGERPRINT = "warm_start.json"  # written last, so that a directory that holds it is complete
 _DEFAULT = Settings()
@@ -66,6 +63,13 @@ def make_policy(world: Path, out: Path, settings: Settings) -> bool:
             raise FatalError(f"{out} exists and is no warm-started policy; remove it or choose another --out")
         if json.loads((out / _FINGERPRINT).read_text(encoding="utf-8")) == wanted:
             return False
+    import torch  # slow to import, like what follows, and not needed for a policy that is there
+
+    from scripts.world.policy import build_model
+    from scripts.world.tokenizer import build_tokenizer
+    from scripts.world.training import examples, thought, train
+
+    torch.set_num_threads(1)  # the matrices are too small to share, and a busy machine makes waiting threads slow
     rows = pq.read_table(world / "warm_start.parquet").to_pylist()
     if "final" not in rows[0]:
         raise FatalError(f"{world} was made by an earlier version; remove it, or make another by scripts.world.build")
@@ -118,7 +122,6 @@ def main(
     heads: Annotated[int, typer.Option(help="Attention heads.")] = _DEFAULT.heads,
     head_dim: Annotated[int, typer.Option(help="Width of an attention head.")] = _DEFAULT.head_dim,
 ) -> None:
-    torch.set_num_threads(1)  # the matrices are too small to share, and a busy machine makes waiting threads slow
     settings = Settings(
         seed=seed,
         style=style,

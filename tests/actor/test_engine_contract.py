@@ -31,6 +31,7 @@ from actor.engine.client import Engine, EngineError, make_http_session
 from actor.engine.server import EngineProcess
 from common import wire
 from common.config import load
+from tests.support.processes import forked
 
 LIGHT = Path(__file__).parents[1] / "support" / "light"
 MEMORY, RUNNING, CONTEXT, EOS = 700, 12, 512, 2  # tokens, answers, tokens, and the token that ends an answer
@@ -116,7 +117,8 @@ def engine(
     flags += ["--actor.engine_args", f"{{max_total_tokens = {MEMORY}, max_running_requests = {RUNNING}{BOLD}}}"]
 
     async def begin() -> EngineProcess:
-        process = EngineProcess(load(flags), request.param, scratch / "engine.log")
+        with forked():  # but for SGLang
+            process = EngineProcess(load(flags), request.param, scratch / "engine.log")
         async with make_http_session() as session:
             await process.wait_until_ready(session, 2 * PATIENCE_S)
         return process

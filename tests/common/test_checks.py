@@ -23,7 +23,7 @@ REFUSED = {
     "nodes that cannot find each other": (["--learner.nodes", "2"], "learner.nodes = 2 needs run.rendezvous"),
     "a language under two names": (
         ["--run.languages", '["en", "German", "English"]'],
-        "run.languages has the language 'en' 2 times",
+        "languages: 'en' stands there twice",
     ),
     "an unseen language twice": (
         ["--learner.evaluate_unseen", '["zh", "Chinese"]'],
@@ -115,7 +115,7 @@ REFUSED = {
     ),
     "held-out questions that are trained": (
         ["--data.train", "data/a.parquet", "--data.heldout", "./data/a.parquet"],
-        "is the file of data.train",
+        "is what data.train is, too",
     ),
     "a key to accept that is none": (
         ["--resume.accept", "learner.lrr"],
@@ -148,7 +148,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ["--learner.importance_floor", "3"],  # for "mask" alone
         ["--learner.importance", "none", "--learner.importance_cap", "0.5"],  # not looked at
         ["--learner.ranks", "2", "--learner.nodes", "3", "--learner.replicas", "6", "--run.rendezvous", "r"],
-        ["--learner.address", "tcp://[::1]:5700", "--reward.addresses", '["ipc://a", "tcp://*:5701"]'],
+        ["--learner.address", "tcp://[::1]:5700", "--reward.addresses", '["ipc://a", "tcp://*:5701", "tcp://*:5701"]'],
         ["--learner.steps", "10", "--learner.stages", "[{until = 0.3}, {until = 0.4}, {}]"],
         ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet

@@ -101,7 +101,6 @@ def test_any_text_is_a_language_or_an_error_of_one_line(text: str) -> None:
 def test_which_languages_count_as_one() -> None:
     assert count_as_one("no", "nn") and count_as_one("de", "de")
     assert not count_as_one("id", "ms") and not count_as_one("de", "") and not count_as_one("no", "da")
-    assert count_as_one("ms", "id", [["id", "ms"]]) and not count_as_one("id", "hr", [["id", "ms"], ["hr", "sr"]])
 
 
 def test_a_known_language_needs_neither_torch_nor_the_library_of_names() -> None:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.config import Config, load
+from common.net.ports import reserve_port
 from common.process import FatalError
 from learner import resume
+
+ROOT = Path(__file__).parents[2]
 
 
 def begun(directory: Path, *flags: str) -> Config:
@@ -81,6 +89,7 @@ def test_every_change_is_listed_with_one_command_for_all(tmp_path: Path) -> None
 
 def test_a_run_that_has_no_checkpoint_has_nothing_to_keep_to(tmp_path: Path) -> None:
     (tmp_path / resume.CONFIG_FILE).write_text(going_on(tmp_path).model_dump_json())
+    (tmp_path / "checkpoints" / "step-000010.partial").mkdir(parents=True)
     resume.check(going_on(tmp_path, "--learner.lr", "1"))
     resume.check(going_on(tmp_path / "new", "--learner.lr", "1"))
 
@@ -128,3 +137,38 @@ def test_the_configuration_of_the_steps_so_far_is_kept(tmp_path: Path) -> None:
     (tmp_path / resume.CONFIG_FILE).write_text(going_on(tmp_path, "--learner.lr", "1e-5").model_dump_json())
     resume.keep_configuration(going_on(tmp_path, "--learner.lr", "1e-4"), 10)
     assert json.loads(kept.read_text())["learner"]["lr"] == 1e-6, "no step was made with 1e-5"
+
+
+def test_the_learner_refuses_before_it_loads_a_model(tmp_path: Path, tiny_policy: Path) -> None:
+    question = {
+        "prompt": [{"role": "user", "content": "Wie heißt die Hauptstadt?"}], "ability": "Chat",
+        "reward_model": {"ground_truth": "Berlin."}, "extra_info": {"language": "de", "topic": "Chat", "region": None},
+    }  # fmt: skip
+    pq.write_table(pa.Table.from_pylist([question]), tmp_path / "train.parquet")
+    own = ["--data.train", str(tmp_path / "train.parquet"), "--learner.address", f"ipc://{tmp_path}/queue"]
+    own += ["--model.path", str(tiny_policy), "--learner.epochs", "4", "--learner.groups_per_step", "2"]
+    begun(tmp_path, *own)
+    kept = (tmp_path / resume.CONFIG_FILE).read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "learner",
+        "--run.dir",
+        str(tmp_path),
+        *own,
+        "--learner.lr",
+        "1",
+        "--learner.kl",
+        "0",
+    ]
+    with reserve_port() as holder:
+        port = str(holder.getsockname()[1])
+        environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        failing = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
+        )
+    assert failing.returncode == 1
+    error = failing.stderr[failing.stderr.index("error: ") :]
+    assert "  learner.kl: 0.001 -> 0.0\n  learner.lr: 1e-06 -> 1.0\n" in error and "learner.steps" not in error
+    assert error.endswith("accept the change with --resume.accept learner.kl,learner.lr\n")
+    assert (tmp_path / resume.CONFIG_FILE).read_bytes() == kept

@@ -146,8 +146,8 @@ def test_groups_that_are_too_old_for_a_lower_bound_are_asked_again(tmp_path: Pat
     lines = [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()]
     assert [(line["sequence"], line["outcome"], line["step"]) for line in lines] == [(3, "stale", 3), (4, "stale", 3)]
     assert lines[0]["reason"].startswith("made by policy version 2, too old for the bound of 1")
-    found = audit(tmp_path / LEDGER_FILE, 6, again.queue.untaken())
-    assert (found.lost, found.duplicated, found.outcomes) == (0, 0, {"stale": 2})
+    told = audit(tmp_path / LEDGER_FILE, 6, again.queue.untaken())
+    assert (told.lost, told.duplicated, told.outcomes) == (0, 0, {"stale": 2})
 
 
 def test_another_run_is_not_resumed(tmp_path: Path) -> None:

@@ -38,6 +38,20 @@ def test_use_is_the_packages_own_encoder(embedder: Embedder, package: USE) -> No
     np.testing.assert_allclose(vectors, package.encode(texts), atol=1e-5)
 
 
+def test_static_embeddings_are_those_of_sentence_transformers(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Such a model has a table of word vectors and no transformer, and so no limit of length that could be set."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+    words = Tokenizer(WordLevel({"[UNK]": 0, "eins": 1, "zwei": 2, "drei": 3}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    table = rng.normal(size=(4, 8)).astype(np.float32)
+    SentenceTransformer(modules=[StaticEmbedding(words, embedding_weights=table)]).save(str(tmp_path))
+    texts = ["eins zwei", "drei", "drei eins", "eins zwei", "zwei " * 1000]
+    wanted = SentenceTransformer(str(tmp_path), device="cpu").encode(texts, normalize_embeddings=True)
+    np.testing.assert_allclose(Embedder(str(tmp_path), "cpu").embed(texts), wanted, atol=1e-5)
+
+
 def test_the_reference_cache_is_bounded_and_drops_the_oldest(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

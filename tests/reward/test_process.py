@@ -17,6 +17,7 @@ import zmq
 
 from common.net.sockets import connect
 from common.wire import Health, Healthy, Heartbeat, ScoreReply, decode, encode
+from tests.support import processes
 from tests.support.scoring import SENTENCES, request
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def _service(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     config = tmp_path / "run.toml"
     run_dir = f'[run]\ndir = "{tmp_path}/run"\n'
     config.write_text(f'{run_dir}[reward]\naddresses = ["{address}"]\nbatch_window_ms = 50\n')
-    process = subprocess.Popen(
+    process = processes.Popen(
         [sys.executable, "-m", "reward", str(config)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -21,7 +21,7 @@ Rows = dict[str, dict[str, float]]
 
 
 def router(**settings: Any) -> Router:
-    return Router(configuration.RouterConfig(interval=1, **settings), LANGUAGES, seed=0, steps=100)
+    return Router(configuration.RouterConfig(**{"interval": 1} | settings), LANGUAGES, seed=0, steps=100)
 
 
 def some(random: np.random.Generator, questions: int, most: int) -> list[Observation]:
@@ -165,7 +165,7 @@ def test_pooled_credit_is_as_defined(norm: str, rng: np.random.Generator) -> Non
     rows: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
     for _ in range(15):
         seen = some(rng, 12, most=2)
-        total, compliant, every = bandit.state()["beliefs"]["seen"]
+        total, compliant, every = bandit.state()["seen"]
         bandit.observe(seen)
         plain_pooled(seen, rows, norm, compliant / every, 0.7 * total / compliant, 5)
         logits = bandit.state()["logits"]
@@ -177,69 +177,91 @@ def test_pooled_credit_is_as_defined(norm: str, rng: np.random.Generator) -> Non
 # -- beliefs -----------------------------------------------------------------------------------------------------------
 
 
-class Plain:
-    """The additive model again: rollout by rollout, one term after the other."""
+def explicit(bandit: Router, table: int, arm: int) -> tuple[dict[str, int], Any, Any, Any]:
+    """The terms of one arm by name with their joint posterior, as plain Bayesian regression on named terms."""
+    beliefs = bandit._beliefs
+    fit = beliefs._fit(table, beliefs.rate, covariance=True)
+    contexts = list(beliefs._contexts)
 
-    def __init__(self, prior: float, forget: float) -> None:
-        self.prior, self.forget = prior, forget
-        self.mean: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
-        self.evidence: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
-        self.squares, self.freedom = 0.25**2, 1.0
+    def terms(context: Context) -> dict[str, tuple[float, int]]:
+        found = {"shared": (1.0, 0)} | ({f"question:{context.language}": (1.0, 3)} if beliefs._own_language else {})
+        found |= {f"topic:{name}": (1 / len(context.topics), 1) for name in context.topics}
+        found |= {f"region:{name}": (1 / len(context.regions), 2) for name in context.regions}
+        if context.topics and context.regions:
+            found[f"pair:{context.topics}{context.regions}"] = (1.0, 4)
+        return found
 
-    def terms(self, context: Context) -> list[list[str]]:
-        topics, regions = [f"topic:{t}" for t in context.topics], [f"region:{r}" for r in context.regions]
-        return [["shared:"], topics, regions, [f"question:{context.language}"]]
-
-    def update(self, seen: list[tuple[Context, list[tuple[str, float]]]]) -> None:
-        self.squares, self.freedom = self.squares * (1 - self.forget), self.freedom * (1 - self.forget)
-        for row in self.evidence.values():
-            for language in row:
-                row[language] *= 1 - self.forget
-        left: list[list[Any]] = []  # context, language, what is left, information
-        for context, rollouts in seen:
-            rollouts = [(language, value) for language, value in rollouts if language in LANGUAGES]
-            names = [name for kind in self.terms(context) for name in kind]
-            errors = [value - sum(self.mean[name][one] for name in names) for one, value in rollouts]
-            for (language, _), error in zip(rollouts, errors, strict=True):
-                same = sum(one == language for one, _ in rollouts)
-                rest = error - sum(errors) / len(errors)
-                left.append([context, language, rest, 1 - same / len(rollouts)])
-                self.squares += rest**2
-            self.freedom += max(len(rollouts) - 1, 0)
-        for kind in range(4):
-            step: Rows = defaultdict(lambda: dict.fromkeys(LANGUAGES, 0.0))
-            found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
-            for context, language, rest, information in left:
-                for name in self.terms(context)[kind]:
-                    found[name, language].append((rest / len(self.terms(context)[kind]), information))
-            for (name, language), parts in found.items():
-                compared = sum(information > 0 for _, information in parts)
-                weight = self.prior + self.evidence[name][language] + compared
-                step[name][language] = sum(rest for rest, _ in parts) / weight
-                self.mean[name][language] += step[name][language]
-                self.evidence[name][language] += sum(information for _, information in parts)
-            for one in left:
-                if one[3] > 0:
-                    one[2] -= sum(step[name][one[1]] for name in self.terms(one[0])[kind])
+    index: dict[str, int] = {}
+    prior: list[float] = []
+    centre: list[float] = []
+    for context in contexts:
+        for name, (_, kind) in terms(context).items():
+            if name not in index:
+                index[name] = len(index)
+                prior.append(fit.variances[arm, kind])
+                own = arm < len(LANGUAGES) and name == f"question:{LANGUAGES[arm]}"
+                centre.append(fit.own_mean[0] * own + 0.5 * (name == "shared" and arm == len(LANGUAGES)))
+    x = np.zeros((len(contexts), len(index)))
+    for row, context in enumerate(contexts):
+        for name, (weight, _) in terms(context).items():
+            x[row, index[name]] = weight
+    noise = beliefs._noise.answers[table]
+    told, sums = beliefs._told[beliefs.rate, table, :, arm] / noise, beliefs._sums[beliefs.rate, table, :, arm] / noise
+    covariance = np.linalg.inv(x.T @ (told[:, None] * x) + np.diag(1 / np.array(prior)))
+    mean = covariance @ (x.T @ sums + np.array(centre) / prior)
+    return index, x, mean, covariance
 
 
-def test_beliefs_are_those_of_the_plain_model(rng: np.random.Generator) -> None:
-    bandit = router(prior=3, ema=0.2)
-    quality, compliance = Plain(3, 0.2), Plain(3, 0.2)
-    for _ in range(8):
-        seen = some(rng, 12, most=2)
-        bandit.observe(seen)
-        every = [(one.context, [*zip(one.languages, one.rewards, one.compliant, strict=True)]) for one in seen]
-        quality.update([(context, [(a, r) for a, r, kept in rollouts if kept]) for context, rollouts in every])
-        compliance.update([(context, [(a, float(kept)) for a, _, kept in rollouts]) for context, rollouts in every])
-        beliefs = bandit._beliefs
-        for table, plain in ((QUALITY, quality), (COMPLIANCE, compliance)):
-            assert beliefs.noise[table] == pytest.approx(plain.squares / plain.freedom, rel=1e-9)
-            for name, row in plain.mean.items():
-                place = beliefs.rows[name]
-                np.testing.assert_allclose(beliefs.mean[table, place], list(row.values()), atol=1e-10)
-                evidence = list(plain.evidence[name].values())
-                np.testing.assert_allclose(beliefs.evidence[table, place], evidence, atol=1e-8)
+@pytest.mark.parametrize("own", [True, False])
+def test_the_posterior_is_that_of_regression_on_all_terms(own: bool, rng: np.random.Generator) -> None:
+    bandit = router(question_language=own)
+    for _ in range(4):
+        bandit.observe(some(rng, 12, most=2))
+    beliefs = bandit._beliefs
+    for table in (QUALITY, COMPLIANCE):
+        fit = beliefs._fit(table, beliefs.rate, covariance=True)
+        found, variance = fit.predict(list(beliefs._contexts), own_language=own)
+        assert variance is not None
+        for arm in range(len(LANGUAGES) + 1):
+            index, x, mean, covariance = explicit(bandit, table, arm)
+            np.testing.assert_allclose(found[:, arm], x @ mean, atol=1e-6)
+            np.testing.assert_allclose(
+                variance[:, arm], ((x @ covariance) * x).sum(1) + _hidden(x), rtol=1e-4, atol=3e-9
+            )
+            if arm < len(LANGUAGES):
+                assert fit.mean[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
+
+
+def _hidden(x: Any) -> float:
+    """The variance that a pair's own term has at least, even where it stands for nothing."""
+    return 1e-9 if len(x) else 0.0
+
+
+def test_beliefs_are_as_sure_as_they_are_right(rng: np.random.Generator) -> None:
+    """Rewards drawn from the model itself: the errors of differences between languages, in standard deviations."""
+    random, off = rng, []
+    for _ in range(6):
+        bandit = router(own_language=0)
+        topic, region = random.normal(0, 0.06, (3, 4)), random.normal(0, 0.06, (3, 4))
+        for _ in range(12):
+            step = []
+            for _ in range(24):
+                t, r = int(random.integers(0, 3)), int(random.integers(0, 3))
+                arms = random.integers(0, 4, 6)
+                values = 0.5 + 0.1 * random.normal() + topic[t, arms] + region[r, arms] + random.normal(0, 0.1, 6)
+                languages = tuple(LANGUAGES[arm] for arm in arms.tolist())
+                step.append(
+                    Observation(
+                        Context("", (TOPICS[t],), (REGIONS[r],)), languages, tuple(values.tolist()), (True,) * 6
+                    )
+                )
+            bandit.observe(step)
+        asked = [Context("", (TOPICS[t],), (REGIONS[r],)) for t in range(3) for r in range(3)]
+        mean, variance = bandit._beliefs.worth(asked, 0.0)
+        true = (topic[:, None] + region[None]).reshape(9, 4)
+        error = (mean - mean[:, :1]) - (true - true[:, :1])
+        off.append((error / np.sqrt(variance + variance[:, :1]))[:, 1:])
+    assert 0.6 < np.std(off) < 1.4
 
 
 def gap(bandit: Router, topic: str, region: str | None) -> float:
@@ -266,7 +288,7 @@ def test_an_unknown_region_starts_from_its_topic_and_departs_with_evidence() -> 
     assert gap(bandit, "Chat", "Asia") == pytest.approx(gap(bandit, "Chat", None)) and gap(bandit, "Chat", "Asia") > 0.1
     one = [rollouts(random, "Chat", "Asia", {"de": 0.6, "zh": 0.3}, ("de", "zh"))]
     bandit.observe(one)
-    assert gap(bandit, "Chat", "Asia") > 0.05  # two rollouts are not much
+    assert gap(bandit, "Chat", "Asia") > -0.1  # where two rollouts say -0.3
     for _ in range(20):
         known = [rollouts(random, "Chat", "China", {"de": 0.3, "zh": 0.5}, pair) for _ in range(10)]
         bandit.observe([*known, rollouts(random, "Chat", "Asia", {"de": 0.6, "zh": 0.3}, pair)])
@@ -286,7 +308,10 @@ def test_languages_drawn_for_easy_questions_get_no_credit_for_it() -> None:
 @pytest.mark.parametrize("credit", ["posterior", "pooled"])
 def test_worth_is_the_expected_reward_to_first_order(credit: str) -> None:
     """German answers are better, 0.7 to 0.4, and kept in 0.3 of cases to 0.6: worth 0.21 and 0.24."""
-    random, bandit = np.random.default_rng(8), router(credit=credit, ema=0.05, prior=4)
+    random, bandit = (
+        np.random.default_rng(8),
+        router(credit=credit, **({} if credit == "posterior" else {"ema": 0.05, "prior": 4})),
+    )
     for _ in range(60):
         step = []
         for _ in range(12):
@@ -297,20 +322,6 @@ def test_worth_is_the_expected_reward_to_first_order(credit: str) -> None:
         bandit.observe(step)
     chances = bandit.distribution("ko", "Chat", None)
     assert chances[2] > chances[1]
-
-
-def test_the_variance_of_a_sum_of_terms_is_that_of_ridge_regression() -> None:
-    """All rollouts in one context: the four terms are one unknown, of four times the prior variance of each."""
-    bandit = router(prior=16)
-    pair = Observation(Context("ko", ("Chat",), ("China",)), ("de", "zh") * 4, (0.4, 0.6) * 4, (True,) * 8)
-    bandit.observe([pair] * 100)
-    _, variance = bandit._beliefs.worth([pair.context], 0.0)
-    share = bandit._beliefs.weights(0.0)[0]
-    evidence = 100 * 4 * (1 - 4 / 8)  # a rollout tells of its language what its question does not
-    assert variance[0, 1] / bandit._beliefs.noise[0] == pytest.approx(share**2 / (16 / 4 + evidence), rel=1e-9)
-    assert variance[0, 0] / bandit._beliefs.noise[0] == pytest.approx(share**2 * 4 / 16, rel=1e-9), "never drawn"
-    _, elsewhere = bandit._beliefs.worth([Context("ko", ("Chat",), ("Asia",))], 0.0)
-    assert elsewhere[0, 1] > variance[0, 1]
 
 
 def test_questions_all_in_one_language_change_nothing() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from common import config as configuration
 from common.languages import POLICY_CHOOSES
 from router import Context, Draw, Observation, Router
-from router.posterior import best
+from router.drawing import best, spread, stratified
 
 LANGUAGES = ["en", "de", "zh", "ja"]
 TOPICS = ["Chat", "Reasoning", "Regional Knowledge"]
@@ -48,7 +48,8 @@ def policy_steps(draw: st.DrawFn) -> list[Observation]:
 
 def trained(credit: str = "posterior", seed: int = 0, **settings: Any) -> Router:
     """Clear preferences: English for chat, Chinese for reasoning and about China."""
-    result = router(credit=credit, seed=seed, interval=1, ema=0.5, prior=1, **settings)
+    logits: dict[str, Any] = {} if credit == "posterior" else {"ema": 0.5, "prior": 1, "interval": 1}
+    result = router(credit=credit, seed=seed, **logits, **settings)
     random = np.random.default_rng(5)
     for _ in range(4):
         step = []
@@ -140,14 +141,61 @@ def test_best_is_the_share_of_thompson_samples(data: st.DataObject) -> None:
     np.testing.assert_allclose(best(mean, deviation**2, nodes=400)[0], share, atol=0.02)
 
 
-def test_temperature_scales_the_deviations_and_indifference_adds_to_them() -> None:
-    for tau, indifference in ((1.0, 0.2), (0.3, 0.2), (0.3, 0.0)):
-        fixed: dict[str, Any] = {"temperature_decay": 1.0, "temperature_min": 0.1, "exploration": 0.0}
-        bandit = trained(temperature=tau, indifference=indifference, **fixed)
+def test_temperature_scales_the_deviations() -> None:
+    for tau in (1.0, 0.5):
+        bandit = trained(temperature=tau, exploration=0.0, diversity=0.0)
         context = Context("ko", ("Chat",), ("China",))
         mean, variance = bandit._beliefs.worth([context], 1.0)
-        expected = best(mean, tau**2 * variance + indifference**2 * bandit._beliefs.noise[0], nodes=400)[0]
+        expected = best(mean, tau**2 * variance, nodes=400)[0]
         np.testing.assert_allclose(bandit.distribution(*context), expected, atol=0.01)
+
+
+@given(st.integers(0, 2**32), st.floats(0, 0.3))
+@settings(max_examples=40)
+def test_diversity_spends_its_budget_and_no_more(seed: int, budget: float) -> None:
+    random = np.random.default_rng(seed)
+    worth = random.normal(0.5, 0.1, (5, 7))
+    chances = random.dirichlet(np.full(7, 0.3), 5)
+    even = spread(chances, worth, budget)
+    np.testing.assert_allclose(even.sum(1), 1)
+    spent = ((chances - even) * worth).sum(1)
+    uniform = (chances * worth).sum(1) - worth.mean(1)
+    assert (spent <= budget + 1e-9).all()
+    for row in range(5):
+        if budget and uniform[row] <= budget:
+            np.testing.assert_allclose(even[row], 1 / 7)
+    raised = even >= chances - 1e-9
+    assert all(raised[row, chances[row].argmin()] for row in range(5)), "the rarest language is not drawn less often"
+    if budget == 0:
+        np.testing.assert_array_equal(even, chances)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 8))
+@settings(max_examples=30)
+def test_a_question_has_each_language_as_often_as_its_probability_says(seed: int, size: int) -> None:
+    random = np.random.default_rng(seed)
+    weights = random.dirichlet(np.full(6, 0.5), 20)
+    arms = stratified(weights, np.full(20, size), 8, random).reshape(20, size)
+    counts = np.array([np.bincount(row, minlength=6) for row in arms])
+    assert (counts >= np.floor(size * weights - 1e-9)).all() and (counts <= np.ceil(size * weights + 1e-9)).all()
+
+
+def test_each_draw_by_itself_has_the_probabilities_it_is_said_to_have() -> None:
+    """Chi-square for each of the six places, and for pairs of places that they are not all the same language."""
+    random, questions = np.random.default_rng(12), 6000
+    weights = np.array([0.62, 0.2, 0.1, 0.05, 0.03])
+    arms = stratified(np.repeat(weights[None], questions, 0), np.full(questions, 6), 8, random).reshape(questions, 6)
+    for place in range(6):
+        counts = np.bincount(arms[:, place], minlength=5)
+        assert ((counts - questions * weights) ** 2 / (questions * weights)).sum() < 23.5  # 0.9999 quantile, 4 degrees
+    assert (np.sort(arms, axis=1)[:, 0] != np.sort(arms, axis=1)[:, -1]).all()
+
+
+def test_questions_of_different_sizes_are_drawn_together() -> None:
+    random = np.random.default_rng(3)
+    weights, sizes = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]), np.array([2, 0, 4])
+    arms = stratified(weights, sizes, 4, random)
+    assert arms[:2].tolist() == [0, 0] and sorted(arms[2:].tolist()) == [0, 0, 1, 1]
 
 
 def test_an_arm_much_less_known_than_others_is_the_best_about_half_the_time() -> None:
@@ -171,7 +219,7 @@ def test_a_new_router_is_uniform_or_as_given(credit: str) -> None:
     fresh = router(credit=credit)
     np.testing.assert_allclose(fresh.distribution("de", ["unheard of"], ["nowhere"]), 0.25, atol=1e-6)
     assert fresh.log()["probs"] == {}
-    given = router(credit=credit, initial={"region:China": {"zh": 1.0, "German": -1.0}})
+    given = router(credit=credit, initial={"region:China": {"zh": 0.05, "German": -0.05}})
     assert given.distribution("de", "Chat", "China").argmax() == 2
     assert given.distribution("de", "Chat", "China").argmin() == 1
     np.testing.assert_allclose(given.distribution("de", "Chat", "Europe"), 0.25, atol=1e-6)
@@ -211,7 +259,7 @@ def test_fixed_modes_learn_nothing(step: list[Observation], context: Context) ->
 
 
 def test_schedules_by_step() -> None:
-    bandit = router(temperature_decay=0.9, exploration_decay=0.5, exploration_min=0.01)
+    bandit = router(credit="pooled", temperature_decay=0.9, exploration_decay=0.5, exploration_min=0.01)
     for step in range(30):
         assert bandit.step == step
         assert bandit.temperature == max(0.3, 1.0 * 0.9**step)
@@ -221,7 +269,7 @@ def test_schedules_by_step() -> None:
 
 
 def test_schedules_by_fraction_of_the_training() -> None:
-    bandit = router(steps=40, anneal=0.5, temperature_min=0.2, exploration=0.4)
+    bandit = router(steps=40, anneal=0.5, temperature=1.0, temperature_min=0.2, exploration=0.4)
     for step in range(41):
         done = min(1, step / 20)
         assert bandit.temperature == pytest.approx(1 - 0.8 * done)
@@ -245,6 +293,12 @@ def test_impossible_settings_are_refused() -> None:
         router(exploration=1.5)
     with pytest.raises(ValueError, match=r"temperature_min = 0.3 exceeds temperature = 0.2"):
         router(temperature=0.2)
+    with pytest.raises(ValueError, match="indifference is now diversity"):
+        router(indifference=0.2)
+    with pytest.raises(ValueError, match=r"ema has no effect with credit = 'posterior'.*estimated"):
+        router(ema=0.3)
+    with pytest.raises(ValueError, match="diversity has no effect with credit = 'pooled'"):
+        router(credit="pooled", diversity=0.1)
     with pytest.raises(ValueError, match=r"a row is topic:NAME, .* not 'topik:Chat'"):
         router(initial={"topik:Chat": {"zh": 1.0}})
 
@@ -270,7 +324,9 @@ def test_impossible_observations_are_refused_and_change_nothing(observation: Obs
 @pytest.mark.parametrize(
     ("context", "message"),
     [(("klingon", None, None), "unknown language 'klingon'"), (("de", 3, None), "topic = 3 must be a name"),
-     (("de", None, ["Asia", None]), r"region = \['Asia', None\] must be a name")],
+     (("de", None, ["Asia", None]), r"region = \['Asia', None\] must be a name"),
+     (("de", "", None), "topic = '' has an empty name; where a question has no topic, give None"),
+     (("de", "Chat", ["China", " "]), r"region = \['China', ' '\] has an empty name")],
 )  # fmt: skip
 def test_impossible_questions_are_refused_and_change_nothing(context: Any, message: str) -> None:
     bandit = trained()
@@ -288,7 +344,8 @@ def test_impossible_questions_are_refused_and_change_nothing(context: Any, messa
 @pytest.mark.parametrize("credit", ["posterior", "pooled"])
 @given(step=policy_steps(), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_arrival_does_not_matter(credit: str, step: list[Observation], shuffle: Any) -> None:
-    one, other = (router(interval=2, credit=credit, group_norm="center") for _ in range(2))
+    norm: dict[str, Any] = {"group_norm": "center"} if credit == "pooled" else {}
+    one, other = (router(interval=2, credit=credit, **norm) for _ in range(2))
     half = len(step) // 2
     one.observe(step[:half])
     one.observe(step[half:])
@@ -306,7 +363,7 @@ def test_it_finds_the_best_language_of_each_context(credit: str) -> None:
     random = np.random.default_rng(2)
     bandit = router(credit=credit, temperature_decay=0.98, exploration_decay=0.97)
     asked = [Context("ja", (topic,), regions) for topic, regions in liked] * 4
-    for _ in range(150):
+    for _ in range(100):
         step = []
         for context, draw in zip(asked, bandit.route(asked), strict=True):
             easy = 0.3 * random.random()  # more varied than the languages are
@@ -370,7 +427,7 @@ def test_a_router_of_other_languages_or_another_format_is_refused() -> None:
 def test_rewards_that_never_differ_leave_all_languages_even() -> None:
     bandit = router(interval=1, exploration=0.0)
     same = Observation(Context("de", ("Chat",), ()), ("de", "zh", "en", "ja"), (1.0,) * 4, (True,) * 4)
-    for _ in range(400):
+    for _ in range(60):
         bandit.observe([same] * 4)
     np.testing.assert_allclose(bandit.distribution("de", "Chat", None), 0.25, atol=0.01)
 
@@ -378,9 +435,44 @@ def test_rewards_that_never_differ_leave_all_languages_even() -> None:
 def test_thousands_of_names_cost_memory_only_when_met() -> None:
     bandit = router(interval=1)
     assert len(json.dumps(bandit.state())) < 3000
-    for first in range(0, 3000, 100):
-        met = [Context("de", ("Chat",), (f"region {number}",)) for number in range(first, first + 100)]
+    for first in range(0, 1000, 200):
+        met = [Context("de", ("Chat",), (f"region {number}",)) for number in range(first, first + 200)]
         bandit.observe([Observation(one, ("de", "zh"), (1.0, 0.0), (True, True)) for one in met])
-    rows = np.array(bandit.state()["beliefs"]["mean"])
-    assert rows.shape == (2, 3000 + 3, len(LANGUAGES))  # and shared, Chat, de
+    assert len(bandit.state()["beliefs"]["contexts"]) == 1000
     assert bandit.distribution("de", "Chat", "region 7").argmax() == 1
+
+
+def test_looking_creates_nothing() -> None:
+    bandit = trained()
+    before = json.dumps(bandit.state())
+    for number in range(20):
+        bandit.distribution("de", f"topic {number}", [f"region {number}", "China"])
+    bandit.log()
+    assert json.dumps(bandit.state()) == before
+
+
+def test_logits_come_with_the_published_schedules() -> None:
+    for credit in ("pooled", "reference"):
+        config = configuration.RouterConfig(credit=credit)
+        assert (config.exploration, config.exploration_decay, config.interval) == (0.2, 0.995, 5)
+        assert (config.temperature, config.temperature_min, config.temperature_decay) == (1.0, 0.3, 0.999)
+        assert configuration.RouterConfig(credit=credit, interval=1).interval == 1
+        assert configuration.RouterConfig.model_validate(config.model_dump()) == config
+    config = configuration.RouterConfig()
+    assert configuration.RouterConfig.model_validate(config.model_dump()) == config
+
+
+def test_the_rate_of_forgetting_follows_how_fast_rewards_move() -> None:
+    random, steady, moving = np.random.default_rng(5), router(), router()
+    for step in range(60):
+        for bandit, liked in ((steady, "zh"), (moving, LANGUAGES[step // 6 % 4])):
+            seen = [Context("ko", ("Chat",), ())] * 12
+            rewards = [
+                tuple(0.5 + 0.3 * (one == liked) + 0.05 * float(random.standard_normal()) for one in LANGUAGES * 2)
+                for _ in seen
+            ]
+            bandit.observe([
+                Observation(one, tuple(LANGUAGES * 2), reward, (True,) * 8)
+                for one, reward in zip(seen, rewards, strict=True)
+            ])  # fmt: skip
+    assert steady._beliefs.rate == 0 and moving._beliefs.rate == 2

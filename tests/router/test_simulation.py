@@ -14,20 +14,67 @@ from common.config import RouterConfig as Settings
 from router import Context, Observation, Router, mutual_information
 from router import __main__ as command
 from router.simulation import compare as simulate
-from router.simulation.worlds import make_world
+from router.simulation.textbook import LinearThompson
+from router.simulation.worlds import LANGUAGES, WORLDS, make_world, questions
 
 
-def test_the_default_regrets_less_than_the_reference_and_than_fixed_strategies() -> None:
-    found = simulate.compare(["region"], ["posterior", "reference", "uniform", "monolingual"], 4, 64, 48)["region"]
+def test_the_default_regrets_less_than_textbook_the_reference_and_fixed_strategies() -> None:
+    strategies = ["posterior", "reference", "thompson-0.1", "uniform", "monolingual"]
+    found = simulate.compare(["beta-region"], strategies, 1, 40, 48)["beta-region"]
     regret = {name: np.array([outcome.regret for outcome in outcomes]) for name, outcomes in found.items()}
-    assert regret["posterior"].mean() < 0.8 * regret["reference"].mean()
+    assert (regret["posterior"] < 0.6 * regret["reference"]).all()
+    assert regret["posterior"].mean() < regret["thompson-0.1"].mean()
     assert (regret["posterior"] < np.minimum(regret["uniform"], regret["monolingual"])).all()
 
 
+def test_the_own_language_is_learned_where_it_is_right() -> None:
+    found = simulate.compare(["beta-own"], ["posterior", "thompson-0.1", "uniform"], 1, 30, 48)["beta-own"]
+    regret = {name: outcomes[0].regret for name, outcomes in found.items()}
+    assert regret["posterior"] < 0.8 * regret["thompson-0.1"] and regret["posterior"] < 0.2 * regret["uniform"]
+
+
 def test_equal_languages_stay_even() -> None:
-    outcomes = simulate.compare(["equal"], ["posterior", "greedy"], 2, 120, 48)["equal"]
-    assert min(outcome.evenness for outcome in outcomes["posterior"]) > 0.85
-    assert max(outcome.evenness for outcome in outcomes["greedy"]) < 0.6  # the measure does see a collapse
+    outcomes = simulate.compare(["equal"], ["posterior", "linucb-0.2"], 2, 25, 48)["equal"]
+    assert np.mean([outcome.evenness for outcome in outcomes["posterior"]]) > 0.85
+    assert max(outcome.evenness for outcome in outcomes["linucb-0.2"]) < 0.6  # the measure does see a collapse
+
+
+def test_linear_thompson_sampling_is_ridge_regression(rng: np.random.Generator) -> None:
+    bandit = LinearThompson(Settings(), LANGUAGES[:3], 0, 1, scale=0.5, keep=0.9)
+    x, y, age = [], [], []
+    asked = [Context(LANGUAGES[one], ("Chat",), (f"region {one}",)) for one in range(3)]
+    for step in range(3):
+        seen = [Observation(one, LANGUAGES[:3], tuple(rng.random(3).tolist()), (True,) * 3) for one in asked]
+        bandit.observe(seen)
+        for place, one in enumerate(seen):
+            x.append([1.0, 1.0, *np.eye(3)[place], *np.eye(3)[place]])  # constant, topic, region, language
+            y.append(one.rewards[1])
+            age.append(0.9 ** (2 - step))
+    features, weight = np.array(x), np.array(age)
+    inverse = np.linalg.inv((features.T * weight) @ features + np.eye(8))
+    mean, deviation = bandit._scores(asked)
+    np.testing.assert_allclose(mean[:, 1], features[:3] @ inverse @ (features.T * weight) @ y)
+    np.testing.assert_allclose(deviation[:, 1], 0.5 * np.sqrt(np.diag(features[:3] @ inverse @ features[:3].T)))
+
+
+def test_best_fixed_is_the_best_language_in_hindsight() -> None:
+    found = simulate.compare(["one-language"], ["best-fixed", "uniform"], 1, 5, 60)["one-language"]
+    (best,), (uniform,) = found["best-fixed"], found["uniform"]
+    assert 0 < best.regret < 0.5 * uniform.regret  # a quarter of the answers is in the question's language
+
+
+@pytest.mark.parametrize("name", [name for name in WORLDS if name.startswith(("beta", "random"))])
+def test_worlds_give_rewards_of_their_expectation(name: str) -> None:
+    random = np.random.default_rng(4)
+    world = make_world(name, random)
+    topic, region, own = questions(world, random, 2000, random.integers(0, 15, 24))
+    quality, compliance = world.expected(topic, region, own, 0.3)
+    arms = random.integers(0, 15, (2000, 8))
+    rewards = world.rewards(random, topic, arms, quality)
+    assert ((rewards >= 0) & (rewards <= 1)).all() and ((compliance >= 0) & (compliance <= 1)).all()
+    off = rewards - np.take_along_axis(quality, arms, 1)
+    assert abs(off.mean()) < 0.02 + 0.1 * world.difficulty  # where difficulty is cut off at 0 and 1
+    assert 0.05 < off.std() < 0.5
 
 
 def test_a_world_is_the_same_for_all_strategies_and_regret_is_counted_right() -> None:
@@ -64,13 +111,16 @@ def test_rows_hold_the_goals() -> None:
     def results(regret: float) -> list[simulate.Outcome]:
         return [simulate.Outcome(regret, 1.0)] * 3
 
-    found = {"region": {"posterior": results(0.09), "reference": results(0.1), "uniform": results(0.2)}}
-    (posterior, reference, _) = simulate.rows(found)
-    assert posterior["ratio"] == pytest.approx(0.9) and posterior["ok"] is False and reference["ok"] is None
-    found["region"]["posterior"] = results(0.07)
+    found = {"region": {"posterior": results(0.09), "thompson-0.1": results(0.08), "reference": results(0.1)}}
+    (posterior, _, reference) = simulate.rows(found)
+    assert posterior["baseline"] == "thompson-0.1" and posterior["ratio"] == pytest.approx(0.09 / 0.08)
+    assert posterior["ok"] is False and reference["ok"] is None
+    found["region"]["posterior"] = results(0.083)
     assert simulate.rows(found)[0]["ok"] is True
     found["region"]["uniform"] = results(0.06)
     assert simulate.rows(found)[0]["ok"] is False
+    even = {"equal": {"posterior": [simulate.Outcome(0.0, 0.8), simulate.Outcome(0.0, 0.86)]}}
+    assert [row["ok"] for row in simulate.rows(even)] == [None, False]
 
 
 def test_intervals_hold_the_mean_of_repeated_samples(rng: np.random.Generator) -> None:
@@ -113,6 +163,13 @@ def test_show_reads_logs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureF
     shares = router.distribution("", "Chat", "China").tolist()
     assert row.split()[3:] == [f"{100 * share:.0f}{'*' * (share == max(shares))}" for share in shares]
     assert (tmp_path / "router.png").read_bytes().startswith(b"\x89PNG")
+    fresh = Router(Settings(), ["de", "en", "zh"], seed=0, steps=9)
+    (tmp_path / "router.jsonl").write_text(json.dumps({"step": 0, **fresh.log()}))
+    command.main(["show", str(tmp_path)])
+    assert "Nothing has been learned yet" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1"):
+        command.main(["show", str(tmp_path), "--png", str(tmp_path / "router.png")])
+    assert "nothing to draw" in capsys.readouterr().err
     (tmp_path / "router.jsonl").write_text("nonsense")
     for path, message in ((tmp_path, "neither a router's log nor a checkpoint"), (tmp_path / "no", "cannot read")):
         with pytest.raises(SystemExit, match="1"):

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.process import FatalError
 from scripts.data.endpoint import whole_number
+from scripts.study import harness
 from scripts.study.evaluate import main
 from scripts.study.grading import LABELS, last_number, read_label
 from tests.support.chat import serving
@@ -172,3 +174,53 @@ def test_the_harness_scores_the_exported_model(
     assert found["by_language"] == {"de": pytest.approx(100 * np.mean(right))} and found["compliance"] is None
     with pytest.raises(SystemExit, match="no task 'nothing'"):
         main([*command, "--lm-eval", "nothing"])
+    metric = {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}
+    only_normalised = {**task, "task": "normalised_sv", "metric_list": [metric]}
+    (tmp_path / "task.yaml").write_text(json.dumps(only_normalised))
+    main([*command, "--lm-eval", "normalised_sv"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["sets"]["normalised_sv"]
+    assert found["questions"] == len(rows) and [*found["by_language"]] == ["sv"]
+
+
+def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the harness itself: a task of the form of GSM8K, whose answers a stand-in for a model gives."""
+    from lm_eval.api.model import LM
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    class Sure(LM):  # type: ignore[misc]
+        def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+            return [f"It is {n}. #### 7" for n, _ in enumerate(requests)]
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+            raise NotImplementedError
+
+        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+            raise NotImplementedError
+
+    lines = [json.dumps({"question": f"{n}?", "answer": str(n)}) + "\n" for n in range(5)]
+    (tmp_path / "test.jsonl").write_text("".join(lines))
+
+    def regex(name: str, pattern: str) -> dict[str, Any]:
+        return {"name": name, "filter": [{"function": "regex", "regex_pattern": pattern}, {"function": "take_first"}]}
+
+    task = {
+        "task": "sums_de", "dataset_path": "json", "output_type": "generate_until", "test_split": "test",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "test.jsonl")}},
+        "doc_to_text": "{{question}}", "doc_to_target": "{{answer}}", "generation_kwargs": {"until": ["\n"]},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        "filter_list": [regex("strict", "#### (\\d+)"), regex("flexible", "is (\\d+)")],
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    found = simple_evaluate(Sure(), tasks=["sums_de"], task_manager=manager, bootstrap_iters=0)
+    items = harness.items_of(found["samples"])
+    assert {name: sum(item.score or 0 for item in some) for name, some in items.items()} == {
+        "sums_de (strict)": 0, "sums_de (flexible)": 5,
+    }  # fmt: skip
+    assert all(len(some) == 5 and some[0].language == "de" for some in items.values())
+    no_metric = [{**sample, "exact_match": [1, 2]} for sample in found["samples"]["sums_de"]]
+    with pytest.raises(FatalError, match=r"--lm-eval: no metric .*: sums_de \(exact_match\)"):
+        harness.items_of({"sums_de": no_metric})
+    assert harness.items_of({"other_mt_en": found["samples"]["sums_de"], "sums_de": no_metric})
+    assert "left out: no metric" in capsys.readouterr().out

@@ -186,11 +186,12 @@ def test_long_prompts_are_counted_in_tokens(tiny_policy: Path, tmp_path: Path) -
 
 def test_columns_that_are_not_known_are_kept(tmp_path: Path) -> None:
     """Whatever their types: those without a common type are kept as JSON."""
+    info: dict[str, Any] = REFERENCE["extra_info"]  # type: ignore[assignment]
     extra = {
         **REFERENCE,
         "level": 3,
         "mixed": 1,
-        "extra_info": {**REFERENCE["extra_info"], "en_question": "?", "none": {}},
+        "extra_info": {**info, "en_question": "?", "none": {}},
     }
     other = {
         "question": "Wo?",

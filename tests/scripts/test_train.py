@@ -17,10 +17,11 @@ from scripts.ops.progress_display import LiveTable, PlainLines
 from scripts.ops.supervise import ChildFailed, Children
 
 ROOT = Path(__file__).parents[2]
+FILES = [str(ROOT / "configs" / name) for name in ("lrpo.toml", "models/qwen2.5-1.5b.toml")]
 
 
 def config(*flags: str) -> Config:
-    return load([str(ROOT / "configs/qwen2.5-1.5b.toml"), *flags])
+    return load([*FILES, *flags])
 
 
 def test_actors_get_the_gpus_that_the_learner_leaves() -> None:
@@ -34,7 +35,7 @@ def test_actors_get_the_gpus_that_the_learner_leaves() -> None:
 
 
 def test_one_gpu_is_shared_where_that_can_work() -> None:
-    one = load([str(ROOT / "configs/qwen2.5-1.5b.toml"), str(ROOT / "configs/gpus-1.toml")])
+    one = load([*FILES, str(ROOT / "configs/gpus-1.toml")])
     assert count_actors(["a"], one) == 1
     assert assign_gpus(["a"], one, 1) == [["a"]] * 3
     with pytest.raises(ConfigError, match=r"configs/gpus-1\.toml"):

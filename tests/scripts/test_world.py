@@ -17,8 +17,9 @@ from common.process import FatalError
 from reward.gate import LanguageGate
 from reward.terms.text import contains
 from scripts.world import build as world
-from scripts.world import facts, policy, training, warm_start
+from scripts.world import facts, training, warm_start
 from scripts.world.demo import affinity_share
+from scripts.world.settings import Settings
 from scripts.world.templates import LANGUAGES, OPENINGS, TEMPLATES
 from scripts.world.tokenizer import build_tokenizer
 
@@ -126,7 +127,7 @@ def test_a_world_of_an_earlier_version_is_refused(built: Path, tmp_path: Path) -
         old = pq.read_table(built / f"{name}.parquet", columns=["language"])
         pq.write_table(old, tmp_path / f"{name}.parquet")
     with pytest.raises(FatalError, match="made by an earlier version; remove it"):
-        warm_start.make_policy(tmp_path, tmp_path / "policy", policy.Settings())
+        warm_start.make_policy(tmp_path, tmp_path / "policy", Settings())
 
 
 TINY = ["--steps", "2", "--batch", "2", "--hidden", "32", "--layers", "1", "--heads", "1", "--head-dim", "32"]
@@ -171,7 +172,7 @@ def test_warm_start_leaves_other_directories_alone(built: Path, tmp_path: Path) 
 
 def test_batches_hold_answers_and_refusals_in_proportion(tables: dict[str, Rows]) -> None:
     example = training.Example({"en": [5, 6]}, "en", [7, 8], [9], 0.25)
-    settings = policy.Settings(batch=2000)
+    settings = Settings(batch=2000)
     ids, labels = next(training.batches([example] * 2000, settings))
     right = (ids[:, 2] == 7).float().mean().item()
     assert right == pytest.approx(0.25, abs=0.05)
@@ -179,7 +180,7 @@ def test_batches_hold_answers_and_refusals_in_proportion(tables: dict[str, Rows]
 
 
 def test_a_policy_that_selects_is_taught_headers_thoughts_and_short_answers(tables: dict[str, Rows]) -> None:
-    settings = policy.Settings(style="select", batch=4000, others=0.5, unseen="pt,ru")
+    settings = Settings(style="select", batch=4000, others=0.5, unseen="pt,ru")
     rows = [next(row for row in tables["warm_start"] if row["language"] == code) for code in ("en", "fr", "pt")]
     texts = [row["answer"] for row in rows]
     tokenizer = build_tokenizer(texts, ["en"], 400, ["<lang_select>", "</lang_select>", "<think>", "</think>"])

@@ -71,7 +71,8 @@ class ActorPool:
         return self.directory / f"{name}.log"
 
     def engine(self, name: str) -> psutil.Process:
-        return psutil.Process(self.processes[name].pid).children()[0]
+        guard = psutil.Process(self.processes[name].pid).children()[0]
+        return guard.children()[0]
 
     def until(self, condition: Callable[[], object], what: str, timeout: float = 600) -> None:
         """Waits for the condition; fails after ``timeout`` seconds with the end of every log."""

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import setproctitle
 
@@ -40,24 +40,39 @@ _FORKABLE = ("torch.distributed.run",)  # beside what is in this repository
 _SEARCH_PATH = [entry for entry in sys.path if entry and Path(entry).resolve() != ROOT]  # of the interpreter itself
 
 
-def module_and_arguments(
-    command: Sequence[str], environment: Mapping[str, str], directory: Path
-) -> tuple[str, list[str]] | None:
-    """What ``python [-u] -m MODULE ARGUMENT ...`` runs; nothing if the command is another or the module is not ours."""
-    words = list(command)
+class Program(NamedTuple):
+    """What a command runs."""
+
+    module: str
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def program_of(command: Sequence[str], environment: Mapping[str, str], directory: Path) -> Program | None:
+    """What ``[env NAME=VALUE ...] python [-u] -m MODULE ARGUMENT ...`` runs.
+
+    Returns:
+        None if the command is another or the module is not ours.
+    """
+    words, variables = list(command), dict(environment)
+    if words[:1] == ["env"]:
+        words.pop(0)
+        while words and "=" in words[0]:
+            name, _, variables[name] = words.pop(0).partition("=")
     if not words or words[0] != sys.executable:
         return None
     words = words[2:] if words[1:2] == ["-u"] else words[1:]
     if len(words) < 2 or words[0] != "-m":
         return None
     module = words[1]
+    program = Program(module, words[2:], variables)
     if module in _FORKABLE:
-        return module, words[2:]
-    for entry in _import_path(environment, directory):
+        return program
+    for entry in _import_path(variables, directory):
         found = Path(entry).absolute() / module.partition(".")[0]
         if found.is_dir() or found.with_suffix(".py").exists():
             ours = found.is_relative_to(ROOT) and not found.is_relative_to(Path(sys.prefix))
-            return (module, words[2:]) if ours else None
+            return program if ours else None
     return None
 
 
@@ -194,10 +209,10 @@ class ForkingPopen(subprocess.Popen[Any]):
         command = options["args"]
         environment = dict(os.environ if options["env"] is None else options["env"])
         directory = Path(options["cwd"] or os.getcwd())
-        parts = None
+        program = None
         if not options["shell"] and not isinstance(command, str | bytes | os.PathLike):
-            parts = module_and_arguments([os.fsdecode(word) for word in command], environment, directory)
-        if parts is None:
+            program = program_of([os.fsdecode(word) for word in command], environment, directory)
+        if program is None:
             super()._execute_child(*given)  # type: ignore[misc]
             return
         ends = [options[name] for name in ("p2cread", "c2pwrite", "errwrite")]
@@ -207,8 +222,9 @@ class ForkingPopen(subprocess.Popen[Any]):
         pid = os.fork()
         if pid == 0:
             run_in_this_process(
-                *parts,
-                environment=environment,
+                program.module,
+                program.arguments,
+                environment=program.environment,
                 directory=directory,
                 streams=streams,
                 keep_open=options["pass_fds"],

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from common.parent import LAUNCHER, die_with_parent
-from tests.support.forking import ROOT, module_and_arguments
+from tests.support.forking import ROOT, program_of
 
 _START_S = 300.0  # until the server has imported everything, on a busy machine
 _ANSWER_BYTES = 1024
@@ -35,7 +35,7 @@ cpu_seconds = 0.0  # of processes that have ended, with those that they waited f
 class Popen(subprocess.Popen[Any]):
     """``subprocess.Popen``, of a process forked elsewhere.
 
-    ``pass_fds`` are refused, and so is any ``preexec_fn`` but ``die_with_parent``, with or without the parent, which holds for all.
+    ``pass_fds`` are refused, and so is any ``preexec_fn`` but ``die_with_parent``, which holds for all.
     """
 
     def _execute_child(self, *given: Any) -> None:
@@ -43,20 +43,20 @@ class Popen(subprocess.Popen[Any]):
         new_session = given[21]
         variables = dict(os.environ if environment is None else environment)
         place = Path(directory or ".").absolute()
-        parts = None
+        program = None
         if not shell and not isinstance(command, str | bytes | os.PathLike):
-            parts = module_and_arguments([os.fsdecode(word) for word in command], variables, place)
+            program = program_of([os.fsdecode(word) for word in command], variables, place)
         self._connection: socket.socket | None = None
-        if parts is None:
+        if program is None:
             super()._execute_child(*given)  # type: ignore[misc]
             return
-        variables.pop(LAUNCHER, None)  # its parent is the server
+        program.environment.pop(LAUNCHER, None)  # its parent is the server
         assert getattr(preexec, "func", preexec) in (None, die_with_parent) and not passed, (
             "what a process forked elsewhere cannot have"
         )
         request = {
-            "module": parts[0], "arguments": parts[1], "environment": variables, "new_session": new_session,
-            "directory": str(place),
+            "module": program.module, "arguments": program.arguments, "environment": program.environment,
+            "directory": str(place), "new_session": new_session,
         }  # fmt: skip
         streams = [number if end == -1 else end for number, end in enumerate((pipes[0], pipes[3], pipes[5]))]
         for stream in (sys.stdout, sys.stderr):

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -22,10 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS
+from scripts.world.demo import prepare
 from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 STEPS, GROUPS = 15, 4
+WARM_START_STEPS = "150"
 SUMMARY = (
     "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
     "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
@@ -36,20 +38,27 @@ _PATIENCE_S = 900.0  # of what should come, on a busy machine
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2 * _PATIENCE_S)]
 
 
-class Demo:
-    """``demo.sh`` as a child, with its output by lines."""
+SCRIPT = (str(ROOT / "scripts" / "demo.sh"),)
+FORKED = (sys.executable, "-m", "scripts.world.demo")  # without the starts of interpreters but for the engines
 
-    def __init__(self, cache: Path, run_dir: Path, *flags: str) -> None:
+
+class Demo:
+    """The demo as a child, started by ``launcher``, with its output by lines."""
+
+    def __init__(self, cache: Path, run_dir: Path, *flags: str, launcher: Sequence[str]) -> None:
         self._run_dir = run_dir
         self._out = run_dir.with_suffix(".out")
         small = ["--reward.similarity_range", "[-1.0, 1.0]"]  # so that the answers of a poor policy differ in worth
         small += ["--learner.groups_per_step", str(GROUPS), "--learner.window", "3", "--learner.checkpoint_every", "2"]
         ports = ["--learner.address", f"ipc://{run_dir}.queue", "--reward.addresses", f'["ipc://{run_dir}.reward"]']
-        command = [str(ROOT / "scripts" / "demo.sh"), "--cache", str(cache), "--run-dir", str(run_dir)]
+        command = [*launcher, "--cache", str(cache), "--run-dir", str(run_dir)]
         command += ["--learner.record", str(run_dir / "record")]
-        command += ["--steps", str(STEPS), "--warm-start-steps", "150", "--learner.evaluate_questions", "10"]
+        command += ["--steps", str(STEPS), "--warm-start-steps", WARM_START_STEPS]
+        command += ["--learner.evaluate_questions", "6"]
         with self._out.open("wb") as out:
-            self.process = subprocess.Popen([*command, *small, *ports, *flags], stdout=out, stderr=subprocess.STDOUT)
+            self.process = processes.Popen(
+                [*command, *small, *ports, *flags], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            )
 
     def output(self) -> str:
         return self._out.read_text(errors="replace")
@@ -82,8 +91,8 @@ class Demo:
 
 
 @contextmanager
-def demo(cache: Path, run_dir: Path, *flags: str) -> Iterator[Demo]:
-    running = Demo(cache, run_dir, *flags)
+def demo(cache: Path, run_dir: Path, *flags: str, launcher: Sequence[str] = FORKED) -> Iterator[Demo]:
+    running = Demo(cache, run_dir, *flags, launcher=launcher)
     try:
         yield running
     finally:
@@ -95,14 +104,18 @@ def demo(cache: Path, run_dir: Path, *flags: str) -> Iterator[Demo]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """The world and its policy, made by what the demo makes them with."""
+    cache = tmp_path_factory.mktemp("cache")
+    with processes.forked():
+        prepare(cache / "world-0", cache / "policy-0", 0, ["--style", "tag", "--steps", WARM_START_STEPS])
+    return cache
 
 
 @pytest.fixture(scope="module")
 def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that was interrupted, resumed, and lost an actor to SIGKILL on the way."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    with demo(cache, run_dir, "--actors", "1") as first:
+    with demo(cache, run_dir, "--actors", "1", launcher=SCRIPT) as first:
         first.until(f"step 3/{STEPS}")
         first.process.send_signal(signal.SIGINT)
         assert first.ends(timeout=60) == 130  # 10 s on a quiet machine
@@ -184,12 +197,13 @@ def test_the_recorded_run_replays_to_the_last_bit(run_dir: Path) -> None:
 
 def test_the_router_is_in_log_and_checkpoint_and_continues_after_a_resume(run_dir: Path) -> None:
     lines = [json.loads(line) for line in (run_dir / "router.jsonl").read_text().splitlines()]
-    assert [line["version"] for line in lines] == [line["step"] // 5 for line in lines]
+    assert [line["version"] for line in lines] == [line["step"] for line in lines]
     newest = max((run_dir / "checkpoints").iterdir())
     saved = json.loads((newest / "run.json").read_text())["router"]
-    assert (saved["step"], saved["version"]) == (STEPS, STEPS // 5)
-    rollouts = sum(map(sum, saved["beliefs"]["counts"][:1]))
-    assert rollouts == STEPS // 5 * 5 * GROUPS * 8, "each observed once, those of undone steps not"
+    assert (saved["step"], saved["version"]) == (STEPS, STEPS)
+    assert sum(map(sum, saved["beliefs"]["counts"])) == STEPS * GROUPS * 8, (
+        "each observed once, those of undone steps not"
+    )
 
 
 def test_checkpoint_export_and_logs_are_there(run_dir: Path, cache: Path) -> None:
@@ -283,7 +297,7 @@ def test_a_process_that_cannot_start_says_why_and_leaves_nothing(
 
 
 def test_a_wrong_flag_is_refused_before_anything_starts(tmp_path: Path, cache: Path) -> None:
-    with demo(cache, tmp_path / "run", "--learner.stalenes", "2") as failing:
+    with demo(cache, tmp_path / "run", "--learner.stalenes", "2", launcher=SCRIPT) as failing:
         assert failing.ends() == 2, "as every wrong configuration"
     assert "did you mean 'learner.staleness'" in failing.output()
     assert not os.path.exists(tmp_path / "run")

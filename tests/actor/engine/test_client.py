@@ -37,6 +37,7 @@ from scripts.bench.pauses import (
     update,
     write_weights,
 )
+from tests.support.processes import forked
 
 OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]
 
@@ -54,13 +55,16 @@ def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) ->
     )  # fmt: skip
 
 
-async def interrupted(engine: Engine, new: PreTrainedModel, order: wire.Receive) -> tuple[Generation, float]:
+async def interrupted(
+    engine: Engine, new: PreTrainedModel, order: wire.Receive, tokens: int = 450
+) -> tuple[Generation, float]:
     """Returns an answer that was under way when the weights became ``new``, and the error of the probe afterwards."""
     shapes = {name: list(value.shape) for name, value in new.named_parameters()}
     assert not describe_differences(cut_into_buckets(shapes, "float32", 1024), await engine.read_checkpoint_shapes(60))
-    sampling = {"temperature": TEMPERATURE, "max_new_tokens": 450, "ignore_eos": True}
+    sampling = {"temperature": TEMPERATURE, "max_new_tokens": tokens, "ignore_eos": True}
     answer = asyncio.create_task(engine.generate([PROMPT], sampling))
     await asyncio.sleep(0.35)
+    assert not answer.done(), "the update comes in the middle"
     await update(engine, order)
     ids = torch.randint(3, 320, (40,)).tolist()
     probe = wire.Probe(
@@ -158,13 +162,14 @@ def test_an_old_engine_lets_answers_end_before_an_update(
     """
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "support" / "light"))
     monkeypatch.setenv("LIGHT_OLD", "1")
+    monkeypatch.setenv("LIGHT_TOKEN_S", "0.01")
     old = AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)
 
     async def once(engine: Engine) -> None:
         new = perturbed(old, 0.1)
-        answer, off = await interrupted(engine, new, write_weights(new, 1, tmp_path))
-        assert off < 1e-4 and distance_by_version(answer, [old])[0] < 1e-4 and len(answer.ids) == 450
+        answer, off = await interrupted(engine, new, write_weights(new, 1, tmp_path), tokens=100)
+        assert off < 1e-4 and distance_by_version(answer, [old])[0] < 1e-4 and len(answer.ids) == 100
 
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), forked():
         asyncio.run(with_engine(tmp_path, once, "--model.path", str(tiny_policy)))
     assert "updates wait until answers in flight have ended" in caplog.text

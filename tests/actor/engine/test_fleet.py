@@ -26,6 +26,7 @@ from common.config import load
 from common.net.ports import reserve_port
 from common.parent import die_with_parent
 from tests.support.actor_pool import LIGHT, ActorPool
+from tests.support.processes import forked
 
 _PATIENCE_S = 600.0  # until all engines answer, on a busy machine
 
@@ -109,7 +110,8 @@ def engines(kind: str, model: Path, logs: Path, monkeypatch: pytest.MonkeyPatch)
     if kind == "light":
         monkeypatch.setenv("PYTHONPATH", LIGHT["PYTHONPATH"])
     config = load(["--model.path", str(model), "--model.dtype", "float32"])
-    started = [EngineProcess(config, name, logs / f"engine-{name}.log") for name in ("one", "two")]
+    with forked():  # but for SGLang
+        started = [EngineProcess(config, name, logs / f"engine-{name}.log") for name in ("one", "two")]
 
     async def ready() -> None:
         async with aiohttp.ClientSession() as session:

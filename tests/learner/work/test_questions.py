@@ -20,6 +20,7 @@ from common.process import FatalError
 from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from learner.work.questions import RunQuestions, ShuffledQuestions, hash_questions, pick_evenly, read_questions
+from scripts.data import check
 from tests.support.groups import question
 
 
@@ -197,6 +198,18 @@ def test_a_missing_file_or_column_is_named(tiny_policy: Path, tmp_path: Path) ->
         read(tmp_path, tiny_policy, path, columns={"region": "regoin"})
     with pytest.raises(FatalError, match="cannot load the tokenizer"):
         load_tokenizer("/nowhere")
+
+
+def test_the_check_command_says_what_the_learner_would(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "q.parquet", [row(), row(prompt=asks("")), row(prompt=asks("?"))])
+    flags = ["--model.path", str(tiny_policy), "--data.train", str(path), "--run.dir", str(tmp_path / "run")]
+    check.main([*flags, "--run.languages", '["de"]'])
+    assert "data.train: 2 questions; languages: 2 de; topics: 2 Regional Knowledge" in capsys.readouterr().out
+    assert [problem["row"] for problem in problems(tmp_path)] == [1]
+    with pytest.raises(SystemExit, match="1 rows are broken"):
+        check.main([*flags, "--run.languages", '["de"]', "--data.broken_rows", "refuse"])
 
 
 def test_further_columns_reach_the_rewards_as_texts(tiny_policy: Path, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Reads the data of a configuration as the learner will, and says what is wrong with it, before anything is started.
+
+    python -m scripts.data.check CONFIG.toml ... [--section.key value]
+
+Prints how many questions there are by language and topic, and lists the rows
+that are not used. The exit code is 1 where the learner would refuse the data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+
+import typer
+
+from common.config import load
+from common.tokenizer import load_tokenizer
+from common.wire import Question
+from learner.work.questions import PROBLEMS_FILE, read_questions
+from scripts.ops.command_line import command
+
+
+def _summary(name: str, questions: Sequence[Question]) -> str:
+    def counted(values: Counter[str]) -> str:
+        return ", ".join(f"{count} {value}" for value, count in values.most_common())
+
+    languages = counted(Counter(question.language for question in questions))
+    topics = counted(Counter(topic for question in questions for topic in question.topics)) or "none"
+    return f"{name}: {len(questions)} questions; languages: {languages}; topics: {topics}"
+
+
+@command(passes_flags_on=True)
+def main(context: typer.Context) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = load(context.args)
+    found = read_questions(config, load_tokenizer(config.model.path))
+    print(_summary("data.train", found.train))
+    if found.heldout:
+        print(_summary("data.heldout", found.heldout))
+    print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The documentation builds as a site without a broken link, and troubleshooting covers the errors that users meet."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from scripts.docs import site
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_site_builds_and_has_every_page(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for path in (ROOT / "docs").glob("*.md"):
+        page = tmp_path / ("index.html" if path.stem == "index" else f"{path.stem}/index.html")
+        assert page.is_file(), f"{path.name} is in no page"
+    training = (tmp_path / "api" / "training" / "index.html").read_text(encoding="utf-8")
+    assert "truncated importance sampling" in training, "docstrings are in the API pages"
+    settings = (tmp_path / "api" / "settings" / "index.html").read_text(encoding="utf-8")
+    assert "groups_per_step" in settings and "questions in a step [P]" in settings
+    pages = "".join(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html"))
+    assert not re.search(r'(?:src|href)="\.\./[^"]*\.py"', pages), "links to source files lead nowhere on a site"
+
+
+def rendered(markdown: str, repo_url: str) -> str:
+    page: Any = SimpleNamespace(file=SimpleNamespace(src_uri="some.md"))
+    config: Any = SimpleNamespace(repo_url=repo_url)
+    files: Any = None
+    return site.on_page_markdown(markdown, page, config, files)
+
+
+def test_links_to_files_of_the_repository_lead_there_or_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    text = "see [the loss](../learner/train/grpo.py#L3), [tuning](tuning.md#groups) and [SGLang](https://sglang.ai)"
+    assert rendered(text, "") == "see the loss, [tuning](tuning.md#groups) and [SGLang](https://sglang.ai)"
+    assert "(https://example.org/lrpo/blob/main/learner/train/grpo.py)" in rendered(text, "https://example.org/lrpo")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        rendered("[gone](../learner/gone.py)", "")
+    assert "some.md links to ../learner/gone.py, which does not exist" in caplog.text
+
+
+def messages(package: str) -> list[tuple[str, str]]:
+    """Where an error that ends a process is raised, and its message, with … for what is put in."""
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Raise(exc=ast.Call(func=ast.Name(id="FatalError" | "ConfigError"), args=[text, *_])):
+                    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
+                    words = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts]
+                    if set("".join(words)) - set("…:, "):
+                        found.append((f"{path.relative_to(ROOT)}:{node.lineno}", "".join(words)))
+    return found
+
+
+def test_every_error_of_a_run_has_its_cure_in_the_docs() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    rows = [row.replace(r"\|", "|") for row in re.findall(r"^\| `+(.+?)`+ \| .{15,} \|$", text, re.MULTILINE)]
+    patterns = [re.compile(".*".join(map(re.escape, row.split("…")))) for row in rows]
+    raised = [one for package in ("common", "actor", "reward", "learner") for one in messages(package)]
+    assert len(raised) > 40
+    missing = [one for one in raised if not any(pattern.match(one[1]) for pattern in patterns)]
+    advice = "\n".join(f"{where}\n| `{message}` | what to do |" for where, message in missing)
+    assert not missing, f"docs/troubleshooting.md has no row for these messages:\n{advice}"
+    unused = [row for row, pattern in zip(rows, patterns, strict=True) if not any(pattern.match(m) for _, m in raised)]
+    assert not unused, f"nothing raises these messages of docs/troubleshooting.md any more: {unused}"
