@@ -44,7 +44,7 @@ HARMLESS = [
 MATTERS = {
     "learner.lr": "1e-05", "learner.kl": "0.5", "learner.betas": "[0.5, 0.6]", "learner.staleness": "3",
     "learner.groups_per_step": "16", "learner.window": "7", "learner.weight_decay": "0.1", "learner.std_ddof": "0",
-    "learner.stages": "[{}]", "model.path": '"models/b"', "model.dtype": '"float32"', "router.credit": '"pooled"',
+    "learner.stages": "[{}]", "model.path": '"models/b"', "model.dtype": '"float32"', "router.diversity": "0.5",
     "router.rollouts": "4", "sampling.temperature": "0.5", "reward.terms": '{"default" = {"exact" = 1.0}}',
     "reward.embedder": '"other"', "run.seed": "3", "sync.pause": '"drain"', "data.max_prompt_tokens": "100",
 }  # fmt: skip

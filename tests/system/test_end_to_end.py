@@ -55,6 +55,8 @@ class Demo:
         command += ["--learner.record", str(run_dir / "record")]
         command += ["--steps", str(STEPS), "--warm-start-steps", WARM_START_STEPS]
         command += ["--learner.evaluate_questions", "6"]
+        patience = str(_PATIENCE_S)
+        command += ["--actor.start_timeout_s", patience, "--learner.batch_timeout_s", patience]
         with self._out.open("wb") as out:
             self.process = processes.Popen(
                 [*command, *small, *ports, *flags], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
