@@ -55,8 +55,11 @@ def judged_words(text: str) -> str:
 
 
 def _prose_lines(block: str) -> str:
-    """The lines of a fenced block that have words and no sign of code."""
-    lines = block.splitlines()
-    return "\n".join(
-        line for line in lines if _WORD.search(line) and not _KEYWORDS.match(line) and not _CODE_SIGNS.search(line)
-    )
+    """The lines of a fenced block that read as natural language."""
+    return "\n".join(filter(_is_prose, block.splitlines()))
+
+
+def _is_prose(line: str) -> bool:
+    words, signs = len(_WORD.findall(line)), len(_CODE_SIGNS.findall(line))
+    # A sentence may well begin with a word such as "for", or end with a semicolon.
+    return words >= 8 * signs and words >= 8 if signs or _KEYWORDS.match(line) else words > 0

@@ -37,7 +37,7 @@ class _Scale(NamedTuple):
 
 # Short passages show every other word in another language, and long ones a sentence of another language for certain.
 # The values were found on mixtures and honest paragraphs of the Universal Declaration of Human Rights in 21 languages.
-_SHORT, _LONG = _Scale(10, 14.0, 0.15), _Scale(30, 10.0, 0.10)
+_SHORT, _LONG = _Scale(10, 14.0, 0.12), _Scale(30, 10.0, 0.10)
 _SURELY = 0.75  # a text of which so much is foreign, before the estimation, needs none
 # Shares of short and of long passages below which a text is accepted without an estimation.
 _QUICK_SHORT, _QUICK_LONG = 0.2, 0.05
@@ -181,7 +181,7 @@ class LanguageGate:
         known = {
             code: bool((self._model.frequencies[columns[:1]] >= _COMMON).all()) for code, columns in families.items()
         }
-        together = (in_longer > _TOGETHER * letters) & [known[code] for code in asked]
+        together = (letters >= _LONG.passage) & (in_longer > _TOGETHER * letters) & [known[code] for code in asked]
         estimated = np.where(together, np.maximum(estimated, in_longer - foreign), estimated)
         return np.where(unclear, foreign + estimated, settled)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common.answer import read_answer
 from common.endpoint import Failure
-from common.languages import count_as_one, english_name
+from common.languages import english_name
+from common.numbers import last_number
+from common.process import FatalError
 from learner.data.rows import QuestionRow
 from reward.gate import LanguageGate
 from scripts.data.endpoint import Endpoint, whole_number
@@ -53,21 +55,6 @@ def read_label(_: int, said: str) -> str:
     return found[0]
 
 
-def last_number(text: str) -> float | None:
-    """The last number of a text in digits of any script, with or without separators of thousands; None: no number."""
-    plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
-    plain = plain.translate(str.maketrans("٬٫，", ",.,"))
-    found = re.findall(r"[-−]?\d+(?:[., \u00a0\u202f]\d+)*", plain)
-    if not found:
-        return None
-    number = found[-1].replace("−", "-")
-    if re.fullmatch(r"-?[1-9]\d{0,2}(?:([., \u00a0\u202f])\d{3})(?:\1\d{3})*", number):
-        return float(re.sub(r"[., \u00a0\u202f]", "", number))  # 1,000 or 1.000: none of the answers has three decimals
-    number = number.rpartition(" ")[2].replace("\u00a0", "").replace("\u202f", "")
-    whole, _, decimals = number.replace(",", ".").rpartition(".")
-    return float(f"{whole.replace('.', '')}.{decimals}") if whole else float(decimals)
-
-
 def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: Endpoint[str | int] | None) -> list[Item]:
     """The answers with their scores; blocks until the judge has answered.
 
@@ -76,18 +63,24 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
         said: the answer to each row.
 
     Raises:
-        FatalError: the judge does not answer.
+        FatalError: the judge does not answer, or a reference of mGSM has no number.
     """
-    spoken = LanguageGate().detect(list(said))
+    # A thought is no answer; what a judge sees and what is counted is the part after it.
+    finals = [read_answer(text, row.language).final for text, row in zip(said, rows, strict=True)]
+    judged = LanguageGate().judge(finals, [row.language for row in rows])
     labels: Sequence[str | int | Failure]
     if name == "mGSM":
-        right = [last_number(answer) == last_number(row.reference) for row, answer in zip(rows, said, strict=True)]
-        labels = ["CORRECT" if one else "INCORRECT" for one in right]
+        labels = []
+        for row, final in zip(rows, finals, strict=True):
+            wanted = last_number(row.reference, "en")
+            if wanted is None:
+                raise FatalError(f"{row.place}: the reference {row.reference!r} has no number")
+            labels.append("CORRECT" if last_number(final, row.language) == wanted else "INCORRECT")
     else:
         assert judge is not None
         form, reading = (_CARE_PRO, read_label) if name == "CARE-pro" else (_CARE, whole_number(1, 10))
         talks = []
-        for row, answer in zip(rows, said, strict=True):
+        for row, answer in zip(rows, finals, strict=True):
             language = english_name(row.language).capitalize()
             shown = form.format(question=row.prompt, reference=row.reference, answer=answer, language=language)
             talks.append([{"role": "user", "content": shown}])
@@ -99,6 +92,6 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
         return label / 10 if isinstance(label, int) else float(label == "CORRECT")
 
     return [
-        Item(row.language, score(label), str(label), answer, compliant=count_as_one(language, row.language))
-        for row, label, answer, language in zip(rows, labels, said, spoken, strict=True)
+        Item(row.language, score(label), str(label), answer, compliant=one.matches)
+        for row, label, answer, one in zip(rows, labels, said, judged, strict=True)
     ]

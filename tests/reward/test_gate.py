@@ -133,10 +133,10 @@ def words_of(text: str) -> list[str]:
 
 @st.composite
 def mixtures(draw: st.DrawFn, texts: dict[str, list[str]]) -> tuple[str, str, str]:
-    """A text of which more than a quarter of the letters are foreign, the language asked for, and the other one."""
+    """A text of which more than a quarter of the letters, and at least 60, are foreign; both languages."""
     asked, other = draw(st.lists(st.sampled_from(sorted(texts)), min_size=2, max_size=2, unique=True))
     own = words_of(" ".join(draw(st.lists(st.sampled_from(texts[asked]), min_size=1, max_size=4, unique=True))))
-    theirs = words_of(" ".join(draw(st.lists(st.sampled_from(texts[other]), min_size=1, max_size=4, unique=True))))
+    theirs = words_of(" ".join(draw(st.lists(st.sampled_from(texts[other]), min_size=2, max_size=4, unique=True))))
     run = draw(st.integers(6, 40))  # words of the other language in a row
     runs = [theirs[at : at + run] for at in range(0, len(theirs), run)]
     share = draw(st.floats(0.27, 0.95))
@@ -145,7 +145,7 @@ def mixtures(draw: st.DrawFn, texts: dict[str, list[str]]) -> tuple[str, str, st
     for one in runs:
         kept.append(" ".join(one))
         foreign += letters(one)
-        if foreign >= share * (foreign + letters(own)):
+        if foreign >= max(60, share * (foreign + letters(own))):
             break
     while own and foreign < share * (foreign + letters(own)):
         own = own[: len(own) * 4 // 5]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.process import FatalError
+from learner.data.problems import Place
+from learner.data.rows import QuestionRow
 from scripts.data.endpoint import whole_number
 from scripts.study import harness
 from scripts.study.evaluate import main
-from scripts.study.grading import LABELS, last_number, read_label
+from scripts.study.grading import LABELS, grade, read_label
 from tests.support.chat import serving
 
 QUESTIONS = [
@@ -110,17 +111,13 @@ def test_mgsm_takes_the_last_number(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert json.loads(capsys.readouterr().out)["sets"]["mGSM"]["mean"] == 75
 
 
-@given(st.integers(-(10**9), 10**9), st.sampled_from([",", ".", " ", "\u00a0", "\u202f", ""]), st.sampled_from("0٠०๐০"))
-def test_a_number_is_read_in_any_form(number: int, separator: str, zero: str) -> None:
-    written = f"{number:,}".replace(",", separator)
-    digits = "".join(chr(ord(zero) + int(c)) if c.isdigit() else c for c in written)
-    assert last_number(f"2 + 2 → {digits}.") == number
-    assert last_number("none") is None
-
-
-@pytest.mark.parametrize(("said", "value"), [("3.50", 3.5), ("1,234.5", 1234.5), ("1.234,5", 1234.5), ("0.125", 0.125)])
-def test_decimals_are_read(said: str, value: float) -> None:
-    assert last_number(said) == value
+def test_a_thought_is_no_answer_and_a_reference_without_a_number_is_an_error() -> None:
+    row = QuestionRow([{"role": "user", "content": "?"}], "7", "en", [], [], "mgsm", Place("mgsm.jsonl", 3))
+    said = ["<think>5</think> It is 7.", "<think>so 7", "", "1,00,007"]
+    found = grade("mGSM", [row] * 4, said, None)
+    assert [one.label for one in found] == ["CORRECT", "INCORRECT", "INCORRECT", "INCORRECT"]
+    with pytest.raises(FatalError, match=r"mgsm\.jsonl, row 3: the reference 'seven' has no number"):
+        grade("mGSM", [replace(row, reference="seven")], [""], None)
 
 
 def test_only_clear_judgements_count() -> None:

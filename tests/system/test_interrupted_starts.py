@@ -75,11 +75,12 @@ def started(command: Sequence[str], out: Path, **environment: str) -> Iterator[M
 def settings(policy: Path, directory: Path) -> list[str]:
     """Of a run with a light engine, which starts as the real one does and needs less."""
     question = {
-        "prompt": [{"role": "user", "content": "Vad heter huvudstaden?"}], "ability": "A",
+        "ability": "A",
         "reward_model": {"ground_truth": "Stockholm.", "style": "rule"},
         "extra_info": {"language": "de", "topic": "A", "region": None, "index": 0},
     }  # fmt: skip
-    pq.write_table(pa.Table.from_pylist([question] * 16), directory / "train.parquet")
+    rows = [{"prompt": [{"role": "user", "content": f"{n}: Vad heter huvudstaden?"}], **question} for n in range(16)]
+    pq.write_table(pa.Table.from_pylist(rows), directory / "train.parquet")
     return [
         *("--run.dir", str(directory / "run"), "--data.train", str(directory / "train.parquet")),
         *("--model.path", str(policy), "--model.dtype", "float32", "--learner.param_dtype", "float32"),
