@@ -65,9 +65,15 @@ class Demo:
     def output(self) -> str:
         return self._out.read_text(errors="replace")
 
-    def until(self, text: str) -> None:
+    def log(self, name: str) -> str:
+        """What a process of the run has logged so far."""
+        path = self._run_dir / "logs" / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until(self, text: str, log: str = "") -> None:
+        """Waits until the text is in the output, or in the log of a process."""
         deadline = time.monotonic() + _PATIENCE_S
-        while text not in self.output():
+        while text not in (self.log(log) if log else self.output()):
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.output()}"
             time.sleep(0.1)
@@ -125,7 +131,7 @@ def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that lost an actor to SIGKILL on the way, was interrupted, and resumed."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
     with demo(cache, run_dir, "--actors", "2") as first:
-        first.until("actor actor-1 is here")
+        first.until("actor actor-1 is here", log="learner")
         first.makes_steps(2)
         victims = [p for p in first.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
         assert len(victims) == 1
