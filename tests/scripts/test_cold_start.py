@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common import endpoint
 from common.config import ModelConfig
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
@@ -62,8 +63,12 @@ def questions(path: Path, count: int) -> Path:
 
 
 def test_traces_are_kept_when_they_verify_in_their_language(
-    teacher: tuple[str, list[dict[str, object]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: tuple[str, list[dict[str, object]]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(endpoint, "_LONGEST_PAUSE_S", 0.001)
     url, asked = teacher
     asking = ["--questions", str(questions(tmp_path / "q.parquet", 12)), "--url", url, "--model", "m"]
     wanted = ["--languages", "de,en,ko", "--each", "3", "--term", "exact", "--out", str(tmp_path / "t.parquet")]

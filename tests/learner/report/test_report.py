@@ -14,6 +14,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from learner.evaluate.languages import Evaluation
+from learner.report import report as report_module
 from learner.report.metrics import pool_of
 from learner.report.report import Report
 from learner.report.text_samples import group_as_markdown
@@ -150,14 +151,17 @@ def test_the_staleness_is_that_of_every_token(tmp_path: Path, rng: np.random.Gen
     assert runs[""].Histograms("health/staleness")[0].histogram_value.num == len(lags)
 
 
-def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(
-    tmp_path: Path, rng: np.random.Generator
+@pytest.mark.parametrize("most", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_long_run_has_so_many_points_and_each_is_the_mean_of_its_steps(
+    most: int, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert report_module._POINTS == 1000, "TensorBoard shows no more"
+    monkeypatch.setattr(report_module, "_POINTS", most)
     ready = [random_step(rng, 1, groups=1) for _ in range(7)]
-    report = Report(configuration(tmp_path, 3000), 2, 0)
+    report = Report(configuration(tmp_path, 3 * most), 2, 0)
     report.begin({})
     rewards = []
-    for number in range(1, 3001):
+    for number in range(1, 3 * most + 1):
         step = ready[number % 7]
         rewards.append(np.mean([r.score.reward for group in step["batch"] for r in group.rollouts]))
         report.step(**{**step, "number": number})
@@ -165,8 +169,8 @@ def test_a_long_run_has_a_thousand_points_and_each_is_the_mean_of_its_steps(
     run = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     run.Reload()
     points = run.Scalars("learning/reward")
-    assert [point.step for point in points] == list(range(3, 3001, 3))
-    assert [point.value for point in points] == pytest.approx(np.reshape(rewards, (1000, 3)).mean(1).tolist(), rel=1e-5)
+    assert [point.step for point in points] == list(range(3, 3 * most + 1, 3))
+    assert [point.value for point in points] == pytest.approx(np.reshape(rewards, (most, 3)).mean(1).tolist(), rel=1e-5)
     assert len(run.Tensors("sample/text_summary")) == 10
 
 
