@@ -40,7 +40,7 @@ class _Scale(NamedTuple):
 _SHORT, _LONG = _Scale(10, 14.0, 0.12), _Scale(30, 10.0, 0.10)
 _SURELY = 0.75  # a text of which so much is foreign, before the estimation, needs none
 # Shares of short and of long passages below which a text is accepted without an estimation.
-_QUICK_SHORT, _QUICK_LONG = 0.2, 0.05
+_QUICK_SHORT, _QUICK_LONG = 0.3, 0.05
 _ROUNDS = 20  # of expectation maximisation
 _CANDIDATES = 12  # most foreign languages that a text may be a mixture with
 _EXPECTED = 8.0  # letters that are expected in the language asked for, before anything is read
@@ -154,7 +154,7 @@ class LanguageGate:
         count = len(asked)
         scripts = np.array([scripts_of_language(code) if code else -1 for code in asked], np.int64)
         wrong_script = (units.scripts & ~scripts[units.owner]) != 0
-        foreign: NDArray[np.float64] = np.bincount(units.owner[wrong_script], units.letters[wrong_script], count)
+        foreign = np.bincount(units.owner[wrong_script], units.letters[wrong_script], count).astype(np.float64)
         kept = ~wrong_script & np.array([bool(code) for code in asked], bool)[units.owner]
         passages = _cut_into_passages(units, kept, count, _SHORT.passage)
         if not len(passages.owner):
@@ -194,8 +194,7 @@ class LanguageGate:
         """
         other = self._share * (1 - chance)
         expected = passages.letters * other / (other + (1 - self._share) * chance + np.finfo(np.float64).tiny)
-        result: NDArray[np.float64] = np.bincount(passages.owner, expected, count)
-        return result
+        return np.bincount(passages.owner, expected, count).astype(np.float64)
 
     def _chance(
         self, passages: Passages, asked: Sequence[str], families: Mapping[str, list[int]]

@@ -85,7 +85,7 @@ def read_table(codes: list[str], numbers: int, seed: int) -> dict[str, list[tupl
                 if last_number(written, code) != exact:
                     wrong.setdefault(code, []).append((written, exact))
                 found = find_numbers(percent, code)[-1]
-                if (found.value, found.percent) != (percents, True):
+                if (found.value, found.percent) != (Fraction(percents), True):
                     wrong.setdefault(code, []).append((percent, Fraction(percents)))
     return wrong
 
