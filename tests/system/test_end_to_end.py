@@ -65,12 +65,25 @@ class Demo:
     def output(self) -> str:
         return self._out.read_text(errors="replace")
 
-    def until(self, text: str) -> None:
+    def log(self, name: str) -> str:
+        """What a process of the run has logged so far."""
+        path = self._run_dir / "logs" / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until(self, text: str, log: str = "") -> None:
+        """Waits until the text is in the output, or in the log of a process."""
         deadline = time.monotonic() + _PATIENCE_S
-        while text not in self.output():
+        while text not in (self.log(log) if log else self.output()):
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.output()}"
             time.sleep(0.1)
+
+    def step(self) -> int:
+        """The newest step in the output; 0 before the first."""
+        return max([0, *map(int, re.findall(rf" step (\d+)/{STEPS} ", self.output()))])
+
+    def makes_steps(self, count: int) -> None:
+        self.until(f" step {self.step() + count}/{STEPS} ")
 
     def ends(self, timeout: float = _PATIENCE_S) -> int:
         return self.process.wait(timeout)
@@ -115,21 +128,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that was interrupted, resumed, and lost an actor to SIGKILL on the way."""
+    """A finished run that lost an actor to SIGKILL on the way, was interrupted, and resumed."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    with demo(cache, run_dir, "--actors", "1", launcher=SCRIPT) as first:
-        first.until(f"step 3/{STEPS}")
+    with demo(cache, run_dir, "--actors", "2") as first:
+        first.until("actor actor-1 is here", log="learner")
+        first.makes_steps(2)
+        victims = [p for p in first.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
+        assert len(victims) == 1
+        victims[0].send_signal(signal.SIGKILL)
+        first.until("starting actor-1 again")
+        first.makes_steps(2)
         first.process.send_signal(signal.SIGINT)
         assert first.ends(timeout=60) == 130  # 10 s on a quiet machine
         assert "the same command resumes" in first.output()
         assert first.leaves_nothing(), "an interrupted run leaves no process behind"
-    with demo(cache, run_dir) as second:
+    with demo(cache, run_dir, "--actors", "1", launcher=SCRIPT) as second:
         second.until("resuming after step")
-        second.until(f"step 7/{STEPS}")
-        victims = [p for p in second.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
-        assert len(victims) == 1
-        victims[0].send_signal(signal.SIGKILL)
-        second.until("starting actor-1 again")
         assert second.ends() == 0, second.output()
         assert second.leaves_nothing(), "a finished run leaves no process behind"
     return run_dir
