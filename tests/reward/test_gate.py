@@ -131,6 +131,10 @@ def words_of(text: str) -> list[str]:
     return text.split() if text.count(" ") > 5 else [text[at : at + 4] for at in range(0, len(text), 4)]
 
 
+def letters(some: list[str]) -> int:
+    return sum(map(str.isalpha, " ".join(some)))
+
+
 @st.composite
 def mixtures(draw: st.DrawFn, texts: dict[str, list[str]]) -> tuple[str, str, str]:
     """A text of which more than a quarter of the letters, and at least 60, are foreign; both languages."""
@@ -140,8 +144,7 @@ def mixtures(draw: st.DrawFn, texts: dict[str, list[str]]) -> tuple[str, str, st
     run = draw(st.integers(6, 40))  # words of the other language in a row
     runs = [theirs[at : at + run] for at in range(0, len(theirs), run)]
     share = draw(st.floats(0.27, 0.95))
-    letters = lambda some: sum(map(str.isalpha, " ".join(some)))  # noqa: E731
-    kept, foreign = [], 0
+    kept, foreign = list[str](), 0
     for one in runs:
         kept.append(" ".join(one))
         foreign += letters(one)
