@@ -43,8 +43,8 @@ from reward.liveness import Liveness
 from reward.references import ReferenceCache
 from reward.scored import ScoredAnswer, UnscoredError
 from reward.terms.custom import CustomReward
+from reward.terms.inputs import TermInput
 from reward.terms.quality import QualityTerms
-from reward.terms.registry import TermInput
 from reward.terms.tools import Tools
 from reward.waits import WaitingThread
 

@@ -30,15 +30,16 @@ _SEED = "LRPO_TEST_SEED"
 # ``--costs`` prints the figures to bring this up to date.
 _LONGEST = (
     "tests/system/test_end_to_end.py",
-    "tests/learner/weights/test_publisher.py",
-    "tests/scripts/test_sft.py",
-    "tests/scripts/test_compare.py",
     "tests/actor/test_engine_contract.py",
-    "tests/learner/test_replay.py",
+    "tests/system/test_interrupted_starts.py",
     "tests/learner/train/test_distributed.py",
-    "tests/learner/train/test_stages.py",
-    "tests/actor/engine/test_fleet.py",
+    "tests/scripts/test_compare.py",
     "tests/system/test_chaos.py",
+    "tests/learner/weights/test_publisher.py",
+    "tests/actor/engine/test_fleet.py",
+    "tests/scripts/test_sft.py",
+    "tests/learner/test_replay.py",
+    "tests/learner/train/test_stages.py",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; two threads on a busy machine are slower
 _costs: defaultdict[str, float] = defaultdict(float)  # CPU seconds by test, processes that it waited for included

@@ -95,13 +95,15 @@ def _draw_steps(
     last_step: int,
 ) -> None:
     """The axis of steps: the first step of some columns, and the last step."""
-    columns = len(first_steps)
+    columns, last = len(first_steps), f"step {last_step}"
+    end = left + _WIDTH - _text(last, 13).width - _MARGIN
     for at in range(0, columns, max(1, -(-columns // _TICKS))):
         x = left + _WIDTH * at // columns
         draw.line((x, top, x, top + 4), _BLACK)
-        _write(image, x, top + _AXIS // 2 + 2, str(first_steps[at]), 13, "left")
+        if x + _text(str(first_steps[at]), 13).width < end:
+            _write(image, x, top + _AXIS // 2 + 2, str(first_steps[at]), 13, "left")
     draw.line((left + _WIDTH - 1, top, left + _WIDTH - 1, top + 4), _BLACK)
-    _write(image, left + _WIDTH, top + _AXIS // 2 + 2, f"step {last_step}", 13, "right")
+    _write(image, left + _WIDTH, top + _AXIS // 2 + 2, last, 13, "right")
 
 
 def _draw_scale(image: Image.Image, right: int, scale: tuple[float, float]) -> None:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from string import Formatter
-from typing import TYPE_CHECKING
 
 from common.config import ConfigError
 from common.endpoint import read_grade
 from common.languages import english_name
+from reward.terms.inputs import TermFunction, TermInput
 from reward.terms.tools import Tools
-
-if TYPE_CHECKING:
-    from reward.terms.registry import TermInput
 
 _FIELDS = {"question", "reference", "answer", "language"}
 
 
-def make_judge(tools: Tools) -> Callable[[Sequence[TermInput]], Awaitable[list[float | None]]]:
+def make_judge(tools: Tools) -> TermFunction:
     """A function that has answers graded by ``reward.judges``: a grade as a share of ``reward.judge_scale``.
 
     An answer that no endpoint grades in time has the value None.
@@ -38,7 +35,7 @@ def make_judge(tools: Tools) -> Callable[[Sequence[TermInput]], Awaitable[list[f
         asked = prompt.format(
             question=question,
             reference=given.accepted[0],
-            answer=given.answer.rewarded,
+            answer=given.text,
             language=english_name(given.answer.asked).capitalize() if given.answer.asked else "any language",
         )
         found = await tools.judge([{"role": "user", "content": asked}], partial(read_grade, least=least, most=most))

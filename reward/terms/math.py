@@ -37,7 +37,7 @@ from common.process import FatalError
 
 logger = logging.getLogger("reward")
 
-_WORKERS = 4
+WORKERS = 4
 _STEP_S = 1  # math-verify's own limit, by a signal, for each formula that is read and for each comparison
 _DEADLINE_S = 2.0  # for a whole answer, counted from when a worker takes it
 _BATCH_S = 40.0  # for all answers of a batch; what is not verified by then is worth 0
@@ -69,7 +69,7 @@ class MathVerifier:
         FatalError: math-verify is not installed, or its workers do not start.
     """
 
-    def __init__(self, workers: int = _WORKERS) -> None:
+    def __init__(self, workers: int = WORKERS) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise FatalError(
                 'the term "math" of reward.terms needs math-verify: pip install "math-verify[antlr4_13_2]", '
@@ -106,7 +106,7 @@ class MathVerifier:
         self.counts["math_refused"] += len(answers) - len(harmless)
         futures: dict[int, Future[bool]] = {
             number: _schedule(self._pool, read[number], answers[number][1:])
-            for number in sorted(harmless, key=lambda number: _cost(read[number]))
+            for number in sorted(harmless, key=lambda number: reading_cost(read[number]))
         }
         values = {number: self._result(future, ends) for number, future in futures.items()}
         return [values.get(number, 0.0) for number in range(len(answers))]
@@ -196,7 +196,8 @@ def _is_hostile(text: str) -> bool:
     return bool(_TOWER.search(dense)) or "(" * 50 in dense or "{" * 30 in dense or dense.count("{") > 300
 
 
-def _cost(text: str) -> int:
+def reading_cost(text: str) -> int:
+    """How long an answer may take to verify, in a unit without a name: what looks cheap should come first."""
     return len(text) + 1000 * (text.count("^") + text.count("**") + text.count("!"))
 
 

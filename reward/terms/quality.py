@@ -7,7 +7,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from common.config import ConfigError
-from reward.terms.registry import TERMS, TermInput
+from reward.terms.inputs import TermInput
+from reward.terms.registry import TERMS
 from reward.terms.tools import Tools
 
 _DEFAULT = "default"  # the name of the weights for questions whose topics have none of their own

@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -21,13 +20,13 @@ from reward.calibration.formulas import Calibration
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
 from reward.terms.math import MathVerifier
+from reward.terms.verifying import VerifyingQueue
 
 logger = logging.getLogger("reward")
 
 T = TypeVar("T")
 
 _GATHER_S = 0.005  # how long texts to embed wait for those of other groups
-_GROUPS_VERIFIED = 64  # most calls of the verifier that are under way at a time
 
 
 class Tools:
@@ -54,7 +53,7 @@ class Tools:
         self._embed_batch, self._cache = embed_batch, cache
         self._verifier: MathVerifier | None = None
         self._starting = asyncio.Lock()
-        self._verifying = ThreadPoolExecutor(_GROUPS_VERIFIED, "verifying")  # the threads wait for the processes
+        self._verifying: VerifyingQueue | None = None
         self._waiting: dict[bool, list[tuple[list[str], asyncio.Future[Vectors]]]] = {True: [], False: []}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -145,6 +144,7 @@ class Tools:
         """
         if self._verifier is None:
             self._verifier = MathVerifier()
+            self._verifying = VerifyingQueue(self._verifier)
 
     async def verify(self, text: str, accepted: list[str], language: str = "") -> float:
         """1 where the formula that a text ends with equals an accepted one by math-verify; otherwise 0.
@@ -157,10 +157,11 @@ class Tools:
     async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
         """:meth:`verify` for many answers at a time, each with its accepted ones and its language."""
         async with self._starting:
-            if self._verifier is None:
+            if self._verifying is None:
                 await asyncio.to_thread(self.start_verifier)
-        assert self._verifier is not None
-        return await asyncio.get_running_loop().run_in_executor(self._verifying, self._verifier.verify, answers)
+        queue = self._verifying
+        assert queue is not None
+        return list(await asyncio.gather(*(queue.verify(*answer) for answer in answers)))
 
     def languages(self, texts: Sequence[str]) -> list[str]:
         """The language of each text by lid.176, as a code; ``""`` for a text without a language."""
@@ -174,6 +175,6 @@ class Tools:
         """Ends the processes and connections."""
         if "_endpoints" in self.__dict__:
             await self._endpoints.close()
-        self._verifying.shutdown(wait=False, cancel_futures=True)
-        if self._verifier is not None:
+        if self._verifier is not None and self._verifying is not None:
+            self._verifying.close()
             self._verifier.close()

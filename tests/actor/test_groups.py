@@ -10,7 +10,6 @@ from unittest.mock import AsyncMock, Mock
 import numpy as np
 import pytest
 
-from actor import groups
 from actor.engine.client import EngineError, Generation
 from actor.groups import PromptGroups
 from actor.scoring import ScoringError
@@ -27,7 +26,7 @@ OUTAGE, REFUSAL = ScoringError("out of reach", later=True), ScoringError("it can
 @pytest.fixture(autouse=True)
 def _no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = asyncio.sleep
-    monkeypatch.setattr(groups.asyncio, "sleep", lambda seconds: sleep(seconds / 1000))
+    monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(seconds / 1000))
 
 
 def answer(policy: Path, generated: list[Any], scored: list[Any], *flags: str) -> tuple[Any, Mock]:

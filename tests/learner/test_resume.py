@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from common.config import Config, load
 from common.net.ports import reserve_port
 from common.process import FatalError
 from learner import resume
+from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +44,7 @@ HARMLESS = [
 MATTERS = {
     "learner.lr": "1e-05", "learner.kl": "0.5", "learner.betas": "[0.5, 0.6]", "learner.staleness": "3",
     "learner.groups_per_step": "16", "learner.window": "7", "learner.weight_decay": "0.1", "learner.std_ddof": "0",
-    "learner.stages": "[{}]", "model.path": '"models/b"', "model.dtype": '"float32"', "router.credit": '"pooled"',
+    "learner.stages": "[{}]", "model.path": '"models/b"', "model.dtype": '"float32"', "router.diversity": "0.5",
     "router.rollouts": "4", "sampling.temperature": "0.5", "reward.terms": '{"default" = {"exact" = 1.0}}',
     "reward.embedder": '"other"', "run.seed": "3", "sync.pause": '"drain"', "data.max_prompt_tokens": "100",
 }  # fmt: skip
@@ -149,22 +149,12 @@ def test_the_learner_refuses_before_it_loads_a_model(tmp_path: Path, tiny_policy
     own += ["--model.path", str(tiny_policy), "--learner.epochs", "4", "--learner.groups_per_step", "2"]
     begun(tmp_path, *own)
     kept = (tmp_path / resume.CONFIG_FILE).read_bytes()
-    command = [
-        sys.executable,
-        "-m",
-        "learner",
-        "--run.dir",
-        str(tmp_path),
-        *own,
-        "--learner.lr",
-        "1",
-        "--learner.kl",
-        "0",
-    ]
+    changed = ["--learner.lr", "1", "--learner.kl", "0"]
+    command = [sys.executable, "-m", "learner", "--run.dir", str(tmp_path), *own, *changed]
     with reserve_port() as holder:
         port = str(holder.getsockname()[1])
         environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        failing = subprocess.run(
+        failing = processes.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400, check=False
         )
     assert failing.returncode == 1

@@ -334,7 +334,10 @@ def endpoint() -> Iterator[str]:
 
 
 def test_references_are_translated_and_checked(calibrate: Calibrate, endpoint: str, tmp_path: Path) -> None:
-    rows = [{"reward_model": {"ground_truth": text}, "extra_info": {"language": "english"}} for text in TEXTS["en"]]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{n}?", "reward_model": {"ground_truth": text}, "extra_info": {"language": "english"}}
+        for n, text in enumerate(TEXTS["en"])
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     out = tmp_path / "pairs.csv"
     source = ("--references", str(tmp_path / "train.parquet"), "--translate", endpoint, "--languages", "German,ja")

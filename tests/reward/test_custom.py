@@ -245,7 +245,7 @@ def test_pivot_compares_with_a_column_and_languages_are_told_of_both_parts() -> 
 
 
 def test_the_command_scores_good_rows_and_names_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "question": "?",
             "reference": SENTENCES["en"],
@@ -264,9 +264,9 @@ def test_the_command_scores_good_rows_and_names_bad_ones(tmp_path: Path, capsys:
     told = [json.loads(line) for line in out.splitlines()]
     assert [(one["row"], one["answer"]) for one in told] == [(0, 0), (0, 1), (1, 0)]
     config = RewardConfig(terms={"Names": {"exact": 1.0}})
-    ((german, french),) = Scorer(config).score([request(rows[0]["answers"], ["de", "de"])])  # type: ignore[arg-type]
+    ((german, french),) = Scorer(config).score([request(rows[0]["answers"], ["de", "de"])])
     assert [one["reward"] for one in told[:2]] == pytest.approx([german.reward, french.reward], abs=1e-6)
-    assert told[0]["pair"] == ["de", "en"] and told[0]["foreign"] == 0 < told[1]["foreign"]
+    assert told[0]["pair"] == ["de", "en"] and told[0]["foreign"] < 0.1 < told[1]["foreign"]
     assert told[2]["parts"] == {"exact": 1.0}
     for number, reason in ((2, "klingon"), (3, "'reference' is 5; a text is needed"), (4, "no JSON")):
         assert any(f"row {number}: " in line and reason in line for line in err.splitlines()), err

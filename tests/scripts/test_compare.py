@@ -21,6 +21,7 @@ from scripts.study import compare, evaluate
 from scripts.study.statistics import two_way_interval
 from tests.scripts.test_evaluate import judge
 from tests.support.chat import serving
+from tests.support.processes import forked
 
 ROOT = Path(__file__).parents[2]
 LANGUAGES = ("de", "en", "es", "fr")
@@ -104,7 +105,8 @@ def test_from_raw_rows_to_a_comparison(
             path = tmp_path / f"{split}.parquet"
             label.main([str(path), "--out", str(path), "--endpoint", f"m@{url}"])
     rows = pq.read_table(tmp_path / "train.parquet").to_pylist()
-    assert all(label.label_of(row) == truth[row["question"]] for row in rows)
+    for row in rows:
+        assert label.label_of(parse_row(row, Place("file", 0), Rules())) == truth[row["question"]]
 
     known = [
         {"id": row["fact"], "language": row["language"], "answer": row["answer"], "question": asked["text"]}
@@ -121,7 +123,7 @@ def test_from_raw_rows_to_a_comparison(
     flags = SETTINGS | {"model.path": model, "data.train": tmp_path / "train.parquet"}
     flags |= {"learner.address": f"ipc://{tmp_path}/q", "reward.addresses": f'["ipc://{tmp_path}/r"]'}
     base = " ".join(f"--{key} '{value}'" for key, value in flags.items())
-    with serving(judge) as url:
+    with serving(judge) as url, forked():
         scored = f"--care-pro {tmp_path / 'heldout.parquet'} --judge j@{url} --max-tokens 12"
         compare.main([*arms, "--base", base, "--seeds", "0", "--out", str(tmp_path / "out"), "--evaluate", scored])
         evaluate.main([str(model), "--out", str(tmp_path / "warm.json"), *scored.split()])

@@ -147,7 +147,7 @@ def test_an_endpoint_and_then_the_classifier_label_the_world(
     assert all("rather not" in problem["reason"] for problem in problems)
     right = [label_of(parsed(one)) == label_of(parsed(other)) for one, other in zip(found, truth, strict=True)]
     assert all(ok for n, ok in enumerate(right) if n not in failed)
-    assert sum(right[n] for n in failed) > 0.6 * len(failed), "the classifier labels most of the rest as the world does"
+    assert sum(right[n] for n in failed) > 0.5 * len(failed), "the classifier labels most of the rest as the world does"
     assert "cross-validation" in capsys.readouterr().out
 
 

@@ -140,10 +140,11 @@ def test_the_comparison_notices_a_mean_over_answers_in_place_of_tokens(
 def test_the_command_generates_scores_and_trains(
     tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    question: dict[str, Any] = {"prompt": [{"role": "user", "content": "Wie heißt die Hauptstadt?"}], "ability": "Chat"}
+    question: dict[str, Any] = {"ability": "Chat"}
     question["reward_model"] = {"ground_truth": "Berlin.", "style": "rule"}
     question["extra_info"] = {"language": "de", "topic": "Chat", "region": "Europe", "index": 0}
-    pq.write_table(pa.Table.from_pylist([question] * 3), tmp_path / "train.parquet")
+    rows = [{"prompt": [{"role": "user", "content": f"{n}: Wie heißt die Hauptstadt?"}], **question} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     arguments = ["--out", str(tmp_path / "model"), "--model.path", str(tiny_policy)]
     arguments += ["--data.train", str(tmp_path / "train.parquet"), "--run.languages", str(list(LANGUAGES))]
     arguments += ["--learner.steps", "2", "--learner.groups_per_step", "2", "--learner.lr", "1e-3"]

@@ -27,10 +27,11 @@ def measured_run(
         engines: by actor: seconds a token of a batch takes, and, on top, of a token of the whole engine.
     """
     directory.mkdir(parents=True)
-    question: dict[str, Any] = {"prompt": [{"role": "user", "content": "Wie heißt die Hauptstadt?"}], "ability": "A"}
+    question: dict[str, Any] = {"ability": "A"}
     question["reward_model"] = {"ground_truth": "Berlin.", "style": "rule"}
     question["extra_info"] = {"language": "de", "topic": "A", "region": None, "index": 0}
-    pq.write_table(pa.Table.from_pylist([question] * 64), directory / "train.parquet")
+    rows = [{"prompt": [{"role": "user", "content": f"{n}: Wie heißt die Hauptstadt?"}], **question} for n in range(64)]
+    pq.write_table(pa.Table.from_pylist(rows), directory / "train.parquet")
     settings = ["--run.dir", str(directory / "run"), "--data.train", str(directory / "train.parquet")]
     settings += ["--model.path", str(policy), "--model.dtype", "float32", "--learner.param_dtype", "float32"]
     settings += ["--run.languages", str(list(LANGUAGES)), "--learner.address", f"ipc://{directory}/queue"]

@@ -27,7 +27,7 @@ from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 STEPS, GROUPS = 15, 4
-WARM_START_STEPS = "150"
+WARM_START_STEPS = "100"
 SUMMARY = (
     "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
     "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
@@ -55,6 +55,8 @@ class Demo:
         command += ["--learner.record", str(run_dir / "record")]
         command += ["--steps", str(STEPS), "--warm-start-steps", WARM_START_STEPS]
         command += ["--learner.evaluate_questions", "6"]
+        patience = str(_PATIENCE_S)
+        command += ["--actor.start_timeout_s", patience, "--learner.batch_timeout_s", patience]
         with self._out.open("wb") as out:
             self.process = processes.Popen(
                 [*command, *small, *ports, *flags], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
@@ -63,12 +65,25 @@ class Demo:
     def output(self) -> str:
         return self._out.read_text(errors="replace")
 
-    def until(self, text: str) -> None:
+    def log(self, name: str) -> str:
+        """What a process of the run has logged so far."""
+        path = self._run_dir / "logs" / f"{name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def until(self, text: str, log: str = "") -> None:
+        """Waits until the text is in the output, or in the log of a process."""
         deadline = time.monotonic() + _PATIENCE_S
-        while text not in self.output():
+        while text not in (self.log(log) if log else self.output()):
             assert self.process.poll() is None, self.output()
             assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.output()}"
             time.sleep(0.1)
+
+    def step(self) -> int:
+        """The newest step in the output; 0 before the first."""
+        return max([0, *map(int, re.findall(rf" step (\d+)/{STEPS} ", self.output()))])
+
+    def makes_steps(self, count: int) -> None:
+        self.until(f" step {self.step() + count}/{STEPS} ")
 
     def ends(self, timeout: float = _PATIENCE_S) -> int:
         return self.process.wait(timeout)
@@ -113,21 +128,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_dir(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run that was interrupted, resumed, and lost an actor to SIGKILL on the way."""
+    """A finished run that lost an actor to SIGKILL on the way, was interrupted, and resumed."""
     run_dir = tmp_path_factory.mktemp("runs") / "run"
-    with demo(cache, run_dir, "--actors", "1", launcher=SCRIPT) as first:
-        first.until(f"step 3/{STEPS}")
+    with demo(cache, run_dir, "--actors", "2") as first:
+        first.until("actor actor-1 is here", log="learner")
+        first.makes_steps(2)
+        victims = [p for p in first.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
+        assert len(victims) == 1
+        victims[0].send_signal(signal.SIGKILL)
+        first.until("starting actor-1 again")
+        first.makes_steps(2)
         first.process.send_signal(signal.SIGINT)
         assert first.ends(timeout=60) == 130  # 10 s on a quiet machine
         assert "the same command resumes" in first.output()
         assert first.leaves_nothing(), "an interrupted run leaves no process behind"
-    with demo(cache, run_dir) as second:
+    with demo(cache, run_dir, "--actors", "1", launcher=SCRIPT) as second:
         second.until("resuming after step")
-        second.until(f"step 7/{STEPS}")
-        victims = [p for p in second.processes() if {"actor", "actor-1"} <= {*(p.info["cmdline"] or [])}]
-        assert len(victims) == 1
-        victims[0].send_signal(signal.SIGKILL)
-        second.until("starting actor-1 again")
         assert second.ends() == 0, second.output()
         assert second.leaves_nothing(), "a finished run leaves no process behind"
     return run_dir

@@ -23,6 +23,7 @@ from tests.support.groups import LANGUAGES
 ROOT = Path(__file__).parents[2]
 _MARK = "LRPO_TEST_MARK"
 _FIRST_S = 20.0  # the moments at which a command is ended
+_SOON_S = 8.0  # the same in the tests that always run, of which each second keeps two cores busy
 _END_S = 10.0  # what an interrupted command may take
 _BUSY = 6  # how much longer a busy machine may take
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -74,11 +75,12 @@ def started(command: Sequence[str], out: Path, **environment: str) -> Iterator[M
 def settings(policy: Path, directory: Path) -> list[str]:
     """Of a run with a light engine, which starts as the real one does and needs less."""
     question = {
-        "prompt": [{"role": "user", "content": "Vad heter huvudstaden?"}], "ability": "A",
+        "ability": "A",
         "reward_model": {"ground_truth": "Stockholm.", "style": "rule"},
         "extra_info": {"language": "de", "topic": "A", "region": None, "index": 0},
     }  # fmt: skip
-    pq.write_table(pa.Table.from_pylist([question] * 16), directory / "train.parquet")
+    rows = [{"prompt": [{"role": "user", "content": f"{n}: Vad heter huvudstaden?"}], **question} for n in range(16)]
+    pq.write_table(pa.Table.from_pylist(rows), directory / "train.parquet")
     return [
         *("--run.dir", str(directory / "run"), "--data.train", str(directory / "train.parquet")),
         *("--model.path", str(policy), "--model.dtype", "float32", "--learner.param_dtype", "float32"),
@@ -87,10 +89,12 @@ def settings(policy: Path, directory: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def end_at_a_random_moment(command: Sequence[str], out: Path, rng: np.random.Generator, kind: signal.Signals) -> None:
+def end_at_a_random_moment(
+    command: Sequence[str], out: Path, rng: np.random.Generator, kind: signal.Signals, first_s: float = _SOON_S
+) -> None:
     light = str(ROOT / "tests" / "support" / "light")
     with started(command, out, PYTHONPATH=os.pathsep.join([str(ROOT), light])) as running:
-        moment_s = float(rng.uniform(0, _FIRST_S))
+        moment_s = float(rng.uniform(0, first_s))
         time.sleep(moment_s)
         assert running.process.poll() is None, out.read_text()
         had = len(running.left())
@@ -136,4 +140,4 @@ def test_each_launcher_leaves_nothing_at_any_moment(
         else:
             command += flags
         kind = signal.SIGTERM if attempt % 2 else signal.SIGKILL
-        end_at_a_random_moment(command, directory / "log", rng, kind)
+        end_at_a_random_moment(command, directory / "log", rng, kind, _FIRST_S)

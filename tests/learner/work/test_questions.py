@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -179,7 +180,7 @@ def test_a_question_is_asked_once_and_never_trained_and_held_out(
     kinds = Counter(problem["kind"] for problem in problems(tmp_path))
     assert kinds == {"repeated": 3, "trained on": 1} and "1 trained on" in caplog.text
     with pytest.raises(FatalError, match=r"every question of data\.heldout"):
-        read(tmp_path, tiny_policy, path, heldout=str(path))
+        read(tmp_path, tiny_policy, path, heldout=str(shutil.copy(path, tmp_path / "copy.parquet")))
 
 
 def test_a_missing_file_or_column_is_named(tiny_policy: Path, tmp_path: Path) -> None:
