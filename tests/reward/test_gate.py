@@ -9,7 +9,7 @@ from pathlib import Path
 import fasttext
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from common.config import RewardConfig
@@ -152,6 +152,7 @@ def mixtures(draw: st.DrawFn, texts: dict[str, list[str]]) -> tuple[str, str, st
             break
     while own and foreign < share * (foreign + letters(own)):
         own = own[: len(own) * 4 // 5]
+    assume(letters(kept) >= 60)
     mixed = list(own)
     for piece in kept:
         mixed.insert(draw(st.integers(0, len(mixed))), piece)
