@@ -178,9 +178,9 @@ def test_show_reads_logs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_simulate_ends_with_one_line_of_json() -> None:
-    arguments = "--worlds topic --strategies posterior reference --seeds 2 --steps 10 --processes 2".split()
+    arguments = ["--worlds", "topic", "--strategies", "posterior", "reference", "--seeds", "2", "--steps", "10"]
     done = subprocess.run(
-        [sys.executable, "-m", "router", "simulate", *arguments, "--json"],
+        [sys.executable, "-m", "router", "simulate", *arguments, "--processes", "2", "--json"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
