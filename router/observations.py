@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -61,7 +62,7 @@ class Batch:
     contexts: list[Context]  # the C distinct ones, in the order in which they first occurred
     arms: int  # L
     context: Integers  # [n] index into contexts
-    group: Integers  # [n] index of the question
+    group: Integers  # [n] index of the question; it never falls
     arm: Integers  # [n] index of the language
     reward: Array  # [n]
     compliant: NDArray[np.bool_]  # [n]
@@ -103,6 +104,11 @@ class Batch:
                     f"language {languages[other]!r} of a rollout is neither its question's nor among {' '.join(arms)}"
                 )
         return batch.without(outside) if len(outside) else batch
+
+    @cached_property
+    def first(self) -> Integers:
+        """The index of each question's first rollout."""
+        return np.flatnonzero(np.diff(self.group, prepend=-1))
 
     def without(self, rollouts: Integers) -> Batch:
         """The batch without the rollouts at these indices."""

@@ -28,7 +28,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from router.layout import OWN, PAIR, REGION, SHARED, TOPIC, Layout, rows_of
 from router.noise import Noise
@@ -257,10 +256,10 @@ class Beliefs:
     def update(self, batch: Batch, steps: int) -> None:
         """Learns from the rollouts of so many policy steps."""
         self._noise.fade()
-        everyone = np.ones_like(batch.compliant)
+        compliant = batch.compliant.astype(np.float64)
         told = [
-            self._tell(QUALITY, batch, batch.reward, batch.compliant),
-            self._tell(COMPLIANCE, batch, batch.compliant.astype(np.float64), everyone),
+            self._tell(QUALITY, batch, batch.reward, compliant),
+            self._tell(COMPLIANCE, batch, compliant, np.ones_like(compliant)),
         ]
         self._unjudged += steps
         if self._unjudged >= _JUDGED:
@@ -274,7 +273,7 @@ class Beliefs:
             self._fits[table] = self._centred(table, self._fit(table, self.rate, covariance=True))
             self._estimate(table)
 
-    def _tell(self, table: int, batch: Batch, values: Array, kept: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def _tell(self, table: int, batch: Batch, values: Array, kept: Array) -> tuple[Array, Array]:
         """What the rollouts of a batch tell of the arms in each context.
 
         The ease of a question is estimated from all of its rollouts under the present means. A rollout in l then tells
@@ -284,7 +283,7 @@ class Beliefs:
             table: quality or compliance.
             batch: the rollouts.
             values: [n] their values.
-            kept: [n] those that count.
+            kept: [n] 1 for those that count, and 0 for the others.
 
         Returns:
             Information, and information times value: both [C, A].
@@ -292,22 +291,17 @@ class Beliefs:
         mean, of_level = self._predict(table, self._fits[table], batch.contexts, variances_of=slice(-1, None))
         assert of_level is not None
         noise, shape = self._noise.answers[table], (len(batch.contexts), self._arms)
-        context, arm = batch.context[kept], batch.arm[kept]
-        group = batch.group[kept]
-        present = np.bincount(group) > 0
-        group = (present.cumsum() - 1)[group]
-        of_group = np.zeros(np.count_nonzero(present), np.intp)
-        of_group[group] = context
-        cell = context * self._arms + arm
-        error = values[kept] - (mean[:, :-1] + mean[:, -1:]).ravel()[cell]
-        weight = self._noise.weights(table, batch.contexts).ravel()[cell]
-        total, size = np.bincount(group, weight), np.bincount(group)
-        average = np.bincount(group, weight * error) / total
+        cell, first = batch.context * self._arms + batch.arm, batch.first
+        size, of_group = np.diff(first, append=len(cell)), batch.context[first]
+        error = values - (mean[:, :-1] + mean[:, -1:]).ravel()[cell]
+        weight = self._noise.weights(table, batch.contexts).ravel()[cell] * kept
+        total = np.maximum(np.add.reduceat(weight, first), 1e-12)
+        average = np.add.reduceat(weight * error, first) / total
         ease = self._noise.questions[table]
         known = total + noise / (ease + of_level[of_group, 0])
-        rest = error - (total / known * average)[group]
-        pair = group * self._arms + arm
-        information = weight * (1 - np.bincount(pair, weight)[pair] / known[group])
+        rest = error - (total / known * average).repeat(size)
+        pair = batch.group * self._arms + batch.arm
+        information = weight - weight * np.bincount(pair, weight)[pair] / known.repeat(size)
         about_level = noise / (ease + noise / total)
 
         def by_cell(each: Array) -> Array:
@@ -318,8 +312,11 @@ class Beliefs:
 
         told = np.column_stack([by_cell(information), by_context(about_level)])
         beyond = np.column_stack([by_cell(information * rest), by_context(about_level * average)])
-        squares = by_cell((error - average[group]) ** 2)
-        self._noise.learn(table, batch.contexts, squares, by_cell(1 - 1 / size[group]), average, size)
+        number = np.add.reduceat(kept, first)
+        some = number > 0
+        squares = by_cell(kept * (error - average.repeat(size)) ** 2)
+        free = by_cell(kept * (1 - 1 / np.maximum(number, 1)).repeat(size))
+        self._noise.learn(table, batch.contexts, squares, free, average[some], number[some])
         return told, beyond + told * mean
 
     def _judge_rates(self, contexts: Sequence[Context], told: Sequence[tuple[Array, Array]]) -> None:
