@@ -54,7 +54,7 @@ class Demo:
         command = [*launcher, "--cache", str(cache), "--run-dir", str(run_dir)]
         command += ["--learner.record", str(run_dir / "record")]
         command += ["--steps", str(STEPS), "--warm-start-steps", WARM_START_STEPS]
-        command += ["--learner.evaluate_questions", "6"]
+        command += ["--learner.evaluate_questions", "10"]
         patience = str(_PATIENCE_S)
         command += ["--actor.start_timeout_s", patience, "--learner.batch_timeout_s", patience]
         with self._out.open("wb") as out:
