@@ -16,6 +16,7 @@ from common.config import RewardConfig
 from common.process import FatalError
 from reward.gate import LanguageGate, shipped_model
 from reward.lid import LanguageModel
+from reward.scripts import normalise_word
 from scripts.world.sources import paragraphs
 from tests.support.scoring import LANGUAGES, SENTENCES
 
@@ -50,9 +51,7 @@ def test_gate_finds_no_language(gate: LanguageGate, text: str) -> None:
 def test_probabilities_are_those_of_the_library(declaration: dict[str, list[str]], rng: np.random.Generator) -> None:
     library, model = fasttext.load_model(str(shipped_model())), LanguageModel(shipped_model())
     texts = [str(rng.choice(some)) for some in declaration.values() for _ in range(3)]
-    texts = [text for text in texts if not any(word[1:] != word[1:].lower() for word in text.split())]
-    texts = [unicodedata.normalize("NFC", text) for text in texts if text.isprintable()]
-    texts = [text for text in texts if not any(unicodedata.category(c) == "Cf" for c in text)]
+    texts = [text for text in texts if all(word == normalise_word(word) for word in text.split())]
     units = model.read(texts)
     for number, text in enumerate(texts):
         mine = units.owner == number
