@@ -106,6 +106,25 @@ class Batch:
         return batch.without(outside) if len(outside) else batch
 
     @cached_property
+    def cell(self) -> Integers:
+        """[n] The index of each rollout's context and arm in a flattened [C, L]."""
+        return self.context * self.arms + self.arm
+
+    @cached_property
+    def pair(self) -> Integers:
+        """[n] A number for each rollout's question and arm; those that occur are numbered in the order of questions."""
+        every = self.group * self.arms + self.arm
+        occurs = np.zeros(int(every.max(initial=-1)) + 1, np.bool_)
+        occurs[every] = True
+        number: Integers = (occurs.cumsum() - 1)[every]
+        return number
+
+    @cached_property
+    def size(self) -> Integers:
+        """The number of rollouts of each question that has any."""
+        return np.diff(self.first, append=len(self.arm))
+
+    @cached_property
     def first(self) -> Integers:
         """The index of each question's first rollout."""
         return np.flatnonzero(np.diff(self.group, prepend=-1))
