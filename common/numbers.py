@@ -112,14 +112,17 @@ def _read(plain: str, start: int, end: int, language: str) -> list[Number]:
 
 def _finish(plain: str, value: Fraction, start: int, end: int) -> Number:
     """The number with the sign, denominator and percent sign around it."""
+    prefix = plain[:start].rstrip(_SPACES)
+    percent_before = prefix[-1:] in tuple(_PERCENT)
+    if percent_before and prefix[-2:-1] in tuple(_MINUS):  # -%25 in Turkish
+        start = len(prefix) - 1
     if start and plain[start - 1] in _MINUS:
         before = plain[start - 2] if start > 1 else " "
         # A hyphen after a digit, a cased letter or another hyphen joins or lists; anywhere else it is a sign.
         if not (before.isdecimal() or before.upper() != before.lower() or before in _MINUS or before == ")"):
             value, start = -value, start - 1
     after = plain[end:].lstrip(_SPACES)[:1]
-    before = plain[:start].rstrip(_SPACES)[-1:]
-    return Number(value, start, end, (bool(after) and after in _PERCENT) or (bool(before) and before in _PERCENT))
+    return Number(value, start, end, percent_before or (bool(after) and after in _PERCENT))
 
 
 def _value(digits: list[str], signs: list[str], language: str) -> Fraction | None:

@@ -22,7 +22,7 @@ from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
 from reward.lid import LanguageModel, Units, sum_rows
-from reward.scripts import scripts_of_language
+from reward.scripts import KANA, scripts_of_language
 
 Near: TypeAlias = Mapping[str, Collection[str]]
 
@@ -40,12 +40,13 @@ class _Scale(NamedTuple):
 _SHORT, _LONG = _Scale(10, 14.0, 0.12), _Scale(30, 10.0, 0.10)
 _SURELY = 0.75  # a text of which so much is foreign, before the estimation, needs none
 # Shares of short and of long passages below which a text is accepted without an estimation.
-_QUICK_SHORT, _QUICK_LONG = 0.2, 0.05
+_QUICK_SHORT, _QUICK_LONG = 0.3, 0.05
 _ROUNDS = 20  # of expectation maximisation
 _CANDIDATES = 12  # most foreign languages that a text may be a mixture with
 _EXPECTED = 8.0  # letters that are expected in the language asked for, before anything is read
 _RARE, _COMMON = 1e4, 1e5  # training examples: lid.176 hardly trusts languages of which it has seen fewer
 _TOGETHER = 0.25  # share of long passages that cannot be mistakes
+_CLAUSE, _WITHOUT_KANA = 8, 0.02  # letters of a clause, and how seldom such a one has no kana
 _UNTOLD = 3.5  # nobody can tell the language of so few letters
 _LEAST = 1e-6  # least probability of the language asked for in a passage
 _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
@@ -153,7 +154,7 @@ class LanguageGate:
         count = len(asked)
         scripts = np.array([scripts_of_language(code) if code else -1 for code in asked], np.int64)
         wrong_script = (units.scripts & ~scripts[units.owner]) != 0
-        foreign = np.bincount(units.owner[wrong_script], units.letters[wrong_script], count)
+        foreign = np.bincount(units.owner[wrong_script], units.letters[wrong_script], count).astype(np.float64)
         kept = ~wrong_script & np.array([bool(code) for code in asked], bool)[units.owner]
         passages = _cut_into_passages(units, kept, count, _SHORT.passage)
         if not len(passages.owner):
@@ -193,7 +194,7 @@ class LanguageGate:
         """
         other = self._share * (1 - chance)
         expected = passages.letters * other / (other + (1 - self._share) * chance + np.finfo(np.float64).tiny)
-        return np.bincount(passages.owner, expected, count)
+        return np.bincount(passages.owner, expected, count).astype(np.float64)
 
     def _chance(
         self, passages: Passages, asked: Sequence[str], families: Mapping[str, list[int]]
@@ -207,6 +208,9 @@ class LanguageGate:
             likely = np.minimum(np.exp(found).sum(1), 1.0)
             # The model hardly trusts languages of which it has seen little.
             trust = np.sqrt(max(1.0, _COMMON / self._model.frequencies[families[code][0]]))
+            if code == "ja":  # hardly a clause of Japanese is without kana, and the model does not know that
+                no_kana = (passages.scripts[rows] & KANA == 0) & (passages.letters[rows] >= _CLAUSE)
+                likely = np.where(no_kana, likely * _WITHOUT_KANA, likely)
             chance[rows] = trust * likely / (trust * likely + 1 - likely)
         return chance
 
@@ -277,7 +281,7 @@ def _cut_into_passages(units: Units, kept: NDArray[np.bool_], texts: int, length
 
 def _estimate_foreign(
     in_language: NDArray[np.float64],
-    others: NDArray[np.float32],
+    others: NDArray[np.floating],
     weights: NDArray[np.float64],
     owner: NDArray[np.int64],
     scale: _Scale,
@@ -313,7 +317,8 @@ def _estimate_foreign(
         share /= share.sum(1, keepdims=True)
         mixed = chance * share[owner]
         expected = sum_rows(mixed / mixed.sum(1, keepdims=True) * weights[:, None], starts)
-    return expected[:, 1:].sum(1)
+    found: NDArray[np.float64] = expected[:, 1:].sum(1)
+    return found
 
 
 @dataclass(frozen=True)

@@ -146,10 +146,12 @@ class LanguageModel:
         # A path turns right at a node with the probability sigmoid(s) and left with sigmoid(-s), and
         # log sigmoid(-s) = log sigmoid(s) - s.
         scores = hidden @ self._tree[nodes].T
-        np.clip(scores, -80, 80, out=scores)
+        softplus = np.abs(scores)  # log(1 + exp(-s)) = max(-s, 0) + log(1 + exp(-|s|)), which cannot overflow
         for step in (np.negative, np.exp, np.log1p):
-            step(scores, out=scores)
-        return -(scores @ on_path[nodes]) - hidden @ left_sum
+            step(softplus, out=softplus)
+        softplus -= np.minimum(scores, 0)
+        found: Floats = -(softplus @ on_path[nodes]) - hidden @ left_sum
+        return found
 
     # -- vectors of words ----------------------------------------------------------------------------------------------
 
@@ -191,9 +193,8 @@ class LanguageModel:
         if self._used + units > len(self._sums):  # a single call with more than the cache holds
             grown = self._used + units
             self._sums = np.resize(self._sums, (grown, self._sums.shape[1]))
-            self._counts, self._letters, self._scripts = (
-                np.resize(one, grown) for one in (self._counts, self._letters, self._scripts)
-            )
+            self._counts = np.resize(self._counts, grown)
+            self._letters, self._scripts = np.resize(self._letters, grown), np.resize(self._scripts, grown)
         here = slice(self._used, self._used + units)
         self._sums[here], self._counts[here] = sums, counts
         self._letters[here] = np.add.reduceat((script > 0).astype(np.int64), starts)
@@ -237,20 +238,27 @@ def sum_rows(values: NDArray[Any], starts: Ints) -> NDArray[Any]:
     """
     ends = np.append(starts, len(values))
     ones = np.ones(len(values), values.dtype)
-    return csr_matrix((ones, np.arange(len(values)), ends), (len(starts), len(values))) @ values
+    sums: NDArray[Any] = csr_matrix((ones, np.arange(len(values)), ends), (len(starts), len(values))) @ values
+    return sums
+
+
+def _continuation(codes: Ints, shift: int) -> Ints:
+    return 0x80 | (codes >> shift) & 0x3F
 
 
 def _utf8(codes: Ints) -> tuple[list[NDArray[np.uint32]], Ints]:
     """The up to four UTF-8 bytes of each code point, sign-extended to 32 bits, and how many there are."""
     sizes = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
-    low = lambda shift: 0x80 | (codes >> shift) & 0x3F  # noqa: E731
     lead = np.select(
         [sizes == 1, sizes == 2, sizes == 3], [codes, 0xC0 | codes >> 6, 0xE0 | codes >> 12], 0xF0 | codes >> 18
     )
-    second = np.select([sizes == 2, sizes == 3], [low(0), low(6)], low(12))
-    third = np.where(sizes == 3, low(0), low(6))
+    second = np.select(
+        [sizes == 2, sizes == 3], [_continuation(codes, 0), _continuation(codes, 6)], _continuation(codes, 12)
+    )
+    fourth = _continuation(codes, 0)
+    third = np.where(sizes == 3, fourth, _continuation(codes, 6))
     signed = [
-        np.where(byte >= 0x80, byte | 0xFFFFFF00, byte).astype(np.uint32) for byte in (lead, second, third, low(0))
+        np.where(byte >= 0x80, byte | 0xFFFFFF00, byte).astype(np.uint32) for byte in (lead, second, third, fourth)
     ]
     return signed, sizes
 

@@ -25,8 +25,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.command == "show":
         _show(args)
         return
-    if min(args.seeds, args.steps, args.questions) < 1:
-        parser.error("--seeds, --steps and --questions must be at least 1")
+    if min(args.seeds, args.steps, args.questions, args.processes) < 1:
+        parser.error("--seeds, --steps, --questions and --processes must be at least 1")
     _simulate(args)
 
 
@@ -42,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     simulated.add_argument("--seeds", type=int, default=20, help="runs of each strategy in each world (default 20)")
     simulated.add_argument("--steps", type=int, default=64, help="policy steps (default 64, as published)")
     simulated.add_argument("--questions", type=int, default=64, help="questions in each step (default 64)")
+    simulated.add_argument("--processes", type=int, default=1, help="runs at the same time (default 1)")
     simulated.add_argument("--json", action="store_true", help="end with one line of JSON")
     return parser
 
@@ -59,7 +60,7 @@ def _show(args: argparse.Namespace) -> None:
 
 def _simulate(args: argparse.Namespace) -> None:
     began = time.monotonic()
-    found = compare.compare(args.worlds, args.strategies, args.seeds, args.steps, args.questions)
+    found = compare.compare(args.worlds, args.strategies, args.seeds, args.steps, args.questions, args.processes)
     print(compare.table(found, began))
     if args.json:
         print(json.dumps({"name": "router-simulation", "rows": compare.rows(found)}))

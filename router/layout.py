@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from router.observations import Array, Context, Integers
 
@@ -60,6 +61,36 @@ class Layout:
                         row[place] = 1 / len(names)
             others[PAIR] = bool(topics) and bool(regions)
         return weights, rest
+
+    def features(self, contexts: Sequence[Context]) -> Features:
+        """What applies to each of C contexts, observed or not."""
+        pair = np.array([self.pairs.get(one[1:], -1) for one in contexts], np.intp)
+        known = pair >= 0
+        joint, rest = np.zeros((len(contexts), len(self.kind))), np.empty((len(contexts), 5))
+        weights = joint[:, : self.weights.shape[1]]
+        weights[known], rest[known] = self.weights[pair[known]], self.rest[pair[known]]
+        if not known.all():
+            weights[~known], rest[~known] = self.of([contexts[new][1:] for new in np.flatnonzero(~known).tolist()])
+        question = np.array([self.questions.get(one.language, -1) for one in contexts], np.intp)
+        joint[(question >= 0).nonzero()[0], self.weights.shape[1] + question[question >= 0]] = 1
+        unmet = (question < 0) & [one.language != "" for one in contexts]
+        return Features(joint, rest, pair, unmet)
+
+
+class Features(NamedTuple):
+    """The terms that apply to contexts.
+
+    Attributes:
+        joint: [C, R + Q] the weights of the joint terms.
+        rest: [C, 5] as :attr:`Layout.rest`.
+        pair: [C] the index of each context's pair; -1 where it was never observed.
+        unmet: [C] whether the context has a language of which there is no term.
+    """
+
+    joint: Array
+    rest: Array
+    pair: Integers
+    unmet: NDArray[np.bool_]
 
 
 def rows_of(context: Context) -> list[str]:

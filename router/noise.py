@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from router.observations import Array, Context, Integers
+from router.observations import Array, Context
 
 _GUESS = 0.25  # both standard deviations, until some rewards were seen
 _STEADY = 0.97  # the share of its evidence that an estimate keeps with each update
@@ -62,7 +62,7 @@ class Noise:
         self._questions *= _STEADY
 
     def learn(
-        self, table: int, contexts: Sequence[Context], squares: Array, freedom: Array, easy: Array, size: Integers
+        self, table: int, contexts: Sequence[Context], squares: Array, freedom: Array, easy: Array, size: Array
     ) -> None:
         """Adds what a batch tells.
 
@@ -76,9 +76,12 @@ class Noise:
         """
         both = np.stack([squares, freedom], axis=1)  # [C, 2, L]
         self._of(_EVERYWHERE)[table] += both.sum(0)
-        for context, seen in zip(contexts, both, strict=True):
-            for topic in context.topics:
-                self._of(topic)[table] += seen
+        by_topics = {topics: place for place, topics in enumerate(dict.fromkeys(one.topics for one in contexts))}
+        seen = np.zeros((len(by_topics), *both.shape[1:]))
+        np.add.at(seen, [by_topics[one.topics] for one in contexts], both)
+        for topics, place in by_topics.items():
+            for topic in topics:
+                self._of(topic)[table] += seen[place]
         beyond = float((easy**2 - self.answers[table] / size).sum())
         self._questions[table] += [max(beyond, 0.0) + _LEAST, len(easy)]
 

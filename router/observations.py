@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeAlias
 
@@ -61,7 +62,7 @@ class Batch:
     contexts: list[Context]  # the C distinct ones, in the order in which they first occurred
     arms: int  # L
     context: Integers  # [n] index into contexts
-    group: Integers  # [n] index of the question
+    group: Integers  # [n] index of the question; it never falls
     arm: Integers  # [n] index of the language
     reward: Array  # [n]
     compliant: NDArray[np.bool_]  # [n]
@@ -103,6 +104,30 @@ class Batch:
                     f"language {languages[other]!r} of a rollout is neither its question's nor among {' '.join(arms)}"
                 )
         return batch.without(outside) if len(outside) else batch
+
+    @cached_property
+    def cell(self) -> Integers:
+        """[n] The index of each rollout's context and arm in a flattened [C, L]."""
+        return self.context * self.arms + self.arm
+
+    @cached_property
+    def pair(self) -> Integers:
+        """[n] A number for each rollout's question and arm; those that occur are numbered in the order of questions."""
+        every = self.group * self.arms + self.arm
+        occurs = np.zeros(int(every.max(initial=-1)) + 1, np.bool_)
+        occurs[every] = True
+        number: Integers = (occurs.cumsum() - 1)[every]
+        return number
+
+    @cached_property
+    def size(self) -> Integers:
+        """The number of rollouts of each question that has any."""
+        return np.diff(self.first, append=len(self.arm))
+
+    @cached_property
+    def first(self) -> Integers:
+        """The index of each question's first rollout."""
+        return np.flatnonzero(np.diff(self.group, prepend=-1))
 
     def without(self, rollouts: Integers) -> Batch:
         """The batch without the rollouts at these indices."""

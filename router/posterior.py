@@ -28,9 +28,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from router.layout import OWN, PAIR, REGION, SHARED, TOPIC, Layout, rows_of
+from router.layout import OWN, PAIR, REGION, SHARED, TOPIC, Features, Layout, rows_of
 from router.noise import Noise
 from router.observations import Array, Batch, Context
 
@@ -72,37 +71,28 @@ class Fit:
     pair: Array
 
     def predict(
-        self, contexts: Sequence[Context], own_language: bool, variances_of: slice = slice(None)
+        self, seen: Features, own_language: bool, variances_of: slice = slice(None)
     ) -> tuple[Array, Array | None]:
         """The mean of the sum of each arm's terms [C, A], and, with a covariance, the variances of some of them.
 
         What was never observed has its prior variance, and a mean of 0.
         """
-        layout = self.layout
-        place = np.array([layout.pairs.get(one[1:], -1) for one in contexts], np.intp)
-        known = place >= 0
-        weights, rest = np.empty((len(contexts), len(layout.rows) + 1)), np.empty((len(contexts), 5))
-        weights[known], rest[known] = layout.weights[place[known]], layout.rest[place[known]]
-        if not known.all():
-            weights[~known], rest[~known] = layout.of([contexts[new][1:] for new in np.flatnonzero(~known).tolist()])
-        speaks = np.array([layout.questions.get(one.language, -1) for one in contexts], np.intp)
-        asked = (speaks[:, None] == np.arange(len(layout.questions))).astype(np.float64)
-        features = np.concatenate([weights, asked], axis=1)
-        mean = features @ self.mean.T
-        mean[known] += self.pair[:, place[known]].T
+        rows, known = self.layout.weights.shape[1], seen.pair >= 0
+        place = seen.pair[known]
+        mean = seen.joint @ self.mean.T
+        mean[known] += self.pair[:, place].T
         if self.covariance is None:
             return mean, None
-        of_pair = _of_pairs(self.variances[variances_of], rest)
+        of_pair = _of_pairs(self.variances[variances_of], seen.rest)
         precision = 1 / of_pair
-        precision[:, known] = self.weight[variances_of, place[known]]
+        precision[:, known] = self.weight[variances_of, place]
         # the joint terms, less what the pair's own term takes back when they change
-        every = np.repeat(features[None], len(precision), axis=0)
-        every[:, :, : weights.shape[1]] *= (1 / (of_pair * precision))[:, :, None]
-        every[:, known, weights.shape[1] :] -= self.told[variances_of, place[known]] / precision[:, known, None]
+        every = np.repeat(seen.joint[None], len(precision), axis=0)
+        every[:, :, :rows] *= (1 / (of_pair * precision))[:, :, None]
+        every[:, known, rows:] -= self.told[variances_of, place] / precision[:, known, None]
         variance = ((every @ self.covariance[variances_of]) * every).sum(2) + 1 / precision
         if own_language:
-            new = np.array([bool(one.language) for one in contexts]) & (speaks < 0)
-            variance[:, new] += self.variances[variances_of, OWN, None]
+            variance[:, seen.unmet] += self.variances[variances_of, OWN, None]
         return mean, variance.T
 
 
@@ -209,12 +199,18 @@ class Beliefs:
         return mean
 
     def _predict(
-        self, table: int, fit: Fit, contexts: Sequence[Context], variances_of: slice = slice(None)
+        self,
+        table: int,
+        fit: Fit,
+        contexts: Sequence[Context],
+        seen: Features,
+        variances_of: slice = slice(None),
     ) -> tuple[Array, Array | None]:
         """As :meth:`Fit.predict`, with the prior means of terms that are not among the joint ones."""
-        mean, variance = fit.predict(contexts, self._own_language, variances_of)
+        mean, variance = fit.predict(seen, self._own_language, variances_of)
         layout, initial = fit.layout, self._initial if table == QUALITY else {}
-        for row, context in zip(mean, contexts, strict=True):
+        some = range(len(contexts)) if initial else np.flatnonzero(seen.unmet).tolist()
+        for row, context in ((mean[place], contexts[place]) for place in some):
             if self._own_language and context.language not in layout.questions:
                 row += initial.get(f"question:{context.language}", 0.0)
                 if context.language in self._arm:
@@ -231,8 +227,9 @@ class Beliefs:
         The worth is ``quality (1 - weight (1 - compliance))``, with a weight of 1 the expected reward. The variance is
         that of this product to first order, without that of the level, which all languages share.
         """
+        seen = self._layout.features(contexts)
         (quality, of_quality), (compliance, of_compliance) = (
-            self._predict(table, self._fits[table], contexts) for table in (QUALITY, COMPLIANCE)
+            self._predict(table, self._fits[table], contexts, seen) for table in (QUALITY, COMPLIANCE)
         )
         assert of_quality is not None and of_compliance is not None
         if self._own_language:
@@ -257,14 +254,14 @@ class Beliefs:
     def update(self, batch: Batch, steps: int) -> None:
         """Learns from the rollouts of so many policy steps."""
         self._noise.fade()
-        everyone = np.ones_like(batch.compliant)
+        compliant, seen = batch.compliant.astype(np.float64), self._layout.features(batch.contexts)
         told = [
-            self._tell(QUALITY, batch, batch.reward, batch.compliant),
-            self._tell(COMPLIANCE, batch, batch.compliant.astype(np.float64), everyone),
+            self._tell(QUALITY, batch, seen, batch.reward, compliant),
+            self._tell(COMPLIANCE, batch, seen, compliant, np.ones_like(compliant)),
         ]
         self._unjudged += steps
         if self._unjudged >= _JUDGED:
-            self._judge_rates(batch.contexts, told)
+            self._judge_rates(batch.contexts, seen, told)
             self._unjudged = 0
         self._add(batch.contexts, told, steps)
         cell = np.array([self._contexts[context] for context in batch.contexts], np.intp)[batch.context] * self._arms
@@ -274,7 +271,7 @@ class Beliefs:
             self._fits[table] = self._centred(table, self._fit(table, self.rate, covariance=True))
             self._estimate(table)
 
-    def _tell(self, table: int, batch: Batch, values: Array, kept: NDArray[np.bool_]) -> tuple[Array, Array]:
+    def _tell(self, table: int, batch: Batch, seen: Features, values: Array, kept: Array) -> tuple[Array, Array]:
         """What the rollouts of a batch tell of the arms in each context.
 
         The ease of a question is estimated from all of its rollouts under the present means. A rollout in l then tells
@@ -283,31 +280,27 @@ class Beliefs:
         Args:
             table: quality or compliance.
             batch: the rollouts.
+            seen: the terms of its contexts.
             values: [n] their values.
-            kept: [n] those that count.
+            kept: [n] 1 for those that count, and 0 for the others.
 
         Returns:
             Information, and information times value: both [C, A].
         """
-        mean, of_level = self._predict(table, self._fits[table], batch.contexts, variances_of=slice(-1, None))
+        mean, of_level = self._predict(table, self._fits[table], batch.contexts, seen, slice(-1, None))
         assert of_level is not None
         noise, shape = self._noise.answers[table], (len(batch.contexts), self._arms)
-        context, arm = batch.context[kept], batch.arm[kept]
-        group = batch.group[kept]
-        present = np.bincount(group) > 0
-        group = (present.cumsum() - 1)[group]
-        of_group = np.zeros(np.count_nonzero(present), np.intp)
-        of_group[group] = context
-        cell = context * self._arms + arm
-        error = values[kept] - (mean[:, :-1] + mean[:, -1:]).ravel()[cell]
-        weight = self._noise.weights(table, batch.contexts).ravel()[cell]
-        total, size = np.bincount(group, weight), np.bincount(group)
-        average = np.bincount(group, weight * error) / total
+        cell, first, size = batch.cell, batch.first, batch.size
+        of_group = batch.context[first]
+        error = values - (mean[:, :-1] + mean[:, -1:]).ravel()[cell]
+        weight = self._noise.weights(table, batch.contexts).ravel()[cell] * kept
+        total = np.maximum(np.add.reduceat(weight, first), 1e-12)
+        average = np.add.reduceat(weight * error, first) / total
         ease = self._noise.questions[table]
         known = total + noise / (ease + of_level[of_group, 0])
-        rest = error - (total / known * average)[group]
-        pair = group * self._arms + arm
-        information = weight * (1 - np.bincount(pair, weight)[pair] / known[group])
+        rest = error - (total / known * average).repeat(size)
+        same = np.bincount(batch.pair, weight)[batch.pair]  # the weight of the question's rollouts in this language
+        information = weight - weight * same * (1 / known).repeat(size)
         about_level = noise / (ease + noise / total)
 
         def by_cell(each: Array) -> Array:
@@ -318,11 +311,14 @@ class Beliefs:
 
         told = np.column_stack([by_cell(information), by_context(about_level)])
         beyond = np.column_stack([by_cell(information * rest), by_context(about_level * average)])
-        squares = by_cell((error - average[group]) ** 2)
-        self._noise.learn(table, batch.contexts, squares, by_cell(1 - 1 / size[group]), average, size)
+        number = np.add.reduceat(kept, first)
+        some = number > 0
+        squares = by_cell(kept * (error - average.repeat(size)) ** 2)
+        free = by_cell(kept * (1 - 1 / np.maximum(number, 1)).repeat(size))
+        self._noise.learn(table, batch.contexts, squares, free, average[some], number[some])
         return told, beyond + told * mean
 
-    def _judge_rates(self, contexts: Sequence[Context], told: Sequence[tuple[Array, Array]]) -> None:
+    def _judge_rates(self, contexts: Sequence[Context], seen: Features, told: Sequence[tuple[Array, Array]]) -> None:
         """Believes the rate whose means are nearest to what was told lately, apart from what all languages share."""
         self._error *= _STEADY
         for table, (information, sums) in enumerate(told):
@@ -330,7 +326,7 @@ class Beliefs:
             values = sums[:, :-1] / np.maximum(information, 1e-12)
             for rate in range(len(KEEP)):
                 fit = self._fits[table] if rate == self.rate else self._fit(table, rate, covariance=False)
-                off = values - self._predict(table, fit, contexts)[0][:, :-1]
+                off = values - self._predict(table, fit, contexts, seen)[0][:, :-1]
                 of_all = (information * off).sum(1) / np.maximum(information.sum(1), 1e-12)
                 self._error[rate] += (information * (off - of_all[:, None]) ** 2).sum() / self._noise.answers[table]
         self.rate = int((self._error + _DOUBT * np.arange(len(KEEP))).argmin())

@@ -128,9 +128,11 @@ class Router:
         if not contexts:
             return []
         fixed = [fixed_languages(self._config, context.language, context.topics) for context in contexts]
-        self._compute_distributions(dict.fromkeys(contexts))
+        index = {context: place for place, context in enumerate(dict.fromkeys(contexts))}
+        self._compute_distributions(index)
         sizes = [self._config.rollouts - len(languages) for languages in fixed]
-        weights, numbers = np.array([self._distributions[context] for context in contexts]), np.array(sizes, np.intp)
+        numbers = np.array(sizes, np.intp)
+        weights = np.array([self._distributions[context] for context in index])[[index[one] for one in contexts]]
         if self._believes:
             arms = stratified(weights, numbers, self._config.rollouts, self._random)
         else:

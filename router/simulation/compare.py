@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -81,17 +83,29 @@ def play(name: str, strategy: str, seed: int, steps: int, batch: int) -> Outcome
 
 
 def compare(
-    worlds: Sequence[str], strategies: Sequence[str], seeds: int, steps: int, batch: int
+    worlds: Sequence[str], strategies: Sequence[str], seeds: int, steps: int, batch: int, processes: int = 1
 ) -> dict[str, dict[str, list[Outcome]]]:
     """Plays every strategy in every world with the seeds 0, 1, ...; the seeds are the same for all, so outcomes pair.
+
+    Args:
+        worlds: names in ``WORLDS``.
+        strategies: names in ``STRATEGIES``.
+        seeds: how many runs each strategy has in each world.
+        steps: policy steps of a run.
+        batch: questions in each step.
+        processes: how many run at the same time; 1 runs them here.
 
     Returns:
         By world and strategy the outcome of each seed.
     """
-    return {
-        name: {one: [play(name, one, seed, steps, batch) for seed in range(seeds)] for one in strategies}
-        for name in worlds
-    }
+    runs = [(name, one, seed, steps, batch) for name in worlds for one in strategies for seed in range(seeds)]
+    if processes > 1:
+        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+            played = list(pool.map(play, *zip(*runs, strict=True)))
+    else:
+        played = [play(*run) for run in runs]
+    outcomes = iter(played)
+    return {name: {one: [next(outcomes) for _ in range(seeds)] for one in strategies} for name in worlds}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def main(
     warm_start_steps: Annotated[
         int | None,
         typer.Option(
-            help="Steps of the warm start; fewer are faster and teach less. Default: 700, or 1400 with headers."
+            help="Steps of the warm start; fewer are faster and teach less. Default: 1000, or 1400 with headers."
         ),
     ] = None,
 ) -> None:
@@ -120,7 +120,7 @@ def main(
     ]
     directory = load(settings).run.dir  # read now, so that a wrong flag is an error before the preparation
     # A policy that chooses its language learns headers and thoughts besides the facts, and takes longer.
-    warm_start = ["--style", style, "--steps", str(warm_start_steps or (1400 if style == "select" else 700))]
+    warm_start = ["--style", style, "--steps", str(warm_start_steps or (1400 if style == "select" else 1000))]
     try:
         prepare(world, policy, seed, warm_start)
         prepared = time.monotonic()

@@ -245,7 +245,7 @@ def test_pivot_compares_with_a_column_and_languages_are_told_of_both_parts() -> 
 
 
 def test_the_command_scores_good_rows_and_names_bad_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "question": "?",
             "reference": SENTENCES["en"],

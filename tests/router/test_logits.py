@@ -220,7 +220,7 @@ def test_the_posterior_is_that_of_regression_on_all_terms(own: bool, rng: np.ran
     beliefs = bandit._beliefs
     for table in (QUALITY, COMPLIANCE):
         fit = beliefs._fit(table, beliefs.rate, covariance=True)
-        found, variance = fit.predict(list(beliefs._contexts), own_language=own)
+        found, variance = fit.predict(fit.layout.features(list(beliefs._contexts)), own_language=own)
         assert variance is not None
         for arm in range(len(LANGUAGES) + 1):
             index, x, mean, covariance = explicit(bandit, table, arm)

@@ -180,10 +180,12 @@ def test_show_reads_logs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureF
 def test_simulate_ends_with_one_line_of_json() -> None:
     arguments = ["--worlds", "topic", "--strategies", "posterior", "reference", "--seeds", "2", "--steps", "10"]
     done = subprocess.run(
-        [sys.executable, "-m", "router", "simulate", *arguments, "--json"],
+        [sys.executable, "-m", "router", "simulate", *arguments, "--processes", "2", "--json"],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["name"] == "router-simulation" and len(found["rows"]) == 2
     assert set(found["rows"][0]) == {"metric", "value", "unit", "baseline", "ratio", "goal", "ok"}
+    here = [simulate.play("topic", "reference", seed, 10, 64).regret for seed in range(2)]
+    assert found["rows"][1]["value"] == pytest.approx(np.mean(here), rel=1e-12), "processes change nothing"
