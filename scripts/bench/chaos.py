@@ -93,12 +93,14 @@ class Cluster:
             )  # fmt: skip
 
     def restart_dead(self) -> bool:
-        """Starts processes again that have died. Returns whether the learner has finished."""
+        """Starts processes again that have ended. Returns whether the learner has finished.
+
+        An actor ends by itself when the learner is interrupted, and is needed again when that resumes.
+        """
+        if self.processes["learner"].poll() == 0:
+            return True
         for name, process in self.processes.items():
-            code = process.poll()
-            if code == 0 and name == "learner":
-                return True
-            if code:
+            if process.poll() is not None:
                 self.restarts[name] += 1
                 self._start(name)
         return False
