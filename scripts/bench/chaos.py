@@ -93,12 +93,15 @@ class Cluster:
             )  # fmt: skip
 
     def restart_dead(self) -> bool:
-        """Starts processes again that have died. Returns whether the learner has finished."""
+        """Starts processes again that have ended. Returns whether the learner has finished.
+
+        A learner that is interrupted tells the actors that the run is over, and they end without an error.
+        """
         for name, process in self.processes.items():
             code = process.poll()
             if code == 0 and name == "learner":
                 return True
-            if code:
+            if code is not None:
                 self.restarts[name] += 1
                 self._start(name)
         return False

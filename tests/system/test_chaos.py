@@ -17,6 +17,7 @@ def survives(engine: str, events: int, seed: int, directory: Path) -> None:
     command = [sys.executable, "-m", "scripts.bench.chaos", "--engine", engine, "--events", str(events)]
     command += ["--seed", str(seed), "--dir", str(directory), "--json"]
     done = processes.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, (found, done.stderr)
     assert (found["events"], found["lost"], found["doubled"], found["failed"]) == (events, 0, 0, 0)
