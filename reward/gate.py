@@ -49,6 +49,9 @@ _TOGETHER = 0.25  # share of long passages that cannot be mistakes
 _CLAUSE, _WITHOUT_KANA = 8, 0.02  # letters of a clause, and how seldom such a one has no kana
 _UNTOLD = 3.5  # nobody can tell the language of so few letters
 _LEAST = 1e-6  # least probability of the language asked for in a passage
+# In a sentence or two names are much of the text, and a share cannot be estimated. So short a text is what the whole of
+# it is taken for, unless it begins or ends with so many letters that are clearly in another language.
+_SENTENCE, _CLEAR_END, _CLEARLY = 80, 20, 0.7
 _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
 
 
@@ -105,7 +108,8 @@ class LanguageGate:
 
         Letters of a script that the language is not written in are foreign. The others are read in passages of about
         ten letters. A text is accepted at once where few of them are more probably foreign. Elsewhere the shares of all
-        languages in the text are estimated, see :func:`_estimate_foreign`.
+        languages in the text are estimated, see :func:`_estimate_foreign`; a text of a sentence or two is judged as a
+        whole and by its ends.
 
         A text without letters that has digits, as a bare number, is in any language.
         """
@@ -133,7 +137,14 @@ class LanguageGate:
         best = chances.argmax(1)
         certain = has_letters & (chances.max(1, initial=0) >= max(self._min_probability, 1e-12))
 
-        foreign = self._foreign_letters(units, asked, families, letters, allowed) / np.maximum(letters, 1)
+        found = self._foreign_letters(units, asked, families, letters, allowed)
+        for row in np.flatnonzero(certain & (letters < _SENTENCE) & (found > self._share * letters)):
+            family = families[asked[row]]
+            if best[row] in family and not self._ends_in_another(units, row, family):
+                mine = units.owner == row
+                elsewhere = (units.scripts[mine] & ~scripts_of_language(asked[row])) != 0
+                found[row] = units.letters[mine][elsewhere].sum()
+        foreign = found / np.maximum(letters, 1)
         judgements = []
         for row, code in enumerate(asked):
             named = languages[best[row]] if certain[row] else ""
@@ -141,6 +152,17 @@ class LanguageGate:
             matches = bool(code) and (wordless or (bool(named) and bool(foreign[row] <= self._share)))
             judgements.append(Judgement(code if matches and named else named, float(foreign[row]), matches))
         return judgements
+
+    def _ends_in_another(self, units: Units, text: int, family: list[int]) -> bool:
+        """Whether the beginning or the end of a text is clearly in one other language."""
+        rows = np.flatnonzero(units.owner == text)
+        for ordered in (rows, rows[::-1]):
+            sums, counts = units.sums[ordered].cumsum(0), units.counts[ordered].cumsum(0)
+            chances = np.exp(self._model.log_probabilities(sums, counts))
+            chances[:, family] = 0
+            if ((chances.max(1) >= _CLEARLY) & (units.letters[ordered].cumsum() >= _CLEAR_END)).any():
+                return True
+        return False
 
     def _foreign_letters(
         self,

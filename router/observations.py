@@ -111,13 +111,11 @@ class Batch:
         return self.context * self.arms + self.arm
 
     @cached_property
-    def pair(self) -> Integers:
-        """[n] A number for each rollout's question and arm; those that occur are numbered in the order of questions."""
-        every = self.group * self.arms + self.arm
-        occurs = np.zeros(int(every.max(initial=-1)) + 1, np.bool_)
-        occurs[every] = True
-        number: Integers = (occurs.cumsum() - 1)[every]
-        return number
+    def same(self) -> tuple[Array, Array]:
+        """[n] and [n] The number of compliant, and of all, rollouts of the same question in the same arm."""
+        pair = self.group * self.arms + self.arm
+        compliant, every = np.bincount(pair, self.compliant), np.bincount(pair).astype(np.float64)
+        return compliant[pair], every[pair]
 
     @cached_property
     def size(self) -> Integers:
@@ -128,6 +126,11 @@ class Batch:
     def first(self) -> Integers:
         """The index of each question's first rollout."""
         return np.flatnonzero(np.diff(self.group, prepend=-1))
+
+    def build_columns(self) -> Batch:
+        """Computes what is otherwise computed when it is first asked for."""
+        _ = self.cell, self.same, self.size
+        return self
 
     def without(self, rollouts: Integers) -> Batch:
         """The batch without the rollouts at these indices."""

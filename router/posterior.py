@@ -299,8 +299,8 @@ class Beliefs:
         ease = self._noise.questions[table]
         known = total + noise / (ease + of_level[of_group, 0])
         rest = error - (total / known * average).repeat(size)
-        same = np.bincount(batch.pair, weight)[batch.pair]  # the weight of the question's rollouts in this language
-        information = weight - weight * same * (1 / known).repeat(size)
+        # of a question's rollouts those in the same language weigh the same
+        information = weight * (1 - weight * batch.same[table] * (1 / known).repeat(size))
         about_level = noise / (ease + noise / total)
 
         def by_cell(each: Array) -> Array:

@@ -198,7 +198,7 @@ class Router:
         Raises:
             ValueError: an observation is impossible. The router is then as before.
         """
-        self._buffer.append(Batch.of(observations, self._arms))
+        self._buffer.append(Batch.of(observations, self._arms).build_columns())
         self._step += 1
         self._distributions.clear()
         if self._step % self._config.interval == 0:

@@ -95,10 +95,7 @@ def main(
     actors: Annotated[int, typer.Option(help="Actor processes.")] = 2,
     cache: Annotated[Path, typer.Option(help="Where world and warm-started policy are kept.")] = _ROOT / ".cache",
     warm_start_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Steps of the warm start; fewer are faster and teach less. Default: 1000, or 1400 with headers."
-        ),
+        int | None, typer.Option(help="Steps of the warm start; fewer are faster and teach less.")
     ] = None,
 ) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -119,8 +116,7 @@ def main(
         *context.args,
     ]
     directory = load(settings).run.dir  # read now, so that a wrong flag is an error before the preparation
-    # A policy that chooses its language learns headers and thoughts besides the facts, and takes longer.
-    warm_start = ["--style", style, "--steps", str(warm_start_steps or (1400 if style == "select" else 1000))]
+    warm_start = ["--style", style, *(("--steps", str(warm_start_steps)) if warm_start_steps else ())]
     try:
         prepare(world, policy, seed, warm_start)
         prepared = time.monotonic()

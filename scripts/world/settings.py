@@ -20,7 +20,7 @@ class Settings:
     favourite: str = "en"  # the language whose header is always a part of what is learned
     others: float = 0.1  # how often the header of another language is learned; else it is a part of the prompt
     unseen: str = "pt,ru"  # languages, separated by commas, whose header is always a part of the prompt
-    steps: int = 1000
+    steps: int = 1500
     batch: int = 16  # sequences a step
     lr: float = 4e-3  # peak; warmed up over 50 steps, then a cosine to a twentieth
     weight_decay: float = 0.05

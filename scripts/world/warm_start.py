@@ -3,7 +3,7 @@
 ``python -m scripts.world.warm_start --world DIR --out MODEL_DIR [--seed 0] [--steps N]`` writes an ordinary Hugging
 Face directory: a byte-level BPE tokenizer with a chat template and a tag for each language, and a model of the
 Qwen3 architecture, fine-tuned on ``warm_start.parquet`` of the world. A finished directory of the same world and
-settings is reused.
+settings is reused. The policy of the default world and settings comes with the code, in ``shipped_policy``.
 
 With ``--style select`` the policy first names a language in a header, most often the favourite, then thinks in that
 language and answers in a word.
@@ -15,6 +15,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +29,7 @@ from scripts.ops.command_line import command
 from scripts.world.settings import Settings, Style
 
 _FINGERPRINT = "warm_start.json"  # written last, so that a directory that holds it is complete
+_SHIPPED = Path(__file__).parent / "shipped_policy"  # made by this command with its defaults
 _DEFAULT = Settings()
 
 
@@ -49,6 +52,8 @@ def fingerprint(world: Path, settings: Settings) -> dict[str, Any]:
 def make_policy(world: Path, out: Path, settings: Settings) -> bool:
     """Trains and writes the policy unless ``out`` holds it already. Blocks until that is done.
 
+    The policy that comes with the code is copied, if it was made from the same world with the same settings.
+
     When it is interrupted, ``out`` stays as it was.
 
     Returns:
@@ -63,6 +68,11 @@ def make_policy(world: Path, out: Path, settings: Settings) -> bool:
             raise FatalError(f"{out} exists and is no warm-started policy; remove it or choose another --out")
         if json.loads((out / _FINGERPRINT).read_text(encoding="utf-8")) == wanted:
             return False
+    shipped = _SHIPPED / _FINGERPRINT
+    if shipped.is_file() and json.loads(shipped.read_text(encoding="utf-8")) == wanted:
+        with _replaced(out) as partial:
+            shutil.copytree(_SHIPPED, partial, dirs_exist_ok=True)
+        return False
     import torch  # slow to import, like what follows, and not needed for a policy that is there
 
     from scripts.world.policy import build_model
@@ -84,19 +94,26 @@ def make_policy(world: Path, out: Path, settings: Settings) -> bool:
     model = build_model(tokenizer, settings)
     print(f"warm start: {model.num_parameters() / 1e6:.1f}M parameters, {len(rows)} (fact, language) pairs", flush=True)
     train(model, examples(rows, tokenizer, settings), settings)
+    with _replaced(out) as partial:
+        model.to(torch.bfloat16).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / _FINGERPRINT).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    return True
+
+
+@contextmanager
+def _replaced(out: Path) -> Iterator[Path]:
+    """Yields a directory to write into, which takes the place of ``out`` afterwards, unless writing fails."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / _FINGERPRINT).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        yield partial
         if out.exists():
             shutil.rmtree(out)
         partial.chmod(0o755)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return True
 
 
 @command()
