@@ -138,7 +138,7 @@ class LanguageGate:
         certain = has_letters & (chances.max(1, initial=0) >= max(self._min_probability, 1e-12))
 
         found = self._foreign_letters(units, asked, families, letters, allowed)
-        for row in np.flatnonzero(certain & (letters < _SENTENCE) & (found > self._share * letters)):
+        for row in np.flatnonzero(certain & (letters < _SENTENCE) & (found > self._share * letters)).tolist():
             family = families[asked[row]]
             if best[row] in family and not self._ends_in_another(units, row, family):
                 mine = units.owner == row

@@ -95,7 +95,7 @@ def make_policy(world: Path, out: Path, settings: Settings) -> bool:
     print(f"warm start: {model.num_parameters() / 1e6:.1f}M parameters, {len(rows)} (fact, language) pairs", flush=True)
     train(model, examples(rows, tokenizer, settings), settings)
     with _replaced(out) as partial:
-        model.to(torch.bfloat16).save_pretrained(partial)
+        model.bfloat16().save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / _FINGERPRINT).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     return True

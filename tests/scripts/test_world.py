@@ -161,7 +161,7 @@ def test_warm_start_writes_a_policy_once(
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert model.config.tie_word_embeddings and model.config.max_position_embeddings >= 512
-    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_warm_start_leaves_other_directories_alone(built: Path, tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 STEPS, GROUPS = 15, 4
-WARM_START_STEPS = "100"
 SUMMARY = (
     "steps", "groups_trained", "questions_lost", "questions_duplicated", "staleness_max", "staleness_mean",
     "staleness_bound", "reward_before", "reward_after", "heldout_before", "heldout_after", "compliance_before",
@@ -53,8 +52,7 @@ class Demo:
         ports = ["--learner.address", f"ipc://{run_dir}.queue", "--reward.addresses", f'["ipc://{run_dir}.reward"]']
         command = [*launcher, "--cache", str(cache), "--run-dir", str(run_dir)]
         command += ["--learner.record", str(run_dir / "record")]
-        command += ["--steps", str(STEPS), "--warm-start-steps", WARM_START_STEPS]
-        command += ["--learner.evaluate_questions", "10"]
+        command += ["--steps", str(STEPS), "--learner.evaluate_questions", "10"]
         patience = str(_PATIENCE_S)
         command += ["--actor.start_timeout_s", patience, "--learner.batch_timeout_s", patience]
         with self._out.open("wb") as out:
@@ -119,10 +117,10 @@ def demo(cache: Path, run_dir: Path, *flags: str, launcher: Sequence[str] = FORK
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world and its policy, made by what the demo makes them with."""
+    """The world and its policy, prepared as the demo does it."""
     cache = tmp_path_factory.mktemp("cache")
     with processes.forked():
-        prepare(cache / "world-0", cache / "policy-0", 0, ["--style", "tag", "--steps", WARM_START_STEPS])
+        prepare(cache / "world-0", cache / "policy-0", 0, [])
     return cache
 
 
@@ -227,8 +225,10 @@ def test_checkpoint_export_and_logs_are_there(run_dir: Path, cache: Path) -> Non
     assert not list((run_dir / "checkpoints").glob("*.partial"))
     for name in ("learner", "reward", "actor-0", "actor-1", "engine-actor-0", "engine-actor-1"):
         assert (run_dir / "logs" / f"{name}.log").stat().st_size > 0
-    exported = AutoModelForCausalLM.from_pretrained(run_dir / "model")
-    start = AutoModelForCausalLM.from_pretrained(cache / "policy-0")
+    exported, start = (
+        AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        for path in (run_dir / "model", cache / "policy-0")
+    )
     moved = [not torch.equal(a, b) for a, b in zip(exported.parameters(), start.parameters(), strict=True)]
     assert all(moved), "training moves every tensor"
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
