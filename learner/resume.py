@@ -106,9 +106,12 @@ def check(config: Config) -> None:
     for change in found:
         accepted = "" if change.is_harmless else " (accepted)"
         log.info("resuming with another setting, %s%s", change, accepted)
-        moved = config.router.anneal or config.learner.stages
+        moved = config.router.anneal or config.learner.stages or config.learner.lr_schedule != "constant"
         if moved and change.key in ("learner.steps", "learner.epochs"):
-            log.warning("%s: router.anneal and learner.stages go by the share of the run, and move with it", change)
+            log.warning(
+                "%s: router.anneal, learner.stages and lr_schedule go by the share of the run, and move with it",
+                change,
+            )
 
 
 def keep_configuration(config: Config, step: int) -> None:

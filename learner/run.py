@@ -126,7 +126,7 @@ class Run:
         return batch
 
     def train_step(self, batch: list[Group]) -> StepResult:
-        """One optimizer step on all ranks."""
+        """Trains on a batch, on all ranks."""
         with self.stopwatch("train"), Activity("learner", f"training step {self.state.step + 1}", silent_s=BRIEF_S):
             result: StepResult = self.ranks.run("train", number=self.state.step, batch=batch)
         return result
@@ -137,9 +137,9 @@ class Run:
         state.totals.add_tokens(token_lags(batch, state.step))
         state.step += 1
         self.recorder.record(state.step, batch, result)
-        for group in batch:
+        for number, group in enumerate(batch):
             became, reason = group_outcome(group, self.config), group.note
-            if result.problem and became == "trained":
+            if number in result.skipped:
                 became, reason = "skipped", result.problem
             work = stages.work_as_answered(group)
             state.ledger.enter(

@@ -17,7 +17,7 @@ def chunked_logp(
     """Log-probability of each target and entropy at its position, both [R] float32, in nats.
 
     The softmax is over ``hidden_R_D @ head_V_D.T / temperature``, in float32, with at most ``chunk`` rows of logits
-    in memory at a time. The backward pass computes the logits again. The entropy carries no gradient.
+    in memory at a time. The backward pass computes the logits again. Both results carry a gradient.
 
     Args:
         hidden_R_D: hidden states that predict the targets.
@@ -43,21 +43,31 @@ class _ChunkedLogp(torch.autograd.Function):
             logits_C_V -= normalizer_R[part, None]
             logp_R[part] = logits_C_V.gather(1, targets_R[part, None])[:, 0]
             entropy_R[part] = -(logits_C_V.exp() * logits_C_V).sum(-1)
-        ctx.save_for_backward(hidden_R_D, head_V_D, targets_R, normalizer_R)
+        ctx.save_for_backward(hidden_R_D, head_V_D, targets_R, normalizer_R, entropy_R)
         ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy_R)
+        ctx.set_materialize_grads(False)  # None in the backward pass for a result that is not in the loss
         return logp_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_R_D, head_V_D, targets_R, normalizer_R = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_logp_R, d_entropy_R = gradients
+        hidden_R_D, head_V_D, targets_R, normalizer_R, entropy_R = ctx.saved_tensors
+        if d_logp_R is None:
+            d_logp_R = torch.zeros_like(normalizer_R)
         d_hidden_R_D = torch.empty_like(hidden_R_D)
         d_head_V_D = torch.zeros(head_V_D.shape, dtype=torch.float32, device=head_V_D.device)
         for part in _slices(len(targets_R), ctx.chunk):
             logits_C_V = (hidden_R_D[part] @ head_V_D.T).float() / ctx.temperature
-            d_logits_C_V = -(logits_C_V - normalizer_R[part, None]).exp()
+            logits_C_V -= normalizer_R[part, None]
+            d_logits_C_V = -logits_C_V.exp()
+            bonus_C_V = None
+            if d_entropy_R is not None:  # the derivative of the entropy H by logit v is −p_v (log p_v + H)
+                bonus_C_V = d_logits_C_V * (logits_C_V + entropy_R[part, None]) * d_entropy_R[part, None]
             d_logits_C_V.scatter_add_(1, targets_R[part, None], torch.ones_like(d_logits_C_V[:, :1]))
-            d_logits_C_V *= gradients[0][part, None] / ctx.temperature
+            d_logits_C_V *= d_logp_R[part, None]
+            if bonus_C_V is not None:
+                d_logits_C_V += bonus_C_V
+            d_logits_C_V /= ctx.temperature
             d_logits_C_V = d_logits_C_V.to(hidden_R_D.dtype)
             d_hidden_R_D[part] = d_logits_C_V @ head_V_D
             d_head_V_D += (d_logits_C_V.T @ hidden_R_D[part]).float()

@@ -1,4 +1,4 @@
-"""One optimizer step on a batch of prompt groups, executed alike on every rank."""
+"""A training step on a batch of prompt groups, of one or more optimizer steps, executed alike on every rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -21,24 +21,47 @@ from common.config import Config
 from common.wire import Probe, Rollout, Score
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
-from learner.train.grpo import Objective
 from learner.train.non_finite import describe_non_finite, finite_samples
+from learner.train.objective import Objective
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, pack
 from learner.train.policy import Policy, shard
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
+from learner.train.schedules import learning_rate
+from learner.train.statistics import Axes, make_axes, means, means_along
 from learner.weights.probe import make_probe_sequence, probe_tolerance
 
 log = logging.getLogger("learner.trainer")
 
 
-@dataclass(frozen=True)
-class BatchGradient:
-    """What came of the backward passes of a batch, whose gradient has been added to the parameters.
+@dataclass
+class MiniBatch:
+    """What one optimizer step trains on, and how it is divided.
 
     Args:
-        sums: sums over the response tokens of all ranks by statistic, each [languages] float64: ``loss`` with the
-            weights of the tokens, ``tokens`` their number, and the statistics of ``Objective``.
+        samples: those of all ranks.
+        assigned: the indices of the samples in each micro-batch of this rank.
+        old_logp: log-probabilities of each of these micro-batches [R] under the policy at the beginning of the step;
+            empty before they are known.
+    """
+
+    samples: Sequence[Sample]
+    assigned: Sequence[Sequence[int]]
+    old_logp: list[Tensor] = field(default_factory=list)
+
+    def micro_batches(self) -> list[list[Sample]]:
+        """The samples of each micro-batch of this rank."""
+        return [[self.samples[n] for n in members] for members in self.assigned]
+
+
+@dataclass(frozen=True)
+class BatchGradient:
+    """What came of the backward passes of a mini-batch, whose gradient has been added to the parameters.
+
+    Args:
+        sums: sums over the response tokens of all ranks by statistic, each a table [languages, lags, actors] float64:
+            ``loss`` with the weights of the tokens, ``tokens`` their number, ``entropy``, and the statistics of
+            ``Objective``.
         finite: [number of samples] int32, 0 where this rank saw a loss that is not finite, else 1.
         room: tokens that the micro-batches of all ranks have room for.
     """
@@ -51,8 +74,8 @@ class BatchGradient:
 class Trainer:
     """Owns the policy, the reference policy and the optimizer.
 
-    The default process group must be set up. Nothing in a step is random. The loss is a mean over the whole batch,
-    that is over all micro-batches of all ranks together.
+    The default process group must be set up. Nothing in a step is random. The loss is a mean over the whole mini-batch,
+    that is over all its micro-batches of all ranks together.
 
     Raises:
         FatalError: the model cannot be loaded, or learner.replicas does not divide the number of ranks.
@@ -81,10 +104,15 @@ class Trainer:
             parameter_groups(self.policy.parameters()), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
         )
         self._objective = Objective(
+            loss=learner.loss,
             clip_low=learner.clip_low,
             clip_high=learner.clip_high,
             dual_clip=learner.dual_clip,
+            proximal=learner.proximal,
             kl=learner.kl,
+            kl_form=learner.kl_form,
+            kl_importance=learner.kl_importance,
+            entropy_bonus=learner.entropy_bonus,
             correction=learner.importance,
             importance_cap=learner.importance_cap,
             importance_floor=learner.importance_floor,
@@ -100,29 +128,80 @@ class Trainer:
         lr = self._set_optimizer(number)
         if not samples:  # there is no gradient, and weight decay alone does not make a step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
-        gradient = self.backward(samples, len(languages))
-        sums = gradient.sums
+        axes = make_axes(samples, batch, languages, number)
+        minibatches = self._minibatches(samples)
+        sums: dict[str, Tensor] = {}
+        norms, problems, room = list[float](), list[str](), 0
+        taken = set[int]()  # groups of which some optimizer step was taken
+        for minibatch in minibatches * self._config.passes:
+            gradient = self.backward(minibatch, axes)
+            grad_norm, problem = self._update(minibatch, gradient)
+            norms.append(grad_norm)
+            if problem:
+                problems.append(problem)
+            else:
+                taken |= {sample.group for sample in minibatch.samples}
+            room += gradient.room
+            for name, table in gradient.sums.items():
+                sums[name] = sums[name] + table if name in sums else table
+        return StepResult(
+            means={**means(sums), "loss": float(sums["loss"].sum()) / len(norms)},
+            by_language=means_along(sums, 0, axes.languages),
+            by_lag=means_along(sums, 1, range(axes.lags)),
+            by_actor=means_along(sums, 2, axes.actors),
+            fill=sum(map(len, samples)) * self._config.passes / room,
+            grad_norm=sum(norms) / len(norms),
+            lr=lr,
+            problem=problems[0] if problems else "",
+            skipped=frozenset({sample.group for sample in samples} - taken),
+        )
+
+    def divide(self, samples: Sequence[Sample]) -> MiniBatch:
+        """Divides the samples of an optimizer step into micro-batches for every rank."""
+        lengths = [len(sample) for sample in samples]
+        costs = [self.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
+        assigned = assign_micro_batches(lengths, costs, self._config.microbatch_tokens, self.ranks)
+        return MiniBatch(samples, assigned[dist.get_rank()])
+
+    def _minibatches(self, samples: Sequence[Sample]) -> list[MiniBatch]:
+        """The mini-batches of a step, with the log-probabilities under its first policy where these would be lost.
+
+        The first mini-batch has them from its own forward pass, as nothing has changed before that. A ratio against the
+        behaviour policy needs none.
+        """
+        count = max(sample.minibatch for sample in samples) + 1
+        found = [self.divide([one for one in samples if one.minibatch == n]) for n in range(count)]
+        if self._config.proximal == "step":
+            for minibatch in found[1:]:
+                minibatch.old_logp = self._logp(minibatch)
+        return found
+
+    @torch.no_grad()
+    def _logp(self, minibatch: MiniBatch) -> list[Tensor]:
+        """Log-probabilities under the present policy, of each micro-batch of this rank [R]. A collective."""
+        packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
+        found = [self.policy(batch)[0] for batch in packed]
+        # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
+        self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
+        return found
+
+    def _update(self, minibatch: MiniBatch, gradient: BatchGradient) -> tuple[float, str]:
+        """Takes the optimizer step, unless something is not finite.
+
+        Returns:
+            The norm of the gradient before it is clipped, and which loss or gradient is not finite, else "".
+        """
         parameters = list(self.policy.parameters())
         norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         problem = ""
-        if math.isfinite(grad_norm) and sums["loss"].isfinite().all():
+        if math.isfinite(grad_norm) and gradient.sums["loss"].isfinite().all():
             torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, norm)
             self.optimizer.step()
         else:
-            problem = describe_non_finite(samples, gradient.finite, self.policy)
+            problem = describe_non_finite(minibatch.samples, gradient.finite, self.policy)
         self.optimizer.zero_grad()
-        tokens = sums.pop("tokens")
-        means = {name: float(values.sum() / tokens.sum()) for name, values in sums.items()}
-        by_language = {name: dict(zip(languages, (v / tokens).tolist(), strict=True)) for name, v in sums.items()}
-        return StepResult(
-            means={**means, "loss": float(sums["loss"].sum())},
-            by_language=by_language,
-            fill=sum(map(len, samples)) / gradient.room,
-            grad_norm=grad_norm,
-            lr=lr,
-            problem=problem,
-        )
+        return grad_norm, problem
 
     def _apply_stage(self, number: int) -> None:
         """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""
@@ -142,36 +221,43 @@ class Trainer:
 
     def _set_optimizer(self, number: int) -> float:
         """Sets the optimizer as the configuration says, because a checkpoint brings its own settings. The step's lr."""
-        lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
+        config = self._config
+        lr = learning_rate(
+            number, lr=config.lr, schedule=config.lr_schedule, warmup_steps=config.warmup_steps, steps=config.steps,
+            min_lr=config.min_lr,
+        )  # fmt: skip
         for group in self.optimizer.param_groups:
             decays = self._config.weight_decay_on == "all" or _is_matrix(group["params"][0])
             group |= {"lr": lr, "betas": self._config.betas}
             group["weight_decay"] = self._config.weight_decay if decays else 0.0
         return lr
 
-    def backward(self, samples: Sequence[Sample], languages: int) -> BatchGradient:
-        """Adds the gradient of the whole batch to the parameters. A collective of all ranks.
+    def backward(self, minibatch: MiniBatch, axes: Axes) -> BatchGradient:
+        """Adds the gradient of a whole mini-batch to the parameters. A collective of all ranks.
 
-        Args:
-            languages: how many languages ``Sample.language`` indexes.
+        Keeps the log-probabilities of its forward passes in ``minibatch.old_logp`` where it has none.
         """
-        lengths = [len(sample) for sample in samples]
-        costs = [self.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
-        assigned = assign_micro_batches(lengths, costs, self._config.microbatch_tokens, self.ranks)[dist.get_rank()]
         sums: dict[str, Tensor] = {}
-        losses = []
-        for batch in prefetch(partial(self._pack, [samples[n] for n in members]) for members in assigned):
-            loss_R, statistics = self._accumulate(batch)
+        losses, old_logp = list[Tensor](), list[Tensor]()
+        cells = math.prod(axes.shape)
+        packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
+        for number, batch in enumerate(packed):
+            known_R = minibatch.old_logp[number] if minibatch.old_logp else None
+            loss_R, logp_R, statistics = self._accumulate(batch, known_R)
             losses.append(loss_R)
+            old_logp.append(logp_R)
+            cell_R = axes.cells(batch)
             for name, values_R in {**statistics, "loss": loss_R * batch.weight_R}.items():
-                table = sums.setdefault(name, torch.zeros(languages, dtype=torch.float64, device=self.device))
-                table.index_add_(0, batch.language_R, values_R.double())
+                table = sums.setdefault(name, torch.zeros(cells, dtype=torch.float64, device=self.device))
+                table.index_add_(0, cell_R, values_R.double())
+        if not minibatch.old_logp:
+            minibatch.old_logp = old_logp
         stacked = torch.stack(list(sums.values()))
         dist.all_reduce(stacked)
         return BatchGradient(
-            sums=dict(zip(sums, stacked.cpu(), strict=True)),
-            finite=finite_samples(assigned, losses, samples),
-            room=self.ranks * len(assigned) * self._config.microbatch_tokens,
+            sums={name: table.reshape(axes.shape) for name, table in zip(sums, stacked.cpu(), strict=True)},
+            finite=finite_samples(minibatch.assigned, losses, minibatch.samples),
+            room=self.ranks * len(minibatch.assigned) * self._config.microbatch_tokens,
         )
 
     @torch.no_grad()
@@ -192,20 +278,33 @@ class Trainer:
     def _pack(self, samples: list[Sample]) -> MicroBatch:
         return pack(samples).to(self.device)
 
-    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradient of a micro-batch; returns losses and statistics of its response tokens, each [R]."""
+    def _accumulate(self, batch: MicroBatch, old_logp_R: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Adds the gradient of a micro-batch.
+
+        Args:
+            old_logp_R: log-probabilities under the policy at the beginning of the step; None: it is the present one.
+
+        Returns:
+            The losses, log-probabilities and statistics of its response tokens, each [R].
+        """
         ref_logp_R = None
         if self.reference is not None and self._objective.kl > 0:
             with torch.no_grad():
                 ref_logp_R = self.reference(batch)[0]
         logp_R, entropy_R = self.policy(batch)
-        # A batch is one optimizer step, so the policy at its beginning is the one that is differentiated.
         loss_R, statistics = self._objective(
-            logp_R, logp_R.detach(), batch.behaviour_logp_R, batch.advantage_R, ref_logp_R
+            logp_R,
+            logp_R.detach() if old_logp_R is None else old_logp_R,
+            batch.behaviour_logp_R,
+            batch.advantage_R,
+            ref_logp_R,
+            entropy_R=entropy_R,
+            sequence_R=batch.sequence_R,
         )
         # FSDP averages gradients over the ranks, and the loss is to be a sum over them: hence the factor.
         (loss_R @ batch.weight_R * self.ranks).backward()
-        return loss_R.detach(), {**statistics, "entropy": entropy_R, "tokens": torch.ones_like(entropy_R)}
+        more = {"entropy": entropy_R.detach(), "tokens": torch.ones_like(entropy_R)}
+        return loss_R.detach(), logp_R.detach(), {**statistics, **more}
 
 
 def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from learner.groups import Group
 from learner.ranks import Ranks
 from learner.train.policy import full_weights
 from learner.train.samples import group_samples
+from learner.train.statistics import make_axes
 from learner.train.trainer import Trainer
 from tests.support.groups import random_rollout, work
 from tests.support.processes import Popen
@@ -94,15 +95,21 @@ def write_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) 
     with torch.no_grad():
         for parameter in trainer.policy.parameters():
             parameter.mul_(1.05)  # so that the policy is not its reference
-    samples, languages = group_samples(random_batch(seed), config.learner)
+    batch = random_batch(seed)
+    samples, languages = group_samples(batch, config.learner)
     np.random.default_rng(order).shuffle(samples)
-    sums = trainer.backward(samples, len(languages)).sums
-    found = {
+    sums = trainer.backward(trainer.divide(samples), make_axes(samples, batch, languages, 0)).sums
+    found = full_gradients(trainer)
+    if dist.get_rank() == 0:
+        torch.save({"gradients": found, "sums": sums}, out)
+
+
+def full_gradients(trainer: Trainer) -> dict[str, Any]:
+    """The whole gradient of every weight, by its name in a checkpoint. A collective of all ranks."""
+    return {
         name.removeprefix("lm."): value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad
         for name, value in trainer.policy.named_parameters()
     }
-    if dist.get_rank() == 0:
-        torch.save({"gradients": found, "sums": sums}, out)
 
 
 def copied_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -151,7 +158,7 @@ def train_recorded(losses: Path, model: Path, record_dir: Path, checkpoints: Pat
         batch = list(recording.read(record_dir)[1])[number].groups
         if number == die_at:
             samples, languages = group_samples(batch, configuration(model).learner)
-            trainer.backward(samples, len(languages))
+            trainer.backward(trainer.divide(samples), make_axes(samples, batch, languages, number))
             os.kill(os.getpid(), signal.SIGKILL)
         result = trainer.step(batch, number)
         with losses.open("a") as lines:

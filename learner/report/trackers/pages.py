@@ -89,6 +89,13 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             "Difference between engine and learner log-probabilities (nats per token)",
             ("health/mismatch", "health/probe_error"),
         ),
+        Chart("The same, by the lag of the token in policy updates (nats)", ("health/mismatch_by_lag/",)),
+        Chart(
+            "Effective sample of the importance weights, tokens out of their bounds (shares); alarm",
+            _each("health/", "effective_sample", "outside_bounds", "mismatch_alarm"),
+            SHARE,
+        ),
+        Chart("Share of tokens out of bounds, by lag in policy updates", ("health/outside_bounds_by_lag/",)),
         Chart(
             "So far: leases retried, those whose actor was lost, groups failed",
             ("health/leases_retried", "health/leases_lost", "health/groups_failed"),
