@@ -1,4 +1,4 @@
-"""Finds the questions whose accepted answers the term "math" cannot read, so that no answer to them can earn anything."""
+"""Finds questions whose accepted answers the term "math" cannot read, so that no answer to them can earn anything."""
 
 from __future__ import annotations
 
