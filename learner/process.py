@@ -12,9 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.config import Config
+from common.context import check_context
 from common.gpus import has_cuda
 from common.net import rendezvous
 from common.progress import BRIEF_S, Activity
+from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
 from learner import resume
@@ -59,6 +61,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     if leads:  # before anything that takes long: what is wrong with the data is said at once
         with Activity("learner", f"reading the questions of {config.data.train}"):
             questions = read_questions(config, tokenizer)
+        check_context(config, questions.longest_prompt)
     ranks_there = f"waiting for {config.learner.nodes} x {config.learner.ranks} ranks"
     start_others = "start the same command on each of learner.nodes machines"
     with Activity("learner", ranks_there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
@@ -88,7 +91,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
 
     def export_model() -> None:
         with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
-            export(trainer.policy, tokenizer, config.run.dir / "model")
+            stop_ids = ChatTemplate(tokenizer, config.model).stop_ids
+            export(trainer.policy, tokenizer, config.run.dir / "model", stop_ids)
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
         probe, weights = trainer.probe(), full_weights(trainer.policy)

@@ -32,6 +32,7 @@ class RunQuestions:
 
     train: list[Question]  # at least one
     heldout: list[Question]  # none of them is among ``train``
+    longest_prompt: int  # tokens of the longest prompt, in the language in which it is longest
 
 
 def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQuestions:
@@ -66,7 +67,7 @@ def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQue
             f'data.broken_rows = "refuse", and {len(broken)} rows are broken; {config.run.dir / PROBLEMS_FILE} lists '
             f"them. The first is {broken[0]}"
         )
-    return RunQuestions(_numbered(train), _numbered(heldout))
+    return RunQuestions(_numbered(train), _numbered(heldout), checked.longest)
 
 
 def _read(config: Config, source: str, checked: _CheckedPrompts, problems: Problems) -> list[QuestionRow]:
@@ -103,7 +104,8 @@ class _CheckedPrompts:
     def __init__(self, style: PromptStyle, config: Config) -> None:
         self._style = style
         self._languages = config.run.languages
-        self._longest = config.data.max_prompt_tokens
+        self._limit = config.data.max_prompt_tokens
+        self.longest = 0  # tokens of the longest prompt that fits
         self._lengths: dict[str, int | str] = {}  # by language: tokens of a short prompt, or why there can be none
 
     def fitting(self, rows: Sequence[QuestionRow], source: str, problems: Problems) -> list[QuestionRow]:
@@ -129,9 +131,10 @@ class _CheckedPrompts:
             tokens = len(self._style(_question(0, row), language))
         except PromptError as error:
             raise RowError("question", str(error)) from None
-        if tokens > self._longest:
-            reason = f"the prompt has {tokens} tokens, data.max_prompt_tokens is {self._longest}"
+        if tokens > self._limit:
+            reason = f"the prompt has {tokens} tokens, data.max_prompt_tokens is {self._limit}"
             raise RowError("question", reason, "too long")
+        self.longest = max(self.longest, tokens)
 
     def _length_of_short_prompt(self, language: str) -> Any:
         if language not in self._lengths:
