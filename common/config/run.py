@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config.section import LanguageCode, Section
+from common.config.section import Fraction, LanguageCode, Section
 from common.languages import count_as_one
 
 
@@ -52,6 +52,16 @@ class DataConfig(Section):
     max_prompt_tokens: int = Field(
         512, gt=0
     )  # of a prompt as it is sent; rows with a longer one are left out and listed
+    # Training questions are used whose pass rate lies within [low, high]: the share of answers that were right when
+    # scripts.data.pass_rate asked them, as a mean over the languages of the run. Without it all are used.
+    pass_rate: tuple[Fraction, Fraction] | None = None
+
+    @field_validator("pass_rate")
+    @classmethod
+    def _bounds_are_ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"[{value[0]:g}, {value[1]:g}] holds nothing: the lower bound comes first")
+        return value
 
     @field_validator("train", "heldout", mode="before")
     @classmethod

@@ -18,7 +18,7 @@ from common.process import FatalError
 from common.prompts import PROMPT_STYLES, PromptError, PromptStyle
 from common.wire import Chat, Question, encode
 from learner.data.problems import Problems, RowError
-from learner.data.rows import QuestionRow, Rules, drop_repeated, normal_form, read_question_rows
+from learner.data.rows import QuestionRow, Rules, drop_repeated, mean_pass_rate, normal_form, read_question_rows
 
 log = logging.getLogger("learner.data")
 
@@ -38,10 +38,10 @@ class RunQuestions:
 def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQuestions:
     """Reads ``data.train`` and ``data.heldout``, and checks every row; blocks until all are checked.
 
-    Rows that are broken, repeated, held out and trained on at the same time, or too long are not used. They are logged
-    with file, row, key and reason, the first 20 of a kind, and all of them are written to ``data_problems.jsonl`` in
-    ``run.dir``. A prompt is as long as it is sent: with chat template, tag or instruction, in the language in which it
-    is longest.
+    Rows that are broken, repeated, held out and trained on at the same time, or too long are not used, nor training
+    rows whose pass rate is outside of ``data.pass_rate``. They are logged with file, row, key and reason, the first 20
+    of a kind, and all of them are written to ``data_problems.jsonl`` in ``run.dir``. A prompt is as long as it is sent:
+    with chat template, tag or instruction, in the language in which it is longest.
 
     Args:
         config: the sections ``data``, ``run`` and ``model``.
@@ -54,7 +54,7 @@ def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQue
     problems = Problems()
     checked = _CheckedPrompts(PROMPT_STYLES[config.model.prompt_style](tokenizer, config), config)
     try:
-        train = _read(config, config.data.train, checked, problems)
+        train = _with_pass_rate(config, _read(config, config.data.train, checked, problems), problems)
         heldout: list[QuestionRow] = []
         if config.data.heldout:
             heldout = _read(config, config.data.heldout, checked, problems)
@@ -98,6 +98,41 @@ def _read(config: Config, source: str, checked: _CheckedPrompts, problems: Probl
     return fitting
 
 
+def usable_rows(
+    config: Config, tokenizer: PreTrainedTokenizerBase, source: str, problems: Problems
+) -> list[QuestionRow]:
+    """The rows of one source that a run could ask, whatever their pass rate; the others are added to ``problems``.
+
+    Raises:
+        FatalError: as of ``read_questions``.
+    """
+    checked = _CheckedPrompts(PROMPT_STYLES[config.model.prompt_style](tokenizer, config), config)
+    return _read(config, source, checked, problems)
+
+
+def _with_pass_rate(config: Config, rows: list[QuestionRow], problems: Problems) -> list[QuestionRow]:
+    """The rows whose pass rate is within ``data.pass_rate``; the others are added to ``problems``."""
+    if config.data.pass_rate is None:
+        return rows
+    low, high = config.data.pass_rate
+    kept = []
+    for row in rows:
+        try:
+            rate = mean_pass_rate(row, config.run.languages)
+            if not low <= rate <= high:
+                reason = f"its pass rate is {rate:.3g}, data.pass_rate is [{low:g}, {high:g}]"
+                raise RowError("pass_rate", reason, "pass rate")
+            kept.append(row)
+        except RowError as error:
+            problems.add(row.place, error)
+    if not kept:
+        raise FatalError(
+            f"data.pass_rate = [{low:g}, {high:g}] leaves none of the {len(rows)} questions of {config.data.train}: "
+            f"widen it, or measure the rates with scripts.data.pass_rate. {problems.found[-1]}"
+        )
+    return kept
+
+
 class _CheckedPrompts:
     """Finds out which rows can be sent as prompts of at most ``data.max_prompt_tokens`` tokens."""
 
@@ -128,7 +163,7 @@ class _CheckedPrompts:
             raise RowError("language", own)
         language = max((*self._languages, row.language), key=self._length_of_short_prompt)
         try:
-            tokens = len(self._style(_question(0, row), language))
+            tokens = len(self._style(as_question(0, row), language))
         except PromptError as error:
             raise RowError("question", str(error)) from None
         if tokens > self._limit:
@@ -179,10 +214,11 @@ def _tell(problems: Problems, path: Path) -> None:
 def _numbered(rows: Sequence[QuestionRow]) -> list[Question]:
     """The questions of a source that is one file have their row as index, those of several are counted through."""
     several = len({row.place.file for row in rows}) > 1
-    return [_question(number if several else row.place.row, row) for number, row in enumerate(rows)]
+    return [as_question(number if several else row.place.row, row) for number, row in enumerate(rows)]
 
 
-def _question(index: int, row: QuestionRow) -> Question:
+def as_question(index: int, row: QuestionRow) -> Question:
+    """The row as it travels; ``index`` is its number among the questions."""
     return Question(
         index=index,
         messages=[Chat(**message) for message in row.messages],

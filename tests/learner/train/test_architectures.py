@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from common.process import FatalError
-from learner.train import attention
 from learner.train.fidelity import check_fidelity
-from learner.train.logprob import LogitTransform
 from learner.train.packing import Sample, pack
 from learner.train.policy import Policy
 from tests.support.groups import random_rollout
