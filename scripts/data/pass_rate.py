@@ -3,8 +3,8 @@
     python -m scripts.data.pass_rate CONFIG.toml ... --out data/rated.parquet [--samples 8] [--section.key value]
 
 Every question of data.train is asked in every language of run.languages, ``--samples`` times, with the prompts, the
-sampling and the rewards of a run of this configuration. An answer is right if it is compliant and its quality is at
-least ``--right``. The engine is the one that an actor would use: of its own, or what runs at actor.engine_url.
+sampling and the rewards of a run of this configuration. An answer is right if its reward is at least
+``--right``. The engine is the one that an actor would use: of its own, or what runs at actor.engine_url.
 
 ``--out`` has the rows of data.train with a column ``pass_rate``, the share of right answers by language. A run with
 data.train = "data/rated.parquet" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,20 +68,20 @@ class Measured:
     def __init__(self, path: Path) -> None:
         self.rates: dict[str, float] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        for line in whole.splitlines():
+        self._file = path.open("ab+")
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        for line in data[:whole].split(b"\n")[:-1]:
             entry = json.loads(line)
             self.rates[entry["key"]] = entry["right"] / entry["of"]
-        self._file: TextIOWrapper = path.open("w", encoding="utf-8")
-        self._file.write(whole)
-        self._file.flush()
+        self._file.truncate(whole)
 
     def add(self, task: Task, right: int, of: int) -> None:
         self.rates[task.key] = right / of
         entry = {"key": task.key, "file": task.row.place.file, "row": task.row.place.row, "language": task.language,
                  "right": right, "of": of}  # fmt: skip
-        self._file.write(json.dumps(entry) + "\n")
+        self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -94,7 +93,7 @@ class Measuring:
 
     Args:
         samples: answers to each question in each language.
-        least: the quality of a right answer.
+        least: the reward of a right answer.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class Measuring:
             problems.add(task.row.place, RowError("", reason, "not measured"))
             return
         self._failures = 0
-        measured.add(task, sum(self._is_right(score) for score in scores), len(scores))
+        measured.add(task, sum(score.reward >= self._least for score in scores), len(scores))
 
     async def _answers(self, question: Question, language: str) -> list[Score]:
         sampling = {
@@ -195,9 +194,6 @@ class Measuring:
                     raise
                 await asyncio.sleep(2**attempt)
         raise AssertionError("there is at least one attempt")
-
-    def _is_right(self, score: Score) -> bool:
-        return score.compliant and score.quality >= self._least
 
 
 def make_tasks(config: Config, rows: Sequence[QuestionRow], samples: int, least: float) -> list[Task]:
@@ -261,7 +257,7 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language.")] = 8,
-    right: Annotated[float, typer.Option(min=0, max=1, help="Quality from which an answer is right.")] = 0.5,
+    right: Annotated[float, typer.Option(help="Reward from which an answer is right.")] = 0.5,
 ) -> None:
     config = load(context.args)
     tokenizer, problems = load_tokenizer(config.model.path), Problems()
