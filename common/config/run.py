@@ -55,6 +55,10 @@ class DataConfig(Section):
     # Training questions are used whose pass rate lies within [low, high]: the share of answers that were right when
     # scripts.data.pass_rate asked them, as a mean over the languages of the run. Without it all are used.
     pass_rate: tuple[Fraction, Fraction] | None = None
+    # A question whose answers were all right, or all wrong, n times in a row is asked with the probability
+    # max(0.05, curriculumⁿ) when its turn comes again; learner/work/curriculum.py. 1 asks every question each time.
+    curriculum: float = Field(1.0, gt=0, le=1)
+    curriculum_right: float = 0.5  # the reward from which an answer counts as right
 
     @field_validator("pass_rate")
     @classmethod
