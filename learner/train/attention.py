@@ -50,8 +50,12 @@ def packed_attention(
 
     Returns:
         [1, T, heads, d], and None in place of attention weights.
+
+    Raises:
+        ValueError: the model keeps the boundaries to itself.
     """
-    assert cu_seq_lens_q is not None
+    if cu_seq_lens_q is None:
+        raise ValueError("the model does not hand the boundaries of packed sequences on to its attention")
     in_the_open = softcap is not None or s_aux is not None
     if query.is_cuda and query.dtype != torch.float32 and not in_the_open:
         from torch.nn.attention.varlen import varlen_attn

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
@@ -164,11 +165,11 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
 
 def published_shapes(policy: Policy) -> dict[str, list[int]]:
     """The shape of every published tensor by its name in a Hugging Face checkpoint, in the order of full_weights."""
-    return {
-        name.removeprefix("lm."): list(policy.get_parameter(name).shape)
-        for _, names in _fsdp_units(policy)
-        for name in names
-    }
+    shapes: dict[str, list[int]] = {}
+    for _, names in _fsdp_units(policy):
+        unit = {name: torch.empty(policy.get_parameter(name).shape, device="meta") for name in names}
+        shapes |= {name: list(tensor.shape) for name, tensor in _as_in_checkpoint(policy, unit).items()}
+    return shapes
 
 
 def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
@@ -179,9 +180,22 @@ def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """
     for unit, names in _fsdp_units(policy):
         unit.unshard()
-        for name in names:
-            yield name.removeprefix("lm."), policy.get_parameter(name).detach()
+        tensors = {name: policy.get_parameter(name).detach() for name in names}
+        yield from _as_in_checkpoint(policy, tensors).items()
         unit.reshard()
+
+
+def _as_in_checkpoint(policy: Policy, unit: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an FSDP unit as a checkpoint has them, given as the model has them, by the name in the policy.
+
+    transformers renames the weights of some models when it reads them (of those with an image encoder), and joins those
+    of experts.
+    """
+    tensors = {name.removeprefix("lm."): tensor for name, tensor in unit.items()}
+    if not getattr(policy.lm, "_weight_conversions", None):
+        return tensors
+    converted: dict[str, Tensor] = revert_weight_conversion(policy.lm, tensors)
+    return converted
 
 
 def _fsdp_units(policy: Policy) -> list[tuple[FSDPModule, list[str]]]:
