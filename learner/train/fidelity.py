@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -123,11 +124,14 @@ def _transformers(policy: Policy, sequences: Sequence[NDArray[np.int32]]) -> Ten
     with _eager(policy):
         for sequence in sequences:
             ids = torch.from_numpy(sequence.astype(np.int64)).to(device)
-            logits = _guarded(
-                policy, "transformers", lambda ids=ids: policy.lm(input_ids=ids[None], use_cache=False).logits[0]
-            )
+            logits = _guarded(policy, "transformers", partial(_own_logits, policy, ids))
             found.append(logits[:-1].float().log_softmax(-1).gather(1, ids[1:, None])[:, 0])
     return torch.cat(found)
+
+
+def _own_logits(policy: Policy, ids: Tensor) -> Tensor:
+    logits: Tensor = policy.lm(input_ids=ids[None], use_cache=False).logits[0]
+    return logits
 
 
 def _guarded(policy: Policy, who: str, compute: Callable[[], Tensor]) -> Tensor:
@@ -192,7 +196,7 @@ def _what_differs(policy: Policy, sequences: Sequence[NDArray[np.int32]], limit:
         theirs = decoder(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
     head: Any = policy.lm.get_output_embeddings()
     with _eager(policy):
-        logits = policy.lm(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        logits = _own_logits(policy, ids[0])[:-1].float()
     plain = head(theirs).float()
     if not torch.allclose(policy.transform(plain), logits, rtol=1e-3, atol=1e-3):
         return "what the model does to its logits behind the vocabulary projection"

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Annotated, Any
 
 import typer
@@ -246,8 +247,8 @@ def table(rates: Mapping[str, Sequence[float]]) -> str:
             sum(value == low if low == high else low < value <= high and value < 1 for value in values)
             for low, high in _BINS
         ]
-        mean = sum(values) / len(values) if values else 0.0
-        lines.append(f"{language:<10}{len(values):>10}{mean:>7.2f}" + "".join(f"{count:>9}" for count in counts))
+        average = mean(values) if values else 0.0
+        lines.append(f"{language:<10}{len(values):>10}{average:>7.2f}" + "".join(f"{count:>9}" for count in counts))
     return "\n".join(lines)
 
 
@@ -288,8 +289,7 @@ def main(
     print(table(by_language))
     if config.data.pass_rate is not None:
         low, high = config.data.pass_rate
-        means = [sum(rates.values()) / len(rates) for rates in by_place.values()]
-        kept = sum(low <= mean <= high for mean in means)
+        kept = sum(low <= mean(rates.values()) <= high for rates in by_place.values())
         print(f"data.pass_rate = [{low:g}, {high:g}] keeps {kept} of {len(rows)} questions")
     print(f"{out}: {len(rows)} questions, {len(by_place)} with a pass rate")
 

@@ -14,7 +14,8 @@ from common.tokenizer import load_tokenizer
 from learner.data.problems import Problems
 from learner.data.rows import Rules, read_question_rows
 from learner.work.questions import read_questions
-from scripts.data import label, pass_rate
+from scripts.data import pass_rate
+from scripts.data.prepare import records
 from tests.learner.work.test_questions import configured
 
 ROOT = Path(__file__).parents[2]
@@ -99,4 +100,4 @@ def test_labelling_keeps_the_rates(tmp_path: Path) -> None:
         json.dumps({"question": "?", "answer": "a", "language": "en", "pass_rate": {"en": 0.5}})
     )
     row = next(read_question_rows(str(tmp_path / "rows.jsonl"), Rules(), Problems()))
-    assert label.records([row])[0]["pass_rate"] == {"en": 0.5}
+    assert records([row])[0]["pass_rate"] == {"en": 0.5}

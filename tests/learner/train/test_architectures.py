@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import transformers
 from safetensors.torch import load_file
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import AttentionInterface, AutoModelForCausalLM, Gemma3Config, PreTrainedConfig, PreTrainedModel
 
@@ -105,7 +106,7 @@ def test_values_and_gradients_are_those_of_transformers(
 
 @pytest.fixture(scope="module")
 def mesh() -> Iterator[DeviceMesh]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
 
