@@ -61,7 +61,6 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     if leads:  # before anything that takes long: what is wrong with the data is said at once
         with Activity("learner", f"reading the questions of {config.data.train}"):
             questions = read_questions(config, tokenizer)
-        check_context(config, questions.longest_prompt)
     ranks_there = f"waiting for {config.learner.nodes} x {config.learner.ranks} ranks"
     start_others = "start the same command on each of learner.nodes machines"
     with Activity("learner", ranks_there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
@@ -72,6 +71,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     config = config.with_questions(int(broadcast(counted)))
     if leads:
         resume.check(config)
+    if questions is not None:
+        check_context(config, questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
