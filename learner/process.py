@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections import deque
@@ -33,6 +34,8 @@ from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
 from learner.work.questions import read_questions
 from learner.work.server import WorkServer
+
+log = logging.getLogger("learner")
 
 
 def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -> None:
@@ -66,6 +69,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     with Activity("learner", ranks_there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
         set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
     torch.manual_seed(config.run.seed)
+    if leads:
+        log.info("run.seed is %d; each engine's seed is made of it and of its actor's name", config.run.seed)
     # Rank 0 alone reads the questions; the others are told how many there are.
     counted = str(len(questions.train) if questions else 0).encode()
     config = config.with_questions(int(broadcast(counted)))

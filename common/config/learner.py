@@ -65,6 +65,9 @@ class LearnerConfig(Section):
     # is every parameter, as in verl and plain AdamW.
     weight_decay_on: Literal["matrices", "all"] = "matrices"
     max_grad_norm: float = Field(1.0, gt=0)
+    # Keep weights, gradients and the state of the optimizer in host memory, and make its step there: slower, for large
+    # models on few GPUs. Without effect on a CPU.
+    optimizer_on_cpu: bool = False
     # Optimizer steps for a batch: its groups are divided into so many mini-batches, which are gone through so often.
     # With more than one step in all, the ratio of the policy to the one at the beginning of the batch is not always 1.
     minibatches: int = Field(1, gt=0)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from common.config import Config
+from common.config import Config, LearnerConfig
 from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
@@ -100,30 +100,18 @@ class Trainer:
         if max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
-        self.policy = shard(policy, mesh, dtype)
+        self.policy = shard(policy, mesh, dtype, on_cpu=learner.optimizer_on_cpu and self.device.type == "cuda")
         self._tell_agreement(agreement)
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self.policy.parameters()), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
         )
-        self._objective = Objective(
-            loss=learner.loss,
-            clip_low=learner.clip_low,
-            clip_high=learner.clip_high,
-            dual_clip=learner.dual_clip,
-            proximal=learner.proximal,
-            kl=learner.kl,
-            kl_form=learner.kl_form,
-            kl_importance=learner.kl_importance,
-            entropy_bonus=learner.entropy_bonus,
-            correction=learner.importance,
-            importance_cap=learner.importance_cap,
-            importance_floor=learner.importance_floor,
-        )
+        self._objective = make_objective(learner)
 
     def step(self, batch: Sequence[Group], number: int) -> StepResult:
         """Trains on ``batch``; ``number`` counts steps from 0. A collective: every rank passes the same arguments.
 
-        If the loss or the gradient is not finite, the weights stay as they were and ``StepResult.problem`` says why.
+        Where the loss or the gradient of an optimizer step is not finite, that one is left out, and
+        ``StepResult.problem`` says why.
         """
         self._apply_stage(number)
         samples, languages = group_samples(batch, self._config)
@@ -320,6 +308,24 @@ class Trainer:
         (loss_R @ batch.weight_R * self.ranks).backward()
         more = {"entropy": entropy_R.detach(), "tokens": torch.ones_like(entropy_R)}
         return loss_R.detach(), logp_R.detach(), {**statistics, **more}
+
+
+def make_objective(config: LearnerConfig) -> Objective:
+    """The loss of a token that the configuration describes, but for what a stage changes of it."""
+    return Objective(
+        loss=config.loss,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        proximal=config.proximal,
+        kl=config.kl,
+        kl_form=config.kl_form,
+        kl_importance=config.kl_importance,
+        entropy_bonus=config.entropy_bonus,
+        correction=config.importance,
+        importance_cap=config.importance_cap,
+        importance_floor=config.importance_floor,
+    )
 
 
 def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:

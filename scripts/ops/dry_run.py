@@ -79,7 +79,7 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     # Embeddings and the other weights outside the layers stay gathered for the whole step.
     root = shape.parameters - shape.body
     return {
-        "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / shards,
+        "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
         "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else 4 * shape.parameters / shards,
         "gathered layers": (2 * shape.layer + root) * width * (2 if learner.kl else 1),
         "gathered gradients": (shape.layer + root) * width,

@@ -238,8 +238,8 @@ OPTIONS: Mapping[str, Option] = {
     f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": Unneeded(_MEMORY),
     f"{_REF}.log_prob_micro_batch_size_per_gpu": Unneeded(_MEMORY),
     f"{_REF}.fsdp_config.param_offload": Carried("learner.reference_on_cpu", boolean),
-    f"{_ACTOR}.fsdp_config.param_offload": Fixed(("False", "false"), "the policy stays on the GPUs"),
-    f"{_ACTOR}.fsdp_config.optimizer_offload": Fixed(("False", "false"), "the optimizer stays on the GPUs"),
+    f"{_ACTOR}.fsdp_config.param_offload": Carried("learner.optimizer_on_cpu", boolean),
+    f"{_ACTOR}.fsdp_config.optimizer_offload": Carried("learner.optimizer_on_cpu", boolean),
     # The reward
     "custom_reward_function.path": Computed(
         "reward.calibration",

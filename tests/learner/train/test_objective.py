@@ -25,7 +25,7 @@ from learner.train.logprob import chunked_logp
 from learner.train.objective import KLForm, Objective, kl_estimate
 from learner.train.samples import group_samples
 from learner.train.statistics import make_axes
-from learner.train.trainer import Trainer
+from learner.train.trainer import Trainer, make_objective
 from tests.support.groups import random_rollout, work
 from tests.support.train_once import configuration, full_gradients, random_batch, run_ranks
 
@@ -313,12 +313,7 @@ def reference_loss(policy: Any, reference: Any, batch: list[Group], config: Conf
         shift: whether the policy at the beginning of the step is another one; see ``_shifted``.
     """
     learner, temperature = config.learner, config.sampling.temperature
-    objective = Objective(
-        loss=learner.loss, clip_low=learner.clip_low, clip_high=learner.clip_high, dual_clip=learner.dual_clip,
-        proximal=learner.proximal, kl=learner.kl, kl_form=learner.kl_form, kl_importance=learner.kl_importance,
-        entropy_bonus=learner.entropy_bonus, correction=learner.importance, importance_cap=learner.importance_cap,
-        importance_floor=learner.importance_floor,
-    )  # fmt: skip
+    objective = make_objective(learner)
     losses: list[tuple[str, Tensor]] = []
     for sample in group_samples(batch, learner)[0]:  # its advantages are compared in test_advantages.py
         rollout = sample.rollout
@@ -384,13 +379,16 @@ CASES = [*((name, True) for name in BATCHES), ("token mean", False), ("GSPO", Fa
 
 def write_losses(out: Path, model: Path, seed: int, order: int) -> None:
     """Writes loss and gradients of the same batch for each of ``CASES``."""
-    found = {}
+    found, trainer, batch = {}, Trainer(configuration(model)), random_batch(seed, groups=2)
+    with torch.no_grad():
+        for parameter in trainer.policy.parameters():
+            parameter.mul_(1.05)  # so that the policy is not its reference
     for name, shift in CASES:
         config = configuration(model, *BATCHES[name], "--learner.microbatch_tokens", "100")
-        trainer, batch = Trainer(config), random_batch(seed, groups=3)
-        with torch.no_grad():
-            for parameter in trainer.policy.parameters():
-                parameter.mul_(1.05)  # so that the policy is not its reference
+        trainer._config, trainer._objective = config.learner, make_objective(config.learner)
+        for policy in (trainer.policy, trainer.reference):
+            assert policy is not None
+            policy.temperature = config.sampling.temperature
         samples, languages = group_samples(batch, config.learner)
         np.random.default_rng(order).shuffle(samples)
         minibatch = trainer.divide(samples)
@@ -400,6 +398,7 @@ def write_losses(out: Path, model: Path, seed: int, order: int) -> None:
             minibatch.old_logp = [_shifted(one, part.targets_R) for one, part in zip(logp, some, strict=True)]
         sums = trainer.backward(minibatch, make_axes(samples, batch, languages, 3)).sums
         found[name, shift] = {"loss": float(sums["loss"].sum()), "gradients": full_gradients(trainer)}
+        trainer.optimizer.zero_grad()
     torch.save(found, out.with_name(f"{out.name}-{torch.distributed.get_rank()}"))
 
 
@@ -416,9 +415,9 @@ def test_loss_and_gradient_of_a_batch_match_float64_code(tiny_policy: Path, tmp_
     for case in CASES:
         policy.zero_grad()
         config = configuration(tiny_policy, *BATCHES[case[0]])
-        loss = reference_loss(policy, reference, random_batch(seed, groups=3), config, case[1])
+        loss = reference_loss(policy, reference, random_batch(seed, groups=2), config, case[1])
         loss.backward()
-        wanted = {weight: parameter.grad for weight, parameter in policy.named_parameters()}
+        wanted = {weight: one.grad for weight, one in policy.named_parameters() if one.grad is not None}
         largest = max(gradient.norm() for gradient in wanted.values())
         for ours in found:
             value, gradients = ours[case].values()
