@@ -123,5 +123,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             try:
                 ranks.run("stop")
             finally:
+                if over:
+                    rendezvous.retire(config.run, "learner", place)
                 server.close(over=over)
     dist.destroy_process_group()

@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from actor.engine.client import EngineError, is_ready
+from actor.engine.client import EngineError, EngineLost, is_ready
 from common.config import Config
 from common.gpus import has_cuda
 from common.net.ports import reserve_port
@@ -90,11 +90,11 @@ class EngineProcess:
         """Returns at once if the server is running.
 
         Raises:
-            EngineError: the server has ended.
+            EngineLost: the server has ended.
         """
         code = self._process.poll()
         if code is not None:
-            raise EngineError(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
+            raise EngineLost(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
 
     def last_lines(self, count: int = 15) -> str:
         """The last ``count`` lines of the server's output, indented."""
