@@ -34,7 +34,7 @@ _NO_LEARNER = (
     "learner.address"
 )
 _SILENCE_S = 3 * HEARTBEAT_S  # after which the session looks whether the learner has moved, or the run is over
-_OVER_S = 60.0  # how long an actor that comes when the run is over waits for a learner that resumes it
+_OVER_S = 120.0  # how long an actor that comes when the run is over waits for a learner that resumes it
 
 
 class RunEnded(Exception):

@@ -121,6 +121,15 @@ class EngineProcess:
                 await asyncio.sleep(_READY_POLL_S)
             raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
 
+    def kill(self) -> None:
+        """Kills the server and its processes at once, as a crash would; ``stop`` is still needed.
+
+        Raises:
+            EngineLost: it has ended already.
+        """
+        self.check()
+        os.killpg(self._process.pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """Ends the server and its processes. Blocks for at most 4 seconds."""
         self._reserved_port.close()

@@ -298,6 +298,7 @@ class ActorRegistry:
 
         ``finished`` and ``leased`` are the present numbers. Since the beginning of the run: ``retried`` leases ended
         without a valid answer, ``orphaned`` of these because the actor was lost, and ``failed`` groups were given up.
+        ``foreign`` messages belonged to other lives, since this process began.
         """
         if self.served is None:
             return {}
@@ -305,6 +306,7 @@ class ActorRegistry:
         return {
             "finished": len(served.finished()), "leased": served.count_leased(),
             "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed,
+            "foreign": self.foreign,
         }  # fmt: skip
 
     def _release(self, name: str, work: wire.Work, reason: str, cause: wire.Cause = "unforeseen") -> None:

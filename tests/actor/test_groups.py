@@ -38,10 +38,11 @@ def answer(
     proved: bool = True,
     deliver: Any = None,
     prove: Any = None,
+    parts: Any = None,
 ) -> tuple[Any, Mock]:
     """What becomes of a group whose engine and reward service do this, call after call; and the two."""
     config = load(["--model.path", str(policy), "--run.languages", '["en", "de"]', *flags])
-    parts = Mock()
+    parts = parts or Mock()
     parts.engine.generate = AsyncMock(side_effect=generated)
     parts.engine.read_gauges = AsyncMock(return_value={})
     parts.scoring.score = AsyncMock(side_effect=scored)
@@ -58,8 +59,8 @@ def answer(
         while held.holding:
             await asyncio.sleep(10)
         parts.generating = held.generating
-        if running.done():
-            await running
+        if not parts.session.deliver.called:
+            await running  # which says why there is no message
         running.cancel()
         message = parts.session.deliver.call_args.args[0]
         assert message.lives == LIVES and message.id == "train-3"
@@ -135,5 +136,54 @@ def test_an_unforeseen_failure_releases_the_group_with_its_reason(
 
 @pytest.mark.parametrize("error", [EngineLost("it ended"), EngineReplaced("it is another one")])
 def test_an_engine_that_is_gone_ends_the_life_and_the_group_was_in_it(error: EngineError, tiny_policy: Path) -> None:
+    parts = Mock()
     with pytest.raises(type(error)):
-        answer(tiny_policy, [EngineError("busy"), error], [])
+        answer(tiny_policy, [EngineError("busy"), error], [], parts=parts)
+    assert parts.generating == ["train-3"]
+
+
+def test_what_is_generated_is_handed_over_at_the_end_and_nothing_else_begins(tiny_policy: Path) -> None:
+    config = load(["--model.path", str(tiny_policy), "--run.languages", '["en", "de"]'])
+    parts = Mock()
+    parts.engine.read_gauges = AsyncMock(return_value={})
+    parts.weights.wait_until_proved = AsyncMock(return_value=True)
+    parts.session.send_heartbeat = AsyncMock()
+    delivered: list[Any] = []
+
+    async def run() -> None:
+        may_score, asked = asyncio.Event(), 0
+
+        async def generate(*_: Any) -> list[Generation]:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                await asyncio.Event().wait()  # for ever
+            return generations()
+
+        async def score(*_: Any) -> list[wire.Score]:
+            await may_score.wait()
+            return [GOOD, GOOD]
+
+        async def deliver(message: Any) -> None:
+            delivered.append(message)
+
+        parts.engine.generate, parts.scoring.score, parts.session.deliver = generate, score, deliver
+        tokenizer = load_tokenizer(str(tiny_policy))
+        held = PromptGroups(config, parts.engine, parts.scoring, tokenizer, parts.session, parts.weights, ActorTimes())
+        running = asyncio.create_task(held.run())
+        await asyncio.sleep(1)
+        for sequence in (3, 4):
+            held.start(work(sequence, ["en", "de"]), LIVES)
+        while asked < 2 or held.generating != ["train-4"]:
+            await asyncio.sleep(1)
+        ending = asyncio.create_task(held.finish(60))
+        await asyncio.sleep(10)
+        assert not ending.done()
+        held.start(work(5, ["en", "de"]), LIVES)
+        may_score.set()
+        await ending
+        assert held.holding == ["train-4"], "it goes back, and no other began"
+        running.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert [(type(message), message.id, message.lives) for message in delivered] == [(wire.Submit, "train-3", LIVES)]

@@ -119,7 +119,7 @@ def test_a_lease_lasts_as_long_as_heartbeats_mention_it() -> None:
     assert setting.held("a") == [first, second], "the deadline itself is in time"
     registry.release_expired(now=10.1)
     assert setting.held("a") == [first]
-    assert registry.counts() == {"finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0}
+    assert registry.counts() == {"finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0, "foreign": 0}
     assert not registry.submit("a", answers(second)) and registry.submit("a", answers(first))
     assert setting.grant(now=10.1) == {"a": [1, 2]}
     registry.release_expired(now=20.2)

@@ -298,6 +298,41 @@ def test_an_ejected_actor_is_told_why(server: WorkServer, address: str) -> None:
     assert list(server.members()) == ["a"] and not server.is_present("a", ejected), "it has come back in the meantime"
 
 
+def test_an_order_reaches_the_life_that_it_is_meant_for_alone(server: WorkServer, address: str) -> None:
+    """The socket of an actor outlives its lives, and what was sent to one of them may be received by the next."""
+    actor = Client(address, "a")
+    actor.hello(slots=1)
+    first = server.members()["a"]
+    before = actor.lives
+    actor.say_hello(slots=1)
+    wait_for(lambda: server.members()["a"] is not first)
+    server.send(first, wire.Pause(version=1, timeout_s=1.0))  # the publisher has not noticed yet
+    now = actor.receive(wire.Welcome).lives
+    assert actor.receive(wire.Pause).lives == before != now
+    actor.lives = before
+    actor.send(wire.Synced(version=1, stage="ready", pause_s=0.0))  # an answer that comes late
+    assert actor.receive(wire.Unknown).actor_life == before.actor
+    assert server.members()["a"].replies.empty() and server.counts().get("foreign", 0) == 0
+    serve(server)
+    assert server.counts()["foreign"] == 1
+
+
+def test_a_second_actor_of_a_name_cannot_take_it_nor_what_is_sent_to_the_first(
+    server: WorkServer, address: str
+) -> None:
+    serve(server)
+    first, second = Client(address, "a"), Client(address, "a", peer="a/another process")
+    first.hello(slots=1)
+    second.say_hello(slots=1, process=wire.ActorProcess(host="elsewhere", pid=7))
+    assert second.receive(wire.Taken).holder_life == first.lives.actor
+    second.lives = first.lives  # it knows everything, and is still not the first
+    second.send(wire.Leave(reason="the second says so"))
+    second.say_hello(slots=1, waited_s=100.0)
+    assert "the name 'a' is held by" in second.receive(wire.Stop).error
+    server.mark_published(server.members())
+    assert first.submit(first.leases(1)[0]), "its socket is its own"
+
+
 def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -> None:
     for over in (True, False):
         address = f"ipc://{tmp_path}/{over}"
