@@ -14,9 +14,17 @@ import transformers
 from safetensors.torch import load_file
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from transformers import AttentionInterface, AutoModelForCausalLM, Gemma3Config, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from common.process import FatalError
+from learner.export import export
 from learner.train.attention import PACKED_ATTENTION, packed_attention
 from learner.train.fidelity import check_fidelity
 from learner.train.logprob import LogitTransform
@@ -138,6 +146,18 @@ def test_published_weights_are_those_of_the_checkpoint(name: str, mesh: DeviceMe
     assert shapes.keys() == wanted.keys()
     for key, tensor in found:
         assert torch.equal(tensor, wanted[key]), key
+
+
+@pytest.mark.parametrize(("known", "exported"), [(2, [2, 7]), ([2, 7], [2, 7]), (None, 7)])
+def test_the_exported_model_ends_its_answers_as_in_training(
+    known: Any, exported: Any, mesh: DeviceMesh, tmp_path: Path, seed: int
+) -> None:
+    policy = load(saved(tmp_path / "model", "LlamaConfig", seed))
+    settings = policy.lm.generation_config
+    assert settings is not None
+    settings.eos_token_id = known
+    export(shard(policy, mesh, torch.float32), None, tmp_path / "out", stop_ids=[7])
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == exported
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
