@@ -3,9 +3,9 @@
     scripts/gpu_check.sh [--out DIR]
 
 Needs no network, one GPU, and at most eight minutes. It takes whatever versions of torch and transformers are
-installed; what a check lacks is named, and the check left out. Each check runs in a process of its own, with a deadline.
-The figures go to DIR/gpu_check.json and, as a table, to DIR/gpu_check.md. The exit code is 0 if every figure that was found
-is right. Without a GPU the checks can only be tried out, with tiny sizes: --tiny.
+installed; what a check lacks is named, and the check left out. Each check runs in a process of its own, with a
+deadline. The figures go to DIR/gpu_check.json and, as a table, to DIR/gpu_check.md. The exit code is 0 if every figure
+that was found is right. Without a GPU the checks can only be tried out, with tiny sizes: --tiny.
 """
 
 from __future__ import annotations

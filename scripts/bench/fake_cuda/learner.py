@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
+from transformers.initialization import no_init_weights
 
 from common.config import Config
 from common.wire import Rollout, Score
@@ -25,11 +27,13 @@ from learner.train.distributed import sharding_mesh
 from learner.train.trainer import Trainer
 from scripts.bench.fake_cuda.meter import Counts, Meter
 from scripts.bench.fake_cuda.shim import host_waits
+from scripts.ops.dry_run import limit_layers
 from tests.support.groups import work
 
 _PROMPT, _ANSWER, _K = 219, 600, 8  # tokens, and answers of a group
 _MICRO_BATCHES = 2  # of a step and rank: what happens between two is looked at
 _DEVICE = torch.device("cuda", 0)
+_ASKS_FOR_DEVICE = "get_torch_context_manager_or_global_device"  # of transformers; makes a tensor that would be real
 
 
 @dataclass(frozen=True)
@@ -166,15 +170,12 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
     """What differs from a real learner: weights are made and not read, and everything runs on this thread."""
     shape: Any = AutoConfig.from_pretrained(config.model.path)
     if layers:
-        text = shape.get_text_config()
-        text.num_hidden_layers = layers
-        if getattr(text, "layer_types", None):
-            text.layer_types = text.layer_types[:layers]
+        limit_layers(shape, layers)
 
     class Made:
         @staticmethod
         def from_pretrained(path: str, *, dtype: torch.dtype, attn_implementation: str, **_: Any) -> Any:
-            with _DEVICE:
+            with _DEVICE, no_init_weights(), patch.object(modeling_utils, _ASKS_FOR_DEVICE, lambda: None):
                 return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attn_implementation)
 
     def one_by_one(calls: Iterable[Callable[[], Any]]) -> Iterator[Any]:
@@ -182,6 +183,7 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
 
     with (
         patch.object(policy, "AutoModelForCausalLM", Made),
+        patch.object(policy.Policy, "to", lambda self, device: self),  # it is there already
         patch.object(trainer, "training_device", lambda: _DEVICE),
         patch.object(trainer, "prefetch", one_by_one),
     ):
@@ -230,6 +232,7 @@ def _name_phases(learner: Trainer, meter: Meter) -> None:
     learner.policy.register_forward_pre_hook(lambda *_: meter.enter("forward"))
     learner.policy.register_forward_hook(lambda *_: meter.enter("loss"))
     accumulate, backward = learner._accumulate, Tensor.backward
+    count = itertools.count(1)
 
     def accumulated(batch: Any) -> Any:
         def backward_in_phase(tensor: Tensor, *arguments: Any, **named: Any) -> None:
@@ -238,14 +241,9 @@ def _name_phases(learner: Trainer, meter: Meter) -> None:
             meter.enter("loss")
 
         with patch.object(Tensor, "backward", backward_in_phase):
-            return accumulate(batch)
-
-    whole = learner.backward
-
-    def all_batches(*arguments: Any) -> Any:
-        result = whole(*arguments)
-        meter.enter("optimizer")
+            result = accumulate(batch)
+        if next(count) % _MICRO_BATCHES == 0:  # the last one of a step
+            meter.enter("optimizer")
         return result
 
     learner._accumulate = accumulated  # type: ignore[method-assign]
-    learner.backward = all_batches  # type: ignore[method-assign]

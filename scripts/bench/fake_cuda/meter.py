@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 PEAK_FLOPS = 989e12  # of an H100 SXM in bfloat16, dense
 _MATMUL, _ATTENTION, _ATTENTION_BACKWARD = 0.72, 0.35, 0.28  # shares of the peak that kernels reach
@@ -130,7 +129,7 @@ class Meter(TorchDispatchMode):
             self.waited(f"{name} copies to the host")
         if inputs or outputs:
             self._check(name, args, inputs)
-            self._count(func, name, args, kwargs, inputs, outputs, outputs_of)
+            self._count(func, name, args, inputs, outputs)
         return outputs_of
 
     # -- memory ----------------------------------------------------------------------------------------------------
@@ -157,12 +156,10 @@ class Meter(TorchDispatchMode):
         mixed = [one for one in tree_leaves(args) if isinstance(one, Tensor) and one.device.type == "cpu" and one.dim()]
         if inputs and mixed and "copy" not in name:
             self.foreign[name, self.phase] += 1
-        if name.startswith(_PRODUCTS) and "out" not in name and inputs[0].dtype == torch.float32:
+        if name.startswith(_PRODUCTS) and _cuda_tensors(args)[-1].dtype == torch.float32:
             self.wide[name, self.phase] += 1
 
-    def _count(
-        self, func: Any, name: str, args: Any, kwargs: Any, inputs: list[Tensor], outputs: list[Tensor], result: Any
-    ) -> None:
+    def _count(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         counts = self.phases.setdefault(self.phase, Counts())
         if "c10d" in name:
             self._end_region()
@@ -172,8 +169,8 @@ class Meter(TorchDispatchMode):
         fresh = [one for one in outputs if one.untyped_storage()._cdata not in old]
         if name.startswith(_NO_KERNEL) or not (fresh or func._schema.is_mutable):
             return  # a view, or memory without content
-        is_heavy = "varlen" in name or func._overloadpacket in flop_registry
-        if self._fused and not is_heavy:
+        is_product = name.startswith(_PRODUCTS)
+        if self._fused and not is_product and "varlen" not in name:
             self._region = self._region or _Region(self.phase)
             self._region.add(inputs, fresh or outputs)
             return
@@ -184,9 +181,10 @@ class Meter(TorchDispatchMode):
             query = inputs[1 if back else 0]  # [T, heads, width]; the gradient of the output comes first
             flops = (10 if back else 4) * self._pairs * query.shape[-2] * query.shape[-1]
             rate = PEAK_FLOPS * (_ATTENTION_BACKWARD if back else _ATTENTION)
-        elif is_heavy:
-            flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=result)
-            if inputs[-1].dtype == torch.float32:
+        elif is_product:
+            left, right = _cuda_tensors(args)[-2:]
+            flops = 2 * left.numel() * right.shape[-1]
+            if right.dtype == torch.float32:
                 rate = _FLOAT32_FLOPS
         moved = sum(one.nbytes for one in inputs) + sum(one.nbytes for one in (fresh or outputs))
         self._add(counts, name, flops, rate, moved)
