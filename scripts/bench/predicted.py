@@ -39,8 +39,12 @@ class Case:
     fused: bool = False
 
 
-def cases(ranks: int) -> list[Case]:
-    """The combinations of options that the documentation shows, for so many ranks."""
+def cases(ranks: int, quick: bool = False) -> list[Case]:
+    """The combinations of options that the documentation shows, for so many ranks.
+
+    Args:
+        quick: some of them, among which every option is once for 1 and 4 ranks together.
+    """
     whole, none = ("--learner.activation_checkpointing", "true"), ("--learner.activation_checkpointing", "false")
     half = (*whole, "--learner.checkpointed_layers", "0.5")
     on_cpu = ("--learner.reference_on_cpu", "true")
@@ -51,6 +55,8 @@ def cases(ranks: int) -> list[Case]:
         Case("no checkpointing, compile at best", none, fused=True),
         Case("checkpointing, reference in host memory", (*whole, *on_cpu)),
     ]
+    if quick:
+        found = [one for number, one in enumerate(found) if number in ((2, 3) if ranks == 1 else (1, 4))]
     return [Case(f"{ranks} rank{'s'[: ranks > 1]}, {one.name}", one.flags, one.fused) for one in found]
 
 
@@ -96,6 +102,7 @@ def main(
     tokens: Annotated[int, typer.Option(help="Of a micro-batch.")] = 16384,
     ranks: Annotated[list[int] | None, typer.Option(help="Learner ranks; may be given several times.")] = None,
     layers: Annotated[int, typer.Option(help="Layers of the model; 0 for all.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer combinations of options.")] = False,
     only: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -105,7 +112,7 @@ def main(
     found = [
         row
         for number in ranks or [1, 4]
-        for case in cases(number)
+        for case in cases(number, quick)
         if only in case.name
         for row in rows(path, tokens, number, case, layers)
     ]

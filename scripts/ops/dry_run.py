@@ -117,6 +117,7 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     learner = config.learner
     width, tokens = _BYTES[learner.param_dtype], learner.microbatch_tokens
     chunk = min(learner.head_chunk, tokens) * shape.vocabulary
+    shards = learner.ranks // learner.replicas
     root = shape.parameters - shape.body  # embeddings and the last norm, which stay gathered for the whole step
     matrix = shape.vocabulary * shape.hidden
     checkpointed = math.ceil(shape.layers * learner.checkpointed_layers) if learner.activation_checkpointing else 0
@@ -131,7 +132,8 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
         inside + 3 * tokens * shape.inner * width + (width + 4) * shape.layer + width * matrix if checkpointed else 0.0
     )
     return {
-        "gathered weights": (2 * shape.layer + root * (2 if learner.kl else 1)) * width,
+        # Two layers, twice while they travel between ranks.
+        "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * (2 if learner.kl else 1)) * width,
         "activations": kept,
         "gradients on the way": max(head, layer),
     }

@@ -104,12 +104,15 @@ def _predict(config: Config, ranks: int, fused: bool) -> Prediction:
     with FakeTensorMode(allow_non_fake_inputs=True), meter, _watched(meter):
         with patch.object(trainer, "sharding_mesh", lambda *_: mesh):
             learner = Trainer(config)
+        for parameter in learner.policy.parameters():  # makes the optimizer's state, as a step before would have
+            parameter.grad = torch.zeros_like(parameter)
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
         _name_phases(learner, meter)
-        learner.step(batch, 0)  # makes the optimizer's state
         state = meter.live
         meter.reset()
         waited = host_waits()
-        learner.step(batch, 1)
+        learner.step(batch, 0)
         meter.enter("end")
     between = [place for phase, place in meter.waits if phase not in ("optimizer", "end")]
     between += ["the host waits for a stream"] * (host_waits() - waited)
@@ -176,7 +179,9 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
         @staticmethod
         def from_pretrained(path: str, *, dtype: torch.dtype, attn_implementation: str, **_: Any) -> Any:
             with _DEVICE, no_init_weights(), patch.object(modeling_utils, _ASKS_FOR_DEVICE, lambda: None):
-                return AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attn_implementation)
+                made = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attn_implementation)
+            made.tie_weights()  # which is part of the initialisation that is left out
+            return made.eval()
 
     def one_by_one(calls: Iterable[Callable[[], Any]]) -> Iterator[Any]:
         return (call() for call in calls)  # the modes that count belong to this thread

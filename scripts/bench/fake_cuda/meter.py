@@ -28,6 +28,8 @@ _BYTES_PER_S = 3.35e12 * 0.85
 _LAUNCH_S = 1.5e-6
 _ROOT = Path(__file__).parents[3]
 _NO_KERNEL = ("aten.empty", "aten.new_empty", "aten.detach", "aten.lift_fresh", "aten.alias")
+_SPARSE = ("aten.gather", "aten.scatter_add_")
+_SMALL = 16  # rows, columns or summands
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
@@ -156,8 +158,11 @@ class Meter(TorchDispatchMode):
         mixed = [one for one in tree_leaves(args) if isinstance(one, Tensor) and one.device.type == "cpu" and one.dim()]
         if inputs and mixed and "copy" not in name:
             self.foreign[name, self.phase] += 1
-        if name.startswith(_PRODUCTS) and _cuda_tensors(args)[-1].dtype == torch.float32:
-            self.wide[name, self.phase] += 1
+        if name.startswith(_PRODUCTS):
+            left, right = _cuda_tensors(args)[-2:]
+            sizes = left.shape[-2], left.shape[-1], right.shape[-1]
+            if left.dtype == torch.float32 and min(sizes) >= _SMALL:  # sums and outer products are no work
+                self.wide[name, self.phase] += 1
 
     def _count(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         counts = self.phases.setdefault(self.phase, Counts())
@@ -186,8 +191,10 @@ class Meter(TorchDispatchMode):
             flops = 2 * left.numel() * right.shape[-1]
             if right.dtype == torch.float32:
                 rate = _FLOAT32_FLOPS
-        moved = sum(one.nbytes for one in inputs) + sum(one.nbytes for one in (fresh or outputs))
-        self._add(counts, name, flops, rate, moved)
+        sizes = [one.nbytes for one in (*inputs, *(fresh or outputs))]
+        if name.startswith(_SPARSE):  # some elements of the largest tensor alone
+            sizes = [size for size in sizes if size < max(sizes)]
+        self._add(counts, name, flops, rate, sum(sizes))
 
     def _end_region(self) -> None:
         region, self._region = self._region, None
