@@ -6,6 +6,7 @@ Shape suffixes: R response tokens, D hidden size, V vocabulary, C rows of one ch
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,6 +16,35 @@ from torch import Tensor
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True)
+class LogitTransform:
+    """What an architecture does to its logits x behind the projection: cap · tanh(scale · x / cap), or scale · x.
+
+    Args:
+        scale: 1 in most architectures; ``logit_scale`` of Cohere, 1 / ``logits_scaling`` of Granite.
+        softcap: ``final_logit_softcapping`` of Gemma-2, in nats; None where there is no cap.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it leaves logits as they are."""
+        return self.scale == 1 and self.softcap is None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The transformed logits, of the same shape; float32 is expected, and kept."""
+        logits = logits * self.scale if self.scale != 1 else logits
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def backward(self, gradient: Tensor, transformed: Tensor) -> Tensor:
+        """The gradient with respect to the logits, given that with respect to the transformed ones, and these."""
+        if self.softcap is not None:
+            gradient = gradient * (1 - (transformed / self.softcap).square())
+        return gradient * self.scale if self.scale != 1 else gradient
+
+
 def chunked_logp(
     hidden_R_D: Tensor,
     head_V_D: Tensor,
@@ -22,23 +52,28 @@ def chunked_logp(
     temperature: float,
     chunk: int,
     *,
+    bias_V: Tensor | None = None,
+    transform: LogitTransform = LogitTransform(),  # it is immutable
     with_entropy: bool = True,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target and entropy at its position, both [R] float32, in nats.
 
-    The softmax is over ``hidden_R_D @ head_V_D.T / temperature``, in float32, with at most ``chunk`` rows of logits
-    in memory at a time. The backward pass computes the logits again. The entropy carries no gradient.
+    The softmax is over ``transform(hidden_R_D @ head_V_D.T + bias_V) / temperature``, in float32, with at most
+    ``chunk`` rows of logits in memory at a time. The backward pass computes the logits again, and the gradient of the
+    head only where it needs one. The entropy carries no gradient.
 
     Args:
         hidden_R_D: hidden states that predict the targets.
         head_V_D: the vocabulary projection.
         targets_R: [R] int64.
+        bias_V: of the projection, where it has one.
+        transform: what the architecture does to its logits.
         with_entropy: otherwise the entropy is not computed, and is [0].
         compiled: fuse what happens to a chunk of logits with ``torch.compile``.
     """
     logp_R, entropy_R = _ChunkedLogp.apply(  # type: ignore[no-untyped-call]
-        hidden_R_D, head_V_D, targets_R, temperature, chunk, with_entropy, compiled
+        hidden_R_D, head_V_D, bias_V, targets_R, temperature, chunk, transform, with_entropy, compiled
     )
     return logp_R, entropy_R
 
@@ -49,9 +84,11 @@ class _ChunkedLogp(torch.autograd.Function):
         ctx: Any,
         hidden_R_D: Tensor,
         head_V_D: Tensor,
+        bias_V: Tensor | None,
         targets_R: Tensor,
         temperature: float,
         chunk: int,
+        transform: LogitTransform,
         with_entropy: bool,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -59,35 +96,54 @@ class _ChunkedLogp(torch.autograd.Function):
         logp_R = torch.empty(len(targets_R), dtype=torch.float32, device=hidden_R_D.device)
         entropy_R = torch.empty_like(logp_R) if with_entropy else logp_R.new_empty(0)
         for part in _slices(len(targets_R), chunk):
-            logits_C_V = mm_float32(hidden_R_D[part], head_V_D.T)
-            logp_R[part], entropy_C = score(logits_C_V, targets_R[part], temperature, with_entropy)
+            logits_C_V = _project(hidden_R_D[part], head_V_D, bias_V)
+            logp_R[part], entropy_C = score(logits_C_V, targets_R[part], temperature, transform, with_entropy)
             if with_entropy:
                 entropy_R[part] = entropy_C
-        ctx.save_for_backward(hidden_R_D, head_V_D, targets_R)
-        ctx.temperature, ctx.chunk, ctx.compiled = temperature, chunk, compiled
+        ctx.save_for_backward(hidden_R_D, head_V_D, bias_V, targets_R)
+        ctx.temperature, ctx.chunk, ctx.transform, ctx.compiled = temperature, chunk, transform, compiled
         ctx.mark_non_differentiable(entropy_R)
         return logp_R, entropy_R
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_R_D, head_V_D, targets_R = ctx.saved_tensors
+        hidden_R_D, head_V_D, bias_V, targets_R = ctx.saved_tensors
+        _, head_trains, bias_trains, *_ = ctx.needs_input_grad  # neither where adapters alone are trained
         gradient_of = _maybe_compiled(_gradient, ctx.compiled)
         d_hidden_R_D = torch.empty_like(hidden_R_D)
-        d_head_V_D = torch.zeros(head_V_D.shape, dtype=torch.float32, device=head_V_D.device)
+        d_head_V_D = torch.zeros(head_V_D.shape, dtype=torch.float32, device=head_V_D.device) if head_trains else None
+        d_bias_V = torch.zeros(bias_V.shape, dtype=torch.float32, device=bias_V.device) if bias_trains else None
+        dtype = torch.float32 if bias_trains else hidden_R_D.dtype  # a bias sums over rows, in float32
         for part in _slices(len(targets_R), ctx.chunk):
-            logits_C_V = mm_float32(hidden_R_D[part], head_V_D.T)
+            logits_C_V = _project(hidden_R_D[part], head_V_D, bias_V)
             d_logits_C_V = gradient_of(
-                logits_C_V, targets_R[part], gradients[0][part], ctx.temperature, hidden_R_D.dtype
+                logits_C_V, targets_R[part], gradients[0][part], ctx.temperature, ctx.transform, dtype
             )
+            if d_bias_V is not None:
+                d_bias_V += d_logits_C_V.sum(0)
+                d_logits_C_V = d_logits_C_V.to(hidden_R_D.dtype)
             torch.mm(d_logits_C_V, head_V_D, out=d_hidden_R_D[part])
-            add_mm_float32(d_head_V_D, d_logits_C_V.T, hidden_R_D[part])
-        return d_hidden_R_D, d_head_V_D.to(head_V_D.dtype), None, None, None, None, None
+            if d_head_V_D is not None:
+                add_mm_float32(d_head_V_D, d_logits_C_V.T, hidden_R_D[part])
+        return (
+            d_hidden_R_D,
+            None if d_head_V_D is None else d_head_V_D.to(head_V_D.dtype),
+            None if d_bias_V is None or bias_V is None else d_bias_V.to(bias_V.dtype),
+            *[None] * 6,
+        )
+
+
+def _project(hidden_C_D: Tensor, head_V_D: Tensor, bias_V: Tensor | None) -> Tensor:
+    """The logits of some rows before they are transformed, [C, V] float32."""
+    logits_C_V = mm_float32(hidden_C_D, head_V_D.T)
+    return logits_C_V if bias_V is None else logits_C_V + bias_V.float()
 
 
 def _score(
-    logits_C_V: Tensor, targets_C: Tensor, temperature: float, with_entropy: bool
+    logits_C_V: Tensor, targets_C: Tensor, temperature: float, transform: LogitTransform, with_entropy: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the targets, and the entropies −Σ p log p if they are asked for, each [C] float32."""
+    logits_C_V = transform(logits_C_V)
     if temperature != 1:
         logits_C_V = logits_C_V / temperature
     logp_C_V = logits_C_V.log_softmax(-1)
@@ -99,14 +155,24 @@ def _score(
 
 
 def _gradient(
-    logits_C_V: Tensor, targets_C: Tensor, d_logp_C: Tensor, temperature: float, dtype: torch.dtype
+    logits_C_V: Tensor,
+    targets_C: Tensor,
+    d_logp_C: Tensor,
+    temperature: float,
+    transform: LogitTransform,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """The gradient with respect to the logits, d_logp · (onehot − softmax) / temperature, [C, V] in ``dtype``."""
-    if temperature != 1:
-        logits_C_V = logits_C_V / temperature
-    d_logits_C_V = logits_C_V.softmax(-1)
+    """The gradient with respect to the projection's logits, [C, V] in ``dtype``.
+
+    That of the transformed ones is d_logp · (onehot − softmax) / temperature.
+    """
+    transformed_C_V = transform(logits_C_V)
+    scaled_C_V = transformed_C_V if temperature == 1 else transformed_C_V / temperature
+    d_logits_C_V = scaled_C_V.softmax(-1)
     d_logits_C_V.scatter_add_(1, targets_C[:, None], d_logits_C_V.new_full((len(targets_C), 1), -1.0))
     scale_C = d_logp_C / -temperature
+    if not transform.is_identity:
+        return transform.backward(d_logits_C_V.mul_(scale_C[:, None]), transformed_C_V).to(dtype)
     if dtype == d_logits_C_V.dtype:
         return d_logits_C_V.mul_(scale_C[:, None])
     return torch.mul(d_logits_C_V, scale_C[:, None], out=torch.empty_like(d_logits_C_V, dtype=dtype))

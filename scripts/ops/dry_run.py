@@ -18,6 +18,7 @@ code is 1 if a GPU needs more than ``--gpu-gb``.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -61,6 +62,12 @@ class ModelShape:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         stack = model.get_decoder().layers
         self.layers, self.layer = len(stack), sum(parameter.numel() for parameter in stack[0].parameters())
+        self.tied = bool(config.tie_word_embeddings)
+        # By name: inputs and outputs of the linear projections inside the layers, added up over all layers.
+        self.projections: Counter[str] = Counter()
+        for name, module in stack.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                self.projections[name.rpartition(".")[2]] += module.in_features + module.out_features
         self.body = sum(parameter.numel() for parameter in stack.parameters())
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
         head = stack[0].self_attn.head_dim
