@@ -97,8 +97,9 @@ class _ChunkedLogp(torch.autograd.Function):
         entropy_R = torch.empty_like(logp_R) if with_entropy else logp_R.new_empty(0)
         for part in _slices(len(targets_R), chunk):
             logits_C_V = _project(hidden_R_D[part], head_V_D, bias_V)
-            logp_R[part], entropy_C = score(logits_C_V, targets_R[part], temperature, transform, with_entropy)
-            if with_entropy:
+            chosen_C, entropy_C = score(logits_C_V, targets_R[part], temperature, transform, with_entropy)
+            logp_R[part] = chosen_C
+            if entropy_C is not None:
                 entropy_R[part] = entropy_C
         ctx.save_for_backward(hidden_R_D, head_V_D, bias_V, targets_R)
         ctx.temperature, ctx.chunk, ctx.transform, ctx.compiled = temperature, chunk, transform, compiled

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,8 +38,8 @@ def test_all_checks_run_without_a_gpu_and_write_a_report(tmp_path: Path) -> None
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     right = attention.packed_attention
 
-    def without_window(*arguments: object, sliding_window: object, **named: object) -> object:
-        return right(*arguments, sliding_window=None, **named)  # type: ignore[arg-type]
+    def without_window(*arguments: Any, sliding_window: int | None, **named: Any) -> Any:
+        return right(*arguments, **named)
 
     monkeypatch.setattr(attention, "packed_attention", without_window)
     wrong = [figure.name for figure in check_attention(Sizes.small(tmp_path)) if not figure.ok]
@@ -67,11 +68,11 @@ def test_what_is_not_installed_is_skipped_and_what_fails_is_told(
 
 
 def test_a_check_that_hangs_or_dies_is_ended_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check.sys, "executable", "sleep")  # with arguments that it refuses
+    monkeypatch.setattr(sys, "executable", "sleep")  # with arguments that it refuses
     died = gpu_check.run_apart("head", tmp_path, True, 60)
     assert died.state == "failed" and "its process ended with code 1" in died.told
     endless = tmp_path / "endless"
     endless.write_text("#!/bin/sh\nexec sleep 100\n")
     endless.chmod(0o755)
-    monkeypatch.setattr(gpu_check.sys, "executable", str(endless))
+    monkeypatch.setattr(sys, "executable", str(endless))
     assert gpu_check.run_apart("head", tmp_path, True, 0.5).told == "it did not end within 0 s"

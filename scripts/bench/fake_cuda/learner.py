@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -62,7 +61,6 @@ class Prediction:
     waits: list[str]
     foreign: list[str]
     wide: list[str]
-    by_operation: Counter[str] = field(default_factory=Counter)  # seconds of a micro-batch
 
     @property
     def micro_batch(self) -> Counts:
@@ -117,11 +115,9 @@ def _predict(config: Config, ranks: int, fused: bool) -> Prediction:
     between = [place for phase, place in meter.waits if phase not in ("optimizer", "end")]
     between += ["the host waits for a stream"] * (host_waits() - waited)
     phases = {name: counts for name, counts in meter.phases.items() if name not in ("start", "end")}
-    by_operation: Counter[str] = Counter()
     for name, counts in phases.items():
         if name != "optimizer":
             _divide(counts, _MICRO_BATCHES)
-            by_operation.update(counts.by_operation)
     return Prediction(
         parameters=sum(one.numel() for one in learner.policy.parameters()),
         tokens=sequences * (_PROMPT + _ANSWER),
@@ -132,7 +128,6 @@ def _predict(config: Config, ranks: int, fused: bool) -> Prediction:
         waits=between,
         foreign=[f"{count} x {name} in {phase}" for (name, phase), count in meter.foreign.items()],
         wide=[f"{count} x {name} in {phase}" for (name, phase), count in meter.wide.items()],
-        by_operation=by_operation,
     )
 
 
@@ -143,7 +138,7 @@ def _divide(counts: Counts, number: int) -> None:
     counts.flops /= number
     counts.sent /= number
     for name in counts.by_operation:
-        counts.by_operation[name] /= number  # type: ignore[assignment]  # a Counter holds seconds here
+        counts.by_operation[name] /= number
 
 
 def _groups(answers: int) -> list[Group]:
@@ -244,7 +239,7 @@ def _name_phases(learner: Trainer, meter: Meter) -> None:
     def accumulated(batch: Any) -> Any:
         def backward_in_phase(tensor: Tensor, *arguments: Any, **named: Any) -> None:
             meter.enter("backward")
-            backward(tensor, *arguments, **named)
+            backward(tensor, *arguments, **named)  # type: ignore[no-untyped-call]
             meter.enter("loss")
 
         with patch.object(Tensor, "backward", backward_in_phase):

@@ -42,7 +42,7 @@ class Counts:
     bytes: float = 0.0
     flops: float = 0.0
     sent: float = 0.0  # bytes that collectives were given
-    by_operation: Counter[str] = field(default_factory=Counter)  # seconds
+    by_operation: dict[str, float] = field(default_factory=dict)  # seconds
 
 
 class Meter(TorchDispatchMode):
@@ -63,7 +63,7 @@ class Meter(TorchDispatchMode):
     """
 
     def __init__(self, pairs: float, *, fused: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.phases: dict[str, Counts] = {}
         self.waits: list[tuple[str, str]] = []
         self.foreign: Counter[tuple[str, str]] = Counter()
@@ -209,7 +209,7 @@ class Meter(TorchDispatchMode):
         counts.kernels += 1
         counts.bytes += moved
         counts.flops += flops
-        counts.by_operation[name] += seconds
+        counts.by_operation[name] = counts.by_operation.get(name, 0.0) + seconds
 
 
 class _Region:

@@ -30,7 +30,7 @@ sys.stdin.read()
 class Answers(Engine):
     """An engine whose server answers ``/server_info`` so, and any other route with nothing."""
 
-    def __init__(self, url: str = "http://127.0.0.1:1", **info: Any) -> None:
+    def __init__(self, url: str = "http://127.0.0.1:1", /, **info: Any) -> None:
         self.info, self.called = {"tp_size": 1, **info}, list[str]()
         super().__init__(url, None, 1.0, "retract")  # type: ignore[arg-type]  # there is no HTTP here
 
