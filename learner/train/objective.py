@@ -96,7 +96,7 @@ class Objective:
         Returns:
             The loss [R] and statistics by name, each [R]: ``clip_share``, ``importance_weight`` and
             ``importance_limited`` as they are used; of π_old / μ before it is limited, ``outside_bounds`` (1 outside
-            [importance_floor, importance_cap]), ``raw_weight`` and ``raw_weight_squared`` (float64); ``mismatch``, the
+            [importance_floor, importance_cap]), ``raw_weight`` and ``raw_weight_squared``; ``mismatch``, the
             absolute difference of its logarithms (nats), and, with a reference, ``kl`` (nats).
         """
         drift_R = (old_logp_R - behaviour_logp_R).detach()
@@ -106,14 +106,14 @@ class Objective:
         anchor_R = old_logp_R if self.proximal == "step" else behaviour_logp_R
         surrogate_R, clipped_R = self._surrogate(logp_R, anchor_R, advantage_R, sequence_R)
         loss_R = weight_R * surrogate_R
-        weight_64_R = torch.exp(drift_R.double().clamp(-_LARGEST_DRIFT, _LARGEST_DRIFT))
+        bounded_weight_R = torch.exp(drift_R.clamp(-_LARGEST_DRIFT, _LARGEST_DRIFT))
         statistics = {
             "clip_share": clipped_R.float(),
             "importance_weight": weight_R,
             "importance_limited": limited_R.float(),
             "outside_bounds": outside_R.float(),
-            "raw_weight": weight_64_R,
-            "raw_weight_squared": weight_64_R**2,
+            "raw_weight": bounded_weight_R,
+            "raw_weight_squared": bounded_weight_R.square(),
             "mismatch": drift_R.abs(),
         }
         if ref_logp_R is not None:

@@ -45,9 +45,9 @@ def gspo(
         sequence_R: [R] int64, which answer the token belongs to, from 0; an answer is never divided.
     """
     difference_R = (logp_R - old_logp_R).detach()
-    answers = int(sequence_R.max()) + 1 if len(sequence_R) else 0
-    sums_S = difference_R.new_zeros(answers).index_add_(0, sequence_R, difference_R)
-    counts_S = difference_R.new_zeros(answers).index_add_(0, sequence_R, torch.ones_like(difference_R))
+    # There is room for one answer a token: their number is not asked for, which would have the host wait for the GPU.
+    sums_S = torch.zeros_like(difference_R).index_add_(0, sequence_R, difference_R)
+    counts_S = torch.zeros_like(difference_R).index_add_(0, sequence_R, torch.ones_like(difference_R))
     mean_R = (sums_S / counts_S)[sequence_R].clamp(max=_LARGEST_LOG_RATIO)
     ratio_R = torch.exp(logp_R - logp_R.detach() + mean_R)
     clipped_R = ratio_R.clamp(1 - low, 1 + high)

@@ -23,7 +23,7 @@ from learner.train.fidelity import Agreement, check_fidelity, rounding_differenc
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, shard
+from learner.train.policy import Policy, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
 from learner.train.schedules import learning_rate
@@ -92,14 +92,17 @@ class Trainer:
             config.model.path,
             temperature=config.sampling.temperature,
             head_chunk=learner.head_chunk,
-            checkpointing=learner.activation_checkpointing,
+            checkpointing=learner.checkpointed_layers if learner.activation_checkpointing else 0.0,
+            compiled=learner.compile,
         ).to(self.device)
         agreement = check_fidelity(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty
         self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
         if max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
-            self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
+            reference = copy.deepcopy(policy).requires_grad_(False)
+            store_weights(reference, dtype)
+            self.reference = shard(reference, mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype, on_cpu=learner.optimizer_on_cpu and self.device.type == "cuda")
         self._tell_agreement(agreement)
         self.optimizer = torch.optim.AdamW(
@@ -170,7 +173,7 @@ class Trainer:
     def _logp(self, minibatch: MiniBatch) -> list[Tensor]:
         """Log-probabilities under the present policy, of each micro-batch of this rank [R]. A collective."""
         packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
-        found = [self.policy(batch)[0] for batch in packed]
+        found = [self.policy(batch, with_entropy=False)[0] for batch in packed]
         # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
         self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
         return found
@@ -227,25 +230,24 @@ class Trainer:
 
         Keeps the log-probabilities of its forward passes in ``minibatch.old_logp`` where it has none.
         """
-        sums: dict[str, Tensor] = {}
+        names, total = list[str](), torch.zeros(0)
         losses, old_logp = list[Tensor](), list[Tensor]()
-        cells = math.prod(axes.shape)
         packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
         for number, batch in enumerate(packed):
             known_R = minibatch.old_logp[number] if minibatch.old_logp else None
             loss_R, logp_R, statistics = self._accumulate(batch, known_R)
             losses.append(loss_R)
             old_logp.append(logp_R)
-            cell_R = axes.cells(batch)
-            for name, values_R in {**statistics, "loss": loss_R * batch.weight_R}.items():
-                table = sums.setdefault(name, torch.zeros(cells, dtype=torch.float64, device=self.device))
-                table.index_add_(0, cell_R, values_R.double())
+            statistics = {**statistics, "loss": loss_R * batch.weight_R}
+            if not names:
+                names = list(statistics)
+                total = torch.zeros(len(names), math.prod(axes.shape), dtype=torch.float64, device=self.device)
+            total.index_add_(1, axes.cells(batch), torch.stack(list(statistics.values())).double())
         if not minibatch.old_logp:
             minibatch.old_logp = old_logp
-        stacked = torch.stack(list(sums.values()))
-        dist.all_reduce(stacked)
+        dist.all_reduce(total)
         return BatchGradient(
-            sums={name: table.reshape(axes.shape) for name, table in zip(sums, stacked.cpu(), strict=True)},
+            sums={name: table.reshape(axes.shape) for name, table in zip(names, total.cpu(), strict=True)},
             finite=finite_samples(minibatch.assigned, losses, minibatch.samples),
             room=self.ranks * len(minibatch.assigned) * self._config.microbatch_tokens,
         )
@@ -254,7 +256,7 @@ class Trainer:
     def probe(self) -> Probe:
         """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
         ids = make_probe_sequence(self.policy.vocabulary)
-        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0)[0]
+        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0, with_entropy=False)[0]
         # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
         self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
         tolerance = probe_tolerance(
@@ -293,7 +295,7 @@ class Trainer:
         ref_logp_R = None
         if self.reference is not None and self._objective.kl > 0:
             with torch.no_grad():
-                ref_logp_R = self.reference(batch)[0]
+                ref_logp_R = self.reference(batch, with_entropy=False)[0]
         logp_R, entropy_R = self.policy(batch)
         loss_R, statistics = self._objective(
             logp_R,
