@@ -19,7 +19,7 @@ from typing import Any
 
 import aiohttp
 
-from actor.engine.client import EngineError, is_ready
+from actor.engine.client import EngineError, EngineLost, is_ready
 from common.config import Config
 from common.gpus import has_cuda
 from common.nccl import set_nccl_defaults
@@ -91,11 +91,11 @@ class EngineProcess:
         """Returns at once if the server is running.
 
         Raises:
-            EngineError: the server has ended.
+            EngineLost: the server has ended.
         """
         code = self._process.poll()
         if code is not None:
-            raise EngineError(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
+            raise EngineLost(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
 
     def last_lines(self, count: int = 15) -> str:
         """The last ``count`` lines of the server's output, indented."""
@@ -121,6 +121,15 @@ class EngineProcess:
                     return
                 await asyncio.sleep(_READY_POLL_S)
             raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
+
+    def kill(self) -> None:
+        """Kills the server and its processes at once, as a crash would; ``stop`` is still needed.
+
+        Raises:
+            EngineLost: it has ended already.
+        """
+        self.check()
+        os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Ends the server and its processes. Blocks for at most 4 seconds."""

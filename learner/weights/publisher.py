@@ -189,7 +189,7 @@ class Publisher:
     def _serve(self, name: str, actor: ActorState, round_: Round, results: _Results) -> None:
         transport = self.transports[actor.transport]
         is_present = partial(self._is_present, name, actor)
-        receiver = Receiver(name, actor, partial(self._server.send, name), is_present)
+        receiver = Receiver(name, actor, partial(self._server.send, actor), is_present)
         try:
             results.put((name, self._update(receiver, transport, round_)))
         except ActorLost as error:
