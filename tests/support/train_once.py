@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -103,6 +104,13 @@ def write_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) 
     }
     if dist.get_rank() == 0:
         torch.save({"gradients": found, "sums": sums}, out)
+
+
+def write_compiled_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
+    """As ``write_gradients``, with ``learner.compile`` but without generated code."""
+    compile_whole: Any = torch.compile
+    torch.compile = functools.partial(compile_whole, backend="aot_eager")
+    write_gradients(out, model, seed, order, "--learner.compile", "true", *flags)
 
 
 def copied_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
