@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -108,9 +109,9 @@ def write_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) 
 
 def write_compiled_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
     """As ``write_gradients``, with ``learner.compile`` but without generated code."""
-    compile_whole: Any = torch.compile
-    torch.compile = functools.partial(compile_whole, backend="aot_eager")
-    write_gradients(out, model, seed, order, "--learner.compile", "true", *flags)
+    without_code = functools.partial(torch.compile, backend="aot_eager")
+    with patch.object(torch, "compile", without_code):
+        write_gradients(out, model, seed, order, "--learner.compile", "true", *flags)
 
 
 def copied_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
