@@ -142,7 +142,8 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
         # Two layers, twice while they travel between ranks.
         "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * (2 if learner.kl else 1)) * width,
         "activations": kept,
-        "gradients on the way": max(head, layer),
+        # The layers that are not checkpointed are the last ones, and have freed theirs before one is computed again.
+        "gradients on the way": max(head, checkpointed * between + layer - kept),
     }
 
 
