@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from actor.engine.labels import ForeignWeights, WeightLabels
+from actor.engine.nccl import describe_nccl_difference
 from common import wire
+from common.process import FatalError
 
 log = logging.getLogger("actor.engine")
 
@@ -35,6 +37,7 @@ _NEUTRAL_SAMPLING: dict[str, Any] = {
     "top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
     "repetition_penalty": 1.0, "min_new_tokens": 0, "stop": None, "ignore_eos": False, "n": 1,
 }  # fmt: skip
+_UNREACHABLE_RANKS = {"pp_size": "pipeline", "dp_size": "data"}  # of /server_info
 _MAY_BE_UNSENT = ("lm_head.weight", "rotary_emb.inv_freq")  # a tied head and constants, which some checkpoints hold
 
 
@@ -240,16 +243,33 @@ class Engine:
         return float(np.abs(np.array(logprobs, np.float64) - probe.logprobs).mean())
 
     async def join_group(self, join: wire.Join) -> None:
-        """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds.
+        """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds for each of two calls.
 
         Raises:
             EngineError: the group did not form.
+            FatalError: the engine has other settings of NCCL than the learner, with which the first broadcast hangs.
         """
+        if join.backend == "nccl":
+            await self.check_nccl(join.nccl, join.timeout_s)
         body = {
             "master_address": join.host, "master_port": join.port, "rank_offset": 1, "world_size": join.world,
             "group_name": join.group, "backend": join.backend,
         }  # fmt: skip
         await self.call("/init_weights_update_group", body, join.timeout_s)
+
+    async def check_nccl(self, learner: dict[str, str], timeout_s: float) -> None:
+        """Compares the engine's settings of NCCL with the learner's, as far as they can be seen from here.
+
+        Raises:
+            EngineError: the server did not answer within ``timeout_s`` seconds.
+            FatalError: they differ.
+        """
+        info = await self.call("/server_info", None, timeout_s)
+        if difference := describe_nccl_difference(self.url, info, learner):
+            raise FatalError(
+                f"the engine at {self.url} cannot get weights by NCCL: {difference}; start every process of the run "
+                "with the same settings, or set --sync.transport shared or disk"
+            )
 
     async def leave_group(self, group: str, timeout_s: float) -> None:
         """Leaves a weight group; does nothing where the server has no such route. Waits at most ``timeout_s`` seconds.
@@ -328,6 +348,7 @@ class Engine:
 
         Raises:
             EngineError: a call failed.
+            FatalError: the engine is parallel in a way in which weight updates cannot reach all of its ranks.
         """
         is_old = False
         with suppress(EngineError):  # the server refuses where there is no update to end
@@ -339,7 +360,14 @@ class Engine:
                 self.url,
             )
             self.pause_mode = "drain"
-        self.ranks = int((await self.call("/server_info", None, timeout_s))["tp_size"])
+        info = await self.call("/server_info", None, timeout_s)
+        for name, kind in _UNREACHABLE_RANKS.items():
+            if int(info.get(name) or 1) > 1:
+                raise FatalError(
+                    f"the engine at {self.url} is {kind}-parallel ({name} = {info[name]}), and weight updates reach "
+                    "tensor-parallel ranks alone: start it with --tp instead, or one engine for each actor"
+                )
+        self.ranks = int(info["tp_size"])
         await self.resume(timeout_s)
 
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:

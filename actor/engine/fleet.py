@@ -83,6 +83,10 @@ class EngineFleet(Engine):
         await super().recover(timeout_s)
         self.ranks *= len(self._engines)
 
+    async def check_nccl(self, learner: dict[str, str], timeout_s: float) -> None:
+        """As ``Engine.check_nccl``, for every engine."""
+        await asyncio.gather(*(engine.check_nccl(learner, timeout_s) for engine in self._engines))
+
     async def measure_probe_error(self, probe: wire.Probe, timeout_s: float) -> float:
         """The largest error of any engine, in nats per token; each is asked directly, all at once."""
         errors = await asyncio.gather(*(engine.measure_probe_error(probe, timeout_s) for engine in self._engines))

@@ -22,6 +22,7 @@ import aiohttp
 from actor.engine.client import EngineError, EngineLost, is_ready
 from common.config import Config
 from common.gpus import has_cuda
+from common.nccl import set_nccl_defaults
 from common.net.ports import reserve_port
 from common.process import FatalError
 from common.progress import Activity
@@ -68,7 +69,7 @@ class EngineProcess:
             "weight-version": "0",
             "random-seed": (config.run.seed + zlib.crc32(name.encode())) % 2**31,
             "skip-tokenizer-init": True,
-            **({} if has_cuda() else _CPU_FLAGS),
+            **(_gpu_flags(config) if has_cuda() else _CPU_FLAGS),
             **{name.replace("_", "-"): value for name, value in config.actor.engine_args.items()},
         }
         command = [sys.executable, "-m", "actor.engine.guard", sys.executable, "-m", "sglang.launch_server"]
@@ -145,8 +146,14 @@ class EngineProcess:
             self._process.stdin.close()
 
 
+def _gpu_flags(config: Config) -> dict[str, Any]:
+    """CUDA graphs for as many answers as the actor has in flight at once, beyond which SGLang decodes far slower."""
+    return {"cuda-graph-max-bs-decode": config.actor.groups_in_flight * config.router.rollouts}
+
+
 def _environment() -> dict[str, str]:
     environment = dict(os.environ)
+    set_nccl_defaults(environment)
     if not has_cuda():
         # The stand-ins replace packages that exist for CUDA alone. The server gets one thread, because more would
         # compete with the other processes on a machine without GPUs.

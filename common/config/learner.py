@@ -94,7 +94,10 @@ class LearnerConfig(Section):
     microbatch_tokens: int = Field(16384, gt=0)  # of prompts and answers together; longer sequences are cut to this
     head_chunk: int = Field(1024, gt=0)  # rows of logits that exist at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
+    # Compute activations again in the backward pass instead of keeping them: a third more work, far less memory.
     activation_checkpointing: bool = False
+    checkpointed_layers: float = Field(1.0, gt=0, le=1)  # share of the layers that do so; dry_run finds one
+    compile: bool = False  # fuse each layer with torch.compile: faster on a GPU after minutes of compiling at the start
 
     # Checkpoints and records
     checkpoint_every: int = Field(10, gt=0)  # steps

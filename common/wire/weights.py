@@ -21,6 +21,7 @@ class Join(LifeMessage):
     world: int  # number of ranks, the learner's included
     backend: str  # "gloo" or "nccl"
     timeout_s: float
+    nccl: dict[str, str] = {}  # the learner's settings of NCCL, which the engine must have, too; see common/nccl.py
 
 
 class Joined(LifeMessage):
