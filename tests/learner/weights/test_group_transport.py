@@ -97,7 +97,10 @@ def make_receiver(actor: ActorState, sent: list[Any], present: Callable[[], bool
 
 
 def make_actor() -> ActorState:
-    return ActorState(engine_ranks=1, transport="group", drain_s=0.0, slots=1, last_heard=0.0)
+    return ActorState(
+        name="a", peer="a", life="a", process=wire.ActorProcess(), engine_ranks=1, transport="group", drain_s=0.0,
+        slots=1, last_heard=0.0,
+    )  # fmt: skip
 
 
 def publish(transport: GroupTransport, receiver: Receiver) -> wire.Receive:
