@@ -47,6 +47,7 @@ from common.config import load
 from common.net import sockets
 from common.net.ports import reserve_port
 from common.parent import die_with_parent
+from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.world.tokenizer import build_tokenizer
 
@@ -140,9 +141,10 @@ class Cluster:
         try:
             self.attached.check()
         except EngineLost:
-            self.restarts["attached engine"] += 1
             self.attached.stop()
-            self.attached = self._start_engine()
+            with suppress(FatalError):  # the last of its processes may hold the port a moment longer
+                self.attached = self._start_engine()
+                self.restarts["attached engine"] += 1
         for second in self.seconds:
             if second.process.poll() is None and time.monotonic() > second.ends_at:
                 second.process.terminate()
