@@ -61,10 +61,10 @@ def random_step(
     gauges = {"usage": 0.4, "running": 3.0, "waiting": 0.0, "probe_error": 1e-5}
     peers = {
         f"l40s-{n}": ActorState(
-            name=f"l40s-{n}",
-            peer=f"l40s-{n}",
-            life=str(n),
-            process=wire.ActorProcess(),
+            f"l40s-{n}",
+            "peer",
+            "life",
+            wire.ActorProcess(),
             engine_ranks=1,
             transport="group",
             drain_s=0.0,

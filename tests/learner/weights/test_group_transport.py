@@ -97,10 +97,10 @@ def make_receiver(actor: ActorState, sent: list[Any], present: Callable[[], bool
 
 
 def make_actor() -> ActorState:
+    process = wire.ActorProcess()
     return ActorState(
-        name="a", peer="a", life="a", process=wire.ActorProcess(), engine_ranks=1, transport="group", drain_s=0.0,
-        slots=1, last_heard=0.0,
-    )  # fmt: skip
+        "one", "peer", "life", process, engine_ranks=1, transport="group", drain_s=0.0, slots=1, last_heard=0.0
+    )
 
 
 def publish(transport: GroupTransport, receiver: Receiver) -> wire.Receive:
