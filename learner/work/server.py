@@ -333,7 +333,9 @@ class WorkServer:
     def _welcome(self, peer: str, hello: wire.Hello, now: float) -> None:
         before = self._registry.actors.get(hello.name)
         answer = self._registry.admit(peer, hello, now)
-        self._put(peer, answer.of(wire.Lives(hello.actor_life, self.life)))
+        # An actor of another protocol may know nothing of lives, and would not understand why it is refused.
+        spoken = hello.protocol == wire.PROTOCOL
+        self._put(peer, answer.of(wire.Lives(hello.actor_life, self.life) if spoken else wire.Lives("", "")))
         if self._registry.actors.get(hello.name) is not before:
             engine = f"{hello.engine_ranks} engine ranks" if hello.engine_ranks else "its engine is starting"
             log.info("actor %s is here (%s), as life %s", hello.name, engine, hello.actor_life)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
@@ -214,7 +215,9 @@ def test_nonsense_does_no_harm(server: WorkServer, address: str) -> None:
     noisy.receive(wire.Unknown)
     wait_for(lambda: server.refused == 5)
     noisy.say_hello(protocol=99)
-    assert "protocol" in noisy.receive(wire.Stop).error
+    refusal = noisy.receive(wire.Stop)
+    assert "protocol" in refusal.error and not any(refusal.lives)
+    assert set(msgpack.unpackb(wire.encode(refusal))) == {"kind", "error"}, "older actors can read it"
     noisy.say_hello(name="")
     assert "name" in noisy.receive(wire.Stop).error
     join(server, actor, slots=1)
