@@ -13,7 +13,7 @@ from learner.work.server import WorkServer
 class TrainingWork:
     """The training questions as the server hands them out.
 
-    The server calls :meth:`make` and :meth:`enter_failure` on its own thread, holding ``state.lock``.
+    The server calls :meth:`make`, :meth:`enter_failure` and :meth:`enter_stale` while it holds ``state.lock``.
 
     Args:
         server: hands out the work.
@@ -31,7 +31,7 @@ class TrainingWork:
 
     def serve(self) -> None:
         """Has the server hand out training groups from now on, in place of what it handed out before."""
-        self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits)
+        self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits, self.enter_stale)
 
     def make(self, sequence: int) -> wire.Work:
         """The question at a position, with languages drawn from the newest router."""
@@ -51,3 +51,8 @@ class TrainingWork:
         """Enters into the ledger that a group was given up."""
         row = self._questions[sequence].index
         self._state.ledger.enter(sequence, row, "failed", self._state.step, reason)
+
+    def enter_stale(self, sequence: int, reason: str) -> None:
+        """Enters into the ledger that a finished group was too old, and is asked for again."""
+        row = self._questions[sequence].index
+        self._state.ledger.enter(sequence, row, "stale", self._state.step, reason)

@@ -6,7 +6,9 @@ ranks, and forms through a TCP store on which the learner listens.
 
 from __future__ import annotations
 
+import logging
 import socket
+import threading
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -16,6 +18,8 @@ from torch.distributed import BroadcastOptions, PrefixStore, TCPStore  # type: i
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 
 from common.process import FatalError
+
+log = logging.getLogger("learner.publisher")
 
 ProcessGroup: TypeAlias = Any  # torch's own class, which has no type for what is used here
 
@@ -121,5 +125,22 @@ def abort_group(group: ProcessGroup, backend: str) -> None:
 
 
 def destroy_group(group: ProcessGroup) -> None:
-    """Frees the group. The other ranks are not asked."""
+    """Frees the group. The other ranks are not asked. Blocks while a broadcast of it goes on."""
     dist.destroy_process_group(group)
+
+
+def discard_group(group: ProcessGroup, backend: str) -> None:
+    """Breaks off and frees the group of an engine that is lost. Does not block, whatever the group is doing.
+
+    A group that is dropped in the middle of a broadcast waits for the peer, or with gloo for the broadcast's deadline.
+    So this is left to a thread for which nobody waits.
+    """
+
+    def discard() -> None:
+        try:
+            abort_group(group, backend)
+            destroy_group(group)
+        except Exception as error:  # whatever torch raises about a group that is broken anyway: nobody needs it
+            log.info("a weight group of a lost engine could not be freed: %s", error)
+
+    threading.Thread(target=discard, name=f"discarding {group.group_name}", daemon=True).start()
