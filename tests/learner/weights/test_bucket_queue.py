@@ -52,7 +52,7 @@ def test_gathering_is_at_most_one_bucket_ahead_and_every_sender_gets_all_buckets
 def test_who_holds_a_bucket_is_named_and_gets_nothing_after_it_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(bucket_queue, "POLL_S", 0)
-    monkeypatch.setattr(bucket_queue.time, "monotonic", lambda: now)
+    monkeypatch.setattr("learner.weights.bucket_queue.time.monotonic", lambda: now)
     queue = BucketQueue(["fast", "stopped"], lambda buffer: None)
     for number in range(2):
         queue.put(number, torch.tensor(number))

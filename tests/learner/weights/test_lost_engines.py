@@ -19,6 +19,7 @@ from torch import Tensor
 from common import wire
 from common.config import SyncConfig
 from learner.weights import process_group, publisher, transports
+from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.server import WorkServer
@@ -80,7 +81,7 @@ class Sync:
         monkeypatch.setattr(transports, "start_broadcast", lambda group, *_: group.broadcast())
         monkeypatch.setattr(process_group, "abort_group", lambda group, backend: group.abort())
         monkeypatch.setattr(process_group, "destroy_group", lambda group: group.destroy())
-        monkeypatch.setattr(transports.GroupStore, "form_group", lambda store, *given: self.form(given[1]))
+        monkeypatch.setattr(process_group.GroupStore, "form_group", lambda store, *given: self.form(given[1]))
         self.names: dict[str, str] = {}  # of actors, by group
         self.actors: dict[str, threading.Thread] = {}
         self.address = address
@@ -116,7 +117,7 @@ class Sync:
         client.socket.close(linger=0)
 
     def publisher(self, **settings: float) -> Publisher:
-        sync = SyncConfig(**{"timeout_s": ENDLESS_S, "bucket_mb": 1 / 1024, **settings})  # type: ignore[arg-type]
+        sync = SyncConfig(**{"timeout_s": ENDLESS_S, "bucket_mb": 1 / 1024, **settings})
         buckets = cut_into_buckets(SHAPES, "float32", sync.bucket_mb)
         assert len(buckets) == BUCKETS
         return Publisher(self.server, sync, buckets, torch.device("cpu"), lambda: self.check())
@@ -168,13 +169,13 @@ def test_what_waits_for_a_slow_engine_is_bounded_until_it_is_lost(sync: Sync, mo
     """Without a bound all 60 buckets would pile up while the fast engine takes them."""
     monkeypatch.setattr(publisher, "_KEPT_BYTES", 5 * 1024)
     kept: list[int] = []
-    put = publisher.BucketQueue.put
+    put = BucketQueue.put
 
-    def count(queue: publisher.BucketQueue, number: int, buffer: Tensor) -> None:
+    def count(queue: BucketQueue, number: int, buffer: Tensor) -> None:
         put(queue, number, buffer)
         kept.append(len(queue._kept))
 
-    monkeypatch.setattr(publisher.BucketQueue, "put", count)
+    monkeypatch.setattr(BucketQueue, "put", count)
     sync.start("good")
     sync.start("stuck", "broadcast")
     published = sync.publisher(timeout_s=0.5, slowest_mb_per_s=1e6).publish(1, sync.weights(), PROBE)

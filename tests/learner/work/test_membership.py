@@ -7,6 +7,7 @@ order or not at all. It keeps its own account of which policy made which token a
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +84,7 @@ class Membership(RuleBasedStateMachine):
         self.trained: Counter[int] = Counter()
         self.failed: Counter[int] = Counter()
         self.set_sizes(sizes)
-        self.start_learner(WorkQueue(**self.sizes_of_queue(), total=ENDLESS))
+        self.start_learner(self.new_queue())
         self.publish()
         self.finish_publishing()
 
@@ -92,8 +93,13 @@ class Membership(RuleBasedStateMachine):
         self.bound = staleness_bound(*sizes)
         self.most_alive = self.groups * (self.staleness + 1)
 
-    def sizes_of_queue(self) -> dict[str, int]:
-        return {"groups_per_step": self.groups, "staleness": self.staleness, "window": self.window, "attempts": 4}
+    def new_queue(
+        self, next_sequence: int = 0, pending: Iterable[int] = (), results: Mapping[int, Group] | None = None
+    ) -> WorkQueue[Group]:
+        return WorkQueue(
+            groups_per_step=self.groups, staleness=self.staleness, window=self.window, attempts=4, total=ENDLESS,
+            next_sequence=next_sequence, pending=pending, results=results,
+        )  # fmt: skip
 
     def start_learner(self, queue: WorkQueue[Group]) -> None:
         self.queue, self.registry = queue, ActorRegistry(LEASE_S)
@@ -269,10 +275,7 @@ class Membership(RuleBasedStateMachine):
         oldest = {n: min(int(r.versions.min()) for r in group.rollouts) for n, group in finished.items()}
         stale = find_stale(pending, oldest, self.step, self.groups, self.bound)
         results = {n: group for n, group in finished.items() if n not in stale}
-        queue: WorkQueue[Group] = WorkQueue(
-            **self.sizes_of_queue(), total=ENDLESS, next_sequence=before.next_sequence, pending=pending, results=results
-        )
-        self.start_learner(queue)
+        self.start_learner(self.new_queue(before.next_sequence, pending, results))
 
     # -- what always holds -----------------------------------------------------------------------------------------
 
@@ -293,7 +296,7 @@ class Membership(RuleBasedStateMachine):
 
 
 def run_machine(examples: int) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Membership, settings=settings(max_examples=examples, stateful_step_count=50, deadline=None)
     )
 
