@@ -275,8 +275,12 @@ def sync_to_disk(path: Path) -> None:
 
 
 def _as_reason(error: BaseException) -> str:
-    text = str(error).partition("\n")[0]
-    return error.strerror or text if isinstance(error, OSError) else text or type(error).__name__
+    text = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, OSError):
+        return error.strerror or text
+    if "inline_container" in text or "PytorchStreamWriter" in text:  # torch's own writer, which hides the reason
+        return f"a file could not be written to its end, most often because the disk is full ({text})"
+    return text
 
 
 def _sha256(path: Path) -> str:
