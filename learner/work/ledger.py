@@ -18,13 +18,16 @@ from common.wire import Work
 from learner.groups import Outcome
 
 _ENCODER = msgspec.json.Encoder()
+_OF_WORK = ("languages", "propensities", "router_version", "question_propensity")
+_NO_END: tuple[Outcome, ...] = ("stale", "passed_over")  # of a group that is still alive, or asks another question
 
 
 class Ledger:
     """An append-only JSONL file whose lines have the keys ``sequence``, ``row``, ``outcome``, ``step`` and ``reason``.
 
     The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K] and
-    ``router_version``, and how it was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
+    ``router_version``, with which probability its question was not passed over, in ``question_propensity``, and how it
+    was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
 
     Args:
         path: the file; it is made, with its directory, if it is missing.
@@ -73,7 +76,7 @@ class Ledger:
         """
         line = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason, **details}
         if work is not None:
-            line |= {name: getattr(work, name) for name in ("languages", "propensities", "router_version")}
+            line |= {name: getattr(work, name) for name in _OF_WORK}
         try:
             self._file.write(_ENCODER.encode(line) + b"\n")
         except OSError as error:  # of lines before it, for which the buffer had no room left
@@ -116,7 +119,7 @@ class Audit:
 
     outcomes: dict[str, int]  # number of lines by outcome
     lost: int  # sequence numbers that were handed out, are not pending, and have no line
-    duplicated: int  # sequence numbers that have more than one line, other than those that say they are asked again
+    duplicated: int  # sequence numbers that have more than one line that says how their group ended
 
 
 def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
@@ -135,7 +138,7 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
     strangers: Counter[int] = Counter()  # numbers that were not handed out; there should be none
     for line in _read(path):
         outcomes[line.outcome] += 1
-        if line.outcome == "stale":  # those are asked again
+        if line.outcome in _NO_END:
             continue
         if not 0 <= line.sequence < next_sequence:
             strangers[line.sequence] += 1
