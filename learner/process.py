@@ -101,8 +101,7 @@ def _train(
     leads = server is not None
     torch.manual_seed(config.run.seed)
     # Rank 0 alone reads the questions; the others are told how many there are.
-    counted = str(len(questions.train) if questions else 0).encode()
-    config = config.with_questions(int(broadcast(counted)))
+    config = config.with_questions(int(broadcast(str(len(questions.train)).encode() if questions else b"")))
     if leads:
         resume.check(config)
     if questions is not None:

@@ -34,7 +34,7 @@ class RankWatch:
     """A ``with`` block whose errors all ranks share. All ranks enter it together; a single rank has nobody to tell.
 
     An error in the block goes to the other ranks. An error that only follows from that of another rank, such as gloo's
-    about a closed connection, is replaced by a FatalError with that one.
+    about a closed connection or torchrun's signal to end, is replaced by a FatalError with that one.
 
     Args:
         host: where rank 0 listens, on a port that the others are told.
@@ -49,7 +49,8 @@ class RankWatch:
         self._connections: dict[int, socket.socket] = {}  # by rank
         self._lock = threading.Lock()
         self._failure: tuple[int, str] | None = None  # rank and error of the first failure
-        self._has_failed = threading.Event()
+        self._running = 0  # number of connections whose other end has not said that it is over
+        self._has_news = threading.Event()  # a rank has failed, or all are over
         self._is_over = False
 
     def __enter__(self) -> RankWatch:
@@ -61,6 +62,7 @@ class RankWatch:
                     f"rank {self._rank} cannot be connected with the leading rank at {self._host}: {error}; the "
                     "learner's nodes must reach one another on all ports"
                 ) from None
+            self._running = len(self._connections)
             for rank, connection in self._connections.items():
                 read = threading.Thread(target=self._read, args=(rank, connection), name=f"rank {rank}", daemon=True)
                 read.start()
@@ -69,15 +71,19 @@ class RankWatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt):
+        if error is None:
             self._is_over = True
             self._send({"over": True})
             return
-        if self._world > 1 and not isinstance(error, FatalError):
-            self._has_failed.wait(_NEWS_S)
+        if self._connections and not isinstance(error, FatalError):
+            self._has_news.wait(_NEWS_S)
         if self._failure is not None and self._failure[0] != self._rank:
             rank, reason = self._failure
             raise FatalError(f"rank {rank} failed: {reason}") from None
+        if isinstance(error, KeyboardInterrupt):
+            self._is_over = True
+            self._send({"over": True} if self._running == 0 else {"rank": self._rank, "error": "it was interrupted"})
+            return
         self._hear(self._rank, str(error) if isinstance(error, FatalError) else f"{type(error).__name__}: {error}")
 
     def _accept_all(self) -> dict[int, socket.socket]:
@@ -110,9 +116,11 @@ class RankWatch:
             with connection.makefile("rb") as lines:
                 for line in lines:
                     news = json.loads(line)
-                    is_over = is_over or "over" in news
                     if "error" in news:
                         self._hear(news["rank"], news["error"])
+                    elif not is_over:
+                        is_over = True
+                        self._count_over()
         except (OSError, ValueError):  # the connection broke; a line that was cut off is no news either
             pass
         if not (is_over or self._is_over):
@@ -124,13 +132,19 @@ class RankWatch:
             if self._failure is not None:
                 return
             self._failure = rank, error
-        self._has_failed.set()
+        self._has_news.set()
         if self._rank in (0, rank):
             self._send({"rank": rank, "error": error})
         if self._world > 1:
             end = threading.Timer(_GRACE_S, self._end)
             end.daemon = True
             end.start()
+
+    def _count_over(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if not self._running:
+                self._has_news.set()
 
     def _send(self, news: dict[str, object]) -> None:
         for connection in self._connections.values():

@@ -132,15 +132,16 @@ def collective_timeout_s(config: Config) -> float:
 
 
 def broadcast(data: bytes, timeout_s: float | None = None) -> bytes:
-    """Gives every rank the ``data`` of rank 0; all ranks call it together, the others with ``b""``.
+    """Gives every rank the ``data`` of rank 0; all ranks call it together, and what the others give does not count.
 
     Blocks until rank 0 has called it, at most for the default group's timeout, or for ``timeout_s`` for each of the two
     parts of the message; then it raises RuntimeError.
     """
+    leads = dist.get_rank() == 0
     size = torch.tensor([len(data)])
     _broadcast_tensor(size, timeout_s)
     buffer = torch.empty(int(size), dtype=torch.uint8)
-    if data:
+    if leads and data:
         buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     _broadcast_tensor(buffer, timeout_s)
     return buffer.numpy().tobytes()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from common.process import FatalError
 from learner import rank_watch
 from learner.rank_watch import RankWatch
-from learner.ranks import Command, Ranks
+from learner.ranks import Command, Ranks, broadcast
 from tests.support.train_once import run_ranks
 
 _SOON_S = 100  # of a default timeout of 400 s
@@ -102,6 +102,28 @@ def rank_1_fails_in_a_collective() -> None:
         dist.all_reduce(torch.zeros(1))
 
 
+def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
+    rank_watch._GRACE_S = 0.5
+    with RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            raise FatalError("rank 1 has no memory")
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+
+def rank_0_is_interrupted_while_others_do_not_listen() -> None:
+    rank_watch._GRACE_S = rank_watch._NEWS_S = 0.5
+    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            time.sleep(3600)
+        raise KeyboardInterrupt
+    os._exit(0)
+
+
+def what_followers_give_does_not_count() -> None:
+    assert broadcast(b"500" if dist.get_rank() == 0 else b"0") == b"500"
+
+
 def an_interrupt_is_no_failure() -> None:
     ranks = Ranks({})
     with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
@@ -168,6 +190,8 @@ def test_no_rank_waits_for_one_that_failed(body: object, exits: list[int], compl
         (rank_1_fails_beside_one_that_waits, [1, 1], "rank 1 failed: ValueError: broken"),
         (rank_1_dies_beside_one_that_waits, [1, -9], "rank 1 failed: it ended without a word"),
         (rank_1_fails_in_a_collective, [1, 1], "rank 1 failed: rank 1 has no memory"),
+        (torchrun_interrupts_rank_0_because_rank_1_has_failed, [1, 1], "rank 1 failed: rank 1 has no memory"),
+        (rank_0_is_interrupted_while_others_do_not_listen, [0, 1], "rank 0 failed: it was interrupted"),
     ],
 )
 def test_all_ranks_end_with_the_error_of_the_first(
@@ -181,6 +205,8 @@ def test_all_ranks_end_with_the_error_of_the_first(
     assert last_line in lines[-1], "\n".join(lines)
 
 
-@pytest.mark.parametrize("body", [an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk])
+@pytest.mark.parametrize(
+    "body", [an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count]
+)
 def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:
     assert run_ranks(2, body, output=tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
