@@ -184,25 +184,26 @@ def test_no_rank_waits_for_one_that_failed(body: object, exits: list[int], compl
 
 
 @pytest.mark.parametrize(
-    ("body", "exits", "last_line"),
+    ("body", "exits", "last_words"),
     [
-        (rank_0_fails_beside_one_that_waits, [1, 1], "rank 0 failed: ValueError: broken"),
-        (rank_1_fails_beside_one_that_waits, [1, 1], "rank 1 failed: ValueError: broken"),
+        (rank_0_fails_beside_one_that_waits, [1, 1], "ValueError: broken"),
+        (rank_1_fails_beside_one_that_waits, [1, 1], "ValueError: broken"),
         (rank_1_dies_beside_one_that_waits, [1, -9], "rank 1 failed: it ended without a word"),
-        (rank_1_fails_in_a_collective, [1, 1], "rank 1 failed: rank 1 has no memory"),
-        (torchrun_interrupts_rank_0_because_rank_1_has_failed, [1, 1], "rank 1 failed: rank 1 has no memory"),
+        (rank_1_fails_in_a_collective, [1, 1], "rank 1 has no memory"),
+        (torchrun_interrupts_rank_0_because_rank_1_has_failed, [1, 1], "rank 1 has no memory"),
         (rank_0_is_interrupted_while_others_do_not_listen, [0, 1], "rank 0 failed: it was interrupted"),
     ],
 )
 def test_all_ranks_end_with_the_error_of_the_first(
-    body: Callable[[], None], exits: list[int], last_line: str, tmp_path: Path
+    body: Callable[[], None], exits: list[int], last_words: str, tmp_path: Path
 ) -> None:
     """Whatever they wait for: the default group would let them wait for 400 s, and these wait for an hour."""
     began = time.monotonic()
     assert run_ranks(2, body, output=tmp_path / "log") == exits, (tmp_path / "log").read_text()
     assert time.monotonic() - began < _SOON_S
-    lines = (tmp_path / "log").read_text().splitlines()
-    assert last_line in lines[-1], "\n".join(lines)
+    # Either rank may write last, with its traceback or by the watch; torch's own remarks begin with a bracket.
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("[")]
+    assert last_words in lines[-1], "\n".join(lines)
 
 
 @pytest.mark.parametrize(
