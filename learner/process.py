@@ -154,6 +154,7 @@ def _train(
         interrupts.install()
         run.train()
         ranks.run("stop")
+        rendezvous.retire(config.run, "learner", place)
     except BaseException as error:
         ranks.stop()
         checkpoints.finish()

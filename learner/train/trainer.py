@@ -23,7 +23,7 @@ from learner.train.fidelity import Agreement, check_fidelity, rounding_differenc
 from learner.train.grpo import Objective
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, shard
+from learner.train.policy import Policy, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
 from learner.weights.probe import make_probe_sequence, probe_tolerance
@@ -69,14 +69,17 @@ class Trainer:
             config.model.path,
             temperature=config.sampling.temperature,
             head_chunk=learner.head_chunk,
-            checkpointing=learner.activation_checkpointing,
+            checkpointing=learner.checkpointed_layers if learner.activation_checkpointing else 0.0,
+            compiled=learner.compile,
         ).to(self.device)
         agreement = check_fidelity(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty
         self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
         if max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
-            self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
+            reference = copy.deepcopy(policy).requires_grad_(False)
+            store_weights(reference, dtype)
+            self.reference = shard(reference, mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype)
         self._tell_agreement(agreement)
         self.optimizer = torch.optim.AdamW(
@@ -180,7 +183,7 @@ class Trainer:
     def probe(self) -> Probe:
         """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
         ids = make_probe_sequence(self.policy.vocabulary)
-        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0)[0]
+        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0, with_entropy=False)[0]
         # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
         self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
         tolerance = probe_tolerance(
@@ -212,7 +215,7 @@ class Trainer:
         ref_logp_R = None
         if self.reference is not None and self._objective.kl > 0:
             with torch.no_grad():
-                ref_logp_R = self.reference(batch)[0]
+                ref_logp_R = self.reference(batch, with_entropy=False)[0]
         logp_R, entropy_R = self.policy(batch)
         # A batch is one optimizer step, so the policy at its beginning is the one that is differentiated.
         loss_R, statistics = self._objective(

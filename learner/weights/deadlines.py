@@ -21,7 +21,8 @@ class Deadlines:
     """Of one engine in a round, in seconds; they follow one another.
 
     Args:
-        form_s: for its process group to form, and again for the engine to say that it has joined.
+        form_s: for its process group to form, again for the engine to say that it has joined, and again for the first
+            broadcast, which connects both.
         pause_s: from the order to pause until it has paused. An actor adds what its answers in flight may take to end.
         bucket_s: for one bucket to be sent, or to be held by an engine that does not take it.
         transfer_s: from the order to take the weights until all have been sent, and again until the engine has them.
@@ -39,7 +40,7 @@ class Deadlines:
 
     def first_bucket_s(self, drain_s: float) -> float:
         """How long the first bucket may be held by an engine that joins and pauses before it takes the bucket."""
-        return 2 * self.form_s + self.pause_s + drain_s + self.bucket_s
+        return 3 * self.form_s + self.pause_s + drain_s + self.bucket_s
 
 
 def round_deadlines(
@@ -69,7 +70,7 @@ def round_deadlines(
     if found.round_s(drain_s) <= longest_s:
         return found
     # What does not grow with the bytes comes first, but the two transfers have at least a third of the time.
-    short_s = 2 * found.form_s + found.pause_s
+    short_s = 3 * found.form_s + found.pause_s
     shorter_s = max((longest_s - short_s - drain_s) / 2, longest_s / 6)
     factor = min(1.0, max(longest_s - 2 * shorter_s - drain_s, longest_s / 6) / short_s)
     log.warning(
