@@ -41,7 +41,7 @@ class StepContext:
 
     Args:
         seconds: time of every process in each of its states, since it started.
-        counts: groups that are leased, finished, and so far retried, orphaned and failed.
+        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused.
         peers: the actors, by name.
         published: the weight sync before this step.
         spent_s: seconds since the end of the step before.
@@ -88,7 +88,7 @@ def health_metrics(
     }  # fmt: skip
     counts = context.counts
     metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["orphaned"]}
-    metrics["groups_failed"] = counts["failed"]
+    metrics |= {"groups_failed": counts["failed"], "groups_refused": counts["refused"]}
     if "mismatch" in result.means:
         metrics["mismatch"] = result.means["mismatch"]
     if errors := [peer.gauges["probe_error"] for peer in context.peers.values() if "probe_error" in peer.gauges]:

@@ -90,8 +90,8 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             ("health/mismatch", "health/probe_error"),
         ),
         Chart(
-            "So far: leases retried, those whose actor was lost, groups failed",
-            ("health/leases_retried", "health/leases_lost", "health/groups_failed"),
+            "So far: leases retried, those whose actor was lost, groups failed, and groups that broke a rule",
+            ("health/leases_retried", "health/leases_lost", "health/groups_failed", "health/groups_refused"),
         ),
         Chart("Weight sync, and longest pause of an engine (seconds)", ("health/sync_seconds", "health/pause_seconds")),
         Chart(
