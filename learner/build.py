@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+
+import torch.distributed as dist
 
 from common.config import Config
 from common.process import FatalError
@@ -17,7 +20,7 @@ from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
 from learner.loop.training_work import TrainingWork
-from learner.ranks import Ranks
+from learner.ranks import Ranks, collective_timeout_s
 from learner.recording import Recorder
 from learner.report.report import Report
 from learner.run import Run
@@ -70,10 +73,11 @@ def build_run(
     questions = ShuffledQuestions(run_questions.train, config.run.seed)
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
-    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
+    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound)
     stopwatch = Stopwatch()
     buckets = cut_into_buckets(published_shapes(trainer.policy), config.model.dtype, config.sync.bucket_mb)
-    publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check)
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
+    publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check, others_wait_s)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)
     if latest is not None:

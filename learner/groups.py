@@ -19,7 +19,7 @@ Outcome = Literal[
     "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
     "failed",  # given up, for the reason that stands in its ledger line
     "passed_over",  # it taught nothing lately (data.curriculum), so the next question was asked in its place
-    "stale",  # its answers are too old for a staleness bound that a resume has lowered; the question is asked again
+    "stale",  # its answers are too old for the staleness bound, which a resume may lower; the question is asked again
 ]
 
 

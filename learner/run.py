@@ -110,6 +110,7 @@ class Run:
             raise
         finally:
             self.reporting.close()
+            self.state.ledger.flush()  # lines since the last step, of groups that were given up
 
     def begin(self) -> None:
         """Publishes, evaluates unless a resumed run already has, and has training groups handed out."""
@@ -147,6 +148,7 @@ class Run:
             state.ledger.enter(
                 group.work.sequence, work.question.index, became, state.step, reason, work, **group.took()
             )
+        state.ledger.flush()
         with state.lock:
             state.router.observe(stages.router_observations(batch, self.languages))
             for group in batch:

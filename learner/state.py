@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from common.config import Config
 from common.process import FatalError
+from learner.former_run import set_aside_former_run
 from learner.groups import Group
 from learner.train.samples import group_outcome
 from learner.work.curriculum import CurriculumState, SavedCurriculum
@@ -243,7 +244,8 @@ class RunState:
 
     @classmethod
     def begin(cls, *, config: Config, router: Router, questions_digest: str, lock: threading.Condition) -> RunState:
-        """The state of a run before its first step; a ledger that lies in its directory is emptied."""
+        """The state of a run before its first step; what another run left in its directory is set aside."""
+        set_aside_former_run(config.run.dir)
         return cls(
             lock=lock,
             questions_digest=questions_digest,

@@ -253,6 +253,14 @@ class WorkQueue(Generic[Result]):
                 self.retried += 1
                 self.orphaned += 1
 
+    def ask_again(self, sequence: int) -> None:
+        """Drops the result of a finished group, which is too old, and offers the group again. No attempt is counted."""
+        slot = self._alive[sequence]
+        slot.result = None
+        self._finished -= 1
+        self.retried += 1
+        heapq.heappush(self._waiting, sequence)
+
     def expired(self, now: float) -> list[tuple[int, str]]:
         """The leases whose deadline has passed, as ``[(sequence, actor)]``; the caller is to release them."""
         return [(n, slot.actor) for n, slot in self._alive.items() if slot.actor is not None and slot.deadline < now]

@@ -40,7 +40,16 @@ _API = {  # title -> modules whose docstrings are shown
         "reward.terms.registry",
         "reward.calibration.formulas",
     ],
-    "Actor": ["actor.groups", "common.prompts", "actor.concurrency", "actor.engine.client", "actor.engine.server"],
+    "Actor": [
+        "actor.groups",
+        "actor.session",
+        "actor.proof",
+        "common.prompts",
+        "actor.concurrency",
+        "actor.engine.client",
+        "actor.engine.labels",
+        "actor.engine.server",
+    ],
     "Training": [
         "learner.train.advantages",
         "learner.train.surrogates",

@@ -97,8 +97,8 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
         ),
         Chart("Share of tokens out of bounds, by lag in policy updates", ("health/outside_bounds_by_lag/",)),
         Chart(
-            "So far: leases retried, those whose actor was lost, groups failed",
-            ("health/leases_retried", "health/leases_lost", "health/groups_failed"),
+            "So far: leases retried, those whose actor was lost, groups failed, and groups that broke a rule",
+            ("health/leases_retried", "health/leases_lost", "health/groups_failed", "health/groups_refused"),
         ),
         Chart("Weight sync, and longest pause of an engine (seconds)", ("health/sync_seconds", "health/pause_seconds")),
         Chart(
