@@ -88,7 +88,7 @@ def make_round(actor: ActorState, form_s: float) -> Round:
 
 
 def make_receiver(actor: ActorState, sent: list[Any], present: Callable[[], bool] = lambda: True) -> Receiver:
-    def send(message: wire.AnyMessage) -> None:
+    def send(message: wire.LifeMessage) -> None:
         sent.append(message)
         if isinstance(message, wire.Join):
             actor.replies.put(wire.Joined(group=message.group))
