@@ -20,7 +20,7 @@ from common.wire import Probe
 from learner import resume
 from learner.build import build_run
 from learner.checkpoint import STATE_FILE, Checkpoints
-from learner.export import export
+from learner.export import export, export_adapters
 from learner.loop.interrupts import Interrupted, Interrupts
 from learner.ranks import Command, Ranks, broadcast
 from learner.report.trackers.start import check_trackers
@@ -89,6 +89,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     def export_model() -> None:
         with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
             export(trainer.policy, tokenizer, config.run.dir / "model")
+            export_adapters(trainer.policy, config.model.path, config.run.dir / "adapter")
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
         probe, weights = trainer.probe(), full_weights(trainer.policy)

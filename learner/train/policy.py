@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
 from learner.train.logprob import chunked_logp
+from learner.train.lora import Adapters, is_adapter, merge, whole_tensor
 from learner.train.packing import MicroBatch
 
 
@@ -28,20 +29,31 @@ class Policy(nn.Module):
         temperature: the one of sampling; logits are divided by it, as the engine does.
         head_chunk: rows of logits in memory at a time.
         checkpointing: compute the activations of each layer again in the backward pass instead of keeping them.
+        dtype: of the weights in memory.
+
+    Attributes:
+        adapters: what is trained of the model; None where that is all of it.
 
     Raises:
         FatalError: the model cannot be loaded.
     """
 
-    def __init__(self, path: str, *, temperature: float, head_chunk: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        temperature: float,
+        head_chunk: int,
+        checkpointing: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
-            )
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED_ATTENTION)
         except (OSError, ValueError, SafetensorError) as error:
             raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
         self.lm: PreTrainedModel = model
+        self.adapters: Adapters | None = None
         self.temperature, self.head_chunk = temperature, head_chunk
         shape: Any = model.config.get_text_config()
         head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
@@ -92,7 +104,8 @@ class Policy(nn.Module):
 def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu: bool = False) -> Policy:
     """Shards the policy in place with FSDP2, layer by layer and then the rest, and returns it.
 
-    The forward pass computes in ``param_dtype``. Weights are kept, and gradients are reduced, in float32.
+    The forward pass computes in ``param_dtype``. Weights are kept as they were loaded, and gradients are reduced in
+    float32.
 
     Args:
         mesh: of one dimension, or of two, (replicas, shards), for hybrid sharding.
@@ -118,19 +131,34 @@ def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """Every weight as a whole tensor, under its name in a Hugging Face checkpoint. A collective of all ranks.
 
     One FSDP unit after another is gathered, by a single collective each, in the dtype of the forward pass. A tensor is
-    valid only until the next one is requested.
+    valid only until the next one is requested. What an adapter changes comes with the adapter added to it, in float32.
     """
     for unit, names in _fsdp_units(policy):
+        unit.reshard()  # so that adapters are gathered from their float32 shards, and not in the dtype of the forward
+        adapters = _gathered_adapters(policy, names)
         unit.unshard()
         for name in names:
-            yield name.removeprefix("lm."), policy.get_parameter(name).detach()
+            weight, adapter = policy.get_parameter(name).detach(), adapters.get(name)
+            yield name.removeprefix("lm."), weight if adapter is None else merge(weight, *adapter)
         unit.reshard()
 
 
+def _gathered_adapters(policy: Policy, names: list[str]) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """A, B and scale of each of the parameters that has an adapter. A collective of all ranks."""
+    if policy.adapters is None:
+        return {}
+    layers = {f"lm.{name}.weight": layer for name, layer in policy.adapters.layers.items()}
+    return {
+        name: (whole_tensor(layer.lora_A), whole_tensor(layer.lora_B), layer.scale)
+        for name in names
+        if (layer := layers.get(name)) is not None
+    }
+
+
 def _fsdp_units(policy: Policy) -> list[tuple[FSDPModule, list[str]]]:
-    """The modules that FSDP gathers one at a time, each with the names of its parameters."""
+    """The modules that FSDP gathers one at a time, each with the names of its parameters, without those of adapters."""
     units = {name: module for name, module in policy.named_modules() if isinstance(module, FSDPModule)}
     owned: dict[str, list[str]] = {prefix: [] for prefix in units}
-    for name, _ in policy.named_parameters():
+    for name in (name for name, _ in policy.named_parameters() if not is_adapter(name)):
         owned[max((p for p in units if not p or name.startswith(p + ".")), key=len)].append(name)
     return [(units[prefix], names) for prefix, names in owned.items()]

@@ -22,6 +22,7 @@ from common.wire import Probe, Rollout, Score
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.grpo import Objective
+from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, pack
 from learner.train.policy import Policy, shard
@@ -51,8 +52,9 @@ class BatchGradient:
 class Trainer:
     """Owns the policy, the reference policy and the optimizer.
 
-    The default process group must be set up. Nothing in a step is random. The loss is a mean over the whole batch,
-    that is over all micro-batches of all ranks together.
+    The default process group must be set up. Nothing in a step is random but ``lora.dropout``, whose seed is that of
+    the run and the step. The loss is a mean over the whole batch, that is over all micro-batches of all ranks together.
+    With ``lora.rank`` the reference policy is the policy itself without its adapters.
 
     Raises:
         FatalError: the model cannot be loaded, or learner.replicas does not divide the number of ranks.
@@ -60,6 +62,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         learner = self._config = config.learner
+        self._seed, self._dropout = config.run.seed, config.lora.dropout if config.lora.rank else 0.0
         self._model_dtype, self._probe_tolerance = config.model.dtype, config.sync.probe_tolerance
         self.device = training_device()
         self.ranks = dist.get_world_size()
@@ -70,15 +73,20 @@ class Trainer:
             temperature=config.sampling.temperature,
             head_chunk=learner.head_chunk,
             checkpointing=learner.activation_checkpointing,
+            dtype=dtype if config.lora.rank else torch.float32,
         ).to(self.device)
-        self.reference: Policy | None = None  # only where some step has a KL penalty
+        self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
         self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
-        if max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
+        if config.lora.rank:
+            anchored = any(stage.reset_anchor for stage in learner.stages)
+            policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
+        elif max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype)
+        trained = [one for one in self.policy.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.policy.parameters()), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
+            parameter_groups(trained), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
         )
         self._objective = Objective(
             clip_low=learner.clip_low,
@@ -100,6 +108,9 @@ class Trainer:
         lr = self._set_optimizer(number)
         if not samples:  # there is no gradient, and weight decay alone does not make a step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
+        if self._dropout:  # another mask on every rank, and the same ones when the step is trained again
+            seeds = np.random.SeedSequence([self._seed, number, dist.get_rank()])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         gradient = self.backward(samples, len(languages))
         sums = gradient.sums
         parameters = list(self.policy.parameters())
@@ -131,7 +142,9 @@ class Trainer:
             return
         self._objective = replace(self._objective, kl=stage.kl)
         begins = number > 0 and self._config.stage(number - 1) is not stage
-        if begins and stage.reset_anchor and self.reference is not None:
+        if begins and stage.reset_anchor and self.policy.adapters is not None:
+            self.policy.adapters.move_anchor()
+        elif begins and stage.reset_anchor and self.reference is not None:
             # Drops the gathered copy of the old weights, which FSDP would otherwise go on using.
             self.reference.reshard()  # type: ignore[operator]  # a method that FSDP adds
             with torch.no_grad():
@@ -194,10 +207,7 @@ class Trainer:
 
     def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Adds the gradient of a micro-batch; returns losses and statistics of its response tokens, each [R]."""
-        ref_logp_R = None
-        if self.reference is not None and self._objective.kl > 0:
-            with torch.no_grad():
-                ref_logp_R = self.reference(batch)[0]
+        ref_logp_R = self._reference_logp(batch) if self._objective.kl > 0 else None
         logp_R, entropy_R = self.policy(batch)
         # A batch is one optimizer step, so the policy at its beginning is the one that is differentiated.
         loss_R, statistics = self._objective(
@@ -206,6 +216,17 @@ class Trainer:
         # FSDP averages gradients over the ranks, and the loss is to be a sum over them: hence the factor.
         (loss_R @ batch.weight_R * self.ranks).backward()
         return loss_R.detach(), {**statistics, "entropy": entropy_R, "tokens": torch.ones_like(entropy_R)}
+
+    @torch.no_grad()
+    def _reference_logp(self, batch: MicroBatch) -> Tensor:
+        """Log-probabilities of ``batch.targets_R`` under the reference policy, [R] float32. A collective."""
+        if self.policy.adapters is None:
+            assert self.reference is not None  # there is one wherever a step has a KL penalty
+            logp_R: Tensor = self.reference(batch)[0]
+            return logp_R
+        with self.policy.adapters.reference():
+            logp_R = self.policy(batch)[0]
+        return logp_R
 
 
 def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
