@@ -56,7 +56,7 @@ class SessionOwner(Protocol):
     def drop_work(self) -> int:
         """Drops all leased groups and returns how many there were."""
 
-    def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None:
+    def take_order(self, order: wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter) -> None:
         """Queues an order of the weight sync."""
 
 
@@ -121,7 +121,7 @@ class Session:
                 case wire.Ack():
                     for lease_id in message.accepted.keys() & self._acknowledged.keys():
                         self._acknowledged[lease_id].set()
-                case wire.Join() | wire.Pause() | wire.Receive():
+                case wire.Join() | wire.Pause() | wire.Receive() | wire.LoadAdapter():
                     self._owner.take_order(message)
                 case wire.Eject():
                     raise EngineError(f"the learner gave this engine up: {message.reason}")

@@ -39,7 +39,7 @@ log = logging.getLogger("actor")
 
 RECOVERY_S = 5.0  # to resume an engine whose update was cut off; each of its calls has half of that
 
-Order: TypeAlias = wire.Join | wire.Pause | wire.Receive
+Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter
 
 
 class WeightState(Enum):
@@ -135,6 +135,8 @@ class WeightUpdates:
                             await self._join(order)
                         case wire.Receive():
                             log.warning("dropped the weights of version %d, which came too late", order.version)
+                        case wire.LoadAdapter():
+                            log.warning("dropped an adapter: this actor's engine takes all weights")
         except Exception:
             self._enter_state(WeightState.FAILED)
             raise

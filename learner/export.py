@@ -11,7 +11,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from learner.train.lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter, merge, whole_tensor
+from common.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from learner.train.lora import is_adapter, merge, whole_tensor
 from learner.train.policy import Policy
 
 log = logging.getLogger("learner.export")
@@ -54,7 +55,7 @@ def export_adapters(policy: Policy, base_model: str, directory: Path) -> None:
     weights = {name: value.cpu() for name, value in policy.adapters.gather()}
     if dist.get_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
-        save_file(weights, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
         text = json.dumps(policy.adapters.peft_config(base_model), indent=2, ensure_ascii=False)
-        (directory / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
+        (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         log.info("exported the adapters to %s", directory)

@@ -92,7 +92,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             export_adapters(trainer.policy, config.model.path, config.run.dir / "adapter")
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
-        probe, weights = trainer.probe(), full_weights(trainer.policy)
+        adapters = trainer.policy.adapters if config.lora.sends_adapters else None
+        probe, weights = trainer.probe(), full_weights(trainer.policy) if adapters is None else adapters.gather()
         if not leads:  # rank 0 walks through the weights as it sends them, and each is gathered from all ranks
             deque(weights, maxlen=0)
         return weights, probe

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from msgspec.structs import asdict
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from actor.engine.adapters import LoadedAdapter
 from common import wire
+from common.process import FatalError
 
 log = logging.getLogger("actor.engine")
 
@@ -70,6 +72,7 @@ class Engine:
         self.url = url
         self.pause_mode = pause_mode
         self.version = 0  # policy version of the weights that the server holds
+        self.adapter: LoadedAdapter | None = None  # that new requests use; then versions are those of adapters
         self.ranks = 1  # size of its tensor-parallel group
         self._http = http
         self._request_timeout_s = request_timeout_s
@@ -110,7 +113,8 @@ class Engine:
         """Generates one answer to each prompt.
 
         Waits while the engine drains for a weight update, then for the answers, at most ``request_timeout_s`` seconds.
-        The key of the prefix cache contains the policy version, so that a cache never outlives its weights.
+        The key of the prefix cache contains the policy version, so that a cache never outlives its weights. With an
+        adapter all tokens are of its version, whatever the server says.
 
         Args:
             prompts: token ids of each prompt.
@@ -121,20 +125,24 @@ class Engine:
             EngineError: the call failed, or an answer was aborted.
         """
         await self._accepts_requests.wait()
-        version = self.version
+        adapter = self.adapter
+        version = self.version if adapter is None else adapter.version
         body = {
             "input_ids": prompts,
             "sampling_params": _NEUTRAL_SAMPLING | sampling,
             "return_logprob": True,
             "extra_key": str(version),
+            **_naming(adapter),
         }
         self._running += 1
         pauses = self._pauses
         try:
-            answers = await self.call("/generate", body, self._request_timeout_s)
+            with nullcontext() if adapter is None else adapter.used():
+                answers = await self.call("/generate", body, self._request_timeout_s)
         finally:
             self._running -= 1
-        return [_parse_generation(answer, version, self._pauses - pauses) for answer in answers]
+        spans = adapter is None
+        return [_parse_generation(answer, version, self._pauses - pauses, spans=spans) for answer in answers]
 
     async def read_gauges(self) -> dict[str, float]:
         """Reads how busy the server is. Waits at most 5 seconds.
@@ -155,8 +163,13 @@ class Engine:
             return {}
         return {"usage": usage, **counts} if ranks and math.isfinite(usage) else {}
 
-    async def measure_probe_error(self, probe: wire.Probe, timeout_s: float) -> float:
+    async def measure_probe_error(
+        self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None
+    ) -> float:
         """Compares the server's log-probabilities of the probe with the learner's. Waits at most ``timeout_s`` seconds.
+
+        Args:
+            adapter: with which the server computes; None for its own weights alone.
 
         Returns:
             The mean absolute difference in nats per token.
@@ -170,12 +183,42 @@ class Engine:
             "return_logprob": True,
             "logprob_start_len": 0,
             "extra_key": f"probe {self.version}",
+            **_naming(adapter),
         }
-        answer = await self.call("/generate", body, timeout_s)
+        with nullcontext() if adapter is None else adapter.used():
+            answer = await self.call("/generate", body, timeout_s)
         logprobs = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
         if len(logprobs) != len(probe.logprobs):
             raise EngineError(f"/generate: {len(logprobs)} log-probabilities of a probe of {len(probe.ids)} tokens")
         return float(np.abs(np.array(logprobs, np.float64) - probe.logprobs).mean())
+
+    async def load_adapter(self, adapter: LoadedAdapter, timeout_s: float) -> None:
+        """Loads an adapter from its directory, while the server generates. Waits at most ``timeout_s`` seconds.
+
+        Raises:
+            EngineError: the call failed.
+            FatalError: the server was not started for adapters.
+        """
+        try:
+            body = {"lora_name": adapter.name, "lora_path": str(adapter.directory)}
+            await self.call("/load_lora_adapter", body, timeout_s)
+        except EngineError as error:
+            if "LoRA is not enabled" in str(error):
+                raise FatalError(
+                    f"the engine at {self.url} was not started for adapters: start it with --enable-lora, "
+                    "--max-lora-rank and --lora-target-modules, or set lora.sync = 'merged'"
+                ) from None
+            raise
+
+    async def unload_adapter(self, adapter: LoadedAdapter, timeout_s: float) -> None:
+        """Unloads an adapter that no request uses. Waits at most ``timeout_s`` seconds.
+
+        The server waits for requests that use it, and loads no other one meanwhile, for ever if need be.
+
+        Raises:
+            EngineError: the call failed.
+        """
+        await self.call("/unload_lora_adapter", {"lora_name": adapter.name}, timeout_s)
 
     async def join_group(self, join: wire.Join) -> None:
         """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds.
@@ -367,7 +410,12 @@ def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHand
     return {"serialized_named_tensors": [pickle_shared_tensors(bucket, handle) for handle in handles]}
 
 
-def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: int) -> Generation:
+def _naming(adapter: LoadedAdapter | None) -> dict[str, str]:
+    """How a request asks for an adapter."""
+    return {} if adapter is None else {"lora_path": adapter.name}
+
+
+def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: int, *, spans: bool) -> Generation:
     """One answer of ``/generate``.
 
     Args:
@@ -375,6 +423,7 @@ def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: in
         version_at_submit: policy version at the time of the request. Servers before 0.5.19 do not say which version
             produced which tokens; all tokens then count as of this one, the oldest possible.
         pauses: weight updates during the request, each of which may have retracted the answer once.
+        spans: whether the server knows the versions; it does not know those of adapters.
     """
     meta = answer["meta_info"]
     finish = meta["finish_reason"]
@@ -382,7 +431,7 @@ def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: in
         raise EngineError(f"/generate: an answer ended with {finish}")
     ids = np.array(answer["output_ids"], np.int32)
     versions = np.full(len(ids), version_at_submit, np.int32)
-    for span in meta.get("weight_versions") or []:
+    for span in (meta.get("weight_versions") or []) if spans else []:
         versions[span["start"] : span["end"]] = int(span["version"])
     logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
     retracted = meta.get("num_retractions", 0) > pauses

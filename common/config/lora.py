@@ -22,3 +22,8 @@ class LoraConfig(Section):
     # What the engines get: "adapter" is A and B alone, loaded beside those before them without a pause; "merged" is all
     # weights, with the adapters added to them, which any engine takes.
     sync: Literal["adapter", "merged"] = "adapter"
+
+    @property
+    def sends_adapters(self) -> bool:
+        """Whether the engines hold the frozen weights and load adapters, instead of taking all weights."""
+        return self.rank > 0 and self.sync == "adapter"

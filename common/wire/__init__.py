@@ -6,7 +6,7 @@ from common.wire.groups import Ack, Chat, Leased, Question, Release, Rollout, Sc
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Unknown, Welcome
 from common.wire.status import ActorStatus, Health, Healthy, Status
-from common.wire.weights import Bucket, Join, Joined, Pause, Probe, Receive, SharedMemoryHandle, Synced
+from common.wire.weights import Bucket, Join, Joined, LoadAdapter, Pause, Probe, Receive, SharedMemoryHandle, Synced
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -26,6 +26,7 @@ __all__ = [
     "Joined",
     "Leased",
     "Leave",
+    "LoadAdapter",
     "Message",
     "Pause",
     "Probe",

@@ -15,7 +15,8 @@ class Hello(Message):
     protocol: int
     engine_ranks: Annotated[int, Meta(ge=1, le=1024)]  # tensor-parallel size of its engine
     slots: Count  # most leases it can hold
-    transport: Literal["group", "shared", "disk"]  # how its engine takes weights, see sync.transport
+    # How its engine takes weights, see sync.transport; "adapter" where it loads LoRA adapters instead.
+    transport: Literal["group", "shared", "disk", "adapter"]
     drain_s: Seconds = 0.0  # how long answers in flight may still take when its engine is told to pause
 
 

@@ -52,9 +52,7 @@ class _ChunkedLogp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_R_D, head_V_D, targets_R, normalizer_R = ctx.saved_tensors
         d_hidden_R_D = torch.empty_like(hidden_R_D)
-        d_head_V_D = None  # stays so where the projection is frozen
-        if ctx.needs_input_grad[1]:
-            d_head_V_D = torch.zeros(head_V_D.shape, dtype=torch.float32, device=head_V_D.device)
+        d_head_V_D = torch.zeros(head_V_D.shape, dtype=torch.float32, device=head_V_D.device)
         for part in _slices(len(targets_R), ctx.chunk):
             logits_C_V = (hidden_R_D[part] @ head_V_D.T).float() / ctx.temperature
             d_logits_C_V = -(logits_C_V - normalizer_R[part, None]).exp()
@@ -62,10 +60,8 @@ class _ChunkedLogp(torch.autograd.Function):
             d_logits_C_V *= gradients[0][part, None] / ctx.temperature
             d_logits_C_V = d_logits_C_V.to(hidden_R_D.dtype)
             d_hidden_R_D[part] = d_logits_C_V @ head_V_D
-            if d_head_V_D is not None:
-                d_head_V_D += (d_logits_C_V.T @ hidden_R_D[part]).float()
-        d_head = None if d_head_V_D is None else d_head_V_D.to(head_V_D.dtype)
-        return d_hidden_R_D, d_head, None, None, None
+            d_head_V_D += (d_logits_C_V.T @ hidden_R_D[part]).float()
+        return d_hidden_R_D, d_head_V_D.to(head_V_D.dtype), None, None, None
 
 
 def _slices(length: int, chunk: int) -> list[slice]:

@@ -29,7 +29,6 @@ from common.config import LoraConfig
 from common.process import FatalError
 
 T = TypeVar("T")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's names of its two files
 _TRAINED, _ANCHOR = ("lora_A", "lora_B"), ("anchor_A", "anchor_B")  # last parts of the parameters' names
 
 
@@ -129,6 +128,11 @@ class Adapters:
             anchor = nn.Parameter(value.clone(), requires_grad=False) if anchored else None
             adapted.register_parameter(name, anchor)
         return adapted
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained, of all ranks together."""
+        return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in self.layers.values())
 
     @contextmanager
     def reference(self) -> Iterator[None]:
