@@ -209,7 +209,7 @@ def engines_can_load_adapters(config: Sections) -> Iterator[str]:
             "v_proj are both among them: add the missing one, or set lora.sync = 'merged'"
         )
     for name in ("dp", "dp_size"):
-        if int(config.actor.engine_args.get(name, 1)) > 1:
+        if str(config.actor.engine_args.get(name, 1)) != "1":
             yield (
                 f"actor.engine_args.{name} = {config.actor.engine_args[name]}: SGLang loads adapters into one data-"
                 "parallel copy only: start an actor for each copy, or set lora.sync = 'merged'"
@@ -268,6 +268,6 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, replicas_divide_ranks, lease_outlasts_heartbeats, sequences_fit_a_microbatch,
-    importance_bounds_hold_one, engines_can_load_adapters, targets_differ, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
-    request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    importance_bounds_hold_one, engines_can_load_adapters, targets_differ, evaluation_is_on, steps_are_counted,
+    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip
