@@ -81,7 +81,8 @@ class LearnerConfig(Section):
     clip_high: float = Field(0.2, gt=0)
     dual_clip: float = Field(3.0, gt=1)  # bounds the loss of a token with negative advantage where the ratio is large
     kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
-    reference_on_cpu: bool = False  # keep the initial policy in host memory: slower, for large models on few GPUs
+    # Keep the initial policy in host memory: slower, for large models on few GPUs. With LoRA it needs no memory anyway.
+    reference_on_cpu: bool = False
     # What happens to tokens whose importance weight (learner / behaviour) is out of bounds.
     importance: Literal["truncate", "mask", "none"] = "truncate"  # "none" leaves the weight out
     importance_cap: float = Field(2.0, gt=0)

@@ -24,6 +24,7 @@ import torch
 import typer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from actor.engine.server import adapter_flags
 from common.config import Config, load
 from common.process import FatalError
 from scripts.bench.table import Json, Row, report
@@ -56,7 +57,32 @@ class ModelShape:
         self.body = sum(parameter.numel() for parameter in layers.parameters())
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
         self.kv = config.num_key_value_heads * layers[0].self_attn.head_dim
+        # Target -> inputs and outputs of its layers, added up: a LoRA adapter has as many parameters for each rank.
+        self.adapted: dict[str, int] = {}
+        for name, module in layers.named_modules():
+            if type(module) is torch.nn.Linear:
+                target = name.rpartition(".")[2]
+                self.adapted[target] = self.adapted.get(target, 0) + module.in_features + module.out_features
         self.inner = 2 * config.intermediate_size + 2 * config.num_attention_heads * layers[0].self_attn.head_dim
+
+
+def adapter_parameters(shape: ModelShape, config: Config) -> int:
+    """How many parameters the adapters have; 0 where all weights are trained.
+
+    Raises:
+        FatalError: the model has no layer of a name in ``lora.targets``.
+    """
+    if not config.lora.rank:
+        return 0
+    if unknown := [target for target in config.lora.targets if target not in shape.adapted]:
+        raise FatalError(f"lora.targets has {unknown[0]!r}, and the layers of the model are {sorted(shape.adapted)}")
+    return config.lora.rank * sum(shape.adapted[target] for target in config.lora.targets)
+
+
+def published_bytes(shape: ModelShape, config: Config) -> int:
+    """Bytes of a weight update for one engine."""
+    sent = adapter_parameters(shape, config) if config.lora.sends_adapters else shape.parameters
+    return _BYTES[config.model.dtype] * sent
 
 
 def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
@@ -71,14 +97,26 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     activations = shape.layers * between + inside if learner.activation_checkpointing else shape.layers * inside
     # Embeddings and the other weights outside the layers stay gathered for the whole step.
     root = shape.parameters - shape.body
+    logits = 3 * 4 * learner.head_chunk * shape.vocabulary
+    publish = published_bytes(shape, config)
+    if adapters := adapter_parameters(shape, config):
+        return {
+            "frozen weights": width * shape.parameters / shards,
+            "adapters, gradients and Adam": (4 + 4 + 8) * adapters / shards,
+            "gathered layers": (2 * (shape.layer + adapters / shape.layers) + root) * width,
+            "gathered gradients": adapters / shape.layers * width,
+            "activations": activations,
+            "vocabulary": logits,
+            "copy to publish": publish,
+        }
     return {
         "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / shards,
         "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else 4 * shape.parameters / shards,
         "gathered layers": (2 * shape.layer + root) * width * (2 if learner.kl else 1),
         "gathered gradients": (shape.layer + root) * width,
         "activations": activations,
-        "vocabulary": 3 * 4 * learner.head_chunk * shape.vocabulary + 4 * shape.vocabulary * shape.hidden,
-        "copy to publish": _BYTES[config.model.dtype] * shape.parameters,
+        "vocabulary": logits + 4 * shape.vocabulary * shape.hidden,
+        "copy to publish": publish,
     }
 
 
@@ -87,8 +125,10 @@ def engine_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     width = _BYTES[config.model.dtype]
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     held = config.actor.groups_in_flight * config.router.rollouts * longest
+    slots = adapter_flags(config)["max-loras-per-batch"] if config.lora.sends_adapters else 0
     return {
         "weights": width * shape.parameters,
+        **({"adapters": slots * width * adapter_parameters(shape, config)} if slots else {}),
         "cache of answers in flight": 2 * width * shape.layers * shape.kv * held,
     }
 
@@ -155,20 +195,23 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
     sequences = learner.groups_per_step * config.router.rollouts
     tokens = sequences * (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
     table = [Row(f"parameters of {shape.kind}", shape.parameters / 1e9, "billion")]
+    if adapters := adapter_parameters(shape, config):
+        table.append(Row(f"trained parameters, lora.rank = {config.lora.rank}", adapters / 1e6, "million"))
     needs = {}
     for name, parts in (("learner", learner_memory(shape, config)), ("engine", engine_memory(shape, config))):
         table += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
         width = int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1
         needs[name] = sum(parts.values()) / GB / width
     table += gpu_rows(needs, config, machine)
-    table.append(Row("host memory to load, all ranks", 4 * shape.parameters * learner.ranks / GB, "GB"))
+    loaded = _BYTES[learner.param_dtype] if adapters else 4  # bytes of a parameter
+    table.append(Row("host memory to load, all ranks", loaded * shape.parameters * learner.ranks / GB, "GB"))
     table.append(Row("answers a step", sequences, ""))
     table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
     share = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
     table.append(Row("micro-batches a step and rank, at most", share, ""))
-    passes = 6 + (2 if learner.activation_checkpointing else 0) + (2 if learner.kl else 0)
+    passes = (4 if adapters else 6) + (2 if learner.activation_checkpointing else 0) + (2 if learner.kl else 0)
     table.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
-    table.append(Row("weights sent to each engine", _BYTES[config.model.dtype] * shape.parameters / GB, "GB"))
+    table.append(Row("weights sent to each engine", published_bytes(shape, config) / GB, "GB"))
     return table
 
 

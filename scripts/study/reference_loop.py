@@ -287,6 +287,8 @@ def check(config: Config) -> None:
             raise FatalError(f"the reference loop implements learner.{name} = {only!r} only, not {value!r}")
     if learner.importance == "mask":
         raise FatalError("the reference loop implements learner.importance = 'truncate' and 'none' only, not 'mask'")
+    if config.lora.rank:
+        raise FatalError(f"the reference loop trains all weights: lora.rank = {config.lora.rank}")
     if config.router.mode in ("policy", "hybrid"):
         raise FatalError(f"the reference loop does not let the policy choose: router.mode = {config.router.mode!r}")
 
