@@ -142,7 +142,7 @@ def test_answers_keep_their_adapter_and_new_ones_use_the_newest(
     monkeypatch.setenv("PYTHONPATH", str(LIGHT) if kind == "light" else "")
     monkeypatch.setenv("LIGHT_TOKEN_S", "0.01")
     config = load(["--model.path", str(tiny_policy), "--model.dtype", "float32", "--run.dir", str(tmp_path), *FLAGS])
-    temperature, tokens = 0.7, 150
+    temperature, tokens = 0.7, 80
     sampling = {"temperature": temperature, "max_new_tokens": tokens, "ignore_eos": True}
     orders = [versions.order(version) for version in (1, 2, 3, 4)]
     errors, distances = [], []
