@@ -27,7 +27,7 @@ NEAR_LANGUAGES: dict[str, tuple[str, ...]] = {
     "hr": ("sr", "bs", "sh"), "sr": ("hr", "bs", "sh", "mk"), "bs": ("hr", "sr", "sh"), "sh": ("hr", "sr", "bs"),
     "no": ("nn", "da"), "nn": ("no", "da"), "da": ("no", "nn"), "nb": ("no", "nn", "da"),
     "zh": ("yue", "wuu", "ja"), "yue": ("zh", "wuu", "ja"),  # Japanese is told from Chinese by its kana
-    "es": ("ast", "an"), "it": ("lmo", "pms", "vec", "nap", "scn"),
+    "es": ("ast", "an"), "pt": ("gl",), "gl": ("pt",), "sw": ("su",), "it": ("lmo", "pms", "vec", "nap", "scn"),
 }  # fmt: skip
 
 

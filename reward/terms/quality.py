@@ -12,6 +12,7 @@ from reward.terms.registry import TERMS
 from reward.terms.tools import Tools
 
 _DEFAULT = "default"  # the name of the weights for questions whose topics have none of their own
+_BY_DEFAULT: Mapping[str, Mapping[str, float]] = {_DEFAULT: {"similarity": 1.0}}
 
 
 class QualityTerms:
@@ -29,8 +30,7 @@ class QualityTerms:
     """
 
     def __init__(self, weights: Mapping[str, Mapping[str, float]], tools: Tools, bounded: bool = True) -> None:
-        self._weights: dict[str, dict[str, float]] = {_DEFAULT: {"similarity": 1.0}}
-        self._weights |= {topic: dict(row) for topic, row in weights.items()}
+        self._weights = {topic: dict(row) for topic, row in {**_BY_DEFAULT, **weights}.items()}
         self._bounded = bounded
         for topic, row in self._weights.items():
             _check(topic, row)
@@ -44,7 +44,7 @@ class QualityTerms:
 
     def weights_of(self, topics: Sequence[str]) -> dict[str, float]:
         """The weights of a question's terms by name: those of its first topic that has weights, or of "default"."""
-        return self._weights[next((topic for topic in topics if topic in self._weights), _DEFAULT)]
+        return choose_weights(self._weights, topics)
 
     async def evaluate(
         self, given: Sequence[TermInput], topics: Sequence[str]
@@ -63,6 +63,17 @@ class QualityTerms:
             complete = len(values) == len(weights)
             found.append((values, quality(values, weights, self._bounded) if complete else None))
         return found
+
+
+def choose_weights(weights: Mapping[str, Mapping[str, float]], topics: Sequence[str]) -> dict[str, float]:
+    """The weights of a question's terms by name: those of its first topic that has weights, or of "default".
+
+    Args:
+        weights: the setting ``reward.terms``.
+        topics: of the question.
+    """
+    known = {**_BY_DEFAULT, **weights}
+    return dict(known[next((topic for topic in topics if topic in known), _DEFAULT)])
 
 
 def quality(values: Mapping[str, float], weights: Mapping[str, float], bounded: bool = True) -> float:

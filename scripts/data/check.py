@@ -3,7 +3,8 @@
     python -m scripts.data.check CONFIG.toml ... [--section.key value]
 
 Prints how many questions there are by language and topic, and lists the rows
-that are not used. The exit code is 1 where the learner would refuse the data.
+that are not used, and those whose accepted answers the term "math" cannot read.
+The exit code is 1 where the learner would refuse the data.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from common.config import load
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
+from scripts.data.golds import unread_golds
 from scripts.ops.command_line import command
 
 
@@ -39,6 +41,11 @@ def main(context: typer.Context) -> None:
     if found.heldout:
         print(_summary("data.heldout", found.heldout))
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
+    for source in filter(None, (config.data.train, config.data.heldout)):
+        logging.info("reading the accepted answers of %s as the reward will", source)
+        golds = unread_golds(source, config)
+        for line in golds.lines("unread"):
+            logging.warning("unread: %s", line)
 
 
 if __name__ == "__main__":

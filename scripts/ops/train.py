@@ -3,7 +3,8 @@
     lrpo train CONFIG.toml ... [--actors N] [--section.key value] ...      (or ./scripts/train.sh)
 
 Files are merged from left to right, then flags. Without a GPU everything runs on the CPU, with one actor. The same
-command resumes a run that was interrupted. The output of every process is in ``logs`` of the run's directory.
+command resumes a run that was interrupted. The output of every process is in ``logs`` of the run's directory. The
+data are read and checked before anything is started.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import typer
 
 from common.config import load
 from scripts.ops.command_line import command
-from scripts.ops.local_run import gains, run_all
+from scripts.ops.local_run import gains, run_all, run_to_end
 
 
 def finish(run_dir: Path) -> None:
@@ -38,6 +39,7 @@ def main(
 ) -> None:
     directory = load(context.args).run.dir
     try:
+        run_to_end(["-m", "scripts.data.check", *context.args])
         run_all(context.args, directory, actors)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command resumes {directory}", file=sys.stderr)
