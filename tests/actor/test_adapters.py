@@ -156,9 +156,9 @@ def test_answers_keep_their_adapter_and_new_ones_use_the_newest(
                 await updates.load(orders[version - 1])
                 assert version != 2 or not under_way[0].done(), "the update comes in the middle"
                 under_way.append(asyncio.create_task(engine.generate([PROMPT, PROMPT], sampling)))
-                await updates.until(lambda version=version: updates.proved_updates == version)
-                errors.append(updates.probe_error)
                 await updates.wait_until_proved()
+                assert updates.proved_updates == version and updates.probe_error is not None
+                errors.append(updates.probe_error)
             for version, task in enumerate(under_way, start=1):
                 for answer in await task:
                     assert set(answer.versions.tolist()) == {version} and len(answer.ids) == tokens
@@ -241,7 +241,6 @@ def test_what_a_request_uses_is_not_unloaded_and_its_version_is_that_of_its_adap
     async def scene(engine: FakeEngine, updates: Updates) -> None:
         orders = [versions.order(version) for version in (1, 2, 3)]
         engine.probe_logprobs = orders[0].probe.logprobs.tolist()
-        assert not updates.proved_updates
         await updates.load(orders[0])
         await updates.wait_until_proved()
         answer = asyncio.create_task(engine.generate([PROMPT], {}))

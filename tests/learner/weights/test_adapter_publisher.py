@@ -143,7 +143,7 @@ def test_actors_get_the_adapter_in_the_engines_dtype(transport: str, server: Wor
             for version, stage in ((6, "done"), (7, "ready"), (7, "done")):
                 client.send(wire.Synced(version=version, stage=stage, pause_s=0.0))  # type: ignore[arg-type]
 
-    config = SyncConfig(directory=tmp_path / "files", transport=transport)  # type: ignore[arg-type]
+    config = SyncConfig(directory=tmp_path / "files", transport=transport)
     publisher = AdapterPublisher(server, config, {"r": 4}, 256, "bfloat16", check)
     published = publisher.publish(7, iter([(NAME, weights)]), PROBE)
     assert set(published.members) == {"one"} == set(server.members())
