@@ -35,7 +35,6 @@ from common.prompts import PROMPT_STYLES
 log = logging.getLogger("actor")
 
 _LONGEST_BACK_OFF_S = 30.0
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>")  # end a chat turn in models whose end-of-sequence token is another one
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class PromptGroups:
         self._times = times
         self._make_prompt = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
         self._header = Header(config.model.header, config.run.languages)
-        self._stop_ids = find_stop_ids(tokenizer)
+        self._stop_ids = self._make_prompt.stop_ids
         self._thinking_opened = self._make_prompt.opens_thought
         self._concurrency = Concurrency(config.actor.groups_in_flight)
         self._task_group = TaskGroup()
@@ -241,9 +240,3 @@ class PromptGroups:
             text=text,
             score=score,
         )
-
-
-def find_stop_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of the end-of-sequence token and of the tokens that end a chat turn, if the vocabulary has them."""
-    vocabulary = tokenizer.get_vocab()
-    return sorted({vocabulary[token] for token in (tokenizer.eos_token, *_TURN_ENDS) if token in vocabulary})

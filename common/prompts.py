@@ -23,7 +23,7 @@ from common.wire import Question
 
 log = logging.getLogger("prompts")
 
-_PROBE = "lrpo-probe"  # a system turn of which a chat template's treatment is watched
+_PROBE = "lrpo-probe"  # a turn of which a chat template's treatment is watched
 
 
 class PromptError(ValueError):
@@ -60,11 +60,19 @@ class ChatTemplate:
         prompt = self._render([user])
         # Whether the template ends a prompt with ``<think>``, so that an answer begins inside a thought.
         self.opens_thought = prompt.rfind("<think>") > prompt.rfind("</think>")
+        # The token with which the template ends an answer; None where it ends one by text alone, or does not end it.
+        self.turn_end = self._find_turn_end(user)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What the template gets besides the messages, as far as it is JSON."""
         return {name: value for name, value in self._arguments.items() if not callable(value)}
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer: the one of the template, and the tokenizer's end of sequence; may be none."""
+        eos: int | None = self._tokenizer.eos_token_id
+        return sorted({token for token in (self.turn_end, eos) if token is not None})
 
     def arranged(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The conversation with a system turn only where the template takes one."""
@@ -77,6 +85,15 @@ class ChatTemplate:
             PromptError: the template refuses the conversation.
         """
         return self._render(self.arranged(messages))
+
+    def _find_turn_end(self, user: dict[str, str]) -> int | None:
+        try:
+            text = self._render([user, {"role": "assistant", "content": _PROBE}])
+        except PromptError:
+            return None
+        _, found, ending = text.rpartition(_PROBE)
+        tokens: list[int] = self._tokenizer.encode(ending, add_special_tokens=False) if found else []
+        return next((token for token in tokens if token in self._tokenizer.added_tokens_decoder), None)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         answered = messages[-1]["role"] == "assistant"
@@ -140,11 +157,21 @@ class PromptStyle(ABC):
         self._header = Header(config.model.header, config.run.languages)
         self._checked_languages = set(config.run.languages)
         self._check_languages(config.run.languages)
+        if not self.stop_ids:
+            log.warning(
+                "no token ends an answer: the chat template of model.path has none, nor has the tokenizer an "
+                "end-of-sequence token, so that answers end at sampling.max_new_tokens alone"
+            )
 
     @property
     def opens_thought(self) -> bool:
         """Whether the chat template ends a prompt with ``<think>``, so that an answer begins inside a thought."""
         return self._template.opens_thought
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer; may be none."""
+        return self._template.stop_ids
 
     def __call__(self, question: Question, language: str) -> list[int]:
         """The token ids of the prompt, which ends with the opening of the assistant's turn.

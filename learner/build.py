@@ -29,6 +29,7 @@ from learner.weights.adapter_publisher import AdapterPublisher
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits
+from learner.work.curriculum import Curriculum
 from learner.work.questions import RunQuestions, ShuffledQuestions, hash_questions
 from learner.work.scheduler import staleness_bound
 from learner.work.server import WorkServer
@@ -80,7 +81,8 @@ def build_run(
     report = Report(config, bound, state.step)
     publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
     batches = Batches(server, publishing, learner.batch_timeout_s, stopwatch, interrupts)
-    training_work = TrainingWork(server, state, questions, publishing, limits)
+    curriculum = Curriculum(questions, config.data.curriculum, state.curriculum)
+    training_work = TrainingWork(server, state, curriculum, publishing, limits)
     evaluator = Evaluator(
         learner,
         config.run.languages,
@@ -110,6 +112,7 @@ def build_run(
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
         step_reward=StepReward(learner.step_reward, learner.steps) if learner.step_reward else None,
+        right=config.data.curriculum_right,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from learner.train.policy import Policy
 log = logging.getLogger("learner.export")
 
 
-def export(policy: Policy, tokenizer: PreTrainedTokenizerBase | None, directory: Path) -> None:
+def export(
+    policy: Policy, tokenizer: PreTrainedTokenizerBase | None, directory: Path, stop_ids: Sequence[int] = ()
+) -> None:
     """Writes the weights in float32, the model's configuration and the tokenizer, if one is given.
+
+    ``stop_ids``, which ended the answers in training, end an answer of the exported model, too: they are added to its
+    ``generation_config.json``.
 
     Adapters are added to the weights that they adapt. All ranks call it together: it gathers one tensor at a time, and
     rank 0 keeps and writes them.
@@ -35,6 +41,7 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase | None, directory:
         if dist.get_rank() == 0:
             weights[name] = whole.cpu() if policy.adapters is None else whole.cpu().float()
     if dist.get_rank() == 0:
+        _add_stop_ids(policy, stop_ids)
         policy.lm.save_pretrained(directory, state_dict=weights)
         if policy.adapters is not None:  # transformers has written the dtype of what is frozen
             policy.lm.config.dtype = "float32"
@@ -59,3 +66,12 @@ def export_adapters(policy: Policy, base_model: str, directory: Path) -> None:
         text = json.dumps(policy.adapters.peft_config(base_model), indent=2, ensure_ascii=False)
         (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         log.info("exported the adapters to %s", directory)
+
+
+def _add_stop_ids(policy: Policy, stop_ids: Sequence[int]) -> None:
+    settings = policy.lm.generation_config
+    if settings is not None:
+        known = settings.eos_token_id
+        ends = [] if known is None else list(known) if isinstance(known, list) else [known]
+        ends += [token for token in stop_ids if token not in ends]
+        settings.eos_token_id = (ends if len(ends) > 1 else ends[0]) if ends else None

@@ -18,6 +18,7 @@ Outcome = Literal[
     "masked",  # no answer may carry gradient: each hit the length limit (learner.mask_truncated) or was not scored
     "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
     "failed",  # given up, for the reason that stands in its ledger line
+    "passed_over",  # it taught nothing lately (data.curriculum), so the next question was asked in its place
     "stale",  # its answers are too old for a staleness bound that a resume has lowered; the question is asked again
 ]
 

@@ -12,9 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.config import Config
+from common.context import check_context
 from common.gpus import has_cuda
 from common.net import rendezvous
 from common.progress import BRIEF_S, Activity
+from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
 from common.wire import Probe
 from learner import resume
@@ -69,6 +71,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     config = config.with_questions(int(broadcast(counted)))
     if leads:
         resume.check(config)
+    if questions is not None:
+        check_context(config, questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
@@ -88,7 +92,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
 
     def export_model() -> None:
         with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
-            export(trainer.policy, tokenizer, config.run.dir / "model")
+            stop_ids = ChatTemplate(tokenizer, config.model).stop_ids
+            export(trainer.policy, tokenizer, config.run.dir / "model", stop_ids)
             export_adapters(trainer.policy, config.model.path, config.run.dir / "adapter")
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:

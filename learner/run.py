@@ -47,6 +47,7 @@ class Run:
     Args:
         config: the section ``learner``.
         languages: of the run, as the router has them.
+        right: the reward from which an answer counts as right, for the curriculum.
         step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
         ranks: knows the actions ``train`` and ``export``.
@@ -76,8 +77,9 @@ class Run:
         saving: Saving,
         stopwatch: Stopwatch,
         step_reward: StepReward | None = None,
+        right: float = 0.5,
     ) -> None:
-        self.config, self.languages, self.state, self.ranks = config, list(languages), state, ranks
+        self.config, self.languages, self.right, self.state, self.ranks = config, list(languages), right, state, ranks
         self.training_work, self.batches, self.publishing = training_work, batches, publishing
         self.evaluator, self.recorder, self.reporting, self.saving = evaluator, recorder, reporting, saving
         self.stopwatch, self.step_reward = stopwatch, step_reward
@@ -132,7 +134,7 @@ class Run:
         return result
 
     def settle(self, batch: list[Group], result: StepResult) -> None:
-        """Counts the step, enters what became of each group, and lets the router learn from all of them."""
+        """Counts the step, enters what became of each group, and lets router and curriculum learn from all of them."""
         state = self.state
         state.totals.add_tokens(token_lags(batch, state.step))
         state.step += 1
@@ -147,6 +149,9 @@ class Run:
             )
         with state.lock:
             state.router.observe(stages.router_observations(batch, self.languages))
+            for group in batch:
+                scores = [rollout.score for rollout in group.rollouts]
+                state.curriculum.record(group.work.sequence, group.work.question.index, scores, self.right)
 
     def publish_or_evaluate(self) -> None:
         """Publishes the new policy; every ``learner.evaluate_every`` steps it is evaluated, too."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from common.config import Config
 from common.process import FatalError
 from learner.groups import Group
+from learner.work.curriculum import CurriculumState, SavedCurriculum
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue, find_stale, staleness_bound
 from router import Router
@@ -73,6 +74,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         evaluation_before: what the evaluation before the first step found; empty without one.
         choice_shares: running shares of the languages that the policy chose.
         step_reward: what the user's step term keeps from step to step; it must be plain JSON.
+        curriculum: which questions are asked, and which taught nothing lately.
         wall_seconds: since the run began, without the time between an end and a resume.
     """
 
@@ -91,6 +93,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     choice_shares: dict[str, float]
     wall_seconds: float
     step_reward: dict[str, Any] = {}
+    curriculum: SavedCurriculum = SavedCurriculum()
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -136,6 +139,7 @@ class RunState:
         evaluation_before: see Snapshot.
         choice_shares: see Snapshot.
         step_reward: see Snapshot.
+        curriculum: see Snapshot.
         began: when the run would have begun had it never been interrupted, in seconds of ``time.monotonic``.
     """
 
@@ -149,6 +153,7 @@ class RunState:
     evaluation_before: dict[str, Any] = field(default_factory=dict)
     choice_shares: Mapping[str, float] = field(default_factory=dict)
     step_reward: dict[str, Any] = field(default_factory=dict)
+    curriculum: CurriculumState = field(default_factory=CurriculumState)
     began: float = field(default_factory=time.monotonic)
 
     def wall_seconds(self) -> float:
@@ -176,6 +181,7 @@ class RunState:
                 evaluation_before=self.evaluation_before,
                 choice_shares=dict(self.choice_shares),
                 step_reward=self.step_reward,
+                curriculum=self.curriculum.capture(self.queue.untaken()),
                 wall_seconds=self.wall_seconds(),
             )
             return snapshot, list(self.queue.finished().values())
@@ -230,6 +236,7 @@ class RunState:
             evaluation_before=snapshot.evaluation_before,
             choice_shares=snapshot.choice_shares,
             step_reward=snapshot.step_reward,
+            curriculum=CurriculumState.restore(snapshot.curriculum, snapshot.next_sequence),
             began=time.monotonic() - snapshot.wall_seconds,
         )
 

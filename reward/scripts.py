@@ -1,7 +1,8 @@
 """Writing systems: which script a letter belongs to, which scripts a language is written in, and words in one form.
 
 A script is a small number, and a set of scripts an integer with one bit for each. The names are those with which the
-names of Unicode's letters begin.
+names of Unicode's letters begin. Han characters that simplified Chinese has and Japanese lacks are a script of their
+own.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _NAMES = {
     "Taml": ("TAMIL",), "Telu": ("TELUGU",), "Knda": ("KANNADA",), "Mlym": ("MALAYALAM",), "Sinh": ("SINHALA",),
     "Thai": ("THAI",), "Laoo": ("LAO",), "Mymr": ("MYANMAR",), "Khmr": ("KHMER",), "Tibt": ("TIBETAN",),
     "Ethi": ("ETHIOPIC",), "Armn": ("ARMENIAN",), "Geor": ("GEORGIAN",), "Thaa": ("THAANA",), "Syrc": ("SYRIAC",),
-    "Hans": ("CJK",), "Hant": ("CJK",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA"), "Kore": ("HANGUL",),
-    "Mong": ("MONGOLIAN",), "Cher": ("CHEROKEE",), "Bopo": ("BOPOMOFO",),
+    "Hans": ("CJK", "SIMPLIFIED"), "Hant": ("CJK", "SIMPLIFIED"), "Jpan": ("CJK", "HIRAGANA", "KATAKANA"),
+    "Kore": ("HANGUL",), "Mong": ("MONGOLIAN",), "Cher": ("CHEROKEE",), "Bopo": ("BOPOMOFO",),
 }  # fmt: skip
 _ALSO = {  # languages that are also written in scripts that are not the likely one
     "Latn": "az bs kk ku sh sr tg tk tt uz", "Cyrl": "az bs kk ku sh sr tk tt uz", "Arab": "az kk ku ky pa sd tg ug uz",
@@ -37,7 +38,7 @@ _INHERITED = {"COMBINING", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "DOUBLE
 
 # Scripts that one word may mix have the same group: words are cut only where the group changes.
 GROUPS: NDArray[np.int64] = np.arange(_OTHER + 1)
-for _name in ("HIRAGANA", "KATAKANA"):
+for _name in ("HIRAGANA", "KATAKANA", "SIMPLIFIED"):
     GROUPS[_NUMBER[_name]] = _NUMBER["CJK"]
 
 
@@ -50,11 +51,17 @@ def normalise_word(word: str) -> str:
     return word if word[1:] == word[1:].lower() else word.lower()
 
 
+def _is_simplified(character: str) -> bool:
+    """Whether GB 2312, the standard of simplified Chinese, has a character that the Japanese JIS X 0208 lacks."""
+    return len(character.encode("gb2312", "ignore")) > 0 and not character.encode("shift_jis", "ignore")
+
+
 @cache
 def _script_table() -> NDArray[np.int64]:
     table = np.zeros(0x110000, np.int64)
     for low, high in ((0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF)):
         table[low : high + 1] = _NUMBER["CJK"]
+    table[[code for code in range(0x4E00, 0xA000) if _is_simplified(chr(code))]] = _NUMBER["SIMPLIFIED"]
     table[0xAC00:0xD7A4] = _NUMBER["HANGUL"]
     for code in [*range(0x3400), *range(0xA000, 0xAC00), *range(0xD7B0, 0xD800), *range(0xFB00, 0x20000)]:
         character = chr(code)

@@ -91,6 +91,7 @@ def describe_misfit(config: str, adapter: Mapping[str, list[int]], checkpoint: M
     rank, targets = settings["r"], set(settings["target_modules"])
     found: list[str] = []
     shapes: dict[str, dict[str, list[int]]] = {}  # layer -> part -> shape
+    adapted: dict[str, list[int]] = {}  # name within the decoder -> the shape of the weights that it is made for
     for name, shape in adapter.items():
         layer, _, part = name.removeprefix(_PREFIX).removesuffix(".weight").rpartition(".")
         if part not in _PARTS or not name.startswith(_PREFIX) or layer.rpartition(".")[2] not in targets:
@@ -104,16 +105,36 @@ def describe_misfit(config: str, adapter: Mapping[str, list[int]], checkpoint: M
         (a_rank, inputs), (outputs, b_rank) = (_matrix(parts[part]) for part in _PARTS)
         if not a_rank == b_rank == rank:
             found.append(f"{layer} has the rank {a_rank} or {b_rank} and not {rank}")
-        if checkpoint and (own := checkpoint.get(f"{layer}.weight")) != [outputs, inputs]:
-            differs = f"is made for {[outputs, inputs]}, the engine's is {own}"
-            found.append(f"{layer} is unknown to the engine" if own is None else f"{layer} {differs}")
-    decoder = next((layer.split(".layers.")[0] for layer in shapes), "")
-    for name in checkpoint:
-        layer = name.removesuffix(".weight")
-        is_target = layer != name and layer.rpartition(".")[2] in targets and layer.startswith(f"{decoder}.layers.")
-        if is_target and layer not in shapes:
-            found.append(f"{layer} has no adapter")
+        adapted[_within_decoder(layer)] = [outputs, inputs]
+    if checkpoint:
+        own = _decoder_layers(checkpoint, targets, adapted)
+        for layer, shape in adapted.items():
+            if layer not in own:
+                found.append(f"{layer} is unknown to the engine")
+            elif own[layer] != shape:
+                found.append(f"{layer} is made for {shape}, the engine's is {own[layer]}")
+        found += [f"{layer} has no adapter" for layer in own if layer not in adapted]
     return "; ".join(found[:_SHOWN]) + (f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else "")
+
+
+def _within_decoder(layer: str) -> str:
+    """The name from ``layers.N`` on. What is before it may be called otherwise in a checkpoint than in the model."""
+    return f"layers.{layer.partition('.layers.')[2]}"
+
+
+def _decoder_layers(
+    checkpoint: Mapping[str, list[int]], targets: set[str], adapted: Mapping[str, list[int]]
+) -> dict[str, list[int]]:
+    """The shapes of the checkpoint's layers that have a name in ``targets``, by their names within the decoder.
+
+    A checkpoint with an image encoder has layers of the same names in two places; those of the adapter are meant.
+    """
+    places: dict[str, dict[str, list[int]]] = {}
+    for name, shape in checkpoint.items():
+        layer = name.removesuffix(".weight")
+        if layer != name and layer.rpartition(".")[2] in targets and ".layers." in layer:
+            places.setdefault(layer.partition(".layers.")[0], {})[_within_decoder(layer)] = shape
+    return max(places.values(), key=lambda own: sum(own.get(k) == v for k, v in adapted.items()), default={})
 
 
 def _matrix(shape: list[int]) -> tuple[int, int]:

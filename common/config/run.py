@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config.section import LanguageCode, Section
+from common.config.section import Fraction, LanguageCode, Section
 from common.languages import count_as_one
 
 
@@ -52,6 +52,20 @@ class DataConfig(Section):
     max_prompt_tokens: int = Field(
         512, gt=0
     )  # of a prompt as it is sent; rows with a longer one are left out and listed
+    # Training questions are used whose pass rate lies within [low, high]: the share of answers that were right when
+    # scripts.data.pass_rate asked them, as a mean over the languages of the run. Without it all are used.
+    pass_rate: tuple[Fraction, Fraction] | None = None
+    # A question whose answers were all right, or all wrong, n times in a row is asked with the probability
+    # max(0.05, curriculumⁿ) when its turn comes again; learner/work/curriculum.py. 1 asks every question each time.
+    curriculum: float = Field(1.0, gt=0, le=1)
+    curriculum_right: float = 0.5  # the reward from which an answer counts as right
+
+    @field_validator("pass_rate")
+    @classmethod
+    def _bounds_are_ordered(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError(f"[{value[0]:g}, {value[1]:g}] holds nothing: the lower bound comes first")
+        return value
 
     @field_validator("train", "heldout", mode="before")
     @classmethod

@@ -37,6 +37,7 @@ class Work(WireStruct):
     router_version: int
     policy_version: int  # the newest published one when the lease was given
     greedy: bool
+    question_propensity: float = 1.0  # probability with which the question was not passed over, see data.curriculum
 
     @property
     def sequence(self) -> int:

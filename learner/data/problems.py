@@ -29,7 +29,8 @@ class RowError(ValueError):
     Args:
         key: the column or key that the reason speaks of; empty where it is the whole row.
         reason: what is wrong, and what to do.
-        kind: "broken"; or "too long", "repeated" or "left out" for a row that is not broken and yet is not used.
+        kind: "broken"; or "too long", "repeated", "pass rate" or "left out" for a row that is not broken and yet is not
+            used.
     """
 
     def __init__(self, key: str, reason: str, kind: str = "broken") -> None:

@@ -21,6 +21,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from common.languages import code_of
@@ -28,7 +29,8 @@ from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Record, Unreadable, read_records
 
 UNLABELLED = "unlabelled"  # the topic of a row that names none
-OURS = ("question", "answer", "language", "topic", "region", "accepted", "id")  # all other names are further columns
+# All other names are further columns.
+OURS = ("question", "answer", "language", "topic", "region", "accepted", "id", "pass_rate")
 _ROLES = ("system", "user", "assistant")
 _AFTER = " after "
 _SHOWN = 80  # characters of a wrong value that a message quotes
@@ -43,7 +45,7 @@ _VERL = {
     "topic": ("extra_info.topic", "ability", "data_source"),
     "region": ("extra_info.region",),
 }
-_PLAIN = {name: (name,) for name in OURS} | {"language": ("language", "lang")}
+_PLAIN = {name: (name,) for name in OURS if name != "pass_rate"} | {"language": ("language", "lang")}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class QuestionRow:
     extra: dict[str, str] = field(default_factory=dict)  # further columns that were asked for
     rating: float | None = None  # of several rows with the same prompt the one with the best rating is kept
     id: str = ""
+    pass_rate: Any = None  # as the record has it: by language, or one number; ``mean_pass_rate`` reads it
     rest: Record = field(default_factory=dict)  # the columns of the record that are in none of the other fields
 
     @property
@@ -123,9 +126,10 @@ def parse_row(record: Record, place: Place, rules: Rules) -> QuestionRow:
         RowError: a value is missing or of a wrong type, or the row is not wanted.
     """
     found = _find_values(record)
+    found.values["pass_rate"] = record.get("pass_rate", _ABSENT)
     for ours, path in rules.columns.items():
         found.values[ours], found.names[ours] = _look_up(record, path), path
-        if ours in OURS:
+        if ours in OURS and ours != "pass_rate":  # which stays a column of the row, whoever reads and writes it
             found.used.add(_split_path(path)[0])
     values = {ours: value for ours, value in found.values.items() if value is not _ABSENT}
     try:
@@ -173,8 +177,25 @@ def _parse_values(values: dict[str, Any], record: Record, place: Place, rules: R
         },
         rating=rating if rating is None else float(rating),
         id="" if values.get("id") is None else str(values["id"]),
+        pass_rate=values.get("pass_rate"),
         rest=_rest(record, found.used | {"data_source"}),
     )
+
+
+def mean_pass_rate(row: QuestionRow, languages: Sequence[str]) -> float:
+    """The share of right answers to a question, in [0, 1], as a mean over those of the languages that it was asked in.
+
+    Raises:
+        RowError: the row has no pass rate in any of them, or one that is no share.
+    """
+    by_language = row.pass_rate if isinstance(row.pass_rate, Mapping) else dict.fromkeys(languages, row.pass_rate)
+    rates = [rate for language, rate in by_language.items() if language in languages and rate is not None]
+    if not rates:
+        raise RowError("pass_rate", "it has no pass rate: scripts.data.pass_rate measures it", "pass rate")
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise RowError("pass_rate", f"it is no share between 0 and 1: {_quote(rate)}")
+    return float(mean(rates))  # exactly: three rates of 0.4 have the mean 0.4
 
 
 def normal_form(messages: Sequence[Mapping[str, str]]) -> str:

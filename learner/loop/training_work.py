@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from common import wire
 from learner.loop.publishing import Publishing
 from learner.state import RunState
 from learner.work.admission import Limits
-from learner.work.questions import ShuffledQuestions
+from learner.work.curriculum import Curriculum
 from learner.work.server import WorkServer
 
 
@@ -18,15 +20,15 @@ class TrainingWork:
     Args:
         server: hands out the work.
         state: has the queue, the router that draws languages, and the ledger.
-        questions: in the run's order.
+        curriculum: chooses the questions.
         publishing: knows the version that the engines have.
         limits: what an answer must keep to, to be trained.
     """
 
     def __init__(
-        self, server: WorkServer, state: RunState, questions: ShuffledQuestions, publishing: Publishing, limits: Limits
+        self, server: WorkServer, state: RunState, curriculum: Curriculum, publishing: Publishing, limits: Limits
     ) -> None:
-        self._server, self._state, self._questions = server, state, questions
+        self._server, self._state, self._curriculum = server, state, curriculum
         self._publishing, self._limits = publishing, limits
 
     def serve(self) -> None:
@@ -34,8 +36,8 @@ class TrainingWork:
         self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits)
 
     def make(self, sequence: int) -> wire.Work:
-        """The question at a position, with languages drawn from the newest router."""
-        question = self._questions[sequence]
+        """The question of a group, with languages drawn from the newest router."""
+        question, propensity = self._curriculum.question(sequence, partial(self._enter_passed_over, sequence))
         draw = self._state.router.draw(question.language, question.topics, question.regions)
         return wire.Work(
             id=f"train-{sequence}",
@@ -45,9 +47,15 @@ class TrainingWork:
             router_version=draw.router_version,
             policy_version=self._publishing.version,
             greedy=False,
+            question_propensity=propensity,
         )
 
     def enter_failure(self, sequence: int, reason: str) -> None:
         """Enters into the ledger that a group was given up."""
-        row = self._questions[sequence].index
+        row = self._curriculum.question(sequence)[0].index
+        self._curriculum.forget(sequence)
         self._state.ledger.enter(sequence, row, "failed", self._state.step, reason)
+
+    def _enter_passed_over(self, sequence: int, question: wire.Question, streak: int, propensity: float) -> None:
+        reason = f"all or none of its answers were right the last {streak} times; asked with probability {propensity:g}"
+        self._state.ledger.enter(sequence, question.index, "passed_over", self._state.step, reason)

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from common.wire import Rollout
+from common.wire import Rollout, Score
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class Sample:
 
     def __len__(self) -> int:
         return len(self.rollout.prompt_ids) + len(self.rollout.response_ids)
+
+
+def bare_sample(ids: NDArray[np.int32]) -> Sample:
+    """A sample of these token ids, of which the first is the prompt. All else in it is without meaning."""
+    zeros = np.zeros(len(ids) - 1, np.float32)
+    nothing = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
+    rollout = Rollout(
+        language="", prompt_ids=ids[:1], response_ids=ids[1:], logprobs=zeros, versions=zeros.astype(np.int32),
+        truncated=False, text="", score=nothing,
+    )  # fmt: skip
+    return Sample(rollout, 0.0)
 
 
 @dataclass(frozen=True)

@@ -10,32 +10,37 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
-from learner.train.logprob import chunked_logp
+from learner.train.logprob import LogitTransform, chunked_logp
 from learner.train.lora import Adapters, is_adapter, merge, whole_tensor
 from learner.train.packing import MicroBatch
+
+_MULTIPLIED = ("hyperclovax",)  # model types whose logits_scaling is a factor; elsewhere it divides
 
 
 class Policy(nn.Module):
     """A causal LM that computes the log-probabilities of the responses in a micro-batch.
 
-    Backbone and vocabulary projection are one module, so that FSDP2 shards tied embeddings once.
+    Backbone and vocabulary projection are one module, so that FSDP2 shards tied embeddings once. Whether it computes
+    what the model itself does, ``learner.train.fidelity`` finds out.
 
     Args:
         path: Hugging Face directory or hub name.
         temperature: the one of sampling; logits are divided by it, as the engine does.
         head_chunk: rows of logits in memory at a time.
         checkpointing: compute the activations of each layer again in the backward pass instead of keeping them.
+        config: of the model; by default the one that lies beside its weights.
         dtype: of the weights in memory.
 
     Attributes:
         adapters: what is trained of the model; None where that is all of it.
 
     Raises:
-        FatalError: the model cannot be loaded.
+        FatalError: the model cannot be loaded, or is not built as a decoder of layers with attention.
     """
 
     def __init__(
@@ -45,22 +50,28 @@ class Policy(nn.Module):
         temperature: float,
         head_chunk: int,
         checkpointing: bool = False,
+        config: PreTrainedConfig | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        try:
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=PACKED_ATTENTION)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
+        model = _load(path, config, dtype)
         self.lm: PreTrainedModel = model
         self.adapters: Adapters | None = None
         self.temperature, self.head_chunk = temperature, head_chunk
         shape: Any = model.config.get_text_config()
-        head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-        layers = cast(nn.ModuleList, model.get_decoder().layers)
-        self.layers: int = shape.num_hidden_layers
-        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
-        self._attention_width: int = self.layers * shape.num_attention_heads * head_width
+        try:
+            head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+            layers = cast(nn.ModuleList, model.get_decoder().layers)
+            self.layers: int = shape.num_hidden_layers
+            self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
+            self._attention_width: int = self.layers * shape.num_attention_heads * head_width
+        except (AttributeError, TypeError) as error:
+            raise FatalError(
+                f"{path} has the model type {shape.model_type!r}, which the learner does not support: it expects a "
+                f"decoder with layers, attention heads and a vocabulary projection ({error}); docs/models.md lists "
+                "what is supported"
+            ) from None
+        self.transform = logit_transform(shape)
         self._head_size: int = model.get_output_embeddings().weight.numel()
         self._layers_size: int = sum(parameter.numel() for parameter in layers.parameters())
         if checkpointing:
@@ -95,10 +106,52 @@ class Policy(nn.Module):
             max_length_q=batch.longest,
             max_length_k=batch.longest,
         ).last_hidden_state[0]
-        head_V_D = self.lm.get_output_embeddings().weight
+        head = cast(nn.Linear, self.lm.get_output_embeddings())
         return chunked_logp(
-            hidden_T_D[batch.rows_R], head_V_D, batch.targets_R, temperature or self.temperature, self.head_chunk
+            hidden_T_D[batch.rows_R],
+            head.weight,
+            batch.targets_R,
+            temperature or self.temperature,
+            self.head_chunk,
+            bias_V=head.bias,
+            transform=self.transform,
         )
+
+
+def logit_transform(shape: Any) -> LogitTransform:
+    """What the architecture does to its logits, by the names that transformers' configurations have for it.
+
+    Args:
+        shape: the configuration of the text model.
+    """
+    scale = float(getattr(shape, "logit_scale", None) or 1.0)
+    if (factor := getattr(shape, "logits_scaling", None)) is not None:
+        scale = scale * factor if shape.model_type in _MULTIPLIED else scale / factor
+    return LogitTransform(scale, getattr(shape, "final_logit_softcapping", None))
+
+
+def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with our attention, in evaluation mode.
+
+    Raises:
+        FatalError: it cannot be loaded.
+    """
+    kind = ""
+    try:
+        config = AutoConfig.from_pretrained(path) if config is None else config
+        kind = config.model_type
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION
+        )
+        return model
+    except (OSError, ValueError, SafetensorError, ImportError) as error:
+        raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
+    except (KeyError, AttributeError, TypeError, NotImplementedError) as error:  # models without an exchangeable one
+        raise FatalError(
+            f"{path} has the model type {kind!r}, which the learner does not support: its attention cannot be "
+            f"exchanged for one that packs sequences ({type(error).__name__}: {error}); docs/models.md lists what is "
+            "supported"
+        ) from None
 
 
 def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu: bool = False) -> Policy:
@@ -120,11 +173,11 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
 
 def published_shapes(policy: Policy) -> dict[str, list[int]]:
     """The shape of every published tensor by its name in a Hugging Face checkpoint, in the order of full_weights."""
-    return {
-        name.removeprefix("lm."): list(policy.get_parameter(name).shape)
-        for _, names in _fsdp_units(policy)
-        for name in names
-    }
+    shapes: dict[str, list[int]] = {}
+    for _, names in _fsdp_units(policy):
+        unit = {name: torch.empty(policy.get_parameter(name).shape, device="meta") for name in names}
+        shapes |= {name: list(tensor.shape) for name, tensor in _as_in_checkpoint(policy, unit).items()}
+    return shapes
 
 
 def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
@@ -137,9 +190,11 @@ def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
         unit.reshard()  # so that adapters are gathered from their float32 shards, and not in the dtype of the forward
         adapters = _gathered_adapters(policy, names)
         unit.unshard()
+        tensors = {}
         for name in names:
             weight, adapter = policy.get_parameter(name).detach(), adapters.get(name)
-            yield name.removeprefix("lm."), weight if adapter is None else merge(weight, *adapter)
+            tensors[name] = weight if adapter is None else merge(weight, *adapter)
+        yield from _as_in_checkpoint(policy, tensors).items()
         unit.reshard()
 
 
@@ -153,6 +208,19 @@ def _gathered_adapters(policy: Policy, names: list[str]) -> dict[str, tuple[Tens
         for name in names
         if (layer := layers.get(name)) is not None
     }
+
+
+def _as_in_checkpoint(policy: Policy, unit: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an FSDP unit as a checkpoint has them, given as the model has them, by the name in the policy.
+
+    transformers renames the weights of some models when it reads them (of those with an image encoder), and joins those
+    of experts.
+    """
+    tensors = {name.removeprefix("lm."): tensor for name, tensor in unit.items()}
+    if not getattr(policy.lm, "_weight_conversions", None):
+        return tensors
+    converted: dict[str, Tensor] = revert_weight_conversion(policy.lm, tensors)
+    return converted
 
 
 def _fsdp_units(policy: Policy) -> list[tuple[FSDPModule, list[str]]]:

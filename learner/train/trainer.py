@@ -13,18 +13,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Config
-from common.wire import Probe, Rollout, Score
+from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
+from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
 from learner.train.grpo import Objective
 from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
-from learner.train.packing import MicroBatch, Sample, assign_micro_batches, pack
+from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
 from learner.train.policy import Policy, shard
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
@@ -57,7 +57,8 @@ class Trainer:
     With ``lora.rank`` the reference policy is the policy itself without its adapters.
 
     Raises:
-        FatalError: the model cannot be loaded, or learner.replicas does not divide the number of ranks.
+        FatalError: the model cannot be loaded, its log-probabilities are not those of transformers, or
+            learner.replicas does not divide the number of ranks.
     """
 
     def __init__(self, config: Config) -> None:
@@ -75,6 +76,7 @@ class Trainer:
             checkpointing=learner.activation_checkpointing,
             dtype=dtype if config.lora.rank else torch.float32,
         ).to(self.device)
+        agreement = check_fidelity(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
         self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
         if config.lora.rank:
@@ -84,6 +86,7 @@ class Trainer:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype)
+        self._tell_agreement(agreement)
         trained = [one for one in self.policy.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(trained), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
@@ -191,7 +194,7 @@ class Trainer:
     def probe(self) -> Probe:
         """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
         ids = make_probe_sequence(self.policy.vocabulary)
-        logp_R = self.policy(self._pack([Sample(_as_rollout(ids), 0.0)]), temperature=1.0)[0]
+        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0)[0]
         # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
         self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
         tolerance = probe_tolerance(
@@ -201,6 +204,19 @@ class Trainer:
             spread=float(logp_R.std()),
         )
         return Probe(ids=ids, logprobs=logp_R.cpu().numpy(), tolerance=tolerance)
+
+    def _tell_agreement(self, agreement: Agreement) -> None:
+        """Logs how far the policy is from transformers, also with the dtype and the kernels of training."""
+        log.info("log-probabilities agree with those of transformers: %.1e nats apart", agreement.difference)
+        dtype = self._config.param_dtype
+        if dtype != "float32":
+            apart, allowed = rounding_difference(self.policy, agreement, self.device)
+            if apart > allowed:
+                log.warning(
+                    "in %s the log-probabilities are %.2g nats from those of transformers in float32, which is more "
+                    "than rounding explains (%.2g): ratios and KL will be noisy; try learner.param_dtype = 'float32'",
+                    dtype, apart, allowed,
+                )  # fmt: skip
 
     def _pack(self, samples: list[Sample]) -> MicroBatch:
         return pack(samples).to(self.device)
@@ -243,13 +259,3 @@ def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str,
 
 def _is_matrix(parameter: Tensor) -> bool:
     return parameter.dim() >= 2
-
-
-def _as_rollout(ids: NDArray[np.int32]) -> Rollout:
-    """A rollout of these token ids, of which the first is the prompt. All else in it is without meaning."""
-    zeros = np.zeros(len(ids) - 1, np.float32)
-    nothing = Score(reward=0, quality=0, similarity=0, compliant=True, detected="")
-    return Rollout(
-        language="", prompt_ids=ids[:1], response_ids=ids[1:], logprobs=zeros, versions=zeros.astype(np.int32),
-        truncated=False, text="", score=nothing,
-    )  # fmt: skip

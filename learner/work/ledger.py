@@ -19,13 +19,16 @@ from common.wire import Work
 from learner.groups import Outcome
 
 _ENCODER = msgspec.json.Encoder()
+_OF_WORK = ("languages", "propensities", "router_version", "question_propensity")
+_NO_END: tuple[Outcome, ...] = ("stale", "passed_over")  # of a group that is still alive, or asks another question
 
 
 class Ledger:
     """An append-only JSONL file whose lines have the keys ``sequence``, ``row``, ``outcome``, ``step`` and ``reason``.
 
     The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K] and
-    ``router_version``, and how it was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
+    ``router_version``, with which probability its question was not passed over, in ``question_propensity``, and how it
+    was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
 
     Args:
         path: the file; it is made, with its directory, if it is missing.
@@ -64,7 +67,7 @@ class Ledger:
         """
         line = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason, **details}
         if work is not None:
-            line |= {name: getattr(work, name) for name in ("languages", "propensities", "router_version")}
+            line |= {name: getattr(work, name) for name in _OF_WORK}
         self._file.write(_ENCODER.encode(line) + b"\n")
 
     def flush(self) -> int:
@@ -79,7 +82,7 @@ class Audit:
 
     outcomes: dict[str, int]  # number of lines by outcome
     lost: int  # sequence numbers that were handed out, are not pending, and have no line
-    duplicated: int  # sequence numbers that have more than one line, other than those that say they are asked again
+    duplicated: int  # sequence numbers that have more than one line that says how their group ended
 
 
 def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
@@ -91,7 +94,7 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
         pending: numbers that were handed out and that no step has taken; a resumed run takes them up again.
     """
     lines = _read(path)
-    entries = Counter(line["sequence"] for line in lines if line["outcome"] != "stale")  # those are asked again
+    entries = Counter(line["sequence"] for line in lines if line["outcome"] not in _NO_END)
     expected = set(range(next_sequence)) - set(pending)
     return Audit(
         outcomes=dict(Counter(line["outcome"] for line in lines)),

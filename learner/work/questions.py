@@ -18,7 +18,7 @@ from common.process import FatalError
 from common.prompts import PROMPT_STYLES, PromptError, PromptStyle
 from common.wire import Chat, Question, encode
 from learner.data.problems import Problems, RowError
-from learner.data.rows import QuestionRow, Rules, drop_repeated, normal_form, read_question_rows
+from learner.data.rows import QuestionRow, Rules, drop_repeated, mean_pass_rate, normal_form, read_question_rows
 
 log = logging.getLogger("learner.data")
 
@@ -32,15 +32,16 @@ class RunQuestions:
 
     train: list[Question]  # at least one
     heldout: list[Question]  # none of them is among ``train``
+    longest_prompt: int  # tokens of the longest prompt, in the language in which it is longest
 
 
 def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQuestions:
     """Reads ``data.train`` and ``data.heldout``, and checks every row; blocks until all are checked.
 
-    Rows that are broken, repeated, held out and trained on at the same time, or too long are not used. They are logged
-    with file, row, key and reason, the first 20 of a kind, and all of them are written to ``data_problems.jsonl`` in
-    ``run.dir``. A prompt is as long as it is sent: with chat template, tag or instruction, in the language in which it
-    is longest.
+    Rows that are broken, repeated, held out and trained on at the same time, or too long are not used, nor training
+    rows whose pass rate is outside of ``data.pass_rate``. They are logged with file, row, key and reason, the first 20
+    of a kind, and all of them are written to ``data_problems.jsonl`` in ``run.dir``. A prompt is as long as it is sent:
+    with chat template, tag or instruction, in the language in which it is longest.
 
     Args:
         config: the sections ``data``, ``run`` and ``model``.
@@ -53,7 +54,7 @@ def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQue
     problems = Problems()
     checked = _CheckedPrompts(PROMPT_STYLES[config.model.prompt_style](tokenizer, config), config)
     try:
-        train = _read(config, config.data.train, checked, problems)
+        train = _with_pass_rate(config, _read(config, config.data.train, checked, problems), problems)
         heldout: list[QuestionRow] = []
         if config.data.heldout:
             heldout = _read(config, config.data.heldout, checked, problems)
@@ -66,7 +67,7 @@ def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQue
             f'data.broken_rows = "refuse", and {len(broken)} rows are broken; {config.run.dir / PROBLEMS_FILE} lists '
             f"them. The first is {broken[0]}"
         )
-    return RunQuestions(_numbered(train), _numbered(heldout))
+    return RunQuestions(_numbered(train), _numbered(heldout), checked.longest)
 
 
 def _read(config: Config, source: str, checked: _CheckedPrompts, problems: Problems) -> list[QuestionRow]:
@@ -97,13 +98,49 @@ def _read(config: Config, source: str, checked: _CheckedPrompts, problems: Probl
     return fitting
 
 
+def usable_rows(
+    config: Config, tokenizer: PreTrainedTokenizerBase, source: str, problems: Problems
+) -> list[QuestionRow]:
+    """The rows of one source that a run could ask, whatever their pass rate; the others are added to ``problems``.
+
+    Raises:
+        FatalError: as of ``read_questions``.
+    """
+    checked = _CheckedPrompts(PROMPT_STYLES[config.model.prompt_style](tokenizer, config), config)
+    return _read(config, source, checked, problems)
+
+
+def _with_pass_rate(config: Config, rows: list[QuestionRow], problems: Problems) -> list[QuestionRow]:
+    """The rows whose pass rate is within ``data.pass_rate``; the others are added to ``problems``."""
+    if config.data.pass_rate is None:
+        return rows
+    low, high = config.data.pass_rate
+    kept = []
+    for row in rows:
+        try:
+            rate = mean_pass_rate(row, config.run.languages)
+            if not low <= rate <= high:
+                reason = f"its pass rate is {rate:.3g}, data.pass_rate is [{low:g}, {high:g}]"
+                raise RowError("pass_rate", reason, "pass rate")
+            kept.append(row)
+        except RowError as error:
+            problems.add(row.place, error)
+    if not kept:
+        raise FatalError(
+            f"data.pass_rate = [{low:g}, {high:g}] leaves none of the {len(rows)} questions of {config.data.train}: "
+            f"widen it, or measure the rates with scripts.data.pass_rate. {problems.found[-1]}"
+        )
+    return kept
+
+
 class _CheckedPrompts:
     """Finds out which rows can be sent as prompts of at most ``data.max_prompt_tokens`` tokens."""
 
     def __init__(self, style: PromptStyle, config: Config) -> None:
         self._style = style
         self._languages = config.run.languages
-        self._longest = config.data.max_prompt_tokens
+        self._limit = config.data.max_prompt_tokens
+        self.longest = 0  # tokens of the longest prompt that fits
         self._lengths: dict[str, int | str] = {}  # by language: tokens of a short prompt, or why there can be none
 
     def fitting(self, rows: Sequence[QuestionRow], source: str, problems: Problems) -> list[QuestionRow]:
@@ -126,12 +163,13 @@ class _CheckedPrompts:
             raise RowError("language", own)
         language = max((*self._languages, row.language), key=self._length_of_short_prompt)
         try:
-            tokens = len(self._style(_question(0, row), language))
+            tokens = len(self._style(as_question(0, row), language))
         except PromptError as error:
             raise RowError("question", str(error)) from None
-        if tokens > self._longest:
-            reason = f"the prompt has {tokens} tokens, data.max_prompt_tokens is {self._longest}"
+        if tokens > self._limit:
+            reason = f"the prompt has {tokens} tokens, data.max_prompt_tokens is {self._limit}"
             raise RowError("question", reason, "too long")
+        self.longest = max(self.longest, tokens)
 
     def _length_of_short_prompt(self, language: str) -> Any:
         if language not in self._lengths:
@@ -176,10 +214,11 @@ def _tell(problems: Problems, path: Path) -> None:
 def _numbered(rows: Sequence[QuestionRow]) -> list[Question]:
     """The questions of a source that is one file have their row as index, those of several are counted through."""
     several = len({row.place.file for row in rows}) > 1
-    return [_question(number if several else row.place.row, row) for number, row in enumerate(rows)]
+    return [as_question(number if several else row.place.row, row) for number, row in enumerate(rows)]
 
 
-def _question(index: int, row: QuestionRow) -> Question:
+def as_question(index: int, row: QuestionRow) -> Question:
+    """The row as it travels; ``index`` is its number among the questions."""
     return Question(
         index=index,
         messages=[Chat(**message) for message in row.messages],

@@ -42,9 +42,7 @@ def main(context: typer.Context) -> None:
         print(_summary("data.heldout", found.heldout))
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
     for source in filter(None, (config.data.train, config.data.heldout)):
-        logging.info("reading the accepted answers of %s as the reward will", source)
-        golds = unread_golds(source, config)
-        for line in golds.lines("unread"):
+        for line in unread_golds(source, config).lines("unread"):
             logging.warning("unread: %s", line)
 
 

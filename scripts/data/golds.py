@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from common.config import Config
 from common.numbers import number_of
 from learner.data.problems import Problems, RowError
 from learner.data.rows import Rules, read_question_rows
 from reward.terms.math import last_box, read_gold
 from reward.terms.quality import choose_weights
+
+log = logging.getLogger("scripts.data")
 
 _SHOWN = 80  # characters of an accepted answer that a message quotes
 
@@ -21,6 +25,7 @@ def unread_golds(source: str, config: Config) -> Problems:
     found = Problems()
     if config.reward.function or not any("math" in row for row in config.reward.terms.values()):
         return found
+    log.info("reading the accepted answers of %s as the verifier will", source)
     for row in read_question_rows(source, Rules(config.data.columns, config.data.language or ""), Problems()):
         golds = row.accepted or [row.reference]
         if "math" in choose_weights(config.reward.terms, row.topics) and not any(map(_can_be_read, golds)):

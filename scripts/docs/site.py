@@ -17,7 +17,7 @@ log = logging.getLogger("mkdocs.hooks.site")
 
 _ORDER = {  # section -> title -> page in docs/; those that do not exist are left out, and those not named come last
     "Begin": {"Home": "index", "Quick start": "quickstart", "The demo": "demo"},
-    "Your own": {"Data": "data", "Rewards": "rewards", "Languages": "languages"},
+    "Your own": {"Model": "models", "Data": "data", "Rewards": "rewards", "Languages": "languages"},
     "Run": {"GPUs": "gpus", "LoRA": "lora", "Cluster": "cluster", "Tuning": "tuning", "Performance": "performance"},
     "Understand": {
         "Metrics": "metrics",
@@ -46,6 +46,7 @@ _API = {  # title -> modules whose docstrings are shown
         "learner.train.packing",
         "learner.train.samples",
         "learner.train.stages",
+        "learner.train.fidelity",
     ],
     "Work": ["learner.groups", "learner.work.scheduler", "learner.work.actors", "learner.work.admission"],
     "Weights": ["learner.weights.publisher", "learner.weights.buckets", "learner.weights.transports"],

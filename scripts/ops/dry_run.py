@@ -17,6 +17,7 @@ mem_fraction_static of a GPU, whatever it needs. The exit code is 1 if a GPU nee
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -54,6 +55,12 @@ class ModelShape:
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         layers = model.get_decoder().layers
         self.layers, self.layer = len(layers), sum(parameter.numel() for parameter in layers[0].parameters())
+        self.tied = bool(config.tie_word_embeddings)
+        # By name: inputs and outputs of the linear projections inside the layers, added up over all layers.
+        self.projections: Counter[str] = Counter()
+        for name, module in layers.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                self.projections[name.rpartition(".")[2]] += module.in_features + module.out_features
         self.body = sum(parameter.numel() for parameter in layers.parameters())
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
         self.kv = config.num_key_value_heads * layers[0].self_attn.head_dim

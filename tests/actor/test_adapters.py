@@ -332,7 +332,7 @@ Q, UP = "base_model.model.model.layers.1.self_attn.q_proj", "base_model.model.mo
         ({f"{Q}.lora_B.weight": torch.zeros(64, 5)}, "self_attn.q_proj has the rank 4 or 5 and not 4"),
         ({f"{Q}.lora_B.weight": torch.zeros(64)}, "self_attn.q_proj has the rank 4 or -1"),
         ({f"{Q}.lora_B.weight": None}, "self_attn.q_proj has no lora_B"),
-        ({f"{UP}.lora_A.weight": None, f"{UP}.lora_B.weight": None}, "model.layers.0.mlp.up_proj has no adapter"),
+        ({f"{UP}.lora_A.weight": None, f"{UP}.lora_B.weight": None}, "layers.0.mlp.up_proj has no adapter"),
         ({"base_model.model.lm_head.lora_A.weight": torch.zeros(4, 64)}, "lm_head.lora_A.weight is no part of an"),
         ({f"{Q}.bias": torch.zeros(4)}, "q_proj.bias is no part of an adapter"),
     ],
@@ -357,6 +357,19 @@ def test_an_adapter_fits_an_engine_whose_checkpoint_cannot_be_read(versions: Ver
     shapes = {name: list(value.shape) for name, value in versions.make(1).items()}
     assert describe_misfit(versions.config, shapes, {}) == ""
     assert describe_misfit(versions.config, shapes, shapes_of(tiny_policy)) == ""
+
+
+def test_layers_are_found_where_a_checkpoint_with_an_image_encoder_has_them(
+    versions: Versions, tiny_policy: Path
+) -> None:
+    shapes = {name: list(value.shape) for name, value in versions.make(1).items()}
+    text = {name.replace("model.", "language_model.model.", 1): s for name, s in shapes_of(tiny_policy).items()}
+    tower = {f"vision_tower.encoder.layers.{n}.self_attn.q_proj.weight": [32, 32] for n in range(9)}
+    assert describe_misfit(versions.config, shapes, {**tower, **text}) == ""
+    del text["language_model.model.layers.1.mlp.up_proj.weight"]
+    assert (
+        describe_misfit(versions.config, shapes, {**tower, **text}) == "layers.1.mlp.up_proj is unknown to the engine"
+    )
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut"])

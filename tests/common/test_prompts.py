@@ -123,6 +123,34 @@ def test_the_template_gets_its_arguments_and_the_same_date_every_day(tiny_policy
         ModelConfig(template_args={"messages": []})
 
 
+TURN_ENDS = {  # how the templates of well-known families end an answer, and the token that does it
+    "{{ m['content'] }}<|eot_id|>": "<|eot_id|>",  # Llama-3
+    "{{ m['content'] | trim }}<end_of_turn>\n": "<end_of_turn>",  # Gemma
+    "{{ m['content'] + '<|end|>' + '\n' }}": "<|end|>",  # Phi-3
+    " {{ m['content'] }} {{ eos_token }}": "<|im_end|>",  # Llama-2, Mistral
+    "{{ m['content'] }}\n\n": None,
+}
+
+
+@pytest.mark.parametrize("template", TURN_ENDS)
+def test_the_token_that_ends_an_answer_is_the_templates(
+    template: str, tiny_policy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.add_tokens(["<|eot_id|>", "<end_of_turn>", "<|end|>"], special_tokens=True)
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>" + template + "{% endfor %}"
+    style = PROMPT_STYLES["select"](tokenizer, config("de"))
+    wanted = {TURN_ENDS[template], tokenizer.eos_token} - {None}
+    assert set(tokenizer.convert_ids_to_tokens(style.stop_ids)) == wanted
+    assert "no token ends an answer" not in caplog.text
+    tokenizer.eos_token = None
+    without = PROMPT_STYLES["select"](tokenizer, config("de")).stop_ids
+    if TURN_ENDS[template] == "<|im_end|>":
+        return  # that one was the end-of-sequence token
+    assert len(without) == (TURN_ENDS[template] is not None)
+    assert ("no token ends an answer" in caplog.text) == (TURN_ENDS[template] is None)
+
+
 @pytest.mark.parametrize(
     ("ending", "opened"), [("", False), ("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("think", False)]
 )

@@ -86,6 +86,7 @@ def settings(policy: Path, directory: Path) -> list[str]:
         *("--model.path", str(policy), "--model.dtype", "float32", "--learner.param_dtype", "float32"),
         *("--run.languages", str(list(LANGUAGES)), "--learner.address", f"ipc://{directory}/queue"),
         *("--reward.addresses", f'["ipc://{directory}/reward"]', "--learner.steps", "10000"),
+        *("--sampling.max_new_tokens", "64"),
     ]  # fmt: skip
 
 

@@ -1,0 +1,214 @@
+"""The learner's log-probabilities and gradients are the model's own, for every architecture that it accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from safetensors.torch import load_file
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from transformers import AttentionInterface, AutoModelForCausalLM, Gemma3Config, PreTrainedConfig, PreTrainedModel
+
+from common.process import FatalError
+from learner.train.attention import PACKED_ATTENTION, packed_attention
+from learner.train.fidelity import check_fidelity
+from learner.train.logprob import LogitTransform
+from learner.train.packing import Sample, pack
+from learner.train.policy import Policy, full_weights, logit_transform, published_shapes, shard
+from tests.support.groups import random_rollout
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+WIDE = {"head_dim": 16}  # not hidden_size / num_attention_heads
+ALTERNATING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+MULTIPLIERS = {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "attention_multiplier": 0.2}
+
+# By name: the configuration class and what it is given besides the sizes.
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "llama tied": ("LlamaConfig", {"tie_word_embeddings": True}),
+    "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2 window": ("Qwen2Config", {"use_sliding_window": True, **ALTERNATING}),
+    "qwen3": ("Qwen3Config", WIDE),
+    "mistral": ("MistralConfig", {"sliding_window": 6, **WIDE}),
+    "gemma": ("GemmaConfig", WIDE),
+    "gemma2": ("Gemma2Config", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0, **WIDE, **ALTERNATING}),
+    "gemma3": ("Gemma3TextConfig", WIDE | ALTERNATING),
+    "granite": ("GraniteConfig", {"logits_scaling": 4.0, **MULTIPLIERS}),
+    "cohere": ("CohereConfig", {"logit_scale": 0.3, "use_qk_norm": True}),
+    "cohere2": ("Cohere2Config", {"logit_scale": 0.3, **ALTERNATING}),
+    "phi": ("PhiConfig", {"partial_rotary_factor": 0.5}),  # its head has a bias
+    "phi3": ("Phi3Config", {"sliding_window": 6}),
+    "olmo2": ("Olmo2Config", {}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
+    "gpt-oss": ("GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, **WIDE, **ALTERNATING}),
+}
+
+
+def saved(directory: Path, kind: str, seed: int, **settings: Any) -> str:
+    """A random model in a directory, in which also norms and biases are random."""
+    config = getattr(transformers, kind)(**SIZES | settings)
+    return save_randomised(AutoModelForCausalLM.from_config(config), directory, seed)
+
+
+def save_randomised(model: PreTrainedModel, directory: Path, seed: int) -> str:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+def load(path: str) -> Policy:
+    return Policy(path, temperature=1.0, head_chunk=7)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_values_and_gradients_are_those_of_transformers(
+    name: str, tmp_path: Path, seed: int, rng: np.random.Generator
+) -> None:
+    kind, settings = ARCHITECTURES[name]
+    path = saved(tmp_path, kind, seed, **settings)
+    samples = [Sample(random_rollout(rng), 0.0) for _ in range(4)]
+    policy = load(path)
+    assert check_fidelity(policy).difference < 1e-5
+
+    logp, _ = policy(pack(samples))
+    weights = torch.cat([torch.full((n,), 1 / n) for n in (len(one.rollout.response_ids) for one in samples)])
+    (-logp * weights).sum().backward()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    for sample, part in zip(samples, logp.split([len(one.rollout.response_ids) for one in samples]), strict=True):
+        prompt, response = sample.rollout.prompt_ids, sample.rollout.response_ids
+        ids = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
+        labels = ids.clone()
+        labels[:, : len(prompt)] = -100
+        out = model(input_ids=ids, labels=labels, use_cache=False)
+        wanted = out.logits[0, len(prompt) - 1 : -1].log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
+        torch.testing.assert_close(part, wanted, rtol=1e-5, atol=2e-5)
+        out.loss.backward()  # the mean over the response
+
+    for key, parameter in model.named_parameters():
+        theirs, ours = parameter.grad, policy.get_parameter(f"lm.{key}").grad
+        assert (theirs is None) == (ours is None), key
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()) + 1e-7, msg=key)
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def with_images(**text: Any) -> PreTrainedConfig:
+    sees = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 28, "patch_size": 14}  # fmt: skip
+    return Gemma3Config(text_config=SIZES | WIDE | text, vision_config=sees, mm_tokens_per_image=4, image_token_index=9,
+                        boi_token_index=10, eoi_token_index=11)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["phi", "qwen2", "gemma2", "gpt-oss", "qwen3 moe", "mixtral", "gemma3 with images"])
+def test_published_weights_are_those_of_the_checkpoint(name: str, mesh: DeviceMesh, tmp_path: Path, seed: int) -> None:
+    """Under its names, which are not the model's own where it has experts or an image encoder."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    more = {"qwen3 moe": ("Qwen3MoeConfig", WIDE | experts), "mixtral": ("MixtralConfig", {"num_local_experts": 4})}
+    if name == "gemma3 with images":
+        save_randomised(AutoModelForCausalLM.from_config(with_images()), tmp_path, seed)
+    else:
+        kind, settings = (ARCHITECTURES | more)[name]
+        saved(tmp_path, kind, seed, **settings)
+    policy = load(str(tmp_path))
+    assert check_fidelity(policy).difference < 1e-5
+    sharded = shard(policy, mesh, torch.float32)
+    wanted = load_file(tmp_path / "model.safetensors")
+    shapes = published_shapes(sharded)
+    found = [(key, tensor.clone()) for key, tensor in full_weights(sharded)]
+    assert [(key, list(tensor.shape)) for key, tensor in found] == list(shapes.items()), "in the same order"
+    assert shapes.keys() == wanted.keys()
+    for key, tensor in found:
+        assert torch.equal(tensor, wanted[key]), key
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "GPT2Config": ({}, r"model type 'gpt2'.*no attribute 'layers'"),
+    "GPTJConfig": ({"rotary_dim": 8}, r"model type 'gptj'.*attention cannot be exchanged"),
+    "StableLmConfig": ({}, r"model type 'stablelm'.*does not hand the boundaries"),
+    "Lfm2Config": (
+        {"layer_types": ["conv", "full_attention"]},
+        r"Lfm2ForCausalLM \(model type 'lfm2'\) is off by 0\..*packed sequences see one another",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_architecture_that_cannot_be_trained_is_refused_by_name(kind: str, tmp_path: Path, seed: int) -> None:
+    settings, message = REFUSED[kind]
+    path = saved(tmp_path, kind, seed, **settings)
+    with pytest.raises(FatalError, match=message):
+        check_fidelity(load(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored", "part"),
+    [
+        ("granite", "transform", "does to its logits"),
+        ("gemma2", "transform", "does to its logits"),
+        ("gemma2", "softcap", "the attention or the layers"),
+        ("cohere2", "sliding_window", "beyond its attention window"),
+    ],
+)
+def test_what_would_be_left_out_in_silence_is_found_and_named(
+    name: str, ignored: str, part: str, tmp_path: Path, seed: int
+) -> None:
+    kind, settings = ARCHITECTURES[name]
+    if ignored == "sliding_window":
+        settings = settings | {"sliding_window": 30}  # longer than the sequences
+    policy = load(saved(tmp_path, kind, seed, **settings))
+    if ignored == "transform":
+        policy.transform = LogitTransform()
+    else:
+        without: Any = lambda *given, **more: packed_attention(*given, **more | {ignored: None})  # noqa: E731
+        AttentionInterface.register(PACKED_ATTENTION, without)
+    try:
+        with pytest.raises(FatalError, match=rf"model type '{policy.lm.config.model_type}'.*What differs is .*{part}"):
+            check_fidelity(policy)
+    finally:
+        AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    policy.transform = logit_transform(policy.lm.config)
+    assert check_fidelity(policy).difference < 1e-5
+    assert getattr(policy.lm.config, "sliding_window", None) == settings.get("sliding_window"), "as it was before"
+
+
+@pytest.mark.parametrize("window", [None, 300])
+def test_scores_in_the_open_are_those_of_one_softmax(window: int | None, seed: int) -> None:
+    """Over more queries than are computed at a time, with their gradients."""
+    torch.manual_seed(seed)
+    length, heads, keys, width = 1500, 2, 1, 4
+    q, k, v = (torch.randn(1, n, length, width, dtype=torch.float64, requires_grad=True) for n in (heads, keys, keys))
+    sinks = torch.randn(heads, dtype=torch.float64, requires_grad=True)
+    bounds, upstream = torch.tensor([0, 30, length], dtype=torch.int32), torch.randn(1, length, heads, width).double()
+    ours, _ = packed_attention(
+        torch.nn.Identity(), q, k, v, None, sliding_window=window, softcap=1.5, s_aux=sinks, cu_seq_lens_q=bounds
+    )
+    found = torch.autograd.grad((ours * upstream).sum(), (q, k, v, sinks))
+    position = torch.arange(length)
+    lag, part = position[:, None] - position, (position >= 30)
+    seen = (lag >= 0) & (part[:, None] == part) & (lag < (window or length))
+    scores = 1.5 * torch.tanh(q @ k.transpose(2, 3) / width**0.5 / 1.5)
+    scores = torch.cat([scores.masked_fill(~seen, -torch.inf), sinks.view(1, -1, 1, 1).expand(1, -1, length, 1)], -1)
+    wanted = (scores.softmax(-1)[..., :-1] @ v).transpose(1, 2)
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)  # ours computes scores in float32
+    exact = torch.autograd.grad((wanted * upstream).sum(), (q, k, v, sinks))
+    for mine, theirs in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,103 @@
+"""Pass rates are measured once, kept as they come, written beside the rows as they are, and select what is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from common.process import FatalError
+from common.tokenizer import load_tokenizer
+from learner.data.problems import Problems
+from learner.data.rows import Rules, read_question_rows
+from learner.work.questions import read_questions
+from scripts.data import pass_rate
+from scripts.data.prepare import records
+from tests.learner.work.test_questions import configured
+
+ROOT = Path(__file__).parents[2]
+
+# A question "3 of 4" is answered rightly by the first 3 of 4 answers, in German by one answer fewer.
+MINE = """
+def graded(group, tools):
+    share = int(group.messages[-1].content.split()[0])
+    return [{"right": float(n < share - (one.asked == "de"))} for n, one in enumerate(group.answers)]
+"""
+
+
+def run(tmp_path: Path, policy: Path, *flags: str) -> list[dict[str, Any]]:
+    out = tmp_path / "out" / "rated.parquet"
+    (tmp_path / "mine.py").write_text(MINE)
+    pass_rate.main([
+        "--out", str(out), "--samples", "4", "--data.train", str(tmp_path / "rows.jsonl"), "--run.dir",
+        str(tmp_path / "run"), "--model.path", str(policy), "--model.dtype", "float32", "--run.languages",
+        '["en", "de"]', "--sampling.max_new_tokens", "3", "--reward.function", f"{tmp_path}/mine.py:graded",
+        "--reward.parts", "{right = 1.0}", "--reward.gated", "false", "--actor.start_timeout_s", "400", *flags,
+    ])  # fmt: skip
+    rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
+    return rows
+
+
+def test_rates_are_those_of_the_rewards_and_measured_once(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
+    rows = [{"question": f"{n} of 4", "answer": "yes", "language": "en", "note": f"n{n}"} for n in range(5)]
+    lines = [*map(json.dumps, rows), json.dumps({"question": "", "answer": "no", "language": "en"})]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    found = run(tmp_path, tiny_policy, "--data.pass_rate", "[0.5, 0.8]")
+    assert [row["pass_rate"] for row in found] == [{"en": n / 4, "de": max(0, n - 1) / 4} for n in range(5)]
+    assert [{key: row[key] for key in rows[0]} for row in found] == rows, "the other columns are as they were"
+    said = capsys.readouterr().out
+    assert "broken: " in said and "row 5" in said and "keeps 1 of 5 questions" in said
+
+    answers = tmp_path / "out" / "rated.answers.jsonl"
+    whole = answers.read_bytes()
+    entries = whole.split(b"\n")
+    assert len(entries) == 11
+    answers.write_bytes(b"\n".join(entries[:7]) + b"\n" + entries[7][:20])  # killed in the middle of a line
+    assert run(tmp_path, tiny_policy) == found and answers.read_bytes().startswith(b"\n".join(entries[:7]))
+    assert "7 of 10" in capsys.readouterr().out and len(answers.read_bytes().split(b"\n")) == 11
+    assert run(tmp_path, tiny_policy, "--actor.engine_url", "http://127.0.0.1:1") == found, "nothing is left to ask"
+    with pytest.raises(SystemExit, match="no SGLang server answers"):  # other answers would be wanted
+        run(tmp_path, tiny_policy, "--sampling.temperature", "0.5", "--actor.engine_url", "http://127.0.0.1:1")
+
+
+def test_a_run_trains_on_the_questions_within_the_bounds(
+    tiny_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rates: list[Any] = [{"en": 0.2, "de": 0.6}, {"en": 1.0, "de": 1.0}, 0.4, None, {"fr": 0.4}, {"en": 0.4, "de": None},
+                        1.5, "0.4", {"en": 0.0, "zh": 0.0}]  # fmt: skip
+    path, heldout = tmp_path / "rows.jsonl", tmp_path / "heldout.jsonl"
+    rows = [{"question": f"{n}?", "answer": "a", "language": "en", "rate": rate} for n, rate in enumerate(rates)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    heldout.write_text(json.dumps({"question": "held out?", "answer": "a", "language": "en"}))
+
+    def read(**data: Any) -> list[str]:
+        config = configured(tmp_path, tiny_policy, path, heldout=str(heldout), **data)
+        found = read_questions(config, load_tokenizer(str(tiny_policy)))
+        assert len(found.heldout) == 1, "held-out questions are not selected"
+        return [one.messages[0].content for one in found.train]
+
+    columns = {"pass_rate": "rate"}
+    assert len(read(columns=columns)) == len(rates), "without bounds the column is not even looked at"
+    assert read(columns=columns, pass_rate=(0.1, 0.9)) == ["0?", "2?", "5?"]
+    assert "4 pass rate" in caplog.text and "2 broken" in caplog.text
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "data_problems.jsonl").read_text().splitlines()]
+    assert sorted(kinds) == ["broken"] * 2 + ["pass rate"] * 4
+    assert read(columns=columns, pass_rate=(0, 0.4)) == ["0?", "2?", "5?", "8?"]
+    with pytest.raises(FatalError, match=r"leaves none of the 9 questions"):
+        read(pass_rate=(0.1, 0.9))
+    with pytest.raises(ValueError, match="the lower bound comes first"):
+        read(pass_rate=(0.9, 0.1))
+
+
+def test_labelling_keeps_the_rates(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        json.dumps({"question": "?", "answer": "a", "language": "en", "pass_rate": {"en": 0.5}})
+    )
+    row = next(read_question_rows(str(tmp_path / "rows.jsonl"), Rules(), Problems()))
+    assert records([row])[0]["pass_rate"] == {"en": 0.5}
