@@ -19,7 +19,7 @@ def run(config: Config) -> None:
         FatalError: the learner or the engine cannot be reached or used.
     """
     with Activity("actor", "importing transformers"):
-        from actor.lives import Lives
+        from actor.lives import AskedToEnd, Lives
         from common.prompts import PROMPT_STYLES
         from common.tokenizer import load_tokenizer
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
@@ -37,7 +37,10 @@ def run(config: Config) -> None:
             for number, address in enumerate(config.reward.addresses)
         ]
     use_interface(host_of(learner.place.address))
-    asyncio.run(Lives(config, name, tokenizer, learner, rewards).run())
+    try:
+        asyncio.run(Lives(config, name, tokenizer, learner, rewards).run())
+    except (AskedToEnd, asyncio.CancelledError):
+        raise KeyboardInterrupt from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import itertools
 import logging
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Set
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,8 +55,8 @@ class AdapterUpdates:
         self._directory: Path = sync.directory / self._name
         self._numbers = itertools.count()
         self._loaded: list[LoadedAdapter] = []  # oldest first
-        self._proving = 0  # adapters whose probe is under way
-        self._proved = asyncio.Event()
+        self._proving: Counter[int] = Counter()  # adapters whose probe is under way, by version
+        self._changed = asyncio.Event()  # set, and replaced, when a probe agrees
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._task_group = TaskGroup()
         self._checkpoint_shapes: dict[str, list[int]] | None = None  # None until they are read
@@ -66,9 +67,22 @@ class AdapterUpdates:
         """Queues an order of the learner."""
         self._orders.put_nowait(order)
 
-    async def wait_until_proved(self) -> None:
-        """Waits until every adapter in use is proved to be the learner's; without a deadline, as a failure ends all."""
-        await self._proved.wait()
+    def drop_orders(self) -> None:
+        """Drops the orders that wait: they are of a learner, or of a life, that is over."""
+        while not self._orders.empty():
+            self._orders.get_nowait()
+
+    async def wait_until_proved(self, versions: Set[int]) -> bool:
+        """Waits until the adapters of these policy versions are proved to be the learner's.
+
+        Without a deadline, as a proof has one, and its failure ends everything.
+
+        Returns:
+            True: an adapter stays what it is until its proof has ended.
+        """
+        while any(self._proving[version] for version in versions):
+            await self._changed.wait()
+        return True
 
     async def run(self) -> NoReturn:
         """Carries out orders until it is cancelled, and then deletes the files.
@@ -97,10 +111,9 @@ class AdapterUpdates:
             await self._engine.load_adapter(adapter, order.timeout_s)
             self._loaded.append(adapter)
             self._engine.adapter = adapter
-            self._proved.clear()
-            self._proving += 1
+            self._proving[order.version] += 1
             self._task_group.create_task(self._prove(adapter, order.probe))
-        await self._send(wire.Synced(version=order.version, stage="done", pause_s=0.0))
+        await self._send(wire.Synced(version=order.version, stage="done", pause_s=0.0).of(order.lives))
 
     async def _prepare(self, order: wire.LoadAdapter) -> LoadedAdapter:
         """Writes the files and compares them with the engine's model.
@@ -147,9 +160,9 @@ class AdapterUpdates:
         )
         self.probe_error = error
         self.proved_updates += 1
-        self._proving -= 1
-        if not self._proving:
-            self._proved.set()
+        self._proving[adapter.version] -= 1
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _unload_idle(self) -> None:
         """Unloads what no request uses or will use, and deletes its files. Waits at most ``sync.timeout_s`` for each.

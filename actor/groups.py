@@ -1,8 +1,10 @@
 """The prompt groups that an actor holds: prompt, generate, score, submit.
 
 A group is leased with one question and K languages. Its K answers are generated in one request to the engine and scored
-in one request to the reward service. Where one of the two fails repeatedly, the group is released with the reason, and
-the learner gives it to another actor. Answers wait for their scores: a failure to score them never throws them away.
+in one request to the reward service. Where one of the two fails repeatedly, the group is released with the cause and
+the reason, and the learner gives it to another actor. A request that the engine refuses for good is not repeated.
+Answers wait for their scores: a failure to score them never throws them away. Whatever happens to the task of a group,
+its lease ends with a message to the learner.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actor.adapters import AdapterUpdates
 from actor.concurrency import Concurrency
-from actor.engine.client import Engine, EngineError, Generation
+from actor.engine.client import Engine, EngineError, EngineLost, EngineReplaced, Generation, RequestRefused
 from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup
@@ -30,6 +32,7 @@ from common import wire
 from common.config import Config
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.process import FatalError
 from common.prompts import PROMPT_STYLES
 
 log = logging.getLogger("actor")
@@ -93,6 +96,8 @@ class PromptGroups:
         self._concurrency = Concurrency(config.actor.groups_in_flight)
         self._task_group = TaskGroup()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by lease id
+        self._generating: set[str] = set()  # lease ids; those of an engine that has ended stay
+        self._ending = False
         self.tokens_generated = 0
 
     @property
@@ -105,14 +110,26 @@ class PromptGroups:
         """The lease ids of the groups that the actor holds."""
         return list(self._tasks)
 
+    @property
+    def generating(self) -> list[str]:
+        """The lease ids of the groups whose answers the engine is generating, or was when it ended."""
+        return sorted(self._generating)
+
     async def run(self) -> None:
         """Holds the tasks of the groups until it is cancelled, which cancels them. Must run before ``start``."""
         async with self._task_group:
             await asyncio.Event().wait()  # for ever
 
-    def start(self, work: wire.Work) -> None:
-        """Begins a leased group."""
-        self._tasks[work.id] = self._task_group.create_task(self._answer(work))
+    def start(self, work: wire.Work, lives: wire.Lives) -> None:
+        """Begins a group that was leased to these lives; none any more once ``finish`` was called."""
+        if self._ending:
+            return
+        answering = self._answer(work, lives)
+        try:
+            self._tasks[work.id] = self._task_group.create_task(answering)
+        except RuntimeError:  # the tasks are ending, and with them this life: its leases go back with its ``Leave``
+            answering.close()
+            return
         self._times.set_groups_held(len(self._tasks))
 
     def drop_all(self) -> int:
@@ -121,14 +138,37 @@ class PromptGroups:
         for task in self._tasks.values():
             task.cancel()
         self._tasks.clear()
+        self._generating.clear()
         self._times.set_groups_held(0)
         return count
 
-    async def _answer(self, work: wire.Work) -> None:
+    async def finish(self, timeout_s: float) -> None:
+        """Begins no group any more, and waits until those whose answers are generated are with the learner.
+
+        The others are left to whoever leases them next. Waits at most ``timeout_s`` seconds.
+        """
+        self._ending = True
+        generated = [task for lease_id, task in self._tasks.items() if lease_id not in self._generating]
+        if generated:
+            await asyncio.wait(generated, timeout=timeout_s)
+
+    async def _answer(self, work: wire.Work, lives: wire.Lives) -> None:
         try:
-            message = await self._submit_or_release(work)
-            await self._weights.wait_until_proved()
-            await self._session.deliver(message)
+            try:
+                message = await self._submit_or_release(work)
+                await self._session.deliver(message.of(lives))
+            except (EngineLost, EngineReplaced, FatalError):
+                raise  # this life is over
+            except BaseException as error:
+                # Also a cancellation that came from within. Nobody would hear of it, and the lease would never end.
+                task = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                    raise
+                if not isinstance(error, Exception | asyncio.CancelledError):
+                    raise
+                log.exception("group %s failed", work.id)
+                await self._session.deliver(wire.Release(id=work.id, reason=repr(error)).of(lives))
+            self._generating.discard(work.id)
         finally:
             self._tasks.pop(work.id, None)
             self._times.set_groups_held(len(self._tasks))
@@ -138,30 +178,44 @@ class PromptGroups:
 
         Generation and scoring have ``actor.attempts`` attempts each. Answers that were generated are kept and scored
         again. An outage of the reward service is no attempt: it is waited for, up to ``actor.score_patience_s``.
+
+        Raises:
+            EngineLost, EngineReplaced: there is no engine any more that could answer.
         """
         answered: _Answered | None = None
-        failures: Counter[str] = Counter()
+        failures: Counter[wire.Cause] = Counter()
         back_off_s, gives_up = 1.0, float("inf")
         while True:
-            stage = "generation" if answered is None else "scoring"
+            cause: wire.Cause = "generation" if answered is None else "scoring"
             try:
                 if answered is None:
                     answered = await self._generate_answers(work)
                     gives_up = time.monotonic() + self._config.actor.score_patience_s
                     continue
-                return await self._score(work, answered)
+                return await self._when_proved(work, await self._score(work, answered))
+            except (EngineLost, EngineReplaced):
+                raise
+            except RequestRefused as error:
+                return wire.Release(id=work.id, reason=str(error), cause="refusal")
             except (EngineError, ScoringError) as error:
                 reason = str(error)
-                outage = isinstance(error, ScoringError) and error.later
-                failures[stage] += not outage
-                log.warning("group %s, %s: %s", work.id, stage, reason)
-            except Exception as error:  # any question that cannot be answered must be reported, or its lease never ends
-                log.exception("group %s failed", work.id)
-                return wire.Release(id=work.id, reason=repr(error))
-            if failures[stage] >= self._config.actor.attempts or time.monotonic() + back_off_s > gives_up:
-                return wire.Release(id=work.id, reason=reason)
+                if isinstance(error, ScoringError) and error.later:
+                    cause = "outage"
+                failures[cause] += 1
+                log.warning("group %s, %s: %s", work.id, cause, reason)
+            attempts = float("inf") if cause == "outage" else self._config.actor.attempts
+            if failures[cause] >= attempts or time.monotonic() + back_off_s > gives_up:
+                return wire.Release(id=work.id, reason=reason, cause=cause)
             await asyncio.sleep(back_off_s)
             back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
+
+    async def _when_proved(self, work: wire.Work, submit: wire.Submit) -> wire.Submit | wire.Release:
+        """The answers, once the weights that made them are proved to be the learner's; or why they never will be."""
+        versions = {int(version) for rollout in submit.rollouts for version in np.unique(rollout.versions)}
+        if await self._weights.wait_until_proved(versions):
+            return submit
+        reason = f"weights of the versions {sorted(versions)} were replaced before they were proved"
+        return wire.Release(id=work.id, reason=reason, cause="outage")
 
     async def _generate_answers(self, work: wire.Work) -> _Answered:
         """Generates the K answers of a group.
@@ -169,8 +223,10 @@ class PromptGroups:
         Raises:
             EngineError: the engine did not generate them.
         """
+        self._generating.add(work.id)  # until they are there: an engine that ends was generating them
         prompts = [self._make_prompt(work.question, language) for language in work.languages]
         generations, spent = await self._generate(prompts, work.greedy)
+        self._generating.discard(work.id)
         return _Answered(prompts, generations, [self._decode(one.ids) for one in generations], spent, time.monotonic())
 
     async def _score(self, work: wire.Work, answered: _Answered) -> wire.Submit:

@@ -2,20 +2,10 @@
 
 The learner orders an update in two messages. At ``Pause`` the engine stops generating and makes room; at ``Receive`` it
 takes the weights of a new version and goes on generating. Then it proves them: its log-probabilities of a probe must be
-the learner's. Until that is done the actor holds its answers back. The engine's weights are in one of these states::
+the learner's. Until that is done the actor holds back the answers that were made with these weights. What state the
+weights are in, and which answers may be sent, is decided in ``actor/proof.py``; this file does what the orders say.
 
-    STARTED ──┐
-              │ Pause                  paused             Receive
-    PROVED ───┼───────────► PAUSING ───────────► PAUSED ───────────► RECEIVING
-      ▲ ▲     │                                    │                     │
-      │ │     │                                    │ nothing or another  │ received
-      │ └─────┼────────────────────────────────────┘ order: resumed      │ and resumed
-      │       │                                                          │
-      └──── PROVING ◄────────────────────────────────────────────────────┘
-       probe agrees
-
-An error in any state leads to FAILED: the weights are unknown, and this life of the actor ends. ``Join`` forms the
-group in which weights travel; it comes between updates and does not change the state.
+``Join`` forms the group in which weights travel; it comes between updates and does not change the state.
 """
 
 from __future__ import annotations
@@ -23,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
-from enum import Enum, auto
 from typing import NoReturn, TypeAlias
 
 from actor.engine.client import Engine, EngineError, describe_differences
+from actor.proof import WeightProof, WeightState
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes
 from common import wire
@@ -38,31 +28,9 @@ from common.process import FatalError
 log = logging.getLogger("actor")
 
 RECOVERY_S = 5.0  # to resume an engine whose update was cut off; each of its calls has half of that
+_PROOF_SHARE = 0.25  # of sync.timeout_s, in which an engine must pause: how long a pause waits for a probe to end
 
 Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter
-
-
-class WeightState(Enum):
-    """What is known of the engine's weights, and whether it generates."""
-
-    STARTED = auto()  # it generates with the weights it was started with; the learner gives no work for them
-    PAUSING = auto()  # it is told to stop, or lets the answers in flight end
-    PAUSED = auto()  # it waits for the weights
-    RECEIVING = auto()  # it takes them
-    PROVING = auto()  # it generates with new weights, and the probe is being compared
-    PROVED = auto()  # it generates with weights that are the learner's; only now may answers be sent
-    FAILED = auto()  # its weights are unknown
-
-
-_NEXT_STATES: dict[WeightState, frozenset[WeightState]] = {  # FAILED may follow any state
-    WeightState.STARTED: frozenset({WeightState.PAUSING}),
-    WeightState.PAUSING: frozenset({WeightState.PAUSED}),
-    WeightState.PAUSED: frozenset({WeightState.RECEIVING, WeightState.PROVED}),
-    WeightState.RECEIVING: frozenset({WeightState.PROVING}),
-    WeightState.PROVING: frozenset({WeightState.PROVED, WeightState.PAUSING}),
-    WeightState.PROVED: frozenset({WeightState.PAUSING}),
-    WeightState.FAILED: frozenset(),
-}
 
 
 class WeightUpdates:
@@ -89,10 +57,11 @@ class WeightUpdates:
         self._times = times
         self._sync = sync
         self._probe_timeout_s = probe_timeout_s
-        self._state = WeightState.STARTED
-        self._proved = asyncio.Event()  # set in the state PROVED
+        self._weights = WeightProof()
+        self._changed = asyncio.Event()  # set, and replaced, when what is known of the weights changes
         self._orders: asyncio.Queue[Order] = asyncio.Queue()
         self._task_group = TaskGroup()
+        self._received: wire.Receive | None = None  # the newest order whose weights have arrived
         self._proof: asyncio.Task[None] | None = None  # runs in the state PROVING
         self._group = ""  # the weight group that the engine has joined
         self._checkpoint_shapes: dict[str, list[int]] | None = None  # None until they are read
@@ -102,18 +71,30 @@ class WeightUpdates:
     @property
     def state(self) -> WeightState:
         """What is known of the engine's weights at the moment."""
-        return self._state
+        return self._weights.state
 
     def take_order(self, order: Order) -> None:
         """Queues an order of the learner."""
         self._orders.put_nowait(order)
 
-    async def wait_until_proved(self) -> None:
-        """Waits until the engine's weights are proved to be the learner's; without a deadline, as a failure ends all.
+    async def wait_until_proved(self, versions: Set[int]) -> bool:
+        """Waits until it is known whether answers may be sent whose tokens are of these policy versions.
 
-        Answers are submitted only after that, since the weights that they are marked with might not have made them.
+        Without a deadline, as a proof has one, and its failure ends everything.
+
+        Returns:
+            Whether all these weights are proved. False if some were replaced before, so that they never will be.
         """
-        await self._proved.wait()
+        while not self._weights.may_send(versions):
+            if self._weights.is_lost(versions):
+                return False
+            await self._changed.wait()
+        return True
+
+    def drop_orders(self) -> None:
+        """Drops the orders that wait: they are of a learner, or of a life, that is over."""
+        while not self._orders.empty():
+            self._orders.get_nowait()
 
     async def run(self) -> NoReturn:
         """Carries out orders until it is cancelled. An engine that is paused at that moment is resumed.
@@ -138,7 +119,8 @@ class WeightUpdates:
                         case wire.LoadAdapter():
                             log.warning("dropped an adapter: this actor's engine takes all weights")
         except Exception:
-            self._enter_state(WeightState.FAILED)
+            self._weights.fail()
+            self._note_change()
             raise
 
     async def _join(self, join: wire.Join) -> None:
@@ -146,7 +128,7 @@ class WeightUpdates:
             await self._engine.leave_group(self._group, join.timeout_s)
         await self._engine.join_group(join)
         self._group = join.group
-        await self._send(wire.Joined(group=join.group))
+        await self._send(wire.Joined(group=join.group).of(join.lives))
 
     async def _update(self, pause: wire.Pause) -> Order | None:
         """One update, from the pause until generation goes on. Requests in flight wait inside the engine.
@@ -155,20 +137,17 @@ class WeightUpdates:
             The order that came instead of the weights, from a learner that has started again; otherwise None.
         """
         begin = time.monotonic()
-        if self._proof is not None:
-            if self._proof.done():
-                self._proof.result()  # raises if the proof has failed just now
-            self._proof.cancel()  # its weights are about to be replaced
-            self._proof = None
-        self._enter_state(WeightState.PAUSING)
+        await self._end_proof()
+        self._weights.pause()
         with self._times.syncing():
             try:
                 await self._engine.pause(self._sync.timeout_s, self._sync.drain_s)
-                self._enter_state(WeightState.PAUSED)
-                await self._send(wire.Synced(version=pause.version, stage="ready", pause_s=0.0))
+                self._weights.paused()
+                await self._send(wire.Synced(version=pause.version, stage="ready", pause_s=0.0).of(pause.lives))
                 order = await self._wait_for_weights(pause)
                 if isinstance(order, wire.Receive):
-                    self._enter_state(WeightState.RECEIVING)
+                    self._weights.receive(order.version)
+                    self._note_change()
                     await self._check_model(order)
                     await self._engine.receive_weights(order)
                 await self._engine.resume(self._sync.timeout_s)
@@ -176,13 +155,35 @@ class WeightUpdates:
                 with suppress(EngineError, TimeoutError):
                     await asyncio.wait_for(self._engine.recover(RECOVERY_S / 2), RECOVERY_S)
                 raise
-        if not isinstance(order, wire.Receive):  # a proof that the pause has cut off is not repeated
-            self._enter_state(WeightState.PROVED)
-            return order
-        await self._send(wire.Synced(version=order.version, stage="done", pause_s=time.monotonic() - begin))
-        self._enter_state(WeightState.PROVING)
-        self._proof = self._task_group.create_task(self._prove(order))
-        return None
+        if isinstance(order, wire.Receive):
+            took_s = time.monotonic() - begin
+            await self._send(wire.Synced(version=order.version, stage="done", pause_s=took_s).of(order.lives))
+            self._weights.received()
+            self._received = order
+        else:
+            self._weights.resumed()
+        self._note_change()
+        if self._weights.state is WeightState.PROVING:
+            assert self._received is not None  # the engine has a version only since then
+            self._proof = self._task_group.create_task(self._prove(self._received))
+        return None if isinstance(order, wire.Receive) else order
+
+    async def _end_proof(self) -> None:
+        """Gives a probe that is under way a little time, as answers cannot be sent without it, and then cancels it.
+
+        Raises:
+            EngineError: it has failed.
+        """
+        proof, self._proof = self._proof, None
+        if proof is None:
+            return
+        done, _ = await asyncio.wait([proof], timeout=_PROOF_SHARE * self._sync.timeout_s)
+        if done:
+            proof.result()
+        else:
+            log.warning("the probe of version %s was cut off by the next weight update", self._weights.version)
+            proof.cancel()
+            await asyncio.wait([proof])
 
     async def _wait_for_weights(self, pause: wire.Pause) -> Order | None:
         """The weights that ``pause`` announced, or the order that comes instead of them; None if nothing comes."""
@@ -198,7 +199,7 @@ class WeightUpdates:
                     pause.timeout_s,
                 )
                 return None
-            if not isinstance(order, wire.Receive) or order.version == pause.version:
+            if not isinstance(order, wire.Receive) or (order.version, order.lives) == (pause.version, pause.lives):
                 return order
 
     async def _check_model(self, order: wire.Receive) -> None:
@@ -216,7 +217,7 @@ class WeightUpdates:
             raise FatalError(f"the engine at {self._engine.url} serves another model than the learner's: {differences}")
 
     async def _prove(self, order: wire.Receive) -> None:
-        """Compares the engine's log-probabilities of the probe with the learner's, and enters PROVED if they agree.
+        """Compares the engine's log-probabilities of the probe with the learner's; if they agree, these are proved.
 
         Raises:
             EngineError: the engine's log-probabilities of the probe are not the learner's, or it does not give them.
@@ -239,13 +240,9 @@ class WeightUpdates:
         )
         self.probe_error = error
         self.proved_updates += 1
-        self._enter_state(WeightState.PROVED)
+        self._weights.probed(order.version)
+        self._note_change()
 
-    def _enter_state(self, state: WeightState) -> None:
-        if state is not WeightState.FAILED and state not in _NEXT_STATES[self._state]:
-            raise RuntimeError(f"the state of the weights cannot change from {self._state.name} to {state.name}")
-        self._state = state
-        if state is WeightState.PROVED:
-            self._proved.set()
-        else:
-            self._proved.clear()
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()

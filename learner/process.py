@@ -116,11 +116,13 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         checkpoints.wait()
     else:
         interrupts = Interrupts()
+        finished = False
         over = True  # for the actors: there will be no other learner
         try:
             run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
             interrupts.install()
             run.train()
+            finished = True
         except Interrupted:
             raise KeyboardInterrupt from None
         except Exception:  # whatever it is: if torchrun starts another learner, actors wait for that one
@@ -130,5 +132,7 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             try:
                 ranks.run("stop")
             finally:
+                if finished:
+                    rendezvous.retire(config.run, "learner", place)
                 server.close(over=over)
     dist.destroy_process_group()

@@ -281,6 +281,7 @@ def _queue(
         staleness=learner.staleness,
         window=learner.window,
         attempts=learner.group_attempts,
+        engines=learner.group_engines,
         total=max(0, learner.steps - step) * learner.groups_per_step,
         next_sequence=next_sequence,
         pending=pending,

@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": Entry("scripts.world.demo", "train a small policy on the offline world, on the CPU"),
     "check": Entry("scripts.ops.check", "say whether a model can be trained, and what to do where it cannot"),
     "dry-run": Entry("scripts.ops.dry_run", "compute what a configuration needs, before it is run"),
+    "gpu-check": Entry("scripts.gpu_check", "check the code for GPUs on this machine's"),
     "from-verl": Entry("scripts.ops.from_verl", "write the configuration of a verl launch script"),
     "push": Entry("scripts.ops.push", "upload a trained model with a card, or write both to a directory"),
     "prepare": Entry("scripts.data.prepare", "make training data from public sources or your own"),

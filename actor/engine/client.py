@@ -1,6 +1,6 @@
 """The HTTP client of one SGLang server: generation, weight updates, and the server's own gauges.
 
-Written for SGLang 0.5.17 to 0.5.23. The versions are told apart by what they answer (``Engine.recover``).
+Written for SGLang 0.5.17 to 0.5.23. Its versions are told apart by what they answer (``Engine.recover``).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 
 from actor.engine.adapters import LoadedAdapter
+from actor.engine.labels import ForeignWeights, WeightLabels
+from actor.engine.nccl import describe_nccl_difference
 from common import wire
 from common.process import FatalError
 
@@ -36,6 +39,7 @@ _NEUTRAL_SAMPLING: dict[str, Any] = {
     "top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
     "repetition_penalty": 1.0, "min_new_tokens": 0, "stop": None, "ignore_eos": False, "n": 1,
 }  # fmt: skip
+_UNREACHABLE_RANKS = {"pp_size": "pipeline", "dp_size": "data"}  # of /server_info
 _MAY_BE_UNSENT = ("lm_head.weight", "rotary_emb.inv_freq")  # a tied head and constants, which some checkpoints hold
 
 
@@ -44,6 +48,21 @@ class EngineError(RuntimeError):
 
     The message holds the last lines of the engine's output, or the route, the status and the answer of the call.
     """
+
+
+class EngineLost(EngineError):
+    """There is no engine any more that could answer: its process has ended."""
+
+
+class EngineReplaced(EngineError):
+    """The engine is not the one that this actor gave its weights to, or has other weights than it was given."""
+
+
+class RequestRefused(EngineError):
+    """The engine refuses these prompts and would refuse them again: they are too long for it, say."""
+
+
+_REFUSED = (400, 413, 422)  # HTTP status of a request that cannot be served, this time or any other
 
 
 @dataclass(frozen=True)
@@ -64,12 +83,21 @@ class Engine:
         url: of the server, as in ``http://127.0.0.1:PORT``.
         http: the HTTP session, made on the event loop that uses this client.
         request_timeout_s: deadline of a generation call in seconds, pauses for weight updates included.
+        labels: of the weights that this actor gives to the engine; by default new ones.
         pause_mode: what a weight update does to answers in flight: "retract", "in_place" or "drain", see
             ``sync.pause``. ``recover`` replaces "retract" by "drain" where the server cannot retract safely.
     """
 
-    def __init__(self, url: str, http: aiohttp.ClientSession, request_timeout_s: float, pause_mode: str) -> None:
+    def __init__(
+        self,
+        url: str,
+        http: aiohttp.ClientSession,
+        request_timeout_s: float,
+        pause_mode: str,
+        labels: WeightLabels | None = None,
+    ) -> None:
         self.url = url
+        self.labels = labels or WeightLabels()
         self.pause_mode = pause_mode
         self.version = 0  # policy version of the weights that the server holds
         self.adapter: LoadedAdapter | None = None  # that new requests use; then versions are those of adapters
@@ -91,6 +119,8 @@ class Engine:
             ``missing_ok`` is set.
 
         Raises:
+            EngineLost: nothing listens at the address any more.
+            RequestRefused: ``/generate`` says that the request cannot be served.
             EngineError: there was no answer in time, the status is not 200, or the answer says ``success: false``.
         """
         try:
@@ -101,10 +131,15 @@ class Engine:
                     return None
                 text = await response.text()
                 if response.status != 200:
-                    raise EngineError(f"{route}: status {response.status}: {text[:500]}")
+                    refused = route == "/generate" and response.status in _REFUSED
+                    kind = RequestRefused if refused else EngineError
+                    raise kind(f"{route}: status {response.status}: {text[:500]}")
                 answer = await response.json() if response.content_type == "application/json" else text
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineError(f"{route}: {type(error).__name__} {error} after at most {timeout_s:.0f} s") from None
+            told = f"{route}: {type(error).__name__} {error} after at most {timeout_s:.0f} s"
+            if isinstance(error, aiohttp.ClientConnectionError) and await self._is_gone():
+                raise EngineLost(f"{told}; nothing listens at {self.url} any more") from None
+            raise EngineError(told) from None
         if isinstance(answer, dict) and answer.get("success") is False:
             raise EngineError(f"{route}: {answer.get('message', '')[:500]}")
         return answer
@@ -122,27 +157,52 @@ class Engine:
                 distribution is sampled from, whatever the server prefers.
 
         Raises:
+            EngineReplaced: an answer was made with weights that this actor has not given to the engine, or with older
+                ones than it had when it was asked.
+            RequestRefused, EngineLost: see ``call``.
             EngineError: the call failed, or an answer was aborted.
         """
         await self._accepts_requests.wait()
         adapter = self.adapter
-        version = self.version if adapter is None else adapter.version
+        version, oldest = self.version if adapter is None else adapter.version, self.labels.arrived
         body = {
             "input_ids": prompts,
             "sampling_params": _NEUTRAL_SAMPLING | sampling,
             "return_logprob": True,
-            "extra_key": str(version),
+            "extra_key": self.labels.newest or str(version),
             **_naming(adapter),
         }
         self._running += 1
         pauses = self._pauses
         try:
-            with nullcontext() if adapter is None else adapter.used():
-                answers = await self.call("/generate", body, self._request_timeout_s)
+            answers = await self._ask(body, self._request_timeout_s, adapter)
         finally:
             self._running -= 1
-        spans = adapter is None
-        return [_parse_generation(answer, version, self._pauses - pauses, spans=spans) for answer in answers]
+        parse = partial(
+            self._parse_generation, version=version, oldest=oldest, pauses=self._pauses - pauses, spans=adapter is None
+        )
+        return [parse(answer) for answer in answers]
+
+    async def check_identity(self, timeout_s: float) -> None:
+        """Checks that the server still has weights that this actor gave it. Waits at most ``timeout_s`` seconds.
+
+        Returns at once if it does not say which weights it has, or does not answer in time.
+
+        Raises:
+            EngineReplaced: it has other ones. An engine that its own supervisor has started again has.
+            EngineLost: nothing listens at the address any more.
+        """
+        oldest = self.labels.arrived
+        try:
+            info = await self.call("/model_info", None, timeout_s)
+            if "weight_version" in info:
+                self.labels.version_of(str(info["weight_version"]), oldest)
+        except ForeignWeights as problem:
+            raise EngineReplaced(f"the engine at {self.url} {problem}") from None
+        except EngineLost:
+            raise
+        except EngineError as error:
+            log.debug("the engine at %s does not say which weights it has: %s", self.url, error)
 
     async def read_gauges(self) -> dict[str, float]:
         """Reads how busy the server is. Waits at most 5 seconds.
@@ -175,6 +235,7 @@ class Engine:
             The mean absolute difference in nats per token.
 
         Raises:
+            EngineReplaced: the engine says that it has other weights than the newest that it was given.
             EngineError: the call failed, or its answer has not one log-probability for each token but the first.
         """
         body = {
@@ -182,11 +243,15 @@ class Engine:
             "sampling_params": _NEUTRAL_SAMPLING | {"temperature": 0.0, "max_new_tokens": 1},
             "return_logprob": True,
             "logprob_start_len": 0,
-            "extra_key": f"probe {self.version}",
+            "extra_key": f"probe {self.labels.newest}",
             **_naming(adapter),
         }
-        with nullcontext() if adapter is None else adapter.used():
-            answer = await self.call("/generate", body, timeout_s)
+        oldest = self.labels.arrived
+        answer = await self._ask(body, timeout_s, adapter)
+        try:
+            self.labels.version_of(str(answer["meta_info"].get("weight_version", self.labels.newest)), oldest)
+        except ForeignWeights as problem:
+            raise EngineReplaced(f"the engine at {self.url} {problem}") from None
         logprobs = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"][1:]]
         if len(logprobs) != len(probe.logprobs):
             raise EngineError(f"/generate: {len(logprobs)} log-probabilities of a probe of {len(probe.ids)} tokens")
@@ -221,16 +286,33 @@ class Engine:
         await self.call("/unload_lora_adapter", {"lora_name": adapter.name}, timeout_s)
 
     async def join_group(self, join: wire.Join) -> None:
-        """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds.
+        """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds for each of two calls.
 
         Raises:
             EngineError: the group did not form.
+            FatalError: the engine has other settings of NCCL than the learner, with which the first broadcast hangs.
         """
+        if join.backend == "nccl":
+            await self.check_nccl(join.nccl, join.timeout_s)
         body = {
             "master_address": join.host, "master_port": join.port, "rank_offset": 1, "world_size": join.world,
             "group_name": join.group, "backend": join.backend,
         }  # fmt: skip
         await self.call("/init_weights_update_group", body, join.timeout_s)
+
+    async def check_nccl(self, learner: dict[str, str], timeout_s: float) -> None:
+        """Compares the engine's settings of NCCL with the learner's, as far as they can be seen from here.
+
+        Raises:
+            EngineError: the server did not answer within ``timeout_s`` seconds.
+            FatalError: they differ.
+        """
+        info = await self.call("/server_info", None, timeout_s)
+        if difference := describe_nccl_difference(self.url, info, learner):
+            raise FatalError(
+                f"the engine at {self.url} cannot get weights by NCCL: {difference}; start every process of the run "
+                "with the same settings, or set --sync.transport shared or disk"
+            )
 
     async def leave_group(self, group: str, timeout_s: float) -> None:
         """Leaves a weight group; does nothing where the server has no such route. Waits at most ``timeout_s`` seconds.
@@ -270,7 +352,7 @@ class Engine:
         Raises:
             EngineError: a call failed. The weights of the server are then unknown.
         """
-        version = str(order.version)
+        version = self.labels.make(order.version)
         if order.path:
             body: dict[str, Any] = {"model_path": order.path, "flush_cache": False, "weight_version": version}
             await self.call("/update_weights_from_disk", body, order.timeout_s)
@@ -290,6 +372,7 @@ class Engine:
                 await self.call("/end_weight_update", {}, order.timeout_s)
         await self._flush_cache(order.timeout_s)
         self.version = order.version
+        self.labels.complete()
 
     async def resume(self, timeout_s: float) -> None:
         """Continues generation after a pause. Waits at most ``timeout_s`` seconds.
@@ -308,6 +391,7 @@ class Engine:
 
         Raises:
             EngineError: a call failed.
+            FatalError: the engine is parallel in a way in which weight updates cannot reach all of its ranks.
         """
         is_old = False
         with suppress(EngineError):  # the server refuses where there is no update to end
@@ -319,7 +403,14 @@ class Engine:
                 self.url,
             )
             self.pause_mode = "drain"
-        self.ranks = int((await self.call("/server_info", None, timeout_s))["tp_size"])
+        info = await self.call("/server_info", None, timeout_s)
+        for name, kind in _UNREACHABLE_RANKS.items():
+            if int(info.get(name) or 1) > 1:
+                raise FatalError(
+                    f"the engine at {self.url} is {kind}-parallel ({name} = {info[name]}), and weight updates reach "
+                    "tensor-parallel ranks alone: start it with --tp instead, or one engine for each actor"
+                )
+        self.ranks = int(info["tp_size"])
         await self.resume(timeout_s)
 
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
@@ -342,6 +433,58 @@ class Engine:
             with safe_open(file, framework="np") as tensors:
                 shapes.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
         return shapes
+
+    async def _ask(self, body: dict[str, Any], timeout_s: float, adapter: LoadedAdapter | None) -> Any:
+        """Calls ``/generate``, whose answers ``adapter`` makes.
+
+        Raises:
+            EngineReplaced: the engine does not have the adapter that this actor gave it.
+            RequestRefused, EngineLost, EngineError: see ``call``.
+        """
+        with nullcontext() if adapter is None else adapter.used():
+            try:
+                return await self.call("/generate", body, timeout_s)
+            except RequestRefused as error:
+                if adapter is not None and adapter.name in str(error):
+                    raise EngineReplaced(f"the engine at {self.url} has lost its adapter: {error}") from None
+                raise
+
+    def _parse_generation(
+        self, answer: dict[str, Any], *, version: int, oldest: int, pauses: int, spans: bool
+    ) -> Generation:
+        """One answer of ``/generate``.
+
+        Args:
+            answer: as the server sent it.
+            version: policy version of the engine at the time of the request.
+            oldest: number of the update of the weights that it had then.
+            pauses: weight updates during the request, each of which may have retracted the answer once.
+            spans: whether the server knows the versions; it does not know those of adapters.
+        """
+        meta = answer["meta_info"]
+        finish = meta["finish_reason"]
+        if finish["type"] not in ("stop", "length"):
+            raise EngineError(f"/generate: an answer ended with {finish}")
+        ids = np.array(answer["output_ids"], np.int32)
+        try:
+            known = meta if spans else {}
+            versions = self.labels.read_versions(known, len(ids), version, oldest)
+        except ForeignWeights as problem:
+            raise EngineReplaced(f"the engine at {self.url} {problem}") from None
+        logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
+        retracted = meta.get("num_retractions", 0) > pauses
+        return Generation(ids, logprobs, versions, finish["type"] == "length", retracted)
+
+    async def _is_gone(self) -> bool:
+        """Whether nothing listens at the address. A server that is too busy to answer is there."""
+        timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
+        try:
+            async with self._http.get(self.url + "/model_info", timeout=timeout):
+                return False
+        except aiohttp.ClientConnectorError:
+            return True
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def _flush_cache(self, timeout_s: float) -> None:
         """Empties the caches, unless requests are frozen in place: those keep theirs.
@@ -413,26 +556,3 @@ def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHand
 def _naming(adapter: LoadedAdapter | None) -> dict[str, str]:
     """How a request asks for an adapter."""
     return {} if adapter is None else {"lora_path": adapter.name}
-
-
-def _parse_generation(answer: dict[str, Any], version_at_submit: int, pauses: int, *, spans: bool) -> Generation:
-    """One answer of ``/generate``.
-
-    Args:
-        answer: as the server sent it.
-        version_at_submit: policy version at the time of the request. Servers before 0.5.19 do not say which version
-            produced which tokens; all tokens then count as of this one, the oldest possible.
-        pauses: weight updates during the request, each of which may have retracted the answer once.
-        spans: whether the server knows the versions; it does not know those of adapters.
-    """
-    meta = answer["meta_info"]
-    finish = meta["finish_reason"]
-    if finish["type"] not in ("stop", "length"):
-        raise EngineError(f"/generate: an answer ended with {finish}")
-    ids = np.array(answer["output_ids"], np.int32)
-    versions = np.full(len(ids), version_at_submit, np.int32)
-    for span in (meta.get("weight_versions") or []) if spans else []:
-        versions[span["start"] : span["end"]] = int(span["version"])
-    logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
-    retracted = meta.get("num_retractions", 0) > pauses
-    return Generation(ids, logprobs, versions, finish["type"] == "length", retracted)

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from actor.engine.adapters import LoadedAdapter
-from actor.engine.client import Engine, EngineError
+from actor.engine.client import Engine, EngineReplaced
 from common import wire
 
 _WORKERS_TIMEOUT_S = 5
@@ -45,7 +45,7 @@ class EngineFleet(Engine):
         self, urls: list[str], url: str, http: aiohttp.ClientSession, request_timeout_s: float, pause_mode: str
     ) -> None:
         super().__init__(url, http, request_timeout_s, pause_mode)
-        self._engines = [Engine(each, http, request_timeout_s, pause_mode) for each in urls]
+        self._engines = [Engine(each, http, request_timeout_s, pause_mode, self.labels) for each in urls]
 
     async def read_gauges(self) -> dict[str, float]:
         """Reads the gauges through the router, and checks that the router still has the same engines.
@@ -54,11 +54,11 @@ class EngineFleet(Engine):
         produced it with weights of its own.
 
         Raises:
-            EngineError: the router has other engines than when the actor attached to it.
+            EngineReplaced: the router has other engines than when the actor attached to it.
         """
         now, before = await list_workers(self.url, self._http), sorted(engine.url for engine in self._engines)
         if now and now != before:
-            raise EngineError(f"the router at {self.url} has the engines {now} now, and had {before}")
+            raise EngineReplaced(f"the router at {self.url} has the engines {now} now, and had {before}")
         return await super().read_gauges()
 
     async def call(self, route: str, body: dict[str, Any] | None, timeout_s: float, *, missing_ok: bool = False) -> Any:
@@ -75,17 +75,23 @@ class EngineFleet(Engine):
         ]
         return (await asyncio.gather(*calls))[0]
 
+    async def check_identity(self, timeout_s: float) -> None:
+        """As ``Engine.check_identity``, of each engine."""
+        await asyncio.gather(*(engine.check_identity(timeout_s) for engine in self._engines))
+
     async def recover(self, timeout_s: float) -> None:
         """As ``Engine.recover``; afterwards ``ranks`` counts the ranks of all engines."""
         await super().recover(timeout_s)
         self.ranks *= len(self._engines)
 
+    async def check_nccl(self, learner: dict[str, str], timeout_s: float) -> None:
+        """As ``Engine.check_nccl``, for every engine."""
+        await asyncio.gather(*(engine.check_nccl(learner, timeout_s) for engine in self._engines))
+
     async def measure_probe_error(
         self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None
     ) -> float:
         """The largest error of any engine, in nats per token; each is asked directly, all at once."""
-        for engine in self._engines:
-            engine.version = self.version
         probes = (engine.measure_probe_error(probe, timeout_s, adapter) for engine in self._engines)
         return max(await asyncio.gather(*probes))
 

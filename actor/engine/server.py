@@ -19,9 +19,10 @@ from typing import Any
 
 import aiohttp
 
-from actor.engine.client import EngineError, is_ready
+from actor.engine.client import EngineError, EngineLost, is_ready
 from common.config import Config
 from common.gpus import has_cuda
+from common.nccl import set_nccl_defaults
 from common.net.ports import reserve_port
 from common.process import FatalError
 from common.progress import Activity
@@ -69,7 +70,7 @@ class EngineProcess:
             "weight-version": "0",
             "random-seed": (config.run.seed + zlib.crc32(name.encode())) % 2**31,
             "skip-tokenizer-init": True,
-            **({} if has_cuda() else _CPU_FLAGS),
+            **(_gpu_flags(config) if has_cuda() else _CPU_FLAGS),
             **(adapter_flags(config) if config.lora.sends_adapters else {}),
             **{name.replace("_", "-"): value for name, value in config.actor.engine_args.items()},
         }
@@ -93,11 +94,11 @@ class EngineProcess:
         """Returns at once if the server is running.
 
         Raises:
-            EngineError: the server has ended.
+            EngineLost: the server has ended.
         """
         code = self._process.poll()
         if code is not None:
-            raise EngineError(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
+            raise EngineLost(f"the engine ended with code {code}; the end of {self.log_path}:\n{self.last_lines()}")
 
     def last_lines(self, count: int = 15) -> str:
         """The last ``count`` lines of the server's output, indented."""
@@ -124,6 +125,15 @@ class EngineProcess:
                 await asyncio.sleep(_READY_POLL_S)
             raise EngineError(f"the engine was not ready after {timeout_s:.0f} s; its last lines:\n{self.last_lines()}")
 
+    def kill(self) -> None:
+        """Kills the server and its processes at once, as a crash would; ``stop`` is still needed.
+
+        Raises:
+            EngineLost: it has ended already.
+        """
+        self.check()
+        os.killpg(self._process.pid, signal.SIGKILL)
+
     def stop(self) -> None:
         """Ends the server and its processes. Blocks for at most 4 seconds."""
         self._reserved_port.close()
@@ -137,6 +147,11 @@ class EngineProcess:
                 continue
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+
+def _gpu_flags(config: Config) -> dict[str, Any]:
+    """CUDA graphs for as many answers as the actor has in flight at once, beyond which SGLang decodes far slower."""
+    return {"cuda-graph-max-bs-decode": config.actor.groups_in_flight * config.router.rollouts}
 
 
 def adapter_flags(config: Config) -> dict[str, Any]:
@@ -156,6 +171,7 @@ def adapter_flags(config: Config) -> dict[str, Any]:
 
 def _environment(*, with_adapters: bool) -> dict[str, str]:
     environment = dict(os.environ)
+    set_nccl_defaults(environment)
     if not has_cuda():
         # The stand-ins replace packages that exist for CUDA alone. The server gets one thread, because more would
         # compete with the other processes on a machine without GPUs.

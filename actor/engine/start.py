@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import NamedTuple
@@ -13,8 +15,11 @@ from actor.engine.client import Engine, EngineError, is_ready
 from actor.engine.fleet import EngineFleet, list_workers
 from actor.engine.server import EngineProcess
 from common.config import Config
+from common.progress import Activity
 
 log = logging.getLogger("actor.engine")
+
+_POLL_S = 0.5
 
 
 class OpenedEngine(NamedTuple):
@@ -25,18 +30,24 @@ class OpenedEngine(NamedTuple):
 
 
 @asynccontextmanager
-async def open_engine(config: Config, name: str, http: aiohttp.ClientSession) -> AsyncIterator[OpenedEngine]:
+async def open_engine(
+    config: Config, name: str, http: aiohttp.ClientSession, *, again: bool = False
+) -> AsyncIterator[OpenedEngine]:
     """The engine of actor ``name``: a child process, or what runs at ``actor.engine_url``.
 
     On entry waits until the engine is ready, a child at most ``actor.start_timeout_s`` seconds. On exit stops a child,
     which blocks for at most 4 seconds; an engine at ``actor.engine_url`` keeps running.
+
+    Args:
+        again: whether the actor has had an engine before. If that ran at ``actor.engine_url``, its own supervisor may
+            be starting it again, which is waited for as long as for a child.
 
     Raises:
         EngineError: the child did not start, or no server answers at ``actor.engine_url``.
         FatalError: ``actor.engine_port`` is taken.
     """
     if config.actor.engine_url:
-        engine = await _attach(config, http)
+        engine = await _attach(config, http, config.actor.start_timeout_s if again else 0.0)
         await _make_ready(engine, name, config)
         yield OpenedEngine(engine, None)
         return
@@ -50,14 +61,19 @@ async def open_engine(config: Config, name: str, http: aiohttp.ClientSession) ->
         process.stop()
 
 
-async def _attach(config: Config, http: aiohttp.ClientSession) -> Engine:
+async def _attach(config: Config, http: aiohttp.ClientSession, patience_s: float) -> Engine:
     url = config.actor.engine_url.rstrip("/")
     timeout_s, pause_mode = config.actor.request_timeout_s, config.sync.pause
-    if workers := await list_workers(url, http):
-        return EngineFleet(workers, url, http, timeout_s, pause_mode)
-    if not await is_ready(url, http):
-        raise EngineError(f"no SGLang server answers at actor.engine_url = {url}")
-    return Engine(url, http, timeout_s, pause_mode)
+    deadline = time.monotonic() + patience_s
+    with Activity("actor", f"waiting for the engine at {url}"):
+        while True:
+            if workers := await list_workers(url, http):
+                return EngineFleet(workers, url, http, timeout_s, pause_mode)
+            if await is_ready(url, http):
+                return Engine(url, http, timeout_s, pause_mode)
+            if time.monotonic() > deadline:
+                raise EngineError(f"no SGLang server answers at actor.engine_url = {url}")
+            await asyncio.sleep(_POLL_S)
 
 
 async def _make_ready(engine: Engine, name: str, config: Config) -> None:

@@ -112,6 +112,25 @@ def engine_stays_on_loopback(config: Sections) -> Iterator[str]:
             yield f"actor.engine_args.{name} is set by the actor itself: {_OWN_ENGINE_FLAGS[flag]}"
 
 
+def engine_ranks_are_tensor_parallel(config: Sections) -> Iterator[str]:
+    """Weight updates reach the ranks of a tensor-parallel engine alone, whose ``tp`` says how many GPUs it gets."""
+    for name, value in config.actor.engine_args.items():
+        flag = name.replace("_", "-")
+        if flag in ("tp-size", "tensor-parallel-size"):
+            yield f"actor.engine_args.{name}: write it as tp, which also decides how many GPUs an engine gets"
+        if flag in _PARALLEL_FLAGS and value not in (1, "1"):
+            yield (
+                f"actor.engine_args.{name} = {value}: weight updates cannot reach the ranks of {_PARALLEL_FLAGS[flag]} "
+                "parallelism; use tp for a large model, and more actors for more throughput"
+            )
+
+
+_PARALLEL_FLAGS = {
+    "pp": "pipeline", "pp-size": "pipeline", "pipeline-parallel-size": "pipeline",
+    "dp": "data", "dp-size": "data", "data-parallel-size": "data", "enable-dp-attention": "data",
+}  # fmt: skip
+
+
 _OWN_ENGINE_FLAGS = {
     "host": "an engine has no authentication and listens on loopback alone",
     "port": "use actor.engine_port",
@@ -267,7 +286,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
-    engine_stays_on_loopback, replicas_divide_ranks, lease_outlasts_heartbeats, sequences_fit_a_microbatch,
-    importance_bounds_hold_one, engines_can_load_adapters, targets_differ, evaluation_is_on, steps_are_counted,
+    engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
+    sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
+    evaluation_is_on, steps_are_counted,
     stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

@@ -50,7 +50,10 @@ class LearnerConfig(Section):
     staleness: int = Field(1, ge=0)  # at most (S + 1) P groups are alive [S]; 0 is synchronous and on policy
     window: int = Field(1, gt=0)  # a step may overtake the oldest group by fewer than this many [W]; docs/staleness.md
     lease_timeout_s: float = Field(60, gt=0)  # the groups of an actor that is silent for so long go to the others
-    group_attempts: int = Field(3, gt=0)  # a group that is handed back this often is entered as failed
+    group_attempts: int = Field(3, gt=0)  # a group handed back this often for the same cause is entered as failed
+    # So many engines may end by themselves while they generate a group. Then it is leased alone, and entered as failed
+    # if it was alone when the last of them ended.
+    group_engines: int = Field(2, gt=0)
     batch_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when a step has no groups for so long
 
     # Optimizer
@@ -92,7 +95,10 @@ class LearnerConfig(Section):
     microbatch_tokens: int = Field(16384, gt=0)  # of prompts and answers together; longer sequences are cut to this
     head_chunk: int = Field(1024, gt=0)  # rows of logits that exist at a time
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the forward pass; master weights are float32
+    # Compute activations again in the backward pass instead of keeping them: a third more work, far less memory.
     activation_checkpointing: bool = False
+    checkpointed_layers: float = Field(1.0, gt=0, le=1)  # share of the layers that do so; dry_run finds one
+    compile: bool = False  # fuse each layer with torch.compile: faster on a GPU after minutes of compiling at the start
 
     # Checkpoints and records
     checkpoint_every: int = Field(10, gt=0)  # steps

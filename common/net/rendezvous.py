@@ -8,6 +8,7 @@ hold.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -24,6 +25,8 @@ from common.net import sockets
 from common.process import FatalError
 from common.wire import AnyMessage, encode
 
+log = logging.getLogger("rendezvous")
+
 _POLL_S = 0.25
 _WILDCARDS = ("0.0.0.0", "*", "::")
 
@@ -37,6 +40,7 @@ class Place(BaseModel):
     key: str = ""  # public CURVE key; empty when it has none
     run: str = ""  # its run.dir
     life: int = 0  # how often the service has started
+    over: bool = False  # it has ended, and there is nothing left to do for those who use it
 
 
 def reachable(address: str) -> str:
@@ -95,14 +99,27 @@ def announce(run: RunConfig, name: str, address: str) -> Place | None:
     before = _read(path, run)
     life = before.life + 1 if before else 1
     place = Place(address=reachable(address), key=sockets.server_key(), run=str(run.dir), life=life)
-    partial = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(place.model_dump_json(), encoding="utf-8")
-        partial.replace(path)
+        _write(path, place)
     except OSError as error:
         raise FatalError(f"cannot write {path} (run.rendezvous): {error.strerror}") from None
     return place
+
+
+def retire(run: RunConfig, name: str, place: Place | None) -> None:
+    """Notes that a service has ended for good, so that those who come later need not wait for it.
+
+    Does nothing without a rendezvous, or if another process has announced itself as this service since. A file that
+    cannot be written is logged: nobody depends on it.
+    """
+    if run.rendezvous is None or place is None:
+        return
+    path = run.rendezvous / f"{name}.json"
+    try:
+        if _read(path, run) == place:
+            _write(path, place.model_copy(update={"over": True}))
+    except (OSError, FatalError) as error:
+        log.warning("cannot note in %s that the run is over: %s", path, error)
 
 
 def confirm(run: RunConfig, name: str, place: Place | None) -> None:
@@ -159,10 +176,15 @@ class Route:
                 f"the {self._name} at {self.place.address} takes no messages: is LRPO_KEYS the same here?"
             ) from None
 
+    def is_over(self) -> bool:
+        """Whether the service has ended for good; False without a rendezvous, where nobody can say."""
+        place = _read(self._path, self._run) if self._path is not None else None
+        return place is not None and place.over
+
     def follow(self) -> bool:
         """Connects to the service again if it has started anew, perhaps elsewhere. Returns whether it has."""
         place = _read(self._path, self._run) if self._path is not None else None
-        if place is None or place == self.place:
+        if place is None or place.over or place == self.place:
             return False
         sockets.check_address(place.address)
         self.socket.disconnect(self.place.address)  # messages that were on their way are lost
@@ -171,6 +193,13 @@ class Route:
         self.socket.connect(place.address)
         self.place = place
         return True
+
+
+def _write(path: Path, place: Place) -> None:
+    partial = path.with_suffix(f".{socket.gethostname()}-{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(place.model_dump_json(), encoding="utf-8")
+    partial.replace(path)
 
 
 def _read(path: Path, run: RunConfig) -> Place | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self, TypeAlias
 
 import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-PROTOCOL = 7  # number of this protocol; an actor whose hello has another one is refused
+PROTOCOL = 8  # number of this protocol; an actor whose hello has another one is refused
 MAX_MESSAGE_BYTES = 256 << 20  # sockets drop the connection of a peer that sends more
 INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")  # the two types of array that travel
 
@@ -45,3 +45,31 @@ class Message(WireStruct, tag_field="kind", tag=str.lower):
     def kind(self) -> str:
         """The lower-case name of the class, or its tag."""
         return str(self.__struct_config__.tag)
+
+
+class Lives(NamedTuple):
+    """The two lives that a message between an actor and the learner belongs to; either may be empty while unknown.
+
+    Both are random. An actor's life begins with its hello and ends when it leaves, is given up, or says hello with
+    another one; a learner's is that of its process. What belongs to other lives is dropped by whoever receives it.
+    """
+
+    actor: str
+    learner: str
+
+
+class LifeMessage(Message, kw_only=True):
+    """A message between an actor and the learner."""
+
+    actor_life: str = ""  # see ``Lives``
+    learner_life: str = ""
+
+    @property
+    def lives(self) -> Lives:
+        """The lives that the message belongs to."""
+        return Lives(self.actor_life, self.learner_life)
+
+    def of(self, lives: Lives) -> Self:
+        """This message, marked as one of these lives."""
+        self.actor_life, self.learner_life = lives
+        return self

@@ -11,7 +11,7 @@ import numpy as np
 from common.wire.base import WireError
 from common.wire.groups import Ack, Leased, Release, Submit
 from common.wire.scoring import ScoreReply, ScoreRequest
-from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Unknown, Welcome
+from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Taken, Unknown, Welcome
 from common.wire.status import Health, Healthy, Status
 from common.wire.weights import Join, Joined, LoadAdapter, Pause, Receive, Synced
 
@@ -19,6 +19,7 @@ AnyMessage: TypeAlias = (
     Hello
     | Leave
     | Welcome
+    | Taken
     | Unknown
     | Leased
     | Submit

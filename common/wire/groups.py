@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import numpy as np
 
-from common.wire.base import FLOAT32, INT32, Float32, Int32, Message, Seconds, WireStruct
+from common.wire.base import FLOAT32, INT32, Float32, Int32, LifeMessage, Seconds, WireStruct
 
 
 class Chat(WireStruct):
@@ -85,7 +87,7 @@ class Rollout(WireStruct):
             self.versions = np.frombuffer(self.versions, INT32)
 
 
-class Leased(Message):
+class Leased(LifeMessage):
     """Learner to actor: new leases."""
 
     work: list[Work]
@@ -99,7 +101,7 @@ class Timing(WireStruct):
     score_s: Seconds  # waiting for scores
 
 
-class Submit(Message):
+class Submit(LifeMessage):
     """Actor to learner: a finished group."""
 
     id: str  # of the lease
@@ -107,14 +109,24 @@ class Submit(Message):
     timing: Timing | None = None
 
 
-class Release(Message):
-    """Actor to learner: this actor could not finish the group; another may try."""
+# Why a group is handed back. Attempts are counted for each cause apart.
+#   generation, scoring   this stage has failed as often as ``actor.attempts`` allows
+#   refusal               it can never be done: the engine refuses its prompts, because they are too long, say
+#   outage                nothing speaks against the group: a service is out of reach, or the weights that made its
+#                         answers were replaced before they were proved. No attempt is counted.
+#   unforeseen            anything else: an error that nobody expected; a lease that ran out; answers that break a rule
+Cause: TypeAlias = Literal["generation", "scoring", "refusal", "outage", "unforeseen"]
+
+
+class Release(LifeMessage):
+    """Actor to learner: this actor could not finish the group; another may try, unless it is a refusal."""
 
     id: str  # of the lease
     reason: str
+    cause: Cause = "unforeseen"
 
 
-class Ack(Message):
+class Ack(LifeMessage):
     """Learner to actor: these submitted or released groups need not be sent again."""
 
     accepted: dict[str, bool]  # by id of the lease; false for a late duplicate

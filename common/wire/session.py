@@ -4,37 +4,70 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
-from common.wire.base import Count, Message, Seconds
+from common.wire.base import Count, LifeMessage, Seconds, WireStruct
 
 
-class Hello(Message):
-    """Actor to learner: the actor is there and wants work. Answered by ``Welcome`` or ``Stop``."""
+class ActorProcess(WireStruct):
+    """Which process an actor is, so that a second one of its name can be told who holds the name."""
+
+    host: str = ""
+    pid: int = 0
+    started: Annotated[float, Meta(ge=0, le=4e9)] = 0.0  # seconds since 1970
+    # Of the kernel and the process namespace in which ``pid`` means something. Whoever has the same can see whether the
+    # process is gone. Empty where it is not known.
+    machine: str = ""
+
+
+class Hello(LifeMessage):
+    """Actor to learner: the actor is there. Answered by ``Welcome``, ``Taken`` or ``Stop``.
+
+    An actor says it twice: when its engine begins to start, which reserves its name and lets it hear of the end of the
+    run, and when the engine is ready. Until the learner answers, the same hello is sent again and again.
+    """
 
     protocol: int
-    engine_ranks: Annotated[int, Meta(ge=1, le=1024)]  # tensor-parallel size of its engine
+    # Tensor-parallel size of its engine; 0 while that starts, when the actor gets neither weights nor work.
+    engine_ranks: Annotated[int, Meta(ge=0, le=1024)]
     slots: Count  # most leases it can hold
     # How its engine takes weights, see sync.transport; "adapter" where it loads LoRA adapters instead.
     transport: Literal["group", "shared", "disk", "adapter"]
     drain_s: Seconds = 0.0  # how long answers in flight may still take when its engine is told to pause
+    name: str = ""  # unique in the run
+    process: ActorProcess = msgspec.field(default_factory=ActorProcess)
+    waited_s: Seconds = 0.0  # since the learner first said that another actor holds the name
+    replaces: str = ""  # the life of the actor that holds the name, if its process is known to be gone
 
 
-class Leave(Message):
+class Leave(LifeMessage):
     """Actor to learner: the actor has no engine for now. Its leases go to others, until it says hello again."""
 
     reason: str
+    generating: list[str] = []  # if its engine has ended by itself: the leases whose answers that was generating
 
 
-class Welcome(Message):
+class Welcome(LifeMessage):
     """Learner to actor: the learner knows the actor. Leases follow once its engine has the current weights."""
 
 
-class Unknown(Message):
-    """Learner to actor: the learner has started again, or gave the actor up. Drop all leases and say hello."""
+class Taken(LifeMessage):
+    """Learner to actor: another actor holds the name. Say hello again, in case that one is dead."""
+
+    holder: ActorProcess
+    holder_life: str
+    silent_s: Seconds  # since it was heard last
 
 
-class Heartbeat(Message):
+class Unknown(LifeMessage):
+    """Learner to actor: it does not know the lives of a message. If they are the present ones, start over.
+
+    The learner has started again, or has given the actor up. The actor drops all leases and says hello.
+    """
+
+
+class Heartbeat(LifeMessage):
     """Actor to learner, every two seconds: keeps leases alive and tells where the actor's time went so far."""
 
     holding: list[str]  # ids of its leases
@@ -44,17 +77,17 @@ class Heartbeat(Message):
     gauges: dict[str, Seconds] = {}
 
 
-class Alive(Message):
+class Alive(LifeMessage):
     """Learner to actor: answers a heartbeat."""
 
 
-class Eject(Message):
+class Eject(LifeMessage):
     """Learner to actor: the engine failed a weight update, so its weights are unknown. Start it again and say hello."""
 
     reason: str
 
 
-class Stop(Message):
+class Stop(LifeMessage):
     """Learner to actor: the run is over, or this actor cannot be used."""
 
     error: str  # why it cannot be used; empty when the run is over

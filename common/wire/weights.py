@@ -6,10 +6,10 @@ from typing import Literal
 
 import numpy as np
 
-from common.wire.base import FLOAT32, INT32, Float32, Int32, Message, WireStruct
+from common.wire.base import FLOAT32, INT32, Float32, Int32, LifeMessage, WireStruct
 
 
-class Join(Message):
+class Join(LifeMessage):
     """Learner to actor: form a process group of the learner, which is rank 0, and the ranks of your engine.
 
     The actor answers with ``Joined``, or with ``Leave`` if its engine cannot.
@@ -21,15 +21,16 @@ class Join(Message):
     world: int  # number of ranks, the learner's included
     backend: str  # "gloo" or "nccl"
     timeout_s: float
+    nccl: dict[str, str] = {}  # the learner's settings of NCCL, which the engine must have, too; see common/nccl.py
 
 
-class Joined(Message):
+class Joined(LifeMessage):
     """Actor to learner: the engine has joined the group."""
 
     group: str
 
 
-class Pause(Message):
+class Pause(LifeMessage):
     """Learner to actor: stop generating, because new weights come. The actor answers with ``Synced(stage="ready")``."""
 
     version: int  # of the weights to come
@@ -63,7 +64,7 @@ class SharedMemoryHandle(WireStruct):
     fields: list[bool | int | bytes]  # as torch's inter-process communication defines them
 
 
-class Receive(Message):
+class Receive(LifeMessage):
     """Learner to actor: take these weights, then generate again. The actor answers with ``Synced(stage="done")``.
 
     The weights come from the process group ``group``, from the files in ``path``, or from the memory of ``handles``.
@@ -79,7 +80,7 @@ class Receive(Message):
     handles: list[list[SharedMemoryHandle]] = []  # for each bucket, one for each rank of the engine
 
 
-class LoadAdapter(Message):
+class LoadAdapter(LifeMessage):
     """Learner to actor: load this LoRA adapter beside those before it, and use it for all that begins from now on.
 
     The actor answers with ``Synced(stage="done")``; there is no pause. The adapter is a safetensors file with PEFT's
@@ -95,7 +96,7 @@ class LoadAdapter(Message):
     timeout_s: float  # to load it
 
 
-class Synced(Message):
+class Synced(LifeMessage):
     """Actor to learner: the engine has paused for the new weights, or has them and generates again."""
 
     version: int

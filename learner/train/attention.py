@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 PACKED_ATTENTION = "lrpo_packed"  # the name under which transformers finds it, for ``attn_implementation``
+_KERNEL_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
 _QUERIES = 1024  # whose scores exist at a time, where the scores are computed here and not in a kernel
 
 
@@ -58,12 +60,8 @@ def packed_attention(
         raise ValueError("the model does not hand the boundaries of packed sequences on to its attention")
     in_the_open = softcap is not None or s_aux is not None
     if query.is_cuda and query.dtype != torch.float32 and not in_the_open:
-        from torch.nn.attention.varlen import varlen_attn
-
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        bounds, longest, window = cu_seq_lens_q, max_length_q, ((sliding_window or 0) - 1, 0)
-        out = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=window, scale=scaling, enable_gqa=True)
-        return cast(Tensor, out)[None], None
+        return _kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)[None], None
     pieces = []
     for begin, end in pairwise(cu_seq_lens_q.tolist()):
         q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
@@ -79,6 +77,25 @@ def packed_attention(
             )
         )
     return torch.cat(pieces, 2).transpose(1, 2).contiguous(), None
+
+
+def _kernel(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float | None, window: int | None
+) -> Tensor:
+    """PyTorch's kernel for packed sequences, [T, heads, d]; its arguments are those of the installed version."""
+    arguments: dict[str, Any] = {"scale": scale}
+    if "window_size" in _KERNEL_ARGUMENTS:
+        arguments["window_size"] = (-1 if window is None else window - 1, 0)
+    elif window is None:
+        arguments["is_causal"] = True
+    else:
+        raise NotImplementedError("varlen_attn of this version of torch has no sliding window: torch 2.13 has one")
+    if "enable_gqa" in _KERNEL_ARGUMENTS:
+        arguments["enable_gqa"] = True
+    else:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(repeats, 1) for tensor in (key, value))
+    return cast(Tensor, varlen_attn(query, key, value, bounds, bounds, longest, longest, **arguments))
 
 
 def _attention_in_the_open(
@@ -125,5 +142,6 @@ def _seen(first: int, queries: int, keys: int, window: int | None, device: torch
     return seen if window is None else seen.triu(first + 1 - window)
 
 
+# No mask is registered under this name, because the boundaries already do what a mask would. Where one is, transformers
+# looks for packed sequences in the positions, at each forward pass, and the host waits for the GPU to find them.
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
-AttentionMaskInterface.register(PACKED_ATTENTION, lambda *_, **__: None)  # the boundaries already do what a mask would

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from common.gpus import has_cuda
+from common.nccl import set_nccl_defaults
 from common.process import FatalError
 
 
@@ -20,10 +21,22 @@ def set_up_distributed(timeout_s: float) -> None:
 
     Args:
         timeout_s: the longest that joining, or any later collective, may take.
+
+    Raises:
+        FatalError: torch cannot use the GPU of this rank.
     """
     backend = "gloo"
     if has_cuda():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        set_nccl_defaults()
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        try:
+            torch.cuda.set_device(rank)
+        except (RuntimeError, AssertionError) as error:  # torch's, for an old driver or a GPU that is not there
+            reason = str(error).partition("\n")[0]
+            raise FatalError(
+                f"cannot use GPU {rank} of this machine: {reason}; update the driver (580 or newer for CUDA 13), lower "
+                "learner.ranks to the number of GPUs, or set LRPO_DEVICE=cpu"
+            ) from None
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -32,7 +33,10 @@ class Policy(nn.Module):
         path: Hugging Face directory or hub name.
         temperature: the one of sampling; logits are divided by it, as the engine does.
         head_chunk: rows of logits in memory at a time.
-        checkpointing: compute the activations of each layer again in the backward pass instead of keeping them.
+        checkpointing: the share of the layers, from the first on, whose activations are computed again in the backward
+            pass instead of being kept. The backward pass begins with the last layers, so that what these keep is freed
+            before the first ones are computed again.
+        compiled: fuse each layer, and what happens to the logits, with ``torch.compile``.
         config: of the model; by default the one that lies beside its weights.
         dtype: of the weights in memory.
 
@@ -49,7 +53,8 @@ class Policy(nn.Module):
         *,
         temperature: float,
         head_chunk: int,
-        checkpointing: bool = False,
+        checkpointing: float = 0.0,
+        compiled: bool = False,
         config: PreTrainedConfig | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -57,7 +62,7 @@ class Policy(nn.Module):
         model = _load(path, config, dtype)
         self.lm: PreTrainedModel = model
         self.adapters: Adapters | None = None
-        self.temperature, self.head_chunk = temperature, head_chunk
+        self.temperature, self.head_chunk, self.compiled = temperature, head_chunk, compiled
         shape: Any = model.config.get_text_config()
         try:
             head_width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
@@ -76,7 +81,7 @@ class Policy(nn.Module):
         self._layers_size: int = sum(parameter.numel() for parameter in layers.parameters())
         if checkpointing:
             self.lm.gradient_checkpointing_enable()
-            for layer in layers:
+            for layer in layers[: ceil(checkpointing * len(layers))]:
                 # transformers checkpoints only layers in training mode. The modules inside a layer stay in evaluation
                 # mode, so that none of them applies dropout.
                 layer.training = True
@@ -90,11 +95,14 @@ class Policy(nn.Module):
         tokens = prompt + response
         return tokens * self._layers_size + response * self._head_size + tokens**2 * self._attention_width
 
-    def forward(self, batch: MicroBatch, temperature: float | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: MicroBatch, temperature: float | None = None, *, with_entropy: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of ``batch.targets_R`` and entropies at their positions, each [R] float32, in nats.
 
         Args:
             temperature: used instead of the one of sampling, if given.
+            with_entropy: otherwise there are no entropies, [0].
         """
         hidden_T_D = self.lm.get_decoder()(  # the decoder alone: some models have an image encoder as well
             input_ids=batch.ids_T[None],
@@ -115,6 +123,8 @@ class Policy(nn.Module):
             self.head_chunk,
             bias_V=head.bias,
             transform=self.transform,
+            with_entropy=with_entropy,
+            compiled=self.compiled,
         )
 
 
@@ -157,7 +167,7 @@ def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> Pre
 def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu: bool = False) -> Policy:
     """Shards the policy in place with FSDP2, layer by layer and then the rest, and returns it.
 
-    The forward pass computes in ``param_dtype``. Weights are kept as they were loaded, and gradients are reduced in
+    The forward pass computes in ``param_dtype``. Weights are kept in their own dtype, and gradients are reduced in
     float32.
 
     Args:
@@ -166,9 +176,25 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
     """
     precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if on_cpu else OffloadPolicy()
-    for module in [*cast(nn.ModuleList, policy.lm.get_decoder().layers), policy]:
+    layers = cast(nn.ModuleList, policy.lm.get_decoder().layers)
+    if policy.compiled:
+        for layer in layers:
+            # The forward function alone: FSDP's hooks and checkpointing stay around it. One compilation serves all
+            # layers and lengths.
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+    for module in [*layers, policy]:
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
     return policy
+
+
+def store_weights(policy: Policy, dtype: torch.dtype) -> None:
+    """Keeps the weights of a policy that is not trained in ``dtype``, in place; buffers stay as they are.
+
+    In the dtype of the forward pass they take less memory than in float32, and its results are the same to the last
+    bit: FSDP rounds each weight before it is used anyway.
+    """
+    for parameter in policy.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def published_shapes(policy: Policy) -> dict[str, list[int]]:

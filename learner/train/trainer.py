@@ -25,7 +25,7 @@ from learner.train.grpo import Objective
 from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, shard
+from learner.train.policy import Policy, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
 from learner.weights.probe import make_probe_sequence, probe_tolerance
@@ -73,7 +73,8 @@ class Trainer:
             config.model.path,
             temperature=config.sampling.temperature,
             head_chunk=learner.head_chunk,
-            checkpointing=learner.activation_checkpointing,
+            checkpointing=learner.checkpointed_layers if learner.activation_checkpointing else 0.0,
+            compiled=learner.compile,
             dtype=dtype if config.lora.rank else torch.float32,
         ).to(self.device)
         agreement = check_fidelity(policy)
@@ -84,7 +85,9 @@ class Trainer:
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
         elif max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
-            self.reference = shard(copy.deepcopy(policy).requires_grad_(False), mesh, dtype, on_cpu=on_cpu)
+            reference = copy.deepcopy(policy).requires_grad_(False)
+            store_weights(reference, dtype)
+            self.reference = shard(reference, mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype)
         self._tell_agreement(agreement)
         trained = [one for one in self.policy.parameters() if one.requires_grad]
@@ -194,7 +197,7 @@ class Trainer:
     def probe(self) -> Probe:
         """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
         ids = make_probe_sequence(self.policy.vocabulary)
-        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0)[0]
+        logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0, with_entropy=False)[0]
         # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
         self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
         tolerance = probe_tolerance(

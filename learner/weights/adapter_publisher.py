@@ -105,8 +105,8 @@ class AdapterPublisher:
             )  # fmt: skip
             if self._config.transport == "disk":
                 order = order.model_copy({"data": b"", "path": str(self._write(directory, data))})
-            for name in actors:
-                self._server.send(name, order)
+            for actor in actors.values():
+                self._server.send(actor, order.model_copy({}))  # each is marked with the lives of its actor
             members = self._collect(version, actors, deadline_s)
         finally:
             shutil.rmtree(directory, ignore_errors=True)

@@ -45,6 +45,17 @@ def bytes_of(bucket: wire.Bucket) -> int:
     return dtype_of(bucket).itemsize * sum(map(math.prod, bucket.shapes))
 
 
+def wait_for_copies(device: torch.device) -> None:
+    """Blocks until the copies that this thread has ordered on a GPU are done; does nothing on a CPU.
+
+    Other threads, streams and processes read a bucket, and none of them waits for this thread's stream. Besides, a
+    gather that is still under way would run at the same time as the broadcast of its bucket, and collectives of two
+    communicators in no fixed order may deadlock.
+    """
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
 def tensors_in(buffer: Tensor, bucket: wire.Bucket) -> list[Tensor]:
     """The bucket's tensors as views of ``buffer``, in the order of ``bucket.names``.
 

@@ -6,7 +6,11 @@ ranks, and forms through a TCP store on which the learner listens.
 
 from __future__ import annotations
 
+import os
 import socket
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -19,9 +23,15 @@ from common.process import FatalError
 
 ProcessGroup: TypeAlias = Any  # torch's own class, which has no type for what is used here
 
+_POLL_S = 0.1
+_RAISE_S = 10.0  # of a wait for a broadcast that is complete, which only fetches its error
+
 
 class GroupStore:
     """The store through which groups form. Listens on one interface alone, where torch would take all of them.
+
+    To be made after the default group and all other groups of the learner: torch leaves errors of groups that are made
+    later to their callers.
 
     Attributes:
         host, port: where it listens.
@@ -44,6 +54,9 @@ class GroupStore:
             listener.listen()
         except OSError as error:
             raise FatalError(f"cannot listen on sync.host:port {host}:{port}: {error}") from None
+        # Groups that are made from now on, which are those with engines, leave an error of NCCL to their caller. Torch
+        # would end the learner for it; its own group, which exists already, keeps that. Read when a group is made.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         self.host, self.port = host, int(listener.getsockname()[1])
         self._store: TCPStore | None = TCPStore(
             host,
@@ -106,12 +119,60 @@ def form_group(
 def start_broadcast(group: ProcessGroup, buffer: Tensor, timeout_s: float) -> Any:
     """Begins to send ``buffer`` from rank 0 to the others, or to receive it. Does not block.
 
+    It does block in the first broadcast of an NCCL group, which connects the ranks; see ``broadcast_first``.
+
     Returns:
-        torch's ``Work``: ``is_completed()`` does not block, ``wait()`` raises RuntimeError if the broadcast failed.
+        torch's ``Work``: ``is_completed()`` does not block; ``raise_error`` tells whether the broadcast failed.
     """
     options = BroadcastOptions()
     options.rootRank, options.timeout = 0, timedelta(seconds=timeout_s)
     return group.broadcast([buffer], options)
+
+
+def raise_error(work: Any) -> None:
+    """Raises RuntimeError if a broadcast that is complete has failed.
+
+    With a deadline torch looks for NCCL's error too, and without one for gloo's alone.
+    """
+    work.wait(timedelta(seconds=_RAISE_S))
+
+
+def broadcast_first(
+    group: ProcessGroup, buffer: Tensor, timeout_s: float, check: Callable[[], None], *, is_daemon: bool
+) -> None:
+    """The first broadcast of a group, within which NCCL connects its ranks; blocks until it is complete.
+
+    Connecting happens inside the call that starts the broadcast, and waits for a dead peer without end. So the call
+    runs on a thread of its own, which is left behind when the deadline passes; ``abort_group`` must follow then.
+
+    Args:
+        buffer: [n] uint8, sent from rank 0.
+        check: is called every 0.1 s; raises to give up.
+        is_daemon: whether Python may exit while the thread waits.
+
+    Raises:
+        TimeoutError: it was not complete within ``timeout_s``.
+        RuntimeError: it failed.
+    """
+    ended, errors = threading.Event(), list[RuntimeError]()
+
+    def run() -> None:
+        try:
+            work = start_broadcast(group, buffer, timeout_s)
+            work.wait(timedelta(seconds=timeout_s))
+        except RuntimeError as error:  # the base of torch's distributed errors
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name=f"first broadcast of {group.group_name}", daemon=is_daemon).start()
+    deadline = time.monotonic() + timeout_s
+    while not ended.wait(_POLL_S):
+        check()
+        if time.monotonic() > deadline:
+            raise TimeoutError
+    if errors:
+        raise errors[0]
 
 
 def abort_group(group: ProcessGroup, backend: str) -> None:

@@ -28,7 +28,7 @@ from common import wire
 from common.config import SyncConfig
 from common.net.rendezvous import host_of
 from learner.weights.bucket_queue import POLL_S, BucketQueue, SpareBuffers
-from learner.weights.buckets import bytes_of, tensors_in
+from learner.weights.buckets import bytes_of, tensors_in, wait_for_copies
 from learner.weights.round import ActorLost, Receiver, Round, fitting_actors
 from learner.weights.transports import Transport, make_transports
 from learner.work.actors import ActorState
@@ -160,6 +160,7 @@ class Publisher:
             tensors = tensors_in(buffer, bucket)
             for target, (_, tensor) in zip(tensors, itertools.islice(weights, len(tensors)), strict=True):
                 target.copy_(tensor.reshape(target.shape))
+            wait_for_copies(buffer.device)
             for transport in transports:
                 transport.add_bucket(round_, number, tensors)
             round_.queue.put(number, buffer)
@@ -188,7 +189,7 @@ class Publisher:
     def _serve(self, name: str, actor: ActorState, round_: Round, results: _Results) -> None:
         transport = self.transports[actor.transport]
         is_present = partial(self._is_present, name, actor)
-        receiver = Receiver(name, actor, partial(self._server.send, name), is_present)
+        receiver = Receiver(name, actor, partial(self._server.send, actor), is_present)
         try:
             results.put((name, self._update(receiver, transport, round_)))
         except ActorLost as error:

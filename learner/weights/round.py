@@ -68,7 +68,7 @@ class Receiver:
     """
 
     def __init__(
-        self, name: str, actor: ActorState, send: Callable[[wire.AnyMessage], None], is_present: Callable[[], bool]
+        self, name: str, actor: ActorState, send: Callable[[wire.LifeMessage], None], is_present: Callable[[], bool]
     ) -> None:  # fmt: skip
         self.name, self.actor, self.send = name, actor, send
         self._is_present = is_present

@@ -7,6 +7,7 @@ each has to do; ``make_transports`` makes them.
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 import time
 import uuid
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -22,10 +24,19 @@ from torch import Tensor
 
 from common import wire
 from common.config import SyncConfig
+from common.nccl import nccl_settings
 from common.process import FatalError
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.buckets import bytes_of
-from learner.weights.process_group import GroupStore, ProcessGroup, abort_group, destroy_group, start_broadcast
+from learner.weights.process_group import (
+    GroupStore,
+    ProcessGroup,
+    abort_group,
+    broadcast_first,
+    destroy_group,
+    raise_error,
+    start_broadcast,
+)
 from learner.weights.round import ActorLost, Receiver, Round
 from learner.weights.shared_memory import allocate_shared_buffer, create_handle
 from learner.work.actors import ActorState
@@ -90,26 +101,31 @@ class Transport(ABC):
         """Wakes threads that wait in ``prepare``. No other round may follow."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Connection:
     actor: ActorState
     group: ProcessGroup
+    is_tried: bool = False  # a broadcast has gone through it
 
 
 class GroupTransport(Transport):
     """Broadcasts each bucket, as soon as it is gathered, through a process group with one engine.
 
-    The group is formed in the first round of an actor and kept until the actor is gone.
+    The group is formed in the first round of an actor and kept until the actor is gone. NCCL connects the ranks of a
+    group in its first broadcast. An engine takes broadcasts in an update alone, so this update begins with one more
+    bucket, which has its own deadline: the smallest tensor, as zeros, which a later bucket of the update replaces.
 
     Args:
         store: through which the groups form.
         backend: "gloo" or "nccl".
         run_id: makes the names of groups unique, because an engine may still know those of an earlier learner.
-        timeout_s: for a group to form.
+        timeout_s: for a group to form, and again for its ranks to connect.
+        device: where the learner's weights are.
     """
 
-    def __init__(self, store: GroupStore, backend: str, run_id: str, timeout_s: float) -> None:
+    def __init__(self, store: GroupStore, backend: str, run_id: str, timeout_s: float, device: torch.device) -> None:
         self._store, self._backend, self._run_id, self._timeout_s = store, backend, run_id, timeout_s
+        self._device = device if backend == "nccl" else torch.device("cpu")
         self._connections: dict[str, _Connection] = {}  # by name of the actor
         self._numbers = itertools.count()
 
@@ -127,12 +143,19 @@ class GroupTransport(Transport):
             receiver.check_present()
 
     def order(self, receiver: Receiver, round_: Round) -> wire.Receive:
-        return round_.order(group=self._connections[receiver.name].group.group_name)
+        connection = self._connections[receiver.name]
+        order = round_.order(group=connection.group.group_name)
+        if connection.is_tried:
+            return order
+        return msgspec.structs.replace(order, buckets=[_smallest_tensor(round_.buckets), *order.buckets])
 
     def send(self, receiver: Receiver, round_: Round) -> None:
         """The deadline counts only the time of sending, not that of waiting for a bucket to be gathered."""
-        group, left_s = self._connections[receiver.name].group, round_.transfer_timeout_s
+        connection, left_s = self._connections[receiver.name], round_.transfer_timeout_s
+        group = connection.group
         try:
+            if not connection.is_tried:
+                self._try(connection, receiver, bytes_of(_smallest_tensor(round_.buckets)))
             for number, bucket in enumerate(round_.buckets):
                 while (buffer := round_.queue.get(receiver.name, number)) is None:
                     receiver.check_present()
@@ -145,7 +168,7 @@ class GroupTransport(Transport):
                         deadline_s = round_.transfer_timeout_s
                         raise ActorLost(f"the weights did not reach its engine within {deadline_s:.0f} s")
                     time.sleep(_BROADCAST_POLL_S)
-                work.wait()  # raises the error of a broadcast that failed
+                raise_error(work)
                 left_s -= time.monotonic() - begin
         except RuntimeError as error:  # the base of torch's distributed errors
             raise ActorLost(f"sending weights to its engine failed: {_first_line(error)}") from None
@@ -165,7 +188,7 @@ class GroupTransport(Transport):
         receiver.send(
             wire.Join(
                 group=name, host=self._store.host, port=self._store.port, world=world, backend=self._backend,
-                timeout_s=self._timeout_s,
+                timeout_s=self._timeout_s, nccl=nccl_settings(),
             )
         )  # fmt: skip
         try:
@@ -180,6 +203,17 @@ class GroupTransport(Transport):
             destroy_group(group)
             raise
         return _Connection(receiver.actor, group)
+
+    def _try(self, connection: _Connection, receiver: Receiver, size: int) -> None:
+        """Sends the additional bucket of ``size`` bytes; blocks for at most ``timeout_s``."""
+        zeros = torch.zeros(size, dtype=torch.uint8, device=self._device)
+        is_daemon = self._backend == "nccl"  # gloo's call ends by itself at its deadline
+        try:
+            broadcast_first(connection.group, zeros, self._timeout_s, receiver.check_present, is_daemon=is_daemon)
+        except TimeoutError:
+            abort_group(connection.group, self._backend)
+            raise ActorLost(f"its engine did not connect to the weight group within {self._timeout_s:.0f} s") from None
+        connection.is_tried = True
 
 
 class SharedMemoryTransport(Transport):
@@ -258,10 +292,19 @@ def make_transports(
     """
     run_id = uuid.uuid4().hex[:8]
     return {
-        "group": GroupTransport(GroupStore(host, config.port, config.timeout_s), backend, run_id, config.timeout_s),
+        "group": GroupTransport(
+            GroupStore(host, config.port, config.timeout_s), backend, run_id, config.timeout_s, device
+        ),
         "shared": SharedMemoryTransport(buckets, device),
         "disk": DiskTransport(config.directory, run_id),
     }
+
+
+def _smallest_tensor(buckets: Sequence[wire.Bucket]) -> wire.Bucket:
+    """A bucket of the smallest tensor alone."""
+    every = [single for bucket in buckets for single in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True)]
+    name, dtype, shape = min(every, key=lambda single: math.prod(single[2]))
+    return wire.Bucket(names=[name], dtypes=[dtype], shapes=[shape])
 
 
 def _first_line(error: Exception) -> str:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 import queue
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from common import wire
+from common.config import HEARTBEAT_S
 from learner.groups import Group
 from learner.work import admission
 from learner.work.admission import Limits
@@ -21,15 +25,24 @@ from learner.work.scheduler import WorkQueue
 
 log = logging.getLogger("learner.server")
 
+_CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
+_LONGEST_NAME = 200  # characters
+# How many attempts may fail for a cause; for the others learner.group_attempts.
+_ATTEMPTS: dict[wire.Cause, float] = {"refusal": 1, "outage": math.inf}
+
 
 @dataclass(eq=False)
 class ActorState:
-    """What the learner knows of one actor, from its hello until it leaves or is given up.
+    """What the learner knows of one life of an actor, from its hello until it leaves or is given up.
 
-    Every hello makes a new object. Compare with ``is`` to tell whether an actor has left and returned in the meantime.
+    Every life has its own object. Compare with ``is`` to tell whether an actor has left and returned in the meantime.
     """
 
-    engine_ranks: int  # ranks of its engine in the weight group
+    name: str
+    peer: str  # where its messages come from, and messages to it go; one for each process
+    life: str  # that its messages must belong to
+    process: wire.ActorProcess
+    engine_ranks: int  # ranks of its engine in the weight group; 0 while the engine starts
     transport: str  # how its engine takes weights: a value of sync.transport
     drain_s: float  # how much longer than usual its engine may take to pause, because it finishes its answers first
     slots: int  # most leases that it can hold
@@ -57,6 +70,12 @@ class ActorRegistry:
 
     Not thread-safe, and no method blocks. ``now`` is in seconds on a monotonic clock, the same for all calls.
 
+    Attributes:
+        actors: those that are present, by name; also those whose engines still start.
+        served: what is leased.
+        life: of this learner; random.
+        foreign: number of messages that were dropped because they belong to other lives.
+
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
     """
@@ -64,6 +83,9 @@ class ActorRegistry:
     def __init__(self, lease_timeout_s: float) -> None:
         self.actors: dict[str, ActorState] = {}
         self.served: ServedQueue | None = None
+        self.life = secrets.token_hex(6)
+        self.foreign = 0
+        self._names: dict[str, str] = {}  # of the actors that are present, by life
         self._lease_timeout_s = lease_timeout_s
         self._lease_numbers = itertools.count()
 
@@ -77,18 +99,70 @@ class ActorRegistry:
 
     # -- who is present --------------------------------------------------------------------------------------------
 
-    def add(self, name: str, hello: wire.Hello, now: float) -> None:
-        """An actor has said hello. If the name is present already, that actor has started again without its leases."""
-        self.remove(name)
-        self.actors[name] = ActorState(
+    def admit(self, peer: str, hello: wire.Hello, now: float) -> wire.Welcome | wire.Taken | wire.Stop:
+        """An actor says hello. Returns the answer, which belongs to the life of the hello.
+
+        A name belongs to the actor that has it. Another one gets it only if the first has left, was silent for
+        ``lease_timeout_s``, or is known to the other one as a process that is gone.
+
+        Args:
+            peer: where the hello came from.
+        """
+        problem = _find_problem(hello)
+        if not problem and self._names.get(hello.actor_life, hello.name) != hello.name:
+            problem = "another actor has this life"
+        if problem:
+            return wire.Stop(error=problem)
+        holder = self.actors.get(hello.name)
+        if holder is not None and holder.peer == peer and holder.life == hello.actor_life:
+            holder.last_heard = now
+            return wire.Welcome()  # it has not heard the first one yet
+        if holder is not None and holder.peer != peer and holder.life != hello.replaces:
+            silent_s = now - holder.last_heard
+            if hello.waited_s >= _CLAIM_S and silent_s <= hello.waited_s / 2:
+                return wire.Stop(error=_describe_holder(holder, silent_s))
+            return wire.Taken(holder=holder.process, holder_life=holder.life, silent_s=max(0.0, silent_s))
+        self.remove(hello.name)
+        self._names[hello.actor_life] = hello.name
+        self.actors[hello.name] = ActorState(
+            name=hello.name, peer=peer, life=hello.actor_life, process=hello.process,
             engine_ranks=hello.engine_ranks, transport=hello.transport, drain_s=hello.drain_s, slots=hello.slots,
             last_heard=now,
         )  # fmt: skip
+        return wire.Welcome()
+
+    def find_sender(self, peer: str, message: wire.LifeMessage) -> ActorState | None:
+        """The actor that sent a message; None, and counted, if the message does not belong to lives of now."""
+        actor = self.actors.get(self._names.get(message.actor_life, ""))
+        if actor is None or actor.peer != peer or message.learner_life != self.life:
+            self.foreign += 1
+            return None
+        return actor
+
+    def lives_of(self, actor: ActorState) -> wire.Lives:
+        """What messages to and from this actor belong to."""
+        return wire.Lives(actor.life, self.life)
 
     def remove(self, name: str) -> None:
         """An actor is gone: its groups are leased to others. Does nothing for an unknown name."""
-        if self.actors.pop(name, None) is not None and self.served is not None:
-            self.served.queue.release_all(name)
+        actor = self.actors.pop(name, None)
+        if actor is not None:
+            del self._names[actor.life]
+            if self.served is not None:
+                self.served.queue.release_all(name)
+
+    def leave(self, name: str, message: wire.Leave) -> None:
+        """An actor leaves. If its engine has ended by itself, that is held against the groups that were in it."""
+        actor = self.actors[name]
+        if self.served is not None:
+            works = [actor.leases[lease] for lease in message.generating if lease in actor.leases]
+            given_up = self.served.queue.end_engine(name, [work.sequence for work in works])
+            for work in works:
+                if work.sequence == given_up:
+                    ended = self.served.queue.engines
+                    reason = f"engines have ended while they generated its answers, {ended} at least: {message.reason}"
+                    self._report_failed(work, reason)
+        self.remove(name)
 
     def heartbeat(self, name: str, message: wire.Heartbeat, now: float) -> None:
         """Extends the leases that the message mentions; the actor's other leases run out at their deadlines."""
@@ -108,8 +182,8 @@ class ActorRegistry:
             self.served.queue.mark_published()
 
     def has_newcomers(self) -> bool:
-        """Whether an actor is present that does not have the current weights."""
-        return any(not actor.has_weights for actor in self.actors.values())
+        """Whether an engine is there that does not have the current weights."""
+        return any(actor.engine_ranks and not actor.has_weights for actor in self.actors.values())
 
     def remove_silent(self, now: float) -> None:
         """Removes the actors from which nothing was heard for ``lease_timeout_s``."""
@@ -139,27 +213,45 @@ class ActorRegistry:
 
         Returns: the new leases by the name of the actor. Each work's ``id`` is that of its lease.
         """
-        if self.served is None:
-            return {}
         granted: dict[str, list[wire.Work]] = {}
-        asking = [(len(a.leases), n) for n, a in self.actors.items() if a.has_weights and len(a.leases) < a.slots]
+        if self.served is None:
+            return granted
+        work_queue = self.served.queue
+        asking = [
+            (len(actor.leases), name)
+            for name, actor in self.actors.items()
+            if actor.has_weights and len(actor.leases) < actor.slots and not self._holds_suspect(actor)
+        ]
         heapq.heapify(asking)
+        while asking and work_queue.has_suspect():
+            held, name = heapq.heappop(asking)
+            if held:
+                break  # it gets no more until it holds nothing, and then the suspect
+            granted[name] = [self._lease(name, work_queue.lease_alone(name, now + self._lease_timeout_s))]
         while asking:
             held, name = asking[0]
-            sequence = self.served.queue.lease(name, now + self._lease_timeout_s)
+            sequence = work_queue.lease(name, now + self._lease_timeout_s)
             if sequence is None:
                 break
-            work = self.served.make_work(sequence)
-            # A number of its own for each lease: an answer under an earlier lease of the same group does not count.
-            work = work.model_copy(update={"id": f"{next(self._lease_numbers)}:{work.id}"})
-            actor = self.actors[name]
-            actor.leases[work.id] = work
-            granted.setdefault(name, []).append(work)
-            if held + 1 < actor.slots:
+            granted.setdefault(name, []).append(self._lease(name, sequence))
+            if held + 1 < self.actors[name].slots:
                 heapq.heapreplace(asking, (held + 1, name))
             else:
                 heapq.heappop(asking)
         return granted
+
+    def _holds_suspect(self, actor: ActorState) -> bool:
+        if len(actor.leases) != 1 or self.served is None:
+            return False
+        return self.served.queue.is_suspect(next(iter(actor.leases.values())).sequence)
+
+    def _lease(self, name: str, sequence: int) -> wire.Work:
+        assert self.served is not None
+        work = self.served.make_work(sequence)
+        # A number of its own for each lease: an answer under an earlier lease of the same group does not count.
+        work = work.model_copy(update={"id": f"{next(self._lease_numbers)}:{work.id}"})
+        self.actors[name].leases[work.id] = work
+        return work
 
     def submit(self, name: str, message: wire.Submit) -> bool:
         """Takes the answers of a group, and returns whether they will be trained on.
@@ -185,7 +277,7 @@ class ActorRegistry:
         if work is None:
             return False
         log.warning("actor %s gives back group %s: %s", name, message.id, message.reason)
-        self._release(name, work, message.reason)
+        self._release(name, work, message.reason, message.cause)
         return True
 
     def release_expired(self, now: float) -> None:
@@ -206,6 +298,7 @@ class ActorRegistry:
 
         ``finished`` and ``leased`` are the present numbers. Since the beginning of the run: ``retried`` leases ended
         without a valid answer, ``orphaned`` of these because the actor was lost, and ``failed`` groups were given up.
+        ``foreign`` messages belonged to other lives, since this process began.
         """
         if self.served is None:
             return {}
@@ -213,10 +306,33 @@ class ActorRegistry:
         return {
             "finished": len(served.finished()), "leased": served.count_leased(),
             "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed,
+            "foreign": self.foreign,
         }  # fmt: skip
 
-    def _release(self, name: str, work: wire.Work, reason: str) -> None:
+    def _release(self, name: str, work: wire.Work, reason: str, cause: wire.Cause = "unforeseen") -> None:
         assert self.served is not None  # there are no leases without a queue
-        if self.served.queue.release(work.sequence, name):
-            log.error("group %s has failed for good: %s", work.id, reason)
-            self.served.on_failed(work.sequence, reason)
+        if self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause)):
+            self._report_failed(work, reason)
+
+    def _report_failed(self, work: wire.Work, reason: str) -> None:
+        assert self.served is not None
+        log.error("group %s has failed for good: %s", work.id, reason)
+        self.served.on_failed(work.sequence, reason)
+
+
+def _find_problem(hello: wire.Hello) -> str:
+    if hello.protocol != wire.PROTOCOL:
+        name = hello.name or "without a name"
+        return f"this learner speaks protocol {wire.PROTOCOL}, actor {name} speaks {hello.protocol}: update it"
+    if not hello.name or len(hello.name) > _LONGEST_NAME or not hello.actor_life:
+        return f"an actor needs a name of at most {_LONGEST_NAME} characters, and a life"
+    return ""
+
+
+def _describe_holder(holder: ActorState, silent_s: float) -> str:
+    process = holder.process
+    since = datetime.fromtimestamp(process.started).astimezone().isoformat(" ", "seconds")
+    return (
+        f"the name {holder.name!r} is held by an actor on host {process.host}, process {process.pid}, which started at "
+        f"{since} and was heard {silent_s:.0f} s ago. Give this one another actor.name, or end that one"
+    )

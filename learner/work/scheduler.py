@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -62,7 +62,8 @@ class _Slot(Generic[Result]):
 
     actor: str | None = None  # the actor that holds the lease; None while there is no lease
     deadline: float = 0.0  # of the lease, on the caller's clock
-    failed_attempts: int = 0
+    failed_attempts: dict[str, int] = field(default_factory=dict)  # by cause
+    engines_ended: int = 0  # engines that ended by themselves while they generated its answers
     overtaken: int = 0  # number of younger groups that steps have taken before this one
     result: Result | None = None  # present from the answer until a step takes it
     training: bool = False  # a step has taken it, and the weights of that step are not yet published
@@ -78,7 +79,9 @@ class WorkQueue(Generic[Result]):
         groups_per_step: P.
         staleness: S.
         window: W; a step may pass over an unfinished group until W − 1 younger groups have been taken before it.
-        attempts: how often a group may be released before it is given up for good.
+        attempts: how often a group may be released for the same cause before it is given up for good.
+        engines: how many engines may end by themselves while they generate the answers of a group. From then on the
+            group is leased alone, and it is given up if it was alone when the last of them ended.
         total: number of groups that steps are still to take; no group is leased beyond it.
         next_sequence: the first new sequence number, when a run resumes.
         pending: when a run resumes, the sequence numbers handed out before and not yet trained.
@@ -103,6 +106,7 @@ class WorkQueue(Generic[Result]):
         staleness: int,
         window: int,
         attempts: int,
+        engines: int = 2,
         total: int,
         next_sequence: int = 0,
         pending: Iterable[int] = (),
@@ -112,6 +116,7 @@ class WorkQueue(Generic[Result]):
         self.capacity = (staleness + 1) * groups_per_step
         self.window = window
         self.attempts = attempts
+        self.engines = engines
         self.remaining = total  # number of groups that take() has yet to return
         self.next_sequence = next_sequence
         self.retried = 0  # leases that ended without a result, after which the group was offered again or given up
@@ -124,10 +129,11 @@ class WorkQueue(Generic[Result]):
         # Ordered from the oldest group to the youngest.
         self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}
         self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap of those without a lease
+        self._suspects: list[int] = []  # a heap as well, of those that are leased alone
         self._finished, self._training = len(self._alive) - len(self._waiting), 0  # numbers of slots in these states
 
     def lease(self, actor: str, deadline: float) -> int | None:
-        """Leases the oldest group that has no lease, or else a new one.
+        """Leases the oldest group that has no lease, or else a new one; none that is to be leased alone.
 
         Args:
             actor: who gets the lease.
@@ -135,17 +141,31 @@ class WorkQueue(Generic[Result]):
 
         Returns: the sequence number, or None if no further group may be admitted now.
         """
-        admitted = islice(self._alive, self.capacity)  # a run that resumes with a smaller S may hold more than these
-        if self._waiting and (len(self._alive) <= self.capacity or self._waiting[0] in admitted):
-            sequence = heapq.heappop(self._waiting)
-            self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
-            return sequence
+        if self._waiting and self._is_admitted(self._waiting[0]):
+            return self._give(heapq.heappop(self._waiting), actor, deadline)
         if len(self._alive) >= self.capacity or len(self._alive) - self._training >= self.remaining:
             return None
         sequence = self.next_sequence
         self.next_sequence += 1
         self._alive[sequence] = _Slot(actor=actor, deadline=deadline)
         return sequence
+
+    def has_suspect(self) -> bool:
+        """Whether ``lease_alone`` has a group to lease."""
+        return bool(self._suspects) and self._is_admitted(self._suspects[0])
+
+    def lease_alone(self, actor: str, deadline: float) -> int:
+        """Leases the oldest of the groups that may have ended engines; there must be one, see ``has_suspect``.
+
+        The actor must hold no other group, and must get none while it holds this one. Arguments and result are those of
+        ``lease``.
+        """
+        return self._give(heapq.heappop(self._suspects), actor, deadline)
+
+    def is_suspect(self, sequence: int) -> bool:
+        """Whether the group is one that is leased alone."""
+        slot = self._alive.get(sequence)
+        return slot is not None and slot.engines_ended >= self.engines
 
     def submit(self, sequence: int, actor: str, result: Result) -> bool:
         """Stores the result of a group, and returns whether it was accepted.
@@ -167,33 +187,49 @@ class WorkQueue(Generic[Result]):
             if slot is not None and slot.actor == actor:
                 slot.deadline = deadline
 
-    def release(self, sequence: int, actor: str) -> bool:
+    def release(self, sequence: int, actor: str, cause: str = "", attempts: float | None = None) -> bool:
         """Ends a lease without a result and counts a failed attempt.
 
-        The group is then offered again, or given up for good when ``attempts`` attempts have failed.
+        The group is then offered again, or given up for good when so many attempts have failed for this cause.
+
+        Args:
+            sequence: of the group.
+            actor: must hold the lease.
+            cause: attempts are counted for each cause apart.
+            attempts: how many may fail for it; None means those of the constructor.
 
         Returns: whether the group was given up. False, too, if the actor does not hold the lease.
         """
         slot = self._alive.get(sequence)
         if slot is None or slot.actor != actor:
             return False
-        slot.actor = None
-        slot.failed_attempts += 1
+        slot.failed_attempts[cause] = slot.failed_attempts.get(cause, 0) + 1
         self.retried += 1
-        if slot.failed_attempts < self.attempts:
-            heapq.heappush(self._waiting, sequence)
+        if slot.failed_attempts[cause] < (self.attempts if attempts is None else attempts):
+            self._offer(sequence)
             return False
-        del self._alive[sequence]
-        self.failed += 1
-        self._forget_blocker(sequence)
+        self._give_up(sequence)
         return True
+
+    def end_engine(self, actor: str, sequences: Iterable[int]) -> int | None:
+        """Notes that an engine has ended by itself while it generated the answers of these groups of an actor.
+
+        Returns: the group that was given up for it, if there is one. The leases of the others go on.
+        """
+        held = [n for n in sequences if n in self._alive and self._alive[n].actor == actor]
+        for sequence in held:
+            self._alive[sequence].engines_ended += 1
+        if len(held) != 1 or not self.is_suspect(held[0]):
+            return None
+        self.retried += 1
+        self._give_up(held[0])
+        return held[0]
 
     def release_all(self, actor: str) -> None:
         """Ends all leases of an actor that is gone. No attempt is counted, because the groups are not at fault."""
         for sequence, slot in self._alive.items():
             if slot.actor == actor:
-                slot.actor = None
-                heapq.heappush(self._waiting, sequence)
+                self._offer(sequence)
                 self.retried += 1
                 self.orphaned += 1
 
@@ -269,6 +305,23 @@ class WorkQueue(Generic[Result]):
     def count_leased(self) -> int:
         """The number of leases that are held now."""
         return sum(slot.actor is not None for slot in self._alive.values())
+
+    def _is_admitted(self, sequence: int) -> bool:
+        """Whether this group may be leased again: a run that resumes with a smaller S may hold more than it admits."""
+        return len(self._alive) <= self.capacity or sequence in islice(self._alive, self.capacity)
+
+    def _give(self, sequence: int, actor: str, deadline: float) -> int:
+        self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
+        return sequence
+
+    def _offer(self, sequence: int) -> None:
+        self._alive[sequence].actor = None
+        heapq.heappush(self._suspects if self.is_suspect(sequence) else self._waiting, sequence)
+
+    def _give_up(self, sequence: int) -> None:
+        del self._alive[sequence]
+        self.failed += 1
+        self._forget_blocker(sequence)
 
     def _forget_blocker(self, sequence: int) -> None:
         """Lets ``take`` look again if the group that changed is the blocking one, or older."""

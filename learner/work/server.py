@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from typing import cast
 
 import zmq
 
@@ -42,6 +43,7 @@ class WorkServer:
         lock: guards the actors and the queue being served. Hold it to read or change the served queue, or anything that
             ``make_work`` and ``on_failed`` use. ``take`` waits on it as a condition.
         refused: number of messages that could not be decoded, or were not meant for a learner.
+        life: of this learner, see ``wire.Lives``.
 
     Args:
         address: where actors connect, as ``common.net.sockets`` takes it.
@@ -56,17 +58,19 @@ class WorkServer:
         self.lock = threading.Condition()
         self.refused = 0
         self._registry = ActorRegistry(lease_timeout_s)
+        self.life = self._registry.life
         self._status: tuple[str, dict[str, float]] = "", {}  # line and rates of the newest step, see wire.Status
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = sockets.bind(self._context, address)  # used by the server's thread alone
         # A message for an actor may come from any thread. It goes into the outbox, and a byte into the wake-up socket
         # makes the server's thread send it at once, instead of after at most _POLL_MS.
-        self._outbox: queue.SimpleQueue[tuple[str, wire.AnyMessage]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[str, wire.AnyMessage]] = queue.SimpleQueue()  # with the peer it is for
         self._wake_sender, self._wake_receiver = self._context.socket(zmq.PAIR), self._context.socket(zmq.PAIR)
         self._wake_receiver.bind("inproc://wake")
         self._wake_sender.connect("inproc://wake")
         self._wake_lock = threading.Lock()  # ZeroMQ sockets are not thread-safe, and several threads wake the server
-        self._acks: dict[str, dict[str, bool]] = {}  # acknowledgements of this turn, sent as one message to each actor
+        # Acknowledgements of this turn, sent as one message to each peer and life.
+        self._acks: dict[tuple[str, wire.Lives], dict[str, bool]] = {}
         self._closing = False
         self._checked = 0.0  # when deadlines were last checked
         self._crash: BaseException | None = None  # what ended the server's thread
@@ -125,7 +129,7 @@ class WorkServer:
         self._wake()
 
     def members(self) -> dict[str, ActorState]:
-        """The actors that are present, with or without the current weights, sorted by name.
+        """The actors whose engines are there, with or without the current weights, sorted by name.
 
         The dictionary is a copy. The states in it are not: the server's thread goes on to change them.
 
@@ -134,7 +138,7 @@ class WorkServer:
         """
         with self.lock:
             self._check()
-            return dict(sorted(self._registry.actors.items()))
+            return {name: actor for name, actor in sorted(self._registry.actors.items()) if actor.engine_ranks}
 
     def is_present(self, name: str, actor: ActorState) -> bool:
         """Whether this actor has neither left nor been given up since ``members`` returned it.
@@ -188,11 +192,14 @@ class WorkServer:
                 return
             self._registry.remove(name)
         log.warning("giving up actor %s: %s", name, reason)
-        self.send(name, wire.Eject(reason=reason))
+        self.send(actor, wire.Eject(reason=reason))
 
-    def send(self, name: str, message: wire.AnyMessage) -> None:
-        """Sends a message to an actor. Does not block; the message is lost if the actor is not connected."""
-        self._outbox.put((name, message))
+    def send(self, actor: ActorState, message: wire.LifeMessage) -> None:
+        """Sends a message to this life of an actor, and to no later one.
+
+        Does not block; the message is lost if the actor is not connected.
+        """
+        self._put(actor.peer, message.of(self._registry.lives_of(actor)))
         self._wake()
 
     def close(self, *, over: bool = True) -> None:
@@ -203,9 +210,9 @@ class WorkServer:
         """
         if over:
             with self.lock:
-                names = list(self._registry.actors)
-            for name in names:
-                self.send(name, wire.Stop(error=""))
+                actors = list(self._registry.actors.values())
+            for actor in actors:
+                self.send(actor, wire.Stop(error=""))
         self._closing = True
         self._wake()
         self._thread.join(timeout=5)
@@ -261,66 +268,76 @@ class WorkServer:
             try:
                 if len(frames) != 2:
                     raise wire.WireError(f"{len(frames)} frames instead of 2")
-                name, message = frames[0].bytes.decode(), wire.decode(frames[1].buffer)
+                peer, message = frames[0].bytes.decode(), wire.decode(frames[1].buffer)
             except (wire.WireError, UnicodeDecodeError) as error:
                 self._refuse(frames[0].bytes.decode(errors="replace"), str(error))
                 continue
             with self.lock:
-                self._handle(name, message, time.monotonic())
-        for name, accepted in self._acks.items():
-            self._outbox.put((name, wire.Ack(accepted=accepted)))
+                self._handle(peer, message, time.monotonic())
+        for (peer, lives), accepted in self._acks.items():
+            self._put(peer, wire.Ack(accepted=accepted).of(lives))
         self._acks.clear()
 
-    def _refuse(self, name: str, reason: str) -> None:
+    def _refuse(self, peer: str, reason: str) -> None:
         self.refused += 1
         if self.refused & (self.refused - 1) == 0:  # only the 1st, 2nd, 4th, 8th, … so that a flood fills no disk
-            log.warning("refused message number %d, from %s: %s", self.refused, name, reason)
+            log.warning("refused message number %d, from %s: %s", self.refused, peer, reason)
+
+    def _put(self, peer: str, message: wire.LifeMessage | wire.Status) -> None:
+        self._outbox.put((peer, cast(wire.AnyMessage, message)))
 
     def _flush(self) -> None:
         while not self._outbox.empty():
-            name, message = self._outbox.get()
-            self._socket.send_multipart([name.encode(), wire.encode(message)])
+            peer, message = self._outbox.get()
+            self._socket.send_multipart([peer.encode(), wire.encode(message)])
 
-    def _handle(self, name: str, message: wire.AnyMessage, now: float) -> None:
-        if isinstance(message, wire.Hello):
-            self._welcome(name, message, now)
-            return
-        if isinstance(message, wire.Health):  # anyone may ask
-            line, rates = self._status
-            status = wire.Status(line=line, rates=rates, actors=self._registry.status(now), counts=self.counts())
-            self._outbox.put((name, status))
-            return
-        actor = self._registry.actors.get(name)
-        if actor is None:
-            # An actor that was given up may still say that it leaves. It will say hello again without being told.
-            if not isinstance(message, wire.Leave):
-                self._outbox.put((name, wire.Unknown()))
-            return
+    def _handle(self, peer: str, message: wire.AnyMessage, now: float) -> None:
+        match message:
+            case wire.Hello():
+                self._welcome(peer, message, now)
+            case wire.Health():  # anyone may ask
+                line, rates = self._status
+                status = wire.Status(line=line, rates=rates, actors=self._registry.status(now), counts=self.counts())
+                self._put(peer, status)
+            case wire.Submit() | wire.Release() | wire.Heartbeat() | wire.Joined() | wire.Synced() | wire.Leave():
+                actor = self._registry.find_sender(peer, message)
+                if actor is not None:
+                    self._handle_actor(actor, message, now)
+                elif not isinstance(message, wire.Leave):  # who leaves will say hello without being told
+                    self._put(peer, wire.Unknown().of(wire.Lives(message.actor_life, self.life)))
+            case _:
+                self._refuse(peer, f"a learner does not take messages of the kind {message.kind!r}")
+
+    def _handle_actor(
+        self,
+        actor: ActorState,
+        message: wire.Submit | wire.Release | wire.Heartbeat | wire.Joined | wire.Synced | wire.Leave,
+        now: float,
+    ) -> None:
         actor.last_heard = now
+        name, lives = actor.name, self._registry.lives_of(actor)
         match message:
             case wire.Submit():
-                self._acks.setdefault(name, {})[message.id] = self._registry.submit(name, message)
+                self._acks.setdefault((actor.peer, lives), {})[message.id] = self._registry.submit(name, message)
             case wire.Release():
-                self._acks.setdefault(name, {})[message.id] = self._registry.release(name, message)
+                self._acks.setdefault((actor.peer, lives), {})[message.id] = self._registry.release(name, message)
             case wire.Heartbeat():
                 self._registry.heartbeat(name, message, now)
-                self._outbox.put((name, wire.Alive()))
+                self._put(actor.peer, wire.Alive().of(lives))
             case wire.Joined() | wire.Synced():
                 actor.replies.put(message)
             case wire.Leave():
                 log.warning("actor %s leaves: %s", name, message.reason)
-                self._registry.remove(name)
-            case _:
-                self._refuse(name, f"a learner does not take messages of the kind {message.kind!r}")
+                self._registry.leave(name, message)
 
-    def _welcome(self, name: str, hello: wire.Hello, now: float) -> None:
-        if hello.protocol != wire.PROTOCOL:
-            reason = f"this learner speaks protocol {wire.PROTOCOL}, actor {name} speaks {hello.protocol}: update it"
-            self._outbox.put((name, wire.Stop(error=reason)))
-            return
-        self._registry.add(name, hello, now)
-        self._outbox.put((name, wire.Welcome()))
-        log.info("actor %s is here (%d engine ranks)", name, hello.engine_ranks)
+    def _welcome(self, peer: str, hello: wire.Hello, now: float) -> None:
+        answer = self._registry.admit(peer, hello, now)
+        self._put(peer, answer.of(wire.Lives(hello.actor_life, self.life)))
+        if isinstance(answer, wire.Welcome):
+            engine = f"{hello.engine_ranks} engine ranks" if hello.engine_ranks else "its engine is starting"
+            log.info("actor %s is here (%s), as life %s", hello.name, engine, hello.actor_life)
+        elif isinstance(answer, wire.Stop):
+            log.warning("refused an actor: %s", answer.error)
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
@@ -332,4 +349,5 @@ class WorkServer:
 
     def _grant(self) -> None:
         for name, works in self._registry.grant(time.monotonic()).items():
-            self._outbox.put((name, wire.Leased(work=works)))
+            actor = self._registry.actors[name]
+            self._put(actor.peer, wire.Leased(work=works).of(self._registry.lives_of(actor)))

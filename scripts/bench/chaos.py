@@ -1,8 +1,10 @@
-"""Checks that a run survives failures: processes are killed and stopped, connections are cut, and no question is lost.
+"""Checks that a run survives failures: processes are killed, stopped and doubled, connections cut, and nothing is lost.
 
 ``python -m scripts.bench.chaos --events 50 [--seed 0] [--engine sglang] [--json]`` trains a tiny model with a learner,
-a reward process and two actors with an engine each. One actor gets weights through a process group, the other through
-shared memory. All are real processes, which are restarted when they die, as a cluster would do. An event happens at a
+a reward process and three actors with an engine each. One actor gets weights through a process group, one through
+shared memory, and one is attached to an engine that is not its own. All are real processes, which are restarted when
+they die, as a cluster would do. Besides deaths, stops and cuts, the attached engine is started again beneath its actor,
+a second actor of a name comes, and messages arrive that belong to earlier lives. An event happens at a
 random moment after the run has made a step since the last event. After the last event the learner is interrupted; it
 resumes and makes a few more steps. With ``--engine light`` the engine of ``tests/support/light``, which starts in
 seconds, replaces SGLang. The exit code is 1 if a question was lost or trained on twice, a token exceeded the staleness
@@ -11,6 +13,7 @@ bound, the run made no step for longer than its deadlines allow, or a process wa
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -24,7 +27,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,8 +37,14 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+import zmq
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from actor.engine.client import EngineLost, make_http_session
+from actor.engine.server import EngineProcess
+from common import wire
+from common.config import load
+from common.net import sockets
 from common.net.ports import reserve_port
 from common.parent import die_with_parent
 from scripts.ops.command_line import command
@@ -47,6 +58,8 @@ _LONGEST_PAUSE_S = 1.5  # from a step to the next event, so that an event may hi
 _LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than the deadlines of a lease and of a weight update
 _LEASE_S, _SYNC_S, _START_S = 6.0, 4.0, 60.0
 _END_S = 60.0  # until the last process must have ended
+_SECOND_S = 30.0  # after which a second actor of a name is ended, if it has not been refused
+_ATTACHED = "actor-2"  # the actor whose engine is not its own
 
 
 def stall_bound(start_s: float) -> float:
@@ -67,13 +80,13 @@ class Cluster:
 
     def __init__(self, directory: Path, seed: int, engine: str) -> None:
         self.directory = directory
-        self._reserved = {name: reserve_port() for name in ("learner", "reward", "store")}
+        self._reserved = {name: reserve_port() for name in ("learner", "reward", "store", "engine")}
         self.ports = {name: holder.getsockname()[1] for name, holder in self._reserved.items()}
         flags = ["--run.dir", str(directory / "run"), "--run.seed", str(seed), *settings(directory)]
         flags += ["--learner.address", f"tcp://127.0.0.1:{self.ports['learner']}"]
         flags += ["--reward.addresses", f'["tcp://127.0.0.1:{self.ports["reward"]}"]']
         self._commands = {"learner": ["-m", "learner", *flags], "reward": ["-m", "reward", *flags]}
-        for n, transport in enumerate(("group", "shared")):
+        for n, transport in enumerate(("group", "shared", "group")):
             own = ["--actor.name", f"actor-{n}", "--sync.transport", transport]
             self._commands[f"actor-{n}"] = ["-m", "actor", *flags, *own]
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": "0", "WORLD_SIZE": "1"}
@@ -82,15 +95,36 @@ class Cluster:
         self._environment["PYTHONPATH"] = os.pathsep.join([*light, str(_ROOT)])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: Counter[str] = Counter()
+        self.seconds: list[Second] = []  # second actors of a name
+        self._engine_config = load([*flags, "--actor.engine_port", str(self.ports["engine"])])
+        self._reserved.pop("engine").close()  # the engine reserves it itself
+        self.attached = self._start_engine()
+        self._commands[_ATTACHED] += ["--actor.engine_url", self.attached.url]
+        asyncio.run(_wait_until_ready(self.attached))
         for name in self._commands:
             self._start(name)
 
     def _start(self, name: str) -> None:
-        with (self.directory / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, *self._commands[name]], cwd=_ROOT, env=self._environment, stdin=subprocess.DEVNULL,
+        self.processes[name] = self._popen(self._commands[name], self.directory / f"{name}.log")
+
+    def _popen(self, words: list[str], path: Path) -> subprocess.Popen[bytes]:
+        with path.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, *words], cwd=_ROOT, env=self._environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
+
+    def _start_engine(self) -> EngineProcess:
+        with environment_of(PYTHONPATH=self._environment["PYTHONPATH"]):
+            return EngineProcess(self._engine_config, "attached", self.directory / "engine-attached.log")
+
+    def start_second(self, name: str) -> bool:
+        """Starts a second actor of this name, unless one is there. Its supervisor ends it after a while."""
+        if any(second.process.poll() is None for second in self.seconds):
+            return False
+        log = self.directory / f"second-{len(self.seconds)}.log"
+        self.seconds.append(Second(self._popen(self._commands[name], log), log, time.monotonic() + _SECOND_S))
+        return True
 
     def restart_dead(self) -> bool:
         """Starts processes again that have ended. Returns whether the learner has finished.
@@ -103,6 +137,15 @@ class Cluster:
             if process.poll() is not None:
                 self.restarts[name] += 1
                 self._start(name)
+        try:
+            self.attached.check()
+        except EngineLost:
+            self.restarts["attached engine"] += 1
+            self.attached.stop()
+            self.attached = self._start_engine()
+        for second in self.seconds:
+            if second.process.poll() is None and time.monotonic() > second.ends_at:
+                second.process.terminate()
         return False
 
     def step(self) -> int:
@@ -127,12 +170,14 @@ class Cluster:
 
     def end(self) -> int:
         """Asks all processes to end, and kills those that do not. Returns how many had to be killed."""
-        for process in self.processes.values():
+        processes = [*self.processes.values(), *(second.process for second in self.seconds)]
+        for process in processes:
             process.terminate()  # actors know that the run is over, unless their connection was cut just then
         deadline = time.monotonic() + _END_S
-        for process in self.processes.values():
+        for process in processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, deadline - time.monotonic()))
+        self.attached.stop()
         while (left := self._left()) and time.monotonic() < deadline:
             time.sleep(0.1)  # an engine dies with its actor, and a little later
         for process in left:
@@ -146,6 +191,32 @@ class Cluster:
         ]
 
 
+@dataclass(frozen=True)
+class Second:
+    """A second actor of a name that another one holds."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    ends_at: float  # when it is ended, on the monotonic clock; it may have got the name, if the first has died
+
+
+@contextmanager
+def environment_of(**variables: str) -> Iterator[None]:
+    """Sets environment variables for the processes that are started within."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+async def _wait_until_ready(engine: EngineProcess) -> None:
+    async with make_http_session() as http:
+        await engine.wait_until_ready(http, 10 * _START_S)
+
+
 class Disasters:
     """Causes random events, drawn with a seed."""
 
@@ -156,8 +227,10 @@ class Disasters:
 
     def strike(self) -> bool:
         """Causes an event. Returns whether there was one: a process that is being started again cannot be hit."""
-        kinds = {"kill": 4, "stop": 4, "cut": 2}
+        kinds = {"kill": 4, "stop": 4, "cut": 2, "restart": 2, "double": 1, "replay": 2}
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
+        if kind in ("restart", "double", "replay"):
+            return self._confuse(kind)
         victim = self._random.choices(["actor", "engine", "reward", "learner"], [4, 5, 2, 1])[0]
         if kind == "cut":
             victim = self._random.choice(["engine", "reward", "learner"])
@@ -169,9 +242,50 @@ class Disasters:
             raise
         except (psutil.Error, OSError):  # the process has ended, or its connection is closed
             return False
-        self.count[f"{kind} {victim}"] += 1
-        print(f"{time.strftime('%X')} {kind} {victim}", file=sys.stderr, flush=True)
+        self._enter(f"{kind} {victim}")
         return True
+
+    def _enter(self, event: str) -> None:
+        self.count[event] += 1
+        print(f"{time.strftime('%X')} {event}", file=sys.stderr, flush=True)
+
+    def _confuse(self, kind: str) -> bool:
+        """Something that is there turns out to be something else. Returns whether it could be done."""
+        if kind == "restart":
+            try:
+                self._cluster.attached.kill()
+            except EngineLost:
+                return False
+            self._enter("restart engine beneath its actor")
+            return True
+        if kind == "double":
+            name = self._random.choice([name for name in self._cluster.processes if name.startswith("actor")])
+            if self._cluster.start_second(name):
+                self._enter("second actor of a name")
+                return True
+            return False
+        lives = re.findall(r"as life (\w+)", (self._cluster.directory / "learner.log").read_text(errors="replace"))
+        if len(lives) < 2:
+            return False
+        self._replay(self._random.choice(lives[:-1]))
+        self._enter("messages of an earlier life")
+        return True
+
+    def _replay(self, life: str) -> None:
+        """Sends what an actor would, as an earlier life of one, to the learner."""
+        context: zmq.Context[Any] = zmq.Context()
+        address = f"tcp://127.0.0.1:{self._cluster.ports['learner']}"
+        client = sockets.connect(context, address, f"replay/{self._random.getrandbits(48):x}")
+        messages: list[wire.LifeMessage] = [
+            wire.Leave(reason="replayed", generating=["0:train-0"]), wire.Heartbeat(holding=["0:train-0"], seconds={}),
+            wire.Submit(id=f"{self._random.randrange(200)}:train-{self._random.randrange(100)}", rollouts=[]),
+            wire.Release(id="0:train-0", reason="replayed", cause="refusal"),
+            wire.Synced(version=self._cluster.step(), stage="done", pause_s=0.0),
+        ]  # fmt: skip
+        for message in messages:
+            client.send(wire.encode(message.of(wire.Lives(life, ""))))
+        client.close(linger=1000)
+        context.term()
 
     def _process(self, victim: str) -> psutil.Process | None:
         if victim == "engine":
@@ -262,7 +376,10 @@ def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any
         "longest_stall_s": round(longest, 1), "stall_bound_s": round(bound, 1), "leftover_processes": left,
         "steps": summary["steps"], "failed": summary["groups_failed"], "seconds": round(time.monotonic() - began, 1),
         "kinds": dict(sorted(disasters.count.items())), "restarts": dict(sorted(cluster.restarts.items())),
-        "ejected": _count(directory, "giving up actor"), "engines_restarted": _count(directory, "starting the engine"),
+        "ejected": _count(directory, "giving up actor"),
+        "engines_restarted": _count(directory, "starting the engine again"),
+        "second_actors": len(cluster.seconds), "second_actors_refused": _count(directory, "learner refuses this actor"),
+        "foreign_weights_found": _count(directory, "has not given it"),
     }  # fmt: skip
 
 
@@ -279,7 +396,7 @@ def settings(directory: Path) -> list[str]:
         "actor.restarts": 1000, "reward.request_timeout_s": 10, "learner.steps": _ENDLESS, "learner.groups_per_step": 4,
         "learner.window": 3, "learner.lr": 1e-4, "learner.kl": 0.0, "learner.param_dtype": "float32",
         "learner.checkpoint_every": 2, "learner.evaluate": "false", "learner.lease_timeout_s": _LEASE_S,
-        "learner.group_attempts": 1000, "sync.timeout_s": _SYNC_S, "sync.bucket_mb": 0.1,
+        "learner.group_attempts": 1000, "learner.group_engines": 1000, "sync.timeout_s": _SYNC_S, "sync.bucket_mb": 0.1,
         "actor.engine_args.max_total_tokens": 2048,
     }  # fmt: skip
     return [part for key, value in settings.items() for part in (f"--{key}", str(value))]

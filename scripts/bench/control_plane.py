@@ -46,7 +46,8 @@ _PROCESSES = 4
 _START_S = 60.0  # how long the processes may take to start and to end
 _PACED_S = 20.0  # mean duration of a group in the paced run
 _LATENCY_GOAL_S = 0.5  # a latency that would not hold up an actor
-_PLACEHOLDER = "0" * 12  # stands for the id of the lease in the message that is encoded beforehand
+# These stand for the id of the lease and for the two lives in the message that is encoded beforehand.
+_LEASE, _LIVES = "0" * 12, wire.Lives("1" * 12, "2" * 12)
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,16 @@ class Measurement:
 
 def _play_actors(address: str, names: list[str], pace_s: float, results: Any) -> None:
     """Plays actors until the server stops them, then puts the latencies of submits and heartbeats into ``results``."""
-    message_of_lease = wire.encode(wire.Submit(id=_PLACEHOLDER, rollouts=make_rollouts("Paris. " * 500)))
-    before, after = message_of_lease.split(msgpack.packb(_PLACEHOLDER))
+    submit = wire.encode(wire.Submit(id=_LEASE, rollouts=make_rollouts("Paris. " * 500)).of(_LIVES))
+    submit_of: dict[Any, bytes] = {}  # the same, with the lives of each socket
     context, poller = zmq.Context(), zmq.Poller()
-    hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group")
+    lives: dict[Any, wire.Lives] = {}  # of each socket, once it is welcome
     held: dict[Any, dict[str, float]] = {}  # of each socket: when the group of each lease will be finished
     next_heartbeat: dict[Any, float] = {}
     for name in names:
         socket = sockets.connect(context, address, name)
-        socket.send(wire.encode(hello))
+        hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group", name=name)
+        socket.send(wire.encode(hello.of(wire.Lives(name, ""))))
         held[socket] = {}
         next_heartbeat[socket] = time.monotonic() + np.random.default_rng().random() * HEARTBEAT_S
         poller.register(socket, zmq.POLLIN)
@@ -81,7 +83,12 @@ def _play_actors(address: str, names: list[str], pace_s: float, results: Any) ->
         now = time.monotonic()
         for socket, _ in poller.poll(5):
             message = msgpack.unpackb(socket.recv())
-            if message["kind"] == "leased":
+            if message["kind"] == "welcome":
+                lives[socket] = wire.Lives(message["actor_life"], message["learner_life"])
+                submit_of[socket] = submit
+                for placeholder, life in zip(_LIVES, lives[socket], strict=True):
+                    submit_of[socket] = submit_of[socket].replace(msgpack.packb(placeholder), msgpack.packb(life))
+            elif message["kind"] == "leased":
                 durations = pace_s * np.random.default_rng().exponential(1.0, len(message["work"]))
                 held[socket] |= {work["id"]: now + x for work, x in zip(message["work"], durations, strict=True)}
             elif message["kind"] == "ack":
@@ -93,10 +100,11 @@ def _play_actors(address: str, names: list[str], pace_s: float, results: Any) ->
             for lease in [lease for lease, finished in leases.items() if finished <= now]:
                 del leases[lease]
                 sent[lease] = time.monotonic()
-                socket.send(before + msgpack.packb(lease) + after)
-            if next_heartbeat[socket] <= now:
+                socket.send(submit_of[socket].replace(msgpack.packb(_LEASE), msgpack.packb(lease), 1))
+            if socket in lives and next_heartbeat[socket] <= now:
                 next_heartbeat[socket] = now + HEARTBEAT_S
-                socket.send(wire.encode(wire.Heartbeat(holding=list(leases), seconds={"generate": 1.0})))
+                beat = wire.Heartbeat(holding=list(leases), seconds={"generate": 1.0}).of(lives[socket])
+                socket.send(wire.encode(beat))
     results.put((submits, heartbeats))
     context.destroy(linger=0)
 

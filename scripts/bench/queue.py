@@ -79,11 +79,14 @@ def _play_actors(address: str, core: int) -> None:
     os.sched_setaffinity(0, {core})
     rollouts = make_rollouts("Paris.")
     socket = sockets.connect(zmq.Context(), address, "a")
-    socket.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group")))
+    hello = wire.Hello(
+        protocol=wire.PROTOCOL, engine_ranks=1, slots=_SLOTS, transport="group", name="a", actor_life="a"
+    )  # fmt: skip
+    socket.send(wire.encode(hello))
     while not isinstance(message := wire.decode(socket.recv()), wire.Stop):
         if isinstance(message, wire.Leased):
             for work in message.work:
-                socket.send(wire.encode(wire.Submit(id=work.id, rollouts=rollouts)))
+                socket.send(wire.encode(wire.Submit(id=work.id, rollouts=rollouts).of(message.lives)))
 
 
 def _send_unread(address: str, core: int) -> None:

@@ -5,13 +5,14 @@
 
 All other arguments are configuration files and flags --section.key value. No weights are loaded: the model is built
 from its ``config.json`` on PyTorch's meta device, so that parameters are counted and not guessed. The rest is the
-arithmetic in ``learner_memory`` and ``engine_memory``. Activations are upper bounds, for full micro-batches. The
-allocator's fragmentation, CUDA's context and the workspaces of kernels, together a few GB for each process, are not
-counted.
+arithmetic in ``learner_memory`` and ``engine_memory``. Activations are of full micro-batches, without torch.compile,
+which needs less. What CUDA, kernels and the allocator's fragmentation take of a GPU is counted as ``--process-gb`` for
+each process.
 
 Processes on one GPU are added up: the learner, an engine and the reward process with sync.transport = "shared", or
-where ``--gpus`` are fewer than learner and engine need; otherwise an engine and the reward process. An engine takes its
-mem_fraction_static of a GPU, whatever it needs. The exit code is 1 if a GPU needs more than ``--gpu-gb``.
+where ``--gpus`` are fewer than learner and engine need; otherwise the learner and the reward process. An engine takes
+what max_total_tokens makes of its cache, or otherwise its mem_fraction_static of a GPU, whatever it needs. The exit
+code is 1 if a GPU needs more than ``--gpu-gb``.
 """
 
 from __future__ import annotations
@@ -38,13 +39,20 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 class ModelShape:
     """The sizes of a model, in parameters.
 
+    Args:
+        path: as ``--shape``.
+        text: leave an image encoder out.
+        layers: pretend that it has so many; 0 for as many as it has.
+
     Raises:
         FatalError: there is no such config.json, or it does not describe a causal language model.
     """
 
-    def __init__(self, path: str, text: bool = False) -> None:
+    def __init__(self, path: str, text: bool = False, layers: int = 0) -> None:
         try:
             config: Any = AutoConfig.from_pretrained(path)
+            if layers:
+                limit_layers(config, layers)
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config.get_text_config() if text else config)
         except (OSError, ValueError, KeyError) as error:
@@ -53,24 +61,44 @@ class ModelShape:
         config = config.get_text_config()
         self.kind = type(model).__name__
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
-        layers = model.get_decoder().layers
-        self.layers, self.layer = len(layers), sum(parameter.numel() for parameter in layers[0].parameters())
+        stack = model.get_decoder().layers
+        self.layers, self.layer = len(stack), sum(parameter.numel() for parameter in stack[0].parameters())
         self.tied = bool(config.tie_word_embeddings)
         # By name: inputs and outputs of the linear projections inside the layers, added up over all layers.
         self.projections: Counter[str] = Counter()
-        for name, module in layers.named_modules():
+        for name, module in stack.named_modules():
             if isinstance(module, torch.nn.Linear):
                 self.projections[name.rpartition(".")[2]] += module.in_features + module.out_features
-        self.body = sum(parameter.numel() for parameter in layers.parameters())
+        self.body = sum(parameter.numel() for parameter in stack.parameters())
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
-        self.kv = config.num_key_value_heads * layers[0].self_attn.head_dim
-        # Target -> inputs and outputs of its layers, added up: a LoRA adapter has as many parameters for each rank.
-        self.adapted: dict[str, int] = {}
-        for name, module in layers.named_modules():
-            if type(module) is torch.nn.Linear:
-                target = name.rpartition(".")[2]
-                self.adapted[target] = self.adapted.get(target, 0) + module.in_features + module.out_features
-        self.inner = 2 * config.intermediate_size + 2 * config.num_attention_heads * layers[0].self_attn.head_dim
+        head = stack[0].self_attn.head_dim
+        self.kv, self.query = config.num_key_value_heads * head, config.num_attention_heads * head
+        self.heads, self.inner = config.num_attention_heads, config.intermediate_size
+        # Values for each token that the norms of a layer are applied to, of which some are those of query and key.
+        widths = {"q_norm": self.query, "k_norm": self.kv}
+        self.normed = sum(
+            widths.get(name.rpartition(".")[2], self.hidden)
+            for name, module in stack[0].named_modules()
+            if "Norm" in type(module).__name__
+        )
+
+    def kept_by_layer(self, width: int) -> int:
+        """Bytes for each token that a layer keeps for its backward pass, in a forward pass of so many bytes a value.
+
+        A norm keeps its input in float32, the normalised values, and its result, which the next product keeps anyway.
+        Attention keeps query, key, value and result, and a float32 for each head. The gated MLP keeps four arrays of
+        its inner width: the gate, its activation, the other branch, and their product.
+        """
+        norms: int = (4 + 2 * width) * self.normed
+        return norms + width * (2 * self.query + 2 * self.kv + 4 * self.inner) + 4 * self.heads
+
+
+def limit_layers(config: Any, layers: int) -> None:
+    """Gives a configuration of transformers another number of layers, in place."""
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
 
 
 def adapter_parameters(shape: ModelShape, config: Config) -> int:
@@ -81,9 +109,11 @@ def adapter_parameters(shape: ModelShape, config: Config) -> int:
     """
     if not config.lora.rank:
         return 0
-    if unknown := [target for target in config.lora.targets if target not in shape.adapted]:
-        raise FatalError(f"lora.targets has {unknown[0]!r}, and the layers of the model are {sorted(shape.adapted)}")
-    return config.lora.rank * sum(shape.adapted[target] for target in config.lora.targets)
+    if unknown := [target for target in config.lora.targets if target not in shape.projections]:
+        raise FatalError(
+            f"lora.targets has {unknown[0]!r}, and the layers of the model are {sorted(shape.projections)}"
+        )
+    return config.lora.rank * sum(shape.projections[target] for target in config.lora.targets)
 
 
 def published_bytes(shape: ModelShape, config: Config) -> int:
@@ -95,49 +125,79 @@ def published_bytes(shape: ModelShape, config: Config) -> int:
 def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     """Bytes by use on the GPU of rank 0, which needs the most memory of the learner."""
     learner = config.learner
-    shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
     width = _BYTES[learner.param_dtype]
-    tokens = learner.microbatch_tokens
-    # The activations that a layer keeps for its backward pass.
-    inside = tokens * (shape.inner + 2 * shape.kv + 6 * shape.hidden) * width
-    between = tokens * shape.hidden * width  # activations between two layers
-    activations = shape.layers * between + inside if learner.activation_checkpointing else shape.layers * inside
-    # Embeddings and the other weights outside the layers stay gathered for the whole step.
-    root = shape.parameters - shape.body
-    logits = 3 * 4 * learner.head_chunk * shape.vocabulary
-    publish = published_bytes(shape, config)
+    shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
     if adapters := adapter_parameters(shape, config):
-        return {
+        kept = {
             "frozen weights": width * shape.parameters / shards,
             "adapters, gradients and Adam": (4 + 4 + 8) * adapters / shards,
-            "gathered layers": (2 * (shape.layer + adapters / shape.layers) + root) * width,
-            "gathered gradients": adapters / shape.layers * width,
-            "activations": activations,
-            "vocabulary": logits,
-            "copy to publish": publish,
         }
+    else:
+        kept = {
+            "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / shards,
+            "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else width * shape.parameters / shards,
+        }
+    buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20
+    shares = config.sync.transport == "shared" and not config.lora.sends_adapters
     return {
-        "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / shards,
-        "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else 4 * shape.parameters / shards,
-        "gathered layers": (2 * shape.layer + root) * width * (2 if learner.kl else 1),
-        "gathered gradients": (shape.layer + root) * width,
-        "activations": activations,
-        "vocabulary": logits + 4 * shape.vocabulary * shape.hidden,
-        "copy to publish": publish,
+        **kept,
+        **_transient_memory(shape, config),
+        "copy to publish": _BYTES[config.model.dtype] * shape.parameters if shares else buckets,
+    }
+
+
+def peak_memory(shape: ModelShape, config: Config) -> float:
+    """Most bytes that a step takes of rank 0's GPU, without what publishing keeps there."""
+    return sum(bytes_ for use, bytes_ in learner_memory(shape, config).items() if use != "copy to publish")
+
+
+def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
+    """What exists within a step, at the moment that needs the most of it."""
+    learner = config.learner
+    width, tokens = _BYTES[learner.param_dtype], learner.microbatch_tokens
+    chunk = min(learner.head_chunk, tokens) * shape.vocabulary
+    shards = learner.ranks // learner.replicas
+    root = shape.parameters - shape.body  # embeddings and the last norm, which stay gathered for the whole step
+    trained = 0 if config.lora.rank else 1  # what is frozen has no gradient, and no second copy for the reference
+    matrix = trained * shape.vocabulary * shape.hidden
+    checkpointed = math.ceil(shape.layers * learner.checkpointed_layers) if learner.activation_checkpointing else 0
+    inside, between = tokens * shape.kept_by_layer(width), tokens * shape.hidden * width
+    kept = (shape.layers - checkpointed) * inside + checkpointed * between
+    # In the backward pass of the head: logits and their softmax in float32, two gradients of logits, and the float32
+    # gradient of the matrix.
+    head = (4 + 4 + 2 * width) * chunk + 4 * matrix
+    # In that of a checkpointed layer: what it keeps, the gradients of its widest arrays, its gathered gradient and that
+    # of the matrix.
+    gradients = trained * (width + 4) * shape.layer + width * matrix
+    layer = inside + 3 * tokens * shape.inner * width + gradients if checkpointed else 0.0
+    roots = 2 if learner.kl and trained else 1
+    return {
+        # Two layers, twice while they travel between ranks.
+        "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * roots) * width,
+        "activations": kept,
+        "gradients on the way": max(head, layer),
     }
 
 
 def engine_memory(shape: ModelShape, config: Config) -> dict[str, float]:
-    """Bytes of one engine by use, on all GPUs of its tensor-parallel group together."""
+    """Bytes of one engine by use, on all GPUs of its tensor-parallel group together.
+
+    The cache is that of ``max_total_tokens`` if it is given, otherwise of the answers that are in flight at once.
+    """
     width = _BYTES[config.model.dtype]
-    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
-    held = config.actor.groups_in_flight * config.router.rollouts * longest
+    given = config.actor.engine_args.get("max_total_tokens")
     slots = adapter_flags(config)["max-loras-per-batch"] if config.lora.sends_adapters else 0
     return {
         "weights": width * shape.parameters,
         **({"adapters": slots * width * adapter_parameters(shape, config)} if slots else {}),
-        "cache of answers in flight": 2 * width * shape.layers * shape.kv * held,
+        "cache of answers in flight": 2 * width * shape.layers * shape.kv * int(given or tokens_in_flight(config)),
     }
+
+
+def tokens_in_flight(config: Config) -> int:
+    """Most tokens of prompts and answers that an actor has in its engine at once."""
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    return config.actor.groups_in_flight * config.router.rollouts * longest
 
 
 @dataclass(frozen=True)
@@ -148,11 +208,13 @@ class Machine:
         gpu_gb: memory of each GPU.
         gpus: how many there are; 0 for as many as the processes need.
         reward_gb: what the reward process takes of a GPU, which depends on its embedder.
+        process_gb: what each process takes of a GPU besides: CUDA's context, kernels and fragmentation.
     """
 
     gpu_gb: float
     gpus: int = 0
     reward_gb: float = 2.0
+    process_gb: float = 2.0
 
 
 def gpu_rows(needs: dict[str, float], config: Config, machine: Machine) -> list[Row]:
@@ -161,39 +223,64 @@ def gpu_rows(needs: dict[str, float], config: Config, machine: Machine) -> list[
     Args:
         needs: GB on one GPU of the ``learner`` and of the ``engine``.
     """
-    width, ranks = int(config.actor.engine_args.get("tp", 1)), config.learner.ranks
-    shares = config.sync.transport == "shared" or 0 < machine.gpus < ranks + width
-    fraction = config.actor.engine_args.get("mem_fraction_static")
+    arguments, ranks = config.actor.engine_args, config.learner.ranks
+    shares = config.sync.transport == "shared" or 0 < machine.gpus < ranks + int(arguments.get("tp", 1))
     reward = 0.0 if config.reward.device == "cpu" else machine.reward_gb
-    takes = needs["engine"] if fraction is None else max(needs["engine"], float(fraction) * machine.gpu_gb)
-    goal, table = f"< {machine.gpu_gb:g}", list[Row]()
+    learner, engine = (needs[name] + machine.process_gb for name in ("learner", "engine"))
+    fraction = arguments.get("mem_fraction_static")
+    table = list[Row]()
 
     def compared(what: str, total: float) -> Row:
-        return Row(what, total, "GB", goal=goal, ok=total < machine.gpu_gb)
+        return Row(what, total, "GB", goal=f"< {machine.gpu_gb:g}", ok=total < machine.gpu_gb)
 
-    if fraction is not None:
+    if (given := arguments.get("max_total_tokens")) is not None:
+        wanted = tokens_in_flight(config)
+        told = "of prompts and answers in flight"
+        table.append(
+            Row(f"actor.engine_args.max_total_tokens, {told}", int(given), "", f"{wanted}", int(given) / wanted)
+        )
+        if shares and fraction is not None:
+            # SGLang lets its weights and cache take this share of the memory that is free when it starts.
+            room = float(fraction) * (machine.gpu_gb - learner - reward)
+            table.append(
+                Row("engine: room when the learner has begun, by mem_fraction_static", room, "GB",
+                    goal=f"> {needs['engine']:.1f}", ok=room > needs["engine"])
+            )  # fmt: skip
+    elif fraction is not None:
         room = float(fraction) * machine.gpu_gb
+        engine = max(engine, room)
         table.append(
             Row("engine: each GPU, by mem_fraction_static", room, "GB", goal=f"> {needs['engine']:.1f}",
                 ok=room > needs["engine"])
         )  # fmt: skip
     if not shares:
-        return [
-            *table,
-            compared("learner: each GPU", needs["learner"]),
-            compared("engine: each GPU", takes),
-            *([compared("engine and reward process on one GPU", takes + reward)] if reward else []),
-        ]
-    if fraction is None:
-        # Without it SGLang takes nearly all of the memory that is free when it starts.
-        table.append(
-            Row("actor.engine_args.mem_fraction_static, which a shared GPU needs", 0, "", goal="> 0", ok=False)
-        )
-    table += [
-        Row(f"{name}: each GPU", need, "GB") for name, need in (*needs.items(), ("reward process", reward)) if need
-    ]
+        table += [compared("learner: each GPU", learner), compared("engine: each GPU", engine)]
+        return [*table, *([compared("learner and reward process on one GPU", learner + reward)] if reward else [])]
+    if given is None:
+        # Without it the engine's cache depends on what the others have taken of the GPU when it starts.
+        table.append(Row("actor.engine_args.max_total_tokens, which a shared GPU needs", 0, "", goal="> 0", ok=False))
+    parts = (("learner", learner), ("engine", engine), ("reward process", reward))
+    table += [Row(f"{name}: each GPU", need, "GB") for name, need in parts if need]
     together = "learner, engine and reward process" if reward else "learner and engine"
-    return [*table, compared(f"{together} on one GPU", needs["learner"] + takes + reward)]
+    return [*table, compared(f"{together} on one GPU", learner + engine + reward)]
+
+
+def least_checkpointing(shape: ModelShape, config: Config, free_gb: float) -> float | None:
+    """The smallest ``learner.checkpointed_layers`` with which a step fits, beside what else is on the GPU.
+
+    Args:
+        free_gb: memory of a GPU that the learner may take.
+
+    Returns:
+        0 if no layer has to be checkpointed, and None if all of them do not suffice.
+    """
+    for layers in range(shape.layers + 1):
+        share = layers / shape.layers
+        own = {"activation_checkpointing": layers > 0, "checkpointed_layers": share or 1.0}
+        tried = config.model_copy(update={"learner": config.learner.model_copy(update=own)})
+        if sum(learner_memory(shape, tried).values()) / GB < free_gb:
+            return share
+    return None
 
 
 def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
@@ -209,14 +296,22 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
         table += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
         width = int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1
         needs[name] = sum(parts.values()) / GB / width
-    table += gpu_rows(needs, config, machine)
-    loaded = _BYTES[learner.param_dtype] if adapters else 4  # bytes of a parameter
-    table.append(Row("host memory to load, all ranks", loaded * shape.parameters * learner.ranks / GB, "GB"))
+    on_gpus = gpu_rows(needs, config, machine)
+    table += on_gpus
+    # Whole, before it is sharded: in float32, and the reference too; or frozen, in the dtype of the forward pass.
+    each = _BYTES[learner.param_dtype] if adapters else 4
+    loaded = (2 if learner.kl and not adapters else 1) * each * shape.parameters / GB + machine.process_gb
+    table.append(Row("learner: while it loads", loaded, "GB", goal=f"< {machine.gpu_gb:g}", ok=loaded < machine.gpu_gb))
+    beside = max(row.value for row in on_gpus if row.metric.endswith("one GPU") or row.metric == "learner: each GPU")
+    share = least_checkpointing(shape, config, machine.gpu_gb - (beside - needs["learner"]))
+    table.append(Row("share of the layers that has to be checkpointed", 1 if share is None else share, ""))
+    table.append(Row("host memory to load, all ranks", each * shape.parameters * learner.ranks / GB, "GB"))
     table.append(Row("answers a step", sequences, ""))
     table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
-    share = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
-    table.append(Row("micro-batches a step and rank, at most", share, ""))
-    passes = (4 if adapters else 6) + (2 if learner.activation_checkpointing else 0) + (2 if learner.kl else 0)
+    micro_batches = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
+    table.append(Row("micro-batches a step and rank, at most", micro_batches, ""))
+    again = 2 * learner.checkpointed_layers if learner.activation_checkpointing else 0
+    passes = (4 if adapters else 6) + again + (2 if learner.kl else 0)
     table.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
     table.append(Row("weights sent to each engine", published_bytes(shape, config) / GB, "GB"))
     return table
@@ -233,10 +328,11 @@ def main(
     gpu_gb: Annotated[float, typer.Option(help="Memory of a GPU in GB.")] = 80,
     gpus: Annotated[int, typer.Option(help="GPUs of the machine; by default as many as the processes need.")] = 0,
     reward_gb: Annotated[float, typer.Option(help="What the reward process takes of a GPU, by its embedder.")] = 2,
+    process_gb: Annotated[float, typer.Option(help="What learner and engine take besides, each: CUDA, kernels.")] = 2,
     as_json: Json = False,
 ) -> None:
     config = load(context.args)
-    found = rows(ModelShape(shape or config.model.path, text), config, Machine(gpu_gb, gpus, reward_gb))
+    found = rows(ModelShape(shape or config.model.path, text), config, Machine(gpu_gb, gpus, reward_gb, process_gb))
     report("dry run", found, as_json)
     if any(row.ok is False for row in found):
         raise SystemExit(1)

@@ -19,7 +19,14 @@ from transformers import AutoModelForCausalLM
 
 from actor.adapters import AdapterUpdates
 from actor.engine.adapters import describe_misfit
-from actor.engine.client import Engine, EngineError, Generation, make_http_session
+from actor.engine.client import (
+    Engine,
+    EngineError,
+    EngineReplaced,
+    Generation,
+    RequestRefused,
+    make_http_session,
+)
 from actor.engine.start import open_engine
 from common import wire
 from common.config import LoraConfig, SyncConfig, load
@@ -32,6 +39,7 @@ PATIENCE_S = 300.0  # on a busy machine
 PROMPT = [1, 7, 8, 9]
 LORA = LoraConfig(rank=4, alpha=8)
 FLAGS = ["--lora.rank", "4", "--lora.alpha", "8"]
+LIVES = wire.Lives("actor", "learner")
 
 
 class Versions:
@@ -70,7 +78,7 @@ class Versions:
         return wire.LoadAdapter(
             version=version, config=self.config, data=data, path="", sha256=hashlib.sha256(data).hexdigest(),
             probe=probe, timeout_s=PATIENCE_S,
-        )  # fmt: skip
+        ).of(LIVES)  # fmt: skip
 
     @torch.no_grad()
     def logprobs(self, version: int, ids: Tensor, temperature: float = 1.0) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -156,7 +164,7 @@ def test_answers_keep_their_adapter_and_new_ones_use_the_newest(
                 await updates.load(orders[version - 1])
                 assert version != 2 or not under_way[0].done(), "the update comes in the middle"
                 under_way.append(asyncio.create_task(engine.generate([PROMPT, PROMPT], sampling)))
-                await updates.wait_until_proved()
+                assert await updates.wait_until_proved({version})
                 assert updates.proved_updates == version and updates.probe_error is not None
                 errors.append(updates.probe_error)
             for version, task in enumerate(under_way, start=1):
@@ -201,7 +209,8 @@ class FakeEngine(Engine):
         body = body or {}
         self.asked.append((route.strip("/"), body.get("lora_name") or body.get("lora_path") or ""))
         if route in self.refused:
-            raise EngineError(f"{route}: {self.refused[route]}")
+            kind = RequestRefused if route == "/generate" else EngineError
+            raise kind(f"{route}: {self.refused[route]}")
         if body.get("logprob_start_len") == 0:
             return {"meta_info": {"input_token_logprobs": [[None], *[[one] for one in self.probe_logprobs]]}}
         if route == "/generate":
@@ -242,12 +251,12 @@ def test_what_a_request_uses_is_not_unloaded_and_its_version_is_that_of_its_adap
         orders = [versions.order(version) for version in (1, 2, 3)]
         engine.probe_logprobs = orders[0].probe.logprobs.tolist()
         await updates.load(orders[0])
-        await updates.wait_until_proved()
+        assert await updates.wait_until_proved({1})
         answer = asyncio.create_task(engine.generate([PROMPT], {}))
         for order in orders[1:]:
             engine.probe_logprobs = order.probe.logprobs.tolist()
             await updates.load(order)
-            await updates.wait_until_proved()
+            assert await updates.wait_until_proved({1, order.version})
         await updates.until(lambda: engine.count("unload_lora_adapter") == 1)
         first, second, third = (name for route, name in engine.asked if route == "load_lora_adapter")
         assert ("unload_lora_adapter", second) in engine.asked, "nothing used it"
@@ -259,6 +268,7 @@ def test_what_a_request_uses_is_not_unloaded_and_its_version_is_that_of_its_adap
         await updates.until(lambda: ("unload_lora_adapter", first) in engine.asked)
         assert engine.count("load_lora_adapter") == 3 and updates.proved_updates == 3
         assert [message.version for message in updates.sent if isinstance(message, wire.Synced)] == [1, 2, 3, 3]
+        assert {message.lives for message in updates.sent} == {LIVES}, "they answer orders of these lives"
 
     run_scene(lambda: FakeEngine(shapes_of(tiny_policy)), tmp_path, scene)
 
@@ -273,7 +283,7 @@ def test_the_same_version_with_other_weights_is_loaded_under_another_name(
             order = versions.order(1)
             engine.probe_logprobs = order.probe.logprobs.tolist()
             await updates.load(order)
-            await updates.wait_until_proved()
+            await updates.wait_until_proved({order.version})
         names = [name for route, name in engine.asked if route == "load_lora_adapter"]
         assert len(set(names)) == 2
 
@@ -287,7 +297,7 @@ def test_answers_wait_for_the_proof_and_a_wrong_one_ends_the_life(
         order = versions.order(1)
         engine.probe_logprobs = (order.probe.logprobs + 0.01).tolist()
         await updates.load(order)
-        await updates.wait_until_proved()
+        await updates.wait_until_proved({1})
         raise AssertionError("it must not be proved")
 
     with pytest.raises(EngineError, match=r"with the adapter of version 1 .* 0.01 nats from the learner's"):
@@ -304,11 +314,30 @@ def test_an_engine_that_does_not_load_or_unload_is_given_up(
             order = versions.order(version)
             engine.probe_logprobs = order.probe.logprobs.tolist()
             await updates.load(order)
-            await updates.wait_until_proved()
+            await updates.wait_until_proved({order.version})
         await asyncio.Event().wait()
 
     with pytest.raises(EngineError, match="TimeoutError"):
         run_scene(lambda: FakeEngine(shapes_of(tiny_policy)), tmp_path, scene)
+
+
+def test_an_engine_that_has_lost_its_adapter_is_given_up(versions: Versions, tiny_policy: Path, tmp_path: Path) -> None:
+    """As one does that its own supervisor has started again."""
+
+    async def scene(engine: FakeEngine, updates: Updates) -> None:
+        order = versions.order(1)
+        engine.probe_logprobs = order.probe.logprobs.tolist()
+        await updates.load(order)
+        await updates.wait_until_proved({1})
+        assert engine.adapter is not None
+        engine.refused = {"/generate": f"Got LoRA adapter that has never been loaded: {engine.adapter.name}"}
+        with pytest.raises(EngineReplaced, match="has lost its adapter"):
+            await engine.generate([PROMPT], {})
+        engine.refused = {"/generate": "the prompt is too long"}
+        with pytest.raises(RequestRefused, match="too long"):
+            await engine.generate([PROMPT], {})
+
+    run_scene(lambda: FakeEngine(shapes_of(tiny_policy)), tmp_path, scene)
 
 
 def test_an_engine_that_was_not_started_for_adapters_is_named(

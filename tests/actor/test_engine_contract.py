@@ -27,7 +27,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 from transformers import AutoModelForCausalLM
 
-from actor.engine.client import Engine, EngineError, make_http_session
+from actor.engine.client import Engine, EngineError, EngineReplaced, RequestRefused, make_http_session
 from actor.engine.server import EngineProcess
 from common import wire
 from common.config import load
@@ -208,6 +208,8 @@ def test_what_does_not_fit_the_context_is_refused(engine: Running) -> None:
         ):
             status, told = await calls.generate([[5] * prompt], tokens)
             assert status == 400 and words in told["error"]["message"]
+        with pytest.raises(RequestRefused, match="context length"):
+            await calls.engine.generate([[5] * CONTEXT], {"temperature": 1.0, "max_new_tokens": 1})
         # Two tokens less than there is room for.
         status, [answer] = await calls.generate([[5] * (CONTEXT - 12)], 12, ignore_eos=True)
         assert status == 200 and answer["meta_info"]["finish_reason"] == {"type": "length", "length": 10}
@@ -302,21 +304,25 @@ def test_an_update_in_the_middle_of_an_answer_is_told_in_its_spans(engine: Runni
             await calls.engine.pause(PATIENCE_S, 0)
             await calls.engine.receive_weights(order)
             await calls.engine.resume(PATIENCE_S)
+            given = calls.engine.labels.newest
+            await calls.engine.check_identity(PATIENCE_S)
             for answer in (await task)[1]:
                 spans = answer["meta_info"]["weight_versions"]
-                assert [span["version"] for span in spans] == [before, "5"] and spans[0]["start"] == 0
+                assert [span["version"] for span in spans] == [before, given] and spans[0]["start"] == 0
                 assert spans[0]["end"] == spans[1]["start"] > 0 and spans[1]["end"] == 250
         info = await calls.get("/model_info")
-        assert (info["model_path"], info["weight_version"]) == (str(tmp_path), "5")
+        assert (info["model_path"], info["weight_version"]) == (str(tmp_path), given)
         assert await calls.engine.read_checkpoint_shapes(PATIENCE_S) == {
             name: [*value.shape] for name, value in weights.items()
         }
         status, told = await calls.post(
             "/update_weights_from_disk", {"model_path": "/nowhere", "flush_cache": False, "weight_version": "6"}
         )
-        assert status == 400 and not told["success"] and await calls.version() == "5"
+        assert status == 400 and not told["success"] and await calls.version() == given
         back = {"model_path": str(engine.model), "flush_cache": False, "weight_version": "0"}
         assert (await calls.post("/update_weights_from_disk", back))[0] == 200
+        with pytest.raises(EngineReplaced):  # as if its supervisor had started it again
+            await calls.engine.generate([PROMPT], {"temperature": 1.0, "max_new_tokens": 3})
 
     engine.try_it(body)
 

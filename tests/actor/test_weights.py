@@ -10,9 +10,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from actor import weights
 from actor.engine.client import Engine, EngineError
+from actor.proof import WeightState
 from actor.times import ActorTimes
-from actor.weights import WeightState, WeightUpdates
+from actor.weights import WeightUpdates
 from common import wire
 from common.config import SyncConfig
 
@@ -46,20 +48,22 @@ class FakeEngine(Engine):
 class Learner:
     """Gives orders to the weight updates of an engine, and receives their messages."""
 
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, engine: FakeEngine, sync_timeout_s: float = 60.0) -> None:
+        self.lives = wire.Lives("actor", "learner")
         self.sent: list[wire.Joined | wire.Synced] = []
-        self.updates = WeightUpdates(engine, self._receive, ActorTimes(), SyncConfig(), probe_timeout_s=1.0)
+        self.updates = WeightUpdates(
+            engine, self._receive, ActorTimes(), SyncConfig(timeout_s=sync_timeout_s), probe_timeout_s=1.0
+        )
 
     async def _receive(self, message: wire.Joined | wire.Synced) -> None:
         self.sent.append(message)
 
     def pause(self, version: int, timeout_s: float = _PATIENCE_S) -> None:
-        self.updates.take_order(wire.Pause(version=version, timeout_s=timeout_s))
+        self.updates.take_order(wire.Pause(version=version, timeout_s=timeout_s).of(self.lives))
 
     def publish(self, version: int) -> None:
-        self.updates.take_order(
-            wire.Receive(group="", path="/weights", version=version, buckets=[], probe=PROBE, timeout_s=1.0)
-        )
+        order = wire.Receive(group="", path="/weights", version=version, buckets=[], probe=PROBE, timeout_s=1.0)
+        self.updates.take_order(order.of(self.lives))
 
     async def reach(self, state: WeightState) -> None:
         async with asyncio.timeout(_PATIENCE_S):
@@ -70,24 +74,28 @@ class Learner:
     def stages(self) -> list[tuple[int, str]]:
         return [(message.version, message.stage) for message in self.sent if isinstance(message, wire.Synced)]
 
-    @property
-    def holds_answers_back(self) -> bool:
-        waiting = self.updates.wait_until_proved()
+    def may_send(self, *versions: int) -> bool | None:
+        """Whether answers with tokens of these versions may be sent; None if that is not known yet."""
+        waiting = self.updates.wait_until_proved(set(versions))
         try:
             waiting.send(None)
-        except StopIteration:
-            return False
+        except StopIteration as end:
+            return bool(end.value)
         finally:
             waiting.close()
-        return True
+        return None
 
 
-def play(engine: Callable[[], FakeEngine], scene: Callable[[FakeEngine, Learner], Awaitable[None]]) -> None:
+def play(
+    engine: Callable[[], FakeEngine],
+    scene: Callable[[FakeEngine, Learner], Awaitable[None]],
+    sync_timeout_s: float = 60.0,
+) -> None:
     """Plays a scene beside the running updates, whose error it raises."""
 
     async def run() -> None:
         made = engine()
-        learner = Learner(made)
+        learner = Learner(made, sync_timeout_s)
         running = asyncio.create_task(learner.updates.run())
         await scene(made, learner)
         if learner.updates.state is WeightState.FAILED:
@@ -99,36 +107,83 @@ def play(engine: Callable[[], FakeEngine], scene: Callable[[FakeEngine, Learner]
     asyncio.run(run())
 
 
-def test_answers_are_held_back_until_the_engine_has_proved_its_weights() -> None:
+def test_answers_are_held_back_until_the_weights_that_made_them_are_proved() -> None:
     async def scene(engine: FakeEngine, learner: Learner) -> None:
-        assert learner.updates.state is WeightState.STARTED and learner.holds_answers_back
+        assert learner.updates.state is WeightState.STARTED and learner.may_send(0) is False
         learner.pause(1)
         await learner.reach(WeightState.PAUSED)
-        assert learner.holds_answers_back
         learner.publish(1)
         await learner.reach(WeightState.PROVING)
-        assert learner.holds_answers_back and learner.stages == [(1, "ready"), (1, "done")]
+        assert learner.may_send(1) is None and learner.stages == [(1, "ready"), (1, "done")]
+        assert {message.lives for message in learner.sent} == {learner.lives}, "they answer orders of these lives"
         engine.probed.set()
         await learner.reach(WeightState.PROVED)
-        assert not learner.holds_answers_back
+        assert learner.may_send(1) and learner.may_send(1, 2) is False
         assert (learner.updates.proved_updates, learner.updates.probe_error) == (1, 0.0)
         learner.pause(2)
         await learner.reach(WeightState.PAUSED)
-        assert learner.holds_answers_back
+        assert learner.may_send(1), "a probe has proved the weights that made it, whatever the engine does now"
+        learner.publish(1)  # of another update, which must be passed over
+        learner.publish(2)
+        await learner.reach(WeightState.PROVED)
+        assert learner.may_send(1, 2)
 
     play(FakeEngine, scene)
 
 
-def test_a_pause_during_the_proof_begins_the_next_update() -> None:
+def test_a_pause_waits_for_the_proof_and_then_cuts_it_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 1 is proved just in time. Version 2 is not, so answers with tokens of it can never be sent."""
+
     async def scene(engine: FakeEngine, learner: Learner) -> None:
-        for version in (1, 2):
+        for version in (1, 2, 3):
+            monkeypatch.setattr(weights, "_PROOF_SHARE", 1e-4 if version == 3 else 1.0)
             learner.pause(version)
+            if version == 2:
+                await asyncio.sleep(0.01)
+                assert learner.updates.state is WeightState.PROVING and learner.stages[-1] == (1, "done")
+                engine.probed.set()
             await learner.reach(WeightState.PAUSED)
+            engine.probed.clear()
             learner.publish(version)
             await learner.reach(WeightState.PROVING)
+        assert learner.may_send(1) and learner.may_send(2) is False and learner.may_send(1, 3) is None
         engine.probed.set()
         await learner.reach(WeightState.PROVED)
-        assert engine.version == 2 and learner.updates.proved_updates == 1
+        assert engine.version == 3 and learner.updates.proved_updates == 2
+        assert learner.may_send(1, 3) and learner.may_send(2, 3) is False
+
+    play(FakeEngine, scene)
+
+
+def test_a_proof_that_was_cut_off_is_repeated_when_no_weights_follow() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        learner.pause(1)
+        learner.publish(1)
+        await learner.reach(WeightState.PROVING)
+        for _ in range(2):
+            learner.pause(2, timeout_s=0.01)
+            await learner.reach(WeightState.PAUSED)
+            await learner.reach(WeightState.PROVING)
+            assert learner.may_send(1) is None
+        engine.probed.set()
+        await learner.reach(WeightState.PROVED)
+        assert learner.may_send(1) and learner.updates.proved_updates == 1
+
+    play(FakeEngine, scene, sync_timeout_s=0.1)
+
+
+def test_weights_for_another_life_are_not_those_that_were_announced() -> None:
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        engine.probed.set()
+        learner.pause(1)
+        ours, learner.lives = learner.lives, wire.Lives("actor", "the learner before")
+        learner.publish(1)
+        learner.lives = ours
+        await learner.reach(WeightState.PAUSED)
+        await asyncio.sleep(0.01)
+        assert learner.updates.state is WeightState.PAUSED and engine.version == 0
+        learner.publish(1)
+        await learner.reach(WeightState.PROVED)
 
     play(FakeEngine, scene)
 
@@ -170,7 +225,7 @@ def test_an_engine_that_fails_an_update_is_resumed_and_given_up() -> None:
         learner.publish(1)
         await learner.reach(WeightState.FAILED)
         assert engine.routes[-3:] == ["/end_weight_update", "/server_info", "/continue_generation"]
-        assert learner.holds_answers_back
+        assert learner.may_send(1) is False
 
     with pytest.raises(EngineError, match="update_weights_from_disk: refused"):
         play(FakeEngine, scene)
@@ -198,7 +253,7 @@ def test_an_engine_whose_probe_is_too_far_from_the_learners_is_given_up(logprob:
         learner.pause(1)
         learner.publish(1)
         await learner.reach(WeightState.FAILED)
-        assert learner.holds_answers_back
+        assert learner.may_send(1) is False
 
     with pytest.raises(EngineError, match=r"after the update to version 1 .* nats from the learner's"):
         play(lambda: FakeEngine(logprob), scene)

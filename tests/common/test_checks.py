@@ -86,6 +86,12 @@ REFUSED = {
         ["--actor.engine_args.model_path", "m"],
         "actor.engine_args.model_path is set by the actor itself: use model.path",
     ),
+    "an engine in stages": (
+        ["--actor.engine_args.pp_size", "2"],
+        "actor.engine_args.pp_size = 2: weight updates cannot reach the ranks of pipeline parallelism",
+    ),
+    "copies of an engine": (["--actor.engine_args.dp", "2"], "cannot reach the ranks of data parallelism; use tp"),
+    "a width that is not seen": (["--actor.engine_args.tp_size", "2"], "actor.engine_args.tp_size: write it as tp"),
     "copies of unequal size": (
         ["--learner.ranks", "4", "--learner.replicas", "3"],
         "learner.replicas = 3 does not divide the 4 ranks",

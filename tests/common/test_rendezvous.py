@@ -81,6 +81,19 @@ def test_lives_are_counted_and_the_former_learner_may_not_write(run: RunConfig) 
     rendezvous.confirm(run, "learner", second)  # a shared file system that is away for a moment is no successor
 
 
+def test_who_comes_late_is_told_that_the_run_is_over(run: RunConfig) -> None:
+    first = rendezvous.announce(run, "learner", "tcp://127.0.0.1:5700")
+    early = Route(run, "learner", "", 1)
+    assert not early.is_over()
+    rendezvous.retire(run, "learner", first)
+    assert early.is_over() and Route(run, "learner", "", 1).is_over() and not early.follow()
+    second = rendezvous.announce(run, "learner", "tcp://127.0.0.1:5800")
+    rendezvous.retire(run, "learner", first)
+    assert not early.is_over(), "a learner that resumes the run is there"
+    rendezvous.retire(RunConfig(), "learner", None)
+    assert second is not None and not Route(RunConfig(), "learner", "tcp://127.0.0.1:5700", 0).is_over()
+
+
 def test_a_file_of_another_run_and_a_broken_one_are_named(run: RunConfig) -> None:
     rendezvous.announce(run, "learner", "tcp://127.0.0.1:5700")
     other = run.model_copy(update={"dir": Path("runs/two")})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3TextConfig, PreTrainedConfig, SmolLM3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedConfig, SmolLM3Config
 
 from scripts.ops import check
 from scripts.ops.check import first_layers
@@ -78,6 +78,18 @@ def test_what_is_wrong_is_told_with_what_to_do(
     (tmp_path / "empty").mkdir()
     nothing = checked(capsys, str(tmp_path / "empty"), code=1)
     assert nothing["model"][0]["verdict"] == "NO" and "config.json" in nothing["model"][0]["text"]
+
+
+def test_of_a_large_model_the_first_layers_are_compared(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_policy, model)
+    config: Any = AutoConfig.from_pretrained(model, num_hidden_layers=6, layer_types=["full_attention"] * 6)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    monkeypatch.setattr(check, "_WHOLE", 1000)
+    found = checked(capsys, str(model), *SMALL)
+    assert "in 6 layers" in found["model"][0]["text"] and "in the first 4 of 6 layers" in found["agreement"][0]["text"]
 
 
 @pytest.mark.parametrize(("config", "kept"), [(Gemma3TextConfig(), 6), (SmolLM3Config(), 4)])

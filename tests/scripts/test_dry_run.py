@@ -50,8 +50,8 @@ def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[s
     assert counted == parameters(name) / 1e9
     ranks = {1: 1, 4: 2, 8: 4}[gpus]
     assert rows["learner: weights, gradients and Adam"] == pytest.approx(16 * parameters(name) / 1e9 / ranks)
-    together = rows["learner: each GPU"] + 0.3 * float((small or ["80"])[-1]) if gpus == 1 else rows["engine: each GPU"]
-    who = "learner, engine and reward process on one GPU" if gpus == 1 else "engine and reward process on one GPU"
+    together = rows["learner: each GPU"] + (rows["engine: each GPU"] if gpus == 1 else 0)
+    who = "learner, engine and reward process on one GPU" if gpus == 1 else "learner and reward process on one GPU"
     assert rows[who] == pytest.approx(together + 2)
     assert rows["answers a step"] == 2048 and rows["tokens a step, at most"] == pytest.approx(2048 * 1536 / 1e6)
 
@@ -81,26 +81,45 @@ def test_adapters_need_the_memory_of_the_frozen_weights_and_little_more(
 
 def gpus(*flags: str, count: int = 0, learner: float = 40, engine: float = 30) -> dict[str, tuple[float, bool | None]]:
     """Value and verdict of each row about GPUs of 80 GB, for processes that need so much."""
-    found = gpu_rows({"learner": learner, "engine": engine}, load([*flags]), Machine(80, count, 3))
+    found = gpu_rows({"learner": learner, "engine": engine}, load([*flags]), Machine(80, count, 3, process_gb=1))
     return {row.metric: (row.value, row.ok) for row in found}
 
 
 def test_processes_on_one_gpu_are_added_up() -> None:
     fraction = ["--actor.engine_args.mem_fraction_static", "0.4"]
-    apart = {"learner: each GPU": (40, True), "engine: each GPU": (30, True)}
-    assert gpus() == apart | {"engine and reward process on one GPU": (33, True)}
+    fixed = ["--actor.engine_args.max_total_tokens", "1000", "--actor.engine_args.mem_fraction_static", "0.9"]
+    apart = {"learner: each GPU": (41, True), "engine: each GPU": (31, True)}
+    assert gpus() == apart | {"learner and reward process on one GPU": (44, True)}
     assert gpus("--reward.device", "cpu") == apart
-    assert gpus("--learner.ranks", "2", count=3)["learner: each GPU"] == (40, True), "two ranks and one engine"
+    assert gpus("--learner.ranks", "2", count=3)["learner: each GPU"] == (41, True), "two ranks and one engine"
     everything = "learner, engine and reward process on one GPU"
     for shared in (gpus(*fraction, "--sync.transport", "shared"), gpus(*fraction, "--learner.ranks", "2", count=2)):
-        assert shared[everything] == (75, True), "the engine takes 0.4 of 80 GB, and needs less"
+        assert shared[everything] == (76, True), "the engine takes 0.4 of 80 GB, and needs less"
         assert shared["engine: each GPU, by mem_fraction_static"] == (32, True)
-    assert gpus(*fraction, count=1, learner=50)[everything] == (85, False)
+        assert shared["actor.engine_args.max_total_tokens, which a shared GPU needs"] == (0, False)
+    assert gpus(*fraction, count=1, learner=50)[everything] == (86, False)
     assert gpus(*fraction, count=1, engine=33)["engine: each GPU, by mem_fraction_static"] == (32, False)
-    assert gpus(*fraction, "--reward.device", "cpu", count=1)["learner and engine on one GPU"] == (72, True)
-    greedy = gpus(count=1)
-    assert greedy["actor.engine_args.mem_fraction_static, which a shared GPU needs"] == (0, False)
-    assert greedy[everything] == (73, True)
+    shared = gpus(*fixed, count=1)
+    assert shared[everything] == (75, True), "what it needs, and not 0.9 of the GPU"
+    assert shared["engine: room when the learner has begun, by mem_fraction_static"] == (pytest.approx(32.4), True)
+    assert gpus(*fixed, "--reward.device", "cpu", count=1)["learner and engine on one GPU"] == (72, True)
+    assert gpus(*fixed, count=1, learner=46)[everything] == (81, False)
+
+
+def test_a_model_too_large_to_share_a_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Qwen2.5-3B: what the learner and the engine need fits on a GPU of 80 GB each, and not together."""
+    shape = json.loads((CONFIGS / "models" / "qwen2.5-1.5b.json").read_text())
+    shape |= {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
+    for name in ("layer_types", "max_window_layers"):
+        shape.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", "models/qwen2.5-1.5b.toml", "gpus-1.toml")]
+    with pytest.raises(SystemExit):
+        main([*files, "--shape", str(tmp_path), "--json"])
+    rows = {row["metric"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["learner: each GPU"]["value"] < 80 and rows["engine: each GPU"]["value"] < 80
+    assert rows["learner, engine and reward process on one GPU"]["ok"] is False
+    main([*files, "--shape", str(tmp_path), "--gpu-gb", "141", "--json"])
 
 
 def test_what_does_not_fit_or_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

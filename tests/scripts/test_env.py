@@ -142,6 +142,24 @@ def test_pip_fails(sandbox: Sandbox) -> None:
     assert "ERROR: something else" in (sandbox.root / ".venv-cpu/install.log").read_text()
 
 
+def test_what_is_on_another_index_is_named(sandbox: Sandbox) -> None:
+    """One requirement of SGLang is a stub on PyPI, which downloads from NVIDIA's index while pip prepares it."""
+    sandbox.python(pip='[[ "$*" != *common.txt* ]] || { echo "ERROR: Failed to build cuda-tile" >&2; exit 1; }')
+    sandbox.gpu()
+    result = sandbox.run(LRPO_DEVICE="gpu")
+    assert result.returncode == 1
+    assert "cuda-tile, which is on NVIDIA's own package index alone; add that index as" in result.stderr
+    assert "PIP_EXTRA_INDEX_URL" in result.stderr
+
+
+def test_a_cpu_environment_is_made_beside_a_gpu_that_is_too_old(sandbox: Sandbox) -> None:
+    sandbox.python(pip=CPU_WHEEL)
+    sandbox.gpu(driver="470.1", capability="3.5")
+    assert sandbox.run(LRPO_DEVICE="cpu").returncode == 0
+    shown = sandbox.run("require_env && LRPO_PYTHON=[$CUDA_VISIBLE_DEVICES]", LRPO_DEVICE="cpu")
+    assert shown.stdout == "[]\n", "no process is shown the GPU"
+
+
 def test_a_cuda_build_is_refused_before_it_is_fetched(sandbox: Sandbox) -> None:
     for name in ("python3.11", "python3.12"):
         sandbox.python(name, pip=CUDA_WHEEL)

@@ -44,12 +44,14 @@ def server(run_dir: Path) -> Iterator[WorkServer]:
     queue: WorkQueue[Group] = WorkQueue(groups_per_step=2, staleness=0, window=1, attempts=1, total=9)
     server.serve(queue, lambda n: work(n, ["en"]), lambda *_: None)
     actor = sockets.connect(zmq.Context.instance(), f"ipc://{run_dir}/queue", "l40s-0")
-    actor.send(wire.encode(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=4, transport="group")))
-    assert isinstance(wire.decode(actor.recv()), wire.Welcome)
+    hello = wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=4, transport="group", name="l40s-0")
+    actor.send(wire.encode(hello.of(wire.Lives("life", ""))))
+    welcome = wire.decode(actor.recv())
+    assert isinstance(welcome, wire.Welcome)
     seconds, gauges = {"generate": 6.0, "wait_work": 2.0, "reward_busy": 9.0}, {"usage": 0.25}
     server.mark_published(server.members())
     assert isinstance(wire.decode(actor.recv()), wire.Leased)
-    actor.send(wire.encode(wire.Heartbeat(holding=[], seconds=seconds, gauges=gauges)))
+    actor.send(wire.encode(wire.Heartbeat(holding=[], seconds=seconds, gauges=gauges).of(welcome.lives)))
     assert isinstance(wire.decode(actor.recv()), wire.Alive)
     server.members()["l40s-0"].last_heard += _LONG_S  # who asks may be long in coming
     yield server

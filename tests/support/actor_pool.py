@@ -28,7 +28,9 @@ PATIENCE_S = 120  # deadline of what should happen, on a busy machine; what shou
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kills the process and its children, and waits for its end."""
+    """Kills the process and its children, and waits for its end; does nothing if it has ended."""
+    if process.poll() is not None:
+        return
     for each in [*psutil.Process(process.pid).children(recursive=True), process]:
         with suppress(psutil.NoSuchProcess):  # it has died with its parent
             each.kill()

@@ -23,7 +23,10 @@ from learner.work.server import WorkServer
 from tests.learner.work.test_server import LEASE_S, PATIENCE_S, Client, join, serve, wait_for
 from tests.support.groups import random_rollout
 
-OPTIONAL = {"slots", "seconds", "gauges", "drain_s", "timing"}  # some kinds of messages may lack these
+OPTIONAL = {
+    "slots", "seconds", "gauges", "drain_s", "timing", "generating", "cause",
+    "actor_life", "learner_life", "name", "process", "waited_s", "replaces",
+}  # fmt: skip  # some kinds of messages may lack these
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
@@ -84,9 +87,9 @@ def test_a_flood_of_malformed_messages_changes_nothing(
     leased = [client.receive(wire.Leased).work[0] for client in (actor, noisy)]
     rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased[1].languages]
     good = [
-        wire.encode(message)
+        wire.encode(message.of(noisy.lives))
         for message in (
-            wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=1, transport="group"),
+            wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=1, transport="group", name="noisy"),
             wire.Submit(id=leased[1].id, rollouts=rollouts),
             wire.Heartbeat(holding=[leased[1].id], seconds={"generate": 1.0}),
             wire.Release(id=leased[1].id, reason="x"),
@@ -139,10 +142,10 @@ def wait_for_event(monitor: Any, events: int) -> int:
     raise AssertionError("none of these events was reported")
 
 
-def heartbeat_of(size: int) -> bytes:
+def heartbeat_of(size: int, lives: wire.Lives) -> bytes:
     """An encoded heartbeat of this many bytes, at least 100,000."""
-    empty = len(wire.encode(wire.Heartbeat(holding=["x" * 70_000], seconds={}))) - 70_000
-    data = wire.encode(wire.Heartbeat(holding=["x" * (size - empty)], seconds={}))
+    empty = len(wire.encode(wire.Heartbeat(holding=["x" * 70_000], seconds={}).of(lives))) - 70_000
+    data = wire.encode(wire.Heartbeat(holding=["x" * (size - empty)], seconds={}).of(lives))
     assert len(data) == size
     return data
 
@@ -156,10 +159,10 @@ def test_an_oversized_message_ends_its_connection_alone(tmp_path: Path, monkeypa
         actor, greedy = Client(address, "a"), Client(address, "greedy")
         join(server, actor, slots=1)
         greedy.hello()
-        greedy.socket.send(heartbeat_of(limit))
+        greedy.socket.send(heartbeat_of(limit, greedy.lives))
         greedy.receive(wire.Alive)
         monitor = greedy.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        greedy.socket.send(heartbeat_of(limit + 1))
+        greedy.socket.send(heartbeat_of(limit + 1, greedy.lives))
         assert wait_for_event(monitor, zmq.EVENT_DISCONNECTED)
         greedy.socket.disable_monitor()
         greedy.hello()  # ZeroMQ connects again by itself
@@ -202,7 +205,7 @@ def test_keys_admit_their_owner_alone(tmp_path: Path, monkeypatch: pytest.Monkey
             monitor = client.socket.get_monitor_socket(HANDSHAKE_FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
             client.socket.setsockopt(zmq.SNDTIMEO, 500)
             with suppress(zmq.Again):
-                client.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=1, transport="group"))
+                client.say_hello(slots=1)
             assert wait_for_event(monitor, HANDSHAKE_FAILED | zmq.EVENT_HANDSHAKE_SUCCEEDED) & HANDSHAKE_FAILED
             client.socket.disable_monitor()
         assert list(server.members()) == ["friend"]

@@ -73,6 +73,15 @@ def test_checkpointed_layers_are_computed_again_for_the_same_gradient(
     torch.testing.assert_close(*found)
 
 
+def test_a_share_of_the_layers_is_checkpointed_from_the_first_on(tiny_policy: Path, rng: np.random.Generator) -> None:
+    policy = Policy(str(tiny_policy), temperature=1.0, head_chunk=16, checkpointing=0.5)
+    passes = Counter[int]()
+    for number, layer in enumerate(policy.lm.get_decoder().layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: passes.update([number]))
+    policy(pack([Sample(random_rollout(rng), 0.0)]))[0].sum().backward()
+    assert passes == {0: 2, 1: 1}
+
+
 def test_an_empty_micro_batch_trains_nothing(tiny_policy: Path) -> None:
     logp, entropy = Policy(str(tiny_policy), temperature=1.0, head_chunk=16)(pack([]))
     assert logp.shape == entropy.shape == (0,)

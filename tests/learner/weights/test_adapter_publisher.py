@@ -98,12 +98,13 @@ class Client:
     """The messages of an actor whose engine takes weights by ``transport``."""
 
     def __init__(self, address: str, name: str, transport: Any = "adapter") -> None:
-        self.socket: Any = sockets.connect(zmq.Context.instance(), address, name)
-        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=1, transport=transport))
-        self.receive(wire.Welcome)
+        self.socket: Any = sockets.connect(zmq.Context.instance(), address, f"{name}/process")
+        self.lives = wire.Lives(f"life of {name}", "")
+        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=1, transport=transport, name=name))
+        self.lives = self.receive(wire.Welcome).lives
 
-    def send(self, message: wire.AnyMessage) -> None:
-        self.socket.send(wire.encode(message))
+    def send(self, message: wire.LifeMessage) -> None:
+        self.socket.send(wire.encode(message.of(self.lives)))
 
     def receive(self, kind: type[wire.Message]) -> Any:
         assert self.socket.poll(1000 * PATIENCE_S), f"no {kind.__name__}"

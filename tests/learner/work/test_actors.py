@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
+from typing import Any
+
 import numpy as np
 
 from common import wire
@@ -32,9 +35,13 @@ class Setting:
     def on_failed(self, sequence: int, reason: str) -> None:
         self.failures.append((sequence, reason))
 
+    def say_hello(self, name: str, slots: int, now: float = 0.0, **fields: Any) -> Any:
+        """A new life of the actor's one process says hello; returns the answer."""
+        return self.registry.admit(fields.pop("peer", f"{name}/1"), hello(name, slots, **fields), now)
+
     def join(self, name: str, slots: int, now: float = 0.0) -> None:
         """An actor says hello, and gets the current weights."""
-        self.registry.add(name, hello(slots), now)
+        assert isinstance(self.say_hello(name, slots, now), wire.Welcome)
         self.registry.mark_published({name: self.registry.actors[name]})
 
     def grant(self, now: float = 0.0) -> dict[str, list[int]]:
@@ -45,8 +52,9 @@ class Setting:
         return list(self.registry.actors[name].leases.values())
 
 
-def hello(slots: int) -> wire.Hello:
-    return wire.Hello(protocol=wire.PROTOCOL, engine_ranks=2, slots=slots, transport="shared", drain_s=3.0)
+def hello(name: str, slots: int, **fields: Any) -> wire.Hello:
+    fields = {"engine_ranks": 2, "actor_life": secrets.token_hex(4), "drain_s": 3.0, **fields}
+    return wire.Hello(protocol=wire.PROTOCOL, name=name, slots=slots, transport="shared", **fields)
 
 
 def answers(leased: wire.Work) -> wire.Submit:
@@ -58,7 +66,7 @@ def answers(leased: wire.Work) -> wire.Submit:
 def test_an_actor_leases_when_its_engine_has_the_weights() -> None:
     setting = Setting()
     registry = setting.registry
-    registry.add("a", hello(1), 0.0)
+    setting.say_hello("a", 1)
     assert registry.has_newcomers() and setting.grant() == {}
     registry.mark_published(dict(registry.actors))
     assert not registry.has_newcomers() and setting.grant() == {"a": [0]}
@@ -92,7 +100,7 @@ def test_an_actor_that_says_hello_again_has_neither_leases_nor_weights() -> None
     setting.join("a", slots=2)
     setting.grant()
     before, late = registry.actors["a"], setting.held("a")[0]
-    registry.add("a", hello(2), 1.0)
+    setting.say_hello("a", 2, 1.0)
     registry.mark_published({"a": before})
     assert registry.has_newcomers() and setting.grant() == {}, "the weights went to the engine it had before"
     assert not registry.submit("a", answers(late))
@@ -111,7 +119,7 @@ def test_a_lease_lasts_as_long_as_heartbeats_mention_it() -> None:
     assert setting.held("a") == [first, second], "the deadline itself is in time"
     registry.release_expired(now=10.1)
     assert setting.held("a") == [first]
-    assert registry.counts() == {"finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0}
+    assert registry.counts() == {"finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0, "foreign": 0}
     assert not registry.submit("a", answers(second)) and registry.submit("a", answers(first))
     assert setting.grant(now=10.1) == {"a": [1, 2]}
     registry.release_expired(now=20.2)
@@ -178,3 +186,180 @@ def test_another_queue_ends_the_leases_of_the_one_before() -> None:
     assert setting.grant() == {"a": [0]} and evaluation.untaken() == [0]
     assert not registry.submit("a", answers(late)), "it is of another queue, although its sequence number is the same"
     assert setting.queue.untaken() == [0, 1] and setting.queue.count_leased() == 0, "they wait to be leased again"
+
+
+# -- lives and names
+
+
+def heartbeat(registry: ActorRegistry, name: str, now: float) -> None:
+    registry.actors[name].last_heard = now
+
+
+def test_the_second_actor_of_a_name_is_refused_and_the_first_keeps_its_leases() -> None:
+    setting = Setting()
+    setting.join("a", slots=2)
+    process = wire.ActorProcess(host="node-7", pid=4711, started=1.7e9)
+    setting.registry.actors["a"].process = process
+    setting.grant()
+    before = setting.registry.actors["a"]
+    taken = setting.say_hello("a", 2, 1.0, peer="a/2")
+    assert isinstance(taken, wire.Taken) and (taken.holder, taken.holder_life) == (process, before.life)
+    for waited in (2.0, 4.0):
+        heartbeat(setting.registry, "a", 1.0 + waited)
+        assert isinstance(setting.say_hello("a", 2, 1.0 + waited, peer="a/2", waited_s=waited), wire.Taken)
+    heartbeat(setting.registry, "a", 6.5)
+    refused = setting.say_hello("a", 2, 7.0, peer="a/2", waited_s=6.0)
+    assert isinstance(refused, wire.Stop)
+    for part in ("'a'", "node-7", "4711", "2023-11-1", "actor.name"):
+        assert part in refused.error
+    assert setting.registry.actors["a"] is before and len(before.leases) == 2
+
+
+def test_a_name_is_free_when_its_actor_has_left_or_fell_silent_or_its_process_is_gone() -> None:
+    for how in ("left", "silent", "gone"):
+        setting = Setting()
+        setting.join("a", slots=2)
+        setting.grant()
+        life = setting.registry.actors["a"].life
+        waited, replaces = 0.0, ""
+        if how == "left":
+            setting.registry.leave("a", wire.Leave(reason="asked to end"))
+        elif how == "silent":
+            waited = LEASE_S - 1  # all the time, and the first was not heard for more than half of it
+            assert isinstance(setting.say_hello("a", 1, LEASE_S, peer="a/2", waited_s=waited), wire.Taken)
+            setting.registry.remove_silent(LEASE_S + 0.1)
+        else:
+            assert isinstance(setting.say_hello("a", 1, 1.0, peer="a/2", replaces="another"), wire.Taken)
+            replaces = life
+        assert isinstance(setting.say_hello("a", 1, LEASE_S + 0.2, peer="a/2", replaces=replaces), wire.Welcome)
+        assert setting.registry.actors["a"].peer == "a/2" and setting.queue.count_leased() == 0
+
+
+def test_the_same_process_comes_back_at_once_and_a_repeated_hello_changes_nothing() -> None:
+    setting = Setting()
+    setting.join("a", slots=2)
+    setting.grant()
+    state = setting.registry.actors["a"]
+    again = setting.say_hello("a", 2, 1.0, actor_life=state.life)
+    assert isinstance(again, wire.Welcome) and setting.registry.actors["a"] is state and len(state.leases) == 2
+    assert isinstance(setting.say_hello("a", 2, 1.0), wire.Welcome)
+    assert setting.registry.actors["a"] is not state and setting.queue.count_leased() == 0
+
+
+def test_a_message_counts_for_its_lives_alone() -> None:
+    setting = Setting()
+    registry = setting.registry
+    setting.join("a", slots=1)
+    old = registry.lives_of(registry.actors["a"])
+    setting.join("a", slots=1)
+    setting.join("b", slots=1)
+    state = registry.actors["a"]
+    now = registry.lives_of(state)
+    strangers = [
+        ("a/1", old), ("a/1", now._replace(learner="another")), ("a/1", now._replace(learner="")),
+        ("a/2", now), ("b/1", now), ("a/1", wire.Lives("", registry.life)),
+    ]  # fmt: skip
+    for number, (peer, lives) in enumerate(strangers, start=1):
+        assert registry.find_sender(peer, wire.Leave(reason="").of(lives)) is None and registry.foreign == number
+    assert registry.find_sender("a/1", wire.Leave(reason="").of(now)) is state
+    assert isinstance(setting.say_hello("c", 1, actor_life=state.life), wire.Stop), "nobody takes another's life"
+
+
+def test_an_actor_whose_engine_starts_gets_neither_weights_nor_work() -> None:
+    setting = Setting()
+    assert isinstance(setting.say_hello("a", 4, engine_ranks=0), wire.Welcome)
+    assert not setting.registry.has_newcomers() and setting.grant() == {}
+    assert not setting.registry.status(0.0)["a"].live
+    assert isinstance(setting.say_hello("a", 4), wire.Welcome) and setting.registry.has_newcomers()
+
+
+# -- attempts
+
+
+def released(setting: Setting, cause: wire.Cause) -> None:
+    (leased,) = setting.held("a")
+    assert setting.registry.release("a", wire.Release(id=leased.id, reason=cause, cause=cause))
+
+
+def test_attempts_are_counted_for_each_cause_and_outages_for_none() -> None:
+    setting = Setting(groups=1, attempts=2)
+    setting.join("a", slots=1)
+    causes: list[wire.Cause] = ["generation", "outage", "scoring", "outage", "unforeseen", "outage", "outage"]
+    for cause in causes:
+        assert setting.grant() == {"a": [0]}
+        released(setting, cause)
+    assert not setting.failures
+    assert setting.grant() == {"a": [0]}
+    released(setting, "scoring")
+    assert setting.failures == [(0, "scoring")]
+
+
+def test_what_can_never_be_done_is_given_up_at_once() -> None:
+    setting = Setting(groups=1, attempts=9)
+    setting.join("a", slots=1)
+    setting.grant()
+    released(setting, "refusal")
+    assert setting.failures == [(0, "refusal")]
+
+
+def engine_ends(setting: Setting, name: str) -> None:
+    """The engine of an actor ends while it generates everything that the actor holds; the actor comes back."""
+    generating = list(setting.registry.actors[name].leases)
+    setting.registry.leave(name, wire.Leave(reason="code -11", generating=[*generating, "9:unknown"]))
+    setting.join(name, slots=4)
+
+
+def test_a_group_that_ends_engines_is_found_out_and_no_other_is_blamed() -> None:
+    setting = Setting(groups=8, attempts=3)
+    setting.join("a", slots=4)
+    assert setting.grant() == {"a": [0, 1, 2, 3]}
+    engine_ends(setting, "a")
+    assert setting.grant() == {"a": [0, 1, 2, 3]}, "one engine may end by chance"
+    engine_ends(setting, "a")
+    assert setting.grant() == {"a": [0]}, "now each of them alone"
+    assert setting.grant() == {}
+    setting.join("b", slots=4)
+    assert setting.grant() == {"b": [1]} and not setting.failures
+    registry = setting.registry
+    assert registry.submit("a", answers(setting.held("a")[0]))
+    assert setting.grant() == {"a": [2]}
+    engine_ends(setting, "a")
+    assert [sequence for sequence, _ in setting.failures] == [2] and "code -11" in setting.failures[0][1]
+    assert setting.grant() == {"a": [3]}
+    assert registry.submit("b", answers(setting.held("b")[0])) and registry.submit("a", answers(setting.held("a")[0]))
+    assert sorted(n for leased in setting.grant().values() for n in leased) == [4, 5, 6, 7, 8], (
+        "and the others as before"
+    )
+    assert len(setting.failures) == 1
+
+
+def test_a_group_that_is_alone_is_given_up_after_the_second_engine() -> None:
+    setting = Setting(groups=1, attempts=3)
+    for lease in range(2):
+        setting.join("a", slots=4)
+        assert setting.grant() == {"a": [0]} and not setting.failures, lease
+        setting.registry.leave("a", wire.Leave(reason="killed", generating=list(setting.registry.actors["a"].leases)))
+    assert [sequence for sequence, _ in setting.failures] == [0]
+
+
+def test_a_busy_actor_is_emptied_for_a_group_that_is_leased_alone() -> None:
+    setting = Setting(groups=8)
+    setting.join("a", slots=2)
+    for _ in range(2):
+        assert setting.grant() == {"a": [0, 1]}
+        generating = list(setting.registry.actors["a"].leases)
+        setting.registry.leave("a", wire.Leave(reason="", generating=generating))
+        setting.join("a", slots=2)
+    setting.registry.remove("a")
+    setting.join("b", slots=2)
+    assert setting.grant() == {"b": [0]}
+    assert setting.registry.submit("b", answers(setting.held("b")[0]))
+    setting.join("c", slots=2)
+    assert setting.grant()["b"] == [1], "the first by name among those that hold nothing"
+    assert setting.grant() == {}
+    assert len(setting.held("c")) == 2
+    setting.registry.remove("b")  # its engine did not end by itself
+    assert setting.grant() == {}, "c is kept free for the group that waits"
+    assert setting.registry.submit("c", answers(setting.held("c")[0])) and setting.grant() == {}
+    assert setting.registry.submit("c", answers(setting.held("c")[0])) and setting.grant() == {"c": [1]}
+    assert setting.grant() == {}, "and gets no other while it holds it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +29,14 @@ LEASE_S = 1000.0  # longer than any test; those about silence move the time of t
 class Client:
     """The messages of an actor, without the actor."""
 
-    def __init__(self, address: str, name: str) -> None:
-        self.socket: Any = sockets.connect(zmq.Context.instance(), address, name)
+    def __init__(self, address: str, name: str, peer: str = "") -> None:
+        self.name, self.lives = name, wire.Lives("", "")
+        self.socket: Any = sockets.connect(zmq.Context.instance(), address, peer or f"{name}/process")
 
-    def send(self, message: wire.AnyMessage) -> None:
+    def send(self, message: wire.Message) -> None:
+        """Sends a message, marked with the lives of now unless it is marked already."""
+        if isinstance(message, wire.LifeMessage) and not any(message.lives):
+            message.of(self.lives)
         self.socket.send(wire.encode(message))
 
     def receive(self, kind: type[wire.Message] = wire.Message, timeout: float = PATIENCE_S) -> Any:
@@ -42,9 +47,17 @@ class Client:
                 return message
         raise AssertionError(f"no {kind.__name__} within {timeout} s")
 
-    def hello(self, slots: int = 0) -> None:
-        self.send(wire.Hello(protocol=wire.PROTOCOL, engine_ranks=1, slots=slots, transport="group"))
-        self.receive(wire.Welcome)
+    def say_hello(self, slots: int = 0, **fields: Any) -> wire.Hello:
+        """Begins a new life; does not wait for the answer."""
+        self.lives = wire.Lives(secrets.token_hex(4), "")
+        fields = {"protocol": wire.PROTOCOL, "engine_ranks": 1, "transport": "group", "name": self.name, **fields}
+        hello = wire.Hello(slots=slots, **fields)
+        self.send(hello)
+        return hello
+
+    def hello(self, slots: int = 0, **fields: Any) -> None:
+        self.say_hello(slots, **fields)
+        self.lives = self.receive(wire.Welcome).lives
 
     def leases(self, count: int) -> list[wire.Work]:
         works: list[wire.Work] = []
@@ -140,7 +153,7 @@ def test_groups_of_a_silent_actor_go_to_the_others(server: WorkServer, address: 
     silent.send(wire.Health())
     assert isinstance(silent.receive(), wire.Status), "it is not told to say hello, which it does by itself"
     silent.send(wire.Submit(id=lost[0].id, rollouts=[]))
-    silent.receive(wire.Unknown)
+    assert silent.receive(wire.Unknown).actor_life == silent.lives.actor
     silent.hello()
     assert not silent.submit(lost[0]), "its late answer does not count"
     assert busy.submit(got[0])
@@ -196,11 +209,14 @@ def test_nonsense_does_no_harm(server: WorkServer, address: str) -> None:
     nameless.send(wire.encode(wire.Health()))
     for frames in ([b"\xff\x00"], [b""], [wire.encode(wire.Health()), b"one frame too many"]):
         noisy.socket.send_multipart(frames)
-    noisy.send(wire.Welcome())  # not refused: a stranger is told that it is unknown, whatever it says
+    noisy.send(wire.Welcome())  # is not for a learner
+    noisy.send(wire.Heartbeat(holding=[], seconds={}))  # not refused: a stranger is told that it is unknown
     noisy.receive(wire.Unknown)
-    wait_for(lambda: server.refused == 4)
-    noisy.send(wire.Hello(protocol=99, engine_ranks=1, slots=1, transport="group"))
+    wait_for(lambda: server.refused == 5)
+    noisy.say_hello(protocol=99)
     assert "protocol" in noisy.receive(wire.Stop).error
+    noisy.say_hello(name="")
+    assert "name" in noisy.receive(wire.Stop).error
     join(server, actor, slots=1)
     assert actor.submit(actor.receive(wire.Leased).work[0])
     nameless.close()
@@ -280,6 +296,41 @@ def test_an_ejected_actor_is_told_why(server: WorkServer, address: str) -> None:
     actor.hello(slots=1)
     server.eject("a", ejected, "much too slow")
     assert list(server.members()) == ["a"] and not server.is_present("a", ejected), "it has come back in the meantime"
+
+
+def test_an_order_reaches_the_life_that_it_is_meant_for_alone(server: WorkServer, address: str) -> None:
+    """The socket of an actor outlives its lives, and what was sent to one of them may be received by the next."""
+    actor = Client(address, "a")
+    actor.hello(slots=1)
+    first = server.members()["a"]
+    before = actor.lives
+    actor.say_hello(slots=1)
+    wait_for(lambda: server.members()["a"] is not first)
+    server.send(first, wire.Pause(version=1, timeout_s=1.0))  # the publisher has not noticed yet
+    now = actor.receive(wire.Welcome).lives
+    assert actor.receive(wire.Pause).lives == before != now
+    actor.lives = before
+    actor.send(wire.Synced(version=1, stage="ready", pause_s=0.0))  # an answer that comes late
+    assert actor.receive(wire.Unknown).actor_life == before.actor
+    assert server.members()["a"].replies.empty() and server.counts().get("foreign", 0) == 0
+    serve(server)
+    assert server.counts()["foreign"] == 1
+
+
+def test_a_second_actor_of_a_name_cannot_take_it_nor_what_is_sent_to_the_first(
+    server: WorkServer, address: str
+) -> None:
+    serve(server)
+    first, second = Client(address, "a"), Client(address, "a", peer="a/another process")
+    first.hello(slots=1)
+    second.say_hello(slots=1, process=wire.ActorProcess(host="elsewhere", pid=7))
+    assert second.receive(wire.Taken).holder_life == first.lives.actor
+    second.lives = first.lives  # it knows everything, and is still not the first
+    second.send(wire.Leave(reason="the second says so"))
+    second.say_hello(slots=1, waited_s=100.0)
+    assert "the name 'a' is held by" in second.receive(wire.Stop).error
+    server.mark_published(server.members())
+    assert first.submit(first.leases(1)[0]), "its socket is its own"
 
 
 def test_actors_are_told_that_the_run_is_over_only_where_it_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ seconds and takes real weights, so that what is around an engine can be tested h
 product needs as SGLang does it is shown by ``tests/actor/test_engine_contract.py``.
 
 ``LIGHT_TOKEN_S`` is the time of a token of all answers that run, ``LRPO_LIGHT_TOKEN_S`` what each answer adds to it.
+``LIGHT_START_S`` is by how much longer it takes to start.
 ``LIGHT_TRACE`` names a file whose lines ``{"lengths", "seconds"}`` are replayed request after request, with random
 tokens in place of the model's and without limits of memory; it is read anew each time.
 With ``LIGHT_OLD`` it is like an SGLang before 0.5.19.
@@ -438,6 +439,7 @@ def main() -> None:
     parser.add_argument("--enable-lora", action="store_true")
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
+    time.sleep(float(os.environ.get("LIGHT_START_S", "0")))
     app = web.Application(client_max_size=2**30)
     tasks = []
 

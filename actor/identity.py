@@ -1,0 +1,38 @@
+"""Which process an actor is, and whether that of another actor on the same machine is gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from common import wire
+
+_SAME_S = 2.0  # by which two readings of when a process started may differ
+
+
+def own_process() -> wire.ActorProcess:
+    """This process."""
+    machine = ""
+    with suppress(OSError):  # other systems than Linux do not say; then nobody can tell that we are gone
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine = f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    started = psutil.Process().create_time()
+    return wire.ActorProcess(host=socket.gethostname(), pid=os.getpid(), started=started, machine=machine)
+
+
+def is_gone(other: wire.ActorProcess, own: wire.ActorProcess) -> bool:
+    """Whether another actor's process has certainly ended. False where that cannot be seen from here."""
+    if not own.machine or other.machine != own.machine:
+        return False
+    try:
+        process = psutil.Process(other.pid)
+        is_other = abs(process.create_time() - other.started) > _SAME_S
+        return bool(is_other or process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False

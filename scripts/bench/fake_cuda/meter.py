@@ -1,0 +1,251 @@
+"""Counts operations on CUDA tensors without data: kernels, bytes, multiply-adds, memory, and waits of the host.
+
+Times are by the roofline of an H100: an operation takes the time of its arithmetic or that of its bytes, whichever is
+longer, and at least that of a launch. Nothing here is measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import traceback
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+PEAK_FLOPS = 989e12  # of an H100 SXM in bfloat16, dense
+_MATMUL, _ATTENTION, _ATTENTION_BACKWARD = 0.72, 0.35, 0.28  # shares of the peak that kernels reach
+_FLOAT32_FLOPS = 50e12
+_BYTES_PER_S = 3.35e12 * 0.85
+_LAUNCH_S = 1.5e-6
+_ROOT = Path(__file__).parents[3]
+_NO_KERNEL = ("aten.empty", "aten.new_empty", "aten.detach", "aten.lift_fresh", "aten.alias")
+_SPARSE = ("aten.gather", "aten.scatter_add_")
+_SMALL = 16  # rows, columns or summands
+_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
+
+
+@dataclass
+class Counts:
+    """What the operations of one phase take together."""
+
+    seconds: float = 0.0
+    kernels: int = 0
+    bytes: float = 0.0
+    flops: float = 0.0
+    sent: float = 0.0  # bytes that collectives were given
+    by_operation: dict[str, float] = field(default_factory=dict)  # seconds
+
+
+class Meter(TorchDispatchMode):
+    """Counts, while it is active, within a FakeTensorMode.
+
+    Args:
+        pairs: query-key pairs of the attention of a micro-batch, Σ n²/2 over its sequences. Their number is data,
+            which tensors do not hold here.
+        fused: count a row of operations between products, attention and collectives as one kernel that reads each of
+            its inputs once and writes what outlives it. That is what a compiler would make at best.
+
+    Attributes:
+        phases: the counts by phase.
+        waits: where the host waited for the device, by phase.
+        foreign: tensors on the CPU that an operation took together with CUDA tensors, by operation and phase.
+        wide: products of float32 matrices, by operation and phase.
+        live, peak: bytes of CUDA memory now, and at most since ``peak`` was last set.
+    """
+
+    def __init__(self, pairs: float, *, fused: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.phases: dict[str, Counts] = {}
+        self.waits: list[tuple[str, str]] = []
+        self.foreign: Counter[tuple[str, str]] = Counter()
+        self.wide: Counter[tuple[str, str]] = Counter()
+        self.live = self.peak = 0
+        self.peak_at = ""
+        self.phase = "start"
+        self._pairs, self._fused = pairs, fused
+        self._sizes: dict[int, int] = {}  # bytes by storage
+        self._region: _Region | None = None
+
+    @contextmanager
+    def within(self, phase: str) -> Iterator[None]:
+        """Operations count to ``phase``."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self._end_region()
+            self.phase = before
+
+    def enter(self, phase: str) -> None:
+        """From now on operations count to ``phase``."""
+        self._end_region()
+        self.phase = phase
+
+    def reset(self) -> None:
+        """Forgets all counts but the memory that is in use."""
+        self._end_region()
+        self.phases.clear()
+        self.waits.clear()
+        self.foreign.clear()
+        self.wide.clear()
+        self.peak = self.live
+
+    def resized(self, storage: torch.UntypedStorage, size: int) -> None:
+        """A storage has another size now, as FSDP makes it to free gathered weights."""
+        key = storage._cdata
+        if key in self._sizes:
+            self.live += size - self._sizes[key]
+            self._sizes[key] = size
+            self._note_peak("resize")
+
+    def waited(self, what: str) -> None:
+        """The host waited for the device."""
+        frames = [f for f in traceback.extract_stack() if f.filename.startswith(str(_ROOT / "learner"))]
+        place = f"{Path(frames[-1].filename).relative_to(_ROOT)}:{frames[-1].lineno}" if frames else "elsewhere"
+        self.waits.append((self.phase, f"{what} at {place}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # it comes again with what this rank holds
+        name = str(func)
+        inputs = _cuda_tensors((args, kwargs))
+        if name == "aten._local_scalar_dense.default":
+            if inputs:
+                self.waited("a value is read")
+            return _any_value(args[0].dtype)
+        outputs_of = func(*args, **kwargs)
+        outputs = _cuda_tensors(outputs_of)
+        for tensor in outputs:
+            self._note(tensor, name)
+        if inputs and not outputs and _on_cpu(outputs_of) and not kwargs.get("non_blocking"):
+            self.waited(f"{name} copies to the host")
+        if inputs or outputs:
+            self._check(name, args, inputs)
+            self._count(func, name, args, inputs, outputs)
+        return outputs_of
+
+    # -- memory ----------------------------------------------------------------------------------------------------
+
+    def _note(self, tensor: Tensor, name: str) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._sizes:
+            self._sizes[key] = size
+            self.live += size
+            weakref.finalize(storage, self._freed, key)
+        self._note_peak(name)
+
+    def _freed(self, key: int) -> None:
+        self.live -= self._sizes.pop(key, 0)
+
+    def _note_peak(self, name: str) -> None:
+        if self.live > self.peak:
+            self.peak, self.peak_at = self.live, f"{name} in {self.phase}"
+
+    # -- work ------------------------------------------------------------------------------------------------------
+
+    def _check(self, name: str, args: Any, inputs: list[Tensor]) -> None:
+        mixed = [one for one in tree_leaves(args) if isinstance(one, Tensor) and one.device.type == "cpu" and one.dim()]
+        if inputs and mixed and "copy" not in name:
+            self.foreign[name, self.phase] += 1
+        if name.startswith(_PRODUCTS):
+            left, right = _cuda_tensors(args)[-2:]
+            sizes = left.shape[-2], left.shape[-1], right.shape[-1]
+            if left.dtype == torch.float32 and min(sizes) >= _SMALL:  # sums and outer products are no work
+                self.wide[name, self.phase] += 1
+
+    def _count(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        counts = self.phases.setdefault(self.phase, Counts())
+        if "c10d" in name:
+            self._end_region()
+            counts.sent += sum(one.nbytes for one in inputs)
+            return
+        old = {one.untyped_storage()._cdata for one in inputs}
+        fresh = [one for one in outputs if one.untyped_storage()._cdata not in old]
+        if name.startswith(_NO_KERNEL) or not (fresh or func._schema.is_mutable):
+            return  # a view, or memory without content
+        is_product = name.startswith(_PRODUCTS)
+        if self._fused and not is_product and "varlen" not in name:
+            self._region = self._region or _Region(self.phase)
+            self._region.add(inputs, fresh or outputs)
+            return
+        self._end_region()
+        flops, rate = 0.0, PEAK_FLOPS * _MATMUL
+        if "varlen" in name:
+            back = "backward" in name
+            query = inputs[1 if back else 0]  # [T, heads, width]; the gradient of the output comes first
+            flops = (10 if back else 4) * self._pairs * query.shape[-2] * query.shape[-1]
+            rate = PEAK_FLOPS * (_ATTENTION_BACKWARD if back else _ATTENTION)
+        elif is_product:
+            left, right = _cuda_tensors(args)[-2:]
+            flops = 2 * left.numel() * right.shape[-1]
+            if right.dtype == torch.float32:
+                rate = _FLOAT32_FLOPS
+        sizes = [one.nbytes for one in (*inputs, *(fresh or outputs))]
+        if name.startswith(_SPARSE):  # some elements of the largest tensor alone
+            sizes = [size for size in sizes if size < max(sizes)]
+        self._add(counts, name, flops, rate, sum(sizes))
+
+    def _end_region(self) -> None:
+        region, self._region = self._region, None
+        if region is not None:
+            counts = self.phases.setdefault(region.phase, Counts())
+            self._add(counts, "fused", 0.0, PEAK_FLOPS, region.bytes())
+
+    @staticmethod
+    def _add(counts: Counts, name: str, flops: float, rate: float, moved: float) -> None:
+        seconds = max(flops / rate, moved / _BYTES_PER_S) + _LAUNCH_S
+        counts.seconds += seconds
+        counts.kernels += 1
+        counts.bytes += moved
+        counts.flops += flops
+        counts.by_operation[name] = counts.by_operation.get(name, 0.0) + seconds
+
+
+class _Region:
+    """Operations that a compiler may make one kernel of."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+        self._read: dict[int, int] = {}
+        self._made: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def add(self, inputs: list[Tensor], outputs: list[Tensor]) -> None:
+        for one in inputs:
+            if (key := one.untyped_storage()._cdata) not in self._made:
+                self._read[key] = max(self._read.get(key, 0), one.nbytes)
+        for one in outputs:
+            storage = one.untyped_storage()
+            self._made[storage._cdata] = (weakref.ref(storage), one.nbytes)
+
+    def bytes(self) -> float:
+        """Its inputs, and those of its results that somebody still holds."""
+        return sum(self._read.values()) + sum(size for storage, size in self._made.values() if storage() is not None)
+
+
+def _cuda_tensors(tree: Any) -> list[Tensor]:
+    return [
+        one
+        for one in tree_leaves(tree)
+        if isinstance(one, Tensor) and not isinstance(one, DTensor) and one.device.type == "cuda"
+    ]
+
+
+def _on_cpu(tree: Any) -> bool:
+    return any(isinstance(one, Tensor) and one.device.type == "cpu" for one in tree_leaves(tree))
+
+
+def _any_value(dtype: torch.dtype) -> float | int | bool:
+    if dtype == torch.bool:
+        return True
+    return 1.0 if dtype.is_floating_point else 1

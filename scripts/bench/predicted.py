@@ -1,0 +1,125 @@
+"""``python -m scripts.bench.predicted [--json]``: a learner step on an H100, predicted on a machine without a GPU.
+
+The real trainer runs on CUDA tensors that hold no data (scripts/bench/fake_cuda), for combinations of options. Every
+operation is counted: kernels, bytes, multiply-adds and memory. Times are by the roofline of an H100, so nothing of this
+is a measurement. Time and MFU are of a micro-batch without the optimizer; MFU counts 6 operations for each parameter
+and token, the reference pass not included. ``compile`` is estimated as the best that fusing could do. Needs a CPU build
+of torch and g++.
+
+The exit code is 1 if the step waits for the GPU between micro-batches, takes tensors of the CPU together with those of
+the GPU, multiplies float32 matrices, or needs another peak of memory than scripts.ops.dry_run says, by more than 5%.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from common.config import load
+from scripts.bench.fake_cuda import shim
+from scripts.bench.table import Json, Row, report
+from scripts.ops.command_line import command
+
+# Nothing that imports torch may be imported here: the pretended GPU must be loaded before torch.
+
+_SHAPES = Path(__file__).parents[2] / "configs" / "models"
+_NEARLY = 0.05  # how far dry_run may be from the peak, as a share of it
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration to predict."""
+
+    name: str
+    flags: tuple[str, ...]
+    fused: bool = False
+
+
+def cases(ranks: int, quick: bool = False) -> list[Case]:
+    """The combinations of options that the documentation shows, for so many ranks.
+
+    Args:
+        quick: some of them, among which every option is once for 1 and 4 ranks together.
+    """
+    whole, none = ("--learner.activation_checkpointing", "true"), ("--learner.activation_checkpointing", "false")
+    half = (*whole, "--learner.checkpointed_layers", "0.5")
+    on_cpu = ("--learner.reference_on_cpu", "true")
+    found = [
+        Case("checkpointing", whole),
+        Case("half of the layers checkpointed", half),
+        Case("no checkpointing", none),
+        Case("no checkpointing, compile at best", none, fused=True),
+        Case("checkpointing, reference in host memory", (*whole, *on_cpu)),
+    ]
+    if quick:
+        found = [one for number, one in enumerate(found) if number in ((2, 3) if ranks == 1 else (1, 4))]
+    return [Case(f"{ranks} rank{'s'[: ranks > 1]}, {one.name}", one.flags, one.fused) for one in found]
+
+
+def rows(shape: str, tokens: int, ranks: int, case: Case, layers: int = 0) -> list[Row]:
+    """The figures of one case, each in a row."""
+    from scripts.bench.fake_cuda.learner import predict
+    from scripts.bench.fake_cuda.meter import PEAK_FLOPS
+    from scripts.ops.dry_run import GB, ModelShape, peak_memory
+
+    flags = ["--model.path", shape, "--learner.microbatch_tokens", str(tokens), "--learner.ranks", str(ranks)]
+    config = load([*flags, *case.flags])
+    found = predict(config, layers=layers, fused=case.fused)
+    batch, optimizer = found.micro_batch, found.phases["optimizer"]
+    mfu = 6 * found.parameters * found.tokens / (batch.seconds * PEAK_FLOPS)
+    expected = peak_memory(ModelShape(shape, layers=layers), config)
+    apart = abs(expected / found.peak - 1)
+    problems = found.waits + found.foreign + found.wide
+    table: list[Any] = [
+        ("time of a micro-batch", batch.seconds * 1e3, "ms"),
+        *((f"of it {name}", part.seconds * 1e3, "ms") for name, part in found.phases.items() if name != "optimizer"),
+        ("time of the optimizer", optimizer.seconds * 1e3, "ms"),
+        ("throughput", found.tokens / batch.seconds, "tokens/s a GPU"),
+        ("MFU (6N)", 100 * mfu, "%"),
+        ("kernels of a micro-batch", batch.kernels, ""),
+        ("bytes of a micro-batch", batch.bytes / GB, "GB"),
+    ]
+    result = [Row(f"{case.name}: {metric}", value, unit) for metric, value, unit in table]
+    result.append(
+        Row(f"{case.name}: peak memory", found.peak / GB, "GB", f"dry_run: {expected / GB:.2f}", expected / found.peak,
+            f"within {_NEARLY:.0%}", apart <= _NEARLY)
+    )  # fmt: skip
+    what = f"{case.name}: waits, foreign and float32 operations"
+    result.append(Row(what, len(problems), "; ".join(problems[:3]), goal="0", ok=not problems))
+    return result
+
+
+@command()
+def main(
+    *,
+    shape: Annotated[str, typer.Option(help="config.json of the model; a name stands for one in configs/models.")] = (
+        "qwen2.5-1.5b"
+    ),
+    tokens: Annotated[int, typer.Option(help="Of a micro-batch.")] = 16384,
+    ranks: Annotated[list[int] | None, typer.Option(help="Learner ranks; may be given several times.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of the model; 0 for all.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer combinations of options.")] = False,
+    only: Annotated[str, typer.Option(help="Only cases whose name contains this.")] = "",
+    as_json: Json = False,
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        shim.load(shim.build(Path(directory)))
+    path = str(_SHAPES / f"{shape}.json") if (_SHAPES / f"{shape}.json").exists() else shape
+    found = [
+        row
+        for number in ranks or [1, 4]
+        for case in cases(number, quick)
+        if only in case.name
+        for row in rows(path, tokens, number, case, layers)
+    ]
+    report(f"predicted, {shape}", found, as_json)
+    if any(row.ok is False for row in found):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

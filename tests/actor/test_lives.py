@@ -1,0 +1,110 @@
+"""The lives of actors as processes: of one name, asked to end, without an engine, and with one that starts again."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from actor.engine.client import make_http_session
+from actor.engine.server import EngineProcess
+from common.config import load
+from learner.groups import Group
+from learner.work.scheduler import WorkQueue
+from tests.support.actor_pool import LIGHT, ActorPool, kill
+from tests.support.groups import work
+from tests.support.processes import forked
+
+
+@pytest.fixture
+def pool(tiny_policy: Path, tmp_path: Path) -> Iterator[ActorPool]:
+    pool = ActorPool(tiny_policy, tmp_path)
+    yield pool
+    pool.close()
+
+
+def ended(pool: ActorPool, name: str) -> int:
+    """The exit code of an actor, once it has ended."""
+    pool.until(lambda: pool.processes[name].poll() is not None, f"{name} ends", timeout=300)
+    return pool.processes[name].returncode
+
+
+def test_a_name_is_never_taken_from_the_one_that_has_it_and_is_free_when_that_one_is_gone(pool: ActorPool) -> None:
+    pool.start("a")
+    pool.here("a")
+    first = pool.server.members()["a"]
+    held, pool.processes["first"] = pool.log("a"), pool.processes["a"]
+    pool.start("a")  # before it has an engine, it is told that the name is taken
+    assert ended(pool, "a") == 1
+    told = held.read_text()
+    for part in ("the name 'a' is held by", f"process {pool.processes['first'].pid}", "actor.name"):
+        assert part in told
+    assert pool.server.members()["a"] is first and pool.processes["first"].poll() is None
+    kill(pool.processes["first"])
+    pool.start(
+        "a", "--sampling.max_new_tokens", "20"
+    )  # the lease of the first one lasts for minutes, but its process is known to be gone
+    pool.until(lambda: pool.server.members().get("a") not in (None, first), "the heir comes", timeout=300)
+    assert "which held the name 'a', is gone" in pool.log("a").read_text()
+    assert set(pool.publish().members) == {"a"}
+
+    # Asked to end, it leaves, and its group goes back without blame. Nobody scores them here, so none is finished.
+    queue: WorkQueue[Group] = WorkQueue(groups_per_step=1, staleness=0, window=1, attempts=1, total=1)
+    pool.server.serve(queue, lambda n: work(n, ["en", "de"]), lambda *_: None)
+    pool.server.mark_published(pool.server.members())
+    pool.until(lambda: queue.count_leased() == 1, "a group is leased", timeout=300)
+    pool.processes["a"].send_signal(signal.SIGTERM)
+    assert ended(pool, "a") == 130
+    pool.until(lambda: not pool.server.members(), "it leaves", timeout=300)
+    assert pool.server.counts()["orphaned"] == 1 and pool.server.counts()["failed"] == 0
+
+
+def test_an_actor_whose_engine_starts_hears_that_the_run_is_over(
+    pool: ActorPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIGHT, "LIGHT_START_S", "1000")
+    pool.start("slow")
+    pool.until(lambda: "slow" in pool.server._registry.actors, "it says that it is there", timeout=300)
+    assert not pool.server.members() and not pool.server.has_newcomers(), "but has no engine"
+    pool.server.close(over=True)
+    assert ended(pool, "slow") == 0
+    assert "the run has ended" in pool.log("slow").read_text()
+
+
+def test_an_engine_that_is_started_again_beneath_its_actor_ends_that_life(
+    pool: ActorPool, tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the same address, with the weights of its checkpoint. Nothing that it makes then reaches the learner."""
+    monkeypatch.setenv("PYTHONPATH", LIGHT["PYTHONPATH"])
+
+    def start_engine(port: int) -> EngineProcess:
+        flags = ["--model.path", str(tiny_policy), "--model.dtype", "float32", "--actor.engine_port", str(port)]
+        with forked():
+            process = EngineProcess(load(flags), "attached", tmp_path / "attached.log")
+
+        async def ready() -> None:
+            async with make_http_session() as http:
+                await process.wait_until_ready(http, 300)
+
+        asyncio.run(ready())
+        return process
+
+    engine = start_engine(0)
+    try:
+        pool.start("a", "--actor.engine_url", engine.url, "--sync.transport", "disk")
+        pool.here("a")
+        assert set(pool.publish().members) == {"a"}
+        pool.until(lambda: pool.proved("a"), "proved", timeout=300)
+        first = pool.server.members()["a"]
+        engine.stop()
+        engine = start_engine(int(engine.url.rpartition(":")[2]))
+        pool.until(lambda: pool.server.members().get("a") not in (None, first), "a new life comes", timeout=300)
+        told = pool.log("a").read_text()
+        assert "has not given it" in told or "nothing listens" in told
+        assert pool.server.has_newcomers() and set(pool.publish().members) == {"a"}
+        pool.until(lambda: pool.proved("a"), "proved", timeout=300)
+    finally:
+        engine.stop()
