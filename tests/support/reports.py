@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common import wire
 from common.config import Config, RouterConfig, load
 from common.languages import POLICY_CHOOSES
 from learner.groups import Group, StepResult
@@ -60,7 +61,17 @@ def random_step(
     gauges = {"usage": 0.4, "running": 3.0, "waiting": 0.0, "probe_error": 1e-5}
     peers = {
         f"l40s-{n}": ActorState(
-            engine_ranks=1, transport="group", drain_s=0.0, slots=4, last_heard=0.0, seconds=seconds, gauges=gauges
+            f"l40s-{n}",
+            "peer",
+            "life",
+            wire.ActorProcess(),
+            engine_ranks=1,
+            transport="group",
+            drain_s=0.0,
+            slots=4,
+            last_heard=0.0,
+            seconds=seconds,
+            gauges=gauges,
         )
         for n in range(actors)
     }

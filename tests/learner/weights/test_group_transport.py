@@ -97,7 +97,10 @@ def make_receiver(actor: ActorState, sent: list[Any], present: Callable[[], bool
 
 
 def make_actor() -> ActorState:
-    return ActorState(engine_ranks=1, transport="group", drain_s=0.0, slots=1, last_heard=0.0)
+    process = wire.ActorProcess()
+    return ActorState(
+        "one", "peer", "life", process, engine_ranks=1, transport="group", drain_s=0.0, slots=1, last_heard=0.0
+    )
 
 
 def publish(transport: GroupTransport, receiver: Receiver) -> wire.Receive:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -10,8 +14,13 @@ import numpy as np
 import pytest
 
 from common.wire import Score
+from learner.loop.training_work import TrainingWork
+from learner.state import LEDGER_FILE, RunState
+from learner.work.admission import Limits
 from learner.work.curriculum import LEAST, Curriculum, CurriculumState, SavedCurriculum
+from learner.work.ledger import audit
 from learner.work.questions import ShuffledQuestions
+from tests.learner.test_state import configuration, router
 from tests.support.groups import question
 
 COUNT = 12
@@ -111,3 +120,29 @@ def test_a_group_that_is_gone_is_forgotten(failed: bool, seed: int) -> None:
     else:
         state.record(0, 100, scores(1), 0.5)
     assert not state.asked and not state.capture([0]).asked
+
+
+def test_the_ledger_has_what_was_passed_over_and_each_group_its_propensity(seed: int, tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    state = RunState.begin(config=config, router=router(config), questions_digest="d", lock=threading.Condition())
+    curriculum = Curriculum(shuffled(seed), 0.5, state.curriculum)
+    nothing: Any = SimpleNamespace(version=3)
+    training_work = TrainingWork(nothing, state, curriculum, nothing, Limits())
+    propensities = []
+    for sequence in range(6 * COUNT):
+        made = training_work.make(sequence)
+        propensities.append(made.question_propensity)
+        assert training_work.make(sequence).question == made.question
+        if sequence == 5 * COUNT:
+            training_work.enter_failure(sequence, "no engine")
+            continue
+        state.curriculum.record(sequence, made.question.index, scores(1, 1), 0.5)
+        state.ledger.enter(sequence, made.question.index, "zero_variance", 1, work=made)
+    state.ledger.flush()
+    lines = [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()]
+    told = [line["question_propensity"] for line in lines if line["outcome"] == "zero_variance"]
+    assert told == [one for n, one in enumerate(propensities) if n != 5 * COUNT] and min(told) < 0.2
+    over = [line for line in lines if line["outcome"] == "passed_over"]
+    assert over and all("asked with probability" in line["reason"] for line in over)
+    found = audit(tmp_path / LEDGER_FILE, 6 * COUNT, [])
+    assert (found.lost, found.duplicated, found.outcomes["failed"]) == (0, 0, 1)
