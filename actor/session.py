@@ -153,6 +153,8 @@ class Session:
         """Whether a message is meant for the actor and the learner of now."""
         if isinstance(message, wire.Stop) and not message.error:  # the end of a run is for every life
             return self._lives.learner in ("", message.learner_life)
+        if isinstance(message, wire.Stop) and not any(message.lives):  # of a learner with another protocol
+            return not self._lives.learner
         if isinstance(message, wire.Welcome | wire.Taken | wire.Unknown | wire.Stop):  # another learner may answer
             return message.actor_life == self._lives.actor
         return bool(self._lives.learner) and message.lives == self._lives

@@ -1,7 +1,10 @@
 """``torchrun ... -m learner CONFIG.toml [--section.key value]``: one rank of the learner; see ``learner.process``."""
 
+import atexit
 import logging
 import os
+import sys
+import traceback
 
 from common.config import Config
 from common.parent import die_with_launcher
@@ -19,6 +22,28 @@ def run(config: Config) -> None:
     learn(config)
 
 
+def run_to_the_end() -> None:
+    """Runs one rank, and ends the process without waiting for its threads.
+
+    One of them may be inside torch, in a broadcast to an engine that is gone or in a collective with a rank that is.
+    Python would wait for it, or crash under it.
+    """
+    code: object = 0
+    try:
+        main(run)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:  # a mistake of this program, shown as Python would show it
+        traceback.print_exc()
+        code = 1
+    if code == 0:
+        atexit._run_exitfuncs()  # of libraries that write at the end
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
+
+
 if __name__ == "__main__":
     die_with_launcher()  # torchrun starts its processes in sessions of their own
-    main(run)
+    run_to_the_end()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+
+import torch.distributed as dist
 
 from common.config import Config
 from common.process import FatalError
@@ -17,7 +20,7 @@ from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
 from learner.loop.training_work import TrainingWork
-from learner.ranks import Ranks
+from learner.ranks import Ranks, collective_timeout_s
 from learner.recording import Recorder
 from learner.report.report import Report
 from learner.run import Run
@@ -71,7 +74,7 @@ def build_run(
     questions = ShuffledQuestions(run_questions.train, config.run.seed)
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
-    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens)
+    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound)
     stopwatch = Stopwatch()
     publisher = _publisher(config, server, trainer, interrupts)
     if learner.record is not None:
@@ -120,11 +123,14 @@ def _publisher(
     config: Config, server: WorkServer, trainer: Trainer, interrupts: Interrupts
 ) -> Publisher | AdapterPublisher:
     policy, dtype = trainer.policy, config.model.dtype
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
     if config.lora.sends_adapters and policy.adapters is not None:
         peft_config = policy.adapters.peft_config(config.model.path)
-        return AdapterPublisher(server, config.sync, peft_config, policy.adapters.parameters, dtype, interrupts.check)
+        return AdapterPublisher(
+            server, config.sync, peft_config, policy.adapters.parameters, dtype, interrupts.check, others_wait_s
+        )
     buckets = cut_into_buckets(published_shapes(policy), dtype, config.sync.bucket_mb)
-    return Publisher(server, config.sync, buckets, trainer.device, interrupts.check)
+    return Publisher(server, config.sync, buckets, trainer.device, interrupts.check, others_wait_s)
 
 
 def _state(config: Config, questions_digest: str, lock: threading.Condition, latest: Checkpoint | None) -> RunState:

@@ -5,15 +5,18 @@ What is in one is said by :class:`Checkpoints`; what the run's state in ``run.js
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -42,6 +45,7 @@ STATE_FILE = "run.json"
 _ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they are
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
+_FINISH_S = 5.0  # what a run that has failed gives the checkpoint that is being written
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ class Checkpoints:
 
     Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are.
 
-    One is written under another name and renamed when it is complete, with the SHA-256 of every file. On reading, one
-    that does not agree with its digests is named in the log and set aside, and the one before it is used.
+    One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
+    its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
+    On reading, one that does not agree with its digests is named in the log and set aside, and the one before it is
+    used.
 
     All ranks make this object together.
 
@@ -89,6 +95,7 @@ class Checkpoints:
         state: Mapping[str, Any],
         queued: Sequence[Group] = (),
         anchor: Policy | None = None,
+        depends_on: Sequence[Path] = (),
     ) -> None:
         """Begins to write a checkpoint; all ranks call it together.
 
@@ -99,20 +106,26 @@ class Checkpoints:
             state: JSON; what rank 0 gives is kept.
             queued: as ``state``.
             anchor: the policy that the KL is taken to, where it is no longer the one the run began with.
+            depends_on: files without which the state means nothing, as they are now; they reach the disk before it.
 
         Raises:
-            FatalError: the checkpoint before it could not be written.
+            FatalError: the checkpoint before it could not be written, or this one cannot.
         """
         self.wait()
         partial = self._root / f"step-{step:06d}{_PARTIAL}"
         if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
-            (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
-            if policy.adapters is not None:
-                (partial / _ADAPTERS_FILE).write_text(json.dumps(policy.adapters.description()), encoding="utf-8")
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
+                (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
+                if policy.adapters is not None:
+                    described = json.dumps(policy.adapters.description())
+                    (partial / _ADAPTERS_FILE).write_text(described, encoding="utf-8")
+            except OSError as error:
+                self._fail(partial, error)
         dist.barrier(group=self._group)
+        initialise_adam(optimizer)
         model, optim = get_state_dict(policy, optimizer)
         model = saved_parameters(model, policy.adapters)
         tensors: dict[str, Any] = {"model": model, "optim": optim}
@@ -120,7 +133,7 @@ class Checkpoints:
             tensors["anchor"] = get_model_state_dict(anchor)
         written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
         assert isinstance(written, Future)
-        self._writing = self._thread.submit(self._complete_when_written, written, partial)
+        self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on))
 
     def poll(self) -> None:
         """Does not block. Raises the FatalError of a checkpoint that could not be written; call it once a step."""
@@ -136,6 +149,11 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+
+    def finish(self) -> None:
+        """Gives the checkpoint that is being written a few seconds more, before a run that has failed ends."""
+        if self._writing is not None:
+            wait_for([self._writing], _FINISH_S)
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint; None where there is none at all. All ranks call it together.
@@ -165,6 +183,7 @@ class Checkpoints:
         described = path / _ADAPTERS_FILE
         adapters = json.loads(described.read_text(encoding="utf-8")) if described.exists() else None
         check_same_adapters(adapters, policy.adapters, str(path))
+        initialise_adam(optimizer)
         model, optim = get_state_dict(policy, optimizer)
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         # Adapters of the reference are not there where the run did not move it until now.
@@ -190,18 +209,35 @@ class Checkpoints:
             set_model_state_dict(anchor, tensors["anchor"])
         return has_anchor
 
-    def _complete_when_written(self, written: Future[Any], partial: Path) -> None:
-        """On the checkpoint thread: digests, the rename, and the removal of the oldest."""
+    def _complete_when_written(self, written: Future[Any], partial: Path, depends_on: list[Path]) -> None:
+        """On the checkpoint thread: digests, the rename, and the removal of the oldest; each on the disk in turn."""
         try:
             written.result()
             if dist.get_rank() == 0:  # its part ends last: it writes the metadata when all ranks have finished
                 digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
                 (partial / _MANIFEST_FILE).write_text(json.dumps(digests), encoding="utf-8")
+                for path in (*depends_on, *sorted(partial.iterdir()), partial):
+                    sync_to_disk(path)
                 partial.rename(partial.with_suffix(""))
+                sync_to_disk(self._root)
                 for old in self._complete()[: -self._kept]:
                     shutil.rmtree(old)
         except (OSError, CheckpointException) as error:
-            raise FatalError(f"cannot write the checkpoint {partial}: {error}") from None
+            self._fail(partial, error)
+
+    def _fail(self, partial: Path, error: OSError | CheckpointException) -> NoReturn:
+        """Says why a checkpoint cannot be written, and removes what there is of it, since the disk may be full."""
+        causes = [error] if isinstance(error, OSError) else [cause for cause, _ in error.failures.values()]
+        shutil.rmtree(partial, ignore_errors=True)
+        there = next(path for path in (self._root, *self._root.absolute().parents) if path.exists())
+        free_mb = shutil.disk_usage(there).free // 2**20
+        reasons = sorted({_as_reason(cause) for cause in causes})
+        before = self._complete()
+        kept = f"the one before it is kept ({before[-1].name})" if before else "there is none before it"
+        raise FatalError(
+            f"cannot write the checkpoint {partial.with_suffix('')}: {'; '.join(reasons)} (now {free_mb} MiB are free "
+            f"there); {kept}. Make room and give the same command again"
+        ) from None
 
     def _newest_whole(self) -> Path | None:
         """On rank 0. Removes what is half-written and sets aside what is damaged."""
@@ -226,6 +262,46 @@ class Checkpoints:
         return sorted(path for path in self._root.glob("step-*") if not path.suffix)
 
 
+def initialise_adam(optimizer: torch.optim.Optimizer) -> None:
+    """Makes the state of an Adam optimizer that has made no step yet, as its first step would: zeros.
+
+    Torch makes a missing state before it reads or writes one by a step with the gradient 0. The state then says that a
+    step was made, so that the bias correction of the first real step is that of the second: with the default betas,
+    the step is only 0.74 times as large (pytorch #164929).
+    """
+    if optimizer.state:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            on_device = group.get("fused") or group.get("capturable")
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu"),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
+def sync_to_disk(path: Path) -> None:
+    """Blocks until a file, or the list of names of a directory, is on the disk; whoever wrote it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that cannot do it for directories
+            raise
+    finally:
+        os.close(handle)
+
+
+def _as_reason(error: BaseException) -> str:
+    text = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, OSError):
+        return error.strerror or text
+    if "inline_container" in text or "PytorchStreamWriter" in text:  # torch's own writer, which hides the reason
+        return f"a file could not be written to its end, most often because the disk is full ({text})"
+    return text
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -236,6 +312,9 @@ def _damage(checkpoint: Path) -> str:
     try:
         digests: dict[str, str] = json.loads((checkpoint / _MANIFEST_FILE).read_text(encoding="utf-8"))
         changed = [name for name, digest in digests.items() if _sha256(checkpoint / name) != digest]
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return str(error)
-    return f"changed since it was written: {', '.join(changed)}" if changed else ""
+    except ValueError as error:  # also where it was cut off
+        return f"{_MANIFEST_FILE} is no JSON: {error}"
+    sizes = [f"{name} (now {(checkpoint / name).stat().st_size} bytes)" for name in changed]
+    return f"changed since it was written: {', '.join(sizes)}" if changed else ""

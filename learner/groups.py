@@ -5,7 +5,7 @@ These types depend on no socket, so that training, checkpoints and recordings do
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -19,7 +19,7 @@ Outcome = Literal[
     "skipped",  # the loss or the gradient of its step was not finite, so the step was not taken
     "failed",  # given up, for the reason that stands in its ledger line
     "passed_over",  # it taught nothing lately (data.curriculum), so the next question was asked in its place
-    "stale",  # its answers are too old for a staleness bound that a resume has lowered; the question is asked again
+    "stale",  # its answers are too old for the staleness bound, which a resume may lower; the question is asked again
 ]
 
 
@@ -53,12 +53,15 @@ class StepResult:
     """What one training step did; every mean is over the response tokens that carry gradient.
 
     Args:
-        means: statistic -> its mean; ``loss`` is the loss itself.
+        means: statistic -> its mean; ``loss`` is the loss itself, the mean over the step's optimizer steps.
         by_language: statistic -> language -> the mean over this language's tokens.
         fill: share of the micro-batches' capacity, ``learner.microbatch_tokens`` each, that the tokens fill.
-        grad_norm: norm of the gradient before it was clipped.
+        grad_norm: norm of the gradient before it was clipped, the mean over the optimizer steps.
         lr: learning rate of the step.
-        problem: empty, or which loss or gradient was not finite; then the weights stayed as they were.
+        problem: empty, or which loss or gradient was not finite; that optimizer step was left out.
+        by_lag: statistic -> lag in policy updates -> the mean over the tokens of this lag.
+        by_actor: statistic -> actor -> the mean over the tokens that this actor made.
+        skipped: indices of the batch's groups whose optimizer steps were all left out.
     """
 
     means: dict[str, float]
@@ -67,3 +70,6 @@ class StepResult:
     grad_norm: float
     lr: float
     problem: str = ""
+    by_lag: dict[str, dict[int, float]] = field(default_factory=dict)
+    by_actor: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: frozenset[int] = frozenset()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from common.config import Config
 from common.context import check_context
@@ -24,15 +27,19 @@ from learner.build import build_run
 from learner.checkpoint import STATE_FILE, Checkpoints
 from learner.export import export, export_adapters
 from learner.loop.interrupts import Interrupted, Interrupts
-from learner.ranks import Command, Ranks, broadcast
+from learner.rank_watch import RankWatch
+from learner.ranks import Command, Ranks, broadcast, collective_timeout_s
 from learner.report.trackers.start import check_trackers
 from learner.run import Run
-from learner.state import Snapshot
+from learner.run_lock import locked
+from learner.state import LEDGER_FILE, Snapshot
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
-from learner.work.questions import read_questions
+from learner.work.questions import RunQuestions, read_questions
 from learner.work.server import WorkServer
+
+log = logging.getLogger("learner")
 
 
 def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -> None:
@@ -42,33 +49,64 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         make_trainer: makes the trainer, once the default process group is up.
 
     Raises:
-        FatalError: the run cannot begin or go on.
+        FatalError: the run cannot begin or go on; or another rank has failed, for the reason given.
         KeyboardInterrupt: it was asked to end early, and is saved.
     """
     leads = int(os.environ.get("RANK", "0")) == 0
     check_trackers(config)
-    address = config.learner.address
-    rendezvous.use_interface(rendezvous.host_of(address))
-    server = WorkServer(address, config.learner.lease_timeout_s) if leads else None
-    place = rendezvous.announce(config.run, "learner", address) if leads else None
-    if not leads:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not has_cuda():
-        torch.set_num_threads(1)
-    tokenizer = load_tokenizer(config.model.path)
-    questions = None
-    if leads:  # before anything that takes long: what is wrong with the data is said at once
-        with Activity("learner", f"reading the questions of {config.data.train}"):
-            questions = read_questions(config, tokenizer)
-    ranks_there = f"waiting for {config.learner.nodes} x {config.learner.ranks} ranks"
-    start_others = "start the same command on each of learner.nodes machines"
-    with Activity("learner", ranks_there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
-        set_up_distributed(config.learner.batch_timeout_s + config.actor.start_timeout_s)
+    with ExitStack() as owned:
+        if leads:
+            owned.enter_context(locked(config.run.dir))
+        address = config.learner.address
+        rendezvous.use_interface(rendezvous.host_of(address))
+        server = WorkServer(address, config.learner.lease_timeout_s) if leads else None
+        if server is not None:
+            owned.push(_closing(server, config.learner.restarts))
+        place = rendezvous.announce(config.run, "learner", address) if leads else None
+        if not leads:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if not has_cuda():
+            torch.set_num_threads(1)
+        tokenizer = load_tokenizer(config.model.path)
+        questions = None
+        if leads:  # before anything that takes long: what is wrong with the data is said at once
+            with Activity("learner", f"reading the questions of {config.data.train}"):
+                questions = read_questions(config, tokenizer)
+        there = f"waiting for {config.learner.nodes} x {config.learner.ranks} ranks"
+        start_others = "start the same command on each of learner.nodes machines"
+        with Activity("learner", there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
+            set_up_distributed(collective_timeout_s(config))
+        with RankWatch(rendezvous.host_of(address) if config.learner.nodes > 1 else "127.0.0.1"):
+            _train(config, make_trainer, tokenizer, server, questions, place)
+        dist.destroy_process_group()
+
+
+def _closing(server: WorkServer, restarts: int) -> Callable[..., None]:
+    """Closes the server at the end of a run; actors wait for the next learner where torchrun will start one."""
+
+    def close(kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        failed = kind is not None and issubclass(kind, Exception)
+        server.close(over=not failed or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) >= restarts)
+
+    return close
+
+
+def _train(
+    config: Config,
+    make_trainer: Callable[[Config], Trainer],
+    tokenizer: PreTrainedTokenizerBase,
+    server: WorkServer | None,
+    questions: RunQuestions | None,
+    place: rendezvous.Place | None,
+) -> None:
+    """Makes what all ranks have, and then leads or follows; server and questions are those of rank 0 alone."""
+    leads = server is not None
     torch.manual_seed(config.run.seed)
+    if leads:
+        log.info("run.seed is %d; each engine's seed is made of it and of its actor's name", config.run.seed)
     # Rank 0 alone reads the questions; the others are told how many there are.
-    counted = str(len(questions.train) if questions else 0).encode()
-    config = config.with_questions(int(broadcast(counted)))
+    config = config.with_questions(int(broadcast(str(len(questions.train)).encode() if questions else b"")))
     if leads:
         resume.check(config)
     if questions is not None:
@@ -88,7 +126,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         snapshot, queued = run.state.capture() if run is not None else (None, [])
         state = {} if snapshot is None else snapshot.as_json()
         anchor = trainer.reference if trainer.anchor_moved else None
-        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, anchor)
+        ledger = [config.run.dir / LEDGER_FILE] if leads else []
+        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, anchor, ledger)
 
     def export_model() -> None:
         with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
@@ -99,8 +138,9 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
         adapters = trainer.policy.adapters if config.lora.sends_adapters else None
         probe, weights = trainer.probe(), full_weights(trainer.policy) if adapters is None else adapters.gather()
-        if not leads:  # rank 0 walks through the weights as it sends them, and each is gathered from all ranks
-            deque(weights, maxlen=0)
+        if leads:  # it walks through the weights as it sends them, and each is gathered from all ranks
+            return ranks.walk(weights), probe
+        deque(weights, maxlen=0)
         return weights, probe
 
     ranks = Ranks(
@@ -114,25 +154,17 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
     if server is None or questions is None:
         ranks.follow()
         checkpoints.wait()
-    else:
-        interrupts = Interrupts()
-        finished = False
-        over = True  # for the actors: there will be no other learner
-        try:
-            run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
-            interrupts.install()
-            run.train()
-            finished = True
-        except Interrupted:
+        return
+    interrupts = Interrupts()
+    try:
+        run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
+        interrupts.install()
+        run.train()
+        ranks.run("stop")
+        rendezvous.retire(config.run, "learner", place)
+    except BaseException as error:
+        ranks.stop()
+        checkpoints.finish()
+        if isinstance(error, Interrupted):
             raise KeyboardInterrupt from None
-        except Exception:  # whatever it is: if torchrun starts another learner, actors wait for that one
-            over = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) >= config.learner.restarts
-            raise
-        finally:
-            try:
-                ranks.run("stop")
-            finally:
-                if finished:
-                    rendezvous.retire(config.run, "learner", place)
-                server.close(over=over)
-    dist.destroy_process_group()
+        raise

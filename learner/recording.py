@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from common import wire
 from common.config import Config
 from common.process import FatalError
+from learner.former_run import set_aside
 from learner.groups import Group, StepResult
 
 log = logging.getLogger("learner")
@@ -77,8 +78,13 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
 
 
 def begin(directory: Path, config: Config, step: int) -> None:
-    """Makes a directory ready for the steps after ``step``: recorded later ones, which a resume undoes, are removed."""
+    """Makes a directory ready for the steps after ``step``: recorded later ones, which a resume undoes, are removed.
+
+    Where a run begins, those of another run are set aside.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    if step == 0 and any(directory.glob("step-*.msgpack")):
+        set_aside(directory, ["step-*.msgpack", _CONFIG_FILE])
     for path in directory.glob("step-*.msgpack"):
         if _number(path) > step:
             path.unlink()

@@ -34,8 +34,8 @@ _HARMLESS = frozenset({
     "learner.steps", "learner.epochs",
     "learner.address", "learner.ranks", "learner.nodes", "learner.torchrun", "learner.restarts", "learner.replicas",
     "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.batch_timeout_s",
-    "learner.reference_on_cpu", "learner.microbatch_tokens", "learner.head_chunk", "learner.activation_checkpointing",
-    "learner.checkpointed_layers", "learner.compile",
+    "learner.optimizer_on_cpu", "learner.reference_on_cpu", "learner.microbatch_tokens", "learner.head_chunk",
+    "learner.activation_checkpointing", "learner.checkpointed_layers", "learner.compile",
     "learner.checkpoint_every", "learner.checkpoints_kept", "learner.record",
     "learner.evaluate", "learner.evaluate_every", "learner.evaluate_questions", "learner.evaluate_samples",
     "learner.evaluate_unseen",
@@ -116,9 +116,12 @@ def check(config: Config) -> None:
     for change in found:
         accepted = "" if change.is_harmless else " (accepted)"
         log.info("resuming with another setting, %s%s", change, accepted)
-        moved = config.router.anneal or config.learner.stages
+        moved = config.router.anneal or config.learner.stages or config.learner.lr_schedule != "constant"
         if moved and change.key in ("learner.steps", "learner.epochs"):
-            log.warning("%s: router.anneal and learner.stages go by the share of the run, and move with it", change)
+            log.warning(
+                "%s: router.anneal, learner.stages and lr_schedule go by the share of the run, and move with it",
+                change,
+            )
 
 
 def keep_configuration(config: Config, step: int) -> None:

@@ -110,6 +110,7 @@ class Run:
             raise
         finally:
             self.reporting.close()
+            self.state.ledger.flush()  # lines since the last step, of groups that were given up
 
     def begin(self) -> None:
         """Publishes, evaluates unless a resumed run already has, and has training groups handed out."""
@@ -128,7 +129,7 @@ class Run:
         return batch
 
     def train_step(self, batch: list[Group]) -> StepResult:
-        """One optimizer step on all ranks."""
+        """Trains on a batch, on all ranks."""
         with self.stopwatch("train"), Activity("learner", f"training step {self.state.step + 1}", silent_s=BRIEF_S):
             result: StepResult = self.ranks.run("train", number=self.state.step, batch=batch)
         return result
@@ -139,14 +140,15 @@ class Run:
         state.totals.add_tokens(token_lags(batch, state.step))
         state.step += 1
         self.recorder.record(state.step, batch, result)
-        for group in batch:
+        for number, group in enumerate(batch):
             became, reason = group_outcome(group, self.config), group.note
-            if result.problem and became == "trained":
+            if number in result.skipped:
                 became, reason = "skipped", result.problem
             work = stages.work_as_answered(group)
             state.ledger.enter(
                 group.work.sequence, work.question.index, became, state.step, reason, work, **group.took()
             )
+        state.ledger.flush()
         with state.lock:
             state.router.observe(stages.router_observations(batch, self.languages))
             for group in batch:

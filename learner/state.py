@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from common.config import Config
 from common.process import FatalError
+from learner.former_run import set_aside_former_run
 from learner.groups import Group
+from learner.train.samples import group_outcome
 from learner.work.curriculum import CurriculumState, SavedCurriculum
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue, find_stale, staleness_bound
@@ -242,7 +244,8 @@ class RunState:
 
     @classmethod
     def begin(cls, *, config: Config, router: Router, questions_digest: str, lock: threading.Condition) -> RunState:
-        """The state of a run before its first step; a ledger that lies in its directory is emptied."""
+        """The state of a run before its first step; what another run left in its directory is set aside."""
+        set_aside_former_run(config.run.dir)
         return cls(
             lock=lock,
             questions_digest=questions_digest,
@@ -257,7 +260,9 @@ def _without_stale(config: Config, snapshot: Snapshot, queued: Sequence[Group], 
     learner = config.learner
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
     oldest = {group.work.sequence: min(int(rollout.versions.min()) for rollout in group.rollouts) for group in queued}
-    stale = find_stale(snapshot.pending, oldest, snapshot.step, learner.groups_per_step, bound)
+    useless = sorted(group.work.sequence for group in queued if group_outcome(group, learner) != "trained")
+    aside = useless[: learner.refill]
+    stale = find_stale(snapshot.pending, oldest, snapshot.step, learner.groups_per_step, bound, aside)
     for group in queued:
         if (sequence := group.work.sequence) in stale:
             reason = (
@@ -286,4 +291,6 @@ def _queue(
         next_sequence=next_sequence,
         pending=pending,
         results={group.work.sequence: group for group in queued},
+        refill=learner.refill,
+        is_useful=lambda group: group_outcome(group, learner) == "trained",
     )

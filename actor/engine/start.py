@@ -15,7 +15,7 @@ from actor.engine.client import Engine, EngineError, is_ready
 from actor.engine.fleet import EngineFleet, list_workers
 from actor.engine.server import EngineProcess
 from common.config import Config
-from common.progress import Activity
+from common.progress import BRIEF_S, Activity
 
 log = logging.getLogger("actor.engine")
 
@@ -65,7 +65,7 @@ async def _attach(config: Config, http: aiohttp.ClientSession, patience_s: float
     url = config.actor.engine_url.rstrip("/")
     timeout_s, pause_mode = config.actor.request_timeout_s, config.sync.pause
     deadline = time.monotonic() + patience_s
-    with Activity("actor", f"waiting for the engine at {url}"):
+    with Activity("actor", f"waiting for the engine at {url}", silent_s=BRIEF_S):
         while True:
             if workers := await list_workers(url, http):
                 return EngineFleet(workers, url, http, timeout_s, pause_mode)

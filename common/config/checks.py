@@ -194,6 +194,71 @@ def importance_bounds_hold_one(config: Sections) -> Iterator[str]:
         )
 
 
+def loss_has_its_settings(config: Sections) -> Iterator[str]:
+    """Settings of the loss that need one another, or that another one leaves without effect."""
+    learner, longest = config.learner, config.sampling.max_new_tokens
+    if learner.aggregation == "constant" and not learner.aggregation_length:
+        yield (
+            "learner.aggregation = 'constant' needs learner.aggregation_length, the tokens that the sum of an answer "
+            f"is divided by: usually sampling.max_new_tokens = {longest}"
+        )
+    if learner.min_lr > learner.lr:
+        yield f"learner.min_lr = {learner.min_lr:g} is above learner.lr = {learner.lr:g}, which it is the end of"
+    if learner.min_lr and learner.lr_schedule == "constant":
+        yield (
+            f"learner.min_lr = {learner.min_lr:g} has no effect with learner.lr_schedule = 'constant': choose 'linear' "
+            "or 'cosine'"
+        )
+    if learner.minibatches > learner.groups_per_step:
+        yield (
+            f"learner.minibatches = {learner.minibatches} is more than learner.groups_per_step = "
+            f"{learner.groups_per_step}, and a mini-batch has at least one group"
+        )
+    limit, buffer = learner.overlong_limit, learner.overlong_buffer
+    if bool(limit) != bool(buffer):
+        yield (
+            f"learner.overlong_limit = {limit} and learner.overlong_buffer = {buffer} go together: the penalty grows "
+            "over the last overlong_buffer tokens before overlong_limit"
+        )
+    elif buffer > limit or limit - buffer >= longest > 0 < limit:
+        yield (
+            f"learner.overlong_limit = {limit} and learner.overlong_buffer = {buffer}: the penalty begins at "
+            f"{limit - buffer} tokens, and answers have between 1 and sampling.max_new_tokens = {longest}"
+        )
+
+
+def decoupled_parts_exist(config: Sections) -> Iterator[str]:
+    """A misspelt part would earn nothing in silence."""
+    learner, reward = config.learner, config.reward
+    if learner.advantage != "decoupled":
+        if learner.decoupled_parts:
+            yield f"learner.decoupled_parts has no effect with learner.advantage = {learner.advantage!r}"
+        return
+    if not learner.decoupled_parts:
+        yield "learner.advantage = 'decoupled' needs learner.decoupled_parts: parts of the reward with their weights"
+    known = set(reward.parts) if reward.function else {name for terms in reward.terms.values() for name in terms}
+    if unknown := sorted(set(learner.decoupled_parts) - known - {"reward", "quality", "compliance"}):
+        yield (
+            f"learner.decoupled_parts: the reward has no {', '.join(unknown)}; it has "
+            f"{', '.join(sorted(known))}, and always reward, quality and compliance"
+        )
+
+
+def refill_knows_the_rewards(config: Sections) -> Iterator[str]:
+    """Which groups are of use must be known as they come, and not only when their step is made."""
+    learner = config.learner
+    if not learner.refill:
+        return
+    for key in ("stages", "step_reward"):
+        if getattr(learner, key):
+            yield (
+                f"learner.refill = {learner.refill} cannot be used with learner.{key}, which gives the rewards when a "
+                "step is made: then it is too late to ask further questions for it"
+            )
+    if not learner.drop_zero_variance:
+        yield (f"learner.refill = {learner.refill} needs learner.drop_zero_variance = true: else every group is of use")
+
+
 def evaluation_is_on(config: Sections) -> Iterator[str]:
     """Settings of an evaluation that does not take place."""
     learner = config.learner
@@ -233,6 +298,15 @@ def engines_can_load_adapters(config: Sections) -> Iterator[str]:
                 f"actor.engine_args.{name} = {config.actor.engine_args[name]}: SGLang loads adapters into one data-"
                 "parallel copy only: start an actor for each copy, or set lora.sync = 'merged'"
             )
+
+
+def adapters_keep_their_optimizer(config: Sections) -> Iterator[str]:
+    """The optimizer of adapters is small, and what is frozen has none."""
+    if config.lora.rank and config.learner.optimizer_on_cpu:
+        yield (
+            f"learner.optimizer_on_cpu = true has no use with lora.rank = {config.lora.rank}: the optimizer of "
+            "adapters is small; leave it out"
+        )
 
 
 def targets_differ(config: Sections) -> Iterator[str]:
@@ -288,6 +362,7 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
     sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
-    evaluation_is_on, steps_are_counted,
-    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    adapters_keep_their_optimizer, loss_has_its_settings, decoupled_parts_exist,
+    refill_knows_the_rewards, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
+    request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

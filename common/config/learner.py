@@ -58,38 +58,72 @@ class LearnerConfig(Section):
 
     # Optimizer
     lr: float = Field(1e-6, gt=0)
+    # After the warm-up the rate stays, or falls to min_lr over the steps of the run; learner/train/schedules.py.
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    min_lr: float = Field(0.0, ge=0)  # where "linear" and "cosine" end
+    warmup_steps: int = Field(0, ge=0)  # over which the rate rises to lr
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     # What decays: "matrices" leaves out biases and the gains of norms, which decay would pull from 1 towards 0; "all"
     # is every parameter, as in verl and plain AdamW.
     weight_decay_on: Literal["matrices", "all"] = "matrices"
-    warmup_steps: int = Field(0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    # Keep weights, gradients and the state of the optimizer in host memory, and make its step there: slower, for large
+    # models on few GPUs. Without effect on a CPU.
+    optimizer_on_cpu: bool = False
+    # Optimizer steps for a batch: its groups are divided into so many mini-batches, which are gone through so often.
+    # With more than one step in all, the ratio of the policy to the one at the beginning of the batch is not always 1.
+    minibatches: int = Field(1, gt=0)
+    passes: int = Field(1, gt=0)
 
-    # Loss
-    # "gated" takes the reward as it is; "split" compares quality among answers in their language, compliance apart.
-    advantage: Literal["gated", "split"] = "gated"
-    advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does
+    # Advantages; learner/train/advantages.py has the equations
+    # "gated" takes the reward as it is; "split" compares quality among answers in their language, compliance apart;
+    # "decoupled" normalises each part of the reward alone (GDPO).
+    advantage: Literal["gated", "split", "decoupled"] = "gated"
+    advantage_std: bool = True  # divide by the group's standard deviation, as LRPO does; false as in Dr. GRPO
     std_ddof: Literal[0, 1] = 1  # that of a sample, Σ(r − mean)² / (K − 1), as in verl and TRL; 0: of a population, / K
     # Leave out groups whose answers all have the same reward; otherwise their tokens count in the mean and in the KL.
     drop_zero_variance: bool = True
+    # Most groups that a step takes beyond groups_per_step, in place of those whose answers all have the same reward or
+    # may not carry gradient (dynamic sampling of DAPO); 0 trains on the rest alone. docs/losses.md
+    refill: int = Field(0, ge=0)
     compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
+    # Of "decoupled": the terms of reward.terms, or parts of reward.parts, with their weights. "reward", "quality" and
+    # "compliance" are also parts.
+    decoupled_parts: dict[str, float] = {}
     step_reward: str = ""  # "FILE.py:NAME", rewards or advantages of a whole step by one's own rule; docs/rewards.md
     stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
-    aggregation: Literal["token", "sequence", "fertility"] = (
-        "token"  # what the loss is a mean over; learner/train/grpo.py
-    )
+    # The penalty of DAPO for long answers: it is taken from the reward, grows over the last overlong_buffer tokens
+    # before overlong_limit from 0 to overlong_penalty, and stays there. A limit of 0 means no penalty.
+    overlong_limit: int = Field(0, ge=0)  # tokens of an answer; usually sampling.max_new_tokens
+    overlong_buffer: int = Field(0, ge=0)  # tokens
+    overlong_penalty: float = Field(1.0, gt=0)
     mask_truncated: bool = False  # answers that hit the length limit carry no gradient, but count in their group
-    clip_low: float = Field(0.2, gt=0)  # without effect while a batch is one optimizer step, as the ratio is 1 then
+
+    # Loss; learner/train/surrogates.py and learner/train/objective.py have the equations
+    loss: Literal["ppo", "gspo", "cispo"] = "ppo"  # clip of each token's ratio; of the answer's; of the gradient weight
+    # What the loss is a mean over, learner/train/aggregation.py. "constant" divides the sum of an answer's tokens by
+    # aggregation_length, whatever its length (Dr. GRPO).
+    aggregation: Literal["token", "sequence", "fertility", "constant"] = "token"
+    aggregation_length: int = Field(0, ge=0)  # tokens; usually sampling.max_new_tokens
+    # The ratio is clipped to [1 − clip_low, 1 + clip_high]. Without effect on "ppo" and "gspo" while a batch is one
+    # optimizer step on policy, as the ratio is 1 then.
+    clip_low: float = Field(0.2, gt=0)
     clip_high: float = Field(0.2, gt=0)
-    dual_clip: float = Field(3.0, gt=1)  # bounds the loss of a token with negative advantage where the ratio is large
-    kl: float = Field(0.001, ge=0)  # weight of the k3 estimator against the initial policy; 0 loads no reference
+    dual_clip: float = Field(3.0, ge=0)  # of "ppo": bounds the loss of a token with negative advantage; 0: no bound
+    # What the ratio is taken against: the policy at the beginning of the step, so that the age of an answer is left to
+    # the importance weight (decoupled PPO); or the policy that generated the token, and then there is no such weight.
+    proximal: Literal["step", "behaviour"] = "step"
+    kl: float = Field(0.001, ge=0)  # weight of the KL to the initial policy; 0 loads no reference
+    kl_form: Literal["k1", "k2", "k3"] = "k3"  # the estimator of the KL, as in joschu.net/blog/kl-approx.html
+    kl_importance: bool = False  # weight the KL of a token by ratio and importance weight, for an unbiased gradient
+    entropy_bonus: float = Field(0.0, ge=0)  # weight of the entropy of the policy, which is then made larger
     # Keep the initial policy in host memory: slower, for large models on few GPUs. With LoRA it needs no memory anyway.
     reference_on_cpu: bool = False
     # What happens to tokens whose importance weight (learner / behaviour) is out of bounds.
     importance: Literal["truncate", "mask", "none"] = "truncate"  # "none" leaves the weight out
     importance_cap: float = Field(2.0, gt=0)
-    importance_floor: float = Field(0.5, ge=0)  # for "mask" alone
+    importance_floor: float = Field(0.5, ge=0)  # "mask" alone uses it; the share of tokens outside is always reported
 
     # Computation
     microbatch_tokens: int = Field(16384, gt=0)  # of prompts and answers together; longer sequences are cut to this
@@ -119,6 +153,8 @@ class LearnerConfig(Section):
             raise ValueError(f"stages: until = {ends} must increase from above 0 to 1")
         if ends and self.advantage != "gated":
             raise ValueError("stages weigh compliance themselves: advantage must be 'gated'")
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(f"dual_clip = {self.dual_clip:g} must be above 1, or 0 for no bound")
         return self
 
     @model_validator(mode="before")

@@ -58,8 +58,12 @@ class Lives(NamedTuple):
     learner: str
 
 
-class LifeMessage(Message, kw_only=True):
-    """A message between an actor and the learner."""
+class LifeMessage(Message, kw_only=True, omit_defaults=True):
+    """A message between an actor and the learner.
+
+    Fields with their default values do not travel, so that an actor of an older protocol can read a refusal without
+    lives.
+    """
 
     actor_life: str = ""  # see ``Lives``
     learner_life: str = ""

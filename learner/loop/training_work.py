@@ -15,7 +15,7 @@ from learner.work.server import WorkServer
 class TrainingWork:
     """The training questions as the server hands them out.
 
-    The server calls :meth:`make` and :meth:`enter_failure` on its own thread, holding ``state.lock``.
+    The server calls :meth:`make`, :meth:`enter_failure` and :meth:`enter_stale` while it holds ``state.lock``.
 
     Args:
         server: hands out the work.
@@ -33,7 +33,7 @@ class TrainingWork:
 
     def serve(self) -> None:
         """Has the server hand out training groups from now on, in place of what it handed out before."""
-        self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits)
+        self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits, self.enter_stale)
 
     def make(self, sequence: int) -> wire.Work:
         """The question of a group, with languages drawn from the newest router."""
@@ -55,6 +55,11 @@ class TrainingWork:
         row = self._curriculum.question(sequence)[0].index
         self._curriculum.forget(sequence)
         self._state.ledger.enter(sequence, row, "failed", self._state.step, reason)
+
+    def enter_stale(self, sequence: int, reason: str) -> None:
+        """Enters into the ledger that a finished group was too old, and is asked for again."""
+        row = self._curriculum.question(sequence)[0].index
+        self._state.ledger.enter(sequence, row, "stale", self._state.step, reason)
 
     def _enter_passed_over(self, sequence: int, question: wire.Question, streak: int, propensity: float) -> None:
         reason = f"all or none of its answers were right the last {streak} times; asked with probability {propensity:g}"

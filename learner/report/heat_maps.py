@@ -33,6 +33,7 @@ _MAPS = {
     "languages_by_step/truncated": _Kind("Share of truncated answers, by language and step", "unit"),
     "languages_by_step/staleness": _Kind("Mean staleness in policy updates, by language and step", "bound"),
     "languages_by_step/mismatch": _Kind("Engine against learner log-probability (nats per token)", "open"),
+    "languages_by_step/outside_bounds": _Kind("Share of tokens with an importance weight out of bounds", "open"),
     "languages_by_step/entropy": _Kind("Entropy of the policy (nats per token), by language and step", "open"),
     "actors_by_step/actor_tokens": _Kind("Response tokens per second from each actor, by step", "open"),
     "actors_by_step/kv_use": _Kind("Share of the KV cache in use, by engine and step", "unit"),

@@ -19,7 +19,8 @@ from learner.report.timing import ActorTimes, TimeByState, WindowTotals, shares_
 from learner.train import stages
 from learner.train.samples import group_outcome
 
-_GRADIENT_STATISTICS = ("entropy", "mismatch")  # those of a step's result that are shown by language
+_GRADIENT_STATISTICS = ("entropy", "mismatch", "outside_bounds")  # those of a step's result shown by language
+_AGREEMENT = ("mismatch", "outside_bounds", "effective_sample")  # of engine and learner; on the page Health
 
 
 class WeightSync(Protocol):
@@ -41,7 +42,7 @@ class StepContext:
 
     Args:
         seconds: time of every process in each of its states, since it started.
-        counts: groups that are leased, finished, and so far retried, orphaned and failed.
+        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused.
         peers: the actors, by name.
         published: the weight sync before this step.
         spent_s: seconds since the end of the step before.
@@ -88,9 +89,10 @@ def health_metrics(
     }  # fmt: skip
     counts = context.counts
     metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["orphaned"]}
-    metrics["groups_failed"] = counts["failed"]
-    if "mismatch" in result.means:
-        metrics["mismatch"] = result.means["mismatch"]
+    metrics |= {"groups_failed": counts["failed"], "groups_refused": counts["refused"]}
+    metrics |= {name: result.means[name] for name in _AGREEMENT if name in result.means}
+    for name in ("mismatch", "outside_bounds"):
+        metrics |= {f"{name}_by_lag/{lag}": value for lag, value in result.by_lag.get(name, {}).items()}
     if errors := [peer.gauges["probe_error"] for peer in context.peers.values() if "probe_error" in peer.gauges]:
         metrics["probe_error"] = max(errors)
     return _tagged("health", metrics)
@@ -101,7 +103,7 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
     scores = [rollout.score for group in batch for rollout in group.rollouts if rollout.score.scored]
     outcomes = Counter(group_outcome(group, config) for group in batch)
     metrics = {
-        **{name: value for name, value in result.means.items() if name != "mismatch"},  # that one is under health
+        **{name: value for name, value in result.means.items() if name not in _AGREEMENT},
         "reward": np.mean([score.reward for score in scores]) if scores else 0.0,
         "compliance": np.mean([score.compliant for score in scores]) if scores else 0.0,
         "grad_norm": result.grad_norm,

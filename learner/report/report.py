@@ -32,6 +32,7 @@ from learner.report.series import ScalarSeries
 from learner.report.text_samples import group_as_markdown
 from learner.report.timing import TimeByState, TimeWindow, time_between
 from learner.report.trackers.start import start_trackers
+from learner.report.watch import MismatchWatch
 from learner.resume import CONFIG_FILE
 from router.show import mutual_information, picture
 
@@ -66,6 +67,7 @@ class Report:
         self._heat_maps = HeatMaps(bound)
         self._machine = Machine(config)
         self._window = TimeWindow(_WINDOW_S)
+        self._watch = MismatchWatch()
         self._first: TimeByState = {}
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
         settings = config.run.dir / CONFIG_FILE
@@ -114,6 +116,7 @@ class Report:
             **health_metrics(batch, lags, self._bound, result, context, learner),
             **learning_metrics(batch, result, learner),
             **flow_metrics(result, context, len(lags), window, rates, bottleneck),
+            "health/mismatch_alarm": float(self._watch.check(number, result) is not None),
         }
         tables = {**with_row_names("languages", by_language), **with_row_names("flow", by_actor)}
         self._series.add({**metrics, **tables})

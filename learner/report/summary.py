@@ -98,10 +98,12 @@ def routed_pairs(
     """
     by_row = {question.index: question for question in questions}
     pairs: list[tuple[str, str]] = []
+    same: dict[tuple[str, str], tuple[str, str]] = {}  # so that equal pairs, of which there are many, are one object
     for row, languages in routed:
         question = by_row[row]
         drawn = languages[len(languages) - router.drawn(question.topics) :]
-        pairs += [(region, language) for region in question.regions for language in drawn if language]
+        found = [(region, language) for region in question.regions for language in drawn if language]
+        pairs += [same.setdefault(pair, pair) for pair in found]
     return pairs
 
 

@@ -61,7 +61,7 @@ def chunked_logp(
 
     The softmax is over ``transform(hidden_R_D @ head_V_D.T + bias_V) / temperature``, in float32, with at most
     ``chunk`` rows of logits in memory at a time. The backward pass computes the logits again, and the gradient of the
-    head only where it needs one. The entropy carries no gradient.
+    head only where it needs one. Both results carry a gradient.
 
     Args:
         hidden_R_D: hidden states that predict the targets.
@@ -103,12 +103,15 @@ class _ChunkedLogp(torch.autograd.Function):
                 entropy_R[part] = entropy_C
         ctx.save_for_backward(hidden_R_D, head_V_D, bias_V, targets_R)
         ctx.temperature, ctx.chunk, ctx.transform, ctx.compiled = temperature, chunk, transform, compiled
-        ctx.mark_non_differentiable(entropy_R)
+        ctx.set_materialize_grads(False)  # None in the backward pass for a result that is not in the loss
         return logp_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        d_logp_R, d_entropy_R = gradients
         hidden_R_D, head_V_D, bias_V, targets_R = ctx.saved_tensors
+        if d_logp_R is None:
+            d_logp_R = torch.zeros(len(targets_R), dtype=torch.float32, device=hidden_R_D.device)
         _, head_trains, bias_trains, *_ = ctx.needs_input_grad  # neither where adapters alone are trained
         gradient_of = _maybe_compiled(_gradient, ctx.compiled)
         d_hidden_R_D = torch.empty_like(hidden_R_D)
@@ -117,8 +120,9 @@ class _ChunkedLogp(torch.autograd.Function):
         dtype = torch.float32 if bias_trains else hidden_R_D.dtype  # a bias sums over rows, in float32
         for part in _slices(len(targets_R), ctx.chunk):
             logits_C_V = _project(hidden_R_D[part], head_V_D, bias_V)
+            d_entropy_C = None if d_entropy_R is None else d_entropy_R[part]
             d_logits_C_V = gradient_of(
-                logits_C_V, targets_R[part], gradients[0][part], ctx.temperature, ctx.transform, dtype
+                logits_C_V, targets_R[part], d_logp_R[part], d_entropy_C, ctx.temperature, ctx.transform, dtype
             )
             if d_bias_V is not None:
                 d_bias_V += d_logits_C_V.sum(0)
@@ -159,19 +163,27 @@ def _gradient(
     logits_C_V: Tensor,
     targets_C: Tensor,
     d_logp_C: Tensor,
+    d_entropy_C: Tensor | None,
     temperature: float,
     transform: LogitTransform,
     dtype: torch.dtype,
 ) -> Tensor:
     """The gradient with respect to the projection's logits, [C, V] in ``dtype``.
 
-    That of the transformed ones is d_logp · (onehot − softmax) / temperature.
+    That of the transformed ones is d_logp · (onehot − softmax) / temperature, and with the entropy H in the loss also
+    −d_entropy · softmax · (log softmax + H) / temperature.
     """
     transformed_C_V = transform(logits_C_V)
     scaled_C_V = transformed_C_V if temperature == 1 else transformed_C_V / temperature
     d_logits_C_V = scaled_C_V.softmax(-1)
     d_logits_C_V.scatter_add_(1, targets_C[:, None], d_logits_C_V.new_full((len(targets_C), 1), -1.0))
     scale_C = d_logp_C / -temperature
+    if d_entropy_C is not None:
+        logp_C_V = scaled_C_V.log_softmax(-1)
+        probability_C_V = logp_C_V.exp()
+        entropy_C = -(probability_C_V * logp_C_V).sum(-1)
+        bonus_C_V = probability_C_V * (logp_C_V + entropy_C[:, None]) * (d_entropy_C / -temperature)[:, None]
+        return transform.backward(d_logits_C_V * scale_C[:, None] + bonus_C_V, transformed_C_V).to(dtype)
     if not transform.is_identity:
         return transform.backward(d_logits_C_V.mul_(scale_C[:, None]), transformed_C_V).to(dtype)
     if dtype == d_logits_C_V.dtype:

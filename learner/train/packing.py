@@ -1,6 +1,6 @@
 """Micro-batches: the sequences of a step laid end to end without padding, at about equal cost on every rank.
 
-Shape suffixes: T tokens of a micro-batch, R of them in responses (see ``grpo.py`` for the others).
+Shape suffixes: T tokens of a micro-batch, R of them in responses (see ``advantages.py`` for the others).
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ class Sample:
     advantage: float
     weight: float = 0.0  # of each of its response tokens in the loss
     language: int = 0  # index into the languages of the step
+    actor: int = 0  # index into the actors of the step
+    group: int = 0  # index into the groups of the step
+    minibatch: int = 0  # which optimizer step of the batch it belongs to
     name: str = ""  # for error messages
 
     def __len__(self) -> int:
@@ -59,6 +62,9 @@ class MicroBatch:
     advantage_R: Tensor  # float32
     weight_R: Tensor  # float32, weight of the token in the loss
     language_R: Tensor  # int64, index into the languages of the step
+    actor_R: Tensor  # int64, index into the actors of the step
+    versions_R: Tensor  # int64, policy version that generated the token
+    sequence_R: Tensor  # int64, which of the micro-batch's sequences the token is in
     longest: int  # tokens of the longest sequence
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -125,7 +131,7 @@ def pack(samples: Sequence[Sample]) -> MicroBatch:
     def joined(arrays: Sequence[Any], dtype: type) -> Tensor:
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *arrays]).astype(dtype))
 
-    def repeated(values: list[float], dtype: type) -> Tensor:
+    def repeated(values: Sequence[float], dtype: type) -> Tensor:
         """The value of each sample, once for each of its response tokens."""
         return torch.from_numpy(np.repeat(np.array(values, dtype), responses))
 
@@ -139,5 +145,8 @@ def pack(samples: Sequence[Sample]) -> MicroBatch:
         advantage_R=repeated([sample.advantage for sample in samples], np.float32),
         weight_R=repeated([sample.weight for sample in samples], np.float32),
         language_R=repeated([sample.language for sample in samples], np.int64),
+        actor_R=repeated([sample.actor for sample in samples], np.int64),
+        versions_R=joined([r.versions for r in rollouts], np.int64),
+        sequence_R=repeated(list(range(len(samples))), np.int64),
         longest=max(map(len, ids)),
     )

@@ -5,49 +5,89 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.config import LearnerConfig
-from common.wire import Rollout
+from common.wire import Rollout, Score
 from learner.groups import Group, Outcome
-from learner.train.grpo import advantages, token_weights
+from learner.train.advantages import Floats, advantages, decoupled_sum, overlong_penalty, whiten
+from learner.train.aggregation import token_weights
 from learner.train.packing import Sample
+from learner.train.statistics import actor_names
 
 
-def group_advantages(group: Group, config: LearnerConfig) -> NDArray[np.float64]:
-    """The advantage of each rollout of a group, [K] float64; see ``grpo.advantages`` for the equation.
+def group_advantages(group: Group, config: LearnerConfig, *, penalised: bool = True) -> Floats:
+    """The advantage of each rollout of a group, [K]; learner/train/advantages.py has the equations.
 
     A rollout that could not be scored takes no part in the group's mean and deviation, and has the advantage 0. Where
-    ``learner.step_reward`` gives advantages, these are taken.
+    ``learner.step_reward`` gives advantages, these are taken. With ``learner.advantage`` = "decoupled" the result is
+    not yet divided by the deviation of the step.
+
+    Args:
+        penalised: whether the penalty for long answers is taken from the rewards.
     """
     scores = [rollout.score for rollout in group.rollouts]
     scored_K = np.array([score.scored for score in scores], np.bool_)
     result = np.zeros(len(scores))
     if group.advantages:
         result[scored_K] = np.array(group.advantages)[scored_K]
-    elif scored_K.any():
-        result[scored_K] = advantages(
-            np.array([score.reward for score in scores])[scored_K],
-            np.array([score.compliant for score in scores])[scored_K],
-            form=config.advantage,
-            divide_by_std=config.advantage_std,
-            ddof=config.std_ddof,
-            compliance_weight=config.compliance_weight,
+        return result
+    if not scored_K.any():
+        return result
+    penalty_K = np.zeros(len(scores))
+    if config.overlong_limit and penalised:
+        lengths_K = np.array([len(rollout.response_ids) for rollout in group.rollouts], np.float64)
+        limit, buffer = config.overlong_limit, config.overlong_buffer
+        penalty_K = overlong_penalty(lengths_K, limit, buffer, config.overlong_penalty)
+    if config.advantage == "decoupled":
+        parts_J_K = np.array([_part(scores, name) for name in config.decoupled_parts])
+        weights_J = np.array(list(config.decoupled_parts.values()))
+        if penalty_K.any():  # a part of its own, as all that a reward consists of
+            parts_J_K, weights_J = np.vstack([parts_J_K, -penalty_K]), np.append(weights_J, 1.0)
+        result[scored_K] = decoupled_sum(
+            parts_J_K[:, scored_K], weights_J, divide_by_std=config.advantage_std, ddof=config.std_ddof
         )
+        return result
+    rewards_K = np.array([score.reward for score in scores]) - penalty_K
+    result[scored_K] = advantages(
+        rewards_K[scored_K],
+        np.array([score.compliant for score in scores])[scored_K],
+        form=config.advantage,
+        divide_by_std=config.advantage_std,
+        ddof=config.std_ddof,
+        compliance_weight=config.compliance_weight,
+    )
     return result
+
+
+def _part(scores: Sequence[Score], name: str) -> Floats:
+    """A part of the reward, [K]; NaN where an answer has no such part."""
+    if name in ("reward", "quality", "compliance"):
+        return np.array([float(getattr(score, "compliant" if name == "compliance" else name)) for score in scores])
+    return np.array([score.terms.get(name, np.nan) for score in scores])
+
+
+def step_advantages(groups: Sequence[Group], config: LearnerConfig) -> list[Floats]:
+    """The advantages of the groups that a step trains on, for each of them [K]."""
+    found = [group_advantages(group, config) for group in groups]
+    if config.advantage != "decoupled" or not found:
+        return found
+    scored = np.array([rollout.score.scored for group in groups for rollout in group.rollouts])
+    joined = np.concatenate(found)
+    joined[scored] = whiten(joined[scored])
+    return np.split(joined, np.cumsum([len(values) for values in found])[:-1])
 
 
 def group_outcome(group: Group, config: LearnerConfig) -> Outcome:
     """What a step does with a group.
 
     Returns:
-        ``zero_variance``: all advantages are zero, and ``learner.drop_zero_variance`` leaves such groups out.
-        ``masked``: every rollout is left out, because it was not scored, or was truncated and
-        ``learner.mask_truncated`` is set. Otherwise ``trained``.
+        ``zero_variance``: all advantages are zero, and ``learner.drop_zero_variance`` leaves such groups out; answers
+        that differ in the penalty for their length alone count as equal, as in DAPO. ``masked``: every rollout is left
+        out, because it was not scored, or was truncated and ``learner.mask_truncated`` is set. Otherwise ``trained``.
     """
     if not any(rollout.score.scored for rollout in group.rollouts):
         return "masked"
-    if config.drop_zero_variance and not group_advantages(group, config).any():
+    if config.drop_zero_variance and not group_advantages(group, config, penalised=False).any():
         return "zero_variance"
     return "trained" if any(_carries_gradient(rollout, config) for rollout in group.rollouts) else "masked"
 
@@ -59,20 +99,43 @@ def _carries_gradient(rollout: Rollout, config: LearnerConfig) -> bool:
 def group_samples(batch: Sequence[Group], config: LearnerConfig) -> tuple[list[Sample], list[str]]:
     """The rollouts of a batch that carry gradient, as samples, and the languages that ``Sample.language`` indexes.
 
-    A rollout in no language counts under the name ``none``.
+    The groups that are trained are divided into ``learner.minibatches`` mini-batches, in the order of the batch and as
+    evenly as can be; the weights of the tokens are those of their mini-batch. A rollout in no language counts under the
+    name ``none``.
     """
-    chosen = [
-        (f"{group.work.id}, answer {n + 1} ({rollout.language or 'none'})", rollout, float(advantage))
-        for group in batch
-        if group_outcome(group, config) == "trained"
-        for n, (rollout, advantage) in enumerate(zip(group.rollouts, group_advantages(group, config), strict=True))
+    trained = [number for number, group in enumerate(batch) if group_outcome(group, config) == "trained"]
+    parts = np.array_split(np.array(trained, np.int64), min(config.minibatches, max(len(trained), 1)))
+    advantage_of = dict(zip(trained, step_advantages([batch[number] for number in trained], config), strict=True))
+    actors = {name: number for number, name in enumerate(actor_names(batch))}
+    used = [
+        rollout.language or "none"
+        for number in trained
+        for rollout in batch[number].rollouts
         if _carries_gradient(rollout, config)
     ]
-    used = [rollout.language or "none" for _, rollout, _ in chosen]
     languages = sorted(set(used))
-    weights = token_weights([len(rollout.response_ids) for _, rollout, _ in chosen], used, config.aggregation)
-    samples = [
-        Sample(rollout, advantage, float(weight), languages.index(language), name)
-        for (name, rollout, advantage), language, weight in zip(chosen, used, weights, strict=True)
-    ]
+    samples = []
+    for minibatch, members in enumerate(parts):
+        chosen = [
+            (number, k, rollout)
+            for number in members.tolist()
+            for k, rollout in enumerate(batch[number].rollouts)
+            if _carries_gradient(rollout, config)
+        ]
+        lengths = [len(rollout.response_ids) for _, _, rollout in chosen]
+        spoken = [rollout.language or "none" for _, _, rollout in chosen]
+        weights = token_weights(lengths, spoken, config.aggregation, config.aggregation_length)
+        samples += [
+            Sample(
+                rollout,
+                float(advantage_of[number][k]),
+                float(weight),
+                language=languages.index(language),
+                actor=actors[batch[number].actor],
+                group=number,
+                minibatch=minibatch,
+                name=f"{batch[number].work.id}, answer {k + 1} ({rollout.language or 'none'})",
+            )
+            for (number, k, rollout), language, weight in zip(chosen, spoken, weights, strict=True)
+        ]
     return samples, languages

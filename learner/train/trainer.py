@@ -1,4 +1,4 @@
-"""One optimizer step on a batch of prompt groups, executed alike on every rank."""
+"""A training step on a batch of prompt groups, of one or more optimizer steps, executed alike on every rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,30 +16,53 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from common.config import Config
+from common.config import Config, LearnerConfig
 from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
-from learner.train.grpo import Objective
 from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
+from learner.train.objective import Objective
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
 from learner.train.policy import Policy, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
+from learner.train.schedules import learning_rate
+from learner.train.statistics import Axes, make_axes, means, means_along
 from learner.weights.probe import make_probe_sequence, probe_tolerance
 
 log = logging.getLogger("learner.trainer")
 
 
-@dataclass(frozen=True)
-class BatchGradient:
-    """What came of the backward passes of a batch, whose gradient has been added to the parameters.
+@dataclass
+class MiniBatch:
+    """What one optimizer step trains on, and how it is divided.
 
     Args:
-        sums: sums over the response tokens of all ranks by statistic, each [languages] float64: ``loss`` with the
-            weights of the tokens, ``tokens`` their number, and the statistics of ``Objective``.
+        samples: those of all ranks.
+        assigned: the indices of the samples in each micro-batch of this rank.
+        old_logp: log-probabilities of each of these micro-batches [R] under the policy at the beginning of the step;
+            empty before they are known.
+    """
+
+    samples: Sequence[Sample]
+    assigned: Sequence[Sequence[int]]
+    old_logp: list[Tensor] = field(default_factory=list)
+
+    def micro_batches(self) -> list[list[Sample]]:
+        """The samples of each micro-batch of this rank."""
+        return [[self.samples[n] for n in members] for members in self.assigned]
+
+
+@dataclass(frozen=True)
+class BatchGradient:
+    """What came of the backward passes of a mini-batch, whose gradient has been added to the parameters.
+
+    Args:
+        sums: sums over the response tokens of all ranks by statistic, each a table [languages, lags, actors] float64:
+            ``loss`` with the weights of the tokens, ``tokens`` their number, ``entropy``, and the statistics of
+            ``Objective``.
         finite: [number of samples] int32, 0 where this rank saw a loss that is not finite, else 1.
         room: tokens that the micro-batches of all ranks have room for.
     """
@@ -53,8 +76,8 @@ class Trainer:
     """Owns the policy, the reference policy and the optimizer.
 
     The default process group must be set up. Nothing in a step is random but ``lora.dropout``, whose seed is that of
-    the run and the step. The loss is a mean over the whole batch, that is over all micro-batches of all ranks together.
-    With ``lora.rank`` the reference policy is the policy itself without its adapters.
+    the run and the step. The loss is a mean over the whole mini-batch, that is over all its micro-batches of all ranks
+    together. With ``lora.rank`` the reference policy is the policy itself without its adapters.
 
     Raises:
         FatalError: the model cannot be loaded, its log-probabilities are not those of transformers, or
@@ -88,26 +111,19 @@ class Trainer:
             reference = copy.deepcopy(policy).requires_grad_(False)
             store_weights(reference, dtype)
             self.reference = shard(reference, mesh, dtype, on_cpu=on_cpu)
-        self.policy = shard(policy, mesh, dtype)
+        self.policy = shard(policy, mesh, dtype, on_cpu=learner.optimizer_on_cpu and self.device.type == "cuda")
         self._tell_agreement(agreement)
         trained = [one for one in self.policy.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(
             parameter_groups(trained), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
         )
-        self._objective = Objective(
-            clip_low=learner.clip_low,
-            clip_high=learner.clip_high,
-            dual_clip=learner.dual_clip,
-            kl=learner.kl,
-            correction=learner.importance,
-            importance_cap=learner.importance_cap,
-            importance_floor=learner.importance_floor,
-        )
+        self._objective = make_objective(learner)
 
     def step(self, batch: Sequence[Group], number: int) -> StepResult:
         """Trains on ``batch``; ``number`` counts steps from 0. A collective: every rank passes the same arguments.
 
-        If the loss or the gradient is not finite, the weights stay as they were and ``StepResult.problem`` says why.
+        Where the loss or the gradient of an optimizer step is not finite, that one is left out, and
+        ``StepResult.problem`` says why.
         """
         self._apply_stage(number)
         samples, languages = group_samples(batch, self._config)
@@ -117,29 +133,80 @@ class Trainer:
         if self._dropout:  # another mask on every rank, and the same ones when the step is trained again
             seeds = np.random.SeedSequence([self._seed, number, dist.get_rank()])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        gradient = self.backward(samples, len(languages))
-        sums = gradient.sums
+        axes = make_axes(samples, batch, languages, number)
+        minibatches = self._minibatches(samples)
+        sums: dict[str, Tensor] = {}
+        norms, problems, room = list[float](), list[str](), 0
+        taken = set[int]()  # groups of which some optimizer step was taken
+        for minibatch in minibatches * self._config.passes:
+            gradient = self.backward(minibatch, axes)
+            grad_norm, problem = self._update(minibatch, gradient)
+            norms.append(grad_norm)
+            if problem:
+                problems.append(problem)
+            else:
+                taken |= {sample.group for sample in minibatch.samples}
+            room += gradient.room
+            for name, table in gradient.sums.items():
+                sums[name] = sums[name] + table if name in sums else table
+        return StepResult(
+            means={**means(sums), "loss": float(sums["loss"].sum()) / len(norms)},
+            by_language=means_along(sums, 0, axes.languages),
+            by_lag=means_along(sums, 1, range(axes.lags)),
+            by_actor=means_along(sums, 2, axes.actors),
+            fill=sum(map(len, samples)) * self._config.passes / room,
+            grad_norm=sum(norms) / len(norms),
+            lr=lr,
+            problem=problems[0] if problems else "",
+            skipped=frozenset({sample.group for sample in samples} - taken),
+        )
+
+    def divide(self, samples: Sequence[Sample]) -> MiniBatch:
+        """Divides the samples of an optimizer step into micro-batches for every rank."""
+        lengths = [len(sample) for sample in samples]
+        costs = [self.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
+        assigned = assign_micro_batches(lengths, costs, self._config.microbatch_tokens, self.ranks)
+        return MiniBatch(samples, assigned[dist.get_rank()])
+
+    def _minibatches(self, samples: Sequence[Sample]) -> list[MiniBatch]:
+        """The mini-batches of a step, with the log-probabilities under its first policy where these would be lost.
+
+        The first mini-batch has them from its own forward pass, as nothing has changed before that. A ratio against the
+        behaviour policy needs none.
+        """
+        count = max(sample.minibatch for sample in samples) + 1
+        found = [self.divide([one for one in samples if one.minibatch == n]) for n in range(count)]
+        if self._config.proximal == "step":
+            for minibatch in found[1:]:
+                minibatch.old_logp = self._logp(minibatch)
+        return found
+
+    @torch.no_grad()
+    def _logp(self, minibatch: MiniBatch) -> list[Tensor]:
+        """Log-probabilities under the present policy, of each micro-batch of this rank [R]. A collective."""
+        packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
+        found = [self.policy(batch, with_entropy=False)[0] for batch in packed]
+        # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
+        self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
+        return found
+
+    def _update(self, minibatch: MiniBatch, gradient: BatchGradient) -> tuple[float, str]:
+        """Takes the optimizer step, unless something is not finite.
+
+        Returns:
+            The norm of the gradient before it is clipped, and which loss or gradient is not finite, else "".
+        """
         parameters = list(self.policy.parameters())
         norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
         grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         problem = ""
-        if math.isfinite(grad_norm) and sums["loss"].isfinite().all():
+        if math.isfinite(grad_norm) and gradient.sums["loss"].isfinite().all():
             torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, norm)
             self.optimizer.step()
         else:
-            problem = describe_non_finite(samples, gradient.finite, self.policy)
+            problem = describe_non_finite(minibatch.samples, gradient.finite, self.policy)
         self.optimizer.zero_grad()
-        tokens = sums.pop("tokens")
-        means = {name: float(values.sum() / tokens.sum()) for name, values in sums.items()}
-        by_language = {name: dict(zip(languages, (v / tokens).tolist(), strict=True)) for name, v in sums.items()}
-        return StepResult(
-            means={**means, "loss": float(sums["loss"].sum())},
-            by_language=by_language,
-            fill=sum(map(len, samples)) / gradient.room,
-            grad_norm=grad_norm,
-            lr=lr,
-            problem=problem,
-        )
+        return grad_norm, problem
 
     def _apply_stage(self, number: int) -> None:
         """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""
@@ -161,36 +228,42 @@ class Trainer:
 
     def _set_optimizer(self, number: int) -> float:
         """Sets the optimizer as the configuration says, because a checkpoint brings its own settings. The step's lr."""
-        lr = self._config.lr * min(1.0, (number + 1) / max(1, self._config.warmup_steps))
+        config = self._config
+        lr = learning_rate(
+            number, lr=config.lr, schedule=config.lr_schedule, warmup_steps=config.warmup_steps, steps=config.steps,
+            min_lr=config.min_lr,
+        )  # fmt: skip
         for group in self.optimizer.param_groups:
             decays = self._config.weight_decay_on == "all" or _is_matrix(group["params"][0])
             group |= {"lr": lr, "betas": self._config.betas}
             group["weight_decay"] = self._config.weight_decay if decays else 0.0
         return lr
 
-    def backward(self, samples: Sequence[Sample], languages: int) -> BatchGradient:
-        """Adds the gradient of the whole batch to the parameters. A collective of all ranks.
+    def backward(self, minibatch: MiniBatch, axes: Axes) -> BatchGradient:
+        """Adds the gradient of a whole mini-batch to the parameters. A collective of all ranks.
 
-        Args:
-            languages: how many languages ``Sample.language`` indexes.
+        Keeps the log-probabilities of its forward passes in ``minibatch.old_logp`` where it has none.
         """
-        lengths = [len(sample) for sample in samples]
-        costs = [self.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
-        assigned = assign_micro_batches(lengths, costs, self._config.microbatch_tokens, self.ranks)[dist.get_rank()]
-        sums: dict[str, Tensor] = {}
-        losses = []
-        for batch in prefetch(partial(self._pack, [samples[n] for n in members]) for members in assigned):
-            loss_R, statistics = self._accumulate(batch)
+        names, total = list[str](), torch.zeros(0)
+        losses, old_logp = list[Tensor](), list[Tensor]()
+        packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
+        for number, batch in enumerate(packed):
+            known_R = minibatch.old_logp[number] if minibatch.old_logp else None
+            loss_R, logp_R, statistics = self._accumulate(batch, known_R)
             losses.append(loss_R)
-            for name, values_R in {**statistics, "loss": loss_R * batch.weight_R}.items():
-                table = sums.setdefault(name, torch.zeros(languages, dtype=torch.float64, device=self.device))
-                table.index_add_(0, batch.language_R, values_R.double())
-        stacked = torch.stack(list(sums.values()))
-        dist.all_reduce(stacked)
+            old_logp.append(logp_R)
+            statistics = {**statistics, "loss": loss_R * batch.weight_R}
+            if not names:
+                names = list(statistics)
+                total = torch.zeros(len(names), math.prod(axes.shape), dtype=torch.float64, device=self.device)
+            total.index_add_(1, axes.cells(batch), torch.stack(list(statistics.values())).double())
+        if not minibatch.old_logp:
+            minibatch.old_logp = old_logp
+        dist.all_reduce(total)
         return BatchGradient(
-            sums=dict(zip(sums, stacked.cpu(), strict=True)),
-            finite=finite_samples(assigned, losses, samples),
-            room=self.ranks * len(assigned) * self._config.microbatch_tokens,
+            sums={name: table.reshape(axes.shape) for name, table in zip(names, total.cpu(), strict=True)},
+            finite=finite_samples(minibatch.assigned, losses, minibatch.samples),
+            room=self.ranks * len(minibatch.assigned) * self._config.microbatch_tokens,
         )
 
     @torch.no_grad()
@@ -224,28 +297,59 @@ class Trainer:
     def _pack(self, samples: list[Sample]) -> MicroBatch:
         return pack(samples).to(self.device)
 
-    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adds the gradient of a micro-batch; returns losses and statistics of its response tokens, each [R]."""
+    def _accumulate(self, batch: MicroBatch, old_logp_R: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Adds the gradient of a micro-batch.
+
+        Args:
+            old_logp_R: log-probabilities under the policy at the beginning of the step; None: it is the present one.
+
+        Returns:
+            The losses, log-probabilities and statistics of its response tokens, each [R].
+        """
         ref_logp_R = self._reference_logp(batch) if self._objective.kl > 0 else None
         logp_R, entropy_R = self.policy(batch)
-        # A batch is one optimizer step, so the policy at its beginning is the one that is differentiated.
         loss_R, statistics = self._objective(
-            logp_R, logp_R.detach(), batch.behaviour_logp_R, batch.advantage_R, ref_logp_R
+            logp_R,
+            logp_R.detach() if old_logp_R is None else old_logp_R,
+            batch.behaviour_logp_R,
+            batch.advantage_R,
+            ref_logp_R,
+            entropy_R=entropy_R,
+            sequence_R=batch.sequence_R,
         )
         # FSDP averages gradients over the ranks, and the loss is to be a sum over them: hence the factor.
         (loss_R @ batch.weight_R * self.ranks).backward()
-        return loss_R.detach(), {**statistics, "entropy": entropy_R, "tokens": torch.ones_like(entropy_R)}
+        more = {"entropy": entropy_R.detach(), "tokens": torch.ones_like(entropy_R)}
+        return loss_R.detach(), logp_R.detach(), {**statistics, **more}
 
     @torch.no_grad()
     def _reference_logp(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities of ``batch.targets_R`` under the reference policy, [R] float32. A collective."""
         if self.policy.adapters is None:
             assert self.reference is not None  # there is one wherever a step has a KL penalty
-            logp_R: Tensor = self.reference(batch)[0]
+            logp_R: Tensor = self.reference(batch, with_entropy=False)[0]
             return logp_R
         with self.policy.adapters.reference():
-            logp_R = self.policy(batch)[0]
+            logp_R = self.policy(batch, with_entropy=False)[0]
         return logp_R
+
+
+def make_objective(config: LearnerConfig) -> Objective:
+    """The loss of a token that the configuration describes, but for what a stage changes of it."""
+    return Objective(
+        loss=config.loss,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+        dual_clip=config.dual_clip,
+        proximal=config.proximal,
+        kl=config.kl,
+        kl_form=config.kl_form,
+        kl_importance=config.kl_importance,
+        entropy_bonus=config.entropy_bonus,
+        correction=config.importance,
+        importance_cap=config.importance_cap,
+        importance_floor=config.importance_floor,
+    )
 
 
 def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:

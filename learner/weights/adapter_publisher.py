@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import queue
 import shutil
 import time
@@ -37,6 +38,7 @@ log = logging.getLogger("learner.publisher")
 TRANSPORT = "adapter"  # what the hello of an actor that loads adapters says
 _ROOM_BYTES = 1 << 20  # in a message, for all but the adapter
 _REPLY_POLL_S = 0.01
+_SHARE = 0.9  # of what the ranks wait in a collective that a round may take
 
 
 class AdapterPublisher:
@@ -49,6 +51,7 @@ class AdapterPublisher:
         parameters: number of parameters of the adapters.
         dtype: of the engines, as torch calls it; the adapters are rounded to it.
         check: is called at least every 0.1 s while ``publish`` waits; raises to end the wait.
+        collective_s: how long the learner's other ranks wait for rank 0 in a collective; every round is shorter.
 
     Raises:
         FatalError: the adapters are too large for a message, and ``sync.transport`` is not "disk".
@@ -62,7 +65,9 @@ class AdapterPublisher:
         parameters: int,
         dtype: str,
         check: Callable[[], None],
+        collective_s: float = math.inf,
     ) -> None:
+        self._longest_s = _SHARE * collective_s
         self._server, self._config, self._check = server, config, check
         self._peft_config = json.dumps(peft_config)
         self._dtype: torch.dtype = getattr(torch, dtype)
@@ -94,9 +99,11 @@ class AdapterPublisher:
             Exception: whatever ``check`` raises.
         """
         begin = time.monotonic()
+        self._server.begin_version(version)
         data = save({name: value.to("cpu", self._dtype).contiguous() for name, value in weights}, {"format": "pt"})
         actors = fitting_actors(self._server, [TRANSPORT])
-        deadline_s = self._config.timeout_s + len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
+        transfer_s = len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
+        deadline_s = min(self._config.timeout_s + transfer_s, self._longest_s)
         directory = self._config.directory / f"lrpo-{self._run_id}-{version}"
         try:
             order = wire.LoadAdapter(

@@ -6,6 +6,7 @@ ranks, and forms through a TCP store on which the learner listens.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -20,6 +21,8 @@ from torch.distributed import BroadcastOptions, PrefixStore, TCPStore  # type: i
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 
 from common.process import FatalError
+
+log = logging.getLogger("learner.publisher")
 
 ProcessGroup: TypeAlias = Any  # torch's own class, which has no type for what is used here
 
@@ -137,18 +140,15 @@ def raise_error(work: Any) -> None:
     work.wait(timedelta(seconds=_RAISE_S))
 
 
-def broadcast_first(
-    group: ProcessGroup, buffer: Tensor, timeout_s: float, check: Callable[[], None], *, is_daemon: bool
-) -> None:
+def broadcast_first(group: ProcessGroup, buffer: Tensor, timeout_s: float, check: Callable[[], None]) -> None:
     """The first broadcast of a group, within which NCCL connects its ranks; blocks until it is complete.
 
     Connecting happens inside the call that starts the broadcast, and waits for a dead peer without end. So the call
-    runs on a thread of its own, which is left behind when the deadline passes; ``abort_group`` must follow then.
+    runs on a thread of its own, which is left behind when the deadline passes; ``discard_group`` must follow then.
 
     Args:
         buffer: [n] uint8, sent from rank 0.
         check: is called every 0.1 s; raises to give up.
-        is_daemon: whether Python may exit while the thread waits.
 
     Raises:
         TimeoutError: it was not complete within ``timeout_s``.
@@ -165,7 +165,7 @@ def broadcast_first(
         finally:
             ended.set()
 
-    threading.Thread(target=run, name=f"first broadcast of {group.group_name}", daemon=is_daemon).start()
+    threading.Thread(target=run, name=f"first broadcast of {group.group_name}", daemon=True).start()
     deadline = time.monotonic() + timeout_s
     while not ended.wait(_POLL_S):
         check()
@@ -182,5 +182,22 @@ def abort_group(group: ProcessGroup, backend: str) -> None:
 
 
 def destroy_group(group: ProcessGroup) -> None:
-    """Frees the group. The other ranks are not asked."""
+    """Frees the group. The other ranks are not asked. Blocks while a broadcast of it goes on."""
     dist.destroy_process_group(group)
+
+
+def discard_group(group: ProcessGroup, backend: str) -> None:
+    """Breaks off and frees the group of an engine that is lost. Does not block, whatever the group is doing.
+
+    A group that is dropped in the middle of a broadcast waits for the peer, or with gloo for the broadcast's deadline.
+    So this is left to a thread for which nobody waits.
+    """
+
+    def discard() -> None:
+        try:
+            abort_group(group, backend)
+            destroy_group(group)
+        except Exception as error:  # whatever torch raises about a group that is broken anyway: nobody needs it
+            log.info("a weight group of a lost engine could not be freed: %s", error)
+
+    threading.Thread(target=discard, name=f"discarding {group.group_name}", daemon=True).start()

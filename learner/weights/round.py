@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from common import wire
 from learner.weights.bucket_queue import POLL_S, BucketQueue
+from learner.weights.deadlines import Deadlines
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
 
@@ -26,7 +27,7 @@ class Round:
     probe: wire.Probe
     buckets: Sequence[wire.Bucket]
     actors: dict[str, ActorState]  # who takes part, by name
-    transfer_timeout_s: float  # from the order to take the weights until an engine has them
+    deadlines: Deadlines
     queue: BucketQueue  # the gathered buckets
     all_gathered: threading.Event = field(default_factory=threading.Event)
 
@@ -37,11 +38,19 @@ class Round:
     def order(
         self, *, group: str = "", path: str = "", handles: list[list[wire.SharedMemoryHandle]] | None = None
     ) -> wire.Receive:  # fmt: skip
-        """What an engine is told to take. One of the arguments says where the weights come from."""
+        """What an engine is told to take. One of the arguments says where the weights come from.
+
+        Its deadline is that of the whole round, because it may wait for buckets that another engine holds up. The
+        learner's own deadlines are shorter, and it gives up an engine by itself.
+        """
         return wire.Receive(
             group=group, path=path, version=self.version, buckets=list(self.buckets), probe=self.probe,
-            timeout_s=self.transfer_timeout_s, handles=handles or [],
+            timeout_s=self.longest_s(), handles=handles or [],
         )  # fmt: skip
+
+    def longest_s(self) -> float:
+        """The longest time that the round may take."""
+        return self.deadlines.round_s(max((actor.drain_s for actor in self.actors.values()), default=0.0))
 
 
 def fitting_actors(server: WorkServer, transports: Collection[str]) -> dict[str, ActorState]:

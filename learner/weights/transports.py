@@ -31,9 +31,8 @@ from learner.weights.buckets import bytes_of
 from learner.weights.process_group import (
     GroupStore,
     ProcessGroup,
-    abort_group,
     broadcast_first,
-    destroy_group,
+    discard_group,
     raise_error,
     start_broadcast,
 )
@@ -85,14 +84,17 @@ class Transport(ABC):
         """What the engine is told: where the weights come from. Called after ``prepare``; does not block."""
 
     def send(self, receiver: Receiver, round_: Round) -> None:  # noqa: B027
-        """Sends the weights to an engine that has its order; blocks for at most ``round_.transfer_timeout_s``.
+        """Sends the weights to an engine that has its order; blocks for at most ``round_.deadlines.transfer_s``.
 
         Raises:
             ActorLost: the actor is gone, or the weights did not reach its engine.
         """
 
     def disconnect(self, name: str, actor: ActorState) -> None:  # noqa: B027
-        """Frees what was kept for an actor that is lost. Does nothing if nothing was kept."""
+        """Frees what was kept for an actor that is lost. Does not block, and does nothing if nothing was kept.
+
+        Any thread may call it, also while another one is in ``send``, which then ends.
+        """
 
     def end_round(self, round_: Round) -> None:  # noqa: B027
         """Called when all have the weights or the round was cancelled; only in rounds that use this transport."""
@@ -119,12 +121,11 @@ class GroupTransport(Transport):
         store: through which the groups form.
         backend: "gloo" or "nccl".
         run_id: makes the names of groups unique, because an engine may still know those of an earlier learner.
-        timeout_s: for a group to form, and again for its ranks to connect.
         device: where the learner's weights are.
     """
 
-    def __init__(self, store: GroupStore, backend: str, run_id: str, timeout_s: float, device: torch.device) -> None:
-        self._store, self._backend, self._run_id, self._timeout_s = store, backend, run_id, timeout_s
+    def __init__(self, store: GroupStore, backend: str, run_id: str, device: torch.device) -> None:
+        self._store, self._backend, self._run_id = store, backend, run_id
         self._device = device if backend == "nccl" else torch.device("cpu")
         self._connections: dict[str, _Connection] = {}  # by name of the actor
         self._numbers = itertools.count()
@@ -138,7 +139,7 @@ class GroupTransport(Transport):
         receiver.check_present()
         connection = self._connections.get(receiver.name)
         if connection is None or connection.actor is not receiver.actor:
-            self._connections[receiver.name] = self._connect(receiver)
+            self._connections[receiver.name] = self._connect(receiver, round_.deadlines.form_s)
         while round_.queue.get(receiver.name, 0) is None:
             receiver.check_present()
 
@@ -151,22 +152,24 @@ class GroupTransport(Transport):
 
     def send(self, receiver: Receiver, round_: Round) -> None:
         """The deadline counts only the time of sending, not that of waiting for a bucket to be gathered."""
-        connection, left_s = self._connections[receiver.name], round_.transfer_timeout_s
+        deadlines, left_s = round_.deadlines, round_.deadlines.transfer_s
+        connection = self._connections[receiver.name]
         group = connection.group
         try:
             if not connection.is_tried:
-                self._try(connection, receiver, bytes_of(_smallest_tensor(round_.buckets)))
+                self._try(connection, receiver, bytes_of(_smallest_tensor(round_.buckets)), deadlines.form_s)
             for number, bucket in enumerate(round_.buckets):
                 while (buffer := round_.queue.get(receiver.name, number)) is None:
                     receiver.check_present()
-                begin = time.monotonic()
-                work = start_broadcast(group, buffer[: bytes_of(bucket)], left_s)
+                begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
+                work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s)
                 while not work.is_completed():
                     receiver.check_present()
-                    if time.monotonic() > begin + left_s:
-                        abort_group(group, self._backend)
-                        deadline_s = round_.transfer_timeout_s
-                        raise ActorLost(f"the weights did not reach its engine within {deadline_s:.0f} s")
+                    if time.monotonic() > begin + limit_s:
+                        raise ActorLost(
+                            f"the weights did not reach its engine within {limit_s:.0f} s (bucket {number + 1} of "
+                            f"{len(round_.buckets)}, {deadlines.transfer_s:.0f} s for all)"
+                        )
                     time.sleep(_BROADCAST_POLL_S)
                 raise_error(work)
                 left_s -= time.monotonic() - begin
@@ -176,43 +179,40 @@ class GroupTransport(Transport):
     def disconnect(self, name: str, actor: ActorState) -> None:
         connection = self._connections.get(name)
         if connection is not None and connection.actor is actor:
-            del self._connections[name]
-            destroy_group(connection.group)
+            self._connections.pop(name, None)
+            discard_group(connection.group, self._backend)
 
     def close(self) -> None:
         self._store.close()
 
-    def _connect(self, receiver: Receiver) -> _Connection:
+    def _connect(self, receiver: Receiver, timeout_s: float) -> _Connection:
         """Forms a group with the actor's engine; each of the two steps blocks for at most ``timeout_s``."""
         name, world = f"lrpo-{self._run_id}-{next(self._numbers)}", 1 + receiver.actor.engine_ranks
         receiver.send(
             wire.Join(
                 group=name, host=self._store.host, port=self._store.port, world=world, backend=self._backend,
-                timeout_s=self._timeout_s, nccl=nccl_settings(),
+                timeout_s=timeout_s, nccl=nccl_settings(),
             )
         )  # fmt: skip
         try:
-            group = self._store.form_group(self._backend, name, world, self._timeout_s)
+            group = self._store.form_group(self._backend, name, world, timeout_s)
         except RuntimeError as error:  # the base of torch's distributed errors
-            raise ActorLost(
-                f"its weight group did not form within {self._timeout_s:.0f} s: {_first_line(error)}"
-            ) from None
+            raise ActorLost(f"its weight group did not form within {timeout_s:.0f} s: {_first_line(error)}") from None
         try:
-            receiver.wait_joined(name, self._timeout_s)
+            receiver.wait_joined(name, timeout_s)
         except ActorLost:
-            destroy_group(group)
+            discard_group(group, self._backend)
             raise
         return _Connection(receiver.actor, group)
 
-    def _try(self, connection: _Connection, receiver: Receiver, size: int) -> None:
+    def _try(self, connection: _Connection, receiver: Receiver, size: int, timeout_s: float) -> None:
         """Sends the additional bucket of ``size`` bytes; blocks for at most ``timeout_s``."""
         zeros = torch.zeros(size, dtype=torch.uint8, device=self._device)
-        is_daemon = self._backend == "nccl"  # gloo's call ends by itself at its deadline
         try:
-            broadcast_first(connection.group, zeros, self._timeout_s, receiver.check_present, is_daemon=is_daemon)
+            broadcast_first(connection.group, zeros, timeout_s, receiver.check_present)
         except TimeoutError:
-            abort_group(connection.group, self._backend)
-            raise ActorLost(f"its engine did not connect to the weight group within {self._timeout_s:.0f} s") from None
+            self.disconnect(receiver.name, receiver.actor)  # which frees the thread that is left behind
+            raise ActorLost(f"its engine did not connect to the weight group within {timeout_s:.0f} s") from None
         connection.is_tried = True
 
 
@@ -292,9 +292,7 @@ def make_transports(
     """
     run_id = uuid.uuid4().hex[:8]
     return {
-        "group": GroupTransport(
-            GroupStore(host, config.port, config.timeout_s), backend, run_id, config.timeout_s, device
-        ),
+        "group": GroupTransport(GroupStore(host, config.port, config.timeout_s), backend, run_id, device),
         "shared": SharedMemoryTransport(buckets, device),
         "disk": DiskTransport(config.directory, run_id),
     }

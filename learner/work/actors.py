@@ -25,6 +25,7 @@ from learner.work.scheduler import WorkQueue
 
 log = logging.getLogger("learner.server")
 
+MAX_VIOLATIONS = 2  # groups of one actor that break a rule before the actor is given up
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
 # How many attempts may fail for a cause; for the others learner.group_attempts.
@@ -48,6 +49,7 @@ class ActorState:
     slots: int  # most leases that it can hold
     last_heard: float  # time of its last message, on the clock of whoever calls ``ActorRegistry``
     has_weights: bool = False  # its engine has the current weights, so that it may lease
+    violations: int = 0  # number of its groups that broke a rule of ``learner/work/admission.py``
     leases: dict[str, wire.Work] = field(default_factory=dict)  # by the id of the lease
     seconds: dict[str, float] = field(default_factory=dict)  # time spent in each state, from its last heartbeat
     gauges: dict[str, float] = field(default_factory=dict)  # of its engine, from its last heartbeat
@@ -63,6 +65,8 @@ class ServedQueue:
     make_work: Callable[[int], wire.Work]  # the work of a sequence number
     on_failed: Callable[[int, str], None]  # called with the sequence number and the reason when a group is given up
     limits: Limits  # of the answers, see ``learner/work/admission.py``
+    # Called with the sequence number and the reason when a finished group has become too old and is asked for again.
+    on_stale: Callable[[int, str], None] = lambda _sequence, _reason: None
 
 
 class ActorRegistry:
@@ -75,6 +79,8 @@ class ActorRegistry:
         served: what is leased.
         life: of this learner; random.
         foreign: number of messages that were dropped because they belong to other lives.
+        newest_version: of the policy versions that an engine may have by now; the next step trains on top of it.
+        refused: number of groups that were refused because their answers broke a rule.
 
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
@@ -83,6 +89,8 @@ class ActorRegistry:
     def __init__(self, lease_timeout_s: float) -> None:
         self.actors: dict[str, ActorState] = {}
         self.served: ServedQueue | None = None
+        self.newest_version = 0
+        self.refused = 0
         self.life = secrets.token_hex(6)
         self.foreign = 0
         self._names: dict[str, str] = {}  # of the actors that are present, by life
@@ -96,6 +104,7 @@ class ActorRegistry:
                 self.served.queue.release_all(name)
             actor.leases.clear()
         self.served = served
+        self._ask_again_for_stale()
 
     # -- who is present --------------------------------------------------------------------------------------------
 
@@ -180,6 +189,7 @@ class ActorRegistry:
             actor.has_weights = True  # if the actor has returned in the meantime, this is not its present state
         if self.served is not None:
             self.served.queue.mark_published()
+            self._ask_again_for_stale()
 
     def has_newcomers(self) -> bool:
         """Whether an engine is there that does not have the current weights."""
@@ -257,19 +267,26 @@ class ActorRegistry:
         """Takes the answers of a group, and returns whether they will be trained on.
 
         They are refused if the actor does not hold the lease, or if they break a rule of ``learner/work/admission.py``.
-        In the second case the group is offered again.
+        In the second case the group is offered again. An actor for which ``is_untrustworthy`` then holds is to be given
+        up.
         """
         work = self.actors[name].leases.pop(message.id, None)
         if work is None or self.served is None:
             return False
-        problem = admission.find_problem(work, message.rollouts, self.served.limits)
+        problem = admission.find_problem(work, message.rollouts, self.served.limits, self.newest_version)
         if problem:
-            log.warning("group %s of actor %s is malformed: %s", work.id, name, problem)
+            self.refused += 1
+            self.actors[name].violations += 1
+            log.error("group %s of actor %s is refused: %s", work.id, name, problem)
             self._release(name, work, problem)
             return False
         rollouts, note = admission.cut_to_fit(message.rollouts, self.served.limits)
         group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
         return self.served.queue.submit(work.sequence, name, group)
+
+    def is_untrustworthy(self, name: str) -> bool:
+        """Whether so many groups of an actor have broken rules that no other may be leased to it."""
+        return self.actors[name].violations >= MAX_VIOLATIONS
 
     def release(self, name: str, message: wire.Release) -> bool:
         """An actor could not do its group and gives the lease back. Returns whether it held the lease."""
@@ -298,16 +315,35 @@ class ActorRegistry:
 
         ``finished`` and ``leased`` are the present numbers. Since the beginning of the run: ``retried`` leases ended
         without a valid answer, ``orphaned`` of these because the actor was lost, and ``failed`` groups were given up.
-        ``foreign`` messages belonged to other lives, since this process began.
+        ``refused`` answers broke a rule, and ``foreign`` messages belonged to other lives, since this process began.
         """
         if self.served is None:
             return {}
         served = self.served.queue
         return {
             "finished": len(served.finished()), "leased": served.count_leased(),
-            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed,
+            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed, "refused": self.refused,
             "foreign": self.foreign,
         }  # fmt: skip
+
+    def _ask_again_for_stale(self) -> None:
+        """Has every finished group made again that the next step would train with a larger lag than is allowed.
+
+        There is none as long as the queue keeps its promise; this is where the promise is checked.
+        """
+        if self.served is None:
+            return
+        limits = self.served.limits
+        for sequence, group in self.served.queue.finished().items():
+            if admission.is_too_old(group.work, group.rollouts, limits, self.newest_version):
+                reason = (
+                    f"actor {group.actor} made it with a policy too old for the staleness bound of {limits.lag}: the "
+                    f"newest version is {self.newest_version}, the lease was given at {group.work.policy_version}"
+                )
+                log.error("group %s is asked for again: %s", group.work.id, reason)
+                self.refused += 1
+                self.served.queue.ask_again(sequence)
+                self.served.on_stale(sequence, reason)
 
     def _release(self, name: str, work: wire.Work, reason: str, cause: wire.Cause = "unforeseen") -> None:
         assert self.served is not None  # there are no leases without a queue

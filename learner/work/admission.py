@@ -14,6 +14,8 @@ import numpy as np
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout, Work
 
+_ROUNDING = 1e-3  # nats by which rounding may bring the logarithm of a probability above 0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -21,44 +23,83 @@ class Limits:
 
     vocabulary: float = math.inf  # token ids must be below this
     tokens: float = math.inf  # most tokens in a sequence, prompt and response together: those of a micro-batch
+    lag: float = math.inf  # the staleness bound: most policy updates between a token and the step that trains on it
 
 
 UNLIMITED = Limits()
 
 
-def find_problem(work: Work, rollouts: list[Rollout], limits: Limits) -> str:
-    """Why the answers to ``work`` cannot be trained on, in one line; empty if they can."""
+def find_problem(work: Work, rollouts: list[Rollout], limits: Limits, newest_version: int) -> str:
+    """Why the answers to ``work`` cannot be trained on, in one line; empty if they can.
+
+    Every number that training, router or report will use is checked here, and nowhere later.
+
+    Args:
+        newest_version: of the policy versions that an engine may have by now. The next step trains on top of it.
+    """
     pairs = zip(work.languages, rollouts, strict=False)
     if len(rollouts) != len(work.languages) or any(
         asked not in (POLICY_CHOOSES, rollout.language) for asked, rollout in pairs
     ):
         return "the rollouts are not in the languages asked for"
-    return "" if _are_valid(rollouts, limits) else _describe_problem(rollouts, limits)
+    oldest = oldest_allowed(work, limits, newest_version)
+    if _are_valid(rollouts, limits, oldest, newest_version):
+        return ""
+    return _describe_problem(rollouts, limits, oldest, newest_version)
 
 
-def _are_valid(rollouts: list[Rollout], limits: Limits) -> bool:
+def oldest_allowed(work: Work, limits: Limits, newest_version: int) -> int:
+    """The oldest policy version that a token of the answers to ``work`` may be of.
+
+    No engine that may lease is behind the version of the lease, and the next step trains with a lag of at least
+    ``newest_version`` minus the version of the token.
+    """
+    if newest_version - work.policy_version <= limits.lag:
+        return work.policy_version
+    return newest_version - int(limits.lag)
+
+
+def is_too_old(work: Work, rollouts: list[Rollout], limits: Limits, newest_version: int) -> bool:
+    """Whether the next step would train on a token of these valid answers with a larger lag than ``limits.lag``."""
+    if newest_version - work.policy_version <= limits.lag:  # no token is older than its lease
+        return False
+    return newest_version - min(int(rollout.versions.min()) for rollout in rollouts) > limits.lag
+
+
+def _are_valid(rollouts: list[Rollout], limits: Limits, oldest: int, newest: int) -> bool:
     """Checks all answers at once, because this runs for every group.
 
     It may be False for valid answers, if a sum of finite numbers overflows; ``_describe_problem`` then finds nothing.
     """
     prompts = [rollout.prompt_ids for rollout in rollouts]
     responses = [rollout.response_ids for rollout in rollouts]
-    logprobs = [rollout.logprobs for rollout in rollouts]
     lengths, prompt_lengths = list(map(len, responses)), list(map(len, prompts))
-    scores = [rollout.score for rollout in rollouts]
+    numbers = 0.0
+    for rollout, length in zip(rollouts, lengths, strict=True):
+        score = rollout.score
+        numbers += score.reward + score.quality + score.similarity + score.drift + sum(score.terms.values())
+        if not len(rollout.logprobs) == len(rollout.versions) == length >= rollout.header >= 0:
+            return False
     if not (
         all(lengths)
-        and lengths == list(map(len, logprobs)) == [len(rollout.versions) for rollout in rollouts]
         and 0 < min(prompt_lengths) <= max(prompt_lengths) < limits.tokens
-        and math.isfinite(sum(score.reward + score.quality for score in scores))
+        # A sum is finite only if every summand is.
+        and math.isfinite(numbers)
     ):
         return False
-    ids, numbers = np.concatenate(prompts + responses), np.concatenate(logprobs)
-    # Read as unsigned, a negative id is a large one. A sum is finite only if every summand is.
-    return ids.view(np.uint32).max() < limits.vocabulary and math.isfinite(numbers.sum())
+    ids = np.concatenate(prompts + responses)
+    logprobs = np.concatenate([rollout.logprobs for rollout in rollouts])
+    versions = np.concatenate([rollout.versions for rollout in rollouts])
+    return bool(
+        ids.view(np.uint32).max() < limits.vocabulary  # read as unsigned, a negative id is a large one
+        and logprobs.max() <= _ROUNDING  # False, too, if one is not a number
+        and logprobs.min() > -math.inf
+        and versions.min() >= oldest
+        and versions.max() <= newest
+    )
 
 
-def _describe_problem(rollouts: list[Rollout], limits: Limits) -> str:
+def _describe_problem(rollouts: list[Rollout], limits: Limits, oldest: int, newest: int) -> str:
     """Checks one answer after the other, and describes the first problem; empty if there is none."""
     for number, rollout in enumerate(rollouts, start=1):
         length, where = len(rollout.response_ids), f"answer {number} ({rollout.language})"
@@ -66,15 +107,29 @@ def _describe_problem(rollouts: list[Rollout], limits: Limits) -> str:
             return (
                 f"{where}: {length} tokens, {len(rollout.logprobs)} log-probabilities, {len(rollout.versions)} versions"
             )
+        if not 0 <= rollout.header <= length:
+            return f"{where}: a header of {rollout.header} tokens in a response of {length}"
         if not 0 < len(rollout.prompt_ids) < limits.tokens:
             return f"{where}: {len(rollout.prompt_ids)} prompt tokens, learner.microbatch_tokens = {limits.tokens}"
         for ids in (rollout.prompt_ids, rollout.response_ids):
             if ids.min() < 0 or ids.max() >= limits.vocabulary:
                 return f"{where}: token {ids.min() if ids.min() < 0 else ids.max()}, vocabulary {limits.vocabulary}"
-        if not np.isfinite([rollout.score.reward, rollout.score.quality]).all():
-            return f"{where}: reward {rollout.score.reward}, quality {rollout.score.quality}"
+        score = rollout.score
+        if not np.isfinite([score.reward, score.quality]).all():
+            return f"{where}: reward {score.reward}, quality {score.quality}"
+        for name, value in {"similarity": score.similarity, "drift": score.drift, **score.terms}.items():
+            if not math.isfinite(value):
+                return f"{where}: {name} {value}"
         if not np.isfinite(rollout.logprobs).all():
             return f"{where}: a log-probability is not finite"
+        if rollout.logprobs.max() > _ROUNDING:
+            return f"{where}: a log-probability of {rollout.logprobs.max():g}, which is above 0"
+        if rollout.versions.min() < oldest or rollout.versions.max() > newest:
+            low, high = int(rollout.versions.min()), int(rollout.versions.max())
+            return (
+                f"{where}: tokens of the policy versions {low} to {high}; those that the engine may have had since the "
+                f"lease, within the staleness bound of {limits.lag}, are {oldest} to {newest}"
+            )
     return ""
 
 
@@ -94,7 +149,8 @@ def cut_to_fit(rollouts: list[Rollout], limits: Limits) -> tuple[list[Rollout], 
         room = limits.tokens - len(rollout.prompt_ids)
         if len(rollout.response_ids) > room:
             parts = {name: getattr(rollout, name)[: int(room)] for name in ("response_ids", "logprobs", "versions")}
-            rollout = rollout.model_copy(update={**parts, "truncated": True})
+            header = min(rollout.header, int(room))
+            rollout = rollout.model_copy(update={**parts, "header": header, "truncated": True})
         result.append(rollout)
     number = sum(new is not old for new, old in zip(result, rollouts, strict=True))
     return (

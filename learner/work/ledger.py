@@ -5,12 +5,11 @@ It is the evidence that no question was lost and that no group was trained on tw
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -32,23 +31,30 @@ class Ledger:
 
     Args:
         path: the file; it is made, with its directory, if it is missing.
-        size: bytes to keep. A run that resumes from a checkpoint cuts off the lines that were written after it, because
-            the training that they record is undone.
+        size: bytes of it that belong to this run. A run that resumes from a checkpoint cuts off the lines that were
+            written after it, because the training that they record is undone. 0: a run begins.
 
     Raises:
-        FatalError: the file is shorter than ``size``.
+        FatalError: the file is shorter than ``size``, holds the lines of another run, or cannot be written.
     """
 
     def __init__(self, path: Path, size: int = 0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab")
+        except OSError as error:
+            self._fail(error)
         if (present := self._file.tell()) < size:
             raise FatalError(
                 f"{path} has {present} bytes and had {size} when the checkpoint was written: put the file back, or "
                 "begin in another run.dir"
             )
-        self._file.truncate(size)
-        self._file.seek(size)
+        if present and not size:
+            raise FatalError(f"{path} holds the lines of another run: move it away, or begin in another run.dir")
+        if present > size:
+            self._file.truncate(size)
+            self._file.seek(size)
 
     def enter(
         self, sequence: int, row: int, outcome: Outcome, step: int, reason: str = "", work: Work | None = None,
@@ -64,16 +70,47 @@ class Ledger:
             reason: free text; may be empty.
             work: says how the group was routed, if it was answered.
             details: further keys of the line.
+
+        Raises:
+            FatalError: it cannot be written; most often the disk is full.
         """
         line = {"sequence": sequence, "row": row, "outcome": outcome, "step": step, "reason": reason, **details}
         if work is not None:
             line |= {name: getattr(work, name) for name in _OF_WORK}
-        self._file.write(_ENCODER.encode(line) + b"\n")
+        try:
+            self._file.write(_ENCODER.encode(line) + b"\n")
+        except OSError as error:  # of lines before it, for which the buffer had no room left
+            self._fail(error)
 
     def flush(self) -> int:
-        """Writes the buffer to the file. Returns the file's size in bytes, which the checkpoint keeps."""
-        self._file.flush()
+        """Gives the buffer to the system. Returns the file's size in bytes, which the checkpoint keeps.
+
+        The lines are on the disk when a checkpoint is that depends on the file, see ``learner.checkpoint``.
+
+        Raises:
+            FatalError: it cannot be written; most often the disk is full.
+        """
+        try:
+            self._file.flush()
+        except OSError as error:
+            self._fail(error)
         return self._file.tell()
+
+    def _fail(self, error: OSError) -> NoReturn:
+        raise FatalError(f"cannot write the ledger {self._path}: {error.strerror}") from None
+
+
+class _Line(msgspec.Struct):
+    """What the audit reads of a line."""
+
+    sequence: int
+    row: int
+    outcome: str
+    step: int
+    languages: list[str] | None = None
+
+
+_DECODER = msgspec.json.Decoder(_Line)
 
 
 @dataclass(frozen=True)
@@ -92,22 +129,46 @@ def audit(path: Path, next_sequence: int, pending: Iterable[int]) -> Audit:
         path: the ledger, flushed.
         next_sequence: the first number that was not handed out.
         pending: numbers that were handed out and that no step has taken; a resumed run takes them up again.
+
+    Raises:
+        FatalError: a line cannot be read.
     """
-    lines = _read(path)
-    entries = Counter(line["sequence"] for line in lines if line["outcome"] not in _NO_END)
-    expected = set(range(next_sequence)) - set(pending)
-    return Audit(
-        outcomes=dict(Counter(line["outcome"] for line in lines)),
-        lost=len(expected - set(entries)),
-        duplicated=sum(count > 1 for count in entries.values()),
-    )
+    outcomes: Counter[str] = Counter()
+    once, twice = bytearray(next_sequence // 8 + 1), bytearray(next_sequence // 8 + 1)  # a bit for each number
+    strangers: Counter[int] = Counter()  # numbers that were not handed out; there should be none
+    for line in _read(path):
+        outcomes[line.outcome] += 1
+        if line.outcome in _NO_END:
+            continue
+        if not 0 <= line.sequence < next_sequence:
+            strangers[line.sequence] += 1
+            continue
+        place, bit = divmod(line.sequence, 8)
+        twice[place] |= once[place] & 1 << bit
+        once[place] |= 1 << bit
+    duplicated = int.from_bytes(twice).bit_count() + sum(count > 1 for count in strangers.values())
+    for number in pending:
+        once[number // 8] |= 1 << number % 8
+    lost = next_sequence - int.from_bytes(once).bit_count()
+    return Audit(outcomes=dict(outcomes), lost=lost, duplicated=duplicated)
 
 
-def read_routed(path: Path, after: int) -> list[tuple[int, list[str]]]:
+def read_routed(path: Path, after: int) -> Iterator[tuple[int, list[str]]]:
     """The question's row and the languages [K] of every answered group that a step later than ``after`` took."""
-    return [(line["row"], line["languages"]) for line in _read(path) if line["step"] > after and "languages" in line]
+    for line in _read(path):
+        if line.step > after and line.languages is not None:
+            yield line.row, line.languages
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> Iterator[_Line]:
+    """One line after another, so that a ledger of any length needs no memory.
+
+    Raises:
+        FatalError: a line is none of a ledger.
+    """
     with path.open("rb") as lines:  # str.splitlines would also break lines at characters such as U+2028
-        return [json.loads(line) for line in lines]
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield _DECODER.decode(line)
+            except (msgspec.DecodeError, msgspec.ValidationError) as error:
+                raise FatalError(f"line {number} of the ledger {path} cannot be read: {error}") from None

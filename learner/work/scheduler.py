@@ -5,13 +5,17 @@ and gives each of them to exactly one step. ``docs/staleness.md`` proves the bou
 reads no clock, opens no socket and starts no thread, and it is not thread-safe. Whether the *answers* of a group are
 valid is not decided here but in ``learner/work/admission.py``.
 
+With *refill* a finished group that is of no use for training is set aside, and its slot is free at once for another
+question, so that a step has P groups that are. The groups set aside are handed to that step as well, to be reported and
+entered with it.
+
 Symbols: P = ``learner.groups_per_step``, S = ``learner.staleness``, W = ``learner.window``.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
@@ -38,7 +42,12 @@ def staleness_bound(groups_per_step: int, staleness: int, window: int) -> int:
 
 
 def find_stale(
-    pending: Iterable[int], versions: Mapping[int, int], step: int, groups_per_step: int, bound: int
+    pending: Iterable[int],
+    versions: Mapping[int, int],
+    step: int,
+    groups_per_step: int,
+    bound: int,
+    aside: Collection[int] = (),
 ) -> list[int]:
     """The finished groups of a resumed run that could be trained with a larger lag than ``bound``.
 
@@ -51,8 +60,9 @@ def find_stale(
         step: how many steps were trained; the version of the policy now.
         groups_per_step: P.
         bound: largest lag allowed, in policy updates.
+        aside: those of ``pending`` that hold no slot, and go with the next step.
     """
-    places = enumerate(sorted(pending))
+    places = [(0, n) for n in aside] + list(enumerate(sorted(set(pending) - set(aside))))
     return [n for place, n in places if n in versions and step + place // groups_per_step - versions[n] > bound]
 
 
@@ -86,6 +96,9 @@ class WorkQueue(Generic[Result]):
         next_sequence: the first new sequence number, when a run resumes.
         pending: when a run resumes, the sequence numbers handed out before and not yet trained.
         results: when a run resumes, the results of those pending groups that were finished.
+        refill: most groups that are set aside for one step.
+        is_useful: whether a result is of use for training. Those that are not are set aside, up to ``refill`` for each
+            step; further ones count as all others.
 
     Examples:
         >>> queue = WorkQueue[str](groups_per_step=1, staleness=0, window=1, attempts=3, total=1)
@@ -111,6 +124,8 @@ class WorkQueue(Generic[Result]):
         next_sequence: int = 0,
         pending: Iterable[int] = (),
         results: Mapping[int, Result] | None = None,
+        refill: int = 0,
+        is_useful: Callable[[Result], bool] = lambda _: True,
     ) -> None:
         self.groups_per_step = groups_per_step
         self.capacity = (staleness + 1) * groups_per_step
@@ -131,6 +146,10 @@ class WorkQueue(Generic[Result]):
         self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap of those without a lease
         self._suspects: list[int] = []  # a heap as well, of those that are leased alone
         self._finished, self._training = len(self._alive) - len(self._waiting), 0  # numbers of slots in these states
+        self._refill, self._is_useful = refill, is_useful
+        self._aside: dict[int, Result] = {}  # results that the next step gets beside its P groups; they hold no slot
+        for sequence in sorted(done):
+            self._set_aside_if_useless(sequence, done[sequence])
 
     def lease(self, actor: str, deadline: float) -> int | None:
         """Leases the oldest group that has no lease, or else a new one; none that is to be leased alone.
@@ -177,6 +196,7 @@ class WorkQueue(Generic[Result]):
             return False
         slot.actor, slot.result = None, result
         self._finished += 1
+        self._set_aside_if_useless(sequence, result)
         self._forget_blocker(sequence)
         return True
 
@@ -233,12 +253,20 @@ class WorkQueue(Generic[Result]):
                 self.retried += 1
                 self.orphaned += 1
 
+    def ask_again(self, sequence: int) -> None:
+        """Drops the result of a finished group, which is too old, and offers the group again. No attempt is counted."""
+        slot = self._alive[sequence]
+        slot.result = None
+        self._finished -= 1
+        self.retried += 1
+        heapq.heappush(self._waiting, sequence)
+
     def expired(self, now: float) -> list[tuple[int, str]]:
         """The leases whose deadline has passed, as ``[(sequence, actor)]``; the caller is to release them."""
         return [(n, slot.actor) for n, slot in self._alive.items() if slot.actor is not None and slot.deadline < now]
 
     def take(self) -> list[tuple[int, Result]] | None:
-        """Takes the P oldest finished groups for a training step.
+        """Takes the P oldest finished groups for a training step, and with them those that were set aside.
 
         An unfinished group is passed over only as long as fewer than W younger groups have been taken before it. The
         last groups of the run are taken together, even if they are fewer than P.
@@ -275,6 +303,8 @@ class WorkQueue(Generic[Result]):
         self.remaining -= len(chosen)
         self._finished -= len(chosen)
         self._training += len(chosen)
+        chosen = sorted([*chosen, *self._aside.items()], key=lambda one: one[0])
+        self._aside = {}
         return chosen
 
     def has_full_batch(self) -> bool:
@@ -296,15 +326,23 @@ class WorkQueue(Generic[Result]):
 
     def untaken(self) -> list[int]:
         """The sequence numbers that were handed out and that no step has taken yet."""
-        return [sequence for sequence, _ in self._untaken_slots()]
+        return sorted([*(sequence for sequence, _ in self._untaken_slots()), *self._aside])
 
     def finished(self) -> dict[int, Result]:
-        """The results that wait for a step, by sequence number."""
-        return {sequence: slot.result for sequence, slot in self._alive.items() if slot.result is not None}
+        """The results that wait for a step, by sequence number, those set aside included."""
+        waiting = {sequence: slot.result for sequence, slot in self._alive.items() if slot.result is not None}
+        return waiting | self._aside
 
     def count_leased(self) -> int:
         """The number of leases that are held now."""
         return sum(slot.actor is not None for slot in self._alive.values())
+
+    def _set_aside_if_useless(self, sequence: int, result: Result) -> None:
+        """Frees the slot of a finished group that is of no use, if the next step may have one more of these."""
+        if len(self._aside) < self._refill and not self._is_useful(result):
+            del self._alive[sequence]
+            self._finished -= 1
+            self._aside[sequence] = result
 
     def _is_admitted(self, sequence: int) -> bool:
         """Whether this group may be leased again: a run that resumes with a smaller S may hold more than it admits."""

@@ -87,6 +87,7 @@ class WorkServer:
         make_work: Callable[[int], wire.Work],
         on_failed: Callable[[int, str], None],
         limits: Limits = UNLIMITED,
+        on_stale: Callable[[int, str], None] = lambda _sequence, _reason: None,
     ) -> None:
         """Begins to lease the groups of ``work_queue`` instead of those served before, whose leases end.
 
@@ -96,9 +97,10 @@ class WorkServer:
             on_failed: is called with a sequence number and a reason when a group is given up. Runs on the server's
                 thread, which holds ``lock``.
             limits: answers beyond these are refused or cut.
+            on_stale: as ``on_failed``, for a finished group that has become too old and is asked for again.
         """
         with self.lock:
-            self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits))
+            self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits, on_stale))
         self._wake()
 
     def take(self, timeout_s: float) -> list[Group] | None:
@@ -118,6 +120,11 @@ class WorkServer:
             if taken is None and not work_queue.remaining:
                 raise FatalError("every question was given up, for the reasons logged above")
             return None if taken is None else [group for _, group in taken]
+
+    def begin_version(self, version: int) -> None:
+        """Notes that engines may answer with tokens of this policy version from now on, but of no newer one."""
+        with self.lock:
+            self._registry.newest_version = version
 
     def mark_published(self, members: Mapping[str, ActorState]) -> None:
         """Notes that the engines of ``members`` have the newest weights.
@@ -319,6 +326,8 @@ class WorkServer:
         match message:
             case wire.Submit():
                 self._acks.setdefault((actor.peer, lives), {})[message.id] = self._registry.submit(name, message)
+                if self._registry.is_untrustworthy(name):
+                    self.eject(name, actor, f"{actor.violations} of its groups broke a rule, the last one {message.id}")
             case wire.Release():
                 self._acks.setdefault((actor.peer, lives), {})[message.id] = self._registry.release(name, message)
             case wire.Heartbeat():
@@ -331,9 +340,12 @@ class WorkServer:
                 self._registry.leave(name, message)
 
     def _welcome(self, peer: str, hello: wire.Hello, now: float) -> None:
+        before = self._registry.actors.get(hello.name)
         answer = self._registry.admit(peer, hello, now)
-        self._put(peer, answer.of(wire.Lives(hello.actor_life, self.life)))
-        if isinstance(answer, wire.Welcome):
+        # An actor of another protocol may know nothing of lives, and would not understand why it is refused.
+        spoken = hello.protocol == wire.PROTOCOL
+        self._put(peer, answer.of(wire.Lives(hello.actor_life, self.life) if spoken else wire.Lives("", "")))
+        if self._registry.actors.get(hello.name) is not before:
             engine = f"{hello.engine_ranks} engine ranks" if hello.engine_ranks else "its engine is starting"
             log.info("actor %s is here (%s), as life %s", hello.name, engine, hello.actor_life)
         elif isinstance(answer, wire.Stop):

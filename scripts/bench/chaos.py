@@ -4,11 +4,12 @@
 a reward process and three actors with an engine each. One actor gets weights through a process group, one through
 shared memory, and one is attached to an engine that is not its own. All are real processes, which are restarted when
 they die, as a cluster would do. Besides deaths, stops and cuts, the attached engine is started again beneath its actor,
-a second actor of a name comes, and messages arrive that belong to earlier lives. An event happens at a
-random moment after the run has made a step since the last event. After the last event the learner is interrupted; it
-resumes and makes a few more steps. With ``--engine light`` the engine of ``tests/support/light``, which starts in
-seconds, replaces SGLang. The exit code is 1 if a question was lost or trained on twice, a token exceeded the staleness
-bound, the run made no step for longer than its deadlines allow, or a process was left behind.
+a second actor of a name comes, messages arrive that belong to earlier lives, the learner's disk is full, and it resumes
+with other numbers of groups in a step and of stale steps. An event happens at a random moment after the run has made a
+step since the last event, and often right after the step, which is in a weight sync. After the last event the learner
+is interrupted; it resumes and makes a few more steps. With ``--engine light`` the engine of ``tests/support/light``,
+which starts in seconds, replaces SGLang. The exit code is 1 if a question was lost or trained on twice, a token
+exceeded the staleness bound, the run made no step for longer than its deadlines allow, or a process was left behind.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -47,6 +49,8 @@ from common.config import load
 from common.net import sockets
 from common.net.ports import reserve_port
 from common.parent import die_with_parent
+from common.process import FatalError
+from learner.work.scheduler import staleness_bound
 from scripts.ops.command_line import command
 from scripts.world.tokenizer import build_tokenizer
 
@@ -55,10 +59,14 @@ _LANGUAGES = ["de", "en", "zh"]
 _PIDFD_GETFD = 438  # the system call's number, on every architecture
 _ENDLESS, _LAST_STEPS = 10**6, 5  # steps: so many that the run outlasts its events, and those after the last event
 _LONGEST_PAUSE_S = 1.5  # from a step to the next event, so that an event may hit any moment of a step
+_IN_SYNC = 0.3  # share of the events that come right after a step, when weights are sent
+_SIZES = ((4, 1), (4, 2), (2, 1), (6, 1))  # learner.groups_per_step and learner.staleness of a run that resumes
+_ROOM_BYTES = 100_000  # of a disk that is as good as full; a checkpoint needs more
 _LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than the deadlines of a lease and of a weight update
 _LEASE_S, _SYNC_S, _START_S = 6.0, 4.0, 60.0
+_WINDOW = 3  # learner.window
 _END_S = 60.0  # until the last process must have ended
-_SECOND_S = 30.0  # after which a second actor of a name is ended, if it has not been refused
+_SECOND_S = 120.0  # after which a second actor of a name is ended, if it has not been refused
 _ATTACHED = "actor-2"  # the actor whose engine is not its own
 
 
@@ -95,6 +103,7 @@ class Cluster:
         self._environment["PYTHONPATH"] = os.pathsep.join([*light, str(_ROOT)])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: Counter[str] = Counter()
+        self.bounds = {staleness_bound(*_SIZES[0], _WINDOW)}  # those that the run has had
         self.seconds: list[Second] = []  # second actors of a name
         self._engine_config = load([*flags, "--actor.engine_port", str(self.ports["engine"])])
         self._reserved.pop("engine").close()  # the engine reserves it itself
@@ -140,9 +149,10 @@ class Cluster:
         try:
             self.attached.check()
         except EngineLost:
-            self.restarts["attached engine"] += 1
             self.attached.stop()
-            self.attached = self._start_engine()
+            with suppress(FatalError):  # the last of its processes may hold the port a moment longer
+                self.attached = self._start_engine()
+                self.restarts["attached engine"] += 1
         for second in self.seconds:
             if second.process.poll() is None and time.monotonic() > second.ends_at:
                 second.process.terminate()
@@ -152,6 +162,13 @@ class Cluster:
         """The newest step in the learner's log; it counts steps that were lost because there was no checkpoint yet."""
         found = re.findall(r" step (\d+)/", (self.directory / "learner.log").read_text(errors="replace")[-20_000:])
         return int(found[-1]) if found else 0
+
+    def resume_with(self, groups: int, staleness: int) -> None:
+        """Interrupts the learner, which then resumes with so many groups in a step, and so many stale steps."""
+        self._commands["learner"] += ["--learner.groups_per_step", str(groups), "--learner.staleness", str(staleness)]
+        self._commands["learner"] += ["--resume.accept", "learner.groups_per_step,learner.staleness"]
+        self.bounds.add(staleness_bound(groups, staleness, _WINDOW))
+        self.processes["learner"].terminate()
 
     def conclude(self) -> None:
         """Interrupts the learner, which then resumes for a few last steps."""
@@ -228,12 +245,15 @@ class Disasters:
     def strike(self) -> bool:
         """Causes an event. Returns whether there was one: a process that is being started again cannot be hit."""
         kinds = {"kill": 4, "stop": 4, "cut": 2, "restart": 2, "double": 1, "replay": 2}
+        kinds |= {"full disk": 1, "other sizes": 1}
         kind = self._random.choices(list(kinds), list(kinds.values()))[0]
         if kind in ("restart", "double", "replay"):
             return self._confuse(kind)
         victim = self._random.choices(["actor", "engine", "reward", "learner"], [4, 5, 2, 1])[0]
         if kind == "cut":
             victim = self._random.choice(["engine", "reward", "learner"])
+        if kind in ("full disk", "other sizes"):
+            victim = "learner"
         try:
             process = self._process(victim)
             if process is None or not self._harm(process, kind, victim):
@@ -295,9 +315,16 @@ class Disasters:
         return psutil.Process(self._cluster.processes[self._random.choice(names)].pid)
 
     def _harm(self, process: psutil.Process, kind: str, victim: str) -> bool:
-        """Kills or stops the process, or cuts its connections. Returns whether there was anything to harm."""
+        """Does to the process what ``kind`` says. Returns whether there was anything to harm."""
         if kind == "kill":
             process.kill()
+            return True
+        if kind == "full disk":  # until it starts again; its log, which grows, has room
+            log_bytes = (self._cluster.directory / "learner.log").stat().st_size
+            process.rlimit(psutil.RLIMIT_FSIZE, (log_bytes + _ROOM_BYTES, resource.RLIM_INFINITY))
+            return True
+        if kind == "other sizes":
+            self._cluster.resume_with(*self._random.choice(_SIZES))
             return True
         if kind == "cut":
             return self._cut(process, victim)
@@ -360,7 +387,9 @@ def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any
                 step, progressed = newest, now
             if step != struck_at and now >= due:
                 if struck < events and disasters.strike():
-                    struck, struck_at, due = struck + 1, step, now + random.uniform(0, _LONGEST_PAUSE_S)
+                    in_sync = random.random() < _IN_SYNC
+                    due = now + (0.0 if in_sync else random.uniform(0, _LONGEST_PAUSE_S))
+                    struck, struck_at = struck + 1, step
                 elif struck == events and not concluded:
                     cluster.conclude()
                     concluded = True
@@ -372,7 +401,7 @@ def chaos(directory: Path, events: int, seed: int, engine: str) -> dict[str, Any
     summary = json.loads((directory / "run" / "summary.json").read_text())
     return {
         "events": struck, "lost": summary["questions_lost"], "doubled": summary["questions_duplicated"],
-        "staleness_max": summary["staleness_max"], "staleness_bound": summary["staleness_bound"],
+        "staleness_max": summary["staleness_max"], "staleness_bound": max(cluster.bounds),
         "longest_stall_s": round(longest, 1), "stall_bound_s": round(bound, 1), "leftover_processes": left,
         "steps": summary["steps"], "failed": summary["groups_failed"], "seconds": round(time.monotonic() - began, 1),
         "kinds": dict(sorted(disasters.count.items())), "restarts": dict(sorted(cluster.restarts.items())),
@@ -393,8 +422,9 @@ def settings(directory: Path) -> list[str]:
         "model.path": directory / "model", "model.dtype": "float32", "data.train": directory / "train.parquet",
         "run.languages": json.dumps(_LANGUAGES), "router.rollouts": 3, "router.own_language": 1,
         "sampling.max_new_tokens": 12, "actor.groups_in_flight": 4, "actor.request_timeout_s": 30,
-        "actor.restarts": 1000, "reward.request_timeout_s": 10, "learner.steps": _ENDLESS, "learner.groups_per_step": 4,
-        "learner.window": 3, "learner.lr": 1e-4, "learner.kl": 0.0, "learner.param_dtype": "float32",
+        "actor.restarts": 1000, "reward.request_timeout_s": 10, "learner.steps": _ENDLESS,
+        "learner.groups_per_step": _SIZES[0][0], "learner.staleness": _SIZES[0][1], "learner.window": _WINDOW,
+        "learner.lr": 1e-4, "learner.kl": 0.0, "learner.param_dtype": "float32",
         "learner.checkpoint_every": 2, "learner.evaluate": "false", "learner.lease_timeout_s": _LEASE_S,
         "learner.group_attempts": 1000, "learner.group_engines": 1000, "sync.timeout_s": _SYNC_S, "sync.bucket_mb": 0.1,
         "actor.engine_args.max_total_tokens": 2048,

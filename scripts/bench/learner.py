@@ -147,9 +147,9 @@ class Timed(Trainer):
 
     compute_s = 0.0
 
-    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self, batch: MicroBatch, old_logp_R: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         begin = time.perf_counter()
-        result = super()._accumulate(batch)
+        result = super()._accumulate(batch, old_logp_R)
         self.compute_s += time.perf_counter() - begin
         return result
 

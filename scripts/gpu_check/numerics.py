@@ -139,7 +139,8 @@ def check_encoder(sizes: Sizes) -> list[Figure]:
 def relative_error(got: Tensor | None, wanted: Tensor | None) -> float:
     """‖got − wanted‖ / ‖wanted‖."""
     assert got is not None and wanted is not None
-    return float((got.float() - wanted).norm() / wanted.norm())
+    got, wanted = got.detach().float(), wanted.detach()
+    return float((got - wanted).norm() / wanted.norm())
 
 
 def measured(work: Callable[[], Any], device: torch.device) -> tuple[float, int, Any]:

@@ -163,12 +163,12 @@ def _host_waits(trainer: Any, device: torch.device) -> Iterator[list[int]]:
     """Counts how often the host waits for the GPU while a micro-batch is being computed."""
     accumulate, count = trainer._accumulate, [0]
 
-    def watched(batch: Any) -> Any:
+    def watched(batch: Any, old_logp_R: Any) -> Any:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
             try:
-                return accumulate(batch)
+                return accumulate(batch, old_logp_R)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
                 count[0] += sum("synchroniz" in str(one.message) for one in caught)

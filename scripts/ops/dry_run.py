@@ -134,7 +134,7 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
         }
     else:
         kept = {
-            "weights, gradients and Adam": (4 + 4 + 8) * shape.parameters / shards,
+            "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
             "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else width * shape.parameters / shards,
         }
     buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20
@@ -175,7 +175,8 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
         # Two layers, twice while they travel between ranks.
         "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * roots) * width,
         "activations": kept,
-        "gradients on the way": max(head, layer),
+        # The layers that are not checkpointed are the last ones, and have freed theirs before one is computed again.
+        "gradients on the way": max(head, checkpointed * between + layer - kept),
     }
 
 

@@ -2,18 +2,15 @@
 
     python -m scripts.ops.from_verl run_lrpo.sh --out configs/mine.toml
 
-The script is read, not run: assignments NAME=value, and the options key=value after verl.trainer.main_ppo. What the
-script leaves to verl's defaults is written down where ours differ (betas, weight decay, no staleness, no importance
-weight). Options with a meaning of their own are in docs/papers.md. What cannot be carried is printed, and stands in the
-file as a comment: read it before you train.
+The script is read, not run (``scripts.ops.launch_script``). What it leaves to verl's defaults is written down where
+ours differ (betas, weight decay, no staleness, no importance weight). Options with a meaning of their own are in
+docs/papers.md. What cannot be carried is printed, and stands in the file as a comment: read it before you train.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,14 +21,14 @@ from pydantic import ValidationError
 from common.config import Config, explain
 from common.process import FatalError
 from scripts.ops.command_line import command
-from scripts.ops.verl_options import OPTIONS, Carried, Computed, Fixed
+from scripts.ops.launch_script import read_script
+from scripts.ops.verl_options import OPTIONS, OVERLONG, Carried, Computed, Fixed
 
-_ENTRY = "main_ppo"  # of verl; the options follow it
-_ENDS = {"|", "||", "&", "&&", ";", ">", ">>", "2>&1", "&>", "<"}  # shell words after which no options come
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
 _ACTOR = "actor_rollout_ref.actor"
 _LRPO_LANGUAGES = ["ar", "de", "en", "es", "fr", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "vi", "zh"]
 _MICROBATCH = 16384  # our default
+_GENERATIONS = 10  # most generation batches of DAPO's filter where the script gives no limit, as in DAPO's own script
+_KL_FORMS = {"low_var_kl": "k3", "k3": "k3", "kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2"}
 
 
 @dataclass
@@ -57,51 +54,6 @@ class Converted:
         for section, entries in sections.items():
             lines += ["", f"[{section}]", *entries]
         return "\n".join(lines) + "\n"
-
-
-def read_script(path: Path) -> dict[str, str]:
-    """The options that a launch script gives to verl, by name without a leading + or ~; of two alike, the last.
-
-    Raises:
-        FatalError: the file cannot be read, is no shell script, or does not start verl's trainer.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FatalError(f"cannot read {path}: {error}") from None
-    variables: dict[str, str] = {}
-    for line in re.sub(r"\\\s*\n", " ", text).splitlines():
-        try:
-            words = shlex.split(line, comments=True)
-        except ValueError as error:
-            raise FatalError(f"cannot read {path}: {error} in {line[:80]!r}") from None
-        start = next((n for n, word in enumerate(words) if _ENTRY in word), None)
-        if start is not None:
-            return dict(_options(words[start + 1 :], variables))
-        for word in words:
-            name, equals, value = word.partition("=")
-            if equals and name.isidentifier():
-                variables[name] = _expand(value, variables)
-    raise FatalError(f"{path} does not start verl.trainer.{_ENTRY}, so it has no options to read")
-
-
-def _options(words: list[str], variables: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for word in words:
-        if word in _ENDS:
-            return
-        name, equals, value = word.partition("=")
-        if equals and not name.startswith("-"):
-            yield name.lstrip("+~"), _expand(value, variables).strip("\"'")
-
-
-def _expand(text: str, variables: Mapping[str, str]) -> str:
-    """Shell variables that are known get their values; ``${NAME:-default}`` its default otherwise."""
-
-    def value(match: re.Match[str]) -> str:
-        default = match[0] if match[3] is None else match[3]
-        return variables.get(match[1] or match[2], default)
-
-    return _VARIABLE.sub(value, text)
 
 
 class _Options:
@@ -217,11 +169,13 @@ def _batch(options: _Options, routed: bool, result: Converted) -> None:
         raise FatalError(f"data.train_batch_size = {batch} is no multiple of actor_rollout_ref.rollout.n = {rollouts}")
     questions = batch // rollouts if routed else batch
     result.settings["learner.groups_per_step"] = questions, f"{origin}, {batch} answers" if routed else origin
-    if (mini := options(f"{_ACTOR}.ppo_mini_batch_size")) < questions:
-        result.left.append(
-            f"{_ACTOR}.ppo_mini_batch_size = {mini}: verl makes {-(-questions // mini)} optimizer steps of a batch of "
-            f"{questions} questions, and ours is one"
-        )
+    name = f"{_ACTOR}.ppo_mini_batch_size"
+    result.settings["learner.minibatches"] = -(-questions // options(name)), options.origin(name)
+    if options("algorithm.filter_groups.enable"):
+        limit = options("algorithm.filter_groups.max_num_gen_batches")
+        asked = (options("data.gen_batch_size") or questions) * (limit if limit > 0 else _GENERATIONS)
+        result.settings["learner.refill"] = max(asked - questions, 0), "algorithm.filter_groups"
+        result.settings["learner.drop_zero_variance"] = True, "algorithm.filter_groups.enable"
     if options("trainer.total_training_steps") is None:
         result.left.append(
             "trainer.total_epochs: verl drops the questions that fill no batch at the end of an epoch, so it may make "
@@ -244,28 +198,104 @@ def _train(options: _Options, result: Converted) -> None:
     set_to["learner.staleness"] = 0, "verl is synchronous"
     set_to["learner.weight_decay_on"] = "all", "verl, not an option"
     set_to["learner.std_ddof"] = 1, "verl, not an option"
-    set_to["learner.drop_zero_variance"] = False, "verl, not an option"
-    used = options(f"{_ACTOR}.use_kl_loss")
-    kl = f"{_ACTOR}.kl_loss_coef" if used else f"{_ACTOR}.use_kl_loss"
-    set_to["learner.kl"] = options(kl) if used else 0.0, options.origin(kl)
-    cap, name = options(f"{_ACTOR}.tis_imp_ratio_cap"), options.origin(f"{_ACTOR}.tis_imp_ratio_cap")
-    set_to["learner.importance"] = "truncate" if cap > 0 else "none", name
-    if cap > 0:
-        set_to["learner.importance_cap"] = cap, name
-    mode, name = options(f"{_ACTOR}.loss_agg_mode"), f"{_ACTOR}.loss_agg_mode"
-    means = {"token-mean": "token", "seq-mean-token-mean": "sequence"}
-    if mode in means:
-        set_to["learner.aggregation"] = means[mode], options.origin(name)
-    else:
-        result.left.append(f"{name} = {mode}: ours are {' and '.join(means)}")
-    warmup = options(f"{_ACTOR}.optim.lr_warmup_steps")
-    set_to["learner.warmup_steps"] = max(0, warmup), options.origin(f"{_ACTOR}.optim.lr_warmup_steps")
+    set_to.setdefault("learner.drop_zero_variance", (False, "verl, not an option"))
+    _weigh(options, result)
+    _aggregate(options, result)
+    _penalise(options, result)
+    _schedule(options, result)
     every = max(0, options("trainer.test_freq"))
     if every and set_to["learner.evaluate"][0] is False:
         set_to["learner.evaluate"] = True, "trainer.test_freq"
     set_to["learner.evaluate_every"] = every, options.origin("trainer.test_freq")
     if name := options("trainer.experiment_name"):
         set_to["run.dir"] = f"runs/{name}", "trainer.experiment_name"
+
+
+def _weigh(options: _Options, result: Converted) -> None:
+    """Surrogate, importance weight, KL, and what the ratio is taken against."""
+    set_to = result.settings
+    mode, name = options(f"{_ACTOR}.policy_loss.loss_mode"), f"{_ACTOR}.policy_loss.loss_mode"
+    if mode in ("vanilla", "gspo", "cispo"):
+        set_to["learner.loss"] = "ppo" if mode == "vanilla" else mode, options.origin(name)
+    else:
+        result.left.append(f"{name} = {mode}: ours are vanilla, gspo and cispo")
+    used = options(f"{_ACTOR}.use_kl_loss")
+    kl = f"{_ACTOR}.kl_loss_coef" if used else f"{_ACTOR}.use_kl_loss"
+    set_to["learner.kl"] = options(kl) if used else 0.0, options.origin(kl)
+    form, name = options(f"{_ACTOR}.kl_loss_type"), f"{_ACTOR}.kl_loss_type"
+    if form in _KL_FORMS:
+        set_to["learner.kl_form"] = _KL_FORMS[form], options.origin(name)
+    elif used:
+        result.left.append(f"{name} = {form}: ours are {', '.join(_KL_FORMS)}")
+    correction = "algorithm.rollout_correction"
+    if options(f"{correction}.bypass_mode"):
+        set_to["learner.proximal"] = "behaviour", f"{correction}.bypass_mode"
+    level = options(f"{correction}.rollout_is")
+    cap, name = options(f"{_ACTOR}.tis_imp_ratio_cap"), options.origin(f"{_ACTOR}.tis_imp_ratio_cap")
+    if level == "token":
+        cap, name = options(f"{correction}.rollout_is_threshold"), f"{correction}.rollout_is_threshold"
+    elif level is not None:
+        result.left.append(f"{correction}.rollout_is = {level}: the importance weight is that of a token")
+    set_to["learner.importance"] = "truncate" if cap > 0 else "none", name
+    if cap > 0:
+        set_to["learner.importance_cap"] = cap, name
+    estimator = options("algorithm.adv_estimator")
+    if estimator == "gdpo":
+        keys, weights = (options.given.get(f"algorithm.gdpo_reward_{part}", "?") for part in ("keys", "weights"))
+        result.left.append(
+            'algorithm.adv_estimator = gdpo: set learner.advantage = "decoupled", and learner.decoupled_parts to '
+            f"{keys} with the weights {weights}, once your reward has these parts"
+        )
+    elif estimator != "grpo":
+        result.left.append(f"algorithm.adv_estimator = {estimator}: advantages are those of grpo or gdpo")
+
+
+def _aggregate(options: _Options, result: Converted) -> None:
+    """What the loss is a mean over."""
+    set_to, name = result.settings, f"{_ACTOR}.loss_agg_mode"
+    mode = options(name)
+    means = {"token-mean": "token", "seq-mean-token-mean": "sequence"}
+    sums = {"seq-mean-token-sum": 1, "seq-mean-token-sum-norm": set_to["sampling.max_new_tokens"][0]}
+    if set_to.get("learner.loss", ("",))[0] == "gspo":
+        set_to["learner.aggregation"] = "sequence", "policy_loss.loss_mode = gspo"
+    elif mode in means:
+        set_to["learner.aggregation"] = means[mode], options.origin(name)
+    elif mode in sums:
+        set_to["learner.aggregation"] = "constant", options.origin(name)
+        factor = options(f"{_ACTOR}.loss_scale_factor") if mode == "seq-mean-token-sum-norm" else None
+        set_to["learner.aggregation_length"] = factor or sums[mode], f"{name} = {mode}"
+    else:
+        result.left.append(f"{name} = {mode}: ours are {', '.join([*means, *sums])}")
+
+
+def _penalise(options: _Options, result: Converted) -> None:
+    """DAPO's penalty for long answers."""
+    for name in OVERLONG:
+        if options(f"{name}.enable"):
+            limit = result.settings["sampling.max_new_tokens"][0]
+            result.settings["learner.overlong_limit"] = limit, f"{name}.enable"
+            result.settings["learner.overlong_buffer"] = options(f"{name}.len"), f"{name}.len"
+            result.settings["learner.overlong_penalty"] = options(f"{name}.penalty_factor"), f"{name}.penalty_factor"
+
+
+def _schedule(options: _Options, result: Converted) -> None:
+    """The learning rate over the run."""
+    set_to, optim = result.settings, f"{_ACTOR}.optim"
+    style = f"{optim}.warmup_style" if f"{optim}.warmup_style" in options.given else f"{optim}.lr_scheduler_type"
+    if (schedule := options(style)) in ("constant", "cosine"):
+        set_to["learner.lr_schedule"] = schedule, options.origin(style)
+    else:
+        result.left.append(f"{style} = {schedule}: ours are constant and cosine, and linear")
+    if schedule == "cosine" and (ratio := options(f"{optim}.min_lr_ratio")):
+        set_to["learner.min_lr"] = ratio * set_to["learner.lr"][0], f"{optim}.min_lr_ratio"
+    warmup, share = options(f"{optim}.lr_warmup_steps"), options(f"{optim}.lr_warmup_steps_ratio")
+    name, steps = f"{optim}.lr_warmup_steps", options("trainer.total_training_steps")
+    if warmup < 0 and share:
+        name = f"{optim}.lr_warmup_steps_ratio"
+        warmup = int(share * steps) if steps else 0
+        if not steps:
+            result.left.append(f"{name} = {share:g}: set learner.warmup_steps to this share of the run's steps")
+    set_to["learner.warmup_steps"] = max(0, warmup), options.origin(name)
 
 
 def _score(options: _Options, result: Converted) -> None:

@@ -80,6 +80,18 @@ _MEMORY = "memory and speed alone; sequences are packed into learner.microbatch_
 _ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
 _ROUTED = "with the options of the router; without them every answer is in the question's language"
 
+# Where versions of verl keep the penalty for long answers.
+OVERLONG = (
+    "reward_model.overlong_buffer",
+    "reward_model.reward_kwargs.overlong_buffer_cfg",
+    "reward.reward_kwargs.overlong_buffer_cfg",
+    "custom_reward_function.overlong_buffer",
+)
+
+_OVERLONG_ENABLE = Computed("learner.overlong_limit", "data.max_response_length where it is true", boolean, "False")
+_OVERLONG_LEN = Computed("learner.overlong_buffer", "as it is, with enable", integer, "0")
+_OVERLONG_FACTOR = Computed("learner.overlong_penalty", "as it is, with enable", number, "1.0")
+
 OPTIONS: Mapping[str, Option] = {
     # The router
     "data.dynamic_lang_policy": Computed("router.mode", '"learned" ' + _ROUTED, boolean, "True"),
@@ -137,30 +149,74 @@ OPTIONS: Mapping[str, Option] = {
     f"{_ACTOR}.optim.betas": Carried("learner.betas", numbers, "[0.9, 0.999]"),
     f"{_ACTOR}.optim.weight_decay": Carried("learner.weight_decay", number, "0.01"),
     f"{_ACTOR}.optim.lr_warmup_steps": Computed("learner.warmup_steps", "-1 means none", integer, "-1"),
-    f"{_ACTOR}.optim.lr_warmup_steps_ratio": Fixed(("0", "0.0"), "give the warm-up as learner.warmup_steps"),
-    f"{_ACTOR}.optim.warmup_style": Fixed(("constant",), "the learning rate is constant after the warm-up"),
+    f"{_ACTOR}.optim.lr_warmup_steps_ratio": Computed(
+        "learner.warmup_steps", "times trainer.total_training_steps, where lr_warmup_steps is not given", number, "0"
+    ),
+    f"{_ACTOR}.optim.lr_scheduler_type": Computed("learner.lr_schedule", "constant or cosine", str, "constant"),
+    f"{_ACTOR}.optim.warmup_style": Computed("learner.lr_schedule", "the older name of lr_scheduler_type", str),
+    f"{_ACTOR}.optim.min_lr_ratio": Computed("learner.min_lr", "times lr, with cosine", number, "0"),
+    f"{_ACTOR}.optim.num_cycles": Fixed(("0.5",), "the cosine falls once"),
     f"{_ACTOR}.grad_clip": Carried("learner.max_grad_norm", number, "1.0"),
     # Loss
-    "algorithm.adv_estimator": Fixed(("grpo",), "advantages are GRPO's", "gae"),
+    "algorithm.adv_estimator": Computed(
+        "learner.advantage", 'grpo is "gated"; gdpo is "decoupled", by hand once the reward has the parts', str, "gae"
+    ),
+    "algorithm.gdpo_reward_keys": Computed("learner.decoupled_parts", "the names, by hand with gdpo"),
+    "algorithm.gdpo_reward_weights": Computed("learner.decoupled_parts", "the weights, by hand with gdpo"),
     "algorithm.norm_adv_by_std_in_grpo": Carried("learner.advantage_std", boolean, "True"),
     "algorithm.use_kl_in_reward": Fixed(("False", "false"), "the KL is in the loss"),
-    f"{_ACTOR}.ppo_mini_batch_size": Computed(
-        "", "in questions; a batch is one optimizer step here, so it must not be smaller than that", integer, "256"
+    "algorithm.filter_groups.enable": Computed(
+        "learner.refill", "with learner.drop_zero_variance; as many groups as max_num_gen_batches allows", boolean,
+        "False",
     ),
-    f"{_ACTOR}.ppo_epochs": Fixed(("1",), "a batch is trained on once"),
+    "algorithm.filter_groups.max_num_gen_batches": Computed(
+        "learner.refill", "times data.gen_batch_size, less a batch; 10 where there is no limit", integer, "0"
+    ),
+    "algorithm.filter_groups.metric": Unneeded("groups of equal reward are replaced, without the penalty for length"),
+    "data.gen_batch_size": Computed("learner.refill", "see filter_groups.max_num_gen_batches", integer),
+    **{f"{name}.enable": _OVERLONG_ENABLE for name in OVERLONG},
+    **{f"{name}.len": _OVERLONG_LEN for name in OVERLONG},
+    **{f"{name}.penalty_factor": _OVERLONG_FACTOR for name in OVERLONG},
+    **{f"{name}.log": Unneeded("the reward is reported without the penalty") for name in OVERLONG},
+    "reward_model.reward_kwargs.max_resp_len": Unneeded("data.max_response_length takes its place"),
+    "reward.reward_kwargs.max_resp_len": Unneeded("data.max_response_length takes its place"),
+    f"{_ACTOR}.ppo_mini_batch_size": Computed(
+        "learner.minibatches", "in questions: those of a batch divided by it", integer, "256"
+    ),
+    f"{_ACTOR}.ppo_epochs": Carried("learner.passes", integer, "1"),
+    f"{_ACTOR}.shuffle": Fixed(("False", "false"), "the groups of a batch are divided in their order"),
+    f"{_ACTOR}.policy_loss.loss_mode": Computed(
+        "learner.loss", 'vanilla is "ppo"; gspo and cispo are the same', str, "vanilla"
+    ),
     f"{_ACTOR}.use_kl_loss": Computed("learner.kl", "0 where it is false", boolean, "False"),
     f"{_ACTOR}.kl_loss_coef": Computed("learner.kl", "as it is, with use_kl_loss", number, "0.001"),
-    f"{_ACTOR}.kl_loss_type": Fixed(("low_var_kl", "k3"), "the estimator is k3"),
-    f"{_ACTOR}.entropy_coeff": Fixed(("0", "0.0"), "there is no entropy bonus"),
+    f"{_ACTOR}.kl_loss_type": Computed(
+        "learner.kl_form", "low_var_kl and k3 are k3, kl and k1 are k1, mse and k2 are k2", str, "low_var_kl"
+    ),
+    f"{_ACTOR}.entropy_coeff": Carried("learner.entropy_bonus", number, "0"),
     f"{_ACTOR}.clip_ratio": Unneeded("clip_ratio_low and clip_ratio_high take its place"),
     f"{_ACTOR}.clip_ratio_low": Carried("learner.clip_low", number, "0.2"),
     f"{_ACTOR}.clip_ratio_high": Carried("learner.clip_high", number, "0.2"),
     f"{_ACTOR}.clip_ratio_c": Carried("learner.dual_clip", number, "3.0"),
     f"{_ACTOR}.loss_agg_mode": Computed(
         "learner.aggregation",
-        'token-mean is "token" (of the whole batch), seq-mean-token-mean is "sequence"',
+        'token-mean is "token" (of the whole mini-batch), seq-mean-token-mean is "sequence", seq-mean-token-sum and '
+        'seq-mean-token-sum-norm are "constant"; gspo always has "sequence"',
         str,
         "token-mean",
+    ),
+    f"{_ACTOR}.loss_scale_factor": Computed(
+        "learner.aggregation_length", "with seq-mean-token-sum-norm; data.max_response_length where it is not given",
+        integer,
+    ),
+    "algorithm.rollout_correction.bypass_mode": Computed(
+        "learner.proximal", '"behaviour" where it is true, else "step"', boolean, "False"
+    ),
+    "algorithm.rollout_correction.rollout_is": Computed(
+        "learner.importance", 'token is "truncate" at rollout_is_threshold', str
+    ),
+    "algorithm.rollout_correction.rollout_is_threshold": Computed(
+        "learner.importance_cap", "as it is, with rollout_is", number, "2.0"
     ),
     f"{_ACTOR}.tis_imp_ratio_cap": Computed(
         "learner.importance", '-1 is "none"; else "truncate" with learner.importance_cap', number, "-1"
@@ -182,8 +238,8 @@ OPTIONS: Mapping[str, Option] = {
     f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu": Unneeded(_MEMORY),
     f"{_REF}.log_prob_micro_batch_size_per_gpu": Unneeded(_MEMORY),
     f"{_REF}.fsdp_config.param_offload": Carried("learner.reference_on_cpu", boolean),
-    f"{_ACTOR}.fsdp_config.param_offload": Fixed(("False", "false"), "the policy stays on the GPUs"),
-    f"{_ACTOR}.fsdp_config.optimizer_offload": Fixed(("False", "false"), "the optimizer stays on the GPUs"),
+    f"{_ACTOR}.fsdp_config.param_offload": Carried("learner.optimizer_on_cpu", boolean),
+    f"{_ACTOR}.fsdp_config.optimizer_offload": Carried("learner.optimizer_on_cpu", boolean),
     # The reward
     "custom_reward_function.path": Computed(
         "reward.calibration",

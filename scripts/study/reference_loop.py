@@ -26,6 +26,9 @@ code below:
     mean of each answer first. The clipping, with the dual clip of arXiv 1912.09729, has no effect, because every batch
     is one optimizer step: the ratio is 1. The KL to the initial policy is the k3 estimate, as in GRPO.
 
+The other losses of ``learner.loss``, ``advantage`` and ``aggregation`` are here as well, each in the few lines in which
+it differs, and ``minibatches`` and ``passes``, with which the ratio is no longer 1. docs/losses.md explains them.
+
 Three departures belong to this project and not to the paper, and configs/recipes/lrpo-paper.toml goes without them. A
 group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A token's loss is weighted by
 min(π_learner / π_engine, cap) (truncated importance sampling, ``learner.importance``), because engine and learner
@@ -39,10 +42,12 @@ value for every token but the first, each of which is predicted at the position 
 from __future__ import annotations
 
 import copy
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,11 +56,11 @@ import typer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.config import Config, load
+from common.config import Config, LearnerConfig, load
 from common.process import FatalError
 from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
-from common.wire import Question, ScoreRequest
+from common.wire import Question, Score, ScoreRequest
 from learner import recording
 from learner.work.questions import read_questions
 from reward.scorer import Scorer
@@ -73,6 +78,7 @@ class Answer:
     behaviour_logp: list[float]  # nats, of each response token, at the temperature of sampling
     reward: float
     compliant: bool  # in the language asked for
+    parts: dict[str, float]  # what the reward is made of, and "reward", "quality" and "compliance"
 
 
 Group = list[Answer]  # the K answers to one question
@@ -118,7 +124,7 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
                 )
             ])[0]  # fmt: skip
             batch.append([
-                Answer(language, prompt, response, logp, score.reward, score.compliant)
+                Answer(language, prompt, response, logp, score.reward, score.compliant, parts_of(score))
                 for language, prompt, (response, logp, _), score in zip(
                     draw.languages, prompts, samples, scores, strict=True
                 )
@@ -168,7 +174,7 @@ def recorded(directory: Path) -> Iterator[list[Group]]:
             [
                 Answer(
                     one.language, one.prompt_ids.tolist(), one.response_ids.tolist(), one.logprobs.tolist(),
-                    one.score.reward, one.score.compliant,
+                    one.score.reward, one.score.compliant, parts_of(one.score),
                 )
                 for one in group.rollouts
             ]
@@ -176,65 +182,152 @@ def recorded(directory: Path) -> Iterator[list[Group]]:
         ]  # fmt: skip
 
 
+def parts_of(score: Score) -> dict[str, float]:
+    """The parts of a reward that ``learner.decoupled_parts`` may name."""
+    return {**score.terms, "reward": score.reward, "quality": score.quality, "compliance": float(score.compliant)}
+
+
 # -- the loss ----------------------------------------------------------------------------------------------------------
 
 
-def advantages(rewards: list[float], ddof: int) -> list[float]:
-    """(r − mean) / (std + 1e-6) of each answer of a group; all zero if all rewards are equal.
+def normalised(rewards: list[float], learner: LearnerConfig, eps: float) -> list[float]:
+    """(r − mean) / (std + eps) of each answer of a group; all zero if all rewards are equal.
 
-    Args:
-        ddof: std is √(Σ(r − mean)² / (K − ddof)): 1 for that of a sample, 0 for that of a population.
+    std is √(Σ(r − mean)² / (K − std_ddof)). Dr. GRPO does not divide by it.
     """
     if min(rewards) == max(rewards):
         return [0.0] * len(rewards)
     mean = sum(rewards) / len(rewards)
-    std = (sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - ddof)) ** 0.5
-    return [(reward - mean) / (std + 1e-6) for reward in rewards]
+    std = (sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - learner.std_ddof)) ** 0.5
+    return [(reward - mean) / (std + eps if learner.advantage_std else 1) for reward in rewards]
 
 
-def log_probabilities(model: PreTrainedModel, ids_B_T: Tensor, mask_B_T: Tensor, temperature: float) -> Tensor:
-    """Log-probability of every token but the first, [B, T − 1], given those before it."""
+def advantages(batch: list[Group], learner: LearnerConfig) -> list[list[float]]:
+    """The advantages of the answers of each group: GRPO's, or GDPO's with ``learner.advantage`` = "decoupled".
+
+    GDPO (arXiv 2601.05242) normalises every part of the reward alone, and divides the sums by their deviation in the
+    batch.
+    """
+    if learner.advantage == "gated":
+        return [
+            normalised([answer.reward - too_long(answer, learner) for answer in group], learner, 1e-6)
+            for group in batch
+        ]
+    found = []
+    for group in batch:
+        parts = [
+            [weight * value for value in normalised([answer.parts[name] for answer in group], learner, 1e-4)]
+            for name, weight in learner.decoupled_parts.items()
+        ]
+        found.append([sum(values) for values in zip(*parts, strict=True)])
+    values = [value for group in found for value in group]  # their mean is 0, as it is in every group
+    deviation = (sum(value**2 for value in values) / (len(values) - 1)) ** 0.5
+    return [[value / (deviation + 1e-4) for value in group] for group in found]
+
+
+def differs(group: Group, learner: LearnerConfig) -> bool:
+    """Whether the answers are not all worth the same, apart from the penalty for their length."""
+    names = ["reward"] if learner.advantage == "gated" else list(learner.decoupled_parts)
+    return any(len({answer.parts[name] for answer in group}) > 1 for name in names)
+
+
+def too_long(answer: Answer, learner: LearnerConfig) -> float:
+    """What DAPO takes from the reward of a long answer (arXiv 2503.14476, equation 13)."""
+    if not learner.overlong_limit:
+        return 0.0
+    begin = learner.overlong_limit - learner.overlong_buffer
+    return learner.overlong_penalty * min(max((len(answer.response) - begin) / learner.overlong_buffer, 0.0), 1.0)
+
+
+def log_probabilities(
+    model: PreTrainedModel, ids_B_T: Tensor, mask_B_T: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of every token but the first given those before it, and the entropy there, each [B, T − 1]."""
     logits = model(ids_B_T, attention_mask=mask_B_T, use_cache=False).logits[:, :-1].float() / temperature
-    return torch.log_softmax(logits, -1).gather(2, ids_B_T[:, 1:, None])[..., 0]
+    table = torch.log_softmax(logits, -1)
+    return table.gather(2, ids_B_T[:, 1:, None])[..., 0], -(table.exp() * table).sum(-1)
 
 
-def token_losses(
-    config: Config, model: PreTrainedModel, reference: PreTrainedModel | None, some: list[tuple[Answer, float]]
-) -> Tensor:
-    """The sum of the losses of all response tokens of some answers, which come with their advantages."""
+@dataclass
+class Used:
+    """An answer that is trained on."""
+
+    answer: Answer
+    advantage: float
+    weight: float = 0.0  # of each of its tokens in the loss of its mini-batch
+    old_logp: list[float] | None = None  # of its tokens, under the policy at the beginning of the step
+
+
+def surrogate(learner: LearnerConfig, logp: Tensor, old_logp: Tensor, of_response: Tensor, advantage: Tensor) -> Tensor:
+    """The loss of each token by its ratio to the old policy: PPO's, GSPO's or CISPO's. All are [B, T − 1]."""
+    low, high = 1 - learner.clip_low, 1 + learner.clip_high
+    if learner.loss == "cispo":  # arXiv 2506.13585: the clipped ratio is the weight of a gradient, and has none
+        return -torch.exp(logp - old_logp).clamp(low, high).detach() * advantage * logp
+    ratio = torch.exp(logp - old_logp)
+    if learner.loss == "gspo":  # arXiv 2507.18071: one ratio for the answer, with the gradient of each token
+        mean = ((logp - old_logp) * of_response).sum(1, keepdim=True) / of_response.sum(1, keepdim=True)
+        ratio = torch.exp(mean.detach() + logp - logp.detach())
+    objective = torch.minimum(advantage * ratio, advantage * ratio.clamp(low, high))
+    if learner.loss == "ppo" and learner.dual_clip:
+        objective = torch.where(advantage < 0, torch.maximum(objective, learner.dual_clip * advantage), objective)
+    return -objective
+
+
+def batch_loss(config: Config, model: PreTrainedModel, reference: PreTrainedModel | None, some: list[Used]) -> Tensor:
+    """The part of some answers in the loss of their mini-batch. Keeps their log-probabilities where it has none."""
     learner, temperature = config.learner, config.sampling.temperature
-    longest = max(len(answer.prompt + answer.response) for answer, _ in some)
+    answers = [one.answer for one in some]
+    longest = max(len(answer.prompt + answer.response) for answer in answers)
 
     def padded(rows: list[list[Any]]) -> Tensor:
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
 
-    ids_B_T = padded([one.prompt + one.response for one, _ in some])
-    mask_B_T = padded([[1] * len(one.prompt + one.response) for one, _ in some])
-    of_response = padded([[0.0] * len(one.prompt) + [1.0] * len(one.response) for one, _ in some])[:, 1:]
-    behaviour_logp = padded([[0.0] * len(one.prompt) + one.behaviour_logp for one, _ in some])[:, 1:]
-    advantage = torch.tensor([[value] for _, value in some], device=model.device)
+    def of_tokens(rows: list[list[float]]) -> Tensor:
+        return padded([[0.0] * len(a.prompt) + row for a, row in zip(answers, rows, strict=True)])[:, 1:]
 
-    logp = log_probabilities(model, ids_B_T, mask_B_T, temperature)
-    ratio = torch.exp(logp - logp.detach())  # 1, with the gradient of logp
-    clipped = ratio.clamp(1 - learner.clip_low, 1 + learner.clip_high)
-    objective = torch.minimum(advantage * ratio, advantage * clipped)
-    objective = torch.where(advantage < 0, torch.maximum(objective, learner.dual_clip * advantage), objective)
-    loss = -objective
-    if learner.importance == "truncate":
-        loss = torch.exp(logp.detach() - behaviour_logp).clamp(max=learner.importance_cap) * loss
+    ids_B_T = padded([answer.prompt + answer.response for answer in answers])
+    mask_B_T = padded([[1] * len(answer.prompt + answer.response) for answer in answers])
+    of_response = of_tokens([[1.0] * len(answer.response) for answer in answers])
+    behaviour_logp = of_tokens([answer.behaviour_logp for answer in answers])
+    advantage = torch.tensor([[one.advantage] for one in some], device=model.device)
+
+    logp, entropy = log_probabilities(model, ids_B_T, mask_B_T, temperature)
+    for one, row in zip(some, logp.detach(), strict=True):
+        begin = len(one.answer.prompt) - 1
+        one.old_logp = one.old_logp or row[begin : begin + len(one.answer.response)].tolist()
+    old_logp = of_tokens([one.old_logp or [] for one in some])
+    anchor = old_logp if learner.proximal == "step" else behaviour_logp
+    loss = surrogate(learner, logp, anchor, of_response, advantage)
+    importance = torch.ones_like(logp)
+    if learner.importance == "truncate" and learner.proximal == "step":
+        importance = torch.exp(old_logp - behaviour_logp).clamp(max=learner.importance_cap)
+    loss = importance * loss
     if reference is not None:
         with torch.no_grad():
-            reference_logp = log_probabilities(reference, ids_B_T, mask_B_T, temperature)
-        difference = reference_logp - logp
-        loss = loss + learner.kl * (torch.exp(difference) - difference - 1)
-    return (loss * of_response).sum()
+            reference_logp = log_probabilities(reference, ids_B_T, mask_B_T, temperature)[0]
+        d = reference_logp - logp
+        kl = {"k1": -d, "k2": d**2 / 2, "k3": torch.exp(d) - d - 1}[learner.kl_form]
+        loss = loss + learner.kl * kl * (torch.exp(logp - anchor) * importance if learner.kl_importance else 1)
+    loss = loss - learner.entropy_bonus * entropy
+    return (loss * of_response * torch.tensor([[one.weight] for one in some], device=model.device)).sum()
+
+
+def set_weights(minibatch: list[Used], learner: LearnerConfig) -> None:
+    """The weight of each token in the loss: a mean over tokens, over answers, or with a constant length (Dr. GRPO)."""
+    tokens = sum(len(one.answer.response) for one in minibatch)
+    for one in minibatch:
+        one.weight = {
+            "token": 1 / tokens,
+            "sequence": 1 / len(minibatch) / len(one.answer.response),
+            "constant": 1 / len(minibatch) / max(learner.aggregation_length, 1),
+        }[learner.aggregation]
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
 def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]], micro_batch: int) -> Iterator[Step]:
-    """LRPO: one optimizer step for each batch of groups.
+    """LRPO: one optimizer step for each batch of groups, or ``minibatches`` · ``passes``.
 
     Args:
         model: float32; trained in place.
@@ -253,40 +346,72 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
     )  # fmt: skip
     for number, batch in enumerate(batches):
         answers = [answer for group in batch for answer in group]
-        used = [
-            (answer, advantage)
-            for group in batch
-            if any(values := advantages([answer.reward for answer in group], learner.std_ddof))
-            or not learner.drop_zero_variance
-            for answer, advantage in zip(group, values, strict=True)
+        kept = [group for group in batch if differs(group, learner) or not learner.drop_zero_variance]
+        groups = [
+            [Used(answer, value) for answer, value in zip(group, values, strict=True)]
+            for group, values in zip(kept, advantages(kept, learner), strict=True)
         ]
-        if not used:  # all rewards are equal in every group, and these are dropped
+        if not groups:  # all rewards are equal in every group, and these are dropped
             yield Step(0.0, 0.0, answers)
             continue
-        tokens, total = sum(len(answer.response) for answer, _ in used), 0.0
-        for begin in range(0, len(used), micro_batch):
-            loss = token_losses(config, model, reference, used[begin : begin + micro_batch]) / tokens
-            loss.backward()
-            total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm))
         for some in optimizer.param_groups:
-            some["lr"] = learner.lr * min(1.0, (number + 1) / max(1, learner.warmup_steps))
-        optimizer.step()
-        optimizer.zero_grad()
-        yield Step(total, norm, answers)
+            some["lr"] = learning_rate(number, learner)
+        losses, norms = list[float](), list[float]()
+        minibatches = [
+            [some[n : n + micro_batch] for n in range(0, len(some), micro_batch)] for some in divided(groups, learner)
+        ]
+        if len(minibatches) > 1 and learner.proximal == "step":
+            with torch.no_grad():  # for the log-probabilities at the beginning of the step
+                for part in chain.from_iterable(minibatches):
+                    batch_loss(config, model, reference, part)
+        for minibatch in minibatches * learner.passes:
+            total = 0.0
+            for part in minibatch:
+                loss = batch_loss(config, model, reference, part)
+                loss.backward()
+                total += float(loss.detach())
+            losses.append(total)
+            norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), learner.max_grad_norm)))
+            optimizer.step()
+            optimizer.zero_grad()
+        yield Step(sum(losses) / len(losses), sum(norms) / len(norms), answers)
+
+
+def divided(groups: list[list[Used]], learner: LearnerConfig) -> list[list[Used]]:
+    """The answers of each mini-batch, which has whole groups, with the weights of their tokens.
+
+    The first mini-batches have a group more where it does not come out even; with few groups there are fewer of them.
+    """
+    count = min(learner.minibatches, len(groups))
+    sizes = [len(groups) // count + (part < len(groups) % count) for part in range(count)]
+    waiting = iter(groups)
+    minibatches = [[one for _ in range(size) for one in next(waiting)] for size in sizes]
+    for minibatch in minibatches:
+        set_weights(minibatch, learner)
+    return minibatches
+
+
+def learning_rate(number: int, learner: LearnerConfig) -> float:
+    """Of step ``number``, from 0: it rises to ``lr``, and then stays, or falls to ``min_lr`` at the end of the run."""
+    if number < learner.warmup_steps:
+        return learner.lr * (number + 1) / learner.warmup_steps
+    done = (number - learner.warmup_steps) / (learner.steps - learner.warmup_steps)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[learner.lr_schedule]
+    return learner.min_lr + (learner.lr - learner.min_lr) * left
 
 
 def check(config: Config) -> None:
     """Refuses settings under which the system does what is not written here."""
     learner = config.learner
-    for name, only in {
-        "advantage": "gated", "advantage_std": True, "aggregation": "token", "mask_truncated": False,
-        "stages": (),
+    for name, known in {
+        "advantage": ("gated", "decoupled"), "aggregation": ("token", "sequence", "constant"),
+        "importance": ("truncate", "none"), "mask_truncated": (False,), "stages": ((),), "step_reward": ("",),
+        "refill": (0,),
     }.items():  # fmt: skip
-        if (value := getattr(learner, name)) != only:
-            raise FatalError(f"the reference loop implements learner.{name} = {only!r} only, not {value!r}")
-    if learner.importance == "mask":
-        raise FatalError("the reference loop implements learner.importance = 'truncate' and 'none' only, not 'mask'")
+        if (value := getattr(learner, name)) not in known:
+            raise FatalError(f"the reference loop implements learner.{name} = {known} only, not {value!r}")
+    if learner.advantage == "decoupled" and learner.overlong_limit:
+        raise FatalError("the reference loop implements learner.overlong_limit with learner.advantage = 'gated' only")
     if config.lora.rank:
         raise FatalError(f"the reference loop trains all weights: lora.rank = {config.lora.rank}")
     if config.router.mode in ("policy", "hybrid"):

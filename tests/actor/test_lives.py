@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from actor.engine.client import make_http_session
 from actor.engine.server import EngineProcess
 from common.config import load
+from common.process import FatalError
 from learner.groups import Group
+from learner.work import actors
 from learner.work.scheduler import WorkQueue
 from tests.support.actor_pool import LIGHT, ActorPool, kill
 from tests.support.groups import work
@@ -32,7 +35,10 @@ def ended(pool: ActorPool, name: str) -> int:
     return pool.processes[name].returncode
 
 
-def test_a_name_is_never_taken_from_the_one_that_has_it_and_is_free_when_that_one_is_gone(pool: ActorPool) -> None:
+def test_a_name_is_never_taken_from_the_one_that_has_it_and_is_free_when_that_one_is_gone(
+    pool: ActorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "_CLAIM_S", 1.0)
     pool.start("a")
     pool.here("a")
     first = pool.server.members()["a"]
@@ -82,8 +88,15 @@ def test_an_engine_that_is_started_again_beneath_its_actor_ends_that_life(
 
     def start_engine(port: int) -> EngineProcess:
         flags = ["--model.path", str(tiny_policy), "--model.dtype", "float32", "--actor.engine_port", str(port)]
-        with forked():
-            process = EngineProcess(load(flags), "attached", tmp_path / "attached.log")
+        started: list[EngineProcess] = []
+
+        def start() -> bool:
+            with suppress(FatalError), forked():  # the processes of the one before may hold the port a moment longer
+                started.append(EngineProcess(load(flags), "attached", tmp_path / "attached.log"))
+            return bool(started)
+
+        pool.until(start, "the port is free", timeout=300)
+        process = started[0]
 
         async def ready() -> None:
             async with make_http_session() as http:

@@ -203,10 +203,14 @@ def test_orders_go_to_the_owner_and_what_is_no_message_is_dropped() -> None:
     play(scene)
 
 
-def test_a_refusal_is_told_apart_from_the_end_of_the_run() -> None:
+@pytest.mark.parametrize("knows_lives", [True, False])
+def test_a_refusal_is_told_apart_from_the_end_of_the_run(knows_lives: bool) -> None:
+    """Also that of a learner with another protocol, which does not say whom it refuses."""
+
     async def scene(actor: FakeActor) -> None:
         receiving = await actor.begin()
-        actor.route.put(wire.Stop(error="protocol 3").of(wire.Lives(actor.lives.actor, "one")))
+        lives = wire.Lives(actor.lives.actor, "one") if knows_lives else wire.Lives("", "")
+        actor.route.put(wire.Stop(error="protocol 3").of(lives))
         with pytest.raises(RunEnded) as end:
             await receiving
         assert end.value.error == "protocol 3"

@@ -15,7 +15,57 @@ _MICROBATCH = (
 )
 _MASK = ["--learner.importance", "mask"]
 
+_DECOUPLED = ["--learner.advantage", "decoupled", "--learner.decoupled_parts"]
+
 REFUSED = {
+    "a constant length that is missing": (
+        ["--learner.aggregation", "constant"],
+        "learner.aggregation = 'constant' needs learner.aggregation_length",
+    ),
+    "a least rate above the rate": (
+        ["--learner.lr", "1e-6", "--learner.min_lr", "1e-5", "--learner.lr_schedule", "cosine"],
+        "learner.min_lr = 1e-05 is above learner.lr = 1e-06",
+    ),
+    "a least rate that nothing reaches": (
+        ["--learner.min_lr", "1e-7"],
+        "learner.min_lr = 1e-07 has no effect with learner.lr_schedule = 'constant'",
+    ),
+    "more mini-batches than groups": (
+        ["--learner.minibatches", "5", "--learner.groups_per_step", "4"],
+        "learner.minibatches = 5 is more than learner.groups_per_step = 4",
+    ),
+    "a penalty without its buffer": (
+        ["--learner.overlong_limit", "100"],
+        "learner.overlong_limit = 100 and learner.overlong_buffer = 0 go together",
+    ),
+    "a penalty that no answer gets": (
+        ["--learner.overlong_limit", "2000", "--learner.overlong_buffer", "10"],
+        "the penalty begins at 1990 tokens, and answers have between 1 and sampling.max_new_tokens = 1024",
+    ),
+    "a dual clip that would clip everything": (
+        ["--learner.dual_clip", "0.5"],
+        "dual_clip = 0.5 must be above 1, or 0 for no bound",
+    ),
+    "parts that are missing": (
+        ["--learner.advantage", "decoupled"],
+        "learner.advantage = 'decoupled' needs learner.decoupled_parts",
+    ),
+    "parts without effect": (
+        ["--learner.decoupled_parts", "{quality = 1.0}"],
+        "learner.decoupled_parts has no effect with learner.advantage = 'gated'",
+    ),
+    "a part that the reward has not": (
+        [*_DECOUPLED, "{similarity = 1.0, speling = 1.0}"],
+        "learner.decoupled_parts: the reward has no speling; it has similarity",
+    ),
+    "a refill that comes too late": (
+        ["--learner.refill", "8", "--learner.step_reward", "f.py:f"],
+        "learner.refill = 8 cannot be used with learner.step_reward",
+    ),
+    "a refill without a use": (
+        ["--learner.refill", "8", "--learner.drop_zero_variance", "false"],
+        "learner.refill = 8 needs learner.drop_zero_variance = true",
+    ),
     "a policy that chooses where the prompt tells it": (
         ["--router.mode", "policy"],
         "router.mode = 'policy' needs model.prompt_style = 'select'",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from learner.ranks import Command, Ranks
+from common.process import FatalError
+from learner import rank_watch
+from learner.rank_watch import RankWatch
+from learner.ranks import Command, Ranks, broadcast
 from tests.support.train_once import run_ranks
 
 _SOON_S = 100  # of a default timeout of 400 s
@@ -52,6 +58,94 @@ def rank_0_dies() -> None:
     raise SystemExit(3 if time.monotonic() - began < _SOON_S else 4)
 
 
+def fail(*, rank: int, other_waits_s: float = 3600.0) -> None:
+    """One rank fails in an action while the other waits for what never comes, as in a collective of NCCL."""
+    rank_watch._GRACE_S = rank_watch._NEWS_S = 0.5
+
+    def act(_: Command) -> None:
+        if dist.get_rank() == rank:
+            raise ValueError("broken")
+        time.sleep(other_waits_s)
+
+    ranks = Ranks({"act": act})
+    with RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            ranks.follow()
+        try:
+            ranks.run("act")
+        except ValueError:
+            ranks.stop()  # the other does not listen, so that this does nothing
+            raise
+
+
+def rank_0_fails_beside_one_that_waits() -> None:
+    fail(rank=0)
+
+
+def rank_1_fails_beside_one_that_waits() -> None:
+    fail(rank=1)
+
+
+def rank_1_dies_beside_one_that_waits() -> None:
+    rank_watch._GRACE_S = 0.5
+    with RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(3600)
+
+
+def rank_1_fails_in_a_collective() -> None:
+    """Rank 0 gets gloo's error about the closed connection, and says what was before it."""
+    with RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            raise FatalError("rank 1 has no memory")
+        dist.all_reduce(torch.zeros(1))
+
+
+def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
+    rank_watch._GRACE_S = 0.5
+    with RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            raise FatalError("rank 1 has no memory")
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+
+def rank_0_is_interrupted_while_others_do_not_listen() -> None:
+    rank_watch._GRACE_S = rank_watch._NEWS_S = 0.5
+    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            time.sleep(3600)
+        raise KeyboardInterrupt
+    os._exit(0)
+
+
+def what_followers_give_does_not_count() -> None:
+    assert broadcast(b"500" if dist.get_rank() == 0 else b"0") == b"500"
+
+
+def an_interrupt_is_no_failure() -> None:
+    ranks = Ranks({})
+    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+        if dist.get_rank():
+            ranks.follow()
+        else:
+            ranks.stop()
+            raise KeyboardInterrupt
+
+
+def stop_is_not_sent_while_others_walk() -> None:
+    ranks = Ranks({"gather": lambda _: ranks.walk(iter([1, 2]))})
+    if dist.get_rank():
+        ranks.follow()
+        return
+    walk = ranks.run("gather")
+    ranks.stop()  # would end the other rank in the middle
+    assert list(walk) == [1, 2]
+    ranks.run("wait")
+    ranks.stop()
+
+
 def all_ranks_act() -> None:
     sums = []
 
@@ -87,3 +181,33 @@ def test_no_rank_waits_for_one_that_failed(body: object, exits: list[int], compl
     assert callable(body)
     assert run_ranks(2, body, output=tmp_path / "log") == exits, (tmp_path / "log").read_text()
     assert complaint in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "exits", "last_words"),
+    [
+        (rank_0_fails_beside_one_that_waits, [1, 1], "ValueError: broken"),
+        (rank_1_fails_beside_one_that_waits, [1, 1], "ValueError: broken"),
+        (rank_1_dies_beside_one_that_waits, [1, -9], "rank 1 failed: it ended without a word"),
+        (rank_1_fails_in_a_collective, [1, 1], "rank 1 has no memory"),
+        (torchrun_interrupts_rank_0_because_rank_1_has_failed, [1, 1], "rank 1 has no memory"),
+        (rank_0_is_interrupted_while_others_do_not_listen, [0, 1], "rank 0 failed: it was interrupted"),
+    ],
+)
+def test_all_ranks_end_with_the_error_of_the_first(
+    body: Callable[[], None], exits: list[int], last_words: str, tmp_path: Path
+) -> None:
+    """Whatever they wait for: the default group would let them wait for 400 s, and these wait for an hour."""
+    began = time.monotonic()
+    assert run_ranks(2, body, output=tmp_path / "log") == exits, (tmp_path / "log").read_text()
+    assert time.monotonic() - began < _SOON_S
+    # Either rank may write last, with its traceback or by the watch; torch's own remarks begin with a bracket.
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("[")]
+    assert last_words in lines[-1], "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "body", [an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count]
+)
+def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:
+    assert run_ranks(2, body, output=tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()

@@ -124,7 +124,10 @@ def test_the_own_export_is_no_model_to_go_on_from(tmp_path: Path) -> None:
 def test_the_length_of_a_run_moves_its_stages(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begun(tmp_path, "--router.anneal", "0.5")
     resume.check(going_on(tmp_path, "--router.anneal", "0.5", "--learner.steps", "100"))
-    assert "learner.steps: 64 -> 100: router.anneal and learner.stages go by the share of the run" in caplog.text
+    assert (
+        "learner.steps: 64 -> 100: router.anneal, learner.stages and lr_schedule go by the share of the run"
+        in caplog.text
+    )
 
 
 def test_the_configuration_of_the_steps_so_far_is_kept(tmp_path: Path) -> None:

@@ -89,7 +89,10 @@ def test_a_step_is_settled_in_ledger_totals_and_router(tmp_path: Path) -> None:
 
 
 def test_the_groups_of_a_skipped_step_are_entered_as_such(tmp_path: Path) -> None:
-    run, _ = make_run(configuration(tmp_path, steps=1), StepResult({}, {}, 1.0, 0.0, 0.0, problem="not finite: loss"))
+    run, _ = make_run(
+        configuration(tmp_path, steps=1),
+        StepResult({}, {}, 1.0, 0.0, 0.0, problem="not finite: loss", skipped=frozenset(range(5))),
+    )
     run.train()
     run.state.ledger.flush()
     lines = [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()]

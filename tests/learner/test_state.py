@@ -13,6 +13,7 @@ from common.config import Config, load
 from common.process import FatalError
 from learner.groups import Group
 from learner.state import LEDGER_FILE, VERSION, RunState, Snapshot
+from learner.train.samples import group_outcome
 from learner.work.ledger import audit
 from router import Context, Observation, Router
 from tests.support.groups import random_rollout, work
@@ -160,3 +161,31 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
             snapshot, queued, config=config, router=router(config, LANGUAGES[:2]), questions_digest="d",
             lock=threading.Condition(),
         )  # fmt: skip
+
+
+def test_groups_that_a_step_replaces_survive_a_checkpoint_and_stand_in_the_ledger(tmp_path: Path) -> None:
+    """With ``learner.refill`` they wait for their step without a slot, and are settled with it: lost is none."""
+    flags = ["--learner.groups_per_step", "2", "--learner.staleness", "0", "--learner.steps", "1"]
+    config = load(["--run.dir", str(tmp_path), *flags, "--learner.refill", "5"])
+    state = RunState.begin(config=config, router=router(config), questions_digest="d", lock=threading.Condition())
+    rng = np.random.default_rng(1)
+    for sequence in range(5):
+        assert state.queue.lease("a", deadline=60) == sequence
+        rollouts = [random_rollout(rng, reward=0.5 if sequence < 3 else float(k)) for k in range(2)]
+        state.queue.submit(sequence, "a", Group(work=work(sequence, ["en", "de"]), actor="a", rollouts=rollouts))
+    snapshot, queued = state.capture()
+    assert snapshot.pending == [0, 1, 2, 3, 4] and len(queued) == 5
+    snapshot = through_a_file(snapshot, tmp_path / "run.json")
+    state.ledger.flush()
+    again = RunState.restore(
+        snapshot, queued, config=config, router=router(config), questions_digest="d", lock=threading.Condition()
+    )
+    taken = again.queue.take()
+    assert taken is not None and [sequence for sequence, _ in taken] == [0, 1, 2, 3, 4]
+    outcomes = {sequence: group_outcome(one, config.learner) for sequence, one in taken}
+    for sequence, outcome in outcomes.items():
+        again.ledger.enter(sequence, 0, outcome, 1)
+    assert list(outcomes.values()) == ["zero_variance"] * 3 + ["trained"] * 2
+    again.ledger.flush()
+    found = audit(tmp_path / LEDGER_FILE, again.queue.next_sequence, again.queue.untaken())
+    assert (found.lost, found.duplicated) == (0, 0) and again.queue.remaining == 0

@@ -8,7 +8,8 @@ import pytest
 
 from common.config import Config, load
 from common.process import FatalError
-from scripts.ops.from_verl import convert, main, read_script
+from scripts.ops.from_verl import convert, main
+from scripts.ops.launch_script import read_script
 from scripts.ops.verl_options import OPTIONS, Unneeded, markdown_table
 
 ROOT = Path(__file__).parents[2]
@@ -91,15 +92,80 @@ def test_plain_verl_counts_questions_and_has_no_router(tmp_path: Path, capsys: p
     assert (config.learner.groups_per_step, config.router.rollouts, config.router.mode) == (512, 16, "monolingual")
     assert (config.learner.kl, config.learner.clip_high, config.learner.microbatch_tokens) == (0, 0.28, 20992)
     assert config.with_questions(10**6).learner.steps == 100 and config.data.train == "a.parquet"
+    assert (config.learner.minibatches, config.learner.aggregation, config.learner.aggregation_length) == (
+        4,
+        "constant",
+        1,
+    )
     left = capsys.readouterr().err
     for complaint in (
-        "verl makes 4 optimizer steps of a batch of 512 questions, and ours is one",
-        "actor_rollout_ref.actor.loss_agg_mode = seq-mean-token-sum: ours are token-mean and seq-mean-token-mean",
         "actor_rollout_ref.rollout.top_p = 0.9: the whole distribution is sampled",
         "b.parquet is left out: join the files", "some.new.option = 3: this option is not known here",
         "verl chooses a rule by data_source", "run.languages: verl has no such list",
     ):  # fmt: skip
         assert complaint in left
+
+
+def test_a_script_of_dapo_becomes_a_run_of_dapo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The options of verl's recipe for DAPO, with a cosine."""
+    script = """n=16
+    longest=$((1024 * 20))
+    python3 -m recipe.dapo.main_dapo algorithm.adv_estimator=grpo data.train_batch_size=512 data.gen_batch_size=1536 \\
+        actor_rollout_ref.rollout.n=${n} actor_rollout_ref.actor.ppo_mini_batch_size=32 \\
+        data.max_response_length=${longest} \\
+        actor_rollout_ref.actor.clip_ratio_low=0.2 actor_rollout_ref.actor.clip_ratio_high=0.28 \\
+        actor_rollout_ref.actor.clip_ratio_c=10.0 actor_rollout_ref.actor.loss_agg_mode=token-mean \\
+        algorithm.filter_groups.enable=True algorithm.filter_groups.metric=acc \\
+        algorithm.filter_groups.max_num_gen_batches=10 actor_rollout_ref.actor.entropy_coeff=0.001 \\
+        reward_model.overlong_buffer.enable=True reward_model.overlong_buffer.len=4096 \\
+        reward_model.overlong_buffer.penalty_factor=1.0 actor_rollout_ref.actor.optim.lr_scheduler_type=cosine \\
+        actor_rollout_ref.actor.optim.min_lr_ratio=0.1 actor_rollout_ref.actor.optim.lr=2e-6 \\
+        actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.1 trainer.total_training_steps=200 \\
+        actor_rollout_ref.actor.ppo_epochs=2 actor_rollout_ref.actor.kl_loss_type=mse"""
+    learner = written(tmp_path, script).learner
+    assert (learner.minibatches, learner.passes, learner.refill, learner.drop_zero_variance) == (16, 2, 14848, True)
+    assert (learner.clip_low, learner.clip_high, learner.dual_clip, learner.entropy_bonus) == (0.2, 0.28, 10, 0.001)
+    assert (learner.overlong_limit, learner.overlong_buffer, learner.overlong_penalty) == (20480, 4096, 1)
+    assert learner.lr_schedule == "cosine" and learner.min_lr == pytest.approx(2e-7) and learner.warmup_steps == 20
+    assert (learner.aggregation, learner.loss, learner.kl_form) == ("token", "ppo", "k2")
+    assert "not known here" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"policy_loss.loss_mode": "gspo", "clip_ratio_low": "3e-4"}, {"loss": "gspo", "aggregation": "sequence"}),
+        ({"policy_loss.loss_mode": "cispo", "clip_ratio_low": "10"}, {"loss": "cispo", "clip_low": 10.0}),
+        (
+            {"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": "100"},
+            {"aggregation": "constant", "aggregation_length": 100},
+        ),
+        ({"loss_agg_mode": "seq-mean-token-sum-norm"}, {"aggregation_length": 512}),
+        ({"optim.warmup_style": "cosine"}, {"lr_schedule": "cosine", "min_lr": 0.0}),
+    ],
+)  # fmt: skip
+def test_losses_of_verl_have_their_names_here(options: dict[str, str], wanted: dict[str, object]) -> None:
+    given = {f"actor_rollout_ref.actor.{name}": value for name, value in options.items()}
+    given |= {"data.train_batch_size": "8", "actor_rollout_ref.rollout.n": "4", "algorithm.adv_estimator": "grpo"}
+    settings = convert(given).settings
+    defaults = Config().learner
+    for name, value in wanted.items():
+        assert settings.get(f"learner.{name}", (getattr(defaults, name), ""))[0] == value, name
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"algorithm.adv_estimator": "gdpo", "algorithm.gdpo_reward_keys": "[a,b]"}, 'learner.advantage = "decoupled"'),
+        ({}, "algorithm.adv_estimator = gae: advantages are those of grpo or gdpo"),
+        ({"actor_rollout_ref.actor.policy_loss.loss_mode": "sapo"}, "ours are vanilla, gspo and cispo"),
+        ({"actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": "0.1"}, "this share of the run's steps"),
+        ({"algorithm.rollout_correction.rollout_is": "sequence"}, "the importance weight is that of a token"),
+    ],
+)  # fmt: skip
+def test_what_a_loss_cannot_carry_is_named(given: dict[str, str], complaint: str) -> None:
+    left = convert({"data.train_batch_size": "8", "actor_rollout_ref.rollout.n": "4", **given}).left
+    assert any(complaint in line for line in left), left
 
 
 @pytest.mark.parametrize(
@@ -139,6 +205,27 @@ def test_mistakes_are_named(script: str, complaint: str, tmp_path: Path) -> None
     assert complaint in str(error.value)
     with pytest.raises(FatalError, match=r"cannot read .*nowhere\.sh"):
         read_script(tmp_path / "nowhere.sh")
+
+
+def test_arrays_and_arithmetic_of_a_script_are_read(tmp_path: Path) -> None:
+    """As current scripts of verl are written."""
+    (tmp_path / "run.sh").write_text("""
+    longest=${LONGEST:-2048}
+    DATA=(
+        data.max_response_length=$((longest * 2))  # a comment
+        data.train_files="['a.parquet', 'b.parquet']"
+    )
+    ACTOR=(
+        actor_rollout_ref.actor.optim.lr=${LR:-3e-6}
+    )
+    LAUNCH=(python3)
+    "${LAUNCH[@]}" -m verl.trainer.main_ppo "${DATA[@]}" \\
+        "${ACTOR[@]}" data.max_prompt_length=$(( (longest + 1) / 2 )) "${UNKNOWN[@]}" "$@"
+    """)
+    assert read_script(tmp_path / "run.sh") == {
+        "data.max_response_length": "4096", "data.train_files": "['a.parquet', 'b.parquet']",
+        "actor_rollout_ref.actor.optim.lr": "3e-6", "data.max_prompt_length": "1024",
+    }  # fmt: skip
 
 
 def test_every_option_is_in_the_documents_and_every_setting_exists() -> None:

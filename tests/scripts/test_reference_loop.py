@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -27,7 +28,7 @@ from scripts.study import reference_loop
 from tests.support.groups import LANGUAGES, random_rollout, work
 from tests.support.train_once import configuration, copied_weights, run_ranks
 
-STEPS, GROUPS, ANSWERS = 4, 4, 4
+STEPS, GROUPS, ANSWERS = 3, 3, 4
 # KL, clipping by norm, warm-up, weight decay, a temperature and several micro-batches: all that may differ does.
 FLAGS = [
     "--learner.staleness", "0", "--learner.kl", "0.05", "--learner.lr", "1e-4", "--learner.weight_decay", "0.1",
@@ -46,16 +47,58 @@ def groups_of_step(rng: np.random.Generator) -> list[Group]:
     return batch
 
 
+LOSSES: dict[str, list[str]] = {
+    "LRPO": [],
+    "PPO, mini-batches and passes": [
+        "--learner.minibatches", "2", "--learner.passes", "2", "--learner.clip_low", "0.01",
+    ],
+    "PPO against the behaviour, k2, linear": [
+        "--learner.proximal", "behaviour", "--learner.minibatches", "2", "--learner.kl_form", "k2",
+        "--learner.lr_schedule", "linear", "--learner.min_lr", "1e-5", "--learner.warmup_steps", "1",
+    ],
+    "DAPO": [
+        "--learner.clip_high", "0.28", "--learner.overlong_limit", "25", "--learner.overlong_buffer", "15",
+        "--sampling.max_new_tokens", "30", "--learner.entropy_bonus", "0.01", "--learner.minibatches", "2",
+    ],
+    "Dr. GRPO, cosine": [
+        "--learner.advantage_std", "false", "--learner.aggregation", "constant", "--learner.aggregation_length", "30",
+        "--learner.lr_schedule", "cosine", "--learner.warmup_steps", "1", "--learner.dual_clip", "0",
+    ],
+    "GSPO": [
+        "--learner.loss", "gspo", "--learner.aggregation", "sequence", "--learner.minibatches", "2",
+        "--learner.clip_low", "3e-4", "--learner.clip_high", "4e-4",
+    ],
+    "CISPO": [
+        "--learner.loss", "cispo", "--learner.clip_low", "1", "--learner.clip_high", "0.02", "--learner.passes", "2",
+    ],
+    "GDPO": [
+        "--learner.advantage", "decoupled", "--learner.decoupled_parts", '{"reward" = 1.0, "compliance" = 0.5}',
+        "--learner.kl_importance", "true", "--learner.minibatches", "2",
+    ],
+}  # fmt: skip
+
+
 def record(directory: Path, model: Path, seed: int) -> None:
-    """Trains random groups with the system's trainer, records every step, and writes the weights before and after."""
-    config = configuration(model, *FLAGS)
-    trainer, rng = Trainer(config), np.random.default_rng(seed)
-    recording.begin(directory, config, 0)
-    save_file(copied_weights(trainer), directory / "before.safetensors")
-    for number in range(STEPS):
-        batch = groups_of_step(rng)
-        recording.write(directory, number + 1, batch, trainer.step(batch, number))
-    save_file(copied_weights(trainer), directory / "after.safetensors")
+    """Trains random groups with the system's trainer and each loss, on all ranks.
+
+    Records every step, and writes the weights before and after.
+    """
+    for name, flags in LOSSES.items():
+        config = configuration(model, *FLAGS, *flags)
+        trainer, rng, out = Trainer(config), np.random.default_rng(seed), directory / name
+        before = copied_weights(trainer)
+        leads = dist.get_rank() == 0
+        if leads:
+            recording.begin(out, config, 0)
+        for number in range(STEPS):
+            batch = groups_of_step(rng)
+            result = trainer.step(batch, number)
+            if leads:
+                recording.write(out, number + 1, batch, result)
+        after = copied_weights(trainer)
+        if leads:
+            save_file(before, out / "before.safetensors")
+            save_file(after, out / "after.safetensors")
 
 
 @dataclass(frozen=True)
@@ -66,75 +109,95 @@ class Recorded:
     change: dict[str, Tensor]  # of every weight, from the first step to the last
 
 
-@pytest.fixture(scope="module")
-def system(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory, module_seed: int) -> Recorded:
-    directory = tmp_path_factory.mktemp("record")
-    assert run_ranks(1, record, directory, tiny_policy, module_seed) == [0]
+def read(directory: Path) -> Recorded:
     config, steps = recording.read(directory)
     before, after = (load_file(directory / f"{name}.safetensors") for name in ("before", "after"))
     return Recorded(directory, config, list(steps), {name: after[name] - before[name] for name in before})
 
 
-def assert_same_training(system: Recorded, config: Config, micro_batch: int) -> None:
+@pytest.fixture(scope="module")
+def systems(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory, module_seed: int) -> dict[str, Recorded]:
+    """Of each loss, what two ranks trained."""
+    directory = tmp_path_factory.mktemp("record")
+    assert run_ranks(2, record, directory, tiny_policy, module_seed) == [0, 0]
+    return {name: read(directory / name) for name in LOSSES}
+
+
+@pytest.fixture(scope="module")
+def system(systems: dict[str, Recorded]) -> Recorded:
+    return systems["LRPO"]
+
+
+def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A list that gets, for every batch of the reference loop, how near a ratio comes to a bound of its clip.
+
+    There the gradient jumps, so that programs which round differently may differ by a whole token.
+    """
+    found, surrogate = list[float](), reference_loop.surrogate
+
+    def watched(learner: Any, logp: Tensor, old_logp: Tensor, of_response: Tensor, advantage: Tensor) -> Tensor:
+        log_ratio = (logp - old_logp).detach()
+        if learner.loss == "gspo":
+            log_ratio = (log_ratio * of_response).sum(1, keepdim=True) / of_response.sum(1, keepdim=True)
+        ratio = torch.exp(log_ratio).expand(of_response.shape)[of_response > 0]
+        bounds = [1 - learner.clip_low, 1 + learner.clip_high, *([learner.dual_clip] if learner.dual_clip else [])]
+        found.append(min(float((ratio - bound).abs().min()) for bound in bounds) if learner.loss != "cispo" else 1.0)
+        return surrogate(learner, logp, old_logp, of_response, advantage)
+
+    monkeypatch.setattr(reference_loop, "surrogate", watched)
+    return found
+
+
+def assert_same_training(
+    system: Recorded, config: Config, micro_batch: int, monkeypatch: pytest.MonkeyPatch | None = None
+) -> None:
     """Trains the recorded groups with the reference loop and compares every step and the final weights."""
+    distances = kink_distances(monkeypatch) if monkeypatch is not None else [1.0]
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     found = list(reference_loop.train(config, model, reference_loop.recorded(system.directory), micro_batch))
     assert len(found) == len(system.steps) == STEPS
-    for ours, theirs in zip(found, system.steps, strict=True):
-        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5, abs=1e-6)
-        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=1e-5)
+    smooth = min(distances) > 3e-5
+    updates = config.learner.minibatches * config.learner.passes
+    for number, (ours, theirs) in enumerate(zip(found, system.steps, strict=True), start=1):
+        rounding = 1e-5 * number * updates if smooth else 0.05  # it adds up over the optimizer steps
+        assert ours.loss == pytest.approx(theirs.loss, rel=rounding, abs=1e-6 if smooth else 1e-3)
+        assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=rounding)
     after = dict(model.named_parameters())
     assert after.keys() == system.change.keys()
     for name, change in system.change.items():
         # Where a gradient consists of rounding errors, Adam moves a weight by the sign of these: hence norms.
         difference = (after[name].detach() - before[name] - change).norm()
-        assert difference < 1e-5 * before[name].norm() and difference < 1e-3 * change.norm(), name
+        assert difference < (1e-3 if smooth else 0.1) * change.norm(), name
 
 
-@pytest.mark.parametrize("micro_batch", [3, 16])
-def test_the_reference_loop_trains_recorded_groups_as_the_system_does(system: Recorded, micro_batch: int) -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_recorded_groups_as_the_system_does(
+    systems: dict[str, Recorded], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference_loop.check(systems[name].config)
+    assert_same_training(systems[name], systems[name].config, 5, monkeypatch)
+
+
+def test_micro_batches_of_the_reference_loop_change_nothing(system: Recorded) -> None:
     outcomes = {group_outcome(group, system.config.learner) for step in system.steps for group in step.groups}
     assert outcomes == {"trained", "zero_variance"}
-    assert_same_training(system, system.config, micro_batch)
+    assert_same_training(system, system.config, 16)
 
 
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
         ("kl", 0.0), ("importance_cap", 1.5), ("importance", "none"), ("weight_decay", 0.0), ("max_grad_norm", 1e9),
-        ("warmup_steps", 0), ("std_ddof", 0), ("drop_zero_variance", False),
+        ("warmup_steps", 0), ("std_ddof", 0), ("drop_zero_variance", False), ("advantage_std", False),
+        ("aggregation", "sequence"), ("minibatches", 2), ("proximal", "behaviour"), ("loss", "cispo"),
+        ("kl_form", "k1"), ("entropy_bonus", 0.01),
     ],
 )  # fmt: skip
 def test_the_comparison_notices_a_changed_setting(system: Recorded, setting: str, value: object) -> None:
     learner = system.config.learner.model_copy(update={setting: value})
     with pytest.raises(AssertionError):
         assert_same_training(system, system.config.model_copy(update={"learner": learner}), 16)
-
-
-def test_the_comparison_notices_advantages_that_are_not_divided_by_the_deviation(
-    system: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def centred(rewards: list[float], ddof: int) -> list[float]:
-        return [reward - sum(rewards) / len(rewards) for reward in rewards]
-
-    monkeypatch.setattr(reference_loop, "advantages", centred)
-    with pytest.raises(AssertionError):
-        assert_same_training(system, system.config, 16)
-
-
-def test_the_comparison_notices_a_mean_over_answers_in_place_of_tokens(
-    system: Recorded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = reference_loop.token_losses
-
-    def by_answer(config: Config, model: Any, reference: Any, some: list[Any]) -> Tensor:
-        mean = sum(len(answer.response) for answer, _ in some) / len(some)
-        return torch.stack([whole(config, model, reference, [one]) * mean / len(one[0].response) for one in some]).sum()
-
-    monkeypatch.setattr(reference_loop, "token_losses", by_answer)
-    with pytest.raises(AssertionError):
-        assert_same_training(system, system.config, 64)
 
 
 def test_the_command_generates_scores_and_trains(
@@ -172,12 +235,13 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
         assert 0 < len(response) == len(logp) <= 12 and truncated == (tokenizer.eos_token_id not in response)
         ids = torch.tensor([prompt + response])
         with torch.no_grad():
-            wanted = reference_loop.log_probabilities(model, ids, torch.ones_like(ids), 0.7)[0, len(prompt) - 1 :]
+            table, _ = reference_loop.log_probabilities(model, ids, torch.ones_like(ids), 0.7)
+        wanted = table[0, len(prompt) - 1 :]
         assert logp == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
 @pytest.mark.parametrize(
-    "flags", [["--learner.aggregation", "sequence"], ["--learner.advantage", "split"], ["--learner.stages", "[{}]"]]
+    "flags", [["--learner.aggregation", "fertility"], ["--learner.advantage", "split"], ["--learner.stages", "[{}]"]]
 )
 def test_settings_that_the_file_does_not_implement_are_refused(flags: list[str]) -> None:
     with pytest.raises(FatalError, match=re.escape(flags[0].removeprefix("--"))):

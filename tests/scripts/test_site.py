@@ -43,9 +43,13 @@ def rendered(markdown: str, repo_url: str) -> str:
 
 
 def test_links_to_files_of_the_repository_lead_there_or_are_reported(caplog: pytest.LogCaptureFixture) -> None:
-    text = "see [the loss](../learner/train/grpo.py#L3), [tuning](tuning.md#groups) and [SGLang](https://sglang.ai)"
+    text = (
+        "see [the loss](../learner/train/objective.py#L3), [tuning](tuning.md#groups) and [SGLang](https://sglang.ai)"
+    )
     assert rendered(text, "") == "see the loss, [tuning](tuning.md#groups) and [SGLang](https://sglang.ai)"
-    assert "(https://example.org/lrpo/blob/main/learner/train/grpo.py)" in rendered(text, "https://example.org/lrpo")
+    assert "(https://example.org/lrpo/blob/main/learner/train/objective.py)" in rendered(
+        text, "https://example.org/lrpo"
+    )
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         rendered("[gone](../learner/gone.py)", "")

@@ -18,7 +18,12 @@ from learner.work.actors import ActorState
 from router import Context, Observation, Router
 from tests.support.groups import LANGUAGES, random_rollout, work
 
-MEANS = ("loss", "kl", "clip_share", "importance_weight", "importance_limited", "mismatch", "entropy")
+MEANS = (
+    "loss", "kl", "clip_share", "importance_weight", "importance_limited", "mismatch", "entropy", "outside_bounds",
+    "effective_sample",
+)  # fmt: skip
+BY_LANGUAGE = ("entropy", "mismatch", "outside_bounds", "loss")
+SCALES = {"mismatch": 0.05, "outside_bounds": 0.05}  # engines and learner agree, so that there is no alarm
 
 
 def configuration(run_dir: Path, steps: int, *flags: str) -> Config:
@@ -53,8 +58,10 @@ def random_step(
         batch.append(Group(work=asked, actor=f"l40s-{n % actors}", rollouts=rollouts))
     used = {rollout.language for group in batch for rollout in group.rollouts}
     result = StepResult(
-        means={name: float(rng.random()) for name in MEANS},
-        by_language={name: {one: float(rng.random()) for one in used} for name in ("entropy", "mismatch", "loss")},
+        means={name: float(rng.random()) * SCALES.get(name, 1.0) for name in MEANS} | {"effective_sample": 0.9},
+        by_language={name: {one: float(rng.random()) for one in used} for name in BY_LANGUAGE},
+        by_lag={name: {lag: float(rng.random()) * scale for lag in range(3)} for name, scale in SCALES.items()},
+        by_actor={"mismatch": {f"l40s-{n}": float(rng.random()) for n in range(actors)}},
         fill=0.9, grad_norm=1.0, lr=1e-3,
     )  # fmt: skip
     seconds = {"generate": 0.5 * number, "wait_work": 0.3 * number, "wait_reward": 0.1 * number, "sync": 0.1 * number}
@@ -80,6 +87,6 @@ def random_step(
     }
     spent |= {f"actor {name}": seconds for name in peers}
     spent["reward"] = {"busy": 0.2 * number, "wait": 0.8 * number}
-    counts = {"leased": 3, "finished": 1, "retried": 0, "orphaned": 0, "failed": 0}
+    counts = {"leased": 3, "finished": 1, "retried": 0, "orphaned": 0, "failed": 0, "refused": 0}
     context = StepContext(spent, counts, peers, Published(peers, 0.1, 0.05), 1.0)
     return {"number": number, "batch": batch, "result": result, "context": context}

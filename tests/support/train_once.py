@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from learner.groups import Group
 from learner.ranks import Ranks
 from learner.train.policy import full_weights
 from learner.train.samples import group_samples
+from learner.train.statistics import make_axes
 from learner.train.trainer import Trainer
 from tests.support.groups import random_rollout, work
 from tests.support.processes import Popen
@@ -94,15 +97,28 @@ def write_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) 
     with torch.no_grad():
         for parameter in trainer.policy.parameters():
             parameter.mul_(1.05)  # so that the policy is not its reference
-    samples, languages = group_samples(random_batch(seed), config.learner)
+    batch = random_batch(seed)
+    samples, languages = group_samples(batch, config.learner)
     np.random.default_rng(order).shuffle(samples)
-    sums = trainer.backward(samples, len(languages)).sums
-    found = {
+    sums = trainer.backward(trainer.divide(samples), make_axes(samples, batch, languages, 0)).sums
+    found = full_gradients(trainer)
+    if dist.get_rank() == 0:
+        torch.save({"gradients": found, "sums": sums}, out)
+
+
+def full_gradients(trainer: Trainer) -> dict[str, Any]:
+    """The whole gradient of every weight, by its name in a checkpoint. A collective of all ranks."""
+    return {
         name.removeprefix("lm."): value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad
         for name, value in trainer.policy.named_parameters()
     }
-    if dist.get_rank() == 0:
-        torch.save({"gradients": found, "sums": sums}, out)
+
+
+def write_compiled_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
+    """As ``write_gradients``, with ``learner.compile`` but without generated code."""
+    without_code = functools.partial(torch.compile, backend="aot_eager")
+    with patch.object(torch, "compile", without_code):
+        write_gradients(out, model, seed, order, "--learner.compile", "true", *flags)
 
 
 def copied_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -153,7 +169,7 @@ def train_recorded(
         batch = list(recording.read(record_dir)[1])[number].groups
         if number == die_at:
             samples, languages = group_samples(batch, configuration(model).learner)
-            trainer.backward(samples, len(languages))
+            trainer.backward(trainer.divide(samples), make_axes(samples, batch, languages, number))
             os.kill(os.getpid(), signal.SIGKILL)
         result = trainer.step(batch, number)
         with losses.open("a") as lines:

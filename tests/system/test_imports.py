@@ -71,7 +71,7 @@ def test_folders_of_a_package_form_a_tree() -> None:
     graph = imports_between_modules()
     of_folder: dict[str, set[str]] = {}
     for module, imported in graph.items():
-        if module.count(".") == 2:  # learner.train.grpo
+        if module.count(".") == 2:  # learner.train.objective
             folder = module.rpartition(".")[0]
             others = {name.rpartition(".")[0] for name in imported if name.count(".") == 2}
             of_folder.setdefault(folder, set()).update(others - {folder})

@@ -89,9 +89,16 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             "Difference between engine and learner log-probabilities (nats per token)",
             ("health/mismatch", "health/probe_error"),
         ),
+        Chart("The same, by the lag of the token in policy updates (nats)", ("health/mismatch_by_lag/",)),
         Chart(
-            "So far: leases retried, those whose actor was lost, groups failed",
-            ("health/leases_retried", "health/leases_lost", "health/groups_failed"),
+            "Effective sample of the importance weights, tokens out of their bounds (shares); alarm",
+            _each("health/", "effective_sample", "outside_bounds", "mismatch_alarm"),
+            SHARE,
+        ),
+        Chart("Share of tokens out of bounds, by lag in policy updates", ("health/outside_bounds_by_lag/",)),
+        Chart(
+            "So far: leases retried, those whose actor was lost, groups failed, and groups that broke a rule",
+            ("health/leases_retried", "health/leases_lost", "health/groups_failed", "health/groups_refused"),
         ),
         Chart("Weight sync, and longest pause of an engine (seconds)", ("health/sync_seconds", "health/pause_seconds")),
         Chart(

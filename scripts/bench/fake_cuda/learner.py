@@ -236,14 +236,14 @@ def _name_phases(learner: Trainer, meter: Meter) -> None:
     accumulate, backward = learner._accumulate, Tensor.backward
     count = itertools.count(1)
 
-    def accumulated(batch: Any) -> Any:
+    def accumulated(batch: Any, old_logp_R: Any) -> Any:
         def backward_in_phase(tensor: Tensor, *arguments: Any, **named: Any) -> None:
             meter.enter("backward")
             backward(tensor, *arguments, **named)  # type: ignore[no-untyped-call]
             meter.enter("loss")
 
         with patch.object(Tensor, "backward", backward_in_phase):
-            result = accumulate(batch)
+            result = accumulate(batch, old_logp_R)
         if next(count) % _MICRO_BATCHES == 0:  # the last one of a step
             meter.enter("optimizer")
         return result

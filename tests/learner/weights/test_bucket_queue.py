@@ -15,16 +15,16 @@ from learner.weights.bucket_queue import BucketQueue, SpareBuffers
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 6), st.integers(1, 3), st.randoms(use_true_random=True))
+@given(st.integers(1, 8), st.integers(1, 3), st.integers(2, 4), st.randoms(use_true_random=True))
 def test_gathering_is_at_most_one_bucket_ahead_and_every_sender_gets_all_buckets_in_order(
-    monkeypatch: pytest.MonkeyPatch, count: int, number_of_senders: int, chance: random.Random
+    monkeypatch: pytest.MonkeyPatch, count: int, number_of_senders: int, room: int, chance: random.Random
 ) -> None:
-    """Senders of any speed, some of which give up."""
+    """Senders of any speed, some of which give up; the slowest decides how much is kept."""
     monkeypatch.setattr(bucket_queue, "POLL_S", 0)
     senders = ["a", "b", "c"][:number_of_senders]
     recycled: list[int] = []
-    queue = BucketQueue(senders, lambda buffer: recycled.append(int(buffer)))
-    got, put, fastest = dict.fromkeys(senders, 0), 0, 0
+    queue = BucketQueue(senders, lambda buffer: recycled.append(int(buffer)), room)
+    got, put = dict.fromkeys(senders, 0), 0
     while put < count or got:
         mover = chance.choice(["gather", "give up", *got])
         if mover == "gather" and put < count and queue.has_room(put):
@@ -43,9 +43,26 @@ def test_gathering_is_at_most_one_bucket_ahead_and_every_sender_gets_all_buckets
                 if got[mover] == count:
                     queue.leave(mover)
                     del got[mover]
-        fastest = max([fastest, *queue._sent.values()])
-        assert len(queue._kept) <= 2 + fastest - min(queue._sent.values(), default=fastest + 2)
+        assert len(queue._kept) <= room
+        assert set(queue.held_s(put)) <= set(got)
+        assert bool(queue.held_s(put)) == (not queue.has_room(put))
     assert sorted(recycled) == list(range(count)), "each buffer comes back once"
+
+
+def test_who_holds_a_bucket_is_named_and_gets_nothing_after_it_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(bucket_queue, "POLL_S", 0)
+    monkeypatch.setattr("learner.weights.bucket_queue.time.monotonic", lambda: now)
+    queue = BucketQueue(["fast", "stopped"], lambda buffer: None)
+    for number in range(2):
+        queue.put(number, torch.tensor(number))
+    now = 101.0
+    assert queue.get("fast", 0) is not None and queue.get("fast", 1) is not None
+    now = 110.0
+    assert not queue.has_room(2) and queue.held_s(2) == {"stopped": 10.0}
+    queue.leave("stopped")
+    assert queue.has_room(2) and queue.held_s(2) == {}
+    assert queue.get("stopped", 0) is None and queue.held_s(2) == {}, "it does not come back by asking"
 
 
 def test_buffers_that_came_back_are_used_again_and_the_others_are_freed() -> None:

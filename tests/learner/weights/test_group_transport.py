@@ -15,10 +15,11 @@ from torch import Tensor
 
 from common import wire
 from common.config import SyncConfig
+from learner.weights import process_group
 from learner.weights import publisher as publisher_module
-from learner.weights import transports
 from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import bytes_of, cut_into_buckets, tensors_in
+from learner.weights.deadlines import Deadlines
 from learner.weights.process_group import GroupStore
 from learner.weights.publisher import Publisher
 from learner.weights.round import ActorLost, Receiver, Round
@@ -65,30 +66,29 @@ class Group:
         self.aborted.set()
 
 
-def make_transport(group: Group, monkeypatch: pytest.MonkeyPatch, timeout_s: float = 30) -> GroupTransport:
+def make_transport(group: Group, monkeypatch: pytest.MonkeyPatch) -> GroupTransport:
     class Store:
         host, port = "127.0.0.1", 1
 
         def form_group(self, *_: object) -> Group:
             return group
 
-    monkeypatch.setattr(transports, "destroy_group", lambda group: group.destroyed.set())
+    monkeypatch.setattr(process_group, "destroy_group", lambda group: group.destroyed.set())
     store = cast(GroupStore, Store())
-    return GroupTransport(store, "nccl", "run", timeout_s, torch.device("cpu"))
+    return GroupTransport(store, "nccl", "run", torch.device("cpu"))
 
 
-def make_round(actor: ActorState) -> Round:
+def make_round(actor: ActorState, form_s: float) -> Round:
     queue = BucketQueue(["one"], recycle=lambda buffer: None)
     for number, bucket in enumerate(BUCKETS):
         queue.put(number, torch.full((bytes_of(bucket),), number + 1, dtype=torch.uint8))
     probe = wire.Probe(ids=np.zeros(2, np.int32), logprobs=np.zeros(1, np.float32), tolerance=1.0)
-    return Round(
-        version=1, probe=probe, buckets=BUCKETS, actors={"one": actor}, transfer_timeout_s=30.0, queue=queue
-    )  # fmt: skip
+    deadlines = Deadlines(form_s=form_s, pause_s=30.0, bucket_s=30.0, transfer_s=30.0)
+    return Round(version=1, probe=probe, buckets=BUCKETS, actors={"one": actor}, deadlines=deadlines, queue=queue)
 
 
 def make_receiver(actor: ActorState, sent: list[Any], present: Callable[[], bool] = lambda: True) -> Receiver:
-    def send(message: wire.AnyMessage) -> None:
+    def send(message: wire.LifeMessage) -> None:
         sent.append(message)
         if isinstance(message, wire.Join):
             actor.replies.put(wire.Joined(group=message.group))
@@ -103,8 +103,8 @@ def make_actor() -> ActorState:
     )
 
 
-def publish(transport: GroupTransport, receiver: Receiver) -> wire.Receive:
-    round_ = make_round(receiver.actor)
+def publish(transport: GroupTransport, receiver: Receiver, form_s: float = 30.0) -> wire.Receive:
+    round_ = make_round(receiver.actor, form_s)
     transport.prepare(receiver, round_)
     order = transport.order(receiver, round_)
     transport.send(receiver, round_)
@@ -125,19 +125,19 @@ def test_the_first_update_alone_begins_with_a_small_bucket_that_is_replaced(monk
 
 def test_a_peer_that_is_dead_when_the_ranks_connect_costs_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     group, actor = Group(peer_is_dead=True), make_actor()
-    transport = make_transport(group, monkeypatch, timeout_s=0.3)
+    transport = make_transport(group, monkeypatch)
     began = time.monotonic()
     with pytest.raises(ActorLost, match="its engine did not connect to the weight group within 0 s"):
-        publish(transport, make_receiver(actor, []))
+        publish(transport, make_receiver(actor, []), form_s=0.3)
     assert time.monotonic() - began < 20, "and not the deadline of the transfer, or none"
-    assert group.aborted.is_set()
+    assert group.aborted.wait(60) and group.destroyed.wait(60)
 
 
 def test_whoever_leaves_while_the_ranks_connect_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     group, actor, asked = Group(peer_is_dead=True), make_actor(), iter([True] * 3)
-    transport = make_transport(group, monkeypatch, timeout_s=3600)
+    transport = make_transport(group, monkeypatch)
     with pytest.raises(ActorLost, match="it is gone"):
-        publish(transport, make_receiver(actor, [], lambda: next(asked, False)))
+        publish(transport, make_receiver(actor, [], lambda: next(asked, False)), form_s=3600)
     group.abort()
 
 
@@ -162,6 +162,9 @@ def test_copies_on_the_gpu_are_done_before_a_bucket_is_handed_out(monkeypatch: p
 
         def members(self) -> dict[str, ActorState]:
             return {}
+
+        def begin_version(self, version: int) -> None:
+            pass
 
     events = list[str]()
     put = BucketQueue.put

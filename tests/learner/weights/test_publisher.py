@@ -100,7 +100,7 @@ def test_an_engine_that_stops_in_a_broadcast_is_named_and_costs_nothing_but_its_
     def stop_first(receiver: Receiver, round_: Round) -> None:
         if receiver.name == "one":
             stopped.send_signal(signal.SIGSTOP)
-            round_ = replace(round_, transfer_timeout_s=1.0)
+            round_ = replace(round_, deadlines=replace(round_.deadlines, bucket_s=1.0))
         send(receiver, round_)
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):

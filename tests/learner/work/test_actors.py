@@ -6,6 +6,7 @@ import secrets
 from typing import Any
 
 import numpy as np
+import pytest
 
 from common import wire
 from learner.groups import Group
@@ -57,9 +58,9 @@ def hello(name: str, slots: int, **fields: Any) -> wire.Hello:
     return wire.Hello(protocol=wire.PROTOCOL, name=name, slots=slots, transport="shared", **fields)
 
 
-def answers(leased: wire.Work) -> wire.Submit:
+def answers(leased: wire.Work, version: int = 0) -> wire.Submit:
     rng = seeded_generator()
-    rollouts = [random_rollout(rng).model_copy(update={"language": code}) for code in leased.languages]
+    rollouts = [random_rollout(rng, version=version).model_copy(update={"language": c}) for c in leased.languages]
     return wire.Submit(id=leased.id, rollouts=rollouts)
 
 
@@ -119,7 +120,10 @@ def test_a_lease_lasts_as_long_as_heartbeats_mention_it() -> None:
     assert setting.held("a") == [first, second], "the deadline itself is in time"
     registry.release_expired(now=10.1)
     assert setting.held("a") == [first]
-    assert registry.counts() == {"finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0, "foreign": 0}
+    assert registry.counts() == {
+        "finished": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0, "refused": 0,
+        "foreign": 0,
+    }  # fmt: skip
     assert not registry.submit("a", answers(second)) and registry.submit("a", answers(first))
     assert setting.grant(now=10.1) == {"a": [1, 2]}
     registry.release_expired(now=20.2)
@@ -171,6 +175,59 @@ def test_answers_are_cut_to_the_limits_and_kept_once() -> None:
     (group,) = setting.queue.finished().values()
     assert [len(rollout.response_ids) for rollout in group.rollouts] == [20, 9]
     assert (group.actor, group.work) == ("a", leased) and group.note.startswith("1 of 2 answers cut")
+
+
+def test_an_actor_is_not_trusted_any_more_after_its_second_violation(caplog: pytest.LogCaptureFixture) -> None:
+    setting = Setting(groups=4, attempts=4)
+    registry = setting.registry
+    setting.join("liar", slots=3)
+    setting.grant()
+    for number, version in enumerate((-2_000_000_000, 1), start=1):
+        assert not registry.is_untrustworthy("liar")
+        lease = setting.held("liar")[0]
+        assert not registry.submit("liar", answers(lease, version))
+        assert f"group {lease.id} of actor liar is refused: answer 1" in caplog.text
+        assert registry.counts()["refused"] == registry.actors["liar"].violations == number
+    assert registry.is_untrustworthy("liar")
+    registry.remove("liar")
+    setting.join("liar", slots=1)
+    assert not registry.is_untrustworthy("liar"), "its engine has started again"
+    (lease,) = (setting.grant(), setting.held("liar"))[1]
+    assert registry.submit("liar", answers(lease))
+
+
+def test_tokens_may_be_of_a_version_that_is_being_published_and_of_no_newer_one() -> None:
+    setting = Setting(groups=4)
+    registry = setting.registry
+    setting.join("a", slots=3)
+    setting.grant()
+    registry.newest_version = 1
+    first, second, third = setting.held("a")
+    assert registry.submit("a", answers(first, 0)) and registry.submit("a", answers(second, 1))
+    assert not registry.submit("a", answers(third, 2))
+
+
+def test_a_finished_group_that_the_next_step_would_train_too_late_is_asked_for_again() -> None:
+    """The queue keeps its promise, so the version is moved on under it, as nothing else can make this happen."""
+    setting = Setting(groups=2, limits=Limits(lag=1))
+    stale: list[int] = []
+    registry = setting.registry
+    registry.serve(
+        ServedQueue(setting.queue, setting.make_work, setting.on_failed, Limits(lag=1), lambda n, _: stale.append(n))
+    )
+    setting.join("a", slots=2)
+    setting.grant()
+    first, second = setting.held("a")
+    assert registry.submit("a", answers(first, 0))
+    registry.newest_version = 1
+    registry.mark_published({})
+    assert not stale and list(setting.queue.finished()) == [0], "it is as old as it may be"
+    registry.newest_version = 2
+    assert not registry.submit("a", answers(second, 0)), "it would be too old in any step"
+    registry.mark_published({})
+    assert stale == [0] and not setting.queue.finished() and setting.queue.untaken() == [0, 1]
+    assert registry.counts()["refused"] == 2 and not setting.failures
+    assert setting.grant() == {"a": [0, 1]}
 
 
 def test_another_queue_ends_the_leases_of_the_one_before() -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.config import LearnerConfig
 from common.languages import POLICY_CHOOSES
@@ -39,34 +41,63 @@ def rollouts(**changes: Any) -> list[Rollout]:
         ({"prompt_ids": np.array([3, -1], np.int32)}, r": token -1, vocabulary 320"),
         ({"score": {"reward": float("nan")}}, r": reward nan, quality 0.5"),
         ({"score": {"quality": float("inf")}}, r", quality inf"),
+        ({"score": {"similarity": float("nan")}}, r": similarity nan"),
+        ({"score": {"drift": float("-inf")}}, r": drift -inf"),
+        ({"score": {"terms": {"judge": 0.5, "length": float("nan")}}}, r": length nan"),
+        ({"header": -1}, r": a header of -1 tokens in a response of \d+"),
+        ({"header": 99}, r": a header of 99 tokens in a response of \d+"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_named(changes: dict[str, Any], complaint: str) -> None:
     answers = rollouts(**changes)
     asked = work(0, [answer.language for answer in answers])
-    found = find_problem(asked, answers, LIMITS)
+    found = find_problem(asked, answers, LIMITS, 0)
     assert re.match(rf"answer 2 \({answers[1].language}\).*{complaint}", found), found
 
 
 def test_good_answers_pass_and_a_log_probability_that_is_not_finite_does_not() -> None:
     answers = rollouts()
     asked = work(0, [answer.language for answer in answers])
-    assert not find_problem(asked, answers, LIMITS) and not find_problem(asked, answers, UNLIMITED)
-    answers[2].logprobs[-1] = np.nan
-    assert "answer 3" in find_problem(asked, answers, LIMITS)
+    assert not find_problem(asked, answers, LIMITS, 0) and not find_problem(asked, answers, UNLIMITED, 0)
+    for value, complaint in (
+        (np.nan, "not finite"), (-np.inf, "not finite"), (np.inf, "not finite"), (0.25, "0.25, which is above 0"),
+    ):  # fmt: skip
+        answers[2].logprobs[-1] = value
+        assert re.match(rf"answer 3 .*{complaint}", find_problem(asked, answers, LIMITS, 0))
+    answers[2].logprobs[-1] = 1e-6
+    assert not find_problem(asked, answers, LIMITS, 0), "rounding may do that to the logarithm of 1"
+
+
+@settings(max_examples=50)
+@given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 5), st.data())
+def test_every_token_is_of_a_version_between_its_lease_and_now_and_within_the_bound(
+    leased_at: int, since: int, bound: int, data: st.DataObject
+) -> None:
+    """Compared with the rule for each token, as it is written."""
+    newest, wide = leased_at + since, st.integers(-(2**31), 2**31 - 1)
+    version = st.integers(leased_at - 2, newest + 2) | wide
+    versions = np.array(data.draw(st.lists(version, min_size=1, max_size=5)), np.int32)
+    ids, logprobs = np.full(len(versions), 3, np.int32), np.full(len(versions), -1.0, np.float32)
+    (answer,) = rollouts(response_ids=ids, logprobs=logprobs, versions=versions, header=0)[1:2]
+    asked = work(0, [answer.language]).model_copy(update={"policy_version": leased_at})
+    found = find_problem(asked, [answer], Limits(320, 60, bound), newest)
+    expected = all(leased_at <= one <= newest and newest - one <= bound for one in versions.tolist())
+    assert (not found) == expected, found
+    if not expected:
+        assert f"versions {versions.min()} to {versions.max()};" in found
 
 
 def test_an_answer_must_be_in_the_language_asked_for_unless_the_policy_chooses() -> None:
     answers = rollouts()
     languages = [answer.language for answer in answers]
-    assert not find_problem(work(0, [POLICY_CHOOSES, *languages[1:]]), answers, LIMITS)
+    assert not find_problem(work(0, [POLICY_CHOOSES, *languages[1:]]), answers, LIMITS, 0)
     for asked in ([*languages[:2], "xx"], languages[:2], [*languages, POLICY_CHOOSES]):
-        assert find_problem(work(0, asked), answers, LIMITS) == "the rollouts are not in the languages asked for"
+        assert find_problem(work(0, asked), answers, LIMITS, 0) == "the rollouts are not in the languages asked for"
 
 
 def test_large_but_finite_numbers_are_not_refused_although_their_sum_overflows() -> None:
     answers = rollouts(score={"quality": 1.5e308, "reward": 1.5e308})
-    assert not find_problem(work(0, [answer.language for answer in answers]), answers, LIMITS)
+    assert not find_problem(work(0, [answer.language for answer in answers]), answers, LIMITS, 0)
 
 
 def test_answers_longer_than_a_micro_batch_are_cut_and_noted() -> None:
@@ -75,11 +106,12 @@ def test_answers_longer_than_a_micro_batch_are_cut_and_noted() -> None:
         response_ids=np.arange(50, dtype=np.int32),
         logprobs=np.arange(50, dtype=np.float32),
         versions=np.arange(50, dtype=np.int32),
+        header=45,
     )
     short, note = cut_to_fit(answers, LIMITS)
     assert note == "1 of 3 answers cut to learner.microbatch_tokens = 60"
     assert short[1].response_ids.tolist() == short[1].versions.tolist() == list(range(40)) and short[1].truncated
-    assert len(short[1].logprobs) == 40 and short[1].score == answers[1].score
+    assert len(short[1].logprobs) == short[1].header == 40 and short[1].score == answers[1].score
     assert short[0] is answers[0] and short[2] is answers[2]
     assert cut_to_fit(short, LIMITS) == (short, "")
 

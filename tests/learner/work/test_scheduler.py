@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,12 +34,20 @@ RUNS = given(
 )
 
 
-def simulate(groups: int, staleness: int, window: int, steps: int, seed: int) -> None:
-    """A learner, and actors that are fast, slow, dead, or send twice. Checks the queue's promises at each event."""
+def simulate(
+    groups: int, staleness: int, window: int, steps: int, seed: int, refill: int = 0, useless: float = 0.0
+) -> None:
+    """A learner, and actors that are fast, slow, dead, or send twice. Checks the queue's promises at each event.
+
+    Args:
+        useless: probability that a group is of no use for training.
+    """
     rng = random.Random(seed)
     queue: WorkQueue[int] = WorkQueue(
-        groups_per_step=groups, staleness=staleness, window=window, attempts=10**9, total=steps * groups
-    )
+        groups_per_step=groups, staleness=staleness, window=window, attempts=10**9, total=steps * groups,
+        refill=refill, is_useful=lambda _: rng.random() >= useless,
+    )  # fmt: skip
+    trained = 0
     version, in_step = 0, False
     overtaken: Counter[int] = Counter()
     done: list[int] = []
@@ -47,7 +56,7 @@ def simulate(groups: int, staleness: int, window: int, steps: int, seed: int) ->
     old: list[tuple[str, int]] = []
     actors = {f"a{n}": rng.choice([0.05, 0.3, 1.0]) for n in range(rng.randint(1, 4))}  # how eagerly each finishes
     for _ in range(200_000):
-        if len(done) == steps * groups and not in_step:
+        if trained == steps * groups and not in_step:
             break
         event = rng.random()
         actor = rng.choice(list(actors))
@@ -73,13 +82,17 @@ def simulate(groups: int, staleness: int, window: int, steps: int, seed: int) ->
         elif (expected := takeable(queue, overtaken)) is None:
             assert queue.take() is None
         else:
+            aside = set(queue._aside)
             taken = queue.take() or []
-            assert [n for n, _ in taken] == expected and len(taken) == groups
+            assert [n for n, _ in taken] == sorted({*expected, *aside}) and len(expected) == groups
+            assert len(aside) == len(taken) - groups <= refill
+            trained += groups
             lags += [version - leased_at for _, leased_at in taken]
             done += [sequence for sequence, _ in taken]
             in_step = True
         assert len(queue._alive) <= (staleness + 1) * groups
-    assert sorted(done) == list(range(steps * groups)), "each exactly once"
+    assert sorted([*done, *queue.finished()]) == list(range(queue.next_sequence)), "each exactly once"
+    assert trained == steps * groups and set(queue.finished()) == set(queue._aside)
     assert max(lags) <= staleness_bound(groups, staleness, window)
     assert queue.lease("a0", 1.0) is None, "admission stops with the last step"
 
@@ -90,6 +103,15 @@ def test_a_run_of_unreliable_actors(groups: int, staleness: int, window: int, st
     simulate(groups, staleness, window, steps, seed)
 
 
+@settings(max_examples=40)
+@RUNS
+def test_useless_groups_are_replaced_within_the_same_bound(
+    groups: int, staleness: int, window: int, steps: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    simulate(groups, staleness, window, steps, seed, refill=rng.randint(1, 9), useless=rng.random())
+
+
 @pytest.mark.slow
 @settings(max_examples=3000)
 @RUNS
@@ -97,6 +119,42 @@ def test_thousands_of_runs_of_unreliable_actors(
     groups: int, staleness: int, window: int, steps: int, seed: int
 ) -> None:
     simulate(groups, staleness, window, steps, seed)
+    simulate(groups, staleness, window, steps, seed, refill=seed % 10, useless=seed % 101 / 100)
+
+
+def test_a_step_is_refilled_and_gets_what_it_replaces_too() -> None:
+    """With S = 0, where a step needs all P slots: those of useless groups are free before it, up to ``refill``."""
+
+    def queue(**more: Any) -> WorkQueue[str]:
+        return WorkQueue(
+            groups_per_step=2, staleness=0, window=1, attempts=1, total=4, refill=2,
+            is_useful=lambda result: result == "good", **more,
+        )  # fmt: skip
+
+    one = queue()
+    assert [one.lease("a", 1.0) for _ in range(3)] == [0, 1, None], "both slots are taken"
+    one.submit(0, "a", "flat")
+    one.submit(1, "a", "good")
+    assert [one.lease("a", 1.0) for _ in range(2)] == [2, None]
+    one.submit(2, "a", "flat")
+    assert one.take() is None and one.lease("a", 1.0) == 3
+    one.submit(3, "a", "flat")
+    # Groups 0 and 2 were set aside and replaced. Group 3 is flat as well, but that is one too many.
+    again = queue(next_sequence=one.next_sequence, pending=one.untaken(), results=one.finished())
+    for found in (one, again):
+        assert found.lease("a", 1.0) is None and found.has_full_batch() and found.untaken() == [0, 1, 2, 3]
+        assert found.take() == [(0, "flat"), (1, "good"), (2, "flat"), (3, "flat")]
+        assert found.remaining == 2 and not found.finished() and not found.untaken()
+        found.mark_published()
+        assert found.lease("a", 1.0) == 4
+
+
+def test_groups_set_aside_do_not_make_others_stale_at_a_resume() -> None:
+    """They hold no slot, so they are no reason for others to wait for a later step."""
+    pending, versions = range(6), dict.fromkeys(range(6), 3)
+    assert find_stale(pending, versions, step=3, groups_per_step=2, bound=0, aside=[0, 1, 2, 3]) == []
+    assert find_stale(pending, versions, step=3, groups_per_step=2, bound=0) == [2, 3, 4, 5]
+    assert find_stale(pending, versions, step=4, groups_per_step=2, bound=0, aside=[0]) == list(range(6))
 
 
 def test_the_bound_is_reached() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import zmq
@@ -214,7 +215,9 @@ def test_nonsense_does_no_harm(server: WorkServer, address: str) -> None:
     noisy.receive(wire.Unknown)
     wait_for(lambda: server.refused == 5)
     noisy.say_hello(protocol=99)
-    assert "protocol" in noisy.receive(wire.Stop).error
+    refusal = noisy.receive(wire.Stop)
+    assert "protocol" in refusal.error and not any(refusal.lives)
+    assert set(msgpack.unpackb(wire.encode(refusal))) == {"kind", "error"}, "older actors can read it"
     noisy.say_hello(name="")
     assert "name" in noisy.receive(wire.Stop).error
     join(server, actor, slots=1)
@@ -296,6 +299,23 @@ def test_an_ejected_actor_is_told_why(server: WorkServer, address: str) -> None:
     actor.hello(slots=1)
     server.eject("a", ejected, "much too slow")
     assert list(server.members()) == ["a"] and not server.is_present("a", ejected), "it has come back in the meantime"
+
+
+def test_an_actor_whose_groups_break_rules_is_named_and_ejected_after_the_second(
+    server: WorkServer, address: str, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, failures = serve(server, groups=2, attempts=9)
+    actor = Client(address, "a")
+    join(server, actor, slots=2)
+    for version, leased in zip((-2_000_000_000, 1), actor.leases(2), strict=True):
+        lies = [random_rollout(rng, version=version).model_copy(update={"language": code}) for code in LANGUAGES]
+        actor.send(wire.Submit(id=leased.id, rollouts=lies))
+    assert actor.receive(wire.Eject).reason == f"2 of its groups broke a rule, the last one {leased.id}"
+    assert caplog.text.count("of actor a is refused: answer 1 (en): tokens of the policy versions") == 2
+    assert server.counts()["refused"] == 2 and not server.members() and not failures
+    actor.hello(slots=2)
+    server.mark_published(server.members())
+    assert all(actor.submit(leased) for leased in actor.leases(2)), "with an engine that was started again"
 
 
 def test_an_order_reaches_the_life_that_it_is_meant_for_alone(server: WorkServer, address: str) -> None:

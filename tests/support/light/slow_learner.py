@@ -15,9 +15,9 @@ from learner.train.trainer import Trainer
 
 
 class SlowTrainer(Trainer):
-    def _accumulate(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _accumulate(self, batch: MicroBatch, old_logp_R: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         time.sleep(float(os.environ["SLOW_TOKEN_S"]) * batch.ids_T.numel())
-        return super()._accumulate(batch)
+        return super()._accumulate(batch, old_logp_R)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""Checkpoints before the first step, on a full disk, and cut off anywhere."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.process import FatalError
+from learner import checkpoint
+from learner.checkpoint import Checkpoints
+from learner.train.trainer import Trainer
+from learner.work.ledger import Ledger
+from tests.support.train_once import configuration, copied_weights, random_batch, run_ranks
+
+
+def save_before_the_first_step(out: Path, model: Path) -> None:
+    """Weights after the first step: of a run, of one that has saved before, and of one that resumed from there."""
+    checkpoints, weights = Checkpoints(out.parent / "checkpoints", 1), []
+    for saves, resumes in ((False, False), (True, False), (False, True)):
+        trainer = Trainer(configuration(model))
+        if saves:
+            checkpoints.save(trainer.policy, trainer.optimizer, 0, {})
+            checkpoints.wait()
+        if resumes:
+            latest = checkpoints.latest()
+            assert latest is not None
+            checkpoints.load(latest.path, trainer.policy, trainer.optimizer)
+        assert not trainer.step(random_batch(1), 0).problem
+        weights.append(copied_weights(trainer))
+    torch.save(weights, out)
+
+
+def test_a_checkpoint_before_the_first_step_does_not_change_it(tiny_policy: Path, tmp_path: Path) -> None:
+    """Torch would count its making of the optimizer's state as a step; the next one is then 0.735 times as large."""
+    assert run_ranks(1, save_before_the_first_step, tmp_path / "weights", tiny_policy) == [0]
+    alone, saved, resumed = torch.load(tmp_path / "weights")
+    for name, value in alone.items():
+        assert torch.equal(value, saved[name]) and torch.equal(value, resumed[name]), name
+
+
+def cut_and_resume(out: Path, model: Path) -> None:
+    """What is resumed, and what is said, with each file of the newest checkpoint cut at several places."""
+    logging.basicConfig(filename=out.parent / "cut.log", force=True)
+    root = out.parent / "checkpoints"
+    trainer, checkpoints = Trainer(configuration(model)), Checkpoints(root, 2)
+    ledger = Ledger(out.parent / "ledger.jsonl")
+    for step in (1, 2):
+        ledger.enter(step, 0, "trained", step)
+        state = {"step": step, "ledger_size": ledger.flush()}
+        checkpoints.save(trainer.policy, trainer.optimizer, step, state, random_batch(step, 1), depends_on=[out.parent])
+        checkpoints.wait()
+    whole, found = out.parent / "whole", []
+    shutil.copytree(root, whole)
+    for path in sorted((whole / "step-000002").iterdir()):
+        size = path.stat().st_size
+        for kept in (0, 1, size // 2, size - 1, size):
+            shutil.rmtree(root)
+            shutil.copytree(whole, root)
+            with (root / "step-000002" / path.name).open("ab") as file:
+                file.truncate(kept)
+            latest = checkpoints.latest()
+            assert latest is not None and latest.state["step"] == (2 if kept == size else 1), (path, kept)
+            assert len(latest.queued) == 2
+            logged = (out.parent / "cut.log").read_text()
+            assert kept == size or path.name in logged.splitlines()[-1], logged
+            found.append((path.name, kept))
+    out.write_text(json.dumps(found))
+
+
+def test_wherever_a_file_is_cut_the_run_resumes_and_says_which(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, cut_and_resume, tmp_path / "found", tiny_policy, output=tmp_path / "log") == [0], (
+        tmp_path / "log"
+    ).read_text()
+    names = {name for name, _ in json.loads((tmp_path / "found").read_text())}
+    assert {"run.json", "queued.msgpack", "manifest.json", ".metadata"} <= names and len(names) >= 5
+
+
+def test_a_ledger_is_resumed_or_said_to_be_short_wherever_it_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    sizes = []
+    for sequence in range(3):
+        ledger.enter(sequence, 0, "trained", sequence)
+        sizes.append(ledger.flush())
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        if size < sizes[1]:
+            with pytest.raises(FatalError, match=rf"ledger\.jsonl has {size} bytes and had {sizes[1]}"):
+                Ledger(path, sizes[1])
+            assert path.read_bytes() == whole[:size]
+        else:
+            assert Ledger(path, sizes[1]).flush() == sizes[1] and path.read_bytes() == whole[: sizes[1]]
+
+
+def save_on_a_full_disk(out: Path, model: Path) -> None:
+    """The limit of the size of a file stands for a full disk: writing beyond it fails."""
+    trainer, checkpoints = Trainer(configuration(model)), Checkpoints(out.parent / "checkpoints", 2)
+    checkpoints.save(trainer.policy, trainer.optimizer, 1, {"step": 1})
+    checkpoints.wait()
+    told = []
+    for limit, state in ((100, {"much": "x" * 1000}), (20_000, {})):  # in the state; in the weights
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            with pytest.raises(FatalError) as error:
+                checkpoints.save(trainer.policy, trainer.optimizer, 2, state)
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        told.append(str(error.value))
+    latest = checkpoints.latest()
+    assert latest is not None and latest.state["step"] == 1
+    checkpoints.save(trainer.policy, trainer.optimizer, 2, {"step": 2})
+    checkpoints.wait()
+    out.write_text(json.dumps([*told, *sorted(path.name for path in (out.parent / "checkpoints").iterdir())]))
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_it_stays(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, save_on_a_full_disk, tmp_path / "told", tiny_policy, output=tmp_path / "log") == [0], (
+        tmp_path / "log"
+    ).read_text()
+    *told, first, second = json.loads((tmp_path / "told").read_text())
+    assert (first, second) == ("step-000001", "step-000002")
+    for message in told:
+        assert message.startswith(f"cannot write the checkpoint {tmp_path}/checkpoints/step-000002: ")
+        assert "File too large" in message and "\n" not in message and "kept (step-000001)" in message
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_after_what_it_depends_on(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    assert run_ranks(1, order_of_syncs, tmp_path / "order", tiny_policy, output=tmp_path / "log") == [0], (
+        tmp_path / "log"
+    ).read_text()
+    *before, last = json.loads((tmp_path / "order").read_text())
+    partial = "checkpoints/step-000001.partial"
+    assert last == "checkpoints", "the new name"
+    assert before[0] == "ledger.jsonl" and before[-1] == partial
+    files = {"run.json", "queued.msgpack", "manifest.json", ".metadata"}
+    assert {f"{partial}/{name}" for name in files} <= set(before[1:-1])
+
+
+def order_of_syncs(out: Path, model: Path) -> None:
+    order, sync = [], checkpoint.sync_to_disk
+
+    def noted(path: Path) -> None:
+        order.append(str(path.relative_to(out.parent)))
+        sync(path)
+
+    checkpoint.sync_to_disk = noted
+    trainer, checkpoints = Trainer(configuration(model)), Checkpoints(out.parent / "checkpoints", 2)
+    ledger = out.parent / "ledger.jsonl"
+    ledger.write_text("line\n")
+    checkpoints.save(trainer.policy, trainer.optimizer, 1, {}, depends_on=[ledger])
+    checkpoints.wait()
+    out.write_text(json.dumps(order))
