@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from actor.adapters import AdapterUpdates
 from actor.concurrency import Concurrency
 from actor.engine.client import Engine, EngineError, EngineLost, EngineReplaced, Generation, RequestRefused
 from actor.scoring import Scoring, ScoringError
@@ -78,7 +79,7 @@ class PromptGroups:
         scoring: Scoring,
         tokenizer: PreTrainedTokenizerBase,
         session: Session,
-        weights: WeightUpdates,
+        weights: WeightUpdates | AdapterUpdates,
         times: ActorTimes,
     ) -> None:
         self._config = config

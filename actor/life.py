@@ -3,7 +3,7 @@
 The parts run side by side in one task group, and the first error ends them all:
 
 * ``PromptGroups``: generates, scores and submits the leased groups;
-* ``WeightUpdates``: new weights for the engine;
+* ``WeightUpdates`` or ``AdapterUpdates``: new weights for the engine;
 * the client of the reward service, and the polling of the engine.
 
 They speak to the learner by the life's ``Session``, which began before the engine did.
@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
+from actor.adapters import AdapterUpdates
 from actor.engine.client import EngineLost
 from actor.engine.server import EngineProcess
 from actor.engine.start import OpenedEngine
@@ -25,7 +26,7 @@ from actor.scoring import Scoring
 from actor.session import Session
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes
-from actor.weights import WeightUpdates
+from actor.weights import Order, WeightUpdates
 from common import wire
 from common.config import HEARTBEAT_S, Config
 from common.net.rendezvous import Route
@@ -63,9 +64,12 @@ class Life:
         self._engine_gauges: dict[str, float] = {}
         self._times = ActorTimes()
         self._session = session
-        self._weights = WeightUpdates(
-            self._engine, learner.send, self._times, config.sync, probe_timeout_s=config.actor.request_timeout_s
-        )
+        probe_timeout_s = config.actor.request_timeout_s
+        self._weights: WeightUpdates | AdapterUpdates
+        if config.lora.sends_adapters:
+            self._weights = AdapterUpdates(self._engine, learner.send, config.sync, probe_timeout_s)
+        else:
+            self._weights = WeightUpdates(self._engine, learner.send, self._times, config.sync, probe_timeout_s)
         self._groups = PromptGroups(config, self._engine, scoring, tokenizer, self._session, self._weights, self._times)
 
     @property
@@ -123,7 +127,7 @@ class Life:
             protocol=wire.PROTOCOL,
             engine_ranks=self._engine.ranks,
             slots=self._groups.slots,
-            transport=self._config.sync.transport,
+            transport="adapter" if self._config.lora.sends_adapters else self._config.sync.transport,
             drain_s=self._config.sync.drain_s if self._engine.pause_mode == "drain" else 0.0,
         )
 
@@ -150,7 +154,7 @@ class Life:
         self._weights.drop_orders()
         return self._groups.drop_all()
 
-    def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None:
+    def take_order(self, order: Order) -> None:
         """Queues an order of the weight sync."""
         self._weights.take_order(order)
 

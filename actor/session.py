@@ -64,7 +64,7 @@ class SessionOwner(Protocol):
     def drop_work(self) -> int:
         """Drops all leased groups, and the orders that wait; returns how many groups there were."""
 
-    def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None:
+    def take_order(self, order: wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter) -> None:
         """Queues an order of the weight sync."""
 
 
@@ -183,7 +183,7 @@ class Session:
             case wire.Ack():
                 for lease_id in message.accepted.keys() & self._acknowledged.keys():
                     self._acknowledged[lease_id].set()
-            case wire.Join() | wire.Pause() | wire.Receive() if self._owner is not None:
+            case wire.Join() | wire.Pause() | wire.Receive() | wire.LoadAdapter() if self._owner is not None:
                 self._owner.take_order(message)
             case wire.Eject():
                 raise EngineError(f"the learner gave this engine up: {message.reason}")

@@ -30,7 +30,7 @@ log = logging.getLogger("actor")
 RECOVERY_S = 5.0  # to resume an engine whose update was cut off; each of its calls has half of that
 _PROOF_SHARE = 0.25  # of sync.timeout_s, in which an engine must pause: how long a pause waits for a probe to end
 
-Order: TypeAlias = wire.Join | wire.Pause | wire.Receive
+Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter
 
 
 class WeightUpdates:
@@ -116,6 +116,8 @@ class WeightUpdates:
                             await self._join(order)
                         case wire.Receive():
                             log.warning("dropped the weights of version %d, which came too late", order.version)
+                        case wire.LoadAdapter():
+                            log.warning("dropped an adapter: this actor's engine takes all weights")
         except Exception:
             self._weights.fail()
             self._note_change()

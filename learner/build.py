@@ -28,6 +28,7 @@ from learner.state import RunState, Snapshot
 from learner.train.policy import published_shapes
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
+from learner.weights.adapter_publisher import AdapterPublisher
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits
@@ -75,9 +76,7 @@ def build_run(
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
     limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound)
     stopwatch = Stopwatch()
-    buckets = cut_into_buckets(published_shapes(trainer.policy), config.model.dtype, config.sync.bucket_mb)
-    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
-    publisher = Publisher(server, config.sync, buckets, trainer.device, interrupts.check, others_wait_s)
+    publisher = _publisher(config, server, trainer, interrupts)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)
     if latest is not None:
@@ -118,6 +117,20 @@ def build_run(
         step_reward=StepReward(learner.step_reward, learner.steps) if learner.step_reward else None,
         right=config.data.curriculum_right,
     )
+
+
+def _publisher(
+    config: Config, server: WorkServer, trainer: Trainer, interrupts: Interrupts
+) -> Publisher | AdapterPublisher:
+    policy, dtype = trainer.policy, config.model.dtype
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
+    if config.lora.sends_adapters and policy.adapters is not None:
+        peft_config = policy.adapters.peft_config(config.model.path)
+        return AdapterPublisher(
+            server, config.sync, peft_config, policy.adapters.parameters, dtype, interrupts.check, others_wait_s
+        )
+    buckets = cut_into_buckets(published_shapes(policy), dtype, config.sync.bucket_mb)
+    return Publisher(server, config.sync, buckets, trainer.device, interrupts.check, others_wait_s)
 
 
 def _state(config: Config, questions_digest: str, lock: threading.Condition, latest: Checkpoint | None) -> RunState:

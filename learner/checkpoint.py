@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_model_state_dict,
@@ -35,11 +36,13 @@ from common import wire
 from common.process import FatalError
 from learner.groups import Group
 from learner.ranks import broadcast
+from learner.train.lora import check_same_adapters, is_anchor, saved_parameters
 from learner.train.policy import Policy
 
 log = logging.getLogger("learner.checkpoint")
 
 STATE_FILE = "run.json"
+_ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they are
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
 _FINISH_S = 5.0  # what a run that has failed gives the checkpoint that is being written
@@ -62,6 +65,8 @@ class Checkpoint:
 
 class Checkpoints:
     """The directories ``step-000010`` under ``root``: sharded model and optimizer, ``queued.msgpack``, ``run.json``.
+
+    Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are.
 
     One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
     its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
@@ -114,11 +119,15 @@ class Checkpoints:
                 partial.mkdir(parents=True)
                 (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
                 (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
+                if policy.adapters is not None:
+                    described = json.dumps(policy.adapters.description())
+                    (partial / _ADAPTERS_FILE).write_text(described, encoding="utf-8")
             except OSError as error:
                 self._fail(partial, error)
         dist.barrier(group=self._group)
         initialise_adam(optimizer)
         model, optim = get_state_dict(policy, optimizer)
+        model = saved_parameters(model, policy.adapters)
         tensors: dict[str, Any] = {"model": model, "optim": optim}
         if anchor is not None:
             tensors["anchor"] = get_model_state_dict(anchor)
@@ -169,12 +178,21 @@ class Checkpoints:
             Whether the anchor was filled: the checkpoint has one, and one was given to fill.
 
         Raises:
-            FatalError: the checkpoint is damaged, or of another model.
+            FatalError: the checkpoint is damaged, of another model, or of other adapters.
         """
+        described = path / _ADAPTERS_FILE
+        adapters = json.loads(described.read_text(encoding="utf-8")) if described.exists() else None
+        check_same_adapters(adapters, policy.adapters, str(path))
         initialise_adam(optimizer)
         model, optim = get_state_dict(policy, optimizer)
-        tensors: dict[str, Any] = {"model": model, "optim": optim}
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        # Adapters of the reference are not there where the run did not move it until now.
+        model = {
+            name: value
+            for name, value in saved_parameters(model, policy.adapters).items()
+            if not is_anchor(name) or f"model.{name}" in saved
+        }
+        tensors: dict[str, Any] = {"model": model, "optim": optim}
         has_anchor = anchor is not None and any(name.startswith("anchor.") for name in saved)
         if anchor is not None and has_anchor:
             tensors["anchor"] = get_model_state_dict(anchor)
@@ -185,7 +203,8 @@ class Checkpoints:
             raise FatalError(
                 f"cannot resume from {path}: {'; '.join(causes)}. Is model.path still the model the run began with?"
             ) from None
-        set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim)
+        options = StateDictOptions(strict=policy.adapters is None)  # what is frozen is not in the checkpoint
+        set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim, options=options)
         if anchor is not None and has_anchor:
             set_model_state_dict(anchor, tensors["anchor"])
         return has_anchor

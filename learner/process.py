@@ -25,7 +25,7 @@ from common.wire import Probe
 from learner import resume
 from learner.build import build_run
 from learner.checkpoint import STATE_FILE, Checkpoints
-from learner.export import export
+from learner.export import export, export_adapters
 from learner.loop.interrupts import Interrupted, Interrupts
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast, collective_timeout_s
@@ -133,9 +133,11 @@ def _train(
         with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
             stop_ids = ChatTemplate(tokenizer, config.model).stop_ids
             export(trainer.policy, tokenizer, config.run.dir / "model", stop_ids)
+            export_adapters(trainer.policy, config.model.path, config.run.dir / "adapter")
 
     def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
-        probe, weights = trainer.probe(), full_weights(trainer.policy)
+        adapters = trainer.policy.adapters if config.lora.sends_adapters else None
+        probe, weights = trainer.probe(), full_weights(trainer.policy) if adapters is None else adapters.gather()
         if leads:  # it walks through the weights as it sends them, and each is gathered from all ranks
             return ranks.walk(weights), probe
         deque(weights, maxlen=0)

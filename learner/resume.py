@@ -41,7 +41,10 @@ _HARMLESS = frozenset({
     "learner.evaluate_unseen",
     "sync.transport", "sync.backend", "sync.host", "sync.port", "sync.directory", "sync.bucket_mb", "sync.timeout_s",
     "sync.slowest_mb_per_s", "sync.drain_s",
+    "lora.sync",
 })  # fmt: skip
+# What a run cannot change even if that is accepted, because its checkpoints hold adapters of this form.
+_FIXED = frozenset({"lora.rank", "lora.alpha", "lora.targets"})
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,8 @@ def check(config: Config) -> None:
         config: with the number of steps that it will make.
 
     Raises:
-        FatalError: settings have changed that are neither harmless nor accepted; or ``model.path`` is this run's own
-            export, so that the KL penalty would be to the policy that it has trained.
+        FatalError: settings have changed that are neither harmless nor accepted, or that no run can change; or
+            ``model.path`` is this run's own export, so that the KL penalty would be to the policy that it has trained.
     """
     directory, model = config.run.dir, config.model.path
     if model and _same(Path(model), directory / "model"):
@@ -96,6 +99,12 @@ def check(config: Config) -> None:
             "run.dir to begin a new run from there"
         )
     found = _changes_since(config)
+    if fixed := [change for change in found if change.key in _FIXED]:
+        listed = "\n  ".join(map(str, fixed))
+        raise FatalError(
+            f"{directory} was begun with adapters of another form, which cannot go on as these:\n  {listed}\n"
+            "give the settings as they were, or begin another run.dir"
+        )
     refused = [change for change in found if not (change.is_harmless or _is_accepted(change.key, config))]
     if refused:
         listed = "\n  ".join(map(str, refused))

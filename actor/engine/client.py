@@ -9,8 +9,9 @@ import asyncio
 import logging
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from msgspec.structs import asdict
 from numpy.typing import NDArray
 from safetensors import safe_open
 
+from actor.engine.adapters import LoadedAdapter
 from actor.engine.labels import ForeignWeights, WeightLabels
 from actor.engine.nccl import describe_nccl_difference
 from common import wire
@@ -98,6 +100,7 @@ class Engine:
         self.labels = labels or WeightLabels()
         self.pause_mode = pause_mode
         self.version = 0  # policy version of the weights that the server holds
+        self.adapter: LoadedAdapter | None = None  # that new requests use; then versions are those of adapters
         self.ranks = 1  # size of its tensor-parallel group
         self._http = http
         self._request_timeout_s = request_timeout_s
@@ -145,7 +148,8 @@ class Engine:
         """Generates one answer to each prompt.
 
         Waits while the engine drains for a weight update, then for the answers, at most ``request_timeout_s`` seconds.
-        The key of the prefix cache contains the policy version, so that a cache never outlives its weights.
+        The key of the prefix cache contains the policy version, so that a cache never outlives its weights. With an
+        adapter all tokens are of its version, whatever the server says.
 
         Args:
             prompts: token ids of each prompt.
@@ -159,20 +163,25 @@ class Engine:
             EngineError: the call failed, or an answer was aborted.
         """
         await self._accepts_requests.wait()
-        version, oldest = self.version, self.labels.arrived
+        adapter = self.adapter
+        version, oldest = self.version if adapter is None else adapter.version, self.labels.arrived
         body = {
             "input_ids": prompts,
             "sampling_params": _NEUTRAL_SAMPLING | sampling,
             "return_logprob": True,
             "extra_key": self.labels.newest or str(version),
+            **_naming(adapter),
         }
         self._running += 1
         pauses = self._pauses
         try:
-            answers = await self.call("/generate", body, self._request_timeout_s)
+            answers = await self._ask(body, self._request_timeout_s, adapter)
         finally:
             self._running -= 1
-        return [self._parse_generation(answer, version, oldest, self._pauses - pauses) for answer in answers]
+        parse = partial(
+            self._parse_generation, version=version, oldest=oldest, pauses=self._pauses - pauses, spans=adapter is None
+        )
+        return [parse(answer) for answer in answers]
 
     async def check_identity(self, timeout_s: float) -> None:
         """Checks that the server still has weights that this actor gave it. Waits at most ``timeout_s`` seconds.
@@ -214,8 +223,13 @@ class Engine:
             return {}
         return {"usage": usage, **counts} if ranks and math.isfinite(usage) else {}
 
-    async def measure_probe_error(self, probe: wire.Probe, timeout_s: float) -> float:
+    async def measure_probe_error(
+        self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None
+    ) -> float:
         """Compares the server's log-probabilities of the probe with the learner's. Waits at most ``timeout_s`` seconds.
+
+        Args:
+            adapter: with which the server computes; None for its own weights alone.
 
         Returns:
             The mean absolute difference in nats per token.
@@ -230,9 +244,10 @@ class Engine:
             "return_logprob": True,
             "logprob_start_len": 0,
             "extra_key": f"probe {self.labels.newest}",
+            **_naming(adapter),
         }
         oldest = self.labels.arrived
-        answer = await self.call("/generate", body, timeout_s)
+        answer = await self._ask(body, timeout_s, adapter)
         try:
             self.labels.version_of(str(answer["meta_info"].get("weight_version", self.labels.newest)), oldest)
         except ForeignWeights as problem:
@@ -241,6 +256,34 @@ class Engine:
         if len(logprobs) != len(probe.logprobs):
             raise EngineError(f"/generate: {len(logprobs)} log-probabilities of a probe of {len(probe.ids)} tokens")
         return float(np.abs(np.array(logprobs, np.float64) - probe.logprobs).mean())
+
+    async def load_adapter(self, adapter: LoadedAdapter, timeout_s: float) -> None:
+        """Loads an adapter from its directory, while the server generates. Waits at most ``timeout_s`` seconds.
+
+        Raises:
+            EngineError: the call failed.
+            FatalError: the server was not started for adapters.
+        """
+        try:
+            body = {"lora_name": adapter.name, "lora_path": str(adapter.directory)}
+            await self.call("/load_lora_adapter", body, timeout_s)
+        except EngineError as error:
+            if "LoRA is not enabled" in str(error):
+                raise FatalError(
+                    f"the engine at {self.url} was not started for adapters: start it with --enable-lora, "
+                    "--max-lora-rank and --lora-target-modules, or set lora.sync = 'merged'"
+                ) from None
+            raise
+
+    async def unload_adapter(self, adapter: LoadedAdapter, timeout_s: float) -> None:
+        """Unloads an adapter that no request uses. Waits at most ``timeout_s`` seconds.
+
+        The server waits for requests that use it, and loads no other one meanwhile, for ever if need be.
+
+        Raises:
+            EngineError: the call failed.
+        """
+        await self.call("/unload_lora_adapter", {"lora_name": adapter.name}, timeout_s)
 
     async def join_group(self, join: wire.Join) -> None:
         """Enters the learner's weight group. Waits at most ``join.timeout_s`` seconds for each of two calls.
@@ -391,7 +434,24 @@ class Engine:
                 shapes.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
         return shapes
 
-    def _parse_generation(self, answer: dict[str, Any], version: int, oldest: int, pauses: int) -> Generation:
+    async def _ask(self, body: dict[str, Any], timeout_s: float, adapter: LoadedAdapter | None) -> Any:
+        """Calls ``/generate``, whose answers ``adapter`` makes.
+
+        Raises:
+            EngineReplaced: the engine does not have the adapter that this actor gave it.
+            RequestRefused, EngineLost, EngineError: see ``call``.
+        """
+        with nullcontext() if adapter is None else adapter.used():
+            try:
+                return await self.call("/generate", body, timeout_s)
+            except RequestRefused as error:
+                if adapter is not None and adapter.name in str(error):
+                    raise EngineReplaced(f"the engine at {self.url} has lost its adapter: {error}") from None
+                raise
+
+    def _parse_generation(
+        self, answer: dict[str, Any], *, version: int, oldest: int, pauses: int, spans: bool
+    ) -> Generation:
         """One answer of ``/generate``.
 
         Args:
@@ -399,6 +459,7 @@ class Engine:
             version: policy version of the engine at the time of the request.
             oldest: number of the update of the weights that it had then.
             pauses: weight updates during the request, each of which may have retracted the answer once.
+            spans: whether the server knows the versions; it does not know those of adapters.
         """
         meta = answer["meta_info"]
         finish = meta["finish_reason"]
@@ -406,7 +467,8 @@ class Engine:
             raise EngineError(f"/generate: an answer ended with {finish}")
         ids = np.array(answer["output_ids"], np.int32)
         try:
-            versions = self.labels.read_versions(meta, len(ids), version, oldest)
+            known = meta if spans else {}
+            versions = self.labels.read_versions(known, len(ids), version, oldest)
         except ForeignWeights as problem:
             raise EngineReplaced(f"the engine at {self.url} {problem}") from None
         logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
@@ -489,3 +551,8 @@ def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHand
     from actor.engine.shared_memory import pickle_shared_tensors
 
     return {"serialized_named_tensors": [pickle_shared_tensors(bucket, handle) for handle in handles]}
+
+
+def _naming(adapter: LoadedAdapter | None) -> dict[str, str]:
+    """How a request asks for an adapter."""
+    return {} if adapter is None else {"lora_path": adapter.name}

@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 
+from actor.engine.adapters import LoadedAdapter
 from actor.engine.client import Engine, EngineReplaced
 from common import wire
 
@@ -87,10 +88,12 @@ class EngineFleet(Engine):
         """As ``Engine.check_nccl``, for every engine."""
         await asyncio.gather(*(engine.check_nccl(learner, timeout_s) for engine in self._engines))
 
-    async def measure_probe_error(self, probe: wire.Probe, timeout_s: float) -> float:
+    async def measure_probe_error(
+        self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None
+    ) -> float:
         """The largest error of any engine, in nats per token; each is asked directly, all at once."""
-        errors = await asyncio.gather(*(engine.measure_probe_error(probe, timeout_s) for engine in self._engines))
-        return max(errors)
+        probes = (engine.measure_probe_error(probe, timeout_s, adapter) for engine in self._engines)
+        return max(await asyncio.gather(*probes))
 
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
         """The checkpoint of the first engine."""

@@ -29,6 +29,7 @@ from common.progress import Activity
 
 _READY_POLL_S = 0.25
 _STOP_S = 2  # after each of the two signals
+_MOST_ADAPTERS = 8  # in one batch, the frozen weights among them; SGLang's own default
 _LINE = 120  # characters of its newest line that are shown while it starts
 _STAND_INS = Path(__file__).parent / "stand_ins"
 _CPU_FLAGS: dict[str, Any] = {
@@ -70,17 +71,19 @@ class EngineProcess:
             "random-seed": (config.run.seed + zlib.crc32(name.encode())) % 2**31,
             "skip-tokenizer-init": True,
             **(_gpu_flags(config) if has_cuda() else _CPU_FLAGS),
+            **(adapter_flags(config) if config.lora.sends_adapters else {}),
             **{name.replace("_", "-"): value for name, value in config.actor.engine_args.items()},
         }
         command = [sys.executable, "-m", "actor.engine.guard", sys.executable, "-m", "sglang.launch_server"]
         for name, value in flags.items():
             if value is not False:
-                command += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+                values = value if isinstance(value, list) else [] if value is True else [value]
+                command += [f"--{name}", *map(str, values)]
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
-                env=_environment(),
+                env=_environment(with_adapters=config.lora.sends_adapters),
                 stdin=subprocess.PIPE,  # the guard kills the server when this end is closed, by whatever ends the actor
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -151,7 +154,22 @@ def _gpu_flags(config: Config) -> dict[str, Any]:
     return {"cuda-graph-max-bs-decode": config.actor.groups_in_flight * config.router.rollouts}
 
 
-def _environment() -> dict[str, str]:
+def adapter_flags(config: Config) -> dict[str, Any]:
+    """The flags with which a server loads LoRA adapters of this configuration.
+
+    In one batch there may be answers of every version that can be alive, S + 2 of them, and the frozen weights take a
+    place of their own. Answers of more versions wait for each other.
+    """
+    flags = {
+        "enable-lora": True,
+        "max-lora-rank": config.lora.rank,
+        "lora-target-modules": sorted(config.lora.targets),
+        "max-loras-per-batch": min(config.learner.staleness + 3, _MOST_ADAPTERS),
+    }
+    return flags if has_cuda() else {**flags, "lora-backend": "torch_native"}
+
+
+def _environment(*, with_adapters: bool) -> dict[str, str]:
     environment = dict(os.environ)
     set_nccl_defaults(environment)
     if not has_cuda():
@@ -161,6 +179,8 @@ def _environment() -> dict[str, str]:
         environment.update(
             SGLANG_USE_CPU_ENGINE="1", CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(path)
         )
+        if with_adapters:
+            environment["LRPO_PAGEABLE_MEMORY"] = "1"  # for actor/engine/stand_ins/sgl_kernel
     return environment
 
 

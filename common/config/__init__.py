@@ -5,6 +5,7 @@ from common.config.checks import HEARTBEAT_S, is_address
 from common.config.config import Config
 from common.config.learner import LearnerConfig, StageConfig
 from common.config.load import explain, load, read_toml, usage
+from common.config.lora import LoraConfig
 from common.config.resume import ResumeConfig
 from common.config.reward import RewardConfig
 from common.config.router import RouterConfig
@@ -13,7 +14,8 @@ from common.config.section import ConfigError, Section
 from common.config.sync import SyncConfig
 
 __all__ = [
-    "HEARTBEAT_S", "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "ModelConfig", "ResumeConfig",
+    "HEARTBEAT_S", "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "LoraConfig", "ModelConfig",
+    "ResumeConfig",
     "RewardConfig", "RouterConfig", "RunConfig", "SamplingConfig", "Section", "StageConfig", "SyncConfig", "explain",
     "is_address", "load",
     "read_toml", "usage",

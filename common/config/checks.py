@@ -138,6 +138,9 @@ _OWN_ENGINE_FLAGS = {
     "dtype": "use model.dtype",
     "weight-version": "the learner counts the versions",
     "random-seed": "it follows from run.seed and actor.name",
+    "enable-lora": "use lora.rank",
+    "max-lora-rank": "use lora.rank",
+    "lora-target-modules": "use lora.targets",
 }
 
 
@@ -279,6 +282,40 @@ def stages_last_a_step(config: Sections) -> Iterator[str]:
         begin = end
 
 
+def engines_can_load_adapters(config: Sections) -> Iterator[str]:
+    """SGLang computes q, k and v as one layer, and cannot load an adapter of q without one of v, or the reverse."""
+    if not config.lora.sends_adapters:
+        return
+    targets = set(config.lora.targets)
+    if targets & {"q_proj", "k_proj", "v_proj"} and not targets >= {"q_proj", "v_proj"}:
+        yield (
+            f"lora.targets = {sorted(targets)}: SGLang loads adapters of q_proj, k_proj and v_proj only if q_proj and "
+            "v_proj are both among them: add the missing one, or set lora.sync = 'merged'"
+        )
+    for name in ("dp", "dp_size"):
+        if str(config.actor.engine_args.get(name, 1)) != "1":
+            yield (
+                f"actor.engine_args.{name} = {config.actor.engine_args[name]}: SGLang loads adapters into one data-"
+                "parallel copy only: start an actor for each copy, or set lora.sync = 'merged'"
+            )
+
+
+def adapters_keep_their_optimizer(config: Sections) -> Iterator[str]:
+    """The optimizer of adapters is small, and what is frozen has none."""
+    if config.lora.rank and config.learner.optimizer_on_cpu:
+        yield (
+            f"learner.optimizer_on_cpu = true has no use with lora.rank = {config.lora.rank}: the optimizer of "
+            "adapters is small; leave it out"
+        )
+
+
+def targets_differ(config: Sections) -> Iterator[str]:
+    """A target that stands there twice is one adapter, and not two."""
+    for target, count in Counter(config.lora.targets).items():
+        if count > 1:
+            yield f"lora.targets has {target!r} {count} times: keep one"
+
+
 def steps_are_counted(config: Sections) -> Iterator[str]:
     """The run must end."""
     if not config.learner.steps and not config.learner.epochs:
@@ -324,7 +361,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
-    sequences_fit_a_microbatch, importance_bounds_hold_one, loss_has_its_settings, decoupled_parts_exist,
+    sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
+    adapters_keep_their_optimizer, loss_has_its_settings, decoupled_parts_exist,
     refill_knows_the_rewards, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
     request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

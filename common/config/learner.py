@@ -118,7 +118,8 @@ class LearnerConfig(Section):
     kl_form: Literal["k1", "k2", "k3"] = "k3"  # the estimator of the KL, as in joschu.net/blog/kl-approx.html
     kl_importance: bool = False  # weight the KL of a token by ratio and importance weight, for an unbiased gradient
     entropy_bonus: float = Field(0.0, ge=0)  # weight of the entropy of the policy, which is then made larger
-    reference_on_cpu: bool = False  # keep the initial policy in host memory: slower, for large models on few GPUs
+    # Keep the initial policy in host memory: slower, for large models on few GPUs. With LoRA it needs no memory anyway.
+    reference_on_cpu: bool = False
     # What happens to tokens whose importance weight (learner / behaviour) is out of bounds.
     importance: Literal["truncate", "mask", "none"] = "truncate"  # "none" leaves the weight out
     importance_cap: float = Field(2.0, gt=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.config.actor import ActorConfig
 from common.config.learner import LearnerConfig
+from common.config.lora import LoraConfig
 from common.config.resume import ResumeConfig
 from common.config.reward import RewardConfig
 from common.config.router import RouterConfig
@@ -23,5 +24,6 @@ class Sections(Section):
     actor: ActorConfig = ActorConfig()
     reward: RewardConfig = RewardConfig()
     learner: LearnerConfig = LearnerConfig()
+    lora: LoraConfig = LoraConfig()
     sync: SyncConfig = SyncConfig()
     resume: ResumeConfig = ResumeConfig()

@@ -6,7 +6,7 @@ from common.wire.groups import Ack, Cause, Chat, Leased, Question, Release, Roll
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import ActorProcess, Alive, Eject, Heartbeat, Hello, Leave, Stop, Taken, Unknown, Welcome
 from common.wire.status import ActorStatus, Health, Healthy, Status
-from common.wire.weights import Bucket, Join, Joined, Pause, Probe, Receive, SharedMemoryHandle, Synced
+from common.wire.weights import Bucket, Join, Joined, LoadAdapter, Pause, Probe, Receive, SharedMemoryHandle, Synced
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -30,6 +30,7 @@ __all__ = [
     "Leave",
     "LifeMessage",
     "Lives",
+    "LoadAdapter",
     "Message",
     "Pause",
     "Probe",

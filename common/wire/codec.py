@@ -13,7 +13,7 @@ from common.wire.groups import Ack, Leased, Release, Submit
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Taken, Unknown, Welcome
 from common.wire.status import Health, Healthy, Status
-from common.wire.weights import Join, Joined, Pause, Receive, Synced
+from common.wire.weights import Join, Joined, LoadAdapter, Pause, Receive, Synced
 
 AnyMessage: TypeAlias = (
     Hello
@@ -31,6 +31,7 @@ AnyMessage: TypeAlias = (
     | Joined
     | Pause
     | Receive
+    | LoadAdapter
     | Synced
     | Eject
     | Stop

@@ -32,7 +32,8 @@ class Hello(LifeMessage):
     # Tensor-parallel size of its engine; 0 while that starts, when the actor gets neither weights nor work.
     engine_ranks: Annotated[int, Meta(ge=0, le=1024)]
     slots: Count  # most leases it can hold
-    transport: Literal["group", "shared", "disk"]  # how its engine takes weights, see sync.transport
+    # How its engine takes weights, see sync.transport; "adapter" where it loads LoRA adapters instead.
+    transport: Literal["group", "shared", "disk", "adapter"]
     drain_s: Seconds = 0.0  # how long answers in flight may still take when its engine is told to pause
     name: str = ""  # unique in the run
     process: ActorProcess = msgspec.field(default_factory=ActorProcess)

@@ -80,6 +80,22 @@ class Receive(LifeMessage):
     handles: list[list[SharedMemoryHandle]] = []  # for each bucket, one for each rank of the engine
 
 
+class LoadAdapter(LifeMessage):
+    """Learner to actor: load this LoRA adapter beside those before it, and use it for all that begins from now on.
+
+    The actor answers with ``Synced(stage="done")``; there is no pause. The adapter is a safetensors file with PEFT's
+    names: in ``data``, or at ``path``. The other one of the two is empty.
+    """
+
+    version: int  # of the policy
+    config: str  # PEFT's adapter_config.json
+    data: bytes
+    path: str
+    sha256: str  # of the file
+    probe: Probe
+    timeout_s: float  # to load it
+
+
 class Synced(LifeMessage):
     """Actor to learner: the engine has paused for the new weights, or has them and generates again."""
 

@@ -10,6 +10,7 @@ from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.loop.interrupts import Interrupts
 from learner.ranks import Ranks
+from learner.weights.adapter_publisher import AdapterPublisher
 from learner.weights.publisher import Published, Publisher
 from learner.work.server import WorkServer
 
@@ -32,7 +33,7 @@ class Publishing:
         self,
         config: Config,
         server: WorkServer,
-        publisher: Publisher,
+        publisher: Publisher | AdapterPublisher,
         ranks: Ranks,
         stopwatch: Stopwatch,
         interrupts: Interrupts,

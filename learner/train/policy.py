@@ -17,6 +17,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
 from learner.train.logprob import LogitTransform, chunked_logp
+from learner.train.lora import Adapters, is_adapter, merge, whole_tensor
 from learner.train.packing import MicroBatch
 
 _MULTIPLIED = ("hyperclovax",)  # model types whose logits_scaling is a factor; elsewhere it divides
@@ -37,6 +38,10 @@ class Policy(nn.Module):
             before the first ones are computed again.
         compiled: fuse each layer, and what happens to the logits, with ``torch.compile``.
         config: of the model; by default the one that lies beside its weights.
+        dtype: of the weights in memory.
+
+    Attributes:
+        adapters: what is trained of the model; None where that is all of it.
 
     Raises:
         FatalError: the model cannot be loaded, or is not built as a decoder of layers with attention.
@@ -51,10 +56,12 @@ class Policy(nn.Module):
         checkpointing: float = 0.0,
         compiled: bool = False,
         config: PreTrainedConfig | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        model = _load(path, config)
+        model = _load(path, config, dtype)
         self.lm: PreTrainedModel = model
+        self.adapters: Adapters | None = None
         self.temperature, self.head_chunk, self.compiled = temperature, head_chunk, compiled
         shape: Any = model.config.get_text_config()
         try:
@@ -133,8 +140,8 @@ def logit_transform(shape: Any) -> LogitTransform:
     return LogitTransform(scale, getattr(shape, "final_logit_softcapping", None))
 
 
-def _load(path: str, config: PreTrainedConfig | None) -> PreTrainedModel:
-    """The model with our attention, in float32 and in evaluation mode.
+def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with our attention, in evaluation mode.
 
     Raises:
         FatalError: it cannot be loaded.
@@ -144,7 +151,7 @@ def _load(path: str, config: PreTrainedConfig | None) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(path) if config is None else config
         kind = config.model_type
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
+            path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION
         )
         return model
     except (OSError, ValueError, SafetensorError, ImportError) as error:
@@ -203,13 +210,30 @@ def full_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """Every weight as a whole tensor, under its name in a Hugging Face checkpoint. A collective of all ranks.
 
     One FSDP unit after another is gathered, by a single collective each, in the dtype of the forward pass. A tensor is
-    valid only until the next one is requested.
+    valid only until the next one is requested. What an adapter changes comes with the adapter added to it, in float32.
     """
     for unit, names in _fsdp_units(policy):
+        unit.reshard()  # so that adapters are gathered from their float32 shards, and not in the dtype of the forward
+        adapters = _gathered_adapters(policy, names)
         unit.unshard()
-        tensors = {name: policy.get_parameter(name).detach() for name in names}
+        tensors = {}
+        for name in names:
+            weight, adapter = policy.get_parameter(name).detach(), adapters.get(name)
+            tensors[name] = weight if adapter is None else merge(weight, *adapter)
         yield from _as_in_checkpoint(policy, tensors).items()
         unit.reshard()
+
+
+def _gathered_adapters(policy: Policy, names: list[str]) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """A, B and scale of each of the parameters that has an adapter. A collective of all ranks."""
+    if policy.adapters is None:
+        return {}
+    layers = {f"lm.{name}.weight": layer for name, layer in policy.adapters.layers.items()}
+    return {
+        name: (whole_tensor(layer.lora_A), whole_tensor(layer.lora_B), layer.scale)
+        for name in names
+        if (layer := layers.get(name)) is not None
+    }
 
 
 def _as_in_checkpoint(policy: Policy, unit: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -226,9 +250,9 @@ def _as_in_checkpoint(policy: Policy, unit: dict[str, Tensor]) -> dict[str, Tens
 
 
 def _fsdp_units(policy: Policy) -> list[tuple[FSDPModule, list[str]]]:
-    """The modules that FSDP gathers one at a time, each with the names of its parameters."""
+    """The modules that FSDP gathers one at a time, each with the names of its parameters, without those of adapters."""
     units = {name: module for name, module in policy.named_modules() if isinstance(module, FSDPModule)}
     owned: dict[str, list[str]] = {prefix: [] for prefix in units}
-    for name, _ in policy.named_parameters():
+    for name in (name for name, _ in policy.named_parameters() if not is_adapter(name)):
         owned[max((p for p in units if not p or name.startswith(p + ".")), key=len)].append(name)
     return [(units[prefix], names) for prefix, names in owned.items()]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,6 +21,7 @@ from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
+from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
@@ -73,8 +75,9 @@ class BatchGradient:
 class Trainer:
     """Owns the policy, the reference policy and the optimizer.
 
-    The default process group must be set up. Nothing in a step is random. The loss is a mean over the whole mini-batch,
-    that is over all its micro-batches of all ranks together.
+    The default process group must be set up. Nothing in a step is random but ``lora.dropout``, whose seed is that of
+    the run and the step. The loss is a mean over the whole mini-batch, that is over all its micro-batches of all ranks
+    together. With ``lora.rank`` the reference policy is the policy itself without its adapters.
 
     Raises:
         FatalError: the model cannot be loaded, its log-probabilities are not those of transformers, or
@@ -83,6 +86,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         learner = self._config = config.learner
+        self._seed, self._dropout = config.run.seed, config.lora.dropout if config.lora.rank else 0.0
         self._model_dtype, self._probe_tolerance = config.model.dtype, config.sync.probe_tolerance
         self.device = training_device()
         self.ranks = dist.get_world_size()
@@ -94,19 +98,24 @@ class Trainer:
             head_chunk=learner.head_chunk,
             checkpointing=learner.checkpointed_layers if learner.activation_checkpointing else 0.0,
             compiled=learner.compile,
+            dtype=dtype if config.lora.rank else torch.float32,
         ).to(self.device)
         agreement = check_fidelity(policy)
-        self.reference: Policy | None = None  # only where some step has a KL penalty
+        self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
         self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
-        if max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
+        if config.lora.rank:
+            anchored = any(stage.reset_anchor for stage in learner.stages)
+            policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
+        elif max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             reference = copy.deepcopy(policy).requires_grad_(False)
             store_weights(reference, dtype)
             self.reference = shard(reference, mesh, dtype, on_cpu=on_cpu)
         self.policy = shard(policy, mesh, dtype, on_cpu=learner.optimizer_on_cpu and self.device.type == "cuda")
         self._tell_agreement(agreement)
+        trained = [one for one in self.policy.parameters() if one.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.policy.parameters()), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
+            parameter_groups(trained), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
         )
         self._objective = make_objective(learner)
 
@@ -121,6 +130,9 @@ class Trainer:
         lr = self._set_optimizer(number)
         if not samples:  # there is no gradient, and weight decay alone does not make a step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
+        if self._dropout:  # another mask on every rank, and the same ones when the step is trained again
+            seeds = np.random.SeedSequence([self._seed, number, dist.get_rank()])
+            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
         axes = make_axes(samples, batch, languages, number)
         minibatches = self._minibatches(samples)
         sums: dict[str, Tensor] = {}
@@ -203,7 +215,9 @@ class Trainer:
             return
         self._objective = replace(self._objective, kl=stage.kl)
         begins = number > 0 and self._config.stage(number - 1) is not stage
-        if begins and stage.reset_anchor and self.reference is not None:
+        if begins and stage.reset_anchor and self.policy.adapters is not None:
+            self.policy.adapters.move_anchor()
+        elif begins and stage.reset_anchor and self.reference is not None:
             # Drops the gathered copy of the old weights, which FSDP would otherwise go on using.
             self.reference.reshard()  # type: ignore[operator]  # a method that FSDP adds
             with torch.no_grad():
@@ -292,10 +306,7 @@ class Trainer:
         Returns:
             The losses, log-probabilities and statistics of its response tokens, each [R].
         """
-        ref_logp_R = None
-        if self.reference is not None and self._objective.kl > 0:
-            with torch.no_grad():
-                ref_logp_R = self.reference(batch, with_entropy=False)[0]
+        ref_logp_R = self._reference_logp(batch) if self._objective.kl > 0 else None
         logp_R, entropy_R = self.policy(batch)
         loss_R, statistics = self._objective(
             logp_R,
@@ -310,6 +321,17 @@ class Trainer:
         (loss_R @ batch.weight_R * self.ranks).backward()
         more = {"entropy": entropy_R.detach(), "tokens": torch.ones_like(entropy_R)}
         return loss_R.detach(), logp_R.detach(), {**statistics, **more}
+
+    @torch.no_grad()
+    def _reference_logp(self, batch: MicroBatch) -> Tensor:
+        """Log-probabilities of ``batch.targets_R`` under the reference policy, [R] float32. A collective."""
+        if self.policy.adapters is None:
+            assert self.reference is not None  # there is one wherever a step has a KL penalty
+            logp_R: Tensor = self.reference(batch, with_entropy=False)[0]
+            return logp_R
+        with self.policy.adapters.reference():
+            logp_R = self.policy(batch, with_entropy=False)[0]
+        return logp_R
 
 
 def make_objective(config: LearnerConfig) -> Objective:

@@ -32,7 +32,7 @@ from common.net.rendezvous import host_of
 from learner.weights.bucket_queue import POLL_S, BucketQueue, SpareBuffers
 from learner.weights.buckets import bytes_of, tensors_in, wait_for_copies
 from learner.weights.deadlines import round_deadlines
-from learner.weights.round import ActorLost, Receiver, Round
+from learner.weights.round import ActorLost, Receiver, Round, fitting_actors
 from learner.weights.transports import Transport, make_transports
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
@@ -138,7 +138,7 @@ class Publisher:
         return Published({name: round_.actors[name] for name in pauses}, seconds, max(pauses.values(), default=0.0))
 
     def _make_round(self, version: int, probe: wire.Probe) -> Round:
-        actors = self._server.members()
+        actors = fitting_actors(self._server, self.transports)
         sizes = list(map(bytes_of, self._buckets)) or [0]
         longest_drain_s = max((actor.drain_s for actor in actors.values()), default=0.0)
         # Shared memory belongs to its transport. Other buffers are used again as soon as all have sent them.

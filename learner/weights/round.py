@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from common import wire
 from learner.weights.bucket_queue import POLL_S, BucketQueue
 from learner.weights.deadlines import Deadlines
 from learner.work.actors import ActorState
+from learner.work.server import WorkServer
 
 
 class ActorLost(Exception):
@@ -50,6 +51,19 @@ class Round:
     def longest_s(self) -> float:
         """The longest time that the round may take."""
         return self.deadlines.round_s(max((actor.drain_s for actor in self.actors.values()), default=0.0))
+
+
+def fitting_actors(server: WorkServer, transports: Collection[str]) -> dict[str, ActorState]:
+    """The actors that are present now and take weights in one of these ways, by name. The others are given up."""
+    actors = server.members()
+    for name, actor in actors.items():
+        if actor.transport not in transports:
+            server.eject(
+                name, actor,
+                f"it takes weights by {actor.transport!r}, and the learner sends them by one of {sorted(transports)}: "
+                "give both the same lora.rank and lora.sync",
+            )  # fmt: skip
+    return {name: actor for name, actor in actors.items() if actor.transport in transports}
 
 
 class Receiver:

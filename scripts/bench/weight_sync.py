@@ -1,10 +1,11 @@
 """How fast weights reach the engines, compared with a bare broadcast of the same bytes to as many receivers.
 
-    python -m scripts.bench.weight_sync [--json] [--engines 2] [--width 512] [--rounds 12]
+    python -m scripts.bench.weight_sync [--json] [--engines 2] [--width 512] [--rounds 12] [--rank 16]
 
 The learner's end publishes a Qwen3 model with random weights in float32 to real actors with the light engine of
 ``tests/support/light``: through gloo process groups, then through shared memory, then through files. The time includes
-gathering, which is a copy here.
+gathering, which is a copy here. Then the model gets LoRA adapters, and both ways to publish them follow: all weights
+with the adapters added to them, through process groups, and the adapters alone, in messages.
 
 The baseline sends one buffer with as many bytes through a process group with each receiver, all at the same time, and
 nothing else. Receivers use fresh memory in each round, as SGLang does. Of all rounds the fastest counts, because
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -28,11 +30,13 @@ import typer
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common import wire
-from common.config import SyncConfig
+from common.config import LoraConfig, SyncConfig
 from common.parent import die_with_parent
+from learner.train.lora import Adapters, is_adapter, merge
+from learner.weights.adapter_publisher import AdapterPublisher
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.process_group import GroupStore, ProcessGroup, connect_to_store, form_group, start_broadcast
-from learner.weights.publisher import Publisher
+from learner.weights.publisher import Published, Publisher
 from learner.work.server import WorkServer
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
@@ -64,18 +68,25 @@ def make_model(path: Path, width: int) -> Qwen3ForCausalLM:
 
 
 def publish_to_actors(
-    model: Qwen3ForCausalLM, path: Path, engines: int, rounds: int, transport: str
+    model: Qwen3ForCausalLM, path: Path, engines: int, rounds: int, transport: str, adapters: Adapters | None = None
 ) -> tuple[float, float]:
-    """Seconds of the fastest round, and for how many seconds an engine did not generate in it at most."""
+    """Seconds of the fastest round, and for how many seconds an engine did not generate in it at most.
+
+    Args:
+        transport: a value of ``sync.transport``, or "adapter" for the adapters alone.
+        adapters: of the model, if it has any; otherwise they are added to the weights.
+    """
     address = f"ipc://{path}/queue"
     server = WorkServer(address, lease_timeout_s=60)
-    layout = {name: list(value.shape) for name, value in model.named_parameters()}
-    buckets = cut_into_buckets(layout, "float32", _BUCKET_MB)
-    publisher = Publisher(server, SyncConfig(timeout_s=_TIMEOUT_S), buckets, torch.device("cpu"), lambda: None)
+    publish = _publisher(server, model, transport, adapters)
     environment = {**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "support" / "light"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "actor", "--model.path", str(path), "--model.dtype", "float32"]
     command += ["--run.dir", str(path), "--learner.address", address, "--reward.addresses", f'["ipc://{path}/reward"]']
-    command += ["--run.languages", '["en"]', "--sync.transport", transport]
+    command += ["--run.languages", '["en"]']
+    if adapters is not None and transport == "adapter":
+        command += ["--lora.rank", str(adapters.config.rank)]
+    else:
+        command += ["--sync.transport", transport]
     actors = [
         subprocess.Popen([*command, "--actor.name", f"a{n}"], env=environment, cwd=_ROOT, preexec_fn=die_with_parent)
         for n in range(engines)
@@ -88,8 +99,9 @@ def publish_to_actors(
     probe = wire.Probe(ids=ids.numpy().astype(np.int32), logprobs=logp, tolerance=1e-3)
     found = []
     for version in range(rounds + 1):
-        weights = ((name, value.detach()) for name, value in model.named_parameters())
-        published = publisher.publish(version, weights, probe)
+        if adapters is not None:  # what is published again under the same version and content is not loaded again
+            next(iter(adapters.layers.values())).lora_A.data[0, 0] += 1e-6
+        published = publish(version, probe)
         assert len(published.members) == engines, "an engine was lost"
         found.append((published.seconds, published.pause_s))
         time.sleep(_PROBE_S)
@@ -97,6 +109,31 @@ def publish_to_actors(
     for actor in actors:
         assert actor.wait(30) == 0
     return min(found[1:])  # the process groups form in the first round
+
+
+def _publisher(
+    server: WorkServer, model: Qwen3ForCausalLM, transport: str, adapters: Adapters | None
+) -> Callable[[int, wire.Probe], Published]:
+    """A function that publishes the model as it is under a version."""
+    sync = SyncConfig(timeout_s=_TIMEOUT_S)
+    if adapters is not None and transport == "adapter":
+        settings = adapters.peft_config("model")
+        alone = AdapterPublisher(server, sync, settings, adapters.parameters, "float32", lambda: None)
+        return lambda version, probe: alone.publish(version, adapters.gather(), probe)
+    names = [name for name, _ in model.named_parameters() if not is_adapter(name)]
+    layout = {name: list(model.get_parameter(name).shape) for name in names}
+    buckets = cut_into_buckets(layout, "float32", _BUCKET_MB)
+    publisher = Publisher(server, sync, buckets, torch.device("cpu"), lambda: None)
+    layers = {} if adapters is None else adapters.layers
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            value, layer = model.get_parameter(name).detach(), layers.get(name.removesuffix(".weight"))
+            if layer is not None:
+                value = merge(value, layer.lora_A.detach(), layer.lora_B.detach(), layer.scale)
+            yield name, value
+
+    return lambda version, probe: publisher.publish(version, weights(), probe)
 
 
 def _receive(port: int, name: str, size: int, rounds: int) -> None:
@@ -134,7 +171,7 @@ def bare_broadcast(size: int, engines: int, rounds: int) -> list[float]:
     return found[1:]
 
 
-def measure(scratch: Path, engines: int, width: int, rounds: int) -> list[Row]:
+def measure(scratch: Path, engines: int, width: int, rounds: int, rank: int) -> list[Row]:
     torch.set_num_threads(1)
     model = make_model(scratch, width)
     size = sum(value.nbytes for value in model.parameters())
@@ -146,6 +183,18 @@ def measure(scratch: Path, engines: int, width: int, rounds: int) -> list[Row]:
         goal_text, ok = (f">= {goal}", ratio >= goal) if goal else (None, None)
         rows.append(Row(f"{transport}: to all engines", megabytes / seconds, "MB/s", baseline, ratio, goal_text, ok))
         rows.append(Row(f"{transport}: pause that generation sees", pause_s, "s"))
+    adapters = Adapters(model, LoraConfig(rank=rank), 0)
+    for layer in adapters.layers.values():
+        torch.nn.init.normal_(layer.lora_B, std=0.01)
+    merged_s, pause_s = publish_to_actors(model, scratch, engines, rounds, "group", adapters)
+    rows.append(Row("lora.sync = merged: to all engines", merged_s, "s"))
+    rows.append(Row("lora.sync = merged: pause that generation sees", pause_s, "s"))
+    alone_s, pause_s = publish_to_actors(model, scratch, engines, rounds, "adapter", adapters)
+    sent, merged = 4 * adapters.parameters, f"merged {merged_s:.2f}"
+    what = f"lora.sync = adapter: bytes to each engine, rank {rank}"
+    rows.append(Row(what, sent / 1e6, "MB", f"merged {size / 1e6:.0f}", sent / size))
+    rows.append(Row("lora.sync = adapter: to all engines", alone_s, "s", merged, alone_s / merged_s))
+    rows.append(Row("lora.sync = adapter: pause that generation sees", pause_s, "s"))
     return rows
 
 
@@ -155,9 +204,10 @@ def main(
     engines: Annotated[int, typer.Option(help="Engines that receive the weights.")] = 2,
     width: Annotated[int, typer.Option(help="Hidden width of the model; 512 has 36M parameters.")] = 512,
     rounds: Annotated[int, typer.Option(help="Rounds of each transport; the fastest counts.")] = 12,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
     as_json: Json = False,
 ) -> None:
-    run(measure, as_json, engines=engines, width=width, rounds=rounds)
+    run(measure, as_json, engines=engines, width=width, rounds=rounds, rank=rank)
 
 
 if __name__ == "__main__":

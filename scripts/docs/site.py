@@ -18,7 +18,7 @@ log = logging.getLogger("mkdocs.hooks.site")
 _ORDER = {  # section -> title -> page in docs/; those that do not exist are left out, and those not named come last
     "Begin": {"Home": "index", "Quick start": "quickstart", "The demo": "demo"},
     "Your own": {"Model": "models", "Data": "data", "Rewards": "rewards", "Languages": "languages"},
-    "Run": {"GPUs": "gpus", "Cluster": "cluster", "Tuning": "tuning", "Performance": "performance"},
+    "Run": {"GPUs": "gpus", "LoRA": "lora", "Cluster": "cluster", "Tuning": "tuning", "Performance": "performance"},
     "Understand": {
         "Metrics": "metrics",
         "Losses": "losses",
@@ -56,6 +56,7 @@ _API = {  # title -> modules whose docstrings are shown
         "learner.train.objective",
         "learner.train.aggregation",
         "learner.train.schedules",
+        "learner.train.lora",
         "learner.train.packing",
         "learner.train.samples",
         "learner.train.stages",
@@ -66,7 +67,15 @@ _API = {  # title -> modules whose docstrings are shown
     "Reports": ["learner.report.report", "learner.report.trackers.tracker", "learner.report.bottleneck"],
     "Messages": ["common.wire.groups", "common.wire.session", "common.wire.scoring", "common.wire.weights"],
 }
-_SETTINGS = ("run", "actor", "router", "reward", "learner", "sync")  # files of common/config; comments explain them
+_SETTINGS = (
+    "run",
+    "actor",
+    "router",
+    "reward",
+    "learner",
+    "lora",
+    "sync",
+)  # files of common/config; comments explain them
 _SETTINGS_PAGE = "api/settings.md"
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 

@@ -26,6 +26,7 @@ import torch
 import typer
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from actor.engine.server import adapter_flags
 from common.config import Config, load
 from common.process import FatalError
 from scripts.bench.table import Json, Row, report
@@ -101,17 +102,48 @@ def limit_layers(config: Any, layers: int) -> None:
         text.layer_types = text.layer_types[:layers]
 
 
+def adapter_parameters(shape: ModelShape, config: Config) -> int:
+    """How many parameters the adapters have; 0 where all weights are trained.
+
+    Raises:
+        FatalError: the model has no layer of a name in ``lora.targets``.
+    """
+    if not config.lora.rank:
+        return 0
+    if unknown := [target for target in config.lora.targets if target not in shape.projections]:
+        raise FatalError(
+            f"lora.targets has {unknown[0]!r}, and the layers of the model are {sorted(shape.projections)}"
+        )
+    return config.lora.rank * sum(shape.projections[target] for target in config.lora.targets)
+
+
+def published_bytes(shape: ModelShape, config: Config) -> int:
+    """Bytes of a weight update for one engine."""
+    sent = adapter_parameters(shape, config) if config.lora.sends_adapters else shape.parameters
+    return _BYTES[config.model.dtype] * sent
+
+
 def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     """Bytes by use on the GPU of rank 0, which needs the most memory of the learner."""
     learner = config.learner
     width = _BYTES[learner.param_dtype]
     shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
-    whole_copy = _BYTES[config.model.dtype] * shape.parameters
+    if adapters := adapter_parameters(shape, config):
+        kept = {
+            "frozen weights": width * shape.parameters / shards,
+            "adapters, gradients and Adam": (4 + 4 + 8) * adapters / shards,
+        }
+    else:
+        kept = {
+            "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
+            "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else width * shape.parameters / shards,
+        }
+    buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20
+    shares = config.sync.transport == "shared" and not config.lora.sends_adapters
     return {
-        "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
-        "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else width * shape.parameters / shards,
+        **kept,
         **_transient_memory(shape, config),
-        "copy to publish": whole_copy if config.sync.transport == "shared" else 2 * config.sync.bucket_mb * 2**20,
+        "copy to publish": _BYTES[config.model.dtype] * shape.parameters if shares else buckets,
     }
 
 
@@ -127,7 +159,8 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     chunk = min(learner.head_chunk, tokens) * shape.vocabulary
     shards = learner.ranks // learner.replicas
     root = shape.parameters - shape.body  # embeddings and the last norm, which stay gathered for the whole step
-    matrix = shape.vocabulary * shape.hidden
+    trained = 0 if config.lora.rank else 1  # what is frozen has no gradient, and no second copy for the reference
+    matrix = trained * shape.vocabulary * shape.hidden
     checkpointed = math.ceil(shape.layers * learner.checkpointed_layers) if learner.activation_checkpointing else 0
     inside, between = tokens * shape.kept_by_layer(width), tokens * shape.hidden * width
     kept = (shape.layers - checkpointed) * inside + checkpointed * between
@@ -136,12 +169,12 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     head = (4 + 4 + 2 * width) * chunk + 4 * matrix
     # In that of a checkpointed layer: what it keeps, the gradients of its widest arrays, its gathered gradient and that
     # of the matrix.
-    layer = (
-        inside + 3 * tokens * shape.inner * width + (width + 4) * shape.layer + width * matrix if checkpointed else 0.0
-    )
+    gradients = trained * (width + 4) * shape.layer + width * matrix
+    layer = inside + 3 * tokens * shape.inner * width + gradients if checkpointed else 0.0
+    roots = 2 if learner.kl and trained else 1
     return {
         # Two layers, twice while they travel between ranks.
-        "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * (2 if learner.kl else 1)) * width,
+        "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * roots) * width,
         "activations": kept,
         # The layers that are not checkpointed are the last ones, and have freed theirs before one is computed again.
         "gradients on the way": max(head, checkpointed * between + layer - kept),
@@ -155,8 +188,10 @@ def engine_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     """
     width = _BYTES[config.model.dtype]
     given = config.actor.engine_args.get("max_total_tokens")
+    slots = adapter_flags(config)["max-loras-per-batch"] if config.lora.sends_adapters else 0
     return {
         "weights": width * shape.parameters,
+        **({"adapters": slots * width * adapter_parameters(shape, config)} if slots else {}),
         "cache of answers in flight": 2 * width * shape.layers * shape.kv * int(given or tokens_in_flight(config)),
     }
 
@@ -256,6 +291,8 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
     sequences = learner.groups_per_step * config.router.rollouts
     tokens = sequences * (config.data.max_prompt_tokens + config.sampling.max_new_tokens)
     table = [Row(f"parameters of {shape.kind}", shape.parameters / 1e9, "billion")]
+    if adapters := adapter_parameters(shape, config):
+        table.append(Row(f"trained parameters, lora.rank = {config.lora.rank}", adapters / 1e6, "million"))
     needs = {}
     for name, parts in (("learner", learner_memory(shape, config)), ("engine", engine_memory(shape, config))):
         table += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
@@ -263,20 +300,22 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
         needs[name] = sum(parts.values()) / GB / width
     on_gpus = gpu_rows(needs, config, machine)
     table += on_gpus
-    loaded = (8 if learner.kl else 4) * shape.parameters / GB + machine.process_gb  # in float32, before it is sharded
+    # Whole, before it is sharded: in float32, and the reference too; or frozen, in the dtype of the forward pass.
+    each = _BYTES[learner.param_dtype] if adapters else 4
+    loaded = (2 if learner.kl and not adapters else 1) * each * shape.parameters / GB + machine.process_gb
     table.append(Row("learner: while it loads", loaded, "GB", goal=f"< {machine.gpu_gb:g}", ok=loaded < machine.gpu_gb))
     beside = max(row.value for row in on_gpus if row.metric.endswith("one GPU") or row.metric == "learner: each GPU")
     share = least_checkpointing(shape, config, machine.gpu_gb - (beside - needs["learner"]))
     table.append(Row("share of the layers that has to be checkpointed", 1 if share is None else share, ""))
-    table.append(Row("host memory to load, all ranks", 4 * shape.parameters * learner.ranks / GB, "GB"))
+    table.append(Row("host memory to load, all ranks", each * shape.parameters * learner.ranks / GB, "GB"))
     table.append(Row("answers a step", sequences, ""))
     table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
     micro_batches = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
     table.append(Row("micro-batches a step and rank, at most", micro_batches, ""))
     again = 2 * learner.checkpointed_layers if learner.activation_checkpointing else 0
-    passes = 6 + again + (2 if learner.kl else 0)
+    passes = (4 if adapters else 6) + again + (2 if learner.kl else 0)
     table.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
-    table.append(Row("weights sent to each engine", _BYTES[config.model.dtype] * shape.parameters / GB, "GB"))
+    table.append(Row("weights sent to each engine", published_bytes(shape, config) / GB, "GB"))
     return table
 
 

@@ -68,7 +68,8 @@ def assign_gpus(gpus: Sequence[str], config: Config, actors: int) -> list[Sequen
         engines = [gpus[first : first + width] for first in range(ranks, used, width)]
         return [gpus[:ranks], gpus[used : used + 1] or gpus[ranks - 1 : ranks], *engines]
     if len(gpus) == ranks == width == 1:
-        if config.sync.transport == "group" and config.sync.backend != "gloo":
+        forms_groups = config.sync.transport == "group" and not config.lora.sends_adapters
+        if forms_groups and config.sync.backend != "gloo":
             raise ConfigError(
                 "learner and engine share the only GPU of this machine, which NCCL does not allow: give "
                 "configs/gpus-1.toml after your files, or set --sync.transport shared"

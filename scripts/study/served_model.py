@@ -40,7 +40,8 @@ def served(model: str, run: Path, log: Path) -> Iterator[str]:
         yield model
         return
     try:
-        config = _settings(model, run, "--actor.engine_args.skip_tokenizer_init", "false")
+        # The exported model has its adapters merged.
+        config = _settings(model, run, "--actor.engine_args.skip_tokenizer_init", "false", "--lora.rank", "0")
         engine = EngineProcess(config, "evaluation", log)
 
         async def ready() -> None:

@@ -88,7 +88,7 @@ class FakeActor:
         dropped, self.work = len(self.work), []
         return dropped
 
-    def take_order(self, order: wire.Join | wire.Pause | wire.Receive) -> None:
+    def take_order(self, order: wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter) -> None:
         self.orders.append(order)
 
     @property

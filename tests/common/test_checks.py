@@ -115,6 +115,19 @@ REFUSED = {
         ["--actor.engine_url", "127.0.0.1:30000"],
         "actor.engine_url = '127.0.0.1:30000' is not of the form http://",
     ),
+    "an adapter of q without one of v": (
+        ["--lora.rank", "4", "--lora.targets", '["q_proj", "o_proj"]'],
+        "lora.targets = ['o_proj', 'q_proj']: SGLang loads adapters of q_proj, k_proj and v_proj only if",
+    ),
+    "an adapter twice": (["--lora.targets", '["o_proj", "o_proj"]'], "lora.targets has 'o_proj' 2 times"),
+    "adapters for copies": (
+        ["--lora.rank", "4", "--actor.engine_args.dp_size", "2"],
+        "actor.engine_args.dp_size = 2: SGLang loads adapters into one data-parallel copy only",
+    ),
+    "adapters of the engine's own": (
+        ["--actor.engine_args.max_lora_rank", "64"],
+        "actor.engine_args.max_lora_rank is set by the actor itself: use lora.rank",
+    ),
     "an engine beyond loopback": (
         ["--actor.engine_args.host", "0.0.0.0"],
         "actor.engine_args.host is set by the actor itself: an engine has no",

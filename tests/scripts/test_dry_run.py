@@ -56,6 +56,29 @@ def test_the_backbones_fit(name: str, gpus: int, capsys: pytest.CaptureFixture[s
     assert rows["answers a step"] == 2048 and rows["tokens a step, at most"] == pytest.approx(2048 * 1536 / 1e6)
 
 
+@pytest.mark.parametrize("sync", ["adapter", "merged"])
+def test_adapters_need_the_memory_of_the_frozen_weights_and_little_more(
+    sync: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, rank = "qwen2.5-1.5b", 32
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", f"models/{name}.toml", "gpus-1.toml")]
+    lora = ["--lora.rank", str(rank), "--lora.sync", sync]
+    main([*files, "--shape", str(CONFIGS / "models" / f"{name}.json"), "--json", *lora])
+    rows = {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+    shape = json.loads((CONFIGS / "models" / f"{name}.json").read_text())
+    h, inner, layers = shape["hidden_size"], shape["intermediate_size"], shape["num_hidden_layers"]
+    kv = shape["num_key_value_heads"] * h // shape["num_attention_heads"]
+    adapters = rank * layers * (2 * (h + h) + 2 * (h + kv) + 3 * (h + inner))
+    assert rows["trained parameters, lora.rank = 32"] == pytest.approx(adapters / 1e6)
+    assert rows["learner: frozen weights"] == pytest.approx(2 * parameters(name) / 1e9)
+    assert rows["learner: adapters, gradients and Adam"] == pytest.approx(16 * adapters / 1e9)
+    assert "learner: reference" not in rows and "learner: weights, gradients and Adam" not in rows
+    sent = adapters if sync == "adapter" else parameters(name)
+    assert rows["weights sent to each engine"] == pytest.approx(2 * sent / 1e9)
+    slots = rows.get("engine: adapters", 0.0)
+    assert slots == pytest.approx(4 * 2 * adapters / 1e9 if sync == "adapter" else 0.0)
+
+
 def gpus(*flags: str, count: int = 0, learner: float = 40, engine: float = 30) -> dict[str, tuple[float, bool | None]]:
     """Value and verdict of each row about GPUs of 80 GB, for processes that need so much."""
     found = gpu_rows({"learner": learner, "engine": engine}, load([*flags]), Machine(80, count, 3, process_gb=1))

@@ -151,14 +151,16 @@ def train_one_step(out: Path, model: Path, seed: int, checkpoints: Path, *flags:
         save_file(weights, out)
 
 
-def train_recorded(losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: int, die_at: int) -> None:
+def train_recorded(
+    losses: Path, model: Path, record_dir: Path, checkpoints: Path, steps: int, die_at: int, *flags: str
+) -> None:
     """Trains recorded groups with a checkpoint every second step, from the newest checkpoint on.
 
     Args:
         losses: where a line [step, loss, gradient norm] is appended for every step.
         die_at: the step in whose middle the process kills itself; -1 for none.
     """
-    trainer = Trainer(configuration(model))
+    trainer = Trainer(configuration(model, *flags))
     kept = Checkpoints(checkpoints, kept=2)
     latest = kept.latest()
     if latest is not None:

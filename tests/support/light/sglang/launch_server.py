@@ -94,8 +94,12 @@ class Generator:
     def _step(self, answers: list[Answer]) -> None:
         if not answers:
             return
+        for adapter in {answer.adapter for answer in answers}:
+            self._step_with(adapter, [answer for answer in answers if answer.adapter == adapter])
+
+    def _step_with(self, adapter: str, answers: list[Answer]) -> None:
         rows = [[*answer.prompt, *answer.ids] for answer in answers]
-        tables = self.model.logits(rows)[range(len(rows)), [len(row) - 1 for row in rows]]
+        tables = self.model.logits(rows, adapter)[range(len(rows)), [len(row) - 1 for row in rows]]
         for answer, table in zip(answers, tables, strict=True):
             sampling = self._sampling[id(answer)]
             temperature = sampling.get("temperature", 1.0)
@@ -114,7 +118,7 @@ class Generator:
 class Engine:
     """The routes."""
 
-    def __init__(self, model: Model, memory: Memory, seed: int) -> None:
+    def __init__(self, model: Model, memory: Memory, seed: int, with_adapters: bool) -> None:
         self.model, self.memory = model, memory
         self.generator = Generator(model, memory, seed)
         self.trace = Path(os.environ["LIGHT_TRACE"]) if "LIGHT_TRACE" in os.environ else None
@@ -124,6 +128,8 @@ class Engine:
         self.open = self.old  # for weights
         self.groups: dict[str, Any] = {}
         self.by_request: dict[str, list[Answer]] = {}
+        self.with_adapters = with_adapters
+        self.adapter_lock = asyncio.Lock()
         self.tokenizer: Any = None  # for chats alone
 
     async def generate(self, request: web.Request) -> web.Response:
@@ -134,6 +140,8 @@ class Engine:
         for row in rows:
             if complaint := self._complaint(row, body["sampling_params"]):
                 return _refused(complaint)
+        if (name := body.get("lora_path") or "") and name not in self.model.adapters:
+            return _refused(f"Got LoRA adapter that has never been loaded: {name}")
         answers = await self._answers(rows, body)
         return web.json_response(answers[0] if alone else answers)
 
@@ -166,12 +174,13 @@ class Engine:
     async def _answers(self, prompts: list[list[int]], body: dict[str, Any]) -> list[dict[str, Any]]:
         sampling = body["sampling_params"]
         limits = [min(sampling.get("max_new_tokens", 128), self._longest() - len(prompt) - 1) for prompt in prompts]
-        answers = [Answer(*parts) for parts in zip(prompts, limits, strict=True)]
+        adapter = body.get("lora_path") or ""
+        answers = [Answer(*parts, adapter) for parts in zip(prompts, limits, strict=True)]
         name = body.get("rid") or str(id(answers))
         self.by_request[name] = answers
         try:
             await self.generator.going.wait()
-            scored = self._scores(prompts) if body.get("logprob_start_len") == 0 else [[] for _ in prompts]
+            scored = self._scores(prompts, adapter) if body.get("logprob_start_len") == 0 else [[] for _ in prompts]
             if self.trace is not None:
                 await self._replay(answers)
             else:
@@ -182,9 +191,9 @@ class Engine:
             del self.by_request[name]
         return [self._reply(*parts) for parts in zip(answers, scored, strict=True)]
 
-    def _scores(self, prompts: list[list[int]]) -> list[list[Any]]:
+    def _scores(self, prompts: list[list[int]], adapter: str) -> list[list[Any]]:
         """Log-probabilities of the prompts' own tokens, of which the first has none."""
-        logp = self.model.logits(prompts).log_softmax(-1)
+        logp = self.model.logits(prompts, adapter).log_softmax(-1)
         found = []
         for prompt, table in zip(prompts, logp, strict=True):
             known = table[range(len(prompt) - 1), prompt[1:]].tolist()
@@ -274,6 +283,30 @@ class Engine:
         """New weights wait for the answers that run, unless they are paused."""
         while self.memory.running and self.generator.going.is_set():
             await asyncio.sleep(_TURN_S)
+
+    async def load_adapter(self, request: web.Request) -> web.Response:
+        if not self.with_adapters:
+            return _adapter_done("LoRA is not enabled. Please set `--enable-lora` to enable LoRA.")
+        body = await request.json()
+        async with self.adapter_lock:
+            if body["lora_name"] in self.model.adapters:
+                return _adapter_done(f"LoRA with name {body['lora_name']} already exists.")
+            try:
+                await asyncio.to_thread(self.model.load_adapter, body["lora_name"], Path(body["lora_path"]))
+            except OSError as error:
+                return _adapter_done(str(error))
+        return _adapter_done("")
+
+    async def unload_adapter(self, request: web.Request) -> web.Response:
+        """Waits for the answers that use it, and no other adapter is loaded meanwhile."""
+        name = (await request.json())["lora_name"]
+        async with self.adapter_lock:
+            if name not in self.model.adapters:
+                return _adapter_done(f"LoRA with name {name} does not exist.")
+            while any(answer.adapter == name for answers in self.by_request.values() for answer in answers):
+                await asyncio.sleep(_TURN_S)
+            del self.model.adapters[name]
+        return _adapter_done("")
 
     async def join(self, request: web.Request) -> web.Response:
         return await self._blocking(self._join, await request.json())
@@ -378,6 +411,12 @@ def _done(complaint: str) -> web.Response:
     return web.json_response({"success": not complaint, "message": complaint}, status=400 if complaint else 200)
 
 
+def _adapter_done(complaint: str) -> web.Response:
+    return web.json_response(
+        {"success": not complaint, "error_message": complaint, "loaded_adapters": {}}, status=400 if complaint else 200
+    )
+
+
 def _refused(complaint: str) -> web.Response:
     return web.json_response({"error": {"message": complaint}}, status=400)
 
@@ -397,6 +436,7 @@ def main() -> None:
     parser.add_argument("--random-seed", type=int, default=0)
     parser.add_argument("--max-total-tokens", type=int, default=32768)
     parser.add_argument("--max-running-requests", type=int, default=64)
+    parser.add_argument("--enable-lora", action="store_true")
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
     time.sleep(float(os.environ.get("LIGHT_START_S", "0")))
@@ -405,7 +445,7 @@ def main() -> None:
 
     async def start(app: web.Application) -> None:
         memory = Memory(arguments.max_total_tokens, arguments.max_running_requests)
-        engine = Engine(Model(arguments.model_path), memory, arguments.random_seed)
+        engine = Engine(Model(arguments.model_path), memory, arguments.random_seed, arguments.enable_lora)
         posts = {
             "/generate": engine.generate, "/v1/chat/completions": engine.chat, "/abort_request": engine.abort,
             "/pause_generation": engine.pause, "/continue_generation": engine.resume,
@@ -413,6 +453,7 @@ def main() -> None:
             "/init_weights_update_group": engine.join, "/destroy_weights_update_group": engine.leave,
             "/update_weights_from_distributed": engine.receive, "/update_weights_from_disk": engine.read,
             "/update_weights_from_tensor": engine.borrow,
+            "/load_lora_adapter": engine.load_adapter, "/unload_lora_adapter": engine.unload_adapter,
         }  # fmt: skip
         for path, handler in posts.items():
             if not (engine.old and path in ("/begin_weight_update", "/end_weight_update")):

@@ -11,6 +11,7 @@ class Answer:
 
     prompt: list[int]
     limit: int  # tokens at most
+    adapter: str = ""  # name of the adapter that makes it
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)  # of the weights that made each token

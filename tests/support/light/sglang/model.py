@@ -22,6 +22,7 @@ class Model:
         self.path = path
         self.shape = json.loads((path / "config.json").read_text())
         self.weights = load_file(path / "model.safetensors")
+        self.adapters: dict[str, dict[str, Tensor]] = {}  # name -> the weights that it changes, with its change
         self.version = "0"
         self.context = int(self.shape["max_position_embeddings"])
         self.ends = self._end_tokens(path)
@@ -45,9 +46,26 @@ class Model:
             raise WrongShape(f"{name}: shape {list(value.shape)}, expected {list(self.weights[name].shape)}")
         self.weights[name] = value.to(self.weights[name].dtype, copy=True)
 
-    def logits(self, ids: list[list[int]]) -> Tensor:
+    def load_adapter(self, name: str, path: Path) -> None:
+        """Takes a LoRA adapter of PEFT's format. As in SGLang a wrong shape is noticed when it is first used."""
+        settings = json.loads((path / "adapter_config.json").read_text())
+        tensors = load_file(path / "adapter_model.safetensors")
+        scale = settings["lora_alpha"] / settings["r"]
+        layers = {key.removeprefix("base_model.model.").rpartition(".lora_")[0] for key in tensors}
+        self.adapters[name] = {
+            f"{layer}.weight": scale * self._part(tensors, layer, "B") @ self._part(tensors, layer, "A")
+            for layer in layers
+        }
+
+    @staticmethod
+    def _part(tensors: dict[str, Tensor], layer: str, part: str) -> Tensor:
+        return tensors[f"base_model.model.{layer}.lora_{part}.weight"].float()
+
+    def logits(self, ids: list[list[int]], adapter: str = "") -> Tensor:
         """[n, longest, vocabulary]; what is behind the end of a sequence means nothing."""
         shape, w = self.shape, self.weights
+        if adapter:
+            w = {**w, **{name: w[name] + change for name, change in self.adapters[adapter].items()}}
         heads, kv, width = shape["num_attention_heads"], shape["num_key_value_heads"], shape["head_dim"]
         theta = shape.get("rope_theta") or shape["rope_parameters"]["rope_theta"]
         longest = max(map(len, ids))

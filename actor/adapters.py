@@ -1,0 +1,177 @@
+"""The weight updates of an engine that loads LoRA adapters: load beside the others, use, prove, unload.
+
+The engine keeps the frozen weights and has an adapter for each policy version that some answer still needs. A new one
+is loaded while the engine generates. From then on every request names it, and answers under way end with the one they
+began with. So all tokens of an answer have one version: that of the name the actor has sent. No cache outlives its
+adapter, as the engine keys its prefix cache by the load of an adapter.
+
+    order ──► written, checked ──► loaded ──► used by new requests ──► probe agrees: answers may be sent
+                                                  │
+                                                  └──► a later one is used, and no request needs it: unloaded
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Set
+from pathlib import Path
+from typing import NoReturn
+
+from actor.engine.adapters import DamagedAdapterError, LoadedAdapter, describe_misfit, write_adapter
+from actor.engine.client import Engine, EngineError
+from actor.tasks import TaskGroup
+from actor.weights import Order
+from common import wire
+from common.config import SyncConfig
+from common.process import FatalError
+
+log = logging.getLogger("actor")
+
+
+class AdapterUpdates:
+    """Carries out the learner's orders to load adapters, one after another. It has the methods of ``WeightUpdates``.
+
+    Args:
+        engine: ready to generate, and started for adapters.
+        send: sends a message to the learner.
+        sync: the section ``sync`` of the configuration; files of adapters lie in its ``directory``.
+        probe_timeout_s: deadline of the probe in seconds. It waits in the engine behind the answers in flight.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[wire.Joined | wire.Synced], Awaitable[None]],
+        sync: SyncConfig,
+        probe_timeout_s: float,
+    ) -> None:
+        self._engine, self._send, self._sync, self._probe_timeout_s = engine, send, sync, probe_timeout_s
+        self._name = f"lrpo-{uuid.uuid4().hex[:8]}"  # of this life, as the engine may outlive it
+        self._directory: Path = sync.directory / self._name
+        self._numbers = itertools.count()
+        self._loaded: list[LoadedAdapter] = []  # oldest first
+        self._proving: Counter[int] = Counter()  # adapters whose probe is under way, by version
+        self._changed = asyncio.Event()  # set, and replaced, when a probe agrees
+        self._orders: asyncio.Queue[Order] = asyncio.Queue()
+        self._task_group = TaskGroup()
+        self._checkpoint_shapes: dict[str, list[int]] | None = None  # None until they are read
+        self.proved_updates = 0
+        self.probe_error: float | None = None  # of the last proof, in nats per token
+
+    def take_order(self, order: Order) -> None:
+        """Queues an order of the learner."""
+        self._orders.put_nowait(order)
+
+    def drop_orders(self) -> None:
+        """Drops the orders that wait: they are of a learner, or of a life, that is over."""
+        while not self._orders.empty():
+            self._orders.get_nowait()
+
+    async def wait_until_proved(self, versions: Set[int]) -> bool:
+        """Waits until the adapters of these policy versions are proved to be the learner's.
+
+        Without a deadline, as a proof has one, and its failure ends everything.
+
+        Returns:
+            True: an adapter stays what it is until its proof has ended.
+        """
+        while any(self._proving[version] for version in versions):
+            await self._changed.wait()
+        return True
+
+    async def run(self) -> NoReturn:
+        """Carries out orders until it is cancelled, and then deletes the files.
+
+        Raises:
+            EngineError: the engine failed to load or unload an adapter in time, or its probe is not the learner's. It
+                must be started again.
+            FatalError: the engine serves another model than the learner's, or was not started for adapters.
+        """
+        try:
+            async with self._task_group:
+                while True:
+                    order = await self._orders.get()
+                    if isinstance(order, wire.LoadAdapter):
+                        await self._update(order)
+                        await self._unload_idle()
+                    else:
+                        log.warning("dropped an order of the kind %s: this actor loads adapters", order.kind)
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    async def _update(self, order: wire.LoadAdapter) -> None:
+        newest = self._engine.adapter
+        if newest is None or (newest.version, newest.sha256) != (order.version, order.sha256):
+            adapter = await self._prepare(order)
+            await self._engine.load_adapter(adapter, order.timeout_s)
+            self._loaded.append(adapter)
+            self._engine.adapter = adapter
+            self._proving[order.version] += 1
+            self._task_group.create_task(self._prove(adapter, order.probe))
+        await self._send(wire.Synced(version=order.version, stage="done", pause_s=0.0).of(order.lives))
+
+    async def _prepare(self, order: wire.LoadAdapter) -> LoadedAdapter:
+        """Writes the files and compares them with the engine's model.
+
+        Raises:
+            EngineError: the adapter arrived damaged, or its files cannot be read or written.
+            FatalError: it does not fit the engine's model.
+        """
+        name = f"{self._name}-{next(self._numbers)}-v{order.version}"
+        adapter = LoadedAdapter(name, order.version, order.sha256, self._directory / name)
+        try:
+            shapes = await asyncio.to_thread(write_adapter, order, adapter.directory)
+        except (DamagedAdapterError, OSError) as error:
+            raise EngineError(str(error)) from None
+        if self._checkpoint_shapes is None:
+            self._checkpoint_shapes = await self._engine.read_checkpoint_shapes(self._sync.timeout_s)
+            if not self._checkpoint_shapes:
+                log.warning("the engine's checkpoint cannot be read from here: only the probe checks its weights")
+        if misfit := describe_misfit(order.config, shapes, self._checkpoint_shapes):
+            raise FatalError(f"the engine at {self._engine.url} serves another model than the learner's: {misfit}")
+        return adapter
+
+    async def _prove(self, adapter: LoadedAdapter, probe: wire.Probe) -> None:
+        """Compares the engine's log-probabilities of the probe with the learner's.
+
+        Raises:
+            EngineError: they are not the learner's, or the engine does not give them.
+        """
+        try:
+            error = await self._engine.measure_probe_error(probe, self._probe_timeout_s, adapter)
+        except EngineError:
+            raise
+        except Exception as failure:  # an answer of any other form must not hold the groups back for ever
+            raise EngineError(f"the probe failed: {failure!r}") from failure
+        if not error <= probe.tolerance:  # also where it is not a number
+            raise EngineError(
+                f"with the adapter of version {adapter.version} the engine's log-probabilities of the probe are "
+                f"{error:.3g} nats from the learner's (sync.probe_tolerance = {probe.tolerance:g})"
+            )
+        log.info(
+            "proved the adapter of version %d: the engine's log-probabilities are %.2g nats from the learner's",
+            adapter.version,
+            error,
+        )
+        self.probe_error = error
+        self.proved_updates += 1
+        self._proving[adapter.version] -= 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _unload_idle(self) -> None:
+        """Unloads what no request uses or will use, and deletes its files. Waits at most ``sync.timeout_s`` for each.
+
+        Raises:
+            EngineError: the engine did not unload it in time. It would not load another one either.
+        """
+        for adapter in self._loaded[:-1]:
+            if not adapter.in_flight:
+                await self._engine.unload_adapter(adapter, self._sync.timeout_s)
+                self._loaded.remove(adapter)
+                await asyncio.to_thread(shutil.rmtree, adapter.directory, ignore_errors=True)

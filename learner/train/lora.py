@@ -1,0 +1,257 @@
+"""LoRA (arXiv 2106.09685): a frozen matrix W computes as W + (alpha / rank) · B · A, and only A and B are trained.
+
+The adapters are parameters of the layers that they adapt, so that FSDP2 shards and gathers them with these layers. They
+are kept in float32; what is frozen has the dtype of the forward pass. With them the reference policy of the KL costs no
+memory: it is the same model without its adapters, or with those of an earlier step (``reset_anchor``).
+
+Names and the format of files are those of the PEFT library, which is not needed to train.
+
+Shape suffixes: O outputs of a linear layer, I its inputs, r rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from common.config import LoraConfig
+from common.process import FatalError
+
+T = TypeVar("T")
+_TRAINED, _ANCHOR = ("lora_A", "lora_B"), ("anchor_A", "anchor_B")  # last parts of the parameters' names
+
+
+@dataclass
+class _Switch:
+    """Which adapters the layers of one model compute with; they share this object."""
+
+    reference: bool = False  # those of the reference policy, not those that are trained
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with frozen weights and an adapter: y = x Wᵀ + bias + (alpha / rank) · dropout(x) Aᵀ Bᵀ.
+
+    Never made by its constructor: :class:`Adapters` turns the layers of a loaded model into it, so that their weights
+    keep their names. Dropout applies where gradients are computed.
+
+    Attributes:
+        lora_A: [r, I] float32; lora_B: [O, r] float32; trained.
+        anchor_A, anchor_B: those of the reference policy, frozen; None where it has no adapters.
+        scale: alpha / rank.
+        dropout: probability that an input of the adapter is zero.
+    """
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    anchor_A: nn.Parameter | None
+    anchor_B: nn.Parameter | None
+    scale: float
+    dropout: float
+    switch: _Switch
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[…, I] -> […, O]."""
+        output = F.linear(input, self.weight, self.bias)
+        a_r_I, b_O_r = (self.anchor_A, self.anchor_B) if self.switch.reference else (self.lora_A, self.lora_B)
+        if a_r_I is None or b_O_r is None:
+            return output
+        adapted = input.to(a_r_I.dtype)
+        if self.dropout and torch.is_grad_enabled():
+            adapted = F.dropout(adapted, self.dropout)
+        return (output + F.linear(F.linear(adapted, a_r_I), b_O_r) * self.scale).to(output.dtype)
+
+
+class Adapters:
+    """The adapters of one model. Made after the weights are loaded and before FSDP shards them.
+
+    All ranks make the same ones: A is drawn from ``seed`` as PEFT does, uniform in ±1/√I, and B is zero, so that
+    the policy begins as the model it was.
+
+    Attributes:
+        config: the section ``lora``.
+        layers: the adapted layers by their names in the model, in its order.
+        base: digest of the frozen weights, the same however they are sharded and in which dtype they were loaded.
+
+    Args:
+        model: whose linear layers get adapters, in place. All its other parameters are frozen.
+        config: its ``rank`` is above 0.
+        seed: of A.
+        anchored: whether the reference policy may get adapters of its own, by :meth:`move_anchor`.
+
+    Raises:
+        FatalError: a name in ``targets`` belongs to no linear layer of the decoder.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int, *, anchored: bool = False) -> None:
+        self.config = config
+        self._switch = _Switch()
+        self.base = _digest(model)
+        model.requires_grad_(False)
+        generator = torch.Generator().manual_seed(seed)
+        decoder = cast(nn.ModuleList, model.get_decoder().layers)
+        inside = {id(module) for module in decoder.modules()}
+        linear = {
+            name: module
+            for name, module in model.named_modules()
+            if id(module) in inside and type(module) is nn.Linear  # what computes otherwise has another class
+        }
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        if unknown := [target for target in config.targets if target not in known]:
+            raise FatalError(f"lora.targets has {unknown[0]!r}, and the linear layers of the model are {known}")
+        self.layers: dict[str, LoraLinear] = {}
+        for name, layer in linear.items():
+            if name.rpartition(".")[2] in config.targets:
+                self.layers[name] = self._adapt(layer, generator, anchored)
+
+    def _adapt(self, layer: nn.Linear, generator: torch.Generator, anchored: bool) -> LoraLinear:
+        rank, device = self.config.rank, layer.weight.device
+        bound = 1 / math.sqrt(layer.in_features)  # of PEFT's Kaiming initialization with a = √5
+        a_r_I = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator).to(device)
+        b_O_r = torch.zeros(layer.out_features, rank, device=device)
+        layer.__class__ = LoraLinear
+        adapted = cast(LoraLinear, layer)
+        adapted.lora_A, adapted.lora_B = nn.Parameter(a_r_I), nn.Parameter(b_O_r)
+        adapted.scale, adapted.dropout = self.config.alpha / rank, self.config.dropout
+        adapted.switch = self._switch
+        for name, value in zip(_ANCHOR, (a_r_I, b_O_r), strict=True):
+            anchor = nn.Parameter(value.clone(), requires_grad=False) if anchored else None
+            adapted.register_parameter(name, anchor)
+        return adapted
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained, of all ranks together."""
+        return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in self.layers.values())
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within the block the model computes as the reference policy. Gradients may not be computed in it."""
+        self._switch.reference = True
+        try:
+            yield
+        finally:
+            self._switch.reference = False
+
+    @torch.no_grad()
+    def move_anchor(self) -> None:
+        """Makes the present policy the reference. The sharded parameters are copied, so nothing is communicated.
+
+        Raises:
+            ValueError: the adapters were made without ``anchored``.
+        """
+        for layer in self.layers.values():
+            if layer.anchor_A is None or layer.anchor_B is None:
+                raise ValueError("these adapters have no anchor")
+            layer.anchor_A.copy_(layer.lora_A)
+            layer.anchor_B.copy_(layer.lora_B)
+
+    def gather(self) -> Iterator[tuple[str, Tensor]]:
+        """A and B of every layer as whole tensors in float32, under the names of PEFT's files. A collective."""
+        for name, layer in self.layers.items():
+            for part in _TRAINED:
+                yield f"base_model.model.{name}.{part}.weight", whole_tensor(getattr(layer, part))
+
+    def peft_config(self, base_model: str) -> dict[str, Any]:
+        """What PEFT's ``adapter_config.json`` says of these adapters.
+
+        Args:
+            base_model: directory or hub name of the model that they were trained on.
+        """
+        alpha = self.config.alpha
+        return {
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model,
+            "inference_mode": True, "r": self.config.rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+            "target_modules": sorted(self.config.targets), "lora_dropout": self.config.dropout, "bias": "none",
+            "fan_in_fan_out": False, "use_rslora": False, "use_dora": False, "modules_to_save": None,
+        }  # fmt: skip
+
+    def description(self) -> dict[str, Any]:
+        """What must be the same where a checkpoint of these adapters is read; JSON."""
+        targets = sorted(self.config.targets)
+        return {"rank": self.config.rank, "alpha": self.config.alpha, "targets": targets, "base": self.base}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter, and not to the model that is adapted."""
+    return name.rpartition(".")[2] in _TRAINED + _ANCHOR
+
+
+def is_anchor(name: str) -> bool:
+    """Whether a parameter of this name belongs to the adapters of the reference policy."""
+    return name.rpartition(".")[2] in _ANCHOR
+
+
+def merge(weight_O_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, scale: float) -> Tensor:
+    """W + scale · B A in float32, in memory of its own: [O, I]. To round it to another dtype is up to the caller."""
+    return weight_O_I.float() + (b_O_r.float() @ a_r_I.float()) * scale
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """The tensor that a sharded one is a part of; a collective of all ranks that share it. Others as they are."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach()
+
+
+def saved_parameters(parameters: Mapping[str, T], adapters: Adapters | None) -> dict[str, T]:
+    """Those that belong into a checkpoint: all, or with adapters these alone."""
+    return {name: value for name, value in parameters.items() if adapters is None or is_adapter(name)}
+
+
+def check_same_adapters(saved: Mapping[str, Any] | None, adapters: Adapters | None, checkpoint: str) -> None:
+    """Compares the adapters of a checkpoint with those of this run.
+
+    Args:
+        saved: what ``Adapters.description`` gave when the checkpoint was written; None where it has all weights.
+        adapters: of this run; None where it trains all weights.
+        checkpoint: its path, for the error.
+
+    Raises:
+        FatalError: the one cannot go on as the other.
+    """
+    now = None if adapters is None else adapters.description()
+    if saved == now:
+        return
+    if saved is None or now is None:
+        found, wanted = ("all weights", "adapters alone") if saved is None else ("adapters alone", "all weights")
+        raise FatalError(
+            f"cannot resume from {checkpoint}: it holds {found}, and with lora.rank = "
+            f"{0 if adapters is None else adapters.config.rank} the run trains {wanted}: give lora.rank as it was, "
+            "or another run.dir"
+        )
+    different = [key for key in now if saved.get(key) != now[key]]
+    if different == ["base"]:
+        raise FatalError(
+            f"cannot resume from {checkpoint}: its adapters were trained on another model than model.path is now: give "
+            "the model the run began with, or another run.dir"
+        )
+    listed = ", ".join(
+        f"lora.{key} = {json.dumps(saved.get(key))} (now {json.dumps(now[key])})" for key in different if key != "base"
+    )
+    raise FatalError(
+        f"cannot resume from {checkpoint}: its adapters have {listed}: give the settings as they were, or another "
+        "run.dir"
+    )
+
+
+@torch.no_grad()
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and, for each parameter, the sum of its bits as integers, after rounding to bfloat16.
+
+    The rounding makes it the same for a model that is loaded in float32 and in bfloat16. A sum of integers does not
+    depend on the order, nor on the device.
+    """
+    digest = hashlib.sha256()
+    for name, value in model.named_parameters():
+        bits = int(value.bfloat16().view(torch.int16).sum(dtype=torch.int64))
+        digest.update(f"{name} {list(value.shape)} {bits}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""Publishes LoRA adapters: the engines hold the frozen weights, and load A and B of each new version beside the others.
+
+An adapter is a file of PEFT's format, small enough to travel in a message to each actor; with ``sync.transport`` =
+"disk" it lies in ``sync.directory`` while the round lasts. No engine pauses for it. Answers that are under way end with
+the adapter they began with, and what begins after the actor's reply uses the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import queue
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from common import wire
+from common.adapter_files import WEIGHTS_FILE
+from common.config import SyncConfig
+from common.process import FatalError
+from learner.weights.bucket_queue import POLL_S
+from learner.weights.publisher import Published
+from learner.weights.round import fitting_actors
+from learner.work.actors import ActorState
+from learner.work.server import WorkServer
+
+log = logging.getLogger("learner.publisher")
+
+TRANSPORT = "adapter"  # what the hello of an actor that loads adapters says
+_ROOM_BYTES = 1 << 20  # in a message, for all but the adapter
+_REPLY_POLL_S = 0.01
+_SHARE = 0.9  # of what the ranks wait in a collective that a round may take
+
+
+class AdapterPublisher:
+    """Rank 0's end of the weight sync where adapters alone travel; it takes the place of ``Publisher``.
+
+    Args:
+        server: sends messages to the actors and knows who is present.
+        config: the section ``sync``.
+        peft_config: the contents of PEFT's ``adapter_config.json``.
+        parameters: number of parameters of the adapters.
+        dtype: of the engines, as torch calls it; the adapters are rounded to it.
+        check: is called at least every 0.1 s while ``publish`` waits; raises to end the wait.
+        collective_s: how long the learner's other ranks wait for rank 0 in a collective; every round is shorter.
+
+    Raises:
+        FatalError: the adapters are too large for a message, and ``sync.transport`` is not "disk".
+    """
+
+    def __init__(
+        self,
+        server: WorkServer,
+        config: SyncConfig,
+        peft_config: Mapping[str, Any],
+        parameters: int,
+        dtype: str,
+        check: Callable[[], None],
+        collective_s: float = math.inf,
+    ) -> None:
+        self._longest_s = _SHARE * collective_s
+        self._server, self._config, self._check = server, config, check
+        self._peft_config = json.dumps(peft_config)
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._run_id = uuid.uuid4().hex[:8]
+        size, most = parameters * self._dtype.itemsize, wire.MAX_MESSAGE_BYTES - _ROOM_BYTES
+        if config.transport != "disk" and size > most:
+            raise FatalError(
+                f"the adapters of lora.rank and lora.targets take {size / 2**20:.0f} MiB, and a message at most "
+                f"{most / 2**20:.0f}: set sync.transport = 'disk' and a sync.directory that learner and actors see, or "
+                "lower lora.rank"
+            )
+
+    def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], probe: wire.Probe) -> Published:
+        """Sends the adapters as ``version`` to all actors that are present now.
+
+        Blocks until every actor has loaded them, left, or was given up: after ``sync.timeout_s`` plus the time that the
+        bytes of all engines take at ``sync.slowest_mb_per_s``.
+
+        Args:
+            version: number of the policy version.
+            weights: A and B of every layer under PEFT's names.
+            probe: with which the engines prove that they compute as the learner does. This is not waited for.
+
+        Returns:
+            Who has the adapters, maybe nobody.
+
+        Raises:
+            FatalError: the file cannot be written to ``sync.directory``, or the server has failed.
+            Exception: whatever ``check`` raises.
+        """
+        begin = time.monotonic()
+        self._server.begin_version(version)
+        data = save({name: value.to("cpu", self._dtype).contiguous() for name, value in weights}, {"format": "pt"})
+        actors = fitting_actors(self._server, [TRANSPORT])
+        transfer_s = len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
+        deadline_s = min(self._config.timeout_s + transfer_s, self._longest_s)
+        directory = self._config.directory / f"lrpo-{self._run_id}-{version}"
+        try:
+            order = wire.LoadAdapter(
+                version=version, config=self._peft_config, data=data, path="", probe=probe, timeout_s=deadline_s,
+                sha256=hashlib.sha256(data).hexdigest(),
+            )  # fmt: skip
+            if self._config.transport == "disk":
+                order = order.model_copy({"data": b"", "path": str(self._write(directory, data))})
+            for actor in actors.values():
+                self._server.send(actor, order.model_copy({}))  # each is marked with the lives of its actor
+            members = self._collect(version, actors, deadline_s)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return Published(members, time.monotonic() - begin, 0.0)
+
+    def _write(self, directory: Path, data: bytes) -> Path:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / WEIGHTS_FILE).write_bytes(data)
+        except OSError as error:
+            raise FatalError(f"cannot write weights to sync.directory = {self._config.directory}: {error}") from None
+        return directory / WEIGHTS_FILE
+
+    def _collect(self, version: int, actors: dict[str, ActorState], deadline_s: float) -> dict[str, ActorState]:
+        """The actors whose engines have loaded the version; gives up those that have not in time."""
+        members: dict[str, ActorState] = {}
+        pending, begin, checked = dict(actors), time.monotonic(), 0.0
+        while pending:
+            for name, actor in list(pending.items()):
+                if _has_loaded(actor, version):
+                    members[name] = pending.pop(name)
+            now = time.monotonic()
+            if now > checked + POLL_S:
+                checked = now
+                self._check()
+                pending = {name: actor for name, actor in pending.items() if self._server.is_present(name, actor)}
+            if now > begin + deadline_s:
+                for name, actor in pending.items():
+                    self._server.eject(
+                        name, actor, f"its engine did not load the adapter of version {version} in {deadline_s:.0f} s"
+                    )
+                break
+            if pending:
+                time.sleep(_REPLY_POLL_S)
+        return members
+
+
+def _has_loaded(actor: ActorState, version: int) -> bool:
+    """Whether the actor has said so. What it said of earlier versions is dropped; does not block."""
+    while True:
+        try:
+            reply = actor.replies.get_nowait()
+        except queue.Empty:
+            return False
+        if isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("done", version):
+            return True
