@@ -13,9 +13,9 @@ log = logging.getLogger("learner")
 
 _OF_A_RUN = (
     "ledger.jsonl", "router.jsonl", "summary.json", "config.json", "config-until-step-*.json", "tensorboard", "wandb",
-    "trackio", "skipped", "model",
+    "trackio", "skipped", "model", "adapter",
 )  # fmt: skip
-_SHOWS_TRAINING = ("ledger.jsonl", "router.jsonl", "summary.json", "model")  # at least one of them, and not empty
+_SHOWS_TRAINING = ("ledger.jsonl", "router.jsonl", "summary.json", "model", "adapter")  # at least one of them, and not empty
 
 
 def set_aside_former_run(directory: Path) -> None:

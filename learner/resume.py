@@ -27,7 +27,7 @@ _HARMLESS = frozenset({
     # The questions themselves are compared by their digest, wherever they lie.
     "data.train", "data.heldout", "data.columns", "data.language", "data.broken_rows", "data.pass_rate",
     "actor.name", "actor.engine_url", "actor.engine_port", "actor.groups_in_flight", "actor.attempts", "actor.restarts",
-    "actor.start_timeout_s", "actor.request_timeout_s",
+    "actor.start_timeout_s", "actor.request_timeout_s", "actor.score_patience_s",
     "reward.addresses", "reward.replica", "reward.device", "reward.batch_window_ms", "reward.batch_texts",
     "reward.batch_tokens", "reward.queue_texts", "reward.cache_entries", "reward.drift_warning",
     "reward.request_timeout_s",

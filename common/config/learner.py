@@ -180,6 +180,11 @@ class LearnerConfig(Section):
             )
         return min(self.steps, by_epochs) if self.steps else by_epochs
 
+    @property
+    def has_kl(self) -> bool:
+        """Whether some step has a KL penalty, so that a reference policy is needed."""
+        return max([stage.kl for stage in self.stages] or [self.kl]) > 0
+
     def stage_ends(self) -> list[int]:
         """The number of steps after which each stage ends, ⌈until · steps⌉; the run's number of steps must be known."""
         return [math.ceil(_exact(stage.until) * self.steps) for stage in self.stages]

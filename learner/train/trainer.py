@@ -106,7 +106,7 @@ class Trainer:
         if config.lora.rank:
             anchored = any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
-        elif max([learner.kl] if not learner.stages else [stage.kl for stage in learner.stages]) > 0:
+        elif learner.has_kl:
             on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             reference = copy.deepcopy(policy).requires_grad_(False)
             store_weights(reference, dtype)

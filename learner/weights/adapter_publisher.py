@@ -28,6 +28,7 @@ from common.adapter_files import WEIGHTS_FILE
 from common.config import SyncConfig
 from common.process import FatalError
 from learner.weights.bucket_queue import POLL_S
+from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 from learner.weights.publisher import Published
 from learner.weights.round import fitting_actors
 from learner.work.actors import ActorState
@@ -38,7 +39,6 @@ log = logging.getLogger("learner.publisher")
 TRANSPORT = "adapter"  # what the hello of an actor that loads adapters says
 _ROOM_BYTES = 1 << 20  # in a message, for all but the adapter
 _REPLY_POLL_S = 0.01
-_SHARE = 0.9  # of what the ranks wait in a collective that a round may take
 
 
 class AdapterPublisher:
@@ -67,7 +67,7 @@ class AdapterPublisher:
         check: Callable[[], None],
         collective_s: float = math.inf,
     ) -> None:
-        self._longest_s = _SHARE * collective_s
+        self._longest_s = SHARE_OF_COLLECTIVE * collective_s
         self._server, self._config, self._check = server, config, check
         self._peft_config = json.dumps(peft_config)
         self._dtype: torch.dtype = getattr(torch, dtype)

@@ -13,7 +13,7 @@ from common.config import SyncConfig
 
 log = logging.getLogger("learner.publisher")
 
-_SHARE = 0.9  # of what the ranks wait in a collective that a round may take
+SHARE_OF_COLLECTIVE = 0.9  # of what the ranks wait in a collective that a round may take
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def round_deadlines(
         bucket_s=min(transfer_s, config.timeout_s + engines * bucket_bytes / rate),
         transfer_s=transfer_s,
     )
-    longest_s = _SHARE * collective_s
+    longest_s = SHARE_OF_COLLECTIVE * collective_s
     if found.round_s(drain_s) <= longest_s:
         return found
     # What does not grow with the bytes comes first, but the two transfers have at least a third of the time.

@@ -254,10 +254,16 @@ class WorkQueue(Generic[Result]):
                 self.orphaned += 1
 
     def ask_again(self, sequence: int) -> None:
-        """Drops the result of a finished group, which is too old, and offers the group again. No attempt is counted."""
-        slot = self._alive[sequence]
-        slot.result = None
-        self._finished -= 1
+        """Drops the result of a finished group, which is too old, and offers the group again. No attempt is counted.
+
+        One that was set aside gets a slot again, at its old place; until another is free there is one more than usual.
+        """
+        if sequence in self._aside:
+            del self._aside[sequence]
+            self._alive = dict(sorted([*self._alive.items(), (sequence, _Slot())]))
+        else:
+            self._alive[sequence].result = None
+            self._finished -= 1
         self.retried += 1
         heapq.heappush(self._waiting, sequence)
 

@@ -136,7 +136,7 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     else:
         kept = {
             "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
-            "reference": 0 if learner.kl == 0 or learner.reference_on_cpu else width * shape.parameters / shards,
+            "reference": 0 if not learner.has_kl or learner.reference_on_cpu else width * shape.parameters / shards,
         }
     buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20
     shares = config.sync.transport == "shared" and not config.lora.sends_adapters
@@ -171,7 +171,7 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     # of the matrix.
     gradients = trained * (width + 4) * shape.layer + width * matrix
     layer = inside + 3 * tokens * shape.inner * width + gradients if checkpointed else 0.0
-    roots = 2 if learner.kl and trained else 1
+    roots = 2 if learner.has_kl and trained else 1
     return {
         # Two layers, twice while they travel between ranks.
         "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * roots) * width,
@@ -302,7 +302,7 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
     table += on_gpus
     # Whole, before it is sharded: in float32, and the reference too; or frozen, in the dtype of the forward pass.
     each = _BYTES[learner.param_dtype] if adapters else 4
-    loaded = (2 if learner.kl and not adapters else 1) * each * shape.parameters / GB + machine.process_gb
+    loaded = (2 if learner.has_kl and not adapters else 1) * each * shape.parameters / GB + machine.process_gb
     table.append(Row("learner: while it loads", loaded, "GB", goal=f"< {machine.gpu_gb:g}", ok=loaded < machine.gpu_gb))
     beside = max(row.value for row in on_gpus if row.metric.endswith("one GPU") or row.metric == "learner: each GPU")
     share = least_checkpointing(shape, config, machine.gpu_gb - (beside - needs["learner"]))
@@ -310,13 +310,22 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
     table.append(Row("host memory to load, all ranks", each * shape.parameters * learner.ranks / GB, "GB"))
     table.append(Row("answers a step", sequences, ""))
     table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
-    micro_batches = math.ceil(tokens / (learner.microbatch_tokens * learner.ranks))
-    table.append(Row("micro-batches a step and rank, at most", micro_batches, ""))
-    again = 2 * learner.checkpointed_layers if learner.activation_checkpointing else 0
-    passes = (4 if adapters else 6) + again + (2 if learner.kl else 0)
-    table.append(Row("work of a step in the layers, at most", passes * shape.body * tokens / 1e15, "PFLOP"))
+    micro_batches = math.ceil(tokens / learner.minibatches / (learner.microbatch_tokens * learner.ranks))
+    updates = learner.minibatches * learner.passes
+    table.append(Row("micro-batches a step and rank, at most", updates * micro_batches, ""))
+    table.append(Row("work of a step in the layers, at most", _work(shape, config) * tokens / 1e15, "PFLOP"))
     table.append(Row("weights sent to each engine", published_bytes(shape, config) / GB, "GB"))
     return table
+
+
+def _work(shape: ModelShape, config: Config) -> float:
+    """Floating-point operations in the layers for each token of a step: 2 for each parameter and forward pass."""
+    learner = config.learner
+    again = 2 * learner.checkpointed_layers if learner.activation_checkpointing else 0
+    one_pass = (4 if config.lora.rank else 6) + again + (2 if learner.has_kl else 0)
+    # The log-probabilities before the first optimizer step, for all mini-batches but the first.
+    before = 2 * (1 - 1 / learner.minibatches) if learner.proximal == "step" else 0.0
+    return (learner.passes * one_pass + before) * shape.body
 
 
 @command(passes_flags_on=True)

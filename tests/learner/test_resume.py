@@ -39,7 +39,7 @@ HARMLESS = [
     ["--learner.evaluate", "false"], ["--learner.address", "tcp://127.0.0.1:6000"], ["--learner.ranks", "4"],
     ["--reward.addresses", '["tcp://127.0.0.1:6001"]'], ["--learner.checkpoint_every", "3"],
     ["--data.heldout", "other.parquet"], ["--learner.record", "record"], ["--actor.groups_in_flight", "3"],
-    ["--learner.microbatch_tokens", "4096"], ["--sync.transport", "disk"],
+    ["--learner.microbatch_tokens", "4096"], ["--sync.transport", "disk"], ["--actor.score_patience_s", "60"],
 ]  # fmt: skip
 MATTERS = {
     "learner.lr": "1e-05", "learner.kl": "0.5", "learner.betas": "[0.5, 0.6]", "learner.staleness": "3",

@@ -59,8 +59,10 @@ def test_what_an_earlier_run_left_is_moved_and_not_cut(tmp_path: Path) -> None:
     for number in (1, 2):
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "ledger.jsonl").write_text(f"{number}\n")
-        (tmp_path / "tensorboard" / "0").mkdir(parents=True)
+        for directory in ("tensorboard/0", "model", "adapter"):
+            (tmp_path / directory).mkdir(parents=True)
         set_aside_former_run(tmp_path)
         kept = tmp_path / f"before-{number}"
         assert (kept / "ledger.jsonl").read_text() == f"{number}\n" and (kept / "tensorboard" / "0").is_dir()
+        assert (kept / "model").is_dir() and (kept / "adapter").is_dir()
         assert sorted(path.name for path in tmp_path.iterdir() if path.name[:6] != "before") == ["logs"]

@@ -79,6 +79,25 @@ def test_adapters_need_the_memory_of_the_frozen_weights_and_little_more(
     assert slots == pytest.approx(4 * 2 * adapters / 1e9 if sync == "adapter" else 0.0)
 
 
+def test_several_optimizer_steps_and_the_reference_of_a_stage_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "qwen2.5-1.5b"
+    files = [str(CONFIGS / file) for file in ("lrpo.toml", f"models/{name}.toml", "gpus-1.toml")]
+
+    def counted(*flags: str) -> dict[str, float]:
+        main([*files, "--shape", str(CONFIGS / "models" / f"{name}.json"), "--json", "--gpu-gb", "141", *flags])
+        return {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+
+    work, batches = "work of a step in the layers, at most", "micro-batches a step and rank, at most"
+    once, twice = counted("--learner.kl", "0.1"), counted("--learner.kl", "0.1", "--learner.passes", "2")
+    assert twice[work] == pytest.approx(2 * once[work]) and twice[batches] == 2 * once[batches]
+    none, parts = counted("--learner.kl", "0"), counted("--learner.kl", "0", "--learner.minibatches", "4")
+    forward = once[work] - none[work]  # that of the reference policy
+    assert parts[work] - none[work] == pytest.approx(0.75 * forward), "of all mini-batches but the first"
+    staged = counted("--learner.kl", "0", "--learner.stages", "[{until = 1.0, kl = 0.1}]")
+    assert none["learner: reference"] == 0 < staged["learner: reference"] == once["learner: reference"]
+    assert staged[work] == once[work]
+
+
 def gpus(*flags: str, count: int = 0, learner: float = 40, engine: float = 30) -> dict[str, tuple[float, bool | None]]:
     """Value and verdict of each row about GPUs of 80 GB, for processes that need so much."""
     found = gpu_rows({"learner": learner, "engine": engine}, load([*flags]), Machine(80, count, 3, process_gb=1))

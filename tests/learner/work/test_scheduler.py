@@ -149,6 +149,22 @@ def test_a_step_is_refilled_and_gets_what_it_replaces_too() -> None:
         assert found.lease("a", 1.0) == 4
 
 
+def test_a_group_set_aside_that_is_too_old_is_asked_again_before_younger_ones() -> None:
+    queue: WorkQueue[str] = WorkQueue(
+        groups_per_step=2, staleness=0, window=1, attempts=1, total=4, refill=1, is_useful=lambda result: result == "good"
+    )
+    for sequence in (0, 1):
+        assert queue.lease("a", 1.0) == sequence
+    queue.submit(0, "a", "flat")
+    assert queue.lease("a", 1.0) == 2, "its slot is free"
+    queue.ask_again(0)
+    assert not queue.finished() and queue.untaken() == [0, 1, 2] and queue.retried == 1
+    assert queue.lease("b", 1.0) == 0 and queue.lease("b", 1.0) is None
+    for sequence, actor in ((0, "b"), (1, "a"), (2, "a")):
+        assert queue.submit(sequence, actor, "good")
+    assert queue.take() == [(0, "good"), (1, "good")] and queue.finished() == {2: "good"}
+
+
 def test_groups_set_aside_do_not_make_others_stale_at_a_resume() -> None:
     """They hold no slot, so they are no reason for others to wait for a later step."""
     pending, versions = range(6), dict.fromkeys(range(6), 3)
