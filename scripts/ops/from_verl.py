@@ -195,6 +195,11 @@ def _batch(options: _Options, routed: bool, result: Converted) -> None:
 
 def _train(options: _Options, result: Converted) -> None:
     set_to = result.settings
+    if options("actor_rollout_ref.model.lora_rank"):
+        name = "actor_rollout_ref.model.lora_alpha"
+        set_to["lora.alpha"] = options(name), options.origin(name)
+        if set_to.pop("learner.optimizer_on_cpu", (False, ""))[0]:
+            result.left.append(f"{_ACTOR}.fsdp_config: the optimizer of adapters is small, and stays on the GPUs")
     set_to["learner.staleness"] = 0, "verl is synchronous"
     set_to["learner.weight_decay_on"] = "all", "verl, not an option"
     set_to["learner.std_ddof"] = 1, "verl, not an option"

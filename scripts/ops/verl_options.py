@@ -143,7 +143,11 @@ OPTIONS: Mapping[str, Option] = {
         "learner.activation_checkpointing", boolean, "True"
     ),
     "actor_rollout_ref.model.use_remove_padding": Unneeded("sequences are always packed without padding"),
-    "actor_rollout_ref.model.lora_rank": Fixed(("0",), "all weights are trained"),
+    "actor_rollout_ref.model.lora_rank": Carried("lora.rank", integer),
+    "actor_rollout_ref.model.lora_alpha": Computed("lora.alpha", "as it is, with lora_rank", number, "16"),
+    "actor_rollout_ref.model.target_modules": Fixed(
+        ("all-linear",), "lora.targets has the linear layers of common models; name others there"
+    ),
     # Optimizer
     f"{_ACTOR}.optim.lr": Carried("learner.lr", number, "1e-6"),
     f"{_ACTOR}.optim.betas": Carried("learner.betas", numbers, "[0.9, 0.999]"),

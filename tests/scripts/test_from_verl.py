@@ -207,6 +207,18 @@ def test_mistakes_are_named(script: str, complaint: str, tmp_path: Path) -> None
         read_script(tmp_path / "nowhere.sh")
 
 
+def test_a_script_with_lora_trains_adapters() -> None:
+    model, offload = "actor_rollout_ref.model", "actor_rollout_ref.actor.fsdp_config.optimizer_offload"
+    full = {"actor_rollout_ref.rollout.n": "8"}
+    given = {**full, f"{model}.lora_rank": "64", f"{model}.target_modules": "all-linear"}
+    lora = {key: value for key, (value, _) in convert(given).settings.items() if key.startswith("lora.")}
+    assert lora == {"lora.rank": 64, "lora.alpha": 16}, "verl's alpha where none is given, and not ours"
+    own = convert({**given, f"{model}.lora_alpha": "32", f"{model}.target_modules": "[q_proj,v_proj]", offload: "True"})
+    assert own.settings["lora.alpha"][0] == 32 and "learner.optimizer_on_cpu" not in own.settings
+    assert all(any(part in line for line in own.left) for part in ("lora.targets", "stays on the GPUs"))
+    assert not any(key.startswith("lora.") for key in convert(full).settings)
+
+
 def test_arrays_and_arithmetic_of_a_script_are_read(tmp_path: Path) -> None:
     """As current scripts of verl are written."""
     (tmp_path / "run.sh").write_text("""
