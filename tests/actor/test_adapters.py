@@ -148,7 +148,7 @@ def test_answers_keep_their_adapter_and_new_ones_use_the_newest(
 ) -> None:
     """Three updates while answers are under way; every token is of the version that its answer is marked with."""
     monkeypatch.setenv("PYTHONPATH", str(LIGHT) if kind == "light" else "")
-    monkeypatch.setenv("LIGHT_TOKEN_S", "0.01")
+    monkeypatch.setenv("LIGHT_TOKEN_S", "0.02")
     config = load(["--model.path", str(tiny_policy), "--model.dtype", "float32", "--run.dir", str(tmp_path), *FLAGS])
     temperature, tokens = 0.7, 80
     sampling = {"temperature": temperature, "max_new_tokens": tokens, "ignore_eos": True}

@@ -64,13 +64,21 @@ OWN = wire.ActorProcess(host="here", pid=os.getpid(), started=1.0, machine="this
 
 
 class FakeActor:
-    """What a session belongs to. With ``engine``, its engine is there from the beginning."""
+    """What a session belongs to.
 
-    def __init__(self, *, engine: bool = True) -> None:
+    Args:
+        engine: its engine is there from the beginning.
+        silence_timeout_s: of the session. A busy machine may take the time of most tests away for longer than a test
+            of it can wait.
+    """
+
+    def __init__(self, *, engine: bool = True, silence_timeout_s: float = 1000.0) -> None:
         self.work: list[str] = []
         self.orders: list[Any] = []
         self.route = FakeRoute()
-        self.session = Session(cast(Any, self.route), "a", OWN, lease_timeout_s=0.05, silence_timeout_s=0.5)
+        self.session = Session(
+            cast(Any, self.route), "a", OWN, lease_timeout_s=0.5, silence_timeout_s=silence_timeout_s
+        )
         self.engine = engine
         self.tasks: list[asyncio.Task[Any]] = []
 
@@ -256,7 +264,7 @@ def test_a_learner_that_moved_is_told_hello_and_one_that_stays_silent_is_given_u
         with pytest.raises(FatalError, match="ipc://learner has sent nothing for"):
             await beating
 
-    play(scene)
+    play(scene, silence_timeout_s=1.0)
 
 
 def test_an_actor_without_an_engine_hears_of_the_end_of_the_run() -> None:
