@@ -24,6 +24,7 @@ from typing import NoReturn
 
 from actor.engine.adapters import DamagedAdapterError, LoadedAdapter, describe_misfit, write_adapter
 from actor.engine.client import Engine, EngineError
+from actor.probing import prove
 from actor.tasks import TaskGroup
 from actor.weights import Order
 from common import wire
@@ -142,22 +143,8 @@ class AdapterUpdates:
         Raises:
             EngineError: they are not the learner's, or the engine does not give them.
         """
-        try:
-            error = await self._engine.measure_probe_error(probe, self._probe_timeout_s, adapter)
-        except EngineError:
-            raise
-        except Exception as failure:  # an answer of any other form must not hold the groups back for ever
-            raise EngineError(f"the probe failed: {failure!r}") from failure
-        if not error <= probe.tolerance:  # also where it is not a number
-            raise EngineError(
-                f"with the adapter of version {adapter.version} the engine's log-probabilities of the probe are "
-                f"{error:.3g} nats from the learner's (sync.probe_tolerance = {probe.tolerance:g})"
-            )
-        log.info(
-            "proved the adapter of version %d: the engine's log-probabilities are %.2g nats from the learner's",
-            adapter.version,
-            error,
-        )
+        what = f"the adapter of version {adapter.version}"
+        error = await prove(self._engine, probe, self._probe_timeout_s, what, adapter)
         self.probe_error = error
         self.proved_updates += 1
         self._proving[adapter.version] -= 1

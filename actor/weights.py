@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import NoReturn, TypeAlias
 
 from actor.engine.client import Engine, EngineError, describe_differences
+from actor.probing import prove
 from actor.proof import WeightProof, WeightState
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes
@@ -222,22 +223,8 @@ class WeightUpdates:
         Raises:
             EngineError: the engine's log-probabilities of the probe are not the learner's, or it does not give them.
         """
-        try:
-            error = await self._engine.measure_probe_error(order.probe, self._probe_timeout_s)
-        except EngineError:
-            raise
-        except Exception as failure:  # an answer of any other form must not hold the groups back for ever
-            raise EngineError(f"the probe failed: {failure!r}") from failure
-        if not error <= order.probe.tolerance:  # also where it is not a number
-            raise EngineError(
-                f"after the update to version {order.version} the engine's log-probabilities of the probe are "
-                f"{error:.3g} nats from the learner's (sync.probe_tolerance = {order.probe.tolerance:g})"
-            )
-        log.info(
-            "proved the weights of version %d: the engine's log-probabilities are %.2g nats from the learner's",
-            order.version,
-            error,
-        )
+        what = f"the weights of version {order.version}"
+        error = await prove(self._engine, order.probe, self._probe_timeout_s, what)
         self.probe_error = error
         self.proved_updates += 1
         self._weights.probed(order.version)

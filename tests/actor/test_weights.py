@@ -255,7 +255,7 @@ def test_an_engine_whose_probe_is_too_far_from_the_learners_is_given_up(logprob:
         await learner.reach(WeightState.FAILED)
         assert learner.may_send(1) is False
 
-    with pytest.raises(EngineError, match=r"after the update to version 1 .* nats from the learner's"):
+    with pytest.raises(EngineError, match=r"with the weights of version 1 .* nats from the learner's"):
         play(lambda: FakeEngine(logprob), scene)
 
 

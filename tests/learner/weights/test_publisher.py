@@ -143,7 +143,7 @@ def test_an_engine_with_other_weights_is_found_by_the_probe_and_started_again(
     with monkeypatch.context() as patch:
         patch.setattr(transport, "send", harm)
         assert set(present.publish().members) == set(ACTORS)
-    words = f"after the update to version {present.version} the engine's log-probabilities"
+    words = f"with the weights of version {present.version} the engine's log-probabilities"
     present.until(lambda: words in present.log("two").read_text(), words)
     for name in ("one", "disk", "shared"):
         present.until(lambda name=name: present.proved(name), f"{name} proves version {present.version}")  # type: ignore[misc]
