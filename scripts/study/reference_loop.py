@@ -412,6 +412,8 @@ def check(config: Config) -> None:
             raise FatalError(f"the reference loop implements learner.{name} = {known} only, not {value!r}")
     if learner.advantage == "decoupled" and learner.overlong_limit:
         raise FatalError("the reference loop implements learner.overlong_limit with learner.advantage = 'gated' only")
+    if config.data.curriculum < 1:
+        raise FatalError(f"the reference loop implements data.curriculum = 1 only, not {config.data.curriculum}")
     if config.lora.rank:
         raise FatalError(f"the reference loop trains all weights: lora.rank = {config.lora.rank}")
     if config.router.mode in ("policy", "hybrid"):
