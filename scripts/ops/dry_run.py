@@ -89,8 +89,9 @@ class ModelShape:
         Attention keeps query, key, value and result, and a float32 for each head. The gated MLP keeps four arrays of
         its inner width: the gate, its activation, the other branch, and their product.
         """
-        norms: int = (4 + 2 * width) * self.normed
-        return norms + width * (2 * self.query + 2 * self.kv + 4 * self.inner) + 4 * self.heads
+        norms = (4 + 2 * width) * self.normed
+        kept: int = norms + width * (2 * self.query + 2 * self.kv + 4 * self.inner) + 4 * self.heads
+        return kept
 
 
 def limit_layers(config: Any, layers: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.config import Config, load
@@ -13,7 +14,7 @@ GOLDS = ["42", r"\boxed{\frac{3}{4}}", "２\\sqrt{3}", "nobody knows", "1,000", 
 TOPICS = ["words" if gold.startswith("Paris") else "sums" for gold in GOLDS]
 
 
-def _config(tmp_path: Path, rows: list[dict[str, object]]) -> Config:
+def _config(tmp_path: Path, rows: Sequence[Mapping[str, object]]) -> Config:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return load(["--data.train", str(path), "--reward.terms.sums.math", "1.0"])
