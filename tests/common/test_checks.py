@@ -124,6 +124,10 @@ REFUSED = {
         ["--lora.rank", "4", "--actor.engine_args.dp_size", "2"],
         "actor.engine_args.dp_size = 2: SGLang loads adapters into one data-parallel copy only",
     ),
+    "an optimizer of adapters in host memory": (
+        ["--lora.rank", "4", "--learner.optimizer_on_cpu", "true"],
+        "learner.optimizer_on_cpu = true has no use with lora.rank = 4",
+    ),
     "adapters of the engine's own": (
         ["--actor.engine_args.max_lora_rank", "64"],
         "actor.engine_args.max_lora_rank is set by the actor itself: use lora.rank",
