@@ -15,7 +15,8 @@ _OF_A_RUN = (
     "ledger.jsonl", "router.jsonl", "summary.json", "config.json", "config-until-step-*.json", "tensorboard", "wandb",
     "trackio", "skipped", "model", "adapter",
 )  # fmt: skip
-_SHOWS_TRAINING = ("ledger.jsonl", "router.jsonl", "summary.json", "model", "adapter")  # at least one of them, and not empty
+# Whatever one of these holds is of a run that has trained.
+_SHOWS_TRAINING = ("ledger.jsonl", "router.jsonl", "summary.json", "model", "adapter")
 
 
 def set_aside_former_run(directory: Path) -> None:

@@ -243,9 +243,11 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--learner.aggregation", "fertility"], ["--learner.advantage", "split"], ["--learner.stages", "[{}]"],
+        ["--learner.aggregation", "fertility"],
+        ["--learner.advantage", "split"],
+        ["--learner.stages", "[{}]"],
         ["--data.curriculum", "0.5"],
-    ],  # fmt: skip
+    ],
 )
 def test_settings_that_the_file_does_not_implement_are_refused(flags: list[str]) -> None:
     with pytest.raises(FatalError, match=re.escape(flags[0].removeprefix("--"))):

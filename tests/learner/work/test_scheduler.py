@@ -151,7 +151,13 @@ def test_a_step_is_refilled_and_gets_what_it_replaces_too() -> None:
 
 def test_a_group_set_aside_that_is_too_old_is_asked_again_before_younger_ones() -> None:
     queue: WorkQueue[str] = WorkQueue(
-        groups_per_step=2, staleness=0, window=1, attempts=1, total=4, refill=1, is_useful=lambda result: result == "good"
+        groups_per_step=2,
+        staleness=0,
+        window=1,
+        attempts=1,
+        total=4,
+        refill=1,
+        is_useful=lambda result: result == "good",
     )
     for sequence in (0, 1):
         assert queue.lease("a", 1.0) == sequence
