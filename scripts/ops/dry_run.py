@@ -325,7 +325,8 @@ def _work(shape: ModelShape, config: Config) -> float:
     one_pass = (4 if config.lora.rank else 6) + again + (2 if learner.has_kl else 0)
     # The log-probabilities before the first optimizer step, for all mini-batches but the first.
     before = 2 * (1 - 1 / learner.minibatches) if learner.proximal == "step" else 0.0
-    return (learner.passes * one_pass + before) * shape.body
+    work: float = (learner.passes * one_pass + before) * shape.body
+    return work
 
 
 @command(passes_flags_on=True)
