@@ -5,7 +5,9 @@ are signals, which have to wait until big-integer arithmetic ends. The verifier 
 pebble, which kills a worker that exceeds its time and starts another one.
 
 pebble has no limits of memory and files, no deadline for the start of a worker, and workers that survive the death of
-their parent while they compute. ``_start_worker`` and ``MathVerifier`` add these.
+their parent while they compute. ``_start_worker`` and ``MathVerifier`` add these. A worker that something else kills
+while it takes an answer keeps the lock of pebble's pipe, and no other worker is ever given anything: ``MathVerifier``
+replaces a pool that has finished nothing.
 
 pebble unpickles what a worker returns, over a pipe to its own child. This is acceptable because a worker runs no code
 that an answer contains.
@@ -24,7 +26,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
@@ -78,6 +80,7 @@ class MathVerifier:
         self._workers = workers
         self.counts: Counter[str] = Counter()
         self._restarting = threading.Lock()  # several threads may verify at a time
+        self._is_stuck = False
         self._pool = self._start_pool()
 
     def __call__(self, answer: str, accepted: list[str], language: str = "") -> float:
@@ -87,8 +90,9 @@ class MathVerifier:
     def verify(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
         """Compares the formula of each answer with its accepted ones, several answers at a time.
 
-        Blocks for 40 s at most. When the pool has died, it also blocks until another one is ready. Answers that look
-        cheap come first, so that the time of the batch is up, if at all, for those that are not.
+        Blocks for 40 s at most. When the pool has died, or has finished none of the answers of an earlier call, it also
+        blocks until another one is ready. Answers that look cheap come first, so that the time of the batch is up, if
+        at all, for those that are not.
 
         Args:
             answers: for each the text, the accepted answers, and the language of the text, which decides what 1.234
@@ -97,28 +101,32 @@ class MathVerifier:
         Raises:
             FatalError: the workers do not start any more.
         """
-        with self._restarting:
-            if not self._pool.active:  # it died between two batches
-                self._restart_pool()
-        ends = time.monotonic() + _BATCH_S
         read = [text[-_LONGEST:] for text, _, _ in answers]
         harmless = [number for number, text in enumerate(read) if not _is_hostile(text)]
         self.counts["math_refused"] += len(answers) - len(harmless)
-        futures: dict[int, Future[bool]] = {
-            number: _schedule(self._pool, read[number], answers[number][1:])
-            for number in sorted(harmless, key=lambda number: reading_cost(read[number]))
-        }
+        with self._restarting:
+            if not self._pool.active or self._is_stuck:
+                self._restart_pool()
+            pool, ends = self._pool, time.monotonic() + _BATCH_S
+            futures: dict[int, Future[bool]] = {
+                number: _schedule(pool, read[number], answers[number][1:])
+                for number in sorted(harmless, key=lambda number: reading_cost(read[number]))
+            }
         values = {number: self._result(future, ends) for number, future in futures.items()}
-        return [values.get(number, 0.0) for number in range(len(answers))]
+        if values and all(value is None for value in values.values()):
+            with self._restarting:
+                self._is_stuck |= pool is self._pool
+        return [values.get(number) or 0.0 for number in range(len(answers))]
 
-    def _result(self, future: Future[bool], ends: float) -> float:
+    def _result(self, future: Future[bool], ends: float) -> float | None:
+        """What an answer is worth; None where no worker was done with it in time."""
         try:
             # A worker that hangs before it takes an answer is not seen by pebble's own timeout.
             error = future.exception(max(0.0, ends - time.monotonic()))
-        except FutureTimeout:
+        except (FutureTimeout, CancelledError):  # cancelled: another thread has replaced the pool
             future.cancel()
             self.counts["math_unverified"] += 1
-            return 0.0
+            return None
         if error is None:
             return float(future.result())
         self.counts["math_killed"] += 1
@@ -134,7 +142,7 @@ class MathVerifier:
     def _restart_pool(self) -> None:
         self.counts["math_restarts"] += 1
         self.close()
-        self._pool = self._start_pool()
+        self._pool, self._is_stuck = self._start_pool(), False
 
     def _start_pool(self) -> ProcessPool:
         for attempt in range(_STARTS):
