@@ -309,6 +309,17 @@ def adapters_keep_their_optimizer(config: Sections) -> Iterator[str]:
         )
 
 
+def dropout_has_one_optimizer_step(config: Sections) -> Iterator[str]:
+    """Between two optimizer steps of a batch, a ratio would compare two dropout masks beside two policies."""
+    learner = config.learner
+    if config.lora.rank and config.lora.dropout and learner.minibatches * learner.passes > 1:
+        yield (
+            f"lora.dropout = {config.lora.dropout:g} needs learner.minibatches = 1 and learner.passes = 1, not "
+            f"{learner.minibatches} and {learner.passes}: the ratio of a later optimizer step would compare two "
+            "dropout masks; set lora.dropout = 0"
+        )
+
+
 def targets_differ(config: Sections) -> Iterator[str]:
     """A target that stands there twice is one adapter, and not two."""
     for target, count in Counter(config.lora.targets).items():
@@ -362,7 +373,7 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
     sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
-    adapters_keep_their_optimizer, loss_has_its_settings, decoupled_parts_exist,
+    adapters_keep_their_optimizer, dropout_has_one_optimizer_step, loss_has_its_settings, decoupled_parts_exist,
     refill_knows_the_rewards, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
     request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

@@ -195,6 +195,9 @@ def _batch(options: _Options, routed: bool, result: Converted) -> None:
 
 def _train(options: _Options, result: Converted) -> None:
     set_to = result.settings
+    for name in (f"{_ACTOR}.fsdp_config.{what}_offload" for what in ("param", "optimizer")):
+        if options(name):  # either of the two, which are one setting of ours
+            set_to["learner.optimizer_on_cpu"] = True, options.origin(name)
     if options("actor_rollout_ref.model.lora_rank"):
         name = "actor_rollout_ref.model.lora_alpha"
         set_to["lora.alpha"] = options(name), options.origin(name)

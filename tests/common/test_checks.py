@@ -128,6 +128,10 @@ REFUSED = {
         ["--lora.rank", "4", "--learner.optimizer_on_cpu", "true"],
         "learner.optimizer_on_cpu = true has no use with lora.rank = 4",
     ),
+    "dropout between optimizer steps": (
+        ["--lora.rank", "4", "--lora.dropout", "0.1", "--learner.minibatches", "2"],
+        "lora.dropout = 0.1 needs learner.minibatches = 1 and learner.passes = 1, not 2 and 1",
+    ),
     "adapters of the engine's own": (
         ["--actor.engine_args.max_lora_rank", "64"],
         "actor.engine_args.max_lora_rank is set by the actor itself: use lora.rank",

@@ -217,6 +217,10 @@ def test_a_script_with_lora_trains_adapters() -> None:
     assert own.settings["lora.alpha"][0] == 32 and "learner.optimizer_on_cpu" not in own.settings
     assert all(any(part in line for line in own.left) for part in ("lora.targets", "stays on the GPUs"))
     assert not any(key.startswith("lora.") for key in convert(full).settings)
+    for moved in ("param", "optimizer"):
+        each = ("param", "optimizer")
+        parts = {f"actor_rollout_ref.actor.fsdp_config.{what}_offload": str(what == moved) for what in each}
+        assert convert({**full, **parts}).settings["learner.optimizer_on_cpu"][0] is True
 
 
 def test_arrays_and_arithmetic_of_a_script_are_read(tmp_path: Path) -> None:
