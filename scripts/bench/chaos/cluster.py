@@ -124,13 +124,11 @@ class Cluster:
 
         An actor ends by itself when the learner is interrupted, and is needed again when that resumes.
         """
-        if self.processes["learner"].poll() == 0:
+        if self._restart_learner():
             return True
         for name, process in self.processes.items():
-            if process.poll() is not None and name not in _RANKS:
-                self.restarts[name] += 1
-                self._start(name)
-        self._restart_learner()
+            if name not in _RANKS and process.poll() is not None:
+                self._restart(name)
         try:
             self.attached.check()
         except EngineLost:
@@ -143,21 +141,29 @@ class Cluster:
                 second.process.terminate()
         return False
 
-    def _restart_learner(self) -> None:
-        """All ranks together, once all are gone."""
-        alive = [name for name in _RANKS if self.processes[name].poll() is None]
+    def _restart_learner(self) -> bool:
+        """Starts all ranks together, once all are gone. Returns whether the learner has finished instead."""
+        codes = {name: self.processes[name].poll() for name in _RANKS}
+        alive = [name for name, code in codes.items() if code is None]
+        if codes["learner"] == 0:
+            return True
         if len(alive) == len(_RANKS):
             self._rank_died = None
         elif not alive:
-            self.restarts["learner"] += 1
             for name in _RANKS:
-                self._start(name)
+                self._restart(name)
         elif self._rank_died is None:
             self._rank_died = time.monotonic()
         elif time.monotonic() > self._rank_died + _RANK_S:
             for name in alive:
                 self.restarts[f"{name} ended by its supervisor"] += 1
                 self.processes[name].kill()
+        return False
+
+    def _restart(self, name: str) -> None:
+        self.restarts[name] += 1
+        print(f"{time.strftime('%X')}   {name} ended with code {self.processes[name].returncode}", file=sys.stderr)
+        self._start(name)
 
     def step(self) -> int:
         """The newest step in the learner's log; it counts steps that were lost because there was no checkpoint yet."""
