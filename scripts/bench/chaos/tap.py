@@ -35,7 +35,8 @@ class Proxies:
     def __init__(self) -> None:
         self.problem: Exception | None = None
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
+        self._thread.start()
 
     def add(self, port: int, upstream: int, make_readers: Callable[[], tuple[Reader, Reader]]) -> None:
         """Forwards what connects to ``port`` to ``upstream``.
@@ -46,23 +47,27 @@ class Proxies:
         asyncio.run_coroutine_threadsafe(self._serve(port, upstream, make_readers), self._loop)
 
     def stop(self) -> None:
-        """Ends the thread; connections are cut."""
+        """Cuts all connections and ends the thread. Blocks for a moment."""
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
     async def _serve(self, port: int, upstream: int, make_readers: Callable[[], tuple[Reader, Reader]]) -> None:
         """Listens only while something listens upstream: a client of a dead server is refused, as without a proxy."""
         while True:
+            gone = asyncio.Event()
+            join = partial(self._join, upstream, make_readers, gone)
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", upstream)
                 writer.close()
-            except OSError:
+                server = await asyncio.start_server(join, "127.0.0.1", port)
+            except OSError:  # nothing listens upstream, or the port is not free again yet
                 await asyncio.sleep(_POLL_S)
                 continue
-            gone = asyncio.Event()
-            join = partial(self._join, upstream, make_readers, gone)
-            server = await asyncio.start_server(join, "127.0.0.1", port)
-            await gone.wait()
-            server.close()
+            try:
+                await gone.wait()
+            finally:
+                server.close()
 
     async def _join(
         self, upstream: int, make_readers: Callable[[], tuple[Reader, Reader]], gone: asyncio.Event,
@@ -79,11 +84,13 @@ class Proxies:
             asyncio.create_task(self._pump(reader, far_writer, there)),
             asyncio.create_task(self._pump(far_reader, writer, back)),
         ]
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        writer.close()
-        far_writer.close()
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            writer.close()
+            far_writer.close()
 
     async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, reader: Reader) -> None:
         with suppress(OSError):
@@ -95,6 +102,13 @@ class Proxies:
                         self.problem = problem
                 target.write(data)
                 await target.drain()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class ZmtpReader:
