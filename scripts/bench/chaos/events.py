@@ -7,6 +7,7 @@ import os
 import random
 import re
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -124,9 +125,14 @@ class Events:
             case "full disk":
                 self._fill_disk("learner", _ROOM_BYTES)
                 return "full disk learner"
-            case "failing rank":  # an error in one rank alone: it cannot write its part of a checkpoint
-                self._fill_disk("learner-rank-1", _ROOM_OF_LOG_BYTES)
-                return "error of one rank"
+            case (
+                "failing rank"
+            ):  # an error in one rank alone, wherever it is, or when it writes its part of a checkpoint
+                if self._random.random() < 0.5:
+                    self._fill_disk("learner-rank-1", _ROOM_OF_LOG_BYTES)
+                    return "full disk of one rank"
+                self._cluster.processes["learner-rank-1"].send_signal(signal.SIGINT)  # raises KeyboardInterrupt there
+                return "interrupt of one rank"
             case "other sizes":
                 self._cluster.resume_with(*self._random.choice(SIZES))
                 return "resume with other sizes"
