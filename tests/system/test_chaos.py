@@ -22,7 +22,7 @@ from common.net.ports import reserve_port
 from scripts.bench.chaos.clock import Clocks
 from scripts.bench.chaos.observer import Observed, Observer
 from scripts.bench.chaos.tap import HttpReader, Proxies, ZmtpReader
-from scripts.bench.chaos.verdict import problems
+from scripts.bench.chaos.verdict import Bounds, problems
 from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
@@ -229,7 +229,7 @@ class Play:
             for sequence, step in lines
         ]
         ledger.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-        return self.observer.conclude(ledger)
+        return self.observer.conclude(ledger, lambda step: 1)
 
 
 def frame(message: dict[str, Any]) -> bytes:
@@ -246,7 +246,7 @@ def test_the_observer_finds_the_lag_by_itself(tmp_path: Path) -> None:
     play.submit("1:train-1", [1, 1])
     found = play.conclude(tmp_path, (0, 2), (1, 4))
     assert (found.lag_max, found.lost, found.doubled, found.unseen, found.wrong_versions) == (2, [], [], [], 0)
-    assert (found.groups, found.tokens) == (2, 4)
+    assert (found.groups, found.tokens, found.over_bound) == (2, 4, [1])
     assert play.phases == [("other", phase) for phase in ("pause", "transfer", "probe")] * 2
 
 
@@ -296,15 +296,27 @@ def test_the_observer_counts_what_is_lost_doubled_and_from_nowhere(tmp_path: Pat
     assert (found.lost, found.doubled, found.unseen) == ([3, 4], [1], [2])
 
 
+def test_every_step_has_the_bound_of_its_own_sizes(tmp_path: Path) -> None:
+    for name, sizes in (
+        ("config-until-step-000010", (4, 2, 3)), ("config-until-step-000025", (4, 0, 3)), ("config", (2, 1, 1))
+    ):  # fmt: skip
+        learner = dict(zip(("groups_per_step", "staleness", "window"), sizes, strict=True))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"learner": learner}))
+    bounds = Bounds(tmp_path)
+    assert [bounds.at(step) for step in (1, 10, 11, 25, 26, 99)] == [3, 3, 0, 0, 1, 1] and bounds.largest == 3
+
+
 def test_the_verdict_names_what_is_wrong() -> None:
     good = {
-        "lost": 0, "doubled": 0, "leftover_processes": 0, "groups_never_submitted": 0, "wrong_versions": 0,
+        "lost": 0, "doubled": 0, "groups_over_bound": 0, "leftover_processes": 0,
+        "groups_never_submitted": 0, "wrong_versions": 0,
         "staleness_max": 2, "staleness_bound": 2, "longest_stall_s": 3.0, "stall_bound_s": 4.0,
         "told": {"lost": 0, "doubled": 0, "staleness_max": 2},
     }  # fmt: skip
     assert problems(good) == []
     bad: dict[str, Any] = {
-        "lost": 1, "doubled": 1, "leftover_processes": 1, "groups_never_submitted": 1, "wrong_versions": 1,
+        "lost": 1, "doubled": 1, "groups_over_bound": 1, "leftover_processes": 1,
+        "groups_never_submitted": 1, "wrong_versions": 1,
         "staleness_max": 3, "longest_stall_s": 5.0, "told": {"lost": 1, "doubled": 0, "staleness_max": 2},
     }  # fmt: skip
     for name, value in bad.items():

@@ -32,7 +32,7 @@ from scripts.bench.chaos.cluster import ATTACHED, Cluster
 from scripts.bench.chaos.events import Events
 from scripts.bench.chaos.observer import Observer
 from scripts.bench.chaos.tap import Proxies
-from scripts.bench.chaos.verdict import figures, problems, stall_bound
+from scripts.bench.chaos.verdict import Bounds, figures, problems, stall_bound
 from scripts.bench.chaos.world import prepare
 from scripts.ops.command_line import command
 
@@ -77,8 +77,9 @@ def chaos(directory: Path, count: int, seed: int, engine: str) -> dict[str, Any]
         proxies.stop()
     if proxies.problem is not None:
         raise RuntimeError("the observer could not read what passed") from proxies.problem
-    observed = observer.conclude(directory / "run" / "ledger.jsonl")
-    found = figures(cluster, events, observed, longest, bound)
+    bounds = Bounds(directory / "run")
+    observed = observer.conclude(directory / "run" / "ledger.jsonl", bounds.at)
+    found = figures(cluster, events, observed, bounds, longest, bound)
     return found | {"leftover_processes": left, "seconds": round(time.monotonic() - began, 1)}
 
 

@@ -26,9 +26,8 @@ from common.config import load
 from common.net.ports import reserve_port
 from common.parent import die_with_parent
 from common.process import FatalError
-from learner.work.scheduler import staleness_bound
 from scripts.bench.chaos.clock import Clocks
-from scripts.bench.chaos.world import SIZES, START_S, WINDOW, settings
+from scripts.bench.chaos.world import START_S, settings
 
 ROOT = Path(__file__).parents[3]
 ATTACHED = "actor-2"  # the actor whose engine is not its own
@@ -81,7 +80,6 @@ class Cluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.restarts: Counter[str] = Counter()
         self._rank_died: float | None = None  # when one of the ranks was found dead while another lived
-        self.bounds = {staleness_bound(*SIZES[0], WINDOW)}  # those that the run has had
         self.seconds: list[Second] = []  # second actors of a name
         self._engine_config = load([*flags, "--actor.engine_port", str(self.ports["engine"])])
         self._reserved.pop("engine").close()  # the engine reserves it itself
@@ -174,7 +172,6 @@ class Cluster:
         """Interrupts the learner, which then resumes with so many groups in a step, and so many stale steps."""
         self._change_learner("--learner.groups_per_step", str(groups), "--learner.staleness", str(staleness))
         self._change_learner("--resume.accept", "learner.groups_per_step,learner.staleness")
-        self.bounds.add(staleness_bound(groups, staleness, WINDOW))
         self.processes["learner"].terminate()
 
     def conclude(self) -> None:

@@ -125,9 +125,7 @@ class Events:
             case "full disk":
                 self._fill_disk("learner", _ROOM_BYTES)
                 return "full disk learner"
-            case (
-                "failing rank"
-            ):  # an error in one rank alone: in any moment, or in its part of a checkpoint
+            case "failing rank":  # an error in one rank alone: in any moment, or in its part of a checkpoint
                 if self._random.random() < 0.5:
                     self._fill_disk("learner-rank-1", _ROOM_OF_LOG_BYTES)
                     return "full disk of one rank"

@@ -15,8 +15,9 @@ What it measures:
 * A question is lost if it was leased, or is older than one that was, and the ledger does not say how it ended; it is
   doubled if the ledger says so twice. The run must have taken everything that it handed out, see ``cluster.conclude``.
 
-What it trusts: s and the lines of the ledger, which the learner writes; the engine's word on which label made a token;
-the learner's order of which version is sent, which the probe of the weights proves in turn.
+What it trusts: s and the lines of the ledger, which the learner writes; the sizes P, S and W of each step in the run's
+kept configurations, of which the bound is made (``verdict``); the engine's word on which label made a token; the
+learner's order of which version is sent, which the probe of the weights proves in turn.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Observed:
     lost: list[int]  # sequence numbers
     doubled: list[int]
     lag_max: int
+    over_bound: list[int]  # sequence numbers of groups whose lag exceeds the bound of their step
     unseen: list[int]  # that a step took though no such group was submitted
     wrong_versions: int  # submitted tokens whose version is not the one that sampled them, or is impossible
     tokens: int  # that steps took
@@ -187,7 +189,7 @@ class Observer:
 
     def _asked(self, line: str, body: bytes) -> tuple[str, Any]:
         route = line.split(" ")[1].partition("?")[0]
-        content = json.loads(body) if body and route in ("/generate", *_UPDATES) else None
+        content: Any = json.loads(body) if body and route in ("/generate", *_UPDATES) else {}
         if route == "/pause_generation":
             self.on_phase(self.watched, "pause")
         elif route in _UPDATES and "weight_version" not in content:  # not the last call, so that others follow
@@ -219,13 +221,19 @@ class Observer:
 
     # -- at the end ----------------------------------------------------------------------------------------------------
 
-    def conclude(self, ledger: Path) -> Observed:
-        """Compares the books with the ledger of the run, which has ended."""
+    def conclude(self, ledger: Path, bound_at: Callable[[int], int]) -> Observed:
+        """Compares the books with the ledger of the run, which has ended.
+
+        Args:
+            bound_at: the staleness bound of a step.
+        """
         lines = [json.loads(line) for line in ledger.read_bytes().splitlines()]
         ends = Counter(line["sequence"] for line in lines if line["outcome"] not in _NO_END)
         with self._lock:
             handed_out = self._leased | set(range(max([*ends, *self._leased, -1]) + 1))
-            unseen, lag_max, tokens, groups = [], 0, 0, 0
+            unseen: list[int] = []
+            over_bound: list[int] = []
+            lag_max = tokens = groups = 0
             for line in lines:
                 if line["outcome"] not in _AT_STEP:
                     continue
@@ -238,12 +246,15 @@ class Observer:
                     unseen.append(line["sequence"])
                     continue
                 # The last one: those before it are of learners whose training of them was undone by a resume.
-                lag_max = max(lag_max, line["step"] - 1 - found[-1].oldest)
+                lag = line["step"] - 1 - found[-1].oldest
+                lag_max = max(lag_max, lag)
+                if lag > bound_at(line["step"]):
+                    over_bound.append(line["sequence"])
                 groups, tokens = groups + 1, tokens + sum(line["lengths"])
             return Observed(
                 lost=sorted(handed_out - set(ends)), doubled=sorted(n for n, count in ends.items() if count > 1),
-                lag_max=lag_max, unseen=unseen, wrong_versions=self._wrong_versions, tokens=tokens,
-                checked=self._checked, groups=groups,
+                lag_max=lag_max, over_bound=over_bound, unseen=unseen, wrong_versions=self._wrong_versions,
+                tokens=tokens, checked=self._checked, groups=groups,
             )  # fmt: skip
 
 

@@ -25,15 +25,46 @@ def stall_bound(start_s: float) -> float:
     return 2 * (LEASE_S + 2 * SYNC_S + max(START_S, start_s)) + LONGEST_STOP_S
 
 
+class Bounds:
+    """The staleness bound of every step: floor(((S + 1) P + W - 2) / P) of the sizes with which it was trained.
+
+    Args:
+        run: directory of the run, in which ``config.json`` has the sizes, and ``config-until-step-N.json`` those that
+            were used until a resume with other ones.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._until = [
+            (int(path.stem.rpartition("-")[2]), _bound(path)) for path in sorted(run.glob("config-until-step-*.json"))
+        ]
+        self._last = _bound(run / "config.json")
+
+    def at(self, step: int) -> int:
+        """The bound of this step, counted from 1."""
+        return next((bound for last, bound in self._until if step <= last), self._last)
+
+    @property
+    def largest(self) -> int:
+        """The largest of them."""
+        return max(self._last, *(bound for _, bound in self._until), 0)
+
+
+def _bound(path: Path) -> int:
+    sizes = json.loads(path.read_text())["learner"]
+    groups, staleness, window = sizes["groups_per_step"], sizes["staleness"], sizes["window"]
+    return int(((staleness + 1) * groups + window - 2) // groups) if staleness else 0
+
+
 def figures(
-    cluster: Cluster, events: Events, observed: Observed, longest_stall_s: float, bound_s: float
+    cluster: Cluster, events: Events, observed: Observed, bounds: Bounds, longest_stall_s: float, bound_s: float
 ) -> dict[str, Any]:
     """What came of the run, by the observer and by its own summary. It has ended."""
     directory = cluster.directory
     summary = json.loads((directory / "run" / "summary.json").read_text())
     return {
         "events": events.count.total(), "lost": len(observed.lost), "doubled": len(observed.doubled),
-        "staleness_max": observed.lag_max, "staleness_bound": max(cluster.bounds),
+        "staleness_max": observed.lag_max, "staleness_bound": bounds.largest,
+        "groups_over_bound": len(observed.over_bound),
         "longest_stall_s": round(longest_stall_s, 1), "stall_bound_s": round(bound_s, 1),
         "groups": observed.groups, "tokens": observed.tokens, "groups_never_submitted": len(observed.unseen),
         "wrong_versions": observed.wrong_versions, "versions_confirmed": observed.checked,
@@ -55,7 +86,7 @@ def problems(found: dict[str, Any]) -> list[str]:
     """What is wrong with the figures of a run; empty if it kept its promises."""
     wrong = [
         f"{found[name]} {name}"
-        for name in ("lost", "doubled", "leftover_processes", "groups_never_submitted")
+        for name in ("lost", "doubled", "groups_over_bound", "leftover_processes", "groups_never_submitted")
         if found[name]
     ]
     if found["wrong_versions"]:
