@@ -25,12 +25,18 @@ static int (*real_clock)(clockid_t, struct timespec *);
 static int (*real_wait)(pthread_cond_t *, pthread_mutex_t *, const struct timespec *);
 static int (*real_sem)(sem_t *, const struct timespec *);
 
+static void forget_shift(void)
+{
+    shift_ns = 0;
+}
+
 __attribute__((constructor)) static void begin(void)
 {
+    pthread_atfork(0, 0, forget_shift);
     real_clock = dlsym(RTLD_NEXT, "clock_gettime");
 }
 
-/* Not at the start: a process that was forked from one that had begun already gets its variables later. */
+/* Not at the start, and anew after a fork: a process that was forked from another may get its variables later. */
 static void map_shift(void)
 {
     const char *path = getenv("CHAOS_CLOCK");
