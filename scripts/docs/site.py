@@ -26,6 +26,7 @@ _ORDER = {  # section -> title -> page in docs/; those that do not exist are lef
         "Staleness and weight sync": "staleness",
         "The policy chooses its language": "explang",
         "Papers": "papers",
+        "Does learned routing help?": "study",
         "Where the code is": "code",
         "Log of experiments": "log",
     },

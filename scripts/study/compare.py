@@ -157,7 +157,7 @@ def arm_of(text: str) -> tuple[str, str]:
     return name, rest
 
 
-def _files_first(words: list[str]) -> list[str]:
+def files_first(words: list[str]) -> list[str]:
     """Files go before all flags, wherever they were given."""
     return sorted(words, key=lambda word: word.startswith("--") or not word.endswith(".toml"))
 
@@ -188,7 +188,7 @@ def main(
         flags = {name: [*shlex.split(base), *shlex.split(text)] for name, text in named.items()}
         found = {
             name: train(
-                name, _files_first(some), seeds=seeds.split(","), actors=actors, evaluate_flags=evaluate_flags, out=out
+                name, files_first(some), seeds=seeds.split(","), actors=actors, evaluate_flags=evaluate_flags, out=out
             )
             for name, some in flags.items()
         }

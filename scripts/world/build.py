@@ -107,8 +107,8 @@ def _affinity(world: World, knowledge: Knowledge) -> dict[str, dict[str, Sequenc
         return {"region": {}, "topic": {}}
     if world.best:
         return {
-            "region": dict.fromkeys(REGION_AFFINITY, [world.best]),
-            "topic": dict.fromkeys(TOPIC_AFFINITY, [world.best]),
+            "region": {region: [world.best] for region in REGION_AFFINITY},
+            "topic": {topic: [world.best] for topic in TOPIC_AFFINITY},
         }
     return {"region": {**REGION_AFFINITY}, "topic": {**TOPIC_AFFINITY}}
 
