@@ -27,7 +27,7 @@ from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
 from learner.work.questions import read_questions
 from learner.work.server import WorkServer
-from scripts.bench.chaos import prepare, settings
+from scripts.bench.chaos.world import prepare, settings
 from scripts.ops.supervise import Children
 
 _LIGHT = Path(__file__).parents[2] / "tests" / "support" / "light"
