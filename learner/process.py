@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections import deque
@@ -113,7 +114,8 @@ def _train(
         check_context(config, questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
-    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
+    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept, others_wait_s)
     latest = checkpoints.latest()
     if latest is not None:
         Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read

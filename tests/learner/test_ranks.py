@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +127,27 @@ def what_followers_give_does_not_count() -> None:
     assert broadcast(b"500" if dist.get_rank() == 0 else b"0") == b"500"
 
 
+def strangers_connect() -> None:
+    """To the port on which rank 0 waits for the others: one that is silent, some that talk, and one that breaks off."""
+    create, strangers = socket.create_server, list[socket.socket]()
+
+    def create_server(*given: Any) -> socket.socket:
+        listener = create(*given)
+        for words in (b"", b"GET / HTTP/1.1\r\n", b"x" * 200, b"0123 1\n", b"\xff\n"):
+            strangers.append(socket.create_connection(listener.getsockname()))
+            strangers[-1].sendall(words)
+        reset = socket.create_connection(listener.getsockname())
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset.close()
+        return listener
+
+    socket.create_server = create_server  # type: ignore[assignment]
+    rank_watch._CONNECT_S = 10 * _SOON_S
+    began = time.monotonic()
+    with RankWatch("127.0.0.1"):
+        assert time.monotonic() - began < _SOON_S
+
+
 def an_interrupt_is_no_failure() -> None:
     ranks = Ranks({})
     with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
@@ -207,7 +231,11 @@ def test_all_ranks_end_with_the_error_of_the_first(
 
 
 @pytest.mark.parametrize(
-    "body", [an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count]
-)
+    "body",
+    [
+        an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count,
+        strangers_connect,
+    ],
+)  # fmt: skip
 def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:
     assert run_ranks(2, body, output=tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
