@@ -64,9 +64,6 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         if server is not None:
             owned.push(_closing(server, config.learner.restarts))
         place = rendezvous.announce(config.run, "learner", address) if leads else None
-        if not leads:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not has_cuda():
             torch.set_num_threads(1)
         tokenizer = load_tokenizer(config.model.path)
@@ -78,6 +75,9 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         start_others = "start the same command on each of learner.nodes machines"
         with Activity("learner", there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
             set_up_distributed(collective_timeout_s(config))
+        if not leads:  # until here each is ended by torchrun if another fails
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         with RankWatch(rendezvous.host_of(address) if config.learner.nodes > 1 else "127.0.0.1"):
             _train(config, make_trainer, tokenizer, server, questions, place)
         dist.destroy_process_group()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +19,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common.net.ports import reserve_port
 from common.process import FatalError
 from learner import rank_watch
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast
+from tests.support.processes import Popen
 from tests.support.train_once import run_ranks
 
 _SOON_S = 100  # of a default timeout of 400 s
@@ -187,6 +192,29 @@ def all_ranks_act() -> None:
         assert ranks.run("wait") is None
         ranks.run("stop")
     assert sums == [3, 5]
+
+
+def test_a_rank_that_waits_for_the_others_ends_when_torchrun_asks_it_to(tmp_path: Path) -> None:
+    """As torchrun does when another has failed before all have met. Torch waits as long as a collective may take."""
+    (tmp_path / "task").write_bytes(pickle.dumps((all_ranks_act, ())))
+    with reserve_port() as holder:
+        meeting = holder.getsockname()[:2]
+    environment = {**os.environ, "MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+    rank = Popen(
+        [sys.executable, "-m", "tests.support.rank", str(tmp_path / "task")], cwd=Path(__file__).parents[2],
+        env={**environment, "WORLD_SIZE": "2", "RANK": "0"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _SOON_S
+        with socket.socket() as probe:
+            while probe.connect_ex(meeting):  # until it listens, from inside torch
+                assert time.monotonic() < deadline and rank.poll() is None
+                time.sleep(0.1)
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(_SOON_S) != 0
+    finally:
+        rank.kill()
+        rank.wait()
 
 
 def test_every_rank_runs_what_rank_0_runs() -> None:
