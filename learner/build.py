@@ -74,7 +74,8 @@ def build_run(
     questions = ShuffledQuestions(run_questions.train, config.run.seed)
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
-    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound)
+    chosen = frozenset(config.run.languages)
+    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound, chosen)
     stopwatch = Stopwatch()
     publisher = _publisher(config, server, trainer, interrupts)
     if learner.record is not None:

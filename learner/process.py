@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections import deque
@@ -63,9 +64,6 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         if server is not None:
             owned.push(_closing(server, config.learner.restarts))
         place = rendezvous.announce(config.run, "learner", address) if leads else None
-        if not leads:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not has_cuda():
             torch.set_num_threads(1)
         tokenizer = load_tokenizer(config.model.path)
@@ -77,6 +75,9 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         start_others = "start the same command on each of learner.nodes machines"
         with Activity("learner", there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
             set_up_distributed(collective_timeout_s(config))
+        if not leads:  # until here each is ended by torchrun if another fails
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         with RankWatch(rendezvous.host_of(address) if config.learner.nodes > 1 else "127.0.0.1"):
             _train(config, make_trainer, tokenizer, server, questions, place)
         dist.destroy_process_group()
@@ -113,7 +114,8 @@ def _train(
         check_context(config, questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
-    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
+    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept, others_wait_s)
     latest = checkpoints.latest()
     if latest is not None:
         Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read

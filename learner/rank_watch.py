@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import secrets
 import socket
 import struct
 import sys
 import threading
+import time
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import NoReturn
 
@@ -26,6 +30,7 @@ from learner.ranks import broadcast
 _GRACE_S = 5.0  # from the news of a failure to the end of this process
 _NEWS_S = 3.0  # for which an error of this rank waits for news that explain it
 _CONNECT_S = 60.0  # until all ranks are connected; they have just met in a collective
+_ACCEPT_S = 0.1  # between two looks at who has said that it is a rank
 _SEND_S = 1  # to send news to one rank
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # seconds, seconds, number
 
@@ -87,21 +92,29 @@ class RankWatch:
         self._hear(self._rank, str(error) if isinstance(error, FatalError) else f"{type(error).__name__}: {error}")
 
     def _accept_all(self) -> dict[int, socket.socket]:
-        token = secrets.token_hex(16)
-        found: dict[int, socket.socket] = {}
+        """Connections of the other ranks. Whoever else connects is closed, and nothing waits for what he says.
+
+        Raises:
+            OSError: not all other ranks have connected within ``_CONNECT_S``.
+        """
+        token, deadline = secrets.token_hex(16), time.monotonic() + _CONNECT_S
+        found: queue.SimpleQueue[tuple[int, socket.socket]] = queue.SimpleQueue()
+        ranks: dict[int, socket.socket] = {}
         with socket.create_server((self._host, 0)) as listener:
             broadcast(f"{listener.getsockname()[1]} {token}".encode())
-            listener.settimeout(_CONNECT_S)
-            while len(found) < self._world - 1:
-                connection, _ = listener.accept()
-                connection.settimeout(_CONNECT_S)
-                with connection.makefile("rb", buffering=0) as lines:  # which reads no further than the line
-                    given, _, rank = lines.readline(100).decode(errors="replace").strip().partition(" ")
-                if secrets.compare_digest(given.encode(), token.encode()):
-                    found[int(rank)] = _kept_alive(connection)
-                else:
-                    connection.close()
-        return found
+            listener.settimeout(_ACCEPT_S)
+            while len(ranks) < self._world - 1:
+                with suppress(TimeoutError, ConnectionError):  # the second: it was reset before it was accepted
+                    connection, _ = listener.accept()
+                    greet = partial(_greet, connection, token, deadline, found)
+                    threading.Thread(target=greet, name="a connection", daemon=True).start()
+                while not found.empty():
+                    rank, connection = found.get()
+                    ranks[rank] = _kept_alive(connection)
+                if time.monotonic() > deadline:
+                    missing = sorted({*range(1, self._world)} - {*ranks})
+                    raise TimeoutError(f"the ranks {missing} did not connect within {_CONNECT_S:.0f} s")
+        return ranks
 
     def _connect(self) -> socket.socket:
         port, token = broadcast(b"").decode().split()
@@ -158,6 +171,22 @@ class RankWatch:
         rank, error = self._failure
         print(f"error: rank {rank} failed: {error}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def _greet(
+    connection: socket.socket, token: str, deadline: float, found: queue.SimpleQueue[tuple[int, socket.socket]]
+) -> None:
+    """On a thread for each connection, until it has said which rank it is; one that is none is closed."""
+    try:
+        connection.settimeout(max(0.1, deadline - time.monotonic()))
+        with connection.makefile("rb", buffering=0) as lines:  # which reads no further than the line
+            given, _, rank = lines.readline(100).decode(errors="replace").strip().partition(" ")
+        if secrets.compare_digest(given.encode(), token.encode()):
+            found.put((int(rank), connection))
+            return
+    except OSError:  # it said nothing, or broke: a rank would have connected again or be missed
+        pass
+    connection.close()
 
 
 def _kept_alive(connection: socket.socket) -> socket.socket:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
+import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from common.net.ports import reserve_port
 from common.process import FatalError
 from learner import rank_watch
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast
+from tests.support.processes import Popen
 from tests.support.train_once import run_ranks
 
 _SOON_S = 100  # of a default timeout of 400 s
@@ -124,6 +132,27 @@ def what_followers_give_does_not_count() -> None:
     assert broadcast(b"500" if dist.get_rank() == 0 else b"0") == b"500"
 
 
+def strangers_connect() -> None:
+    """To the port on which rank 0 waits for the others: one that is silent, some that talk, and one that breaks off."""
+    create, strangers = socket.create_server, list[socket.socket]()
+
+    def create_server(*given: Any) -> socket.socket:
+        listener = create(*given)
+        for words in (b"", b"GET / HTTP/1.1\r\n", b"x" * 200, b"0123 1\n", b"\xff\n"):
+            strangers.append(socket.create_connection(listener.getsockname()))
+            strangers[-1].sendall(words)
+        reset = socket.create_connection(listener.getsockname())
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset.close()
+        return listener
+
+    socket.create_server = create_server  # type: ignore[assignment]
+    rank_watch._CONNECT_S = 10 * _SOON_S
+    began = time.monotonic()
+    with RankWatch("127.0.0.1"):
+        assert time.monotonic() - began < _SOON_S
+
+
 def an_interrupt_is_no_failure() -> None:
     ranks = Ranks({})
     with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
@@ -163,6 +192,29 @@ def all_ranks_act() -> None:
         assert ranks.run("wait") is None
         ranks.run("stop")
     assert sums == [3, 5]
+
+
+def test_a_rank_that_waits_for_the_others_ends_when_torchrun_asks_it_to(tmp_path: Path) -> None:
+    """As torchrun does when another has failed before all have met. Torch waits as long as a collective may take."""
+    (tmp_path / "task").write_bytes(pickle.dumps((all_ranks_act, ())))
+    with reserve_port() as holder:
+        meeting = holder.getsockname()[:2]
+    environment = {**os.environ, "MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+    rank = Popen(
+        [sys.executable, "-m", "tests.support.rank", str(tmp_path / "task")], cwd=Path(__file__).parents[2],
+        env={**environment, "WORLD_SIZE": "2", "RANK": "0"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _SOON_S
+        with socket.socket() as probe:
+            while probe.connect_ex(meeting):  # until it listens, from inside torch
+                assert time.monotonic() < deadline and rank.poll() is None
+                time.sleep(0.1)
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(_SOON_S) != 0
+    finally:
+        rank.kill()
+        rank.wait()
 
 
 def test_every_rank_runs_what_rank_0_runs() -> None:
@@ -207,7 +259,11 @@ def test_all_ranks_end_with_the_error_of_the_first(
 
 
 @pytest.mark.parametrize(
-    "body", [an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count]
-)
+    "body",
+    [
+        an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count,
+        strangers_connect,
+    ],
+)  # fmt: skip
 def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:
     assert run_ranks(2, body, output=tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
