@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from common.process import FatalError
 from learner import rank_watch
+from learner.rank_links import RankLinks
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast
 from tests.support.train_once import run_ranks
@@ -68,7 +69,7 @@ def fail(*, rank: int, other_waits_s: float = 3600.0) -> None:
         time.sleep(other_waits_s)
 
     ranks = Ranks({"act": act})
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             ranks.follow()
         try:
@@ -88,7 +89,7 @@ def rank_1_fails_beside_one_that_waits() -> None:
 
 def rank_1_dies_beside_one_that_waits() -> None:
     rank_watch._GRACE_S = 0.5
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(3600)
@@ -96,7 +97,7 @@ def rank_1_dies_beside_one_that_waits() -> None:
 
 def rank_1_fails_in_a_collective() -> None:
     """Rank 0 gets gloo's error about the closed connection, and says what was before it."""
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             raise FatalError("rank 1 has no memory")
         dist.all_reduce(torch.zeros(1))
@@ -104,7 +105,7 @@ def rank_1_fails_in_a_collective() -> None:
 
 def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
     rank_watch._GRACE_S = 0.5
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             raise FatalError("rank 1 has no memory")
         time.sleep(0.1)
@@ -113,7 +114,7 @@ def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
 
 def rank_0_is_interrupted_while_others_do_not_listen() -> None:
     rank_watch._GRACE_S = rank_watch._NEWS_S = 0.5
-    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+    with suppress(KeyboardInterrupt), RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             time.sleep(3600)
         raise KeyboardInterrupt
@@ -126,7 +127,7 @@ def what_followers_give_does_not_count() -> None:
 
 def an_interrupt_is_no_failure() -> None:
     ranks = Ranks({})
-    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+    with suppress(KeyboardInterrupt), RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             ranks.follow()
         else:
