@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -25,6 +29,7 @@ from learner.ranks import broadcast
 log = logging.getLogger("learner")
 
 _CONNECT_S = 60.0  # until all ranks are connected; they have just met in a collective
+_ACCEPT_S = 0.1  # between two looks at who has said that it is a rank
 _SEND_S = 1  # to send to one rank
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # seconds, seconds, number
 _LONGEST_HELLO = 1000  # bytes
@@ -107,23 +112,31 @@ class RankLinks:
             self._connections[rank].sendall(line)
 
     def _accept_all(self, host: str) -> dict[int, socket.socket]:
-        token = secrets.token_hex(16)
-        found: dict[int, socket.socket] = {}
+        """Connections of the other ranks. Whoever else connects is closed, and nothing waits for what he says.
+
+        Raises:
+            OSError: not all other ranks have connected within ``_CONNECT_S``.
+        """
+        token, deadline = secrets.token_hex(16), time.monotonic() + _CONNECT_S
+        found: queue.SimpleQueue[tuple[_Hello, socket.socket]] = queue.SimpleQueue()
+        ranks: dict[int, socket.socket] = {}
         with socket.create_server((host, 0)) as listener:
             broadcast(wire.encode(_Meeting(host, listener.getsockname()[1], token)))
-            listener.settimeout(_CONNECT_S)
-            while len(found) < self._world - 1:
-                connection, _ = listener.accept()
-                connection.settimeout(_CONNECT_S)
-                with connection.makefile("rb", buffering=0) as lines:  # which reads no further than the line
-                    hello = _read_hello(lines.readline(_LONGEST_HELLO))
-                if hello is None or not secrets.compare_digest(hello.token.encode(), token.encode()):
-                    connection.close()
-                    continue
-                found[hello.rank] = _kept_alive(connection)
-                if hello.leads:
-                    self.leaders[hello.rank] = hello.host
-        return found
+            listener.settimeout(_ACCEPT_S)
+            while len(ranks) < self._world - 1:
+                with suppress(TimeoutError, ConnectionError):  # the second: it was reset before it was accepted
+                    connection, _ = listener.accept()
+                    greet = partial(_greet, connection, token, deadline, found)
+                    threading.Thread(target=greet, name="a connection", daemon=True).start()
+                while not found.empty():
+                    hello, connection = found.get()
+                    ranks[hello.rank] = _kept_alive(connection)
+                    if hello.leads:
+                        self.leaders[hello.rank] = hello.host
+                if time.monotonic() > deadline:
+                    missing = sorted({*range(1, self._world)} - {*ranks})
+                    raise TimeoutError(f"the ranks {missing} did not connect within {_CONNECT_S:.0f} s")
+        return ranks
 
     def _connect(self) -> socket.socket:
         meeting = wire.unpack(broadcast(b""), _Meeting)
@@ -142,7 +155,7 @@ class RankLinks:
                         continue
                     decoder, handler = found
                     handler(rank, decoder.decode(data))
-        except (OSError, msgspec.DecodeError):  # the connection broke; a line that was cut off is no message either
+        except (OSError, ValueError):  # the connection broke; a line that was cut off is no message either
             pass
         finally:
             on_end(rank)
@@ -153,11 +166,20 @@ def leads_its_node() -> bool:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0
 
 
-def _read_hello(line: bytes) -> _Hello | None:
+def _greet(
+    connection: socket.socket, token: str, deadline: float, found: queue.SimpleQueue[tuple[_Hello, socket.socket]]
+) -> None:
+    """On a thread for each connection, until it has said which rank it is; one that is none is closed."""
     try:
-        return msgspec.json.decode(line, type=_Hello)
-    except msgspec.DecodeError:
-        return None
+        connection.settimeout(max(0.1, deadline - time.monotonic()))
+        with connection.makefile("rb", buffering=0) as lines:  # which reads no further than the line
+            hello = msgspec.json.decode(lines.readline(_LONGEST_HELLO), type=_Hello)
+        if secrets.compare_digest(hello.token.encode(), token.encode()):
+            found.put((hello, connection))
+            return
+    except (OSError, ValueError):  # it said nothing, or broke: a rank would be missed
+        pass
+    connection.close()
 
 
 def _kept_alive(connection: socket.socket) -> socket.socket:
