@@ -86,7 +86,7 @@ class _Round:
         return self.plan.deadlines
 
 
-def _needs_no_memory(_number: int) -> None:
+def _any_memory(_number: int) -> None:
     return None
 
 
@@ -106,7 +106,7 @@ class Gathering:
     """
 
     check: Callable[[], None] = lambda: None
-    memory: Callable[[int], Tensor | None] = _needs_no_memory
+    memory: Callable[[int], Tensor | None] = _any_memory
     take: Callable[[int, Sequence[Tensor]], None] = _ignore
 
 

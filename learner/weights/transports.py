@@ -8,6 +8,7 @@ every learner node. Shared memory is read on rank 0's machine, and files are wri
 from __future__ import annotations
 
 import itertools
+import logging
 import shutil
 import threading
 from abc import ABC, abstractmethod
@@ -44,6 +45,8 @@ from learner.weights.process_group import GroupStore
 from learner.weights.round import ActorLost, Receiver, Round
 from learner.weights.shared_memory import allocate_shared_buffer, create_handle
 from learner.work.actors import ActorState
+
+log = logging.getLogger("learner.publisher")
 
 
 class Transport(ABC):
@@ -168,6 +171,8 @@ class GroupTransport(Transport):
             if name not in self._connections:
                 group = f"lrpo-{self._run_id}-{next(self._numbers)}"
                 self._connections[name] = _Connection(round_.actors[name], leader, group)
+                if len(self._leaders) > 1:
+                    log.info("rank %d of the learner sends the weights to the engine of actor %s", leader, name)
         self._before |= round_.leaders
 
     def plan(self, round_: Round) -> RoundPlan:
