@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 from reward.terms.math import last_box
 
-Detect = Callable[
-    [str], list[str]
-]  # the languages that a text is in, the likeliest first; ValueError where it has none
+# The languages that a text is in, the likeliest first; ValueError where it has none.
+Detect = Callable[[str], list[str]]
 
 _FORMULAS = re.compile(r"\$\$.*?\$\$|\\\(.*?\\\)|\\\[.*?\\\]", re.DOTALL), re.compile(r"\$[^$]*\$", re.DOTALL)
 _SHORT = 15  # characters
