@@ -18,6 +18,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("scripts.ops.train", "train on this machine: starts and ends all processes of a run"),
+    "recipes": Entry("scripts.ops.recipes", "list the published recipes, which train --recipe NAME runs"),
     "status": Entry("scripts.ops.status", "show a run that is under way"),
     "demo": Entry("scripts.world.demo", "train a small policy on the offline world, on the CPU"),
     "check": Entry("scripts.ops.check", "say whether a model can be trained, and what to do where it cannot"),
