@@ -21,8 +21,8 @@ from common.config import RewardConfig
 from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
+from common.scripts import KANA, scripts_of_language
 from reward.lid import LanguageModel, Units, sum_rows
-from reward.scripts import KANA, scripts_of_language
 
 Near: TypeAlias = Mapping[str, Collection[str]]
 
