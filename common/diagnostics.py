@@ -66,20 +66,20 @@ class Sample:
 
     Attributes:
         thought: languages of the thought; None where the answer has none.
-        answer: languages of the final answer.
+        answer: languages of the final answer; None where no detector told them.
         right: None where nobody could tell, or where nothing says so.
         tokens: of the whole response.
     """
 
     thought: PartLanguages | None
-    answer: PartLanguages
+    answer: PartLanguages | None
     right: bool | None
     tokens: int
 
     @property
     def consistent(self) -> bool:
-        """Whether thought and answer are both in the language asked for."""
-        return self.answer.consistent and (self.thought is None or self.thought.consistent)
+        """Whether thought and answer are both in the language asked for, as far as there are any."""
+        return all(part.consistent for part in (self.thought, self.answer) if part is not None)
 
 
 def summarise(samples: Sequence[Sample]) -> dict[str, float]:
@@ -92,13 +92,17 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
     """
     if not samples:
         return {}
-    figures = {"lc": _share(one.consistent for one in samples)}
+    figures = {"tokens": float(np.mean([one.tokens for one in samples]))}
     judged = [one for one in samples if one.right is not None]
     if judged:
         figures["accuracy"] = _share(bool(one.right) for one in judged)
-        figures["lc_accuracy"] = _share(bool(one.right) and one.consistent for one in judged)
-    thoughts = [one.thought for one in samples if one.thought is not None]
-    for name, parts in (("thought", thoughts), ("answer", [one.answer for one in samples])):
+    detected = [one for one in samples if one.answer is not None]
+    if detected:
+        figures["lc"] = _share(one.consistent for one in detected)
+    if both := [one for one in detected if one.right is not None]:
+        figures["lc_accuracy"] = _share(bool(one.right) and one.consistent for one in both)
+    for name in ("thought", "answer"):
+        parts = [part for one in detected if (part := getattr(one, name)) is not None]
         if parts:
             lines, words = pass_rates(parts)
             figures |= {
@@ -108,7 +112,7 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
                 f"lcpr_{name}": harmonic_mean(lines, words),
                 f"switching_{name}": _share(part.switches for part in parts),
             }
-    return figures | {"tokens": float(np.mean([one.tokens for one in samples]))}
+    return figures
 
 
 def is_right(quality: float, parts: Mapping[str, float]) -> bool:
@@ -166,14 +170,18 @@ def words_pass(text: str, language: str) -> bool:
     or π, unless it is of a script whose words may be so short, as Chinese.
     """
     wanted = scripts_of_language(language)
-    if not wanted:
+    if not wanted or not _foreign_letters(set(text), wanted):  # which is quickly told, and true of most texts
         return True
     for word in _WORD.findall(judged_words(text)):
-        scripts = scripts_of(np.array([ord(letter) for letter in word], np.int64))
-        foreign = (scripts > 0) & ((1 << scripts) & wanted == 0)
-        if foreign.sum() > 1 or (foreign.any() and not _is_alphabetic(word)):
+        foreign = _foreign_letters(word, wanted)
+        if foreign > 1 or (foreign and not _is_alphabetic(word)):
             return False
     return True
+
+
+def _foreign_letters(letters: Iterable[str], wanted: int) -> int:
+    scripts = scripts_of(np.array([ord(letter) for letter in letters], np.int64))
+    return int(((scripts > 0) & ((1 << scripts) & wanted == 0)).sum())
 
 
 def _is_alphabetic(word: str) -> bool:
