@@ -196,7 +196,7 @@ class Lingua:
         chosen = {code: of_code[code] for code in dict.fromkeys(languages) if code in of_code}
         if len(chosen) < 2:
             raise FatalError(
-                f"lingua chooses among two languages or more, and of {sorted(languages)} knows {[*chosen]}"
+                f"lingua needs two languages to choose among, and of {sorted(languages)} knows {[*chosen]}"
             )
         self._known = frozenset(chosen)
         self._code_of = {language: code for code, language in chosen.items()}
