@@ -100,6 +100,7 @@ def build_run(
         batches=batches,
         ranks=ranks,
         limits=limits,
+        detector=config.reward.diagnostics,
         report=report,
         stopwatch=stopwatch,
         interrupts=interrupts,

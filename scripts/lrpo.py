@@ -35,6 +35,7 @@ COMMANDS = {
     "cold-start": Entry("scripts.data.cold_start", "make examples in which the policy chooses its language"),
     "sft": Entry("scripts.data.sft", "fine-tune a model on such examples"),
     "evaluate": Entry("scripts.study.evaluate", "score a model on questions and benchmarks"),
+    "bench": Entry("scripts.study.bench", "score a model on a public multilingual benchmark"),
     "score": Entry("reward.score", "explain what answers would earn, and why"),
     "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
     "study": Entry("scripts.study.router_study", "compare ways to choose languages, over seeds and worlds"),
