@@ -150,7 +150,7 @@ def test_the_gate_tells_thoughts_in_every_language(language: str, rng: np.random
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, module_seed: int) -> Path:
     out = tmp_path_factory.mktemp("reasoning")
-    build.main(["--out", str(out), "--examples", "6000", "--seed", str(module_seed)])
+    build.main(["--out", str(out), "--examples", "4000", "--seed", str(module_seed)])
     return out
 
 
@@ -161,7 +161,7 @@ def rows_of(world: Path, name: str) -> list[dict[str, Any]]:
 
 def test_the_seed_decides_the_world(world: Path, module_seed: int, tmp_path: Path) -> None:
     for name, seed in (("same", module_seed), ("other", module_seed + 1)):
-        build.main(["--out", str(tmp_path / name), "--examples", "6000", "--seed", str(seed)])
+        build.main(["--out", str(tmp_path / name), "--examples", "4000", "--seed", str(seed)])
         for table_name in ("train", "heldout", "warm_start"):
             first, second = (root / f"{table_name}.parquet" for root in (world, tmp_path / name))
             assert (first.read_bytes() == second.read_bytes()) == (name == "same")

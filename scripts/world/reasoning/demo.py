@@ -23,7 +23,10 @@ REWARDS = {
     # Right answers alone, whatever they were thought in.
     "naive": ("--reward.gated", "false"),
     # Right answers, and a tenth for the language (SLC-RL).
-    "slc": ("--reward.gated", "false", "--reward.terms", '{"default": {"exact": 0.9, "thought_language": 0.1}}'),
+    "slc": (
+        *("--reward.gated", "false"),
+        *("--reward.terms.default.exact", "0.9", "--reward.terms.default.thought_language", "0.1"),
+    ),
     # Right answers that were thought in the language of the question.
     "strict": ("--reward.gated", "true"),
 }
