@@ -40,9 +40,9 @@ class Corpus:
 
     examples: int = 24_000
     english_questions: float = 0.25  # share of the questions; the others are in the other languages alike
-    english_thoughts: float = 0.2  # share of the questions in another language that are thought through in English
+    english_thoughts: float = 0.25  # share of the questions in another language that are thought through in English
     english_slip: float = 0.02  # probability that a step of an English thought is wrong
-    slip: float = 0.3  # the same of a thought in another language
+    slip: float = 0.25  # the same of a thought in another language
 
 
 def question_rows(chosen: Iterable[Sum], split: str) -> list[dict[str, Any]]:
@@ -147,8 +147,8 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
     seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    train_sums: Annotated[int, typer.Option(help="Sums that RL trains on.")] = 48,
-    heldout_sums: Annotated[int, typer.Option(help="Sums that RL is tested on.")] = 24,
+    train_sums: Annotated[int, typer.Option(help="Sums that RL trains on.")] = 32,
+    heldout_sums: Annotated[int, typer.Option(help="Sums that RL is tested on.")] = 16,
     examples: Annotated[int, typer.Option(help="Worked examples of the warm start.")] = _DEFAULT.examples,
     english_questions: Annotated[
         float, typer.Option(help="Share of the examples' questions that are English.")

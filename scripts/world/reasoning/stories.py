@@ -2,7 +2,7 @@
 
 ``{a}``, ``{b}`` and ``{c}`` are numbers in words, of which the first two are added and the third is taken away. In a
 thought ``{s}`` is the sum and ``{r}`` the result. The sentences are built so that nothing has to be inflected, for
-numbers from 2 to 9 in questions, and long enough for a language identifier.
+numbers from 2 to 6 in questions, and long enough for a language identifier.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from scripts.world.reasoning.number_words import number_word
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "it", "ja", "ru", "tr", "zh")
-SMALLEST, LARGEST = 2, 9  # numbers in questions; sums and results may be others
+SMALLEST, LARGEST = 2, 6  # numbers in questions; sums and results may be others
 
 STORIES: dict[str, dict[str, str]] = {
     "apples": {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scripts.world.training import Example
 
-DEFAULT = Settings(steps=1000, batch=24, lr=4e-3, vocabulary=1600, intermediate=256, layers=3)
+DEFAULT = Settings(steps=1200, vocabulary=3000, intermediate=256, layers=3, heads=4, head_dim=32)
 
 
 def written(thought: str, answer: str) -> str:
