@@ -101,7 +101,7 @@ def main(
         Path | None,
         typer.Option(help="Directory of logs, metrics and checkpoints; default: runs/demo or runs/reasoning-demo."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: as in configs/demo.toml.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: as configured.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the warm start and the run.")] = 0,
     actors: Annotated[int, typer.Option(help="Actor processes.")] = 2,
     cache: Annotated[Path, typer.Option(help="Where world and warm-started policy are kept.")] = _ROOT / ".cache",
