@@ -226,7 +226,8 @@ class Publisher:
         try:
             results.put((name, self._update(receiver, transport, round_)))
         except ActorLost as error:
-            self._lose(name, actor, round_, str(error))
+            if not self._cancelled.is_set():  # otherwise the actor is not at fault, and is to hear why the run ends
+                self._lose(name, actor, round_, str(error))
         except Exception as error:  # a mistake of this program: the main thread must raise it instead of waiting
             results.put((name, error))
         finally:
