@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import LearnerConfig
+from common.diagnostics import summarise
 from common.wire import Rollout
+from learner.evaluate.diagnostics import samples, tagged
 from learner.groups import Group, StepResult
 from learner.report.bottleneck import Bottleneck
 from learner.report.timing import ActorTimes, TimeByState, WindowTotals, shares_of_time
@@ -20,6 +22,7 @@ from learner.train import stages
 from learner.train.samples import group_outcome
 
 _GRADIENT_STATISTICS = ("entropy", "mismatch", "outside_bounds")  # those of a step's result shown by language
+_DIAGNOSTICS = ("lc_thought", "lc_answer", "accuracy", "lc_accuracy")  # those that are shown by language
 _AGREEMENT = ("mismatch", "outside_bounds", "effective_sample")  # of engine and learner; on the page Health
 
 
@@ -122,6 +125,19 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
     return _tagged("learning", metrics) | _tagged("terms", terms) | _tagged("selection", choices)
 
 
+def diagnostic_metrics(batch: Sequence[Group], detector: str) -> dict[str, float]:
+    """Language consistency, accuracy, both, LCPR, code switching and length, as ``common/diagnostics.py`` defines them.
+
+    Args:
+        detector: ``reward.diagnostics``.
+    """
+    figures = summarise(samples(rollout for group in batch for rollout in group.rollouts))
+    found = tagged(figures, detector)
+    if "tokens" in found:
+        found["learning/tokens"] = found.pop("tokens")
+    return found
+
+
 def flow_metrics(
     result: StepResult, context: StepContext, tokens: int, window: WindowTotals, rates: Mapping[str, float],
     bottleneck: Bottleneck,
@@ -174,6 +190,8 @@ def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -
             "share": len(rollouts) / total,
             "staleness": version - np.concatenate([rollout.versions for rollout in rollouts]).mean(),
         }
+        figures = summarise(samples(rollouts))
+        metrics |= {name: figures[name] for name in _DIAGNOSTICS if name in figures}
         for name, value in metrics.items():
             found[name][language] = float(value)
     for name in _GRADIENT_STATISTICS:  # of rollouts that carry gradient

@@ -54,7 +54,7 @@ def round_deadlines(
 
     Args:
         config: the section ``sync``.
-        engines: how many engines take part; they share the learner's connection.
+        engines: the most engines that one learner node sends to; they share its connection.
         total_bytes: of the weights.
         bucket_bytes: of the largest bucket.
         drain_s: how long the answers of an engine may take to end before it pauses.
@@ -76,8 +76,9 @@ def round_deadlines(
     shorter_s = max((longest_s - short_s - drain_s) / 2, longest_s / 6)
     factor = min(1.0, max(longest_s - 2 * shorter_s - drain_s, longest_s / 6) / short_s)
     log.warning(
-        "%d engines and %.1f GB may take %.0f s at sync.slowest_mb_per_s = %g, but the learner's ranks wait for one "
-        "another for %.0f s (learner.batch_timeout_s + actor.start_timeout_s): an engine has %.0f s to take weights",
+        "%d engines of one node and %.1f GB may take %.0f s at sync.slowest_mb_per_s = %g, but the learner's ranks "
+        "wait for one another for %.0f s (learner.batch_timeout_s + actor.start_timeout_s): an engine has %.0f s to "
+        "take weights",
         engines, total_bytes / 1e9, found.round_s(drain_s), config.slowest_mb_per_s, collective_s, shorter_s,
     )  # fmt: skip
     return Deadlines(

@@ -132,7 +132,7 @@ def _publisher(
     if adapters is not None and transport == "adapter":
         settings = adapters.peft_config("model")
         alone = AdapterPublisher(server, sync, settings, adapters.parameters, "float32", lambda: None)
-        return lambda version, probe: alone.publish(version, adapters.gather(), probe)
+        return lambda version, probe: alone.publish(version, lambda _: adapters.gather(), probe)
     names = [name for name, _ in model.named_parameters() if not is_adapter(name)]
     layout = {name: list(model.get_parameter(name).shape) for name in names}
     buckets = cut_into_buckets(layout, "float32", _BUCKET_MB)
@@ -146,7 +146,7 @@ def _publisher(
                 value = merge(value, layer.lora_A.detach(), layer.lora_B.detach(), layer.scale)
             yield name, value
 
-    return lambda version, probe: publisher.publish(version, weights(), probe)
+    return lambda version, probe: publisher.publish(version, lambda _: weights(), probe)
 
 
 def _receive(port: int, name: str, size: int, rounds: int) -> None:

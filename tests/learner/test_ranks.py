@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,9 +20,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from common import wire
 from common.net.ports import reserve_port
 from common.process import FatalError
-from learner import rank_watch
+from learner import rank_links, rank_watch
+from learner.rank_links import RankLinks
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast
 from tests.support.processes import Popen
@@ -76,7 +79,7 @@ def fail(*, rank: int, other_waits_s: float = 3600.0) -> None:
         time.sleep(other_waits_s)
 
     ranks = Ranks({"act": act})
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             ranks.follow()
         try:
@@ -96,7 +99,7 @@ def rank_1_fails_beside_one_that_waits() -> None:
 
 def rank_1_dies_beside_one_that_waits() -> None:
     rank_watch._GRACE_S = 0.5
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(3600)
@@ -104,7 +107,7 @@ def rank_1_dies_beside_one_that_waits() -> None:
 
 def rank_1_fails_in_a_collective() -> None:
     """Rank 0 gets gloo's error about the closed connection, and says what was before it."""
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             raise FatalError("rank 1 has no memory")
         dist.all_reduce(torch.zeros(1))
@@ -112,7 +115,7 @@ def rank_1_fails_in_a_collective() -> None:
 
 def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
     rank_watch._GRACE_S = 0.5
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             raise FatalError("rank 1 has no memory")
         time.sleep(0.1)
@@ -121,7 +124,7 @@ def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
 
 def rank_0_is_interrupted_while_others_do_not_listen() -> None:
     rank_watch._GRACE_S = rank_watch._NEWS_S = 0.5
-    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+    with suppress(KeyboardInterrupt), RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             time.sleep(3600)
         raise KeyboardInterrupt
@@ -138,7 +141,8 @@ def strangers_connect() -> None:
 
     def create_server(*given: Any) -> socket.socket:
         listener = create(*given)
-        for words in (b"", b"GET / HTTP/1.1\r\n", b"x" * 200, b"0123 1\n", b"\xff\n"):
+        hello = b'{"token":"0123","rank":1,"leads":true,"host":""}\n'
+        for words in (b"", b"GET / HTTP/1.1\r\n", b"x" * 2000, hello, b"\xff\n"):
             strangers.append(socket.create_connection(listener.getsockname()))
             strangers[-1].sendall(words)
         reset = socket.create_connection(listener.getsockname())
@@ -147,15 +151,40 @@ def strangers_connect() -> None:
         return listener
 
     socket.create_server = create_server  # type: ignore[assignment]
-    rank_watch._CONNECT_S = 10 * _SOON_S
+    rank_links._CONNECT_S = 10 * _SOON_S
     began = time.monotonic()
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         assert time.monotonic() - began < _SOON_S
+
+
+class Note(wire.Message):
+    text: str
+
+
+def messages_travel_both_ways_beside_collectives() -> None:
+    """From many threads at once; each arrives once and whole, and rank 0 knows the first rank of each node."""
+    os.environ["LOCAL_RANK"] = str(dist.get_rank() % 2)
+    links, got, others = RankLinks("127.0.0.1"), list[str](), [0] if dist.get_rank() else [1, 2, 3]
+    links.listen("notes", Note, lambda rank, note: got.append(f"{rank} {note.text}"))
+    assert links.ranks == others and sorted(links.leaders) == ([0] if dist.get_rank() else [0, 2])
+    with RankWatch(links):
+        dist.barrier()  # all listen
+        texts = [f"{number} " + "x\ny" * number for number in range(200)]
+        threads = [
+            threading.Thread(target=links.send, args=(rank, "notes", Note(text))) for rank in others for text in texts
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + _SOON_S
+        while len(got) < len(threads) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert sorted(got) == sorted(f"{rank} {text}" for rank in others for text in texts)
+        dist.barrier()
 
 
 def an_interrupt_is_no_failure() -> None:
     ranks = Ranks({})
-    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+    with suppress(KeyboardInterrupt), RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             ranks.follow()
         else:
@@ -267,3 +296,8 @@ def test_all_ranks_end_with_the_error_of_the_first(
 )  # fmt: skip
 def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:
     assert run_ranks(2, body, output=tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+
+
+def test_messages_travel_both_ways_beside_collectives(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert run_ranks(4, messages_travel_both_ways_beside_collectives, output=log) == [0] * 4, log.read_text()
