@@ -45,7 +45,8 @@ class StepContext:
 
     Args:
         seconds: time of every process in each of its states, since it started.
-        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused.
+        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused; messages of other
+            lives, "foreign".
         peers: the actors, by name.
         published: the weight sync before this step.
         spent_s: seconds since the end of the step before.
@@ -93,6 +94,8 @@ def health_metrics(
     counts = context.counts
     metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["orphaned"]}
     metrics |= {"groups_failed": counts["failed"], "groups_refused": counts["refused"]}
+    dropped = sum(peer.gauges.get("dropped_messages", 0.0) for peer in context.peers.values())
+    metrics |= {"foreign_messages": counts["foreign"], "foreign_orders": dropped}
     metrics |= {name: result.means[name] for name in _AGREEMENT if name in result.means}
     for name in ("mismatch", "outside_bounds"):
         metrics |= {f"{name}_by_lag/{lag}": value for lag, value in result.by_lag.get(name, {}).items()}

@@ -7,7 +7,8 @@ pebble, which kills a worker that exceeds its time and starts another one.
 pebble has no limits of memory and files, no deadline for the start of a worker, and workers that survive the death of
 their parent while they compute. ``_start_worker`` and ``MathVerifier`` add these. A worker that something else kills
 while it takes an answer keeps the lock of pebble's pipe, and no other worker is ever given anything: ``MathVerifier``
-replaces a pool that has finished nothing.
+replaces a pool that has finished nothing. pebble measures the time of an answer by the time of day, so that setting the
+clock would end every answer that is being verified, or none: it is given the monotonic clock instead.
 
 pebble unpickles what a worker returns, over a pipe to its own child. This is acceptable because a worker runs no code
 that an answer contains.
@@ -28,8 +29,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from types import SimpleNamespace
 from typing import Any
 
+import pebble.pool.process
 import psutil
 from pebble import ProcessPool
 
@@ -51,6 +54,7 @@ _LONGEST = 20_000  # characters at the end of an answer that are read: the resul
 # A power of a power, a power of more than four digits, 200 digits in a row, factorials of large numbers.
 _TOWER = re.compile(r"(?:\^|\*\*)[{(]?\d+[})]?(?:\^|\*\*)|(?:\^|\*\*)[{(]?\d{5}|\d{201}|\d{4}!|!!")
 _UNIT = re.compile(r"\\(?:text|mathrm|,|;|!| )\s*(?:\{[^{}]*\})?|[^\W\d_a-zA-Z]+|[%°$€¥£]|\\[%$]")  # in a box
+pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)  # type: ignore[assignment]
 _FORMULA = re.compile(r"\\|[\^_={}]|\d\s*[a-zA-Z]\b|^\s*[(\[]")
 
 

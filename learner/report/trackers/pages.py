@@ -114,6 +114,10 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             "So far: leases retried, those whose actor was lost, groups failed, and groups that broke a rule",
             ("health/leases_retried", "health/leases_lost", "health/groups_failed", "health/groups_refused"),
         ),
+        Chart(
+            "Messages of other lives that were dropped so far: by the learner, and by the actors of now",
+            ("health/foreign_messages", "health/foreign_orders"),
+        ),
         Chart("Weight sync, and longest pause of an engine (seconds)", ("health/sync_seconds", "health/pause_seconds")),
         Chart(
             "Share of masked groups, of answers not scored, of skipped steps",
