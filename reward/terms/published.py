@@ -21,7 +21,7 @@ _REPLACED = (
     (r"^{\circ}", ""), (r"^\circ", ""), (r"\$", ""),
 )  # fmt: skip
 _UNIT = re.compile(r"\\text\{ ")
-_FRACTION = re.compile(r"(-?\d+)/(-?\d+)")
+_FRACTION = re.compile(r"(0|-?[1-9]\d*)/(0|-?[1-9]\d*)")
 
 
 def langdetect_languages() -> Detect:
@@ -71,7 +71,7 @@ def normalised_formula(text: str) -> str:
         text = text.replace(old, new)
     if len(parts := _UNIT.split(text)) == 2:
         text = parts[0]
-    text = text.replace(r"\%", "").replace("%", "").replace(" .", " 0.").replace("{.", "{0.")
+    text = text.replace(r"\%", "").replace(r"\%", "").replace(" .", " 0.").replace("{.", "{0.")
     if not text:
         return text
     if text[0] == ".":
@@ -80,12 +80,23 @@ def normalised_formula(text: str) -> str:
     if equals and "=" not in right and len(left) <= 2:
         text = right
     text = re.sub(r"\\sqrt([^{])", r"\\sqrt{\1}", text).replace(" ", "")
-    text = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", text)
-    text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
+    text = _with_braces(text)
     if text == "0.5":
         text = r"\frac{1}{2}"
     whole = _FRACTION.fullmatch(text)
-    return rf"\frac{{{int(whole[1])}}}{{{int(whole[2])}}}" if whole else text
+    return rf"\frac{{{whole[1]}}}{{{whole[2]}}}" if whole else text
+
+
+def _with_braces(text: str) -> str:
+    r"""``\frac12`` and ``\frac1{2}`` as ``\frac{1}{2}``; as it is where a fraction has no two parts."""
+    first, *rest = text.split(r"\frac")
+    for number, part in enumerate(rest):
+        if part.startswith("{"):
+            continue
+        if len(part) < 2:
+            return text
+        rest[number] = f"{{{part[0]}}}{part[1:]}" if part[1] == "{" else f"{{{part[0]}}}{{{part[1]}}}{part[2:]}"
+    return r"\frac".join([first, *rest])
 
 
 def boxed_equals(text: str, accepted: list[str]) -> bool:
