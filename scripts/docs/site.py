@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 log = logging.getLogger("mkdocs.hooks.site")
 
 _ORDER = {  # section -> title -> page in docs/; those that do not exist are left out, and those not named come last
-    "Begin": {"Home": "index", "Quick start": "quickstart", "The demo": "demo"},
+    "Begin": {"Home": "index", "Quick start": "quickstart", "The demo": "demo", "The demo of thoughts": "reasoning"},
     "Your own": {"Model": "models", "Data": "data", "Rewards": "rewards", "Languages": "languages"},
     "Run": {"GPUs": "gpus", "LoRA": "lora", "Cluster": "cluster", "Tuning": "tuning", "Performance": "performance"},
     "Understand": {
@@ -26,6 +26,7 @@ _ORDER = {  # section -> title -> page in docs/; those that do not exist are lef
         "Staleness and weight sync": "staleness",
         "The policy chooses its language": "explang",
         "Papers": "papers",
+        "Does learned routing help?": "study",
         "Where the code is": "code",
         "Log of experiments": "log",
     },
