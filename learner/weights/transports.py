@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from common import wire
 from common.config import SyncConfig
 from common.nccl import nccl_settings
 from common.process import FatalError
+from common.run_files import owned_directory
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.buckets import bytes_of
 from learner.weights.process_group import (
@@ -249,30 +250,29 @@ class DiskTransport(Transport):
     """Writes one safetensors file for each bucket into a directory that exists while the round lasts.
 
     Args:
-        directory: ``sync.directory``, seen by learner and engines under the same path.
-        run_id: makes the names of directories unique.
+        directory: the run's own within ``sync.directory``, seen by learner and engines under the same path.
     """
 
-    def __init__(self, directory: Path, run_id: str) -> None:
-        self._directory, self._run_id = directory, run_id
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = ExitStack()  # of the round
+        self._path: Path | None = None
 
     def add_bucket(self, round_: Round, number: int, tensors: Sequence[Tensor]) -> None:
-        directory = self._path(round_)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            if self._path is None:
+                self._path = self._files.enter_context(owned_directory(self._directory))
             by_name = dict(zip(round_.buckets[number].names, tensors, strict=True))
-            save_file(by_name, directory / f"model-{number:05}.safetensors")
+            save_file(by_name, self._path / f"model-{number:05}.safetensors")
         except (OSError, SafetensorError) as error:
             raise FatalError(f"cannot write weights to sync.directory = {self._directory}: {error}") from None
 
     def order(self, receiver: Receiver, round_: Round) -> wire.Receive:
-        return round_.order(path=str(self._path(round_)))
+        return round_.order(path=str(self._path))
 
     def end_round(self, round_: Round) -> None:
-        shutil.rmtree(self._path(round_), ignore_errors=True)
-
-    def _path(self, round_: Round) -> Path:
-        return self._directory / f"lrpo-{self._run_id}-{round_.version}"
+        self._path = None
+        self._files.close()
 
 
 def make_transports(
@@ -294,7 +294,7 @@ def make_transports(
     return {
         "group": GroupTransport(GroupStore(host, config.port, config.timeout_s), backend, run_id, device),
         "shared": SharedMemoryTransport(buckets, device),
-        "disk": DiskTransport(config.directory, run_id),
+        "disk": DiskTransport(config.directory),
     }
 
 

@@ -58,7 +58,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from common.config import Config, LearnerConfig, load
 from common.process import FatalError
-from common.prompts import PROMPT_STYLES
+from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Score, ScoreRequest
 from learner import recording
@@ -141,14 +141,19 @@ def generate(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
 ) -> list[tuple[list[int], list[float], bool]]:
     """Samples a response to each prompt: its token ids, their log-probabilities, and whether it was truncated."""
-    stop = tokenizer.eos_token_id
+    stops = ChatTemplate(tokenizer, config.model).stop_ids  # as the engines have them
+    if not stops:
+        raise FatalError(
+            f"{config.model.path}: neither its chat template nor its tokenizer has a token that ends an answer: use "
+            "the instruction-tuned version of the model, or set its eos_token"
+        )
     # Replaces the model's own settings, whose top-k and penalties would change the distribution that is sampled from.
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=config.sampling.temperature, top_k=0, top_p=1.0,
-        max_new_tokens=config.sampling.max_new_tokens, eos_token_id=stop, pad_token_id=stop,
+        max_new_tokens=config.sampling.max_new_tokens, eos_token_id=stops, pad_token_id=stops[0],
     )  # fmt: skip
     longest = max(map(len, prompts))
-    ids_B_T = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    ids_B_T = torch.tensor([[stops[0]] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask_B_T = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     found: Any = model.generate(  # type: ignore[operator]
         ids_B_T, attention_mask=mask_B_T, return_dict_in_generate=True, output_scores=True
@@ -162,8 +167,9 @@ def generate(
     )
     samples = []
     for response, logp in zip(found.sequences[:, longest:].tolist(), logp_B_T.tolist(), strict=True):
-        length = response.index(stop) + 1 if stop in response else len(response)
-        samples.append((response[:length], logp[:length], stop not in response))
+        ends = [place for place, token in enumerate(response) if token in stops]
+        length = ends[0] + 1 if ends else len(response)
+        samples.append((response[:length], logp[:length], not ends))
     return samples
 
 

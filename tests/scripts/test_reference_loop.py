@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from common.config import Config, load
 from common.process import FatalError
+from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
 from learner import recording
 from learner.groups import Group
@@ -238,6 +239,24 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
             table, _ = reference_loop.log_probabilities(model, ids, torch.ones_like(ids), 0.7)
         wanted = table[0, len(prompt) - 1 :]
         assert logp == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_an_answer_ends_with_the_token_that_ends_a_turn(tiny_policy: Path) -> None:
+    """As the engines end it, also where the tokenizer's end-of-sequence token is another one."""
+    config = configuration(tiny_policy, "--sampling.max_new_tokens", "30")
+    tokenizer, model = load_tokenizer(str(tiny_policy)), AutoModelForCausalLM.from_pretrained(tiny_policy)
+    turn_end = ChatTemplate(tokenizer, config.model).turn_end
+    assert turn_end == tokenizer.eos_token_id
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    likely = torch.zeros(model.get_output_embeddings().weight.shape[0])
+    likely[turn_end] = 5.0
+    model.get_output_embeddings().bias = torch.nn.Parameter(likely)
+    answers = reference_loop.generate(config, model, tokenizer, [[5, 6], [8]] * 8)
+    assert any(len(response) > 1 for response, _, _ in answers)
+    for response, logp, truncated in answers:
+        assert not {turn_end, 7} & set(response[:-1]) and len(logp) == len(response)
+        assert truncated == (response[-1] not in (turn_end, 7))
+    assert sum(response[-1] == turn_end for response, _, _ in answers) > 8
 
 
 @pytest.mark.parametrize(
