@@ -120,14 +120,17 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     learner = config.learner
     width = _BYTES[learner.param_dtype]
     shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
+    adam = 8 if learner.optimizer == "adamw" else 2 * (1 + 4 / 256)  # in 8 bits 256 values share a scale in float32
     if adapters := adapter_parameters(shape, config):
         kept = {
             "frozen weights": width * shape.parameters / shards,
-            "adapters, gradients and Adam": (4 + 4 + 8) * adapters / shards,
+            "adapters, gradients and Adam": (4 + 4 + adam) * adapters / shards,
         }
     else:
         kept = {
-            "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
+            "weights, gradients and Adam": 0
+            if learner.optimizer_on_cpu
+            else (4 + 4 + adam) * shape.parameters / shards,
             "reference": 0 if not learner.has_kl or learner.reference_on_cpu else width * shape.parameters / shards,
         }
     buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20

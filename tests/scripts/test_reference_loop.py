@@ -72,6 +72,10 @@ LOSSES: dict[str, list[str]] = {
     "CISPO": [
         "--learner.loss", "cispo", "--learner.clip_low", "1", "--learner.clip_high", "0.02", "--learner.passes", "2",
     ],
+    "split, masked weights, fertility": [
+        "--learner.advantage", "split", "--learner.importance", "mask", "--learner.importance_cap", "1.1",
+        "--learner.aggregation", "fertility", "--learner.minibatches", "2",
+    ],
     "GDPO": [
         "--learner.advantage", "decoupled", "--learner.decoupled_parts", '{"reward" = 1.0, "compliance" = 0.5}',
         "--learner.kl_importance", "true", "--learner.minibatches", "2",
@@ -130,11 +134,11 @@ def system(systems: dict[str, Recorded]) -> Recorded:
 
 
 def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list that gets, for every batch of the reference loop, how near a ratio comes to a bound of its clip.
+    """A list that gets, for every batch of the reference loop, how near a ratio comes to a bound.
 
     There the gradient jumps, so that programs which round differently may differ by a whole token.
     """
-    found, surrogate = list[float](), reference_loop.surrogate
+    found, surrogate, weigh = list[float](), reference_loop.surrogate, reference_loop.importance_weight
 
     def watched(learner: Any, logp: Tensor, old_logp: Tensor, of_response: Tensor, advantage: Tensor) -> Tensor:
         log_ratio = (logp - old_logp).detach()
@@ -145,7 +149,14 @@ def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(min(float((ratio - bound).abs().min()) for bound in bounds) if learner.loss != "cispo" else 1.0)
         return surrogate(learner, logp, old_logp, of_response, advantage)
 
+    def weighed(learner: Any, old_logp: Tensor, behaviour_logp: Tensor) -> Tensor:
+        if learner.importance == "mask":
+            ratio = torch.exp(old_logp - behaviour_logp)
+            found.extend(float((ratio - one).abs().min()) for one in (learner.importance_floor, learner.importance_cap))
+        return weigh(learner, old_logp, behaviour_logp)
+
     monkeypatch.setattr(reference_loop, "surrogate", watched)
+    monkeypatch.setattr(reference_loop, "importance_weight", weighed)
     return found
 
 
@@ -262,8 +273,8 @@ def test_an_answer_ends_with_the_token_that_ends_a_turn(tiny_policy: Path) -> No
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--learner.aggregation", "fertility"],
-        ["--learner.advantage", "split"],
+        ["--learner.mask_truncated", "true"],
+        ["--learner.refill", "1"],
         ["--learner.stages", "[{}]"],
         ["--data.curriculum", "0.5"],
     ],
