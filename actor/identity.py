@@ -20,8 +20,8 @@ def own_process() -> wire.ActorProcess:
     with suppress(OSError):  # other systems than Linux do not say; then nobody can tell that we are gone
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         machine = f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    started = psutil.Process().create_time()
-    return wire.ActorProcess(host=socket.gethostname(), pid=os.getpid(), started=started, machine=machine)
+    started_s = _seconds_after_boot(psutil.Process())
+    return wire.ActorProcess(host=socket.gethostname(), pid=os.getpid(), started_s=started_s, machine=machine)
 
 
 def is_gone(other: wire.ActorProcess, own: wire.ActorProcess) -> bool:
@@ -30,9 +30,18 @@ def is_gone(other: wire.ActorProcess, own: wire.ActorProcess) -> bool:
         return False
     try:
         process = psutil.Process(other.pid)
-        is_other = abs(process.create_time() - other.started) > _SAME_S
+        is_other = abs(_seconds_after_boot(process) - other.started_s) > _SAME_S
         return bool(is_other or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:
         return False
+
+
+def _seconds_after_boot(process: psutil.Process) -> float:
+    """When the process started. Unlike the time of day, this is the same after somebody has set the machine's clock.
+
+    Raises:
+        psutil.Error: there is no such process any more, or it may not be looked at.
+    """
+    return max(0.0, float(process.create_time() - psutil.boot_time()))

@@ -70,7 +70,9 @@ class Life:
         if config.lora.sends_adapters:
             self._weights = AdapterUpdates(self._engine, learner.send, sync_of_run(config), probe_timeout_s)
         else:
-            self._weights = WeightUpdates(self._engine, learner.send, self._times, config.sync, probe_timeout_s)
+            self._weights = WeightUpdates(
+                self._engine, learner.send, self._times, config.sync, probe_timeout_s, outlived=self._process is None
+            )
         self._groups = PromptGroups(config, self._engine, scoring, tokenizer, self._session, self._weights, self._times)
 
     @property
@@ -86,8 +88,8 @@ class Life:
     async def run(self) -> NoReturn:
         """Works for the learner until it is cancelled or fails.
 
-        In both cases an engine that is paused for a weight update is resumed first, which takes at most
-        ``weights.RECOVERY_S`` seconds.
+        In both cases an engine of somebody else's that is paused for a weight update is resumed first, which takes at
+        most ``weights.RECOVERY_S`` seconds. One of the actor's own is stopped by whoever opened it.
 
         Raises:
             FatalError: the engine serves another model than the learner's.

@@ -43,6 +43,7 @@ class WeightUpdates:
         times: books the time of updates.
         sync: the section ``sync`` of the configuration.
         probe_timeout_s: deadline of the probe in seconds. It waits in the engine behind the answers in flight.
+        outlived: whether the engine goes on when this life is over, so that it must not stay paused.
     """
 
     def __init__(
@@ -52,8 +53,11 @@ class WeightUpdates:
         times: ActorTimes,
         sync: SyncConfig,
         probe_timeout_s: float,
+        *,
+        outlived: bool,
     ) -> None:
         self._engine = engine
+        self._outlived = outlived
         self._send = send
         self._times = times
         self._sync = sync
@@ -98,7 +102,7 @@ class WeightUpdates:
             self._orders.get_nowait()
 
     async def run(self) -> NoReturn:
-        """Carries out orders until it is cancelled. An engine that is paused at that moment is resumed.
+        """Carries out orders until it is cancelled. An engine that goes on is then resumed if it is paused.
 
         Raises:
             EngineError: the engine failed an order or a proof. Its weights are unknown, so it must be started again.
@@ -153,8 +157,9 @@ class WeightUpdates:
                     await self._engine.receive_weights(order)
                 await self._engine.resume(self._sync.timeout_s)
             except BaseException:  # also when cancelled, as an engine that others use must not stay paused for ever
-                with suppress(EngineError, TimeoutError):
-                    await asyncio.wait_for(self._engine.recover(RECOVERY_S / 2), RECOVERY_S)
+                if self._outlived:
+                    with suppress(EngineError, TimeoutError):
+                        await asyncio.wait_for(self._engine.recover(RECOVERY_S / 2), RECOVERY_S)
                 raise
         if isinstance(order, wire.Receive):
             took_s = time.monotonic() - begin

@@ -305,10 +305,13 @@ def _connect(name: str, timeout_s: float) -> _Server:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The seconds that an endpoint asks to wait, from the header Retry-After: seconds or a date; None without one."""
+    """The seconds that an endpoint asks to wait, from the header Retry-After: seconds or a date; None without one.
+
+    A date counts from that of the reply: the clock of this machine may be another.
+    """
     value = headers.get("retry-after", "")
     with suppress(ValueError):
         return max(0.0, float(value))
-    with suppress(ValueError, TypeError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    with suppress(ValueError, TypeError, LookupError):
+        return max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(headers["date"])).total_seconds())
     return None

@@ -31,6 +31,16 @@ def die_with_parent(parent: int | None = None) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def go_on_without_parent() -> None:
+    """Asks Linux to let this process go on, if it is stopped, when its parent process is gone.
+
+    For a process that then has something to do, which it could not while it is stopped (SIGSTOP). Does nothing on other
+    systems, and nothing to a process that runs.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+
+
 @contextmanager
 def launcher_of_ranks() -> Iterator[None]:
     """Within it, ranks that this process starts know it as their parent; see ``die_with_launcher``."""

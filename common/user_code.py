@@ -9,19 +9,30 @@ from typing import Any
 
 from common.config import ConfigError
 
+_PROJECT = Path(__file__).parents[1]
+
+
+def user_file(where: str) -> Path:
+    """The path of ``FILE.py:NAME``: from the working directory or, where there is none, from this project's.
+
+    So the recipes under ``configs/recipes`` find their functions from any directory.
+    """
+    path = Path(where.rpartition(":")[0])
+    return path if path.is_file() or not (_PROJECT / path).is_file() else _PROJECT / path
+
 
 def load_user_object(where: str, setting: str) -> Any:
     """The object ``NAME`` of the file ``FILE.py``, which is run for it; a class is called without arguments.
 
     Args:
-        where: ``FILE.py:NAME``; the file is found from the working directory.
+        where: ``FILE.py:NAME``; :func:`user_file` finds the file.
         setting: the setting that holds it, for messages.
 
     Raises:
         ConfigError: the form is another one, the file cannot be run, or it has no such name.
     """
-    file, colon, name = where.rpartition(":")
-    path = Path(file)
+    _, colon, name = where.rpartition(":")
+    path = user_file(where)
     if not colon or path.suffix != ".py" or not name.isidentifier():
         raise ConfigError(f'{setting} = "{where}": the form is "FILE.py:NAME"')
     if not path.is_file():

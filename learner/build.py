@@ -14,6 +14,7 @@ from common.run_files import sync_of_run
 from common.stopwatch import Stopwatch
 from learner import recording, resume
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
+from learner.gathering import published_buckets
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupts
@@ -21,16 +22,15 @@ from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
 from learner.loop.training_work import TrainingWork
+from learner.rank_links import RankLinks
 from learner.ranks import Ranks, collective_timeout_s
 from learner.recording import Recorder
 from learner.report.report import Report
 from learner.run import Run
 from learner.state import RunState, Snapshot
-from learner.train.policy import published_shapes
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
 from learner.weights.adapter_publisher import AdapterPublisher
-from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
 from learner.work.admission import Limits
 from learner.work.curriculum import Curriculum
@@ -48,6 +48,7 @@ def build_run(
     trainer: Trainer,
     run_questions: RunQuestions,
     ranks: Ranks,
+    links: RankLinks,
     checkpoints: Checkpoints,
     latest: Checkpoint | None,
     interrupts: Interrupts,
@@ -61,7 +62,8 @@ def build_run(
         server: listens already, so that a taken port is noticed before the model is loaded.
         trainer: its policy is the one to publish; that of ``latest``, if there is one.
         run_questions: what is trained on and evaluated.
-        ranks: knows the actions ``train``, ``gather``, ``save`` and ``export``.
+        ranks: knows the actions ``train``, ``probe``, ``gather``, ``save`` and ``export``.
+        links: with the other ranks.
         checkpoints: where ``ranks`` saves.
         latest: the checkpoint to go on from; None at the beginning of a run.
         interrupts: end every wait.
@@ -75,9 +77,10 @@ def build_run(
     questions = ShuffledQuestions(run_questions.train, config.run.seed)
     state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
-    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound)
+    chosen = frozenset(config.run.languages)
+    limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound, chosen)
     stopwatch = Stopwatch()
-    publisher = _publisher(config, server, trainer, interrupts)
+    publisher = _publisher(config, server, trainer, links, interrupts)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)
     if latest is not None:
@@ -98,6 +101,7 @@ def build_run(
         batches=batches,
         ranks=ranks,
         limits=limits,
+        detector=config.reward.diagnostics,
         report=report,
         stopwatch=stopwatch,
         interrupts=interrupts,
@@ -121,7 +125,7 @@ def build_run(
 
 
 def _publisher(
-    config: Config, server: WorkServer, trainer: Trainer, interrupts: Interrupts
+    config: Config, server: WorkServer, trainer: Trainer, links: RankLinks, interrupts: Interrupts
 ) -> Publisher | AdapterPublisher:
     policy, dtype, sync = trainer.policy, config.model.dtype, sync_of_run(config)
     others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
@@ -130,8 +134,8 @@ def _publisher(
         return AdapterPublisher(
             server, sync, peft_config, policy.adapters.parameters, dtype, interrupts.check, others_wait_s
         )
-    buckets = cut_into_buckets(published_shapes(policy), dtype, config.sync.bucket_mb)
-    return Publisher(server, sync, buckets, trainer.device, interrupts.check, others_wait_s)
+    buckets = published_buckets(config, trainer)
+    return Publisher(server, sync, buckets, trainer.device, interrupts.check, others_wait_s, links)
 
 
 def _state(config: Config, questions_digest: str, lock: threading.Condition, latest: Checkpoint | None) -> RunState:

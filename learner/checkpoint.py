@@ -9,12 +9,15 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,6 +42,7 @@ from learner.ranks import broadcast
 from learner.train.lora import check_same_adapters, is_anchor, saved_parameters
 from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
+from learner.weights.deadlines import checkpoint_deadline_s
 
 log = logging.getLogger("learner.checkpoint")
 
@@ -81,14 +85,17 @@ class Checkpoints:
     Args:
         root: the directory.
         kept: how many of the newest to keep.
+        collective_s: how long the ranks wait for one another in a collective; infinite where there is one rank.
     """
 
-    def __init__(self, root: Path, kept: int) -> None:
-        self._root, self._kept = root, kept
+    def __init__(self, root: Path, kept: int, collective_s: float = math.inf) -> None:
+        self._root, self._kept, self._collective_s = root, kept, collective_s
         # A group of its own: on the default group a save that runs beside the training deadlocks.
-        self._group = dist.new_group(backend="gloo")
+        timeout = timedelta(seconds=collective_s) if math.isfinite(collective_s) else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._path, self._bytes, self._due = root, 0, 0.0  # of the one that is being written; due by time.monotonic()
 
     def save(
         self,
@@ -136,6 +143,8 @@ class Checkpoints:
         tensors: dict[str, Any] = {"model": model, "optim": plain, "optim_parts": parts}
         if anchor is not None:
             tensors["anchor"] = get_model_state_dict(anchor)
+        self._path, self._bytes = partial.with_suffix(""), _bytes_of(tensors)
+        self._due = time.monotonic() + checkpoint_deadline_s(self._bytes, self._collective_s)
         written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
         assert isinstance(written, Future)
         self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on))
@@ -146,14 +155,22 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Blocks until the checkpoint that is being written is whole, without a deadline.
+        """Blocks until the checkpoint that is being written is whole.
 
         Raises:
-            FatalError: it could not be written.
+            FatalError: it could not be written, or was not within the deadline of ``learner/weights/deadlines.py``.
         """
         writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
+        if writing is None:
+            return
+        wait_for([writing], max(0.0, self._due - time.monotonic()))
+        if not writing.done():
+            raise FatalError(
+                f"the checkpoint {self._path} of {self._bytes / 1e6:.0f} MB is still not on the disk after "
+                f"{checkpoint_deadline_s(self._bytes, self._collective_s):.0f} s: does the file system there hang? "
+                "Mend it and give the same command again"
+            )
+        writing.result()
 
     def finish(self) -> None:
         """Gives the checkpoint that is being written a few seconds more, before a run that has failed ends."""
@@ -221,7 +238,8 @@ class Checkpoints:
             if dist.get_rank() == 0:  # its part ends last: it writes the metadata when all ranks have finished
                 digests = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
                 (partial / _MANIFEST_FILE).write_text(json.dumps(digests), encoding="utf-8")
-                for path in (*depends_on, *sorted(partial.iterdir()), partial):
+                # The directory of the run has the names of what the checkpoint depends on, and of the root.
+                for path in (*depends_on, self._root.parent, *sorted(partial.iterdir()), partial):
                     sync_to_disk(path)
                 partial.rename(partial.with_suffix(""))
                 sync_to_disk(self._root)
@@ -270,6 +288,14 @@ class Checkpoints:
 def _read_description(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return found
+
+
+def _bytes_of(state: object) -> int:
+    """The bytes of all tensors in a state, those of all ranks together."""
+    if isinstance(state, torch.Tensor):  # a sharded one counts its elements on all ranks
+        return state.numel() * state.element_size()
+    values = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return sum(map(_bytes_of, values))
 
 
 def sync_to_disk(path: Path) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -21,12 +21,13 @@ from common.net import rendezvous
 from common.progress import BRIEF_S, Activity
 from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
-from common.wire import Probe
 from learner import resume
 from learner.build import build_run
 from learner.checkpoint import STATE_FILE, Checkpoints
 from learner.export import export, export_adapters
+from learner.gathering import GatherAction
 from learner.loop.interrupts import Interrupted, Interrupts
+from learner.rank_links import RankLinks
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast, collective_timeout_s
 from learner.report.trackers.start import check_trackers
@@ -34,7 +35,6 @@ from learner.run import Run
 from learner.run_lock import locked
 from learner.state import LEDGER_FILE, Snapshot
 from learner.train.distributed import set_up_distributed
-from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
 from learner.work.questions import RunQuestions, read_questions
 from learner.work.server import WorkServer
@@ -63,9 +63,6 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         if server is not None:
             owned.push(_closing(server, config.learner.restarts))
         place = rendezvous.announce(config.run, "learner", address) if leads else None
-        if not leads:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if not has_cuda():
             torch.set_num_threads(1)
         tokenizer = load_tokenizer(config.model.path)
@@ -77,8 +74,12 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         start_others = "start the same command on each of learner.nodes machines"
         with Activity("learner", there, missing=start_others if config.learner.nodes > 1 else "", silent_s=BRIEF_S):
             set_up_distributed(collective_timeout_s(config))
-        with RankWatch(rendezvous.host_of(address) if config.learner.nodes > 1 else "127.0.0.1"):
-            _train(config, make_trainer, tokenizer, server, questions, place)
+        if not leads:  # until here each is ended by torchrun if another fails
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        links = RankLinks(rendezvous.host_of(address) if config.learner.nodes > 1 else "127.0.0.1")
+        with RankWatch(links):
+            _train(config, make_trainer, tokenizer, links, server, questions, place)
         dist.destroy_process_group()
 
 
@@ -96,6 +97,7 @@ def _train(
     config: Config,
     make_trainer: Callable[[Config], Trainer],
     tokenizer: PreTrainedTokenizerBase,
+    links: RankLinks,
     server: WorkServer | None,
     questions: RunQuestions | None,
     place: rendezvous.Place | None,
@@ -113,7 +115,8 @@ def _train(
         check_context(config, questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
-    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept)
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
+    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept, others_wait_s)
     latest = checkpoints.latest()
     if latest is not None:
         Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read
@@ -135,18 +138,17 @@ def _train(
             export(trainer.policy, tokenizer, config.run.dir / "model", stop_ids)
             export_adapters(trainer.policy, config.model.path, config.run.dir / "adapter")
 
-    def gather(_: Command) -> tuple[Iterator[tuple[str, Tensor]], Probe]:
-        adapters = trainer.policy.adapters if config.lora.sends_adapters else None
-        probe, weights = trainer.probe(), full_weights(trainer.policy) if adapters is None else adapters.gather()
-        if leads:  # it walks through the weights as it sends them, and each is gathered from all ranks
-            return ranks.walk(weights), probe
-        deque(weights, maxlen=0)
-        return weights, probe
+    gather = GatherAction(config, trainer, links)
+
+    def gather_and_walk(command: Command) -> Iterator[tuple[str, Tensor]]:
+        weights = gather(command)
+        return ranks.walk(weights) if leads else weights
 
     ranks = Ranks(
         {
             "train": lambda command: trainer.step(command.batch, command.number),
-            "gather": gather,
+            "probe": lambda _: trainer.probe(),
+            "gather": gather_and_walk,
             "save": save,
             "export": lambda _: export_model(),
         }
@@ -157,7 +159,7 @@ def _train(
         return
     interrupts = Interrupts()
     try:
-        run = build_run(config, server, trainer, questions, ranks, checkpoints, latest, interrupts)
+        run = build_run(config, server, trainer, questions, ranks, links, checkpoints, latest, interrupts)
         interrupts.install()
         run.train()
         ranks.run("stop")

@@ -1,33 +1,40 @@
 """Ends all ranks with the error of the first that fails, whatever collective they are waiting in.
 
-Every rank holds a connection with rank 0 beside the process groups. A rank that fails sends its error; the connection
-of one that dies without a word closes by itself. Rank 0 passes on what it hears. A rank that hears of a failure has a
-few seconds to end by itself, because most collectives with a dead rank raise at once; then its process is ended. So no
-rank depends on a deadline of gloo or NCCL, and the last line of each is the error that began it.
+A rank that fails sends its error over its connection with rank 0 (``learner.rank_links``); the connection of one that
+dies without a word closes by itself. Rank 0 passes on what it hears. A rank that hears of a failure has a few seconds
+to end by itself, because most collectives with a dead rank raise at once; then its process is ended. So no rank depends
+on a deadline of gloo or NCCL, and the last line of each is the error that began it.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
-import socket
-import struct
 import sys
 import threading
+from contextlib import suppress
 from types import TracebackType
 from typing import NoReturn
 
 import torch.distributed as dist
 
+from common import wire
 from common.process import FatalError
-from learner.ranks import broadcast
+from learner.rank_links import RankLinks
 
 _GRACE_S = 5.0  # from the news of a failure to the end of this process
 _NEWS_S = 3.0  # for which an error of this rank waits for news that explain it
-_CONNECT_S = 60.0  # until all ranks are connected; they have just met in a collective
-_SEND_S = 1  # to send news to one rank
-_KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # seconds, seconds, number
+_CHANNEL = "watch"
+
+
+class _Over(wire.Message):
+    """This rank has ended its part in peace."""
+
+
+class _Failure(wire.Message):
+    """A rank has failed."""
+
+    rank: int
+    error: str
 
 
 class RankWatch:
@@ -37,35 +44,20 @@ class RankWatch:
     about a closed connection or torchrun's signal to end, is replaced by a FatalError with that one.
 
     Args:
-        host: where rank 0 listens, on a port that the others are told.
-
-    Raises:
-        FatalError: rank 0 cannot listen there, or a rank does not reach it.
+        links: over which the news travel; the watch begins to read from them.
     """
 
-    def __init__(self, host: str) -> None:
-        self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._host = host
-        self._connections: dict[int, socket.socket] = {}  # by rank
+    def __init__(self, links: RankLinks) -> None:
+        self._rank, self._links = dist.get_rank(), links
         self._lock = threading.Lock()
-        self._failure: tuple[int, str] | None = None  # rank and error of the first failure
-        self._running = 0  # number of connections whose other end has not said that it is over
+        self._failure: _Failure | None = None  # the first
+        self._running = set(links.ranks)  # whose other ends have not said that they are over
         self._has_news = threading.Event()  # a rank has failed, or all are over
         self._is_over = False
 
     def __enter__(self) -> RankWatch:
-        if self._world > 1:
-            try:
-                self._connections = self._accept_all() if self._rank == 0 else {0: self._connect()}
-            except OSError as error:
-                raise FatalError(
-                    f"rank {self._rank} cannot be connected with the leading rank at {self._host}: {error}; the "
-                    "learner's nodes must reach one another on all ports"
-                ) from None
-            self._running = len(self._connections)
-            for rank, connection in self._connections.items():
-                read = threading.Thread(target=self._read, args=(rank, connection), name=f"rank {rank}", daemon=True)
-                read.start()
+        self._links.listen(_CHANNEL, _Over | _Failure, self._take)
+        self._links.start(self._note_end)
         return self
 
     def __exit__(
@@ -73,98 +65,53 @@ class RankWatch:
     ) -> None:
         if error is None:
             self._is_over = True
-            self._send({"over": True})
+            self._send(_Over())
             return
-        if self._connections and not isinstance(error, FatalError):
+        if self._links.ranks and not isinstance(error, FatalError):
             self._has_news.wait(_NEWS_S)
-        if self._failure is not None and self._failure[0] != self._rank:
-            rank, reason = self._failure
-            raise FatalError(f"rank {rank} failed: {reason}") from None
+        if self._failure is not None and self._failure.rank != self._rank:
+            raise FatalError(f"rank {self._failure.rank} failed: {self._failure.error}") from None
         if isinstance(error, KeyboardInterrupt):
             self._is_over = True
-            self._send({"over": True} if self._running == 0 else {"rank": self._rank, "error": "it was interrupted"})
+            self._send(_Failure(self._rank, "it was interrupted") if self._running else _Over())
             return
-        self._hear(self._rank, str(error) if isinstance(error, FatalError) else f"{type(error).__name__}: {error}")
+        words = str(error) if isinstance(error, FatalError) else f"{type(error).__name__}: {error}"
+        self._hear(_Failure(self._rank, words))
 
-    def _accept_all(self) -> dict[int, socket.socket]:
-        token = secrets.token_hex(16)
-        found: dict[int, socket.socket] = {}
-        with socket.create_server((self._host, 0)) as listener:
-            broadcast(f"{listener.getsockname()[1]} {token}".encode())
-            listener.settimeout(_CONNECT_S)
-            while len(found) < self._world - 1:
-                connection, _ = listener.accept()
-                connection.settimeout(_CONNECT_S)
-                with connection.makefile("rb", buffering=0) as lines:  # which reads no further than the line
-                    given, _, rank = lines.readline(100).decode(errors="replace").strip().partition(" ")
-                if secrets.compare_digest(given.encode(), token.encode()):
-                    found[int(rank)] = _kept_alive(connection)
-                else:
-                    connection.close()
-        return found
+    def _take(self, rank: int, news: _Over | _Failure) -> None:
+        if isinstance(news, _Failure):
+            self._hear(news)
+            return
+        with self._lock:
+            self._running.discard(rank)
+            if not self._running:
+                self._has_news.set()
 
-    def _connect(self) -> socket.socket:
-        port, token = broadcast(b"").decode().split()
-        connection = socket.create_connection((self._host, int(port)), _CONNECT_S)
-        connection.sendall(f"{token} {self._rank}\n".encode())
-        return _kept_alive(connection)
+    def _note_end(self, rank: int) -> None:
+        """A connection has broken off."""
+        if rank in self._running and not self._is_over:
+            self._hear(_Failure(rank, "it ended without a word; the lines above or the system's log may say why"))
 
-    def _read(self, rank: int, connection: socket.socket) -> None:
-        """On a thread for each connection, until the other side closes it."""
-        is_over = False
-        try:
-            with connection.makefile("rb") as lines:
-                for line in lines:
-                    news = json.loads(line)
-                    if "error" in news:
-                        self._hear(news["rank"], news["error"])
-                    elif not is_over:
-                        is_over = True
-                        self._count_over()
-        except (OSError, ValueError):  # the connection broke; a line that was cut off is no news either
-            pass
-        if not (is_over or self._is_over):
-            self._hear(rank, "it ended without a word; the lines above or the system's log may say why")
-
-    def _hear(self, rank: int, error: str) -> None:
+    def _hear(self, failure: _Failure) -> None:
         """Keeps the first failure, passes it on, and sees to it that this process ends."""
         with self._lock:
             if self._failure is not None:
                 return
-            self._failure = rank, error
+            self._failure = failure
         self._has_news.set()
-        if self._rank in (0, rank):
-            self._send({"rank": rank, "error": error})
-        if self._world > 1:
+        if self._rank in (0, failure.rank):
+            self._send(failure)
+        if self._links.ranks:
             end = threading.Timer(_GRACE_S, self._end)
             end.daemon = True
             end.start()
 
-    def _count_over(self) -> None:
-        with self._lock:
-            self._running -= 1
-            if not self._running:
-                self._has_news.set()
-
-    def _send(self, news: dict[str, object]) -> None:
-        for connection in self._connections.values():
-            try:
-                connection.sendall(json.dumps(news).encode() + b"\n")
-            except OSError:
-                continue  # that rank is gone, and needs no news
+    def _send(self, news: _Over | _Failure) -> None:
+        for rank in self._links.ranks:
+            with suppress(OSError):  # that rank is gone, and needs no news
+                self._links.send(rank, _CHANNEL, news)
 
     def _end(self) -> NoReturn:
         assert self._failure is not None
-        rank, error = self._failure
-        print(f"error: rank {rank} failed: {error}", file=sys.stderr, flush=True)
+        print(f"error: rank {self._failure.rank} failed: {self._failure.error}", file=sys.stderr, flush=True)
         os._exit(1)
-
-
-def _kept_alive(connection: socket.socket) -> socket.socket:
-    """With a deadline for sending and none for reading; the system notices by itself when a host is gone."""
-    connection.settimeout(None)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_S, 0))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE.items():
-        connection.setsockopt(socket.IPPROTO_TCP, option, value)
-    return connection

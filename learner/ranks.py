@@ -43,11 +43,13 @@ class Command(wire.WireStruct):
         action: its name.
         batch: the groups of a training step, else none.
         number: the step, for actions that need it.
+        data: what else the action needs, encoded.
     """
 
     action: str
     batch: list[Group]
     number: int = 0
+    data: bytes = b""
 
 
 Action = Callable[[Command], Any]
@@ -69,7 +71,7 @@ class Ranks:
         self._actions: dict[str, Action] = {**actions, _STOP: lambda _: None, _WAIT: lambda _: None}
         self._busy = 0  # number of actions and walks in which the other ranks may still be
 
-    def run(self, action: str, number: int = 0, batch: list[Group] | None = None) -> Any:
+    def run(self, action: str, number: int = 0, batch: list[Group] | None = None, data: bytes = b"") -> Any:
         """Runs an action on every rank; only rank 0 calls this.
 
         Blocks as long as the action does on rank 0.
@@ -80,7 +82,7 @@ class Ranks:
         Raises:
             RuntimeError: another rank has ended, or a collective timed out.
         """
-        return self._run(Command(action=action, number=number, batch=batch or []), None)
+        return self._run(Command(action=action, number=number, batch=batch or [], data=data), None)
 
     def walk(self, items: Iterator[_Item]) -> Iterator[_Item]:
         """Hands out ``items``, in whose making all ranks take part: the others listen again only after the last."""

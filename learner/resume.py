@@ -30,7 +30,7 @@ _HARMLESS = frozenset({
     "actor.start_timeout_s", "actor.request_timeout_s", "actor.score_patience_s",
     "reward.addresses", "reward.replica", "reward.device", "reward.batch_window_ms", "reward.batch_texts",
     "reward.batch_tokens", "reward.queue_texts", "reward.cache_entries", "reward.drift_warning",
-    "reward.request_timeout_s",
+    "reward.request_timeout_s", "reward.diagnostics",
     "learner.steps", "learner.epochs",
     "learner.address", "learner.ranks", "learner.nodes", "learner.torchrun", "learner.restarts", "learner.replicas",
     "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.batch_timeout_s",

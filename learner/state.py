@@ -25,7 +25,7 @@ from learner.groups import Group
 from learner.train.samples import group_outcome
 from learner.work.curriculum import CurriculumState, SavedCurriculum
 from learner.work.ledger import Ledger
-from learner.work.scheduler import WorkQueue, find_stale, staleness_bound
+from learner.work.scheduler import Setbacks, WorkQueue, find_stale, staleness_bound
 from router import Router
 
 log = logging.getLogger("learner.state")
@@ -67,6 +67,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         questions_digest: of the seed and the training questions, as ``learner.work.questions.hash_questions`` gives it.
         next_sequence: the sequence number of the next fresh group.
         pending: sequence numbers handed out before it that no step has trained yet.
+        setbacks: failed attempts and ended engines of these, where there were any.
         groups_retried: how many groups were given out again so far.
         groups_orphaned: how many of these because their actor was lost.
         groups_failed: how many were given up.
@@ -96,6 +97,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     wall_seconds: float
     step_reward: dict[str, Any] = {}
     curriculum: SavedCurriculum = SavedCurriculum()
+    setbacks: list[Setbacks] = []
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -174,6 +176,7 @@ class RunState:
                 questions_digest=self.questions_digest,
                 next_sequence=self.queue.next_sequence,
                 pending=self.queue.untaken(),
+                setbacks=self.queue.setbacks(),
                 groups_retried=self.queue.retried,
                 groups_orphaned=self.queue.orphaned,
                 groups_failed=self.queue.failed,
@@ -224,7 +227,7 @@ class RunState:
             raise FatalError(f"cannot resume {config.run.dir}: {error}") from None
         ledger = Ledger(config.run.dir / LEDGER_FILE, snapshot.ledger_size)
         fresh = _without_stale(config, snapshot, queued, ledger)
-        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, fresh)
+        queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, fresh, snapshot.setbacks)
         queue.retried = snapshot.groups_retried + len(queued) - len(fresh)
         queue.orphaned, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
         return cls(
@@ -278,7 +281,12 @@ def _without_stale(config: Config, snapshot: Snapshot, queued: Sequence[Group], 
 
 
 def _queue(
-    config: Config, step: int = 0, next_sequence: int = 0, pending: Sequence[int] = (), queued: Sequence[Group] = ()
+    config: Config,
+    step: int = 0,
+    next_sequence: int = 0,
+    pending: Sequence[int] = (),
+    queued: Sequence[Group] = (),
+    setbacks: Sequence[Setbacks] = (),
 ) -> WorkQueue[Group]:
     learner = config.learner
     return WorkQueue(
@@ -291,6 +299,7 @@ def _queue(
         next_sequence=next_sequence,
         pending=pending,
         results={group.work.sequence: group for group in queued},
+        setbacks=setbacks,
         refill=learner.refill,
         is_useful=lambda group: group_outcome(group, learner) == "trained",
     )

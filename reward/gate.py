@@ -21,8 +21,9 @@ from common.config import RewardConfig
 from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
+from common.scripts import KANA, scripts_of_language
+from common.wire import PartLanguages
 from reward.lid import LanguageModel, Units, sum_rows
-from reward.scripts import KANA, scripts_of_language
 
 Near: TypeAlias = Mapping[str, Collection[str]]
 
@@ -353,12 +354,16 @@ class Decision:
             [0, 1]; of several judged texts the largest.
         compliant: whether the answer passes the gate.
         short: whether the rewarded text is too short to be identified (``reward.gate_short_characters``).
+        thought: the languages of its thought by ``reward.diagnostics``; None without it, and without a thought.
+        answer: the same of its final answer; None without ``reward.diagnostics``.
     """
 
     detected: str
     foreign: float
     compliant: bool
     short: bool
+    thought: PartLanguages | None = None
+    answer: PartLanguages | None = None
 
 
 class ComplianceGate:
@@ -380,7 +385,7 @@ class ComplianceGate:
 
     def __init__(self, config: RewardConfig, languages: Collection[str] = ()) -> None:
         self._config, self._languages = config, frozenset(languages)
-        self._gate = LanguageGate(
+        self.language_gate = LanguageGate(
             config.language_model, config.gate_min_probability, config.gate_share, config.near_languages
         )
 
@@ -401,7 +406,7 @@ class ComplianceGate:
         flat = [text for some in texts for text in some]
         asked = [answer.asked for answer, some in zip(answers, texts, strict=True) for _ in some]
         among = [self._languages | {code} for code in asked] if self._config.gate_active_only else None
-        found = iter(self._gate.judge(flat, asked, among))
+        found = iter(self.language_gate.judge(flat, asked, among))
         return [
             self._decision(answer, some, dict(zip(mine, [next(found) for _ in mine], strict=True)))
             for answer, some, mine in zip(answers, judged, texts, strict=True)

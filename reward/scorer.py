@@ -2,6 +2,7 @@
 
 common/answer.py         what of an answer is read
 reward/gate.py           whether the answer is in the language asked of it
+reward/detectors.py      which languages its thought and its final answer are in, for the diagnostics
 reward/embedder.py       how similar the answer is to the reference
 reward/calibration/      what this similarity is worth for the pair of languages
 reward/terms/            the quality of the answer: terms by topic, or a function of the user's own
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ from reward.batching import each_or_error
 from reward.calibration.drift import Drift
 from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
+from reward.detectors import Detector, make_detector
 from reward.embedder import Embedder, TokenisedTexts, Vectors
 from reward.gate import ComplianceGate, Decision
 from reward.liveness import Liveness
@@ -117,6 +119,11 @@ class Scorer:
         self._custom = CustomReward(config.function, config.parts) if config.function else None
         self._terms = None if self._custom is not None else QualityTerms(config.terms, self._tools, config.is_bounded)
         self._gate = ComplianceGate(config, languages)
+        self._detector: Detector | None = None
+        if config.diagnostics != "off":
+            self._detector = make_detector(config.diagnostics, self._gate.language_gate, {*languages, "en"})
+            if unknown := sorted(code for code in languages if not self._detector.knows(code)):
+                logger.warning("%s does not know %s: these have no diagnostics", config.diagnostics, ", ".join(unknown))
         self._directory = directory
         self._encoder_lock = threading.Lock()
         self._encoder: tuple[Embedder, ReferenceCache] | None = None
@@ -253,11 +260,25 @@ class Scorer:
     def _decide(self, jobs: Sequence[_Job]) -> list[list[Decision] | Exception]:
         def decide(some: Sequence[_Job]) -> list[list[Decision]]:
             earns = [self._similarity_earns(job.request) for job in some for _ in job.answers]
-            decisions = iter(self._gate.decide([answer for job in some for answer in job.answers], earns))
+            answers = [answer for job in some for answer in job.answers]
+            decisions = iter(self._diagnosed(answers, self._gate.decide(answers, earns)))
             return [[next(decisions) for _ in job.answers] for job in some]
 
         with self.liveness.step():
             return each_or_error(decide, jobs)
+
+    def _diagnosed(self, answers: Sequence[Answer], decisions: Sequence[Decision]) -> Sequence[Decision]:
+        """The decisions, each with the languages of its answer's parts by ``reward.diagnostics``."""
+        if self._detector is None:
+            return decisions
+        thinking = [answer for answer in answers if answer.thinking]
+        texts = [*(answer.final for answer in answers), *(answer.thinking for answer in thinking)]
+        found = self._detector.parts(texts, [answer.asked for answer in (*answers, *thinking)])
+        thoughts = iter(found[len(answers) :])
+        return [
+            replace(decision, answer=part, thought=next(thoughts) if answer.thinking else None)
+            for answer, decision, part in zip(answers, decisions, found[: len(answers)], strict=True)
+        ]
 
     def _similarity_earns(self, request: ScoreRequest) -> bool:
         return self._terms is not None and not {"similarity", "pivot"}.isdisjoint(
@@ -378,6 +399,8 @@ class Scorer:
             terms=values | answer.selection,
             drift=drift,
             scored=quality is not None,
+            thought=decision.thought,
+            answer=decision.answer,
         )
 
     def _count(self, job: _Job, scored: Sequence[ScoredAnswer]) -> None:

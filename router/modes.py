@@ -15,9 +15,9 @@ def draws_are_learned(config: RouterConfig) -> bool:
     return config.mode in ("learned", "hybrid")
 
 
-def needs_english(config: RouterConfig) -> bool:
-    """Whether the mode answers in English and so needs it among the languages of the run."""
-    return config.mode in ("input_dominant", "english_dominant")
+def needed_language(config: RouterConfig) -> str | None:
+    """The language in which the mode answers whatever the question's is, which has to be among those of the run."""
+    return "en" if config.mode in ("input_dominant", "english_dominant") else config.fixed_language
 
 
 def fixed_languages(config: RouterConfig, own: str, topics: Sequence[str]) -> list[str]:
@@ -44,6 +44,9 @@ def fixed_languages(config: RouterConfig, own: str, topics: Sequence[str]) -> li
             return [own] * (count - quarter) + ["en"] * quarter
         case "english_dominant":
             return [own] * quarter + ["en"] * (count - quarter)
+        case "fixed":
+            language = config.fixed_language or own  # the configuration has seen to it that there is one
+            return [own] * config.own_language + [language] * (count - config.own_language)
         case "uniform":
             return [own] * quarter
         case "policy":

@@ -16,7 +16,7 @@ from common import config as configuration
 from common.languages import POLICY_CHOOSES
 from router.drawing import best, independent, spread, stratified
 from router.logits import Logits
-from router.modes import draws_are_learned, fixed_languages, needs_english
+from router.modes import draws_are_learned, fixed_languages, needed_language
 from router.observations import Array, Batch, Context, Names, Observation
 from router.posterior import COMPLIANCE, QUALITY, Beliefs
 from router.schedule import exploration_schedule, temperature_schedule
@@ -309,8 +309,8 @@ def _check(config: configuration.RouterConfig, languages: Sequence[str]) -> None
     """Raises ValueError where the configuration does not fit the languages of the run."""
     if not languages or len(set(languages)) != len(languages):
         raise ValueError(f"the router needs languages, each once, not {list(languages)}; see run.languages")
-    if needs_english(config) and "en" not in languages:
-        raise ValueError(f"router.mode = {config.mode!r} answers in English: add 'en' to run.languages")
+    if (needed := needed_language(config)) and needed not in languages:
+        raise ValueError(f"router.mode = {config.mode!r} answers in {needed!r}: add it to run.languages")
     for name, row in config.initial.items():
         if unknown := sorted(set(row) - set(languages)):
             raise ValueError(f"router.initial.{name!r} names {unknown}, but run.languages are {' '.join(languages)}")

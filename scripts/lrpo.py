@@ -18,6 +18,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("scripts.ops.train", "train on this machine: starts and ends all processes of a run"),
+    "recipes": Entry("scripts.ops.recipes", "list the published recipes, which train --recipe NAME runs"),
     "status": Entry("scripts.ops.status", "show a run that is under way"),
     "demo": Entry("scripts.world.demo", "train a small policy on the offline world, on the CPU"),
     "check": Entry("scripts.ops.check", "say whether a model can be trained, and what to do where it cannot"),
@@ -34,8 +35,10 @@ COMMANDS = {
     "cold-start": Entry("scripts.data.cold_start", "make examples in which the policy chooses its language"),
     "sft": Entry("scripts.data.sft", "fine-tune a model on such examples"),
     "evaluate": Entry("scripts.study.evaluate", "score a model on questions and benchmarks"),
+    "bench": Entry("scripts.study.bench", "score a model on a public multilingual benchmark"),
     "score": Entry("reward.score", "explain what answers would earn, and why"),
     "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
+    "study": Entry("scripts.study.router_study", "compare ways to choose languages, over seeds and worlds"),
     "choices": Entry("scripts.study.choices", "show which languages a policy chooses"),
     "preferences": Entry("scripts.study.preferences", "make preference pairs of a run's answers"),
     "router": Entry("router", "show what a router has learned, or simulate strategies"),

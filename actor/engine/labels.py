@@ -78,7 +78,8 @@ class WeightLabels:
             [count] versions.
 
         Raises:
-            ForeignWeights: see ``version_of``; or the engine does not say of every token which weights made it.
+            ForeignWeights: see ``version_of``; or the engine does not say of every token which weights made it, or says
+                it of tokens that are not there.
         """
         if "weight_version" in meta:
             self.version_of(str(meta["weight_version"]), oldest)
@@ -88,7 +89,10 @@ class WeightLabels:
             return versions
         covered = np.zeros(count, bool)
         for span in spans:
-            label, tokens = str(span["version"]), slice(int(span["start"]), int(span["end"]))
+            label, first, end = str(span["version"]), int(span["start"]), int(span["end"])
+            if not 0 <= first <= end <= count:
+                raise ForeignWeights(f"says which weights made the tokens {first} to {end} of an answer of {count}")
+            tokens = slice(first, end)
             known = self.version_of(label, oldest)
             versions[tokens] = _leading_number(label, version) if known is None else known
             covered[tokens] = True

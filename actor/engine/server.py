@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from actor.engine.client import EngineError, EngineLost, is_ready
 from common.config import Config
@@ -135,9 +136,9 @@ class EngineProcess:
         os.killpg(self._process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ends the server and its processes. Blocks for at most 4 seconds."""
+        """Ends the server and its processes. Blocks for at most 4 seconds; one that is stopped is killed at once."""
         self._reserved_port.close()
-        for kind in (signal.SIGTERM, signal.SIGKILL):
+        for kind in (signal.SIGKILL,) if self._is_stopped() else (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self._process.pid, kind)
                 self._process.wait(timeout=_STOP_S)
@@ -147,6 +148,14 @@ class EngineProcess:
                 continue
         if self._process.stdin is not None:
             self._process.stdin.close()
+
+    def _is_stopped(self) -> bool:
+        """Whether the guard or the server is stopped (SIGSTOP), so that it cannot end when it is asked to."""
+        try:
+            guard = psutil.Process(self._process.pid)
+            return any(one.status() == psutil.STATUS_STOPPED for one in (guard, *guard.children()))
+        except psutil.NoSuchProcess:
+            return False
 
 
 def _gpu_flags(config: Config) -> dict[str, Any]:

@@ -66,10 +66,11 @@ def unseen_languages_are_unseen(config: Sections) -> Iterator[str]:
 
 
 def mode_has_its_languages(config: Sections) -> Iterator[str]:
-    """A fixed strategy draws English, and initial values are of languages that can be drawn."""
-    known = config.run.languages
-    if config.router.mode in ("input_dominant", "english_dominant") and "en" not in known:
-        yield f"router.mode = {config.router.mode!r} draws English: add 'en' to run.languages"
+    """A fixed strategy has its language, and initial values are of languages that can be drawn."""
+    known, router = config.run.languages, config.router
+    needed = "en" if router.mode in ("input_dominant", "english_dominant") else router.fixed_language
+    if needed and needed not in known:
+        yield f"router.mode = {router.mode!r} answers in {needed!r}: add it to run.languages"
     for row, values in config.router.initial.items():
         if unknown := sorted(set(values) - set(known)):
             yield f"router.initial: the row {row!r} has {', '.join(unknown)}, which run.languages has not"

@@ -61,6 +61,9 @@ class RewardConfig(Section):
     gate_share: float = Field(0.12, ge=0, lt=1)  # most letters in other languages; an estimate, so below the wanted 1/4
     # For a language those that count as it, because lid.176 cannot tell them apart.
     near_languages: dict[str, tuple[str, ...]] = NEAR_LANGUAGES
+    # By which detector thoughts and answers are diagnosed (docs/metrics.md): "gate" is lid.176 as the gate reads it;
+    # "langdetect" and "lingua" are packages of their own, with the definitions of those who publish with them.
+    diagnostics: Literal["off", "gate", "langdetect", "lingua"] = "gate"
     embedder: str = "use"  # "use" (Universal Sentence Encoder), or a name or path for sentence-transformers
     device: str = "auto"  # of the embedder; "auto" is cuda when there is one
     batch_window_ms: float = Field(5.0, ge=0)  # how long a batch waits for requests of other actors

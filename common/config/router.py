@@ -20,9 +20,10 @@ class RouterConfig(Section):
 
     # Who chooses: "learned" is the bandit; "policy" and "hybrid" leave all rollouts, or free_rollouts of them, to the
     # policy (docs/explang.md); the others are fixed strategies.
-    mode: Literal["learned", "monolingual", "input_dominant", "english_dominant", "uniform", "policy", "hybrid"] = (
-        "learned"
-    )
+    mode: Literal[
+        "learned", "monolingual", "input_dominant", "english_dominant", "fixed", "uniform", "policy", "hybrid"
+    ] = "learned"
+    fixed_language: LanguageCode | None = None  # with mode "fixed", that of all rollouts but the reserved ones
     rollouts: int = Field(8, ge=2)  # answers to each question [K]
     free_rollouts: int = Field(4, ge=0)  # of these, in mode "hybrid", those in a language that the policy chooses
     own_language: int = Field(2, ge=0)  # of these, those reserved for the question's own language [K_on]
@@ -72,6 +73,10 @@ class RouterConfig(Section):
         for name in ("own_language", *(("free_rollouts",) if self.mode == "hybrid" else ())):
             if (value := getattr(self, name)) > self.rollouts:
                 raise ValueError(f"{name} = {value} exceeds rollouts = {self.rollouts}")
+        if (self.mode == "fixed") != (self.fixed_language is not None):
+            raise ValueError(
+                "mode = 'fixed' needs fixed_language, and no other mode has one: set both, or leave fixed_language out"
+            )
         for name in ("temperature", "exploration"):
             if getattr(self, f"{name}_min") > getattr(self, name):
                 raise ValueError(f"{name}_min = {getattr(self, f'{name}_min')} exceeds {name} = {getattr(self, name)}")

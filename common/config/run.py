@@ -41,7 +41,7 @@ class DataConfig(Section):
     # Each is a parquet, JSON, JSONL, CSV or TSV file, a directory of such files, or a data set of the hub as
     # owner/name[:configuration][@split].
     train: str = "data/train.parquet"
-    heldout: str | None = None  # questions that are evaluated and never trained
+    heldout: str | None = None  # questions that are evaluated and never trained; "" is none
     # Where the rows have what a question needs: question, answer, language, topic, region, accepted; any other name is
     # a further column that reaches the rewards as a text. {language = "extra_info.lang", level = "difficulty"}
     columns: dict[str, str] = {}
@@ -71,6 +71,11 @@ class DataConfig(Section):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    @field_validator("heldout")
+    @classmethod
+    def _no_heldout(cls, value: str | None) -> str | None:
+        return value or None
 
 
 class ModelConfig(Section):

@@ -26,7 +26,7 @@ class SyncConfig(Section):
     pause: Literal["retract", "in_place", "drain"] = "retract"
     bucket_mb: float = Field(256, gt=0)  # MiB of weights that travel in one piece
     # Seconds for each of: forming a process group, a pause, a probe. A transfer has these seconds and, on top, the
-    # time that its bytes take at slowest_mb_per_s, one engine after the other.
+    # time that its bytes take at slowest_mb_per_s, one engine of a learner node after the other.
     timeout_s: float = Field(60, gt=0)
     slowest_mb_per_s: float = Field(20, gt=0)
     drain_s: float = Field(600, gt=0)  # seconds that answers in flight may take to end when pause = "drain"

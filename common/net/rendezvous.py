@@ -23,11 +23,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from common.config import RunConfig
 from common.net import sockets
 from common.process import FatalError
-from common.wire import AnyMessage, encode
+from common.wire import MAX_MESSAGE_BYTES, AnyMessage, WireError, encode
 
 log = logging.getLogger("rendezvous")
 
 _POLL_S = 0.25
+_MOST_MIB = MAX_MESSAGE_BYTES >> 20
 _WILDCARDS = ("0.0.0.0", "*", "::")
 
 
@@ -168,9 +169,13 @@ class Route:
 
         Raises:
             FatalError: the service does not admit us.
+            WireError: the message is larger than the service takes.
         """
+        data = encode(message)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise WireError(f"a message of {len(data) / 2**20:.0f} MiB, and the {self._name} takes {_MOST_MIB} at most")
         try:
-            await self.socket.send(encode(message))
+            await self.socket.send(data)
         except zmq.Again:
             raise FatalError(
                 f"the {self._name} at {self.place.address} takes no messages: is LRPO_KEYS the same here?"

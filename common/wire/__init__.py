@@ -2,7 +2,20 @@
 
 from common.wire.base import MAX_MESSAGE_BYTES, PROTOCOL, LifeMessage, Lives, Message, WireError, WireStruct
 from common.wire.codec import AnyMessage, decode, encode, unpack
-from common.wire.groups import Ack, Cause, Chat, Leased, Question, Release, Rollout, Score, Submit, Timing, Work
+from common.wire.groups import (
+    Ack,
+    Cause,
+    Chat,
+    Leased,
+    PartLanguages,
+    Question,
+    Release,
+    Rollout,
+    Score,
+    Submit,
+    Timing,
+    Work,
+)
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import ActorProcess, Alive, Eject, Heartbeat, Hello, Leave, Stop, Taken, Unknown, Welcome
 from common.wire.status import ActorStatus, Health, Healthy, Status
@@ -32,6 +45,7 @@ __all__ = [
     "Lives",
     "LoadAdapter",
     "Message",
+    "PartLanguages",
     "Pause",
     "Probe",
     "Question",

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-PROTOCOL = 8  # number of this protocol; an actor whose hello has another one is refused
+PROTOCOL = 9  # number of this protocol; an actor whose hello has another one is refused
 MAX_MESSAGE_BYTES = 256 << 20  # sockets drop the connection of a peer that sends more
 INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")  # the two types of array that travel
 

@@ -47,6 +47,15 @@ class Work(WireStruct):
         return int(self.id.rpartition("-")[2])
 
 
+class PartLanguages(WireStruct):
+    """Which languages a thought or a final answer is in; ``common/diagnostics.py`` has the definitions."""
+
+    consistent: bool  # it is in the language asked for
+    lines: bool  # none of its lines is in another language
+    words: bool | None  # none of its words is of another script; None where ``lines`` is False
+    switches: bool  # it holds two languages or more
+
+
 class Score(WireStruct):
     """What the reward process says of one answer.
 
@@ -63,6 +72,8 @@ class Score(WireStruct):
     terms: dict[str, float] = {}  # value of each term of reward.terms, or part of reward.parts, before its weight
     drift: float = 0.0  # of this pair of languages from its calibration, see reward/calibration/drift.py
     scored: bool = True  # False: a term or part is missing, so the answer takes no part in its group's advantages
+    thought: PartLanguages | None = None  # by reward.diagnostics; None without it, and where there is no thought
+    answer: PartLanguages | None = None  # of the final answer; None without reward.diagnostics
 
 
 class Rollout(WireStruct):

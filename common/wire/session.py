@@ -15,7 +15,7 @@ class ActorProcess(WireStruct):
 
     host: str = ""
     pid: int = 0
-    started: Annotated[float, Meta(ge=0, le=4e9)] = 0.0  # seconds since 1970
+    started_s: Annotated[float, Meta(ge=0, le=4e9)] = 0.0  # seconds after the machine's boot
     # Of the kernel and the process namespace in which ``pid`` means something. Whoever has the same can see whether the
     # process is gone. Empty where it is not known.
     machine: str = ""

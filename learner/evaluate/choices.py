@@ -6,7 +6,6 @@ chooses; "routed", the router draws; "seen", one language of the run; "unseen", 
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -15,14 +14,16 @@ from typing import TypeAlias
 
 import numpy as np
 
+from common import diagnostics
 from common.config import LearnerConfig
+from common.diagnostics import RIGHT
 from common.languages import POLICY_CHOOSES
 from common.wire import Question, Rollout
+from learner.evaluate.diagnostics import samples, tagged
 from learner.evaluate.languages import fully_scored
 from learner.groups import Group
 from router import Router
 
-RIGHT = 0.5  # an answer of at least this quality counts as right
 LanguagesBySetting: TypeAlias = dict[str, list[str]]  # setting -> the language asked of each of its answers
 
 
@@ -43,8 +44,10 @@ def languages_by_setting(
     return asked
 
 
-def compare_settings(groups: Sequence[Group], asked: Mapping[int, LanguagesBySetting]) -> dict[str, float]:
-    """The figures of every setting, named ``setting_metric``.
+def compare_settings(
+    groups: Sequence[Group], asked: Mapping[int, LanguagesBySetting], detector: str
+) -> dict[str, float]:
+    """The figures of every setting, named ``setting_metric``, and its diagnostics under the names of ``tagged``.
 
     The metrics are those of :func:`accuracy`, ``tokens`` an answer, and pass@k for every power of two k up to the
     number n of answers to a question in a setting: the mean over questions of
@@ -56,6 +59,7 @@ def compare_settings(groups: Sequence[Group], asked: Mapping[int, LanguagesBySet
     Args:
         groups: one a question, with the answers of all its settings one after the other.
         asked: row of the question -> what :func:`languages_by_setting` gave for it.
+        detector: ``reward.diagnostics``.
 
     A question of which an answer could not be scored is left out.
     """
@@ -69,6 +73,8 @@ def compare_settings(groups: Sequence[Group], asked: Mapping[int, LanguagesBySet
         every = list(chain.from_iterable(by_question))
         metrics = accuracy(every) | {"tokens": float(np.mean([len(rollout.response_ids) for rollout in every]))}
         figures |= {f"{setting}_{name}": value for name, value in (metrics | pass_at_k(by_question)).items()}
+        diagnosed = diagnostics.summarise(samples(every))
+        figures |= tagged({name: diagnosed[name] for name in diagnosed.keys() - metrics.keys()}, detector, setting)
     return figures
 
 
@@ -77,7 +83,7 @@ def pass_at_k(by_question: Sequence[Sequence[Rollout]]) -> dict[str, float]:
     n = len(by_question[0])
     right = [sum(one.score.quality >= RIGHT and one.score.compliant for one in answers) for answers in by_question]
     powers = (2**exponent for exponent in range(n.bit_length()))
-    return {f"pass@{k}": float(np.mean([1 - math.comb(n - c, k) / math.comb(n, k) for c in right])) for k in powers}
+    return {f"pass@{k}": float(np.mean([diagnostics.pass_at_k(n, c, k) for c in right])) for k in powers}
 
 
 def accuracy(rollouts: Iterable[Rollout]) -> dict[str, float]:

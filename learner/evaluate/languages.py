@@ -6,13 +6,15 @@ Shapes: Q questions, L languages of the run.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common import wire
+from common.diagnostics import summarise
+from learner.evaluate.diagnostics import samples, tagged
 from learner.groups import Group
 from router import Router
 
@@ -32,6 +34,7 @@ class Evaluation:
         routed: in a language drawn by the router; as ``uniform`` in the router's fixed modes.
         compliance: share of the answers in the question's own language that are in the language asked for.
         own_by_language: ``own`` by the question's language.
+        diagnostics: of the answers in the question's own language, by tag (``learner/evaluate/diagnostics.py``).
     """
 
     questions: int
@@ -44,18 +47,20 @@ class Evaluation:
     routed: float
     compliance: float
     own_by_language: dict[str, float]
+    diagnostics: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router: Router) -> Evaluation:
+def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router: Router, detector: str) -> Evaluation:
     """Reads every way of choosing the language off the matrix of greedy rewards, [Q, L].
 
     Args:
         groups: [Q], each answered in ``languages`` first and, where it is none of these, in the question's own last.
         languages: [L], in the router's order.
         router: what it would draw for each question.
+        detector: ``reward.diagnostics``.
 
     A question of which an answer could not be scored is left out, so that all ways are compared on the same ones.
     """
@@ -81,6 +86,7 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
         routed=float((rewards_Q_L * routed_Q_L).sum(1).mean()),
         compliance=float(np.mean([rollout.score.compliant for rollout in own])),
         own_by_language={language: float(np.mean(values)) for language, values in sorted(own_by_language.items())},
+        diagnostics=tagged(summarise(samples(own)), detector),
     )
 
 

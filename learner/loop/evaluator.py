@@ -54,6 +54,7 @@ class Evaluator:
         batches: waits for the answers.
         ranks: are kept waiting meanwhile.
         limits: what an answer must keep to.
+        detector: ``reward.diagnostics``, whose name the diagnostics bear.
         report: is given every result.
         stopwatch: counts the seconds of the state ``evaluate``.
         interrupts: end a wait.
@@ -72,11 +73,13 @@ class Evaluator:
         batches: Batches,
         ranks: Ranks,
         limits: Limits,
+        detector: str,
         report: EvaluationReport,
         stopwatch: Stopwatch,
         interrupts: Interrupts,
     ) -> None:
         self._config, self._languages, self._state, self._server = config, list(languages), state, server
+        self._detector = detector
         self._question_sets = {
             name: pick_evenly(questions, config.evaluate_questions)
             for name, questions in question_sets.items()
@@ -143,7 +146,7 @@ class Evaluator:
     def _evaluate_greedy(self, name: str, questions: list[wire.Question]) -> Evaluation:
         languages = [list(dict.fromkeys([*self._languages, question.language])) for question in questions]
         groups = self._answers(name, questions, languages, greedy=True)
-        return read_reward_matrix(groups, self._languages, self._state.router)
+        return read_reward_matrix(groups, self._languages, self._state.router, self._detector)
 
     def _evaluate_choices(self, name: str, questions: list[wire.Question]) -> dict[str, float]:
         by_setting = {
@@ -151,7 +154,7 @@ class Evaluator:
             for question in questions
         }
         languages = [list(chain.from_iterable(by_setting[question.index].values())) for question in questions]
-        return compare_settings(self._answers(name, questions, languages, greedy=False), by_setting)
+        return compare_settings(self._answers(name, questions, languages, greedy=False), by_setting, self._detector)
 
     def _answers(
         self, name: str, questions: list[wire.Question], languages: list[list[str]], *, greedy: bool

@@ -24,7 +24,7 @@ class Publishing:
         config: for the address and the deadline in the error when no actor comes.
         server: knows the actors.
         publisher: sends to them.
-        ranks: knows the action ``gather``.
+        ranks: knows the actions ``probe`` and ``gather``.
         stopwatch: counts the seconds of the states ``start`` and ``publish``.
         interrupts: end the wait for an actor.
     """
@@ -55,8 +55,8 @@ class Publishing:
         self._wait_for_an_actor()
         engines = f"publishing the weights of step {version} to {', '.join(self._server.members())}"
         with self._stopwatch("publish"), Activity("learner", engines, silent_s=BRIEF_S):
-            weights, probe = self._ranks.run("gather")
-            self.newest = self._publisher.publish(version, weights, probe)
+            probe = self._ranks.run("probe")
+            self.newest = self._publisher.publish(version, lambda plan: self._ranks.run("gather", data=plan), probe)
         self.version = version
         self._server.mark_published(self.newest.members)
 

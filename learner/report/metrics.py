@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import LearnerConfig
+from common.diagnostics import summarise
 from common.wire import Rollout
+from learner.evaluate.diagnostics import samples, tagged
 from learner.groups import Group, StepResult
 from learner.report.bottleneck import Bottleneck
 from learner.report.timing import ActorTimes, TimeByState, WindowTotals, shares_of_time
@@ -20,6 +22,7 @@ from learner.train import stages
 from learner.train.samples import group_outcome
 
 _GRADIENT_STATISTICS = ("entropy", "mismatch", "outside_bounds")  # those of a step's result shown by language
+_DIAGNOSTICS = ("lc_thought", "lc_answer", "accuracy", "lc_accuracy")  # those that are shown by language
 _AGREEMENT = ("mismatch", "outside_bounds", "effective_sample")  # of engine and learner; on the page Health
 
 
@@ -42,7 +45,8 @@ class StepContext:
 
     Args:
         seconds: time of every process in each of its states, since it started.
-        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused.
+        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused; messages of other
+            lives, "foreign".
         peers: the actors, by name.
         published: the weight sync before this step.
         spent_s: seconds since the end of the step before.
@@ -90,6 +94,8 @@ def health_metrics(
     counts = context.counts
     metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["orphaned"]}
     metrics |= {"groups_failed": counts["failed"], "groups_refused": counts["refused"]}
+    dropped = sum(peer.gauges.get("dropped_messages", 0.0) for peer in context.peers.values())
+    metrics |= {"foreign_messages": counts["foreign"], "foreign_orders": dropped}
     metrics |= {name: result.means[name] for name in _AGREEMENT if name in result.means}
     for name in ("mismatch", "outside_bounds"):
         metrics |= {f"{name}_by_lag/{lag}": value for lag, value in result.by_lag.get(name, {}).items()}
@@ -117,6 +123,19 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
     terms = {term: np.mean(values) for term, values in values_by_term.items()}
     choices = stages.choice_metrics(batch)
     return _tagged("learning", metrics) | _tagged("terms", terms) | _tagged("selection", choices)
+
+
+def diagnostic_metrics(batch: Sequence[Group], detector: str) -> dict[str, float]:
+    """Language consistency, accuracy, both, LCPR, code switching and length, as ``common/diagnostics.py`` defines them.
+
+    Args:
+        detector: ``reward.diagnostics``.
+    """
+    figures = summarise(samples(rollout for group in batch for rollout in group.rollouts))
+    found = tagged(figures, detector)
+    if "tokens" in found:
+        found["learning/tokens"] = found.pop("tokens")
+    return found
 
 
 def flow_metrics(
@@ -171,6 +190,8 @@ def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -
             "share": len(rollouts) / total,
             "staleness": version - np.concatenate([rollout.versions for rollout in rollouts]).mean(),
         }
+        figures = summarise(samples(rollouts))
+        metrics |= {name: figures[name] for name in _DIAGNOSTICS if name in figures}
         for name, value in metrics.items():
             found[name][language] = float(value)
     for name in _GRADIENT_STATISTICS:  # of rollouts that carry gradient

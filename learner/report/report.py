@@ -19,6 +19,7 @@ from learner.report.heat_maps import HeatMaps
 from learner.report.machine import Machine
 from learner.report.metrics import (
     StepContext,
+    diagnostic_metrics,
     flow_metrics,
     health_metrics,
     language_metrics,
@@ -115,6 +116,7 @@ class Report:
         metrics = {
             **health_metrics(batch, lags, self._bound, result, context, learner),
             **learning_metrics(batch, result, learner),
+            **diagnostic_metrics(batch, self._config.reward.diagnostics),
             **flow_metrics(result, context, len(lags), window, rates, bottleneck),
             "health/mismatch_alarm": float(self._watch.check(number, result) is not None),
         }
@@ -157,6 +159,7 @@ class Report:
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
         """Reports an evaluation of the question set ``name``, with greedy answers, after ``number`` steps."""
         numbers = {key: value for key, value in evaluation.as_dict().items() if isinstance(value, float)}
+        numbers |= evaluation.diagnostics
         self._write_evaluation(number, name, numbers)
         english = "not asked" if evaluation.english is None else f"{evaluation.english:.3f}"
         log.info(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -12,6 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from common.gpus import has_cuda
 from common.nccl import set_nccl_defaults
 from common.process import FatalError
+
+_POLL_S = 1.0  # a signal ends the wait at once, and this only lets the loop turn
 
 
 def set_up_distributed(timeout_s: float) -> None:
@@ -38,7 +43,30 @@ def set_up_distributed(timeout_s: float) -> None:
                 "learner.ranks to the number of GPUs, or set LRPO_DEVICE=cpu"
             ) from None
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    _meet(partial(dist.init_process_group, backend, timeout=timedelta(seconds=timeout_s)))
+
+
+def _meet(join: Callable[[], None]) -> None:
+    """Calls ``join`` on a thread and waits for it, so that a signal ends the wait.
+
+    Python hears of a signal only when torch has returned. A rank that waits for one that has failed would heed torchrun
+    when the time is up, and torchrun waits for it.
+    """
+    ended, errors = threading.Event(), list[Exception]()
+
+    def run() -> None:
+        try:
+            join()
+        except Exception as error:  # whatever it is, it belongs to the caller
+            errors.append(error)
+        finally:
+            ended.set()
+
+    threading.Thread(target=run, name="meeting the other ranks", daemon=True).start()
+    while not ended.wait(_POLL_S):
+        pass
+    if errors:
+        raise errors[0]
 
 
 def training_device() -> torch.device:

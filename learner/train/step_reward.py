@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from common.config import ConfigError
 from common.process import FatalError
-from common.user_code import describe_failure, load_user_object
+from common.user_code import describe_failure, load_user_object, user_file
 from learner.groups import Group
 
 Floats = NDArray[np.float64]
@@ -72,7 +71,7 @@ class StepReward:
     """
 
     def __init__(self, where: str, steps: int) -> None:
-        self._path, self._steps = Path(where.rpartition(":")[0]), steps
+        self._path, self._steps = user_file(where), steps
         self._term: Any = load_user_object(where, "learner.step_reward")
         self._gives = getattr(self._term, "gives", "rewards")
         if not callable(self._term) or self._gives not in _GIVES:

@@ -13,14 +13,13 @@ import logging
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from common import wire
 from common.adapter_files import WEIGHTS_FILE
@@ -29,7 +28,7 @@ from common.process import FatalError
 from common.run_files import owned_directory
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
-from learner.weights.publisher import Published
+from learner.weights.publisher import Gather, Published
 from learner.weights.round import fitting_actors
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
@@ -79,7 +78,7 @@ class AdapterPublisher:
                 "lower lora.rank"
             )
 
-    def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], probe: wire.Probe) -> Published:
+    def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:
         """Sends the adapters as ``version`` to all actors that are present now.
 
         Blocks until every actor has loaded them, left, or was given up: after ``sync.timeout_s`` plus the time that the
@@ -87,7 +86,8 @@ class AdapterPublisher:
 
         Args:
             version: number of the policy version.
-            weights: A and B of every layer under PEFT's names.
+            gather: is called once, without a plan for the other ranks, because rank 0 alone sends adapters. It returns
+                A and B of every layer under PEFT's names.
             probe: with which the engines prove that they compute as the learner does. This is not waited for.
 
         Returns:
@@ -99,7 +99,7 @@ class AdapterPublisher:
         """
         begin = time.monotonic()
         self._server.begin_version(version)
-        data = save({name: value.to("cpu", self._dtype).contiguous() for name, value in weights}, {"format": "pt"})
+        data = save({name: value.to("cpu", self._dtype).contiguous() for name, value in gather(b"")}, {"format": "pt"})
         actors = fitting_actors(self._server, [TRANSPORT])
         transfer_s = len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
         deadline_s = min(self._config.timeout_s + transfer_s, self._longest_s)

@@ -102,10 +102,11 @@ class SpareBuffers:
     Args:
         size: bytes of each buffer.
         device: where they lie.
+        most: how many are kept while nobody uses them.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self._size, self._device = size, device
+    def __init__(self, size: int, device: torch.device, most: int = 2) -> None:
+        self._size, self._device, self._most = size, device, most
         self._free: list[Tensor] = []
 
     def take(self) -> Tensor:
@@ -115,9 +116,6 @@ class SpareBuffers:
         return torch.empty(self._size, dtype=torch.uint8, device=self._device)
 
     def give_back(self, buffer: Tensor) -> None:
-        """Makes a buffer that ``take`` returned available again. Any thread may call it."""
-        self._free.append(buffer)
-
-    def free_all_but(self, count: int) -> None:
-        """Frees the memory of the available buffers, except for ``count`` of them."""
-        del self._free[count:]
+        """Makes a buffer that ``take`` returned available again, or frees it. Any thread may call it."""
+        if len(self._free) < self._most:
+            self._free.append(buffer)

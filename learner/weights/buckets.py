@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,13 @@ def dtype_of(bucket: wire.Bucket) -> torch.dtype:
 def bytes_of(bucket: wire.Bucket) -> int:
     """How many bytes the bucket's tensors take together."""
     return dtype_of(bucket).itemsize * sum(map(math.prod, bucket.shapes))
+
+
+def smallest_tensor(buckets: Sequence[wire.Bucket]) -> wire.Bucket:
+    """A bucket of the smallest tensor alone."""
+    every = [single for bucket in buckets for single in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True)]
+    name, dtype, shape = min(every, key=lambda single: math.prod(single[2]))
+    return wire.Bucket(names=[name], dtypes=[dtype], shapes=[shape])
 
 
 def wait_for_copies(device: torch.device) -> None:

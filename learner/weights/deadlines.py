@@ -1,7 +1,8 @@
-"""How long each part of a weight sync may take, from the bytes that travel and the bandwidth that they are promised.
+"""How long each part of a weight sync, and a checkpoint, may take: from the bytes that travel and their bandwidth.
 
 This is the only place where these deadlines are put together. A round with every one of them used up is shorter than
-what the learner's other ranks wait for in a collective, because they wait for rank 0 while it publishes.
+what the learner's other ranks wait for in a collective, because they wait for rank 0 while it publishes. So is the wait
+for a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from common.config import SyncConfig
 log = logging.getLogger("learner.publisher")
 
 SHARE_OF_COLLECTIVE = 0.9  # of what the ranks wait in a collective that a round may take
+_DISK_S, _DISK_MB_PER_S = 600.0, 20.0  # of a checkpoint: a file system that stalls, and the slowest that is put up with
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def round_deadlines(
 
     Args:
         config: the section ``sync``.
-        engines: how many engines take part; they share the learner's connection.
+        engines: the most engines that one learner node sends to; they share its connection.
         total_bytes: of the weights.
         bucket_bytes: of the largest bucket.
         drain_s: how long the answers of an engine may take to end before it pauses.
@@ -74,8 +76,9 @@ def round_deadlines(
     shorter_s = max((longest_s - short_s - drain_s) / 2, longest_s / 6)
     factor = min(1.0, max(longest_s - 2 * shorter_s - drain_s, longest_s / 6) / short_s)
     log.warning(
-        "%d engines and %.1f GB may take %.0f s at sync.slowest_mb_per_s = %g, but the learner's ranks wait for one "
-        "another for %.0f s (learner.batch_timeout_s + actor.start_timeout_s): an engine has %.0f s to take weights",
+        "%d engines of one node and %.1f GB may take %.0f s at sync.slowest_mb_per_s = %g, but the learner's ranks "
+        "wait for one another for %.0f s (learner.batch_timeout_s + actor.start_timeout_s): an engine has %.0f s to "
+        "take weights",
         engines, total_bytes / 1e9, found.round_s(drain_s), config.slowest_mb_per_s, collective_s, shorter_s,
     )  # fmt: skip
     return Deadlines(
@@ -84,3 +87,12 @@ def round_deadlines(
         bucket_s=min(found.bucket_s, shorter_s),
         transfer_s=shorter_s,
     )
+
+
+def checkpoint_deadline_s(total_bytes: int, collective_s: float) -> float:
+    """How long a checkpoint of so many bytes may take until it is on the disk, in seconds.
+
+    Args:
+        collective_s: what the learner's ranks wait for one another in a collective; infinite for a single rank.
+    """
+    return min(_DISK_S + total_bytes / (_DISK_MB_PER_S * 1e6), SHARE_OF_COLLECTIVE * collective_s)

@@ -1,7 +1,7 @@
 """Process groups with engines. This is the only file of the learner that needs torch's private API for them.
 
-A group has the learner as rank 0 and the ranks of one engine. It stands beside the default group of the learner's own
-ranks, and forms through a TCP store on which the learner listens.
+A group has a rank of the learner as its rank 0 and the ranks of one engine. It stands beside the default group of the
+learner's own ranks, and forms through a TCP store on which the learner's rank 0 listens.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ class GroupStore:
             listener.listen()
         except OSError as error:
             raise FatalError(f"cannot listen on sync.host:port {host}:{port}: {error}") from None
-        # Groups that are made from now on, which are those with engines, leave an error of NCCL to their caller. Torch
-        # would end the learner for it; its own group, which exists already, keeps that. Read when a group is made.
-        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
+        leave_errors_to_callers()
         self.host, self.port = host, int(listener.getsockname()[1])
         self._store: TCPStore | None = TCPStore(
             host,
@@ -83,6 +81,14 @@ class GroupStore:
     def close(self) -> None:
         """Stops listening. Whoever waits for a group to form gets a RuntimeError at once."""
         self._store = None
+
+
+def leave_errors_to_callers() -> None:
+    """Groups that are made from now on, which are those with engines, leave an error of NCCL to their caller.
+
+    Torch would end the learner for it; its own group, which exists already, keeps that. Read when a group is made.
+    """
+    os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
 
 
 def connect_to_store(host: str, port: int, timeout_s: float) -> TCPStore:

@@ -1,12 +1,15 @@
-"""Publishes new weights to all engines at once, bucket by bucket as they are gathered.
+"""Publishes new weights to all engines at once, bucket by bucket as they are gathered. This is rank 0's part.
 
-A round has these steps. Rank 0's main thread gathers one bucket after another from the ranks. A thread for each actor
-sees to its engine: it tells the engine to pause as soon as there is something to send, sends the weights by the actor's
-transport, and waits until the engine has them. Requests in flight wait inside the engine meanwhile.
+A round has these steps. Rank 0 tells all ranks who sends to which engine. They gather one bucket after another
+together, and each leader has its engines' process groups broadcast it (``learner/weights/leader.py``). On rank 0 a
+thread for each actor sees to its engine: it tells the engine to pause as soon as there is something to send, has the
+weights sent by the actor's transport, and waits until the engine has them. Requests in flight wait inside the engine
+meanwhile.
 
 Every step has a deadline (``learner/weights/deadlines.py``), and that of the transfer grows with the number of bytes.
 An engine that dies, stops or fails costs the others at most the time for which it may hold a bucket: its actor is given
-up with the reason, and nothing waits for what has to do with it.
+up with the reason, and nothing waits for what has to do with it. A rank that fails ends the run, by the rule of
+``learner/ranks.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import math
 import queue
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -29,11 +33,15 @@ from torch import Tensor
 from common import wire
 from common.config import SyncConfig
 from common.net.rendezvous import host_of
-from learner.weights.bucket_queue import POLL_S, BucketQueue, SpareBuffers
-from learner.weights.buckets import bytes_of, tensors_in, wait_for_copies
+from learner.rank_links import RankLinks
+from learner.weights.bucket_queue import POLL_S
+from learner.weights.buckets import bytes_of
 from learner.weights.deadlines import round_deadlines
+from learner.weights.leader import Gathering, Leader, group_backend
+from learner.weights.leader_messages import CHANNEL, LeaderOrder, LeaderReport
+from learner.weights.process_group import GroupStore
 from learner.weights.round import ActorLost, Receiver, Round, fitting_actors
-from learner.weights.transports import Transport, make_transports
+from learner.weights.transports import DiskTransport, GroupTransport, SharedMemoryTransport, Transport
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
 
@@ -42,7 +50,10 @@ log = logging.getLogger("learner.publisher")
 # What an actor's thread reports: the name of the actor, and the seconds of its pause or an error of this program.
 _Results: TypeAlias = "queue.SimpleQueue[tuple[str, float | Exception]]"
 
-_KEPT_BYTES = 2**30  # of gathered buckets that wait for a slow engine; two buckets at least
+# Begins to gather on all ranks, which are given these bytes, and returns rank 0's names and tensors.
+Gather: TypeAlias = Callable[[bytes], Iterator[tuple[str, Tensor]]]
+
+_OWN = 0  # this rank
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Publisher:
     """Rank 0's end of the weight sync.
 
     Attributes:
+        leader: which sends to the engines of this node.
         transports: by their value of ``sync.transport``.
 
     Args:
@@ -67,6 +79,7 @@ class Publisher:
         device: where the learner's weights are.
         check: is called at least every 0.1 s while ``publish`` waits, on its thread; raises to end the wait.
         collective_s: how long the learner's other ranks wait for rank 0 in a collective; every round is shorter.
+        links: with the other ranks; None if there are none.
 
     Raises:
         FatalError: the store of process groups cannot listen on ``sync.host`` and ``sync.port``.
@@ -80,18 +93,29 @@ class Publisher:
         device: torch.device,
         check: Callable[[], None],
         collective_s: float = math.inf,
+        links: RankLinks | None = None,
     ) -> None:
-        self._server, self._config, self._buckets, self._check = server, config, buckets, check
-        self._collective_s = collective_s
-        self._backend = config.backend if config.backend != "auto" else "nccl" if device.type == "cuda" else "gloo"
-        host = config.host or host_of(server.address)
-        self.transports = make_transports(config, host, self._backend, buckets, device)
-        self._spare = SpareBuffers(
-            max(map(bytes_of, buckets), default=0), device if self._backend == "nccl" else torch.device("cpu")
-        )
+        self._server, self._config, self._buckets, self._check_interrupts = server, config, buckets, check
+        self._collective_s, self._links = collective_s, links
+        self._numbers = itertools.count(1)
         self._cancelled = threading.Event()
+        self._mistake = ""  # of a leader
+        backend, run_id = group_backend(config, device), uuid.uuid4().hex[:8]
+        store = GroupStore(config.host or host_of(server.address), config.port, config.timeout_s)
+        self._groups = GroupTransport(
+            store, backend, run_id, {_OWN: ""} if links is None else links.leaders,
+            give_order=self._give_order, on_lost=self._lose, on_failed=self._note_mistake,
+        )  # fmt: skip
+        self.leader = Leader(buckets, backend, device, self._groups.hear)
+        if links is not None:
+            links.listen(CHANNEL, LeaderReport, lambda _rank, report: self._groups.hear(report))
+        self.transports: dict[str, Transport] = {
+            "group": self._groups,
+            "shared": SharedMemoryTransport(buckets, device),
+            "disk": DiskTransport(config.directory),
+        }
 
-    def publish(self, version: int, weights: Iterator[tuple[str, Tensor]], probe: wire.Probe) -> Published:
+    def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:
         """Sends the weights as ``version`` to all actors that are present now.
 
         Blocks until every actor has them, left, or was given up, which happens within the deadlines of
@@ -99,8 +123,9 @@ class Publisher:
 
         Args:
             version: number of the policy version.
-            weights: names and tensors in the order of the buckets. Used up in any case, because other ranks take part
-                in gathering until its end.
+            gather: is called once, with the plan of the round for all ranks. The names and tensors that it returns are
+                in the order of the buckets. They are used up in any case, because other ranks take part in gathering
+                until its end.
             probe: with which the engines prove that they have the weights. This is not waited for.
 
         Returns:
@@ -108,6 +133,7 @@ class Publisher:
 
         Raises:
             FatalError: files cannot be written to ``sync.directory``, or the server has failed.
+            RuntimeError: a leader has failed by a mistake of this program.
             Exception: whatever ``check`` raises. No other round may follow then.
         """
         begin = time.monotonic()
@@ -115,23 +141,24 @@ class Publisher:
         round_ = self._make_round(version, probe)
         for transport in self.transports.values():
             transport.begin_round(round_)
+        plan = self._groups.plan(round_)
+        self.leader.begin_round(plan, _OWN, reuse=not round_.uses("shared"))
+        weights = gather(wire.encode(plan))
         results: _Results = queue.SimpleQueue()
         for name, actor in round_.actors.items():
-            # Daemons: one that is inside torch, waiting for an engine that is gone, may not be woken, and nothing may
-            # wait for it. The round does not, and the process ends without Python's clean-up (learner/__main__.py).
             serve = partial(self._serve, name, actor, round_, results)
             threading.Thread(target=serve, name=f"weights of {name}", daemon=True).start()
         try:
-            self._gather(weights, round_)
+            self.leader.gather(weights, self._gathering(round_))
+            round_.gathered.end()
             pauses = self._collect(round_, results)
         except BaseException:
             self._cancelled.set()
             for transport in self.transports.values():
-                transport.close()
+                transport.close()  # which frees leaders that wait for their engines, so that gathering can end
             raise
         finally:
             deque(weights, maxlen=0)
-            self._spare.free_all_but(2)
             for transport in self._used(round_):
                 transport.end_round(round_)
         seconds = time.monotonic() - begin
@@ -139,63 +166,67 @@ class Publisher:
 
     def _make_round(self, version: int, probe: wire.Probe) -> Round:
         actors = fitting_actors(self._server, self.transports)
+        leaders = self._groups.assign(actors)
+        # What shared memory and files take is this node's, as is what its leader sends.
+        senders = [leaders.get(name, _OWN) for name in actors]
         sizes = list(map(bytes_of, self._buckets)) or [0]
-        longest_drain_s = max((actor.drain_s for actor in actors.values()), default=0.0)
-        # Shared memory belongs to its transport. Other buffers are used again as soon as all have sent them.
-        shared = any(actor.transport == "shared" for actor in actors.values())
         return Round(
+            number=next(self._numbers),
             version=version,
             probe=probe,
             buckets=self._buckets,
             actors=actors,
+            leaders=leaders,
             deadlines=round_deadlines(
-                self._config, len(actors), sum(sizes), max(sizes), longest_drain_s, self._collective_s
-            ),
-            queue=BucketQueue(
-                [name for name, actor in actors.items() if actor.transport == "group"],
-                recycle=(lambda buffer: None) if shared else self._spare.give_back,
-                room=max(2, _KEPT_BYTES // max(*sizes, 1)),
+                self._config,
+                engines=max(map(senders.count, senders), default=0),
+                total_bytes=sum(sizes),
+                bucket_bytes=max(sizes),
+                drain_s=max((actor.drain_s for actor in actors.values()), default=0.0),
+                collective_s=self._collective_s,
             ),
         )
 
     def _used(self, round_: Round) -> list[Transport]:
         return [transport for name, transport in self.transports.items() if round_.uses(name)]
 
-    def _gather(self, weights: Iterator[tuple[str, Tensor]], round_: Round) -> None:
-        """Copies one bucket after another into a buffer, for the transports and for the queue of the senders."""
+    def _gathering(self, round_: Round) -> Gathering:
+        """What the transports of this round do with each bucket, beside what the leader does with it."""
         transports = self._used(round_)
-        for number, bucket in enumerate(round_.buckets):
-            while not round_.queue.has_room(number):
-                self._check()
-                self._drop_holders(round_, number)
-            required = [buffer for each in transports if (buffer := each.buffer(number)) is not None]
-            buffer = required[0] if required else self._spare.take()
-            tensors = tensors_in(buffer, bucket)
-            for target, (_, tensor) in zip(tensors, itertools.islice(weights, len(tensors)), strict=True):
-                target.copy_(tensor.reshape(target.shape))
-            wait_for_copies(buffer.device)
+
+        def memory(number: int) -> Tensor | None:
+            return next((buffer for each in transports if (buffer := each.buffer(number)) is not None), None)
+
+        def take(number: int, tensors: Sequence[Tensor]) -> None:
             for transport in transports:
                 transport.add_bucket(round_, number, tensors)
-            round_.queue.put(number, buffer)
-        round_.all_gathered.set()
+            round_.gathered.some.set()
 
-    def _drop_holders(self, round_: Round, number: int) -> None:
-        """Gives up engines that hold the buckets before ``number`` for too long, and forgets those that are gone."""
-        for name, held_s in round_.queue.held_s(number).items():
-            actor, deadlines = round_.actors[name], round_.deadlines
-            first = round_.queue.sent(name) == 0
-            limit_s = deadlines.first_bucket_s(actor.drain_s) if first else deadlines.bucket_s
-            if held_s > limit_s:
-                self._lose(name, actor, round_, f"its engine held up the weights of the others for {limit_s:.0f} s")
-            elif not self._server.is_present(name, actor):
-                self._lose(name, actor, round_, "it is gone")
+        return Gathering(self._check, memory, take)
 
-    def _lose(self, name: str, actor: ActorState, round_: Round, reason: str) -> None:
-        """Gives up an actor in a round. Does not block.
+    def _check(self) -> None:
+        self._check_interrupts()
+        if self._mistake:
+            raise RuntimeError(f"a leader of the weight sync has failed: {self._mistake}")
 
-        The others come first: its place in the queue is free before anything is done about its own process group.
+    # -- what leaders need and report, on any thread -------------------------------------------------------------------
+
+    def _give_order(self, rank: int, order: LeaderOrder) -> None:
+        if rank == _OWN or self._links is None:
+            self.leader.take(order)
+        else:
+            self._links.send(rank, CHANNEL, order)
+
+    def _note_mistake(self, error: str) -> None:
+        self._mistake = error
+
+    def _lose(self, name: str, actor: ActorState, reason: str) -> None:
+        """Gives up an actor. Does not block for longer than it takes to tell its leader.
+
+        Once the round is cancelled no actor is at fault: each stays, to hear that the run is over.
         """
-        round_.queue.leave(name)
+        if self._cancelled.is_set():
+            return
         self._server.eject(name, actor, reason)
         self.transports[actor.transport].disconnect(name, actor)
 
@@ -226,11 +257,9 @@ class Publisher:
         try:
             results.put((name, self._update(receiver, transport, round_)))
         except ActorLost as error:
-            self._lose(name, actor, round_, str(error))
+            self._lose(name, actor, str(error))
         except Exception as error:  # a mistake of this program: the main thread must raise it instead of waiting
             results.put((name, error))
-        finally:
-            round_.queue.leave(name)
 
     def _is_present(self, name: str, actor: ActorState) -> bool:
         return not self._cancelled.is_set() and self._server.is_present(name, actor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from common import wire
-from learner.weights.bucket_queue import POLL_S, BucketQueue
+from learner.weights.bucket_queue import POLL_S
 from learner.weights.deadlines import Deadlines
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
@@ -19,17 +20,41 @@ class ActorLost(Exception):
     """An actor left, or its engine did not take the weights. The message says why."""
 
 
+class Gathered:
+    """What rank 0 has gathered of a round's weights.
+
+    Attributes:
+        some: the first bucket is there.
+        all: every bucket is.
+    """
+
+    def __init__(self) -> None:
+        self.some, self.all = threading.Event(), threading.Event()
+        self._end = math.inf
+
+    def end(self) -> None:
+        """Notes that every bucket is there."""
+        self._end = time.monotonic()
+        self.some.set()
+        self.all.set()
+
+    def is_overdue(self, limit_s: float) -> bool:
+        """Whether more than ``limit_s`` has passed since the end. Gathering itself has the deadline of collectives."""
+        return time.monotonic() > self._end + limit_s
+
+
 @dataclass(frozen=True)
 class Round:
     """What all threads of a round share."""
 
+    number: int  # counted from 1; a version may be published again
     version: int
     probe: wire.Probe
     buckets: Sequence[wire.Bucket]
     actors: dict[str, ActorState]  # who takes part, by name
+    leaders: dict[str, int]  # the rank that sends to it, by name, of those that take weights through a process group
     deadlines: Deadlines
-    queue: BucketQueue  # the gathered buckets
-    all_gathered: threading.Event = field(default_factory=threading.Event)
+    gathered: Gathered = field(default_factory=Gathered)
 
     def uses(self, transport: str) -> bool:
         """Whether an actor takes its weights by this transport, a value of ``sync.transport``."""

@@ -1,19 +1,19 @@
 """How the bytes of the weights reach an engine: through a process group, from shared memory, or from files.
 
 Every actor chooses one of the three with ``sync.transport``, and one round may use all of them. ``Transport`` says what
-each has to do; ``make_transports`` makes them.
+each has to do on rank 0. Process groups alone have leaders (``learner/weights/leader.py``), so that their bytes leave
+every learner node. Shared memory is read on rank 0's machine, and files are written once for all engines.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import time
-import uuid
+import logging
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -23,25 +23,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common import wire
-from common.config import SyncConfig
 from common.nccl import nccl_settings
 from common.process import FatalError
 from common.run_files import owned_directory
+from learner.weights.assignment import assign_leaders
 from learner.weights.bucket_queue import POLL_S
-from learner.weights.buckets import bytes_of
-from learner.weights.process_group import (
-    GroupStore,
-    ProcessGroup,
-    broadcast_first,
-    discard_group,
-    raise_error,
-    start_broadcast,
+from learner.weights.buckets import bytes_of, smallest_tensor
+from learner.weights.leader_messages import (
+    DropGroup,
+    EngineLost,
+    FormGroup,
+    GroupFormed,
+    LeaderFailed,
+    LeaderOrder,
+    LeaderReport,
+    RoundPlan,
+    SendWeights,
+    WeightsSent,
 )
+from learner.weights.process_group import GroupStore
 from learner.weights.round import ActorLost, Receiver, Round
 from learner.weights.shared_memory import allocate_shared_buffer, create_handle
 from learner.work.actors import ActorState
 
-_BROADCAST_POLL_S = 0.001  # between two checks of whether a broadcast is complete
+log = logging.getLogger("learner.publisher")
 
 
 class Transport(ABC):
@@ -77,7 +82,7 @@ class Transport(ABC):
         Raises:
             ActorLost: the actor is gone, or could not be connected.
         """
-        while not round_.all_gathered.wait(POLL_S):
+        while not round_.gathered.all.wait(POLL_S):
             receiver.check_present()
 
     @abstractmethod
@@ -85,7 +90,7 @@ class Transport(ABC):
         """What the engine is told: where the weights come from. Called after ``prepare``; does not block."""
 
     def send(self, receiver: Receiver, round_: Round) -> None:  # noqa: B027
-        """Sends the weights to an engine that has its order; blocks for at most ``round_.deadlines.transfer_s``.
+        """Sees to it that an engine that has its order gets the weights, within the deadlines of the round.
 
         Raises:
             ActorLost: the actor is gone, or the weights did not reach its engine.
@@ -104,117 +109,159 @@ class Transport(ABC):
         """Wakes threads that wait in ``prepare``. No other round may follow."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Connection:
+    """The process group of an engine, as rank 0 knows it."""
+
     actor: ActorState
-    group: ProcessGroup
+    leader: int  # rank that sends to it
+    group: str
+    is_formed: threading.Event = field(default_factory=threading.Event)
+    is_sent: threading.Event = field(default_factory=threading.Event)  # the weights of this round
     is_tried: bool = False  # a broadcast has gone through it
 
 
 class GroupTransport(Transport):
-    """Broadcasts each bucket, as soon as it is gathered, through a process group with one engine.
+    """Has each bucket broadcast, as soon as it is gathered, through a process group with one engine.
 
-    The group is formed in the first round of an actor and kept until the actor is gone. NCCL connects the ranks of a
-    group in its first broadcast. An engine takes broadcasts in an update alone, so this update begins with one more
-    bucket, which has its own deadline: the smallest tensor, as zeros, which a later bucket of the update replaces.
+    The group is formed in the first round of an actor and kept until the actor is gone or gets another leader. NCCL
+    connects the ranks of a group in its first broadcast. An engine takes broadcasts in an update alone, so this update
+    begins with one more bucket, which has its own deadline: the smallest tensor, as zeros, which a later bucket of the
+    update replaces.
 
     Args:
         store: through which the groups form.
         backend: "gloo" or "nccl".
         run_id: makes the names of groups unique, because an engine may still know those of an earlier learner.
-        device: where the learner's weights are.
+        leaders: the name of the machine by the rank of each leader.
+        give_order: gives an order to the leader with this rank; blocks for at most a second. Raises OSError if it is
+            gone.
+        on_lost: is called with the name of an actor, the actor and the reason when a leader has given its engine up.
+        on_failed: is called with a description when a leader has made a mistake.
     """
 
-    def __init__(self, store: GroupStore, backend: str, run_id: str, device: torch.device) -> None:
-        self._store, self._backend, self._run_id = store, backend, run_id
-        self._device = device if backend == "nccl" else torch.device("cpu")
+    def __init__(
+        self,
+        store: GroupStore,
+        backend: str,
+        run_id: str,
+        leaders: Mapping[int, str],
+        *,
+        give_order: Callable[[int, LeaderOrder], None],
+        on_lost: Callable[[str, ActorState, str], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self._store, self._backend, self._run_id, self._leaders = store, backend, run_id, leaders
+        self._give_order, self._on_lost, self._on_failed = give_order, on_lost, on_failed
         self._connections: dict[str, _Connection] = {}  # by name of the actor
+        self._before: dict[str, int] = {}  # the leader that each actor had last
         self._numbers = itertools.count()
+
+    def assign(self, actors: Mapping[str, ActorState]) -> dict[str, int]:
+        """The rank of the leader, by name, of each of these actors that takes its weights through a group."""
+        hosts = {name: actor.process.host for name, actor in actors.items() if actor.transport == "group"}
+        return assign_leaders(hosts, self._leaders, self._before)
 
     def begin_round(self, round_: Round) -> None:
         for name, connection in list(self._connections.items()):
-            if round_.actors.get(name) is not connection.actor:
+            stays = round_.actors.get(name) is connection.actor and round_.leaders.get(name) == connection.leader
+            if not stays:
                 self.disconnect(name, connection.actor)
+        for name, leader in round_.leaders.items():
+            if name not in self._connections:
+                group = f"lrpo-{self._run_id}-{next(self._numbers)}"
+                self._connections[name] = _Connection(round_.actors[name], leader, group)
+                if len(self._leaders) > 1:
+                    log.info("rank %d of the learner sends the weights to the engine of actor %s", leader, name)
+        self._before |= round_.leaders
+
+    def plan(self, round_: Round) -> RoundPlan:
+        """What all leaders must know of a round that has begun."""
+        shares: dict[int, dict[str, float]] = {leader: {} for leader in self._leaders}
+        for connection in self._connections.values():
+            first_s = round_.deadlines.first_bucket_s(connection.actor.drain_s)
+            shares[connection.leader][connection.group] = first_s
+        return RoundPlan(round_.number, round_.deadlines, shares)
 
     def prepare(self, receiver: Receiver, round_: Round) -> None:
         receiver.check_present()
-        connection = self._connections.get(receiver.name)
-        if connection is None or connection.actor is not receiver.actor:
-            self._connections[receiver.name] = self._connect(receiver, round_.deadlines.form_s)
-        while round_.queue.get(receiver.name, 0) is None:
+        connection, timeout_s = self._connection(receiver), round_.deadlines.form_s
+        if not connection.is_formed.is_set():
+            join = wire.Join(
+                group=connection.group, host=self._store.host, port=self._store.port, backend=self._backend,
+                world=1 + receiver.actor.engine_ranks, timeout_s=timeout_s, nccl=nccl_settings(),
+            )  # fmt: skip
+            receiver.send(join)
+            form = FormGroup(join.group, join.backend, join.host, join.port, join.world, timeout_s)
+            self._order(connection, form)
+            self._wait_for_leader(connection, connection.is_formed, "form its weight group", receiver, round_)
+            receiver.wait_joined(connection.group, timeout_s)
+        while not round_.gathered.some.wait(POLL_S):
             receiver.check_present()
 
     def order(self, receiver: Receiver, round_: Round) -> wire.Receive:
-        connection = self._connections[receiver.name]
-        order = round_.order(group=connection.group.group_name)
+        connection = self._connection(receiver)
+        order = round_.order(group=connection.group)
         if connection.is_tried:
             return order
-        return msgspec.structs.replace(order, buckets=[_smallest_tensor(round_.buckets), *order.buckets])
+        return msgspec.structs.replace(order, buckets=[smallest_tensor(round_.buckets), *order.buckets])
 
     def send(self, receiver: Receiver, round_: Round) -> None:
-        """The deadline counts only the time of sending, not that of waiting for a bucket to be gathered."""
-        deadlines, left_s = round_.deadlines, round_.deadlines.transfer_s
-        connection = self._connections[receiver.name]
-        group = connection.group
-        try:
-            if not connection.is_tried:
-                self._try(connection, receiver, bytes_of(_smallest_tensor(round_.buckets)), deadlines.form_s)
-            for number, bucket in enumerate(round_.buckets):
-                while (buffer := round_.queue.get(receiver.name, number)) is None:
-                    receiver.check_present()
-                begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
-                work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s)
-                while not work.is_completed():
-                    receiver.check_present()
-                    if time.monotonic() > begin + limit_s:
-                        raise ActorLost(
-                            f"the weights did not reach its engine within {limit_s:.0f} s (bucket {number + 1} of "
-                            f"{len(round_.buckets)}, {deadlines.transfer_s:.0f} s for all)"
-                        )
-                    time.sleep(_BROADCAST_POLL_S)
-                raise_error(work)
-                left_s -= time.monotonic() - begin
-        except RuntimeError as error:  # the base of torch's distributed errors
-            raise ActorLost(f"sending weights to its engine failed: {_first_line(error)}") from None
+        connection = self._connection(receiver)
+        connection.is_sent.clear()
+        connects, connection.is_tried = not connection.is_tried, True
+        self._order(connection, SendWeights(connection.group, round_.number, connects))
+        self._wait_for_leader(connection, connection.is_sent, "send the weights", receiver, round_)
+
+    def hear(self, report: LeaderReport) -> None:
+        """Takes a leader's report, on any thread; does not block. One about a group that is gone is dropped."""
+        if isinstance(report, LeaderFailed):
+            self._on_failed(report.error)
+            return
+        found = [(name, each) for name, each in list(self._connections.items()) if each.group == report.group]
+        for name, connection in found:
+            match report:
+                case GroupFormed():
+                    connection.is_formed.set()
+                case WeightsSent():
+                    connection.is_sent.set()
+                case EngineLost():
+                    self._on_lost(name, connection.actor, report.reason)
 
     def disconnect(self, name: str, actor: ActorState) -> None:
         connection = self._connections.get(name)
         if connection is not None and connection.actor is actor:
             self._connections.pop(name, None)
-            discard_group(connection.group, self._backend)
+            with suppress(OSError):  # then that rank has ended, and so will this one
+                self._give_order(connection.leader, DropGroup(connection.group))
 
     def close(self) -> None:
         self._store.close()
+        for name, connection in list(self._connections.items()):
+            self.disconnect(name, connection.actor)
 
-    def _connect(self, receiver: Receiver, timeout_s: float) -> _Connection:
-        """Forms a group with the actor's engine; each of the two steps blocks for at most ``timeout_s``."""
-        name, world = f"lrpo-{self._run_id}-{next(self._numbers)}", 1 + receiver.actor.engine_ranks
-        receiver.send(
-            wire.Join(
-                group=name, host=self._store.host, port=self._store.port, world=world, backend=self._backend,
-                timeout_s=timeout_s, nccl=nccl_settings(),
-            )
-        )  # fmt: skip
-        try:
-            group = self._store.form_group(self._backend, name, world, timeout_s)
-        except RuntimeError as error:  # the base of torch's distributed errors
-            raise ActorLost(f"its weight group did not form within {timeout_s:.0f} s: {_first_line(error)}") from None
-        try:
-            receiver.wait_joined(name, timeout_s)
-        except ActorLost:
-            discard_group(group, self._backend)
-            raise
-        return _Connection(receiver.actor, group)
+    def _connection(self, receiver: Receiver) -> _Connection:
+        connection = self._connections.get(receiver.name)
+        if connection is None or connection.actor is not receiver.actor:
+            raise ActorLost("it is gone")  # another thread has lost it in the meantime
+        return connection
 
-    def _try(self, connection: _Connection, receiver: Receiver, size: int, timeout_s: float) -> None:
-        """Sends the additional bucket of ``size`` bytes; blocks for at most ``timeout_s``."""
-        zeros = torch.zeros(size, dtype=torch.uint8, device=self._device)
+    def _order(self, connection: _Connection, order: LeaderOrder) -> None:
         try:
-            broadcast_first(connection.group, zeros, timeout_s, receiver.check_present)
-        except TimeoutError:
-            self.disconnect(receiver.name, receiver.actor)  # which frees the thread that is left behind
-            raise ActorLost(f"its engine did not connect to the weight group within {timeout_s:.0f} s") from None
-        connection.is_tried = True
+            self._give_order(connection.leader, order)
+        except OSError as error:
+            raise ActorLost(f"rank {connection.leader}, its leader, cannot be reached: {error}") from None
+
+    def _wait_for_leader(
+        self, connection: _Connection, event: threading.Event, what: str, receiver: Receiver, round_: Round
+    ) -> None:
+        """Waits for a report. A leader has its own deadlines; those of a round bound one that is slow or stopped."""
+        while not event.wait(POLL_S):
+            receiver.check_present()
+            if round_.gathered.is_overdue(round_.longest_s()):
+                raise ActorLost(
+                    f"rank {connection.leader}, its leader, did not {what} within {round_.longest_s():.0f} s"
+                )
 
 
 class SharedMemoryTransport(Transport):
@@ -273,37 +320,3 @@ class DiskTransport(Transport):
     def end_round(self, round_: Round) -> None:
         self._path = None
         self._files.close()
-
-
-def make_transports(
-    config: SyncConfig, host: str, backend: str, buckets: Sequence[wire.Bucket], device: torch.device
-) -> dict[str, Transport]:
-    """All transports, by their value of ``sync.transport``.
-
-    Args:
-        config: the section ``sync``.
-        host: on which the store of process groups listens.
-        backend: of process groups, "gloo" or "nccl".
-        buckets: how the weights are cut.
-        device: where the learner's weights are.
-
-    Raises:
-        FatalError: the store cannot listen on ``host`` and ``sync.port``.
-    """
-    run_id = uuid.uuid4().hex[:8]
-    return {
-        "group": GroupTransport(GroupStore(host, config.port, config.timeout_s), backend, run_id, device),
-        "shared": SharedMemoryTransport(buckets, device),
-        "disk": DiskTransport(config.directory),
-    }
-
-
-def _smallest_tensor(buckets: Sequence[wire.Bucket]) -> wire.Bucket:
-    """A bucket of the smallest tensor alone."""
-    every = [single for bucket in buckets for single in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True)]
-    name, dtype, shape = min(every, key=lambda single: math.prod(single[2]))
-    return wire.Bucket(names=[name], dtypes=[dtype], shapes=[shape])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

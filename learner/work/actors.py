@@ -14,7 +14,6 @@ import queue
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from common import wire
 from common.config import HEARTBEAT_S
@@ -367,8 +366,7 @@ def _find_problem(hello: wire.Hello) -> str:
 
 def _describe_holder(holder: ActorState, silent_s: float) -> str:
     process = holder.process
-    since = datetime.fromtimestamp(process.started).astimezone().isoformat(" ", "seconds")
     return (
-        f"the name {holder.name!r} is held by an actor on host {process.host}, process {process.pid}, which started at "
-        f"{since} and was heard {silent_s:.0f} s ago. Give this one another actor.name, or end that one"
+        f"the name {holder.name!r} is held by an actor on host {process.host}, process {process.pid}, which was heard "
+        f"{silent_s:.0f} s ago. Give this one another actor.name, or end that one"
     )

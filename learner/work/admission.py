@@ -7,6 +7,7 @@ a group may be *leased* is another question, which ``learner/work/scheduler.py``
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout, Work
 
+_MOST_TERMS, _LONGEST_NAME = 100, 200  # of the reward; letters in the name of a term
+_SHOWN = 40  # letters of a name that is refused
 _ROUNDING = 1e-3  # nats by which rounding may bring the logarithm of a probability above 0
 
 
@@ -24,6 +27,7 @@ class Limits:
     vocabulary: float = math.inf  # token ids must be below this
     tokens: float = math.inf  # most tokens in a sequence, prompt and response together: those of a micro-batch
     lag: float = math.inf  # the staleness bound: most policy updates between a token and the step that trains on it
+    languages: Collection[str] = ()  # that the policy may choose; without any, it may choose all
 
 
 UNLIMITED = Limits()
@@ -42,10 +46,25 @@ def find_problem(work: Work, rollouts: list[Rollout], limits: Limits, newest_ver
         asked not in (POLICY_CHOOSES, rollout.language) for asked, rollout in pairs
     ):
         return "the rollouts are not in the languages asked for"
+    if problem := _find_strange_name(work, rollouts, limits):
+        return problem
     oldest = oldest_allowed(work, limits, newest_version)
     if _are_valid(rollouts, limits, oldest, newest_version):
         return ""
     return _describe_problem(rollouts, limits, oldest, newest_version)
+
+
+def _find_strange_name(work: Work, rollouts: list[Rollout], limits: Limits) -> str:
+    """The problem with a name that an actor gives, which becomes one of a metric; empty if there is none."""
+    for number, (asked, rollout) in enumerate(zip(work.languages, rollouts, strict=True), start=1):
+        language, terms = rollout.language, rollout.score.terms
+        if asked == POLICY_CHOOSES and limits.languages and language and language not in limits.languages:
+            return f"answer {number}: the policy cannot have chosen {language[:_SHOWN]!r}: not in run.languages"
+        if len(terms) > _MOST_TERMS or any(len(name) > _LONGEST_NAME for name in terms):
+            return (
+                f"answer {number}: {len(terms)} terms of the reward, or one with a name of over {_LONGEST_NAME} letters"
+            )
+    return ""
 
 
 def oldest_allowed(work: Work, limits: Limits, newest_version: int) -> int:

@@ -66,6 +66,15 @@ def find_stale(
     return [n for place, n in places if n in versions and step + place // groups_per_step - versions[n] > bound]
 
 
+@dataclass(frozen=True)
+class Setbacks:
+    """What is held against a group: it outlives the learner, because a group that ends engines may end it again."""
+
+    sequence: int
+    failed_attempts: dict[str, int]  # by cause
+    engines_ended: int  # by themselves, while they generated its answers
+
+
 @dataclass
 class _Slot(Generic[Result]):
     """The state of one group that is alive."""
@@ -96,6 +105,7 @@ class WorkQueue(Generic[Result]):
         next_sequence: the first new sequence number, when a run resumes.
         pending: when a run resumes, the sequence numbers handed out before and not yet trained.
         results: when a run resumes, the results of those pending groups that were finished.
+        setbacks: when a run resumes, what is held against some of the pending groups.
         refill: most groups that are set aside for one step.
         is_useful: whether a result is of use for training. Those that are not are set aside, up to ``refill`` for each
             step; further ones count as all others.
@@ -124,6 +134,7 @@ class WorkQueue(Generic[Result]):
         next_sequence: int = 0,
         pending: Iterable[int] = (),
         results: Mapping[int, Result] | None = None,
+        setbacks: Iterable[Setbacks] = (),
         refill: int = 0,
         is_useful: Callable[[Result], bool] = lambda _: True,
     ) -> None:
@@ -143,9 +154,13 @@ class WorkQueue(Generic[Result]):
         done = results or {}
         # Ordered from the oldest group to the youngest.
         self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}
-        self._waiting = [n for n, slot in self._alive.items() if slot.result is None]  # a heap of those without a lease
-        self._suspects: list[int] = []  # a heap as well, of those that are leased alone
-        self._finished, self._training = len(self._alive) - len(self._waiting), 0  # numbers of slots in these states
+        for one in setbacks:
+            slot = self._alive[one.sequence]
+            slot.failed_attempts, slot.engines_ended = dict(one.failed_attempts), one.engines_ended
+        unleased = [n for n, slot in self._alive.items() if slot.result is None]
+        self._waiting = [n for n in unleased if not self.is_suspect(n)]  # a heap of those without a lease
+        self._suspects = [n for n in unleased if self.is_suspect(n)]  # a heap as well, of those that are leased alone
+        self._finished, self._training = len(self._alive) - len(unleased), 0  # numbers of slots in these states
         self._refill, self._is_useful = refill, is_useful
         self._aside: dict[int, Result] = {}  # results that the next step gets beside its P groups; they hold no slot
         for sequence in sorted(done):
@@ -265,7 +280,7 @@ class WorkQueue(Generic[Result]):
             self._alive[sequence].result = None
             self._finished -= 1
         self.retried += 1
-        heapq.heappush(self._waiting, sequence)
+        self._offer(sequence)
 
     def expired(self, now: float) -> list[tuple[int, str]]:
         """The leases whose deadline has passed, as ``[(sequence, actor)]``; the caller is to release them."""
@@ -338,6 +353,14 @@ class WorkQueue(Generic[Result]):
         """The results that wait for a step, by sequence number, those set aside included."""
         waiting = {sequence: slot.result for sequence, slot in self._alive.items() if slot.result is not None}
         return waiting | self._aside
+
+    def setbacks(self) -> list[Setbacks]:
+        """What is held against the groups that no step has taken yet, of those against which anything is."""
+        return [
+            Setbacks(sequence, dict(slot.failed_attempts), slot.engines_ended)
+            for sequence, slot in self._untaken_slots()
+            if slot.failed_attempts or slot.engines_ended
+        ]
 
     def count_leased(self) -> int:
         """The number of leases that are held now."""

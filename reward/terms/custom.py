@@ -11,13 +11,12 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from common.answer import Answer
 from common.config import ConfigError
 from common.process import FatalError
-from common.user_code import describe_failure, load_user_object
+from common.user_code import describe_failure, load_user_object, user_file
 from common.wire import Chat, ScoreRequest
 from reward.gate import Decision
 from reward.terms.tools import Tools
@@ -94,7 +93,7 @@ class CustomReward:
     """
 
     def __init__(self, where: str, parts: Mapping[str, float]) -> None:
-        self._path, self._parts = Path(where.rpartition(":")[0]), dict(parts)
+        self._path, self._parts = user_file(where), dict(parts)
         self._function: Any = load_user_object(where, "reward.function")
         if not callable(self._function):
             raise ConfigError(f'reward.function = "{where}": it cannot be called')

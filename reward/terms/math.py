@@ -7,7 +7,8 @@ pebble, which kills a worker that exceeds its time and starts another one.
 pebble has no limits of memory and files, no deadline for the start of a worker, and workers that survive the death of
 their parent while they compute. ``_start_worker`` and ``MathVerifier`` add these. A worker that something else kills
 while it takes an answer keeps the lock of pebble's pipe, and no other worker is ever given anything: ``MathVerifier``
-replaces a pool that has finished nothing.
+replaces a pool that has finished nothing. pebble measures the time of an answer by the time of day, so that setting the
+clock would end every answer that is being verified, or none: it is given the monotonic clock instead.
 
 pebble unpickles what a worker returns, over a pipe to its own child. This is acceptable because a worker runs no code
 that an answer contains.
@@ -25,11 +26,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from types import SimpleNamespace
 from typing import Any
 
+import pebble.pool.process
 import psutil
 from pebble import ProcessPool
 
@@ -51,6 +54,7 @@ _LONGEST = 20_000  # characters at the end of an answer that are read: the resul
 # A power of a power, a power of more than four digits, 200 digits in a row, factorials of large numbers.
 _TOWER = re.compile(r"(?:\^|\*\*)[{(]?\d+[})]?(?:\^|\*\*)|(?:\^|\*\*)[{(]?\d{5}|\d{201}|\d{4}!|!!")
 _UNIT = re.compile(r"\\(?:text|mathrm|,|;|!| )\s*(?:\{[^{}]*\})?|[^\W\d_a-zA-Z]+|[%°$€¥£]|\\[%$]")  # in a box
+pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)  # type: ignore[attr-defined]
 _FORMULA = re.compile(r"\\|[\^_={}]|\d\s*[a-zA-Z]\b|^\s*[(\[]")
 
 
@@ -87,7 +91,9 @@ class MathVerifier:
         """Verifies one answer; see :meth:`verify`."""
         return self.verify([(answer, accepted, language)])[0]
 
-    def verify(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
+    def verify(
+        self, answers: Sequence[tuple[str, list[str], str]], check: Callable[[str, list[str], str], bool] | None = None
+    ) -> list[float]:
         """Compares the formula of each answer with its accepted ones, several answers at a time.
 
         Blocks for 40 s at most. When the pool has died, or has finished none of the answers of an earlier call, it also
@@ -97,6 +103,7 @@ class MathVerifier:
         Args:
             answers: for each the text, the accepted answers, and the language of the text, which decides what 1.234
                 means; ``""``: not known.
+            check: compares one answer in a worker, in place of our own rules; a function of a module.
 
         Raises:
             FatalError: the workers do not start any more.
@@ -109,7 +116,7 @@ class MathVerifier:
                 self._restart_pool()
             pool, ends = self._pool, time.monotonic() + _BATCH_S
             futures: dict[int, Future[bool]] = {
-                number: _schedule(pool, read[number], answers[number][1:])
+                number: _schedule(pool, check or _verify, read[number], answers[number][1:])
                 for number in sorted(harmless, key=lambda number: reading_cost(read[number]))
             }
         values = {number: self._result(future, ends) for number, future in futures.items()}
@@ -162,8 +169,10 @@ class MathVerifier:
         )
 
 
-def _schedule(pool: ProcessPool, text: str, rest: tuple[list[str], str]) -> Future[bool]:
-    future: Future[bool] = pool.schedule(_verify, (text, *rest), timeout=_DEADLINE_S)
+def _schedule(
+    pool: ProcessPool, check: Callable[[str, list[str], str], bool], text: str, rest: tuple[list[str], str]
+) -> Future[bool]:
+    future: Future[bool] = pool.schedule(check, (text, *rest), timeout=_DEADLINE_S)
     return future
 
 

@@ -167,6 +167,16 @@ class Tools:
         """The language of each text by lid.176, as a code; ``""`` for a text without a language."""
         return self._gate.detect(texts)
 
+    def language_shares(self, texts: Sequence[str], languages: Sequence[str]) -> list[float]:
+        """The share of each text's letters that are in its language, in [0, 1]; 0 for a text without content.
+
+        Args:
+            languages: for each text the code of the language that is looked for.
+        """
+        judged = self._gate.judge(texts, languages)
+        pairs = zip(texts, judged, strict=True)
+        return [1 - one.foreign if any(map(str.isalnum, text)) else 0.0 for text, one in pairs]
+
     @cached_property
     def _gate(self) -> LanguageGate:
         return LanguageGate(self.config.language_model)

@@ -1,4 +1,4 @@
-"""Rate, latency and memory of the learner's server with hundreds of actors.
+"""Rate, latency and memory of the learner's server with hundreds of actors, and what it makes of those that lie.
 
     python -m scripts.bench.control_plane [--json] [--actors 512] [--seconds 20]
 
@@ -6,8 +6,8 @@ The actors are simulated: they have real sockets and send real messages (hello, 
 Their answers, 8 of 1,024 tokens in each group, are encoded before the measurement begins. In the runs called "flat out"
 they answer every lease at once. In the run called "paced" each group takes as long as an engine might take, drawn from
 an exponential distribution, so that the rate is even from the start; the staleness leaves room for the slowest groups.
-The baseline is the same with 8 actors. The server, the training thread and the ledger are the learner's own, and run in
-this process.
+The baseline is the same with 8 actors. At last as many actors join, leave and lie: ``scripts/bench/membership.py``.
+The server, the training thread and the ledger are the learner's own, and run in this process.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from learner.groups import Group
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
+from scripts.bench import membership
 from scripts.bench.queue import K, make_rollouts, take_groups
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
@@ -151,7 +152,7 @@ def serve_actors(scratch: Path, actors: int, pace_s: float, seconds: float) -> M
 
 
 def measure(scratch: Path, actors: int, seconds: float) -> list[Row]:
-    """Runs the baseline, all actors flat out, and all actors paced."""
+    """Runs the baseline, all actors flat out, all actors paced, and actors that join, leave and lie."""
     few, many = serve_actors(scratch, 8, 0, seconds), serve_actors(scratch, actors, 0, seconds)
     paced = serve_actors(scratch, actors, _PACED_S, max(seconds, 2 * _PACED_S))
     offered = actors * _SLOTS / _PACED_S
@@ -169,7 +170,7 @@ def measure(scratch: Path, actors: int, seconds: float) -> list[Row]:
         median, high = np.percentile(values, [50, 99]).tolist() if values else [math.nan] * 2
         rows.append(Row(f"{what}, p50, paced", median, "s"))
         rows.append(Row(f"{what}, p99, paced", high, "s", goal=f"<= {_LATENCY_GOAL_S}", ok=high <= _LATENCY_GOAL_S))
-    return rows
+    return rows + membership.rows(scratch, actors, max(seconds, 2 * _PACED_S))
 
 
 @command()

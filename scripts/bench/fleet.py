@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -21,13 +21,14 @@ from learner.build import build_run
 from learner.checkpoint import Checkpoints
 from learner.groups import StepResult
 from learner.loop.interrupts import Interrupts
+from learner.rank_links import RankLinks
 from learner.ranks import Command, Ranks
 from learner.train.distributed import set_up_distributed
 from learner.train.policy import full_weights
 from learner.train.trainer import Trainer
 from learner.work.questions import read_questions
 from learner.work.server import WorkServer
-from scripts.bench.chaos import prepare, settings
+from scripts.bench.chaos.world import prepare, settings
 from scripts.ops.supervise import Children
 
 _LIGHT = Path(__file__).parents[2] / "tests" / "support" / "light"
@@ -113,13 +114,13 @@ class Fleet:
             time.sleep(max(0.0, begun[-1] + train_s - time.monotonic()))
             return result
 
-        def gather(_: Command) -> Any:
-            probe = self._trainer.probe()
-            return full_weights(self._trainer.policy), probe
-
-        ranks = Ranks({"train": train, "gather": gather, "save": lambda _: None, "export": lambda _: None})
+        actions = {
+            "train": train, "probe": lambda _: self._trainer.probe(),
+            "gather": lambda _: full_weights(self._trainer.policy), "save": lambda _: None, "export": lambda _: None,
+        }  # fmt: skip
+        ranks, links = Ranks(actions), RankLinks("127.0.0.1")
         checkpoints = Checkpoints(config.run.dir / "checkpoints", 1)
-        parts = self.server, self._trainer, read_questions(config, self._tokenizer), ranks, checkpoints
+        parts = self.server, self._trainer, read_questions(config, self._tokenizer), ranks, links, checkpoints
         build_run(config, *parts, None, Interrupts()).train()
         busy = {}
         for name, after in reported[-1 - _ENDS].items():

@@ -16,16 +16,18 @@ ROOT = Path(__file__).parents[2]
 log = logging.getLogger("mkdocs.hooks.site")
 
 _ORDER = {  # section -> title -> page in docs/; those that do not exist are left out, and those not named come last
-    "Begin": {"Home": "index", "Quick start": "quickstart", "The demo": "demo"},
+    "Begin": {"Home": "index", "Quick start": "quickstart", "The demo": "demo", "The demo of thoughts": "reasoning"},
     "Your own": {"Model": "models", "Data": "data", "Rewards": "rewards", "Languages": "languages"},
     "Run": {"GPUs": "gpus", "LoRA": "lora", "Cluster": "cluster", "Tuning": "tuning", "Performance": "performance"},
     "Understand": {
         "Metrics": "metrics",
+        "Benchmarks": "benchmarks",
         "Losses": "losses",
         "Router": "router",
         "Staleness and weight sync": "staleness",
         "The policy chooses its language": "explang",
         "Papers": "papers",
+        "Does learned routing help?": "study",
         "Where the code is": "code",
         "Log of experiments": "log",
     },
@@ -65,6 +67,13 @@ _API = {  # title -> modules whose docstrings are shown
     ],
     "Work": ["learner.groups", "learner.work.scheduler", "learner.work.actors", "learner.work.admission"],
     "Weights": ["learner.weights.publisher", "learner.weights.buckets", "learner.weights.transports"],
+    "Diagnostics": [
+        "common.diagnostics",
+        "reward.detectors",
+        "scripts.study.benchmarks.scoring",
+        "scripts.study.benchmarks.published",
+        "scripts.study.benchmarks.rows",
+    ],
     "Reports": ["learner.report.report", "learner.report.trackers.tracker", "learner.report.bottleneck"],
     "Messages": ["common.wire.groups", "common.wire.session", "common.wire.scoring", "common.wire.weights"],
 }

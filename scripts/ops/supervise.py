@@ -17,6 +17,7 @@ from scripts.ops.progress_display import Display, PlainLines
 
 _POLL_S = 0.2
 _GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
+_KILL_S = 2.0  # for the system to end what was killed; longer if a process hangs inside the system itself
 
 
 class ChildFailed(FatalError):
@@ -91,7 +92,7 @@ class Children:
     def stop(self) -> None:
         """Asks the first process to end, and then the others, which the first may need until then. Kills what is left.
 
-        Blocks for at most 7.5 seconds. If it is interrupted meanwhile, all are killed at once.
+        Blocks for at most 9.5 seconds. If it is interrupted meanwhile, all are killed at once.
         """
         first = list(self._running.values())[:1]
         try:
@@ -104,7 +105,12 @@ class Children:
         finally:
             for process in self._running.values():
                 _send_signal(process, signal.SIGKILL)
-                process.wait()
+            deadline = time.monotonic() + _KILL_S
+            for name, process in self._running.items():
+                try:
+                    process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self._display.message(f"{name} (process {process.pid}) was killed, and the system keeps it")
             self._show_new_lines()
 
     def _handle_failure(self, name: str, code: int) -> None:

@@ -1,6 +1,10 @@
 """Trains on this machine, with the GPUs that it has: starts learner, reward process and actors, and ends them all.
 
     lrpo train CONFIG.toml ... [--actors N] [--section.key value] ...      (or ./scripts/train.sh)
+    lrpo train --recipe NAME MODEL TRAIN [HELDOUT] [CONFIG.toml ...] [--section.key value] ...
+
+The second form runs a published recipe, which ``lrpo recipes`` lists, on a model (a directory, a name of the hub, or
+a file of configs/models/) and its questions; the files and flags change it.
 
 Files are merged from left to right, then flags. Without a GPU everything runs on the CPU, with one actor. The same
 command resumes a run that was interrupted. The output of every process is in ``logs`` of the run's directory. The
@@ -19,6 +23,7 @@ import typer
 from common.config import load
 from scripts.ops.command_line import command
 from scripts.ops.local_run import gains, run_all, run_to_end
+from scripts.ops.recipes import recipe_settings
 
 
 def finish(run_dir: Path) -> None:
@@ -36,11 +41,13 @@ def main(
     actors: Annotated[
         int | None, typer.Option(min=1, help="Actor processes; default: as many as there are GPUs for, else one.")
     ] = None,
+    recipe: Annotated[str, typer.Option(help="A published recipe: lrpo recipes lists them.")] = "",
 ) -> None:
-    directory = load(context.args).run.dir
+    settings = recipe_settings(recipe, context.args) if recipe else context.args
+    directory = load(settings).run.dir
     try:
-        run_to_end(["-m", "scripts.data.check", *context.args])
-        run_all(context.args, directory, actors)
+        run_to_end(["-m", "scripts.data.check", *settings])
+        run_all(settings, directory, actors)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command resumes {directory}", file=sys.stderr)
         raise

@@ -13,6 +13,7 @@ from common.config import Config, ConfigError
 from scripts.pool.measured_run import MeasuredRun
 from scripts.pool.pool_file import Nodes, Pool
 from scripts.pool.simulation import Forecast, Scenario, SimulatedEngine, Simulation
+from scripts.pool.sync import transfer_s
 
 TRIAL_STEPS = 12
 _STALENESS = range(5)
@@ -60,7 +61,7 @@ def make_scenario(pool: Pool, run: MeasuredRun | None, config: Config, source: P
     learners = sum(trained_per_second(nodes) for nodes in pool.nodes if nodes.role == "learner")
     if not learners and run is None:
         raise ConfigError(f"{source}: no [[nodes]] has role = 'learner'")
-    work = {**(run.work if run else {}), **pool.work.model_dump(exclude_none=True)}
+    work = {**(run.work if run else {}), **_predicted_sync(pool), **pool.work.model_dump(exclude_none=True)}
     times = ("publish_s", "pause_s", "rest_s", "score_s", "score_busy_s")
     for key in times if run else ("answer_tokens", *times):
         if key not in work:
@@ -75,6 +76,20 @@ def make_scenario(pool: Pool, run: MeasuredRun | None, config: Config, source: P
         **{key: work[key] for key in times},
         replicas=sum(nodes.number for nodes in pool.nodes if nodes.role == "reward") or 1,
     )  # fmt: skip
+
+
+def _predicted_sync(pool: Pool) -> dict[str, float]:
+    """How long a sync takes and engines stand still, by the bandwidth of the learner's nodes; empty if it is unknown.
+
+    The slowest of these nodes counts, because all leaders gather together.
+    """
+    learners = [nodes for nodes in pool.nodes if nodes.role == "learner"]
+    rates = [nodes.network_gb_s for nodes in learners if nodes.network_gb_s is not None]
+    if pool.work.weights_gb is None or not rates or len(rates) < len(learners):
+        return {}
+    engines = sum(nodes.number for nodes in pool.nodes if nodes.role == "actor")
+    seconds = transfer_s(engines, sum(nodes.machines for nodes in learners), pool.work.weights_gb, min(rates))
+    return {"publish_s": seconds, "pause_s": seconds}
 
 
 def _draw_lengths(mean: float, spread: float, config: Config) -> list[list[int]]:

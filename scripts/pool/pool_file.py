@@ -34,6 +34,7 @@ class Nodes(Section):
     engines: int = Field(1, gt=0)  # of each node: actors, learner ranks or reward replicas
     tp: int = Field(1, gt=0)  # GPUs of an engine; the rates of [gpus] are those of the whole engine
     groups_in_flight: int | None = Field(None, gt=0)  # of an actor; default: actor.groups_in_flight
+    network_gb_s: Positive | None = None  # gigabytes that leave a learner's node in a second
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
@@ -67,6 +68,7 @@ class Work(Section):
 
     answer_tokens: Positive | None = None  # mean
     answer_spread: AtLeast0 = 0.5  # standard deviation of its logarithm
+    weights_gb: Positive | None = None  # gigabytes of the published weights; with nodes.network_gb_s predicts the next
     publish_s: AtLeast0 | None = None
     pause_s: AtLeast0 | None = None  # of it, when generation stands still
     rest_s: AtLeast0 | None = None  # of the learner after a step: reports, checkpoints

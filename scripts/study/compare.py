@@ -10,7 +10,9 @@ A run that has finished (``OUT/NAME-SEED/summary.json``) is not trained again, a
 ``--runs`` compares finished runs, ``--scores`` files of scripts.study.evaluate, given as NAME=FILE,FILE with the seeds
 in the same order for every arm; then nothing is trained.
 
-Scored questions are paired by question and seed, and resampled over both; a run's own evaluations are paired by seed.
+Scored questions are paired by question and seed, and a run's own evaluations by seed. The 95% intervals hold for other
+seeds and other questions, with as few as two seeds (``scripts.study.statistics``). p is that of the paired t test over
+seeds, adjusted for the number of arms compared by Holm's method; g is the effect in standard deviations over seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.ops.local_run import run_all
 from scripts.study import evaluate
-from scripts.study.statistics import Floats, Interval, two_way_interval
+from scripts.study.statistics import Floats, Interval, crossed_interval, holm, paired_test, without_nan
 
 Scores = dict[str, Floats]  # metric -> [seeds, questions]
 
@@ -39,12 +41,16 @@ _OWN = ("reward_after", "heldout_after", "compliance_after")  # of summary.json
 def compare(arms: Mapping[str, Scores]) -> list[dict[str, Any]]:
     """A row for each metric and arm: its mean and, but for the first arm, its paired difference to that one.
 
+    A difference comes with the p-value and effect size of a paired t test over seeds, and the p-value adjusted for all
+    arms that are compared in this metric; these are nan with one seed.
+
     Raises:
         FatalError: two arms answered different numbers of questions, or have different numbers of seeds.
     """
     first, base = next(iter(arms.items()))
     rows = []
     for metric in base:
+        of_metric: list[dict[str, Any]] = []
         for name, scores in arms.items():
             if metric not in scores or scores[metric].shape != base[metric].shape:
                 shapes = [base[metric].shape, scores[metric].shape if metric in scores else None]
@@ -54,12 +60,17 @@ def compare(arms: Mapping[str, Scores]) -> list[dict[str, Any]]:
                 "metric": metric,
                 "arm": name,
                 "seeds": len(values),
-                "mean": two_way_interval(values),
+                "mean": crossed_interval(values),
             }
             row["by_seed"] = np.nanmean(values, 1).tolist()
             if name != first:
-                row["difference"] = two_way_interval(values - base[metric])
-            rows.append(row)
+                row["difference"] = crossed_interval(values - base[metric])
+                row["p"], row["effect"] = paired_test(np.nanmean(values - base[metric], 1))
+            of_metric.append(row)
+        compared = [row for row in of_metric if "difference" in row]
+        for row, adjusted in zip(compared, holm([row["p"] for row in compared]), strict=True):
+            row["p_adjusted"] = adjusted
+        rows += of_metric
     return rows
 
 
@@ -70,9 +81,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         line = f"{row['metric']:<18} {row['arm']:<18} {row['seeds']:<5}  {_text(row['mean'])}"
         if "difference" in row:
             _, low, high = row["difference"]
-            clear = "" if low <= 0 <= high else "  more than chance"
-            line += f"  {_text(row['difference'])}{clear}"
+            line += f"  {_text(row['difference'])}  p {row['p_adjusted']:.3f}  g {row['effect']:+.2f}"
+            line += "  more than chance" if low > 0 or high < 0 else ""
         lines.append(line)
+    if rows and rows[0]["seeds"] == 1:
+        lines.append("With one seed the intervals hold for other questions, but say nothing of other seeds.")
     return "\n".join(lines)
 
 
@@ -144,7 +157,7 @@ def arm_of(text: str) -> tuple[str, str]:
     return name, rest
 
 
-def _files_first(words: list[str]) -> list[str]:
+def files_first(words: list[str]) -> list[str]:
     """Files go before all flags, wherever they were given."""
     return sorted(words, key=lambda word: word.startswith("--") or not word.endswith(".toml"))
 
@@ -175,16 +188,17 @@ def main(
         flags = {name: [*shlex.split(base), *shlex.split(text)] for name, text in named.items()}
         found = {
             name: train(
-                name, _files_first(some), seeds=seeds.split(","), actors=actors, evaluate_flags=evaluate_flags, out=out
+                name, files_first(some), seeds=seeds.split(","), actors=actors, evaluate_flags=evaluate_flags, out=out
             )
             for name, some in flags.items()
         }
     rows = compare(found)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    shown = [{key: without_nan(value) for key, value in row.items()} for row in rows]
+    (out / "comparison.json").write_text(json.dumps(shown, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(table(rows))
     if as_json:
-        print(json.dumps({"name": "compare", "rows": rows}))
+        print(json.dumps({"name": "compare", "rows": shown}, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from transformers import PreTrainedTokenizerBase
 
 from actor.engine.client import EngineError
 from actor.engine.server import EngineProcess
@@ -82,6 +83,13 @@ class Asking:
         self._tokenizer = None if "@" in model else load_tokenizer(model)
         self._template = None if self._tokenizer is None else ChatTemplate(self._tokenizer, _settings(model, run).model)
         self.template_arguments = {} if self._template is None else self._template.arguments
+        # Whether the template ends a prompt with <think>; of somebody else's endpoint nobody knows.
+        self.opens_thought = self._template is not None and self._template.opens_thought
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """None for an endpoint of somebody else's."""
+        return self._tokenizer
 
     def __call__(self, row: QuestionRow) -> Conversation:
         """The chat messages of a question."""
@@ -96,14 +104,32 @@ class Asking:
         return messages if self._template is None else self._template.arranged(messages)
 
 
-def answers(rows: Sequence[QuestionRow], endpoint: str, ask: Asking, max_tokens: int) -> list[str]:
-    """A greedy answer to each question, empty where the endpoint refused it; blocks until all are given.
+def answers(
+    rows: Sequence[QuestionRow],
+    endpoint: str,
+    ask: Asking,
+    max_tokens: int,
+    cache: Path | None = None,
+    *,
+    calls: int = 16,
+    timeout_s: float = 300,
+    **sampling: Any,
+) -> list[str]:
+    """An answer to each question, empty where the endpoint refused it; blocks until all are given.
+
+    Args:
+        cache: keeps the answers, so that what was interrupted goes on; None: nowhere.
+        calls: questions that are asked at a time, which the engine answers as a batch.
+        timeout_s: for one answer.
+        sampling: fields of a request; an answer is greedy unless there is a temperature.
 
     Raises:
         FatalError: the endpoint does not answer.
     """
     arguments: dict[str, Any] = {"chat_template_kwargs": ask.template_arguments} if ask.template_arguments else {}
-    model = Endpoint[str](endpoint, max_tokens=max_tokens, **arguments)
+    model = Endpoint[str](
+        endpoint, cache, calls=calls, timeout_s=timeout_s, max_tokens=max_tokens, **arguments, **sampling
+    )
     said = model.ask([ask(row) for row in rows], lambda _, answer: answer)
     if refused := [one.reason for one in said if isinstance(one, Failure)]:
         print(f"{len(refused)} of {len(rows)} questions were refused, and count as not answered: {refused[0]}")

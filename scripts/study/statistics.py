@@ -1,8 +1,10 @@
-"""Means with their 95% intervals: bootstraps over questions and seeds, and Student's t over seeds."""
+"""Means with their 95% intervals, over seeds, over questions and over both, and tests of paired differences."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +14,6 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float, float]  # a value, and the bounds of its 95% interval
 
 _MEAN_RESAMPLES = 1000
-_TWO_WAY_RESAMPLES = 2000
 
 
 def percentile_interval(values: Sequence[float] | Floats) -> Interval:
@@ -27,17 +28,88 @@ def mean_interval(values: Floats, generator: np.random.Generator) -> Interval:
     return percentile_interval(np.concatenate([[values.mean()], resampled]))
 
 
-def two_way_interval(values: Floats, seed: int = 0) -> Interval:
-    """The mean of values [seeds, questions], with the interval of a bootstrap over both; nan is no value."""
-    random = np.random.default_rng(seed)
-    rows, columns = values.shape
-    estimates = [float(np.nanmean(values))]
-    for _ in range(_TWO_WAY_RESAMPLES):
-        part = values[np.ix_(random.integers(0, rows, rows), random.integers(0, columns, columns))]
-        estimates.append(float(np.nanmean(part)) if np.isfinite(part).any() else float("nan"))
-    return percentile_interval(estimates)
+def crossed_interval(values: Floats) -> Interval:
+    """The mean of values [seeds, questions], with an interval over other seeds and other questions; nan is no value.
+
+    Seeds and questions are crossed random effects. With the mean squares M of the two-way analysis of variance, the
+    mean of S seeds and Q questions has the variance (M_seeds + M_questions - M_rest) / (S Q). Each part is estimated
+    from few values of its own, so each gets the quantile t of its own degrees of freedom:
+
+        half width^2 = (t[S-1]^2 M_seeds + t[Q-1]^2 max(M_questions - M_rest, 0)) / (S Q)
+
+    A bootstrap over seeds is far too narrow for two to five of them; ``scripts.study.coverage`` compares both. With one
+    seed the interval says nothing of other seeds, with one question nothing of other questions.
+    """
+    mean = float(np.nanmean(values))
+    filled = _filled(values)
+    seeds, questions = filled.shape
+    of_seeds, of_questions = filled.mean(1), filled.mean(0)
+    square = 0.0
+    if seeds > 1:
+        square += stats.t.ppf(0.975, seeds - 1) ** 2 * of_seeds.var(ddof=1) / seeds
+    if questions > 1:
+        variance = of_questions.var(ddof=1) / questions
+        if seeds > 1:
+            rest = filled - of_seeds[:, None] - of_questions[None] + filled.mean()
+            variance -= (rest**2).sum() / ((seeds - 1) * (questions - 1)) / (seeds * questions)
+        square += stats.t.ppf(0.975, questions - 1) ** 2 * max(variance, 0.0)
+    half = float(np.sqrt(square)) if seeds > 1 or questions > 1 else float("nan")
+    return mean, mean - half, mean + half
+
+
+def _filled(values: Floats) -> Floats:
+    """The values with what the additive model of rows and columns says in the place of nan."""
+    missing = np.isnan(values)
+    if not missing.any():
+        return values
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row or column without any value, which becomes the mean
+        mean = np.nanmean(values)
+        rows, columns = np.nanmean(values, 1, keepdims=True) - mean, np.nanmean(values, 0, keepdims=True) - mean
+    return np.where(missing, mean + np.nan_to_num(rows) + np.nan_to_num(columns), values)
+
+
+def seed_interval(values: Floats) -> Interval:
+    """The mean of values [n], one a seed, with the interval of Student's t; nan bounds with one seed."""
+    mean = float(values.mean())
+    half = half_width(values) if len(values) > 1 else float("nan")
+    return mean, mean - half, mean + half
+
+
+def paired_test(differences: Floats) -> tuple[float, float]:
+    """Of paired differences [n], one a seed: the p-value of the t test against 0, and the effect size g.
+
+    g is the mean in standard deviations of the differences, with Hedges' correction 1 - 3 / (4 (n - 1) - 1) for few
+    seeds. Both are nan with one seed, or where all differences are equal.
+    """
+    count, deviation = len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if deviation == 0:
+        return float("nan"), float("nan")
+    g = float(differences.mean()) / deviation * (1 - 3 / (4 * (count - 1) - 1))
+    return float(stats.ttest_1samp(differences, 0).pvalue), g
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number by Holm's method, which bounds the chance of any false alarm; nan stays nan.
+
+    The i-th smallest of m is multiplied by m - i + 1, and none is below a smaller one's (Holm 1979).
+    """
+    given = np.array(p_values, np.float64)
+    order = [position for position in np.argsort(given) if not np.isnan(given[position])]
+    adjusted, largest = given.copy(), 0.0
+    for rank, position in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * given[position]))
+        adjusted[position] = largest
+    return [float(value) for value in adjusted]
 
 
 def half_width(values: Floats) -> float:
     """Half the width of the interval of the mean of values [n], n at least 2, by Student's t."""
     return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+
+
+def without_nan(value: Any) -> Any:
+    """The value for JSON, which has no nan: None in its place, and a list for a tuple."""
+    if isinstance(value, list | tuple):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and np.isnan(value) else value

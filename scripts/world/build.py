@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ from common.languages import english_name
 from reward.gate import LanguageGate
 from scripts.data.tables import write
 from scripts.ops.command_line import command
-from scripts.world.draw import STRONG, WEAK, World, draw
+from scripts.world.draw import STRONG, WEAK, Knowledge, World, draw
 from scripts.world.facts import REGION_AFFINITY, TOPIC_AFFINITY, Fact, facts
 from scripts.world.sources import countries, paragraphs
 from scripts.world.templates import LANGUAGES, REFUSALS
@@ -82,7 +83,7 @@ def warm_start_rows(world: World) -> list[dict[str, Any]]:
     return rows
 
 
-def summary(world: World, seed: int) -> dict[str, Any]:
+def summary(world: World, seed: int, knowledge: Knowledge) -> dict[str, Any]:
     """The contents of ``world.json``, without the number of paragraphs."""
     every = [*world.train, *world.heldout, *world.others]
     return {
@@ -93,12 +94,28 @@ def summary(world: World, seed: int) -> dict[str, Any]:
         "by_region": dict(Counter(fact.region or "none" for fact in every)),
         "known_pairs": {"all": len(world.known), "of": len(every) * len(LANGUAGES)},
         "known_by_language": dict(sorted(Counter(lang for _, lang in world.known).items())),
-        "affinity": {"region": REGION_AFFINITY, "topic": TOPIC_AFFINITY},
+        "knowledge": knowledge,
+        "best_language": world.best,
+        "affinity": _affinity(world, knowledge),
         "probability": {"strong": STRONG, "weak": WEAK, "strong_of_train_and_heldout": 1.0, "guess": GUESS},
     }
 
 
-def build(out: Path, total: int, train: int, heldout: int, seed: int) -> dict[str, Any]:
+def _affinity(world: World, knowledge: Knowledge) -> dict[str, dict[str, Sequence[str]]]:
+    """The languages in which facts are surely known, by region and by topic; empty where neither tells anything."""
+    if knowledge == "equal":
+        return {"region": {}, "topic": {}}
+    if world.best:
+        return {
+            "region": {region: [world.best] for region in REGION_AFFINITY},
+            "topic": {topic: [world.best] for topic in TOPIC_AFFINITY},
+        }
+    return {"region": {**REGION_AFFINITY}, "topic": {**TOPIC_AFFINITY}}
+
+
+def build(
+    out: Path, total: int, train: int, heldout: int, seed: int, knowledge: Knowledge = "region"
+) -> dict[str, Any]:
     """Writes the world into ``out`` and returns its summary.
 
     Args:
@@ -107,7 +124,7 @@ def build(out: Path, total: int, train: int, heldout: int, seed: int) -> dict[st
     Raises:
         FatalError: there are too few facts.
     """
-    world = draw(facts(countries(), LanguageGate()), total, train, heldout, seed)
+    world = draw(facts(countries(), LanguageGate()), total, train, heldout, seed, knowledge)
     parallel = paragraphs()
     tables = {
         "train": question_rows(world.train, "train"),
@@ -115,7 +132,7 @@ def build(out: Path, total: int, train: int, heldout: int, seed: int) -> dict[st
         "warm_start": warm_start_rows(world),
         "parallel": parallel,
     }
-    described = summary(world, seed) | {"paragraphs": len(parallel) // len(LANGUAGES)}
+    described = summary(world, seed, knowledge) | {"paragraphs": len(parallel) // len(LANGUAGES)}
     for name, rows in tables.items():
         write(rows, out / f"{name}.parquet")
     (out / "world.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -130,8 +147,11 @@ def main(
     facts: Annotated[int, typer.Option(help="Number of facts in all.")] = 60,
     train_facts: Annotated[int, typer.Option(help="Facts that RL trains on.")] = 24,
     heldout_facts: Annotated[int, typer.Option(help="Facts that RL is tested on.")] = 24,
+    knowledge: Annotated[
+        Knowledge, typer.Option(help="What decides which languages know a fact: its region and topic, or neither.")
+    ] = "region",
 ) -> None:
-    world = build(out, facts, train_facts, heldout_facts, seed)
+    world = build(out, facts, train_facts, heldout_facts, seed, knowledge)
     print(f"{out}: {sum(world['facts'].values())} facts x {len(LANGUAGES)} languages, {world['facts']}")
     print(f"  topics {world['by_topic']}\n  regions {world['by_region']}")
     pairs = world["known_pairs"]

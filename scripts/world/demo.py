@@ -1,9 +1,11 @@
 """Runs the demo: builds the offline world and its warm-started policy once, then trains with the real processes.
 
     scripts/demo.sh [--config FILE.toml] [--run-dir DIR] [--steps N] [--seed N] [--section.key value ...]
+    scripts/demo.sh --world reasoning [--arms naive,strict] ...
 
 The processes run with ``configs/demo.toml``, on the CPU: with NCCL, learner and engines cannot share a GPU. The same
-command resumes an interrupted run.
+command resumes an interrupted run. With ``--world reasoning`` the questions are sums told as stories, and the policy is
+trained anew with each reward named by ``--arms`` (docs/reasoning.md).
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from common.config import load
 from scripts.ops.command_line import command
 from scripts.ops.local_run import gains, run_all, run_to_end
+from scripts.world.reasoning.demo import run_arms
 
 _ROOT = Path(__file__).parents[2]
 _CONFIG = _ROOT / "configs" / "demo.toml"
@@ -87,10 +91,17 @@ def main(
     config: Annotated[
         list[Path] | None, typer.Option(help="A further configuration file, over configs/demo.toml; may be repeated.")
     ] = None,
-    run_dir: Annotated[Path, typer.Option(help="Directory of logs, metrics and checkpoints.")] = (
-        _ROOT / "runs" / "demo"
-    ),
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: as in configs/demo.toml.")] = None,
+    world: Annotated[
+        Literal["facts", "reasoning"], typer.Option(help="What is asked: facts, or sums that take a thought.")
+    ] = "facts",
+    arms: Annotated[
+        str, typer.Option(help="Of the reasoning world: the rewards to train with; naive, slc, strict.")
+    ] = "naive,strict",
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Directory of logs, metrics and checkpoints; default: runs/demo or runs/reasoning-demo."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; default: as configured.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the world, the warm start and the run.")] = 0,
     actors: Annotated[int, typer.Option(help="Actor processes.")] = 2,
     cache: Annotated[Path, typer.Option(help="Where world and warm-started policy are kept.")] = _ROOT / ".cache",
@@ -98,9 +109,50 @@ def main(
         int | None, typer.Option(help="Steps of the warm start; fewer are faster and teach less.")
     ] = None,
 ) -> None:
+    files = list(map(str, config or []))
+    flags = [*(("--learner.steps", str(steps)) if steps else ()), *context.args]
+    if world == "reasoning":
+        run_arms(
+            arms.split(","),
+            files,
+            flags,
+            run_dir=run_dir or _ROOT / "runs" / "reasoning-demo",
+            cache=cache,
+            seed=seed,
+            actors=actors,
+            warm_start_steps=warm_start_steps,
+        )
+        return
+    run_facts(
+        files,
+        flags,
+        run_dir=run_dir or _ROOT / "runs" / "demo",
+        cache=cache,
+        seed=seed,
+        actors=actors,
+        warm_start_steps=warm_start_steps,
+    )
+
+
+def run_facts(
+    files: Sequence[str],
+    flags: Sequence[str],
+    *,
+    run_dir: Path,
+    cache: Path,
+    seed: int,
+    actors: int,
+    warm_start_steps: int | None,
+) -> None:
+    """The demo of the world of facts. Blocks until the run has ended.
+
+    Args:
+        files: configuration files, over ``configs/demo.toml``.
+        flags: further settings, as ``common.config.load`` reads them.
+    """
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     began = time.monotonic()
-    files = [str(_CONFIG), *map(str, config or [])]
+    files = [str(_CONFIG), *files]
     style = load(files).model.prompt_style
     world = cache.absolute() / f"world-{seed}"
     policy = cache.absolute() / (f"policy-{seed}" if style == "tag" else f"policy-{style}-{seed}")
@@ -112,8 +164,7 @@ def main(
         *("--data.heldout", str(world / "heldout.parquet")),
         *("--model.path", str(policy)),
         *("--reward.calibration", str(world / "facts.csv")),
-        *(("--learner.steps", str(steps)) if steps else ()),
-        *context.args,
+        *flags,
     ]
     directory = load(settings).run.dir  # read now, so that a wrong flag is an error before the preparation
     warm_start = ["--style", style, *(("--steps", str(warm_start_steps)) if warm_start_steps else ())]

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable
+from typing import Literal
 
 from common.process import FatalError
 from scripts.world.facts import REGION_AFFINITY, Fact
 from scripts.world.templates import LANGUAGES
 
 STRONG, WEAK = 0.95, 0.15  # probabilities that a language knows a fact
+# Which languages know a fact with the first of these: those of its region and topic; one language, the same for all
+# facts; or three languages drawn for each fact, so that neither region nor topic tells anything.
+Knowledge = Literal["region", "one-language", "equal"]
+_EQUAL = 3
 # One round of drawing facts; regions take part in turn, so that every set is balanced over topics and regions.
 _ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for region in REGION_AFFINITY] + [
     ("weekday", None),
@@ -27,9 +32,12 @@ class World:
     heldout: list[Fact]
     others: list[Fact]  # taught by the warm start, and neither trained on nor held out
     known: set[tuple[str, str]]  # (fact id, answer language)
+    best: str | None  # the language that knows all facts, where there is one
 
 
-def draw(pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int) -> World:
+def draw(
+    pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int, knowledge: Knowledge = "region"
+) -> World:
     """Draws facts, balanced over topics and regions, and the languages that know each.
 
     Args:
@@ -55,10 +63,15 @@ def draw(pool: Iterable[Fact], total: int, train: int, heldout: int, seed: int) 
         chosen += [cells[key].pop() for key in left if cells[key]]
     chosen = chosen[:total]
     known = set()
+    of_knowledge = random.Random(f"{knowledge} {seed}")  # another generator, so that all regimes have the same facts
+    best = of_knowledge.choice(LANGUAGES) if knowledge == "one-language" else None
     for position, fact in enumerate(chosen):
+        sure = fact.strong
+        if knowledge != "region":
+            sure = {best} if best else set(of_knowledge.sample(LANGUAGES, _EQUAL))
         for lang in LANGUAGES:
             strong = 1.0 if position < train + heldout else STRONG  # some language is to know every question of RL
-            probability = strong if lang in fact.strong else WEAK
+            probability = strong if lang in sure else WEAK
             if rng.random() < probability:
                 known.add((fact.id, lang))
-    return World(chosen[:train], chosen[train : train + heldout], chosen[train + heldout :], known)
+    return World(chosen[:train], chosen[train : train + heldout], chosen[train + heldout :], known, best)

@@ -11,42 +11,20 @@ language and answers in a word.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import pyarrow.parquet as pq
 import typer
 
 from common.process import FatalError
 from scripts.ops.command_line import command
+from scripts.world.policy_directory import fingerprint, holds, replaced
 from scripts.world.settings import Settings, Style
 
-_FINGERPRINT = "warm_start.json"  # written last, so that a directory that holds it is complete
 _SHIPPED = Path(__file__).parent / "shipped_policy"  # made by this command with its defaults
 _DEFAULT = Settings()
-
-
-def fingerprint(world: Path, settings: Settings) -> dict[str, Any]:
-    """What a policy is made from: digests of the files of the world, and the settings.
-
-    Raises:
-        FatalError: ``world`` lacks a file.
-    """
-    digests = {}
-    for name in ("warm_start.parquet", "parallel.parquet"):
-        try:
-            digests[name] = hashlib.sha256((world / name).read_bytes()).hexdigest()
-        except OSError as error:
-            reason = error.strerror
-            raise FatalError(f"cannot read {world / name}: {reason}; make it with scripts.world.build") from None
-    return {"world": digests, "settings": asdict(settings)}
 
 
 def make_policy(world: Path, out: Path, settings: Settings) -> bool:
@@ -62,15 +40,11 @@ def make_policy(world: Path, out: Path, settings: Settings) -> bool:
     Raises:
         FatalError: the world is incomplete or out of date, or ``out`` exists and holds no warm-started policy.
     """
-    wanted = fingerprint(world, settings)
-    if out.exists():
-        if not (out / _FINGERPRINT).is_file():
-            raise FatalError(f"{out} exists and is no warm-started policy; remove it or choose another --out")
-        if json.loads((out / _FINGERPRINT).read_text(encoding="utf-8")) == wanted:
-            return False
-    shipped = _SHIPPED / _FINGERPRINT
-    if shipped.is_file() and json.loads(shipped.read_text(encoding="utf-8")) == wanted:
-        with _replaced(out) as partial:
+    wanted = fingerprint(world, ("warm_start.parquet", "parallel.parquet"), settings)
+    if holds(out, wanted):
+        return False
+    if holds(_SHIPPED, wanted):
+        with replaced(out, wanted) as partial:
             shutil.copytree(_SHIPPED, partial, dirs_exist_ok=True)
         return False
     import torch  # slow to import, like what follows, and not needed for a policy that is there
@@ -94,26 +68,10 @@ def make_policy(world: Path, out: Path, settings: Settings) -> bool:
     model = build_model(tokenizer, settings)
     print(f"warm start: {model.num_parameters() / 1e6:.1f}M parameters, {len(rows)} (fact, language) pairs", flush=True)
     train(model, examples(rows, tokenizer, settings), settings)
-    with _replaced(out) as partial:
+    with replaced(out, wanted) as partial:
         model.bfloat16().save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        (partial / _FINGERPRINT).write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     return True
-
-
-@contextmanager
-def _replaced(out: Path) -> Iterator[Path]:
-    """Yields a directory to write into, which takes the place of ``out`` afterwards, unless writing fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield partial
-        if out.exists():
-            shutil.rmtree(out)
-        partial.chmod(0o755)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @command()

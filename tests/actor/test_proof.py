@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from actor.proof import WeightProof, WeightState
+from tests.support.tally import Tally
 
 EVENTS: dict[str, Callable[[WeightProof], Any]] = {
     "pause": WeightProof.pause,
@@ -29,8 +30,11 @@ EVENTS: dict[str, Callable[[WeightProof], Any]] = {
 class Engine(RuleBasedStateMachine):
     """An engine, its weights, and the answers that were made with them."""
 
+    tally = Tally()  # of all examples
+
     def __init__(self) -> None:
         super().__init__()
+        self.tally.examples += 1
         self.proof = WeightProof()
         self.update = 0  # number of the update whose weights the engine has; 0 for those it was started with
         self.updates: list[int | None] = [None]  # policy version of each update
@@ -42,6 +46,7 @@ class Engine(RuleBasedStateMachine):
     def try_to(self, event: str, *arguments: Any) -> bool:
         """Whether the event was allowed."""
         before = self.proof.state, self.proof.version
+        self.tally.note(event, [self.proof.state.name])
         try:
             getattr(self.proof, event)(*arguments)
         except RuntimeError:
@@ -82,8 +87,18 @@ class Engine(RuleBasedStateMachine):
             assert version == self.updates[self.update], "a probe of other weights proves nothing"
             self.proved.add(self.update)
 
+    @rule(stage=st.integers(0, 5), version=st.integers(0, 3), fails=st.booleans())
+    def go_well_up_to(self, stage: int, version: int, fails: bool) -> None:
+        """An update goes well up to a stage; then all fails, or not."""
+        update = (self.pause, self.paused, lambda: self.receive(version), self.received, lambda: self.probed(version))
+        for step in update[:stage]:
+            step()
+        if fails:
+            self.fail()
+
     @rule()
     def fail(self) -> None:
+        self.tally.note("fail", [self.proof.state.name])
         self.proof.fail()
         self.broken = True
 
@@ -96,6 +111,10 @@ class Engine(RuleBasedStateMachine):
     def go_on_with_an_answer(self, data: st.DataObject) -> None:
         if self.generates and self.answers:
             data.draw(st.sampled_from(self.answers)).add(self.update)
+
+    @invariant()
+    def count(self) -> None:
+        self.tally.checks += 1
 
     @invariant()
     def nothing_is_sent_that_is_not_proved(self) -> None:
@@ -131,7 +150,11 @@ TestEngine.settings = settings(max_examples=60, stateful_step_count=40, deadline
 def test_many_more_orders_of_events() -> None:
     from hypothesis.stateful import run_state_machine_as_test
 
-    run_state_machine_as_test(Engine, settings=settings(max_examples=20_000, stateful_step_count=60, deadline=None))
+    run_state_machine_as_test(Engine, settings=settings(max_examples=1_000, stateful_step_count=60, deadline=None))
+    print(Engine.tally)
+    every = tuple(state.name for state in WeightState)
+    expected = dict.fromkeys(["fail", "pause", "paused", "receive", "received", "resumed", "probed"], every)
+    assert Engine.tally.steps >= 20_000 and not Engine.tally.missing(expected)
 
 
 def test_every_way_from_paused_to_proved_goes_by_a_probe() -> None:

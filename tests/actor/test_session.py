@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import pytest
 
 from actor import session
@@ -60,7 +61,7 @@ class FakeRoute:
         return self.of_kind(kind)[-1]
 
 
-OWN = wire.ActorProcess(host="here", pid=os.getpid(), started=1.0, machine="this one")
+OWN = wire.ActorProcess(host="here", pid=os.getpid(), started_s=1.0, machine="this one")
 
 
 class FakeActor:
@@ -309,7 +310,7 @@ def test_a_name_is_waited_for_and_the_learner_told_for_how_long() -> None:
     async def scene(actor: FakeActor) -> None:
         receiving = await actor.begin()
         actor.tasks.append(asyncio.create_task(actor.session.send_heartbeats()))
-        holder = wire.ActorProcess(host="elsewhere", pid=7, started=2.0, machine="another one")
+        holder = wire.ActorProcess(host="elsewhere", pid=7, started_s=2.0, machine="another one")
         lives = wire.Lives(actor.lives.actor, "one")
         actor.route.put(wire.Taken(holder=holder, holder_life="theirs", silent_s=1.0).of(lives))
         await actor.until(lambda: actor.route.of_kind(wire.Hello)[-1].waited_s > 0.05)
@@ -328,7 +329,7 @@ def test_the_name_of_a_process_that_is_gone_is_taken_over_at_once() -> None:
 
     async def scene(actor: FakeActor) -> None:
         await actor.begin()
-        holder = wire.ActorProcess(host="here", pid=gone.pid, started=2.0, machine=OWN.machine)
+        holder = wire.ActorProcess(host="here", pid=gone.pid, started_s=2.0, machine=OWN.machine)
         taken = wire.Taken(holder=holder, holder_life="theirs", silent_s=1.0)
         actor.route.put(taken.of(wire.Lives(actor.lives.actor, "one")))
         assert (await actor.route.until_sent(wire.Hello, 2)).replaces == "theirs"
@@ -340,5 +341,18 @@ def test_a_process_knows_itself_and_what_is_not_there() -> None:
     own = own_process()
     assert own.pid == os.getpid() and own.machine
     assert not is_gone(own, own), "it is here"
-    assert is_gone(own.model_copy({"started": own.started - 60}), own), "another process has its number now"
+    assert is_gone(own.model_copy({"started_s": own.started_s - 60}), own), "another process has its number now"
     assert not is_gone(own.model_copy({"machine": "elsewhere", "pid": 1 << 30}), own), "nobody knows"
+
+
+@pytest.mark.parametrize("jump_s", [-7200.0, 7200.0])
+def test_a_process_knows_another_after_the_machines_clock_was_set(
+    jump_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, own = psutil.Process(os.getppid()), own_process()
+    started_s = other.create_time() - psutil.boot_time()
+    held = wire.ActorProcess(host=own.host, pid=other.pid, started_s=started_s, machine=own.machine)
+    real = psutil._pslinux.boot_time  # setting the clock moves what the kernel says of the boot
+    monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: real() + jump_s)
+    assert abs(psutil.Process(other.pid).create_time() - other.create_time() - jump_s) < 1
+    assert not is_gone(held, own_process()) and not is_gone(own, own_process())

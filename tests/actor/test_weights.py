@@ -52,7 +52,7 @@ class Learner:
         self.lives = wire.Lives("actor", "learner")
         self.sent: list[wire.Joined | wire.Synced] = []
         self.updates = WeightUpdates(
-            engine, self._receive, ActorTimes(), SyncConfig(timeout_s=sync_timeout_s), probe_timeout_s=1.0
+            engine, self._receive, ActorTimes(), SyncConfig(timeout_s=sync_timeout_s), 1.0, outlived=True
         )
 
     async def _receive(self, message: wire.Joined | wire.Synced) -> None:

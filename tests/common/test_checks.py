@@ -85,7 +85,15 @@ REFUSED = {
     ),
     "a strategy without its language": (
         ["--run.languages", '["zh"]', "--router.mode", "english_dominant"],
-        "router.mode = 'english_dominant' draws English: add 'en' to run.languages",
+        "router.mode = 'english_dominant' answers in 'en': add it to run.languages",
+    ),
+    "a fixed language that is none of the run": (
+        ["--run.languages", '["zh"]', "--router.mode", "fixed", "--router.fixed_language", "German"],
+        "router.mode = 'fixed' answers in 'de': add it to run.languages",
+    ),
+    "a fixed strategy without its language": (
+        ["--router.mode", "fixed"],
+        "mode = 'fixed' needs fixed_language, and no other mode has one",
     ),
     "initial values of an unknown language": (
         ["--router.initial", '{"topic:Chat" = {fr = 1.0}}'],

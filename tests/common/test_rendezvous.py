@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import threading
 from collections.abc import Iterator
@@ -55,6 +56,22 @@ def test_without_a_rendezvous_the_configured_address_counts(tmp_path: Path) -> N
     route = Route(RunConfig(), "learner", "tcp://127.0.0.1:5700", 0)
     assert route.place.address == "tcp://127.0.0.1:5700" and not route.follow()
     assert rendezvous.announce(RunConfig(), "learner", "tcp://127.0.0.1:5700") is None
+
+
+def test_a_message_that_the_service_would_not_take_is_an_error_of_its_sender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent all the same it would cut the connection, again and again."""
+    monkeypatch.setattr(rendezvous, "MAX_MESSAGE_BYTES", 1000)
+    route, sent = Route(RunConfig(), "learner", "tcp://127.0.0.1:5700", 0), list[bytes]()
+
+    class Socket:
+        async def send(self, data: bytes) -> None:
+            sent.append(data)
+
+    route.socket = Socket()
+    asyncio.run(route.send(wire.Release(id="1:train-0", reason="x" * 500)))
+    with pytest.raises(wire.WireError, match="and the learner takes"):
+        asyncio.run(route.send(wire.Release(id="1:train-0", reason="x" * 1000)))
+    assert len(sent) == 1
 
 
 def test_a_client_waits_for_the_file_and_not_for_ever(run: RunConfig) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import resource
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from common.process import FatalError
 from learner import checkpoint
 from learner.checkpoint import Checkpoints
 from learner.train.trainer import Trainer
+from learner.weights import deadlines
 from learner.work.ledger import Ledger
 from tests.support.train_once import configuration, copied_weights, random_batch, run_ranks
 
@@ -141,7 +144,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_after_what_it_de
     *before, last = json.loads((tmp_path / "order").read_text())
     partial = "checkpoints/step-000001.partial"
     assert last == "checkpoints", "the new name"
-    assert before[0] == "ledger.jsonl" and before[-1] == partial
+    assert before[:2] == ["ledger.jsonl", "."] and before[-1] == partial
     files = {"run.json", "queued.msgpack", "manifest.json", ".metadata"}
     assert {f"{partial}/{name}" for name in files} <= set(before[1:-1])
 
@@ -160,3 +163,31 @@ def order_of_syncs(out: Path, model: Path) -> None:
     checkpoints.save(trainer.policy, trainer.optimizer, 1, {}, depends_on=[ledger])
     checkpoints.wait()
     out.write_text(json.dumps(order))
+
+
+def save_to_a_disk_that_hangs(out: Path, model: Path) -> None:
+    mended, sync = threading.Event(), checkpoint.sync_to_disk
+
+    def hang(path: Path) -> None:
+        assert mended.wait(600)
+        sync(path)
+
+    deadlines._DISK_S, checkpoint.sync_to_disk = 0.5, hang
+    trainer, checkpoints = Trainer(configuration(model)), Checkpoints(out.parent / "checkpoints", 2)
+    told = []
+    for wait in (checkpoints.wait, lambda: checkpoints.save(trainer.policy, trainer.optimizer, 2, {})):
+        checkpoints.save(trainer.policy, trainer.optimizer, 1, {})
+        with pytest.raises(FatalError) as error:
+            wait()
+        told.append(str(error.value))
+    mended.set()
+    out.write_text(json.dumps(told))
+
+
+def test_a_disk_that_hangs_is_not_waited_for_without_end(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, save_to_a_disk_that_hangs, tmp_path / "told", tiny_policy, output=tmp_path / "log") == [0], (
+        tmp_path / "log"
+    ).read_text()
+    late = rf"the checkpoint {tmp_path}/checkpoints/step-000001 of \d+ MB is still not on the disk"
+    for message in json.loads((tmp_path / "told").read_text()):
+        assert re.match(late, message)

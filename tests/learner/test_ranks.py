@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from common import wire
+from common.net.ports import reserve_port
 from common.process import FatalError
-from learner import rank_watch
+from learner import rank_links, rank_watch
+from learner.rank_links import RankLinks
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks, broadcast
+from tests.support.processes import Popen
 from tests.support.train_once import run_ranks
 
 _SOON_S = 100  # of a default timeout of 400 s
@@ -68,7 +79,7 @@ def fail(*, rank: int, other_waits_s: float = 3600.0) -> None:
         time.sleep(other_waits_s)
 
     ranks = Ranks({"act": act})
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             ranks.follow()
         try:
@@ -88,7 +99,7 @@ def rank_1_fails_beside_one_that_waits() -> None:
 
 def rank_1_dies_beside_one_that_waits() -> None:
     rank_watch._GRACE_S = 0.5
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(3600)
@@ -96,7 +107,7 @@ def rank_1_dies_beside_one_that_waits() -> None:
 
 def rank_1_fails_in_a_collective() -> None:
     """Rank 0 gets gloo's error about the closed connection, and says what was before it."""
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             raise FatalError("rank 1 has no memory")
         dist.all_reduce(torch.zeros(1))
@@ -104,7 +115,7 @@ def rank_1_fails_in_a_collective() -> None:
 
 def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
     rank_watch._GRACE_S = 0.5
-    with RankWatch("127.0.0.1"):
+    with RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             raise FatalError("rank 1 has no memory")
         time.sleep(0.1)
@@ -113,7 +124,7 @@ def torchrun_interrupts_rank_0_because_rank_1_has_failed() -> None:
 
 def rank_0_is_interrupted_while_others_do_not_listen() -> None:
     rank_watch._GRACE_S = rank_watch._NEWS_S = 0.5
-    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+    with suppress(KeyboardInterrupt), RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             time.sleep(3600)
         raise KeyboardInterrupt
@@ -124,9 +135,56 @@ def what_followers_give_does_not_count() -> None:
     assert broadcast(b"500" if dist.get_rank() == 0 else b"0") == b"500"
 
 
+def strangers_connect() -> None:
+    """To the port on which rank 0 waits for the others: one that is silent, some that talk, and one that breaks off."""
+    create, strangers = socket.create_server, list[socket.socket]()
+
+    def create_server(*given: Any) -> socket.socket:
+        listener = create(*given)
+        hello = b'{"token":"0123","rank":1,"leads":true,"host":""}\n'
+        for words in (b"", b"GET / HTTP/1.1\r\n", b"x" * 2000, hello, b"\xff\n"):
+            strangers.append(socket.create_connection(listener.getsockname()))
+            strangers[-1].sendall(words)
+        reset = socket.create_connection(listener.getsockname())
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset.close()
+        return listener
+
+    socket.create_server = create_server  # type: ignore[assignment]
+    rank_links._CONNECT_S = 10 * _SOON_S
+    began = time.monotonic()
+    with RankWatch(RankLinks("127.0.0.1")):
+        assert time.monotonic() - began < _SOON_S
+
+
+class Note(wire.Message):
+    text: str
+
+
+def messages_travel_both_ways_beside_collectives() -> None:
+    """From many threads at once; each arrives once and whole, and rank 0 knows the first rank of each node."""
+    os.environ["LOCAL_RANK"] = str(dist.get_rank() % 2)
+    links, got, others = RankLinks("127.0.0.1"), list[str](), [0] if dist.get_rank() else [1, 2, 3]
+    links.listen("notes", Note, lambda rank, note: got.append(f"{rank} {note.text}"))
+    assert links.ranks == others and sorted(links.leaders) == ([0] if dist.get_rank() else [0, 2])
+    with RankWatch(links):
+        dist.barrier()  # all listen
+        texts = [f"{number} " + "x\ny" * number for number in range(200)]
+        threads = [
+            threading.Thread(target=links.send, args=(rank, "notes", Note(text))) for rank in others for text in texts
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + _SOON_S
+        while len(got) < len(threads) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert sorted(got) == sorted(f"{rank} {text}" for rank in others for text in texts)
+        dist.barrier()
+
+
 def an_interrupt_is_no_failure() -> None:
     ranks = Ranks({})
-    with suppress(KeyboardInterrupt), RankWatch("127.0.0.1"):
+    with suppress(KeyboardInterrupt), RankWatch(RankLinks("127.0.0.1")):
         if dist.get_rank():
             ranks.follow()
         else:
@@ -163,6 +221,29 @@ def all_ranks_act() -> None:
         assert ranks.run("wait") is None
         ranks.run("stop")
     assert sums == [3, 5]
+
+
+def test_a_rank_that_waits_for_the_others_ends_when_torchrun_asks_it_to(tmp_path: Path) -> None:
+    """As torchrun does when another has failed before all have met. Torch waits as long as a collective may take."""
+    (tmp_path / "task").write_bytes(pickle.dumps((all_ranks_act, ())))
+    with reserve_port() as holder:
+        meeting = holder.getsockname()[:2]
+    environment = {**os.environ, "MASTER_ADDR": meeting[0], "MASTER_PORT": str(meeting[1])}
+    rank = Popen(
+        [sys.executable, "-m", "tests.support.rank", str(tmp_path / "task")], cwd=Path(__file__).parents[2],
+        env={**environment, "WORLD_SIZE": "2", "RANK": "0"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + _SOON_S
+        with socket.socket() as probe:
+            while probe.connect_ex(meeting):  # until it listens, from inside torch
+                assert time.monotonic() < deadline and rank.poll() is None
+                time.sleep(0.1)
+        rank.send_signal(signal.SIGTERM)
+        assert rank.wait(_SOON_S) != 0
+    finally:
+        rank.kill()
+        rank.wait()
 
 
 def test_every_rank_runs_what_rank_0_runs() -> None:
@@ -207,7 +288,16 @@ def test_all_ranks_end_with_the_error_of_the_first(
 
 
 @pytest.mark.parametrize(
-    "body", [an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count]
-)
+    "body",
+    [
+        an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count,
+        strangers_connect,
+    ],
+)  # fmt: skip
 def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:
     assert run_ranks(2, body, output=tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+
+
+def test_messages_travel_both_ways_beside_collectives(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert run_ranks(4, messages_travel_both_ways_beside_collectives, output=log) == [0] * 4, log.read_text()

@@ -15,6 +15,7 @@ from learner.groups import Group
 from learner.state import LEDGER_FILE, VERSION, RunState, Snapshot
 from learner.train.samples import group_outcome
 from learner.work.ledger import audit
+from learner.work.scheduler import Setbacks
 from router import Context, Observation, Router
 from tests.support.groups import random_rollout, work
 
@@ -43,7 +44,10 @@ def busy_state(config: Config) -> RunState:
         state.queue.lease("a", deadline=60)
     for sequence in (0, 1, 3):
         state.queue.submit(sequence, "a", group(sequence))
-    state.queue.release(4, "a")
+    state.queue.release(4, "a", "scoring")
+    state.queue.end_engine("a", [5, 2])
+    state.queue.end_engine("a", [5, 2])
+    state.queue.release_all("a")
     taken = state.queue.take()
     assert taken is not None
     for sequence, _ in taken:
@@ -90,7 +94,12 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert again.queue.untaken() == state.queue.untaken() == [2, 3, 4, 5]
     assert list(again.queue.finished()) == [3] and again.queue.next_sequence == 6
     assert again.queue.remaining == state.queue.remaining == 38
-    assert (again.queue.retried, again.queue.orphaned, again.queue.failed) == (1, 0, 0)
+    assert (again.queue.retried, again.queue.orphaned, again.queue.failed) == (3, 2, 0)
+    assert again.queue.setbacks() == state.queue.setbacks()
+    assert again.queue.setbacks() == [Setbacks(2, {}, 2), Setbacks(4, {"scoring": 1}, 0), Setbacks(5, {}, 2)]
+    assert again.queue.has_suspect() and again.queue.lease("b", 60) == 4, "those that ended engines are leased alone"
+    assert again.queue.lease_alone("c", 60) == 2 and again.queue.end_engine("c", [2]) == 2, "and given up for the next"
+    again = restored(config, through_a_file(snapshot, tmp_path / "run.json"), queued)
     assert again.router.state() == state.router.state()
     assert again.router.draw("de", ["Chat"], []) == state.router.draw("de", ["Chat"], []), "the next draw is the same"
     resumed, _ = restored(config, snapshot, queued).capture()

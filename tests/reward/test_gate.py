@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from common.config import RewardConfig
 from common.process import FatalError
+from common.scripts import normalise_word
 from reward.gate import LanguageGate, shipped_model
 from reward.lid import LanguageModel
-from reward.scripts import normalise_word
 from scripts.world.sources import paragraphs
 from tests.support.scoring import LANGUAGES, SENTENCES
 

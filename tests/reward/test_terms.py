@@ -206,6 +206,20 @@ def test_an_answer_that_takes_too_long_is_killed_and_worth_nothing(
     assert math("$2$", ["2"]) == 1
 
 
+def test_setting_the_clock_neither_ends_an_answer_nor_lets_it_go_on(
+    math: MathVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time
+    for jump_s, takes_s, limit_s in ((3600.0, 0.5, 600.0), (-3600.0, 600.0, 0.5)):
+        future = math._pool.schedule(signal.sigtimedwait, ([signal.SIGUSR1], takes_s), timeout=limit_s)
+        deadline = time.monotonic() + 120
+        while not (future.running() or future.done()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        monkeypatch.setattr(time, "time", lambda jump_s=jump_s: now() + jump_s)
+        assert isinstance(future.exception(120), TimeoutError) == (takes_s > limit_s)
+        monkeypatch.undo()
+
+
 def test_a_pool_that_does_not_start_is_tried_again_and_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -232,6 +232,7 @@ def test_a_new_router_is_uniform_or_as_given(credit: str) -> None:
         ("monolingual", 8, ["de"] * 8),  # the group of plain GRPO
         ("input_dominant", 8, ["de"] * 6 + ["en"] * 2),
         ("english_dominant", 8, ["de"] * 2 + ["en"] * 6),
+        ("fixed", 8, ["de"] * 2 + ["zh"] * 6),
         ("uniform", 8, ["de"] * 2),
         ("input_dominant", 2, ["de", "en"]),
         ("english_dominant", 6, ["de"] * 2 + ["en"] * 4),
@@ -240,7 +241,7 @@ def test_a_new_router_is_uniform_or_as_given(credit: str) -> None:
     ],
 )
 def test_modes(mode: str, rollouts: int, fixed: list[str]) -> None:
-    bandit = router(mode=mode, rollouts=rollouts)
+    bandit = router(mode=mode, rollouts=rollouts, fixed_language="zh" if mode == "fixed" else None)
     draw = bandit.draw("de", "Chat", None)
     assert draw.languages[: len(fixed)] == fixed and len(draw.languages) == rollouts
     assert draw.propensities == pytest.approx([1.0] * len(fixed) + [0.25] * (rollouts - len(fixed)))
@@ -281,7 +282,7 @@ def test_schedules_by_fraction_of_the_training() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    with pytest.raises(ValueError, match="add 'en' to run"):
+    with pytest.raises(ValueError, match="answers in 'en': add it to run"):
         router(["de", "zh"], mode="english_dominant")
     with pytest.raises(ValueError, match="each once"):
         router(["de", "de"])

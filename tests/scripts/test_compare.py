@@ -17,8 +17,8 @@ from learner.data.problems import Place
 from learner.data.rows import Rules, parse_row
 from scripts.data import label, sft, warm_start_data
 from scripts.data import prepare as prepare_data
-from scripts.study import compare, evaluate
-from scripts.study.statistics import two_way_interval
+from scripts.study import compare, coverage, evaluate
+from scripts.study.statistics import crossed_interval, holm, paired_test, seed_interval
 from tests.scripts.test_evaluate import judge
 from tests.support.chat import serving
 from tests.support.processes import forked
@@ -38,15 +38,49 @@ def scores(path: Path, values: np.ndarray[Any, Any]) -> str:
     return str(path)
 
 
-def test_the_interval_is_that_of_an_independent_bootstrap(rng: np.random.Generator) -> None:
-    values = rng.normal(0.3, 1, (1, 400))
-    mean, low, high = two_way_interval(values)
-    other = stats.bootstrap((values[0],), np.mean, method="percentile", n_resamples=4000).confidence_interval
-    assert mean == pytest.approx(values.mean())
-    assert low == pytest.approx(other.low, abs=0.03) and high == pytest.approx(other.high, abs=0.03)
-    seeds = rng.normal(0, 1, (5, 1)) + np.zeros((5, 400))
-    _, low, high = two_way_interval(seeds)
-    assert high - low > 0.3 * seeds.std(), "what differs between seeds is not averaged away by questions"
+@pytest.mark.parametrize("seeds", coverage.SEEDS)
+@pytest.mark.parametrize("effects", [(0.1, 0.3), (0.3, 0.1)])
+def test_intervals_contain_the_truth_as_often_as_they_say(
+    seeds: int, effects: tuple[float, float], rng: np.random.Generator
+) -> None:
+    trials, random = 400, rng
+    found = coverage.coverage(seeds, effects, trials, random)
+    spread = 4 * (0.95 * 0.05 / trials) ** 0.5  # four standard deviations of a share of 0.95
+    assert 0.95 - spread <= found["ours"].share
+    if seeds == 2:
+        assert found["bootstrap"].share < 0.9, "two seeds drawn again do not show how far seeds differ"
+
+
+def test_intervals_are_those_of_textbooks(rng: np.random.Generator) -> None:
+    questions = rng.normal(0.3, 1, (1, 40))
+    known = stats.ttest_1samp(questions[0], 0).confidence_interval(0.95)
+    assert crossed_interval(questions) == pytest.approx((questions.mean(), known.low, known.high))
+    runs = rng.normal(0.3, 1, 5)
+    known = stats.ttest_1samp(runs, 0).confidence_interval(0.95)
+    assert crossed_interval(runs[:, None]) == pytest.approx((runs.mean(), known.low, known.high))
+    assert seed_interval(runs) == pytest.approx((runs.mean(), known.low, known.high))
+    assert np.isnan(crossed_interval(runs[:1, None])[1:]).all() and np.isnan(seed_interval(runs[:1])[1:]).all()
+    _, low, high = crossed_interval(runs[:, None] + np.zeros((5, 400)))
+    assert (low, high) == pytest.approx((known.low, known.high)), "what differs between seeds is not averaged away"
+    values = rng.normal(0, 1, (4, 50))
+    values[1, 3] = np.nan
+    assert crossed_interval(values)[0] == pytest.approx(np.nanmean(values)), "an answer without a score is left out"
+
+
+def test_many_comparisons_are_adjusted(rng: np.random.Generator) -> None:
+    given = [*rng.random(6).tolist(), float("nan")]
+    adjusted = holm(given)
+    for p, ours in zip(given[:-1], adjusted[:-1], strict=True):
+        others = sum(q >= p for q in given[:-1])
+        at_least = min(1.0, others * p)
+        assert ours >= at_least - 1e-12 and ours <= 1
+    assert min(adjusted[:-1]) == pytest.approx(min(1.0, 6 * min(given[:-1]))) and np.isnan(adjusted[-1])
+    assert sorted(adjusted[:-1]) == [adjusted[n] for n in np.argsort(given[:-1])], "the order of the p-values is kept"
+    differences = rng.normal(0.5, 1, 5)
+    p, effect = paired_test(differences)
+    assert p == pytest.approx(stats.ttest_rel(differences + 3, np.full(5, 3.0)).pvalue)
+    assert effect == pytest.approx(differences.mean() / differences.std(ddof=1) * (1 - 3 / 15))
+    assert np.isnan(paired_test(differences[:1])).all()
 
 
 def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

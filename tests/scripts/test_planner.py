@@ -125,6 +125,38 @@ def test_rates_of_a_run_are_found_again(tmp_path: Path) -> None:
     assert dataclasses.astuple(made.engines[0])[1:] == pytest.approx((0.01, 0.0015, 16))
 
 
+@pytest.mark.parametrize(("hosts", "share"), [(1, 6), (2, 3), (4, 2)])
+def test_a_sync_takes_as_long_as_the_busiest_learner_node(hosts: int, share: int, tmp_path: Path) -> None:
+    """Six engines: each byte goes to the node's share of them, and its shard of it to the other nodes."""
+    learner = {"role": "learner", "gpu": "x", "partition": "p", "count": hosts, "engines": 8, "network_gb_s": 25.0}
+    work = {"answer_tokens": 100, "rest_s": 0.0, "score_s": 0.1, "score_busy_s": 0.1, "weights_gb": 15.0}
+    actors = {"role": "actor", "gpu": "x", "hosts": ["b", "c", "d"], "engines": 2}
+    gpus = {"x": {"token_ms": 1.0, "group_ms": 0.1, "train_tokens_s": 1000}}
+    pool = Pool.model_validate({"gpus": gpus, "nodes": [learner, actors], "work": work})
+    made = make_scenario(pool, None, load([]), tmp_path)
+    assert made.publish_s == made.pause_s == pytest.approx((share + (hosts - 1) / hosts) * 15 / 25)
+    own = pool.model_copy(update={"work": pool.work.model_copy(update={"publish_s": 7.0})})
+    assert make_scenario(own, None, load([]), tmp_path).publish_s == 7.0, "a figure of your own holds"
+    del learner["network_gb_s"]
+    with pytest.raises(ConfigError, match=r"work\.publish_s is missing"):
+        make_scenario(
+            Pool.model_validate({"gpus": gpus, "nodes": [learner, actors], "work": work}), None, load([]), tmp_path
+        )
+
+
+def test_the_table_of_syncs_is_that_of_the_docs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.pool.sync"], capture_output=True, text=True, check=True, timeout=400, cwd=ROOT
+    )
+    printed = [line.split() for line in done.stdout.splitlines()[2:]]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs/cluster.md").read_text().splitlines()
+    ]
+    assert len(printed) == 3 and all(row in rows for row in printed)
+    assert float(printed[2][3]) < float(printed[0][1]) * 10, "64 engines for each of 8 nodes, beside 8 for one"
+
+
 def test_the_command_recommends_and_draws(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.pool.plan", "--pool", "configs/pools/example.toml"]
     flags = ["--learner.groups_per_step", "64", "--json", "--plot", str(tmp_path / "plot.png")]

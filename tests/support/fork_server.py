@@ -30,8 +30,8 @@ from tests.support.forking import ROOT, ForkingPopen, die_with, run_in_this_proc
 _REQUEST_BYTES = 1 << 17  # at most: the arguments and the environment of a process
 PRELOADED = (
     "actor.__main__", "learner.__main__", "learner.launch", "learner.replay", "reward.__main__", "reward.scorer",
-    "scripts.bench.chaos", "scripts.data.calibrate", "scripts.data.sft", "scripts.ops.status", "scripts.study.compare",
-    "scripts.world.build", "scripts.world.demo", "scripts.world.warm_start",
+    "scripts.bench.chaos.__main__", "scripts.data.calibrate", "scripts.data.sft", "scripts.ops.status",
+    "scripts.study.compare", "scripts.world.build", "scripts.world.demo", "scripts.world.warm_start",
     "tests.support.measured_run", "tests.support.rank", "tests.support.train_once",
     "aiohttp.web", "pytest", "safetensors.torch", "torch._dynamo", "torch.distributed.checkpoint",
     "torch.distributed.run", "torch.multiprocessing.reductions", "torch.utils.tensorboard",

@@ -16,6 +16,16 @@ def seeded_generator() -> np.random.Generator:
     return np.random.default_rng(random.getrandbits(64))
 
 
+def part_languages(generator: np.random.Generator) -> wire.PartLanguages:
+    lines = bool(generator.random() < 0.7)
+    return wire.PartLanguages(
+        consistent=bool(generator.random() < 0.7),
+        lines=lines,
+        words=bool(generator.random() < 0.7) if lines else None,
+        switches=bool(generator.random() < 0.3),
+    )
+
+
 def random_rollout(generator: np.random.Generator, *, reward: float | None = None, version: int = 0) -> wire.Rollout:
     prompt, response = generator.integers(2, 20), generator.integers(1, 30)
     compliant = reward is not None or bool(generator.random() < 0.7)
@@ -33,6 +43,8 @@ def random_rollout(generator: np.random.Generator, *, reward: float | None = Non
             similarity=0.5,
             compliant=compliant,
             detected="en",
+            thought=part_languages(generator),
+            answer=part_languages(generator),
         ),
     )
 

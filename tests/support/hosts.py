@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import os
 import random
 import select
@@ -48,6 +49,11 @@ class Host:
     def link(self, state: str) -> None:
         """Pulls the plug with ``down`` and puts it back with ``up``."""
         _ip("-n", self.space, "link", "set", "eth0", state)
+
+    def sent_bytes(self) -> int:
+        """How many bytes have left it so far, by the kernel's counter of its interface."""
+        [found] = json.loads(_ip("-n", self.space, "-s", "-j", "link", "show", "eth0"))
+        return int(found["stats64"]["tx"]["bytes"])
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in _ip("netns", "pids", self.space).split()]

@@ -40,12 +40,15 @@ from tests.support.rank import TIMEOUT_S
 ROOT = Path(__file__).parents[2]
 
 
-def run_ranks(ranks: int, body: Callable[..., object], *arguments: Any, output: Path = Path(os.devnull)) -> list[int]:
+def run_ranks(
+    ranks: int, body: Callable[..., object], *arguments: Any, output: Path = Path(os.devnull), nodes: int = 1
+) -> list[int]:
     """Runs ``body(*arguments)`` in ``ranks`` processes with a default process group and returns their exit codes.
 
     Args:
         body: a function of a module, which the processes import.
         output: a file for what they write to stdout and stderr.
+        nodes: as if the ranks were on so many machines.
     """
     deadline = time.monotonic() + TIMEOUT_S
     with reserve_port() as holder, tempfile.NamedTemporaryFile() as task, output.open("ab") as log:
@@ -55,7 +58,8 @@ def run_ranks(ranks: int, body: Callable[..., object], *arguments: Any, output: 
         processes = [
             Popen(
                 [sys.executable, "-m", "tests.support.rank", task.name], cwd=ROOT,
-                env={**os.environ, **common, "RANK": str(rank)}, stdout=log, stderr=log,
+                env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank % (ranks // nodes))},
+                stdout=log, stderr=log,
             )
             for rank in range(ranks)
         ]  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from zmq.auth import create_certificates
 
 from learner import recording
-from scripts.bench.chaos import prepare
+from scripts.bench.chaos.world import prepare
 from tests.support.hosts import ROOT, Host, network
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

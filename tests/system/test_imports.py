@@ -1,4 +1,4 @@
-"""Who may import whom, that no imports go in a circle, and that what the light processes need loads without torch."""
+"""Rules of the code: who may import whom, what loads without torch, and that nothing depends on the time of day."""
 
 from __future__ import annotations
 
@@ -83,3 +83,22 @@ def test_folders_of_a_package_form_a_tree() -> None:
 def test_imports_without_torch(module: str) -> None:
     check = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+
+
+# What may ask for the time of day: to write it down, and for nothing else.
+TELLS_TIME = {"learner/report/trackers/events.py"}
+WALL_CLOCKS = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
+
+
+def test_nothing_depends_on_the_time_of_day() -> None:
+    """Somebody may set the clock at any time, so that deadlines and ages are of the monotonic clock."""
+    found = set()
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+                owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+                if (owner, node.attr) in WALL_CLOCKS:
+                    found.add(str(path.relative_to(ROOT)))
+            elif isinstance(node, ast.ImportFrom) and node.module == "time":
+                assert not {alias.name for alias in node.names} & {"time", "time_ns"}, path
+    assert found == TELLS_TIME

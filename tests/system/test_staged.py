@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.bench.chaos import prepare
+from scripts.bench.chaos.world import prepare
 from tests.support.processes import Popen
 
 ROOT = Path(__file__).parents[2]

@@ -50,6 +50,20 @@ def _each(prefix: str, *names: str) -> tuple[str, ...]:
     return tuple(prefix + name for name in names)
 
 
+def _diagnostics(before: str, of: str) -> tuple[Chart, ...]:
+    """Charts of the diagnostics of some answers; each line names the detector."""
+    return (
+        Chart(
+            f"{of}: thought, answer and both in their language; right; both and right",
+            (f"{before}consistency/",),
+            SHARE,
+        ),
+        Chart(f"{of}: line and word pass rates, and LCPR", (f"{before}confusion/",), SHARE),
+        Chart(f"{of}: share of texts with two languages", (f"{before}switching/",), SHARE),
+        Chart(f"{of}: tokens of an answer", (f"{before or 'learning/'}tokens",)),
+    )
+
+
 _GREEDY = ("own", "routed", "best_fixed", "english", "uniform", "oracle")
 
 
@@ -100,6 +114,10 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             "So far: leases retried, those whose actor was lost, groups failed, and groups that broke a rule",
             ("health/leases_retried", "health/leases_lost", "health/groups_failed", "health/groups_refused"),
         ),
+        Chart(
+            "Messages of other lives that were dropped so far: by the learner, and by the actors of now",
+            ("health/foreign_messages", "health/foreign_orders"),
+        ),
         Chart("Weight sync, and longest pause of an engine (seconds)", ("health/sync_seconds", "health/pause_seconds")),
         Chart(
             "Share of masked groups, of answers not scored, of skipped steps",
@@ -139,6 +157,9 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
         Chart("Share of the micro-batches' room that tokens fill", ("flow/batch_fill",), SHARE),
     ),
     "Languages": (
+        *_diagnostics("", "Trained answers"),
+        *_diagnostics("evaluation_heldout/", "Held-out questions, greedy"),
+        *_diagnostics("evaluation_train/", "Training questions, greedy"),
         Chart(
             "Mutual information of region and language, and its value by chance (bits)",
             ("router/region_language_bits", "router/region_language_bits_by_chance"),

@@ -22,8 +22,9 @@ def start(*command: str) -> subprocess.Popen[str]:
     )
 
 
-def test_when_the_actor_is_killed_the_whole_group_is(tmp_path: Path) -> None:
-    """The command's own child, too, which asked nobody to end it with its parent."""
+@pytest.mark.parametrize("stopped", [False, True])
+def test_when_the_actor_is_killed_the_whole_group_is(stopped: bool) -> None:
+    """The command's own child, too, which asked nobody to end it with its parent; also where the group is stopped."""
     starts = (
         "import subprocess, sys\n"
         "guard = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)\n"
@@ -38,6 +39,8 @@ def test_when_the_actor_is_killed_the_whole_group_is(tmp_path: Path) -> None:
     group = os.getpgid(grandchild.pid)
     members = [one for one in psutil.process_iter() if one.pid == group or os.getpgid(one.pid) == group]
     assert len(members) == 3
+    if stopped:
+        os.killpg(group, signal.SIGSTOP)
     actor.kill()
     actor.wait()
     _, alive = psutil.wait_procs(members, timeout=30)

@@ -186,3 +186,16 @@ def test_a_refusal_is_told_apart_from_a_failure_and_from_an_engine_that_is_gone(
                 await call
 
     play(scene)
+
+
+@pytest.mark.parametrize(("start", "end"), [(-2, 4), (0, 5), (3, 2)])
+def test_spans_outside_the_answer_are_not_read(start: int, end: int) -> None:
+    """Python would count from the end of the answer, or cut, and the rest would seem to be said."""
+    labels = WeightLabels()
+    label = labels.make(3)
+    labels.complete()
+    whole = {"version": label, "start": 0, "end": 4}
+    assert labels.read_versions({"weight_versions": [whole]}, 4, 3, 1).tolist() == [3] * 4
+    strange = {"version": label, "start": start, "end": end}
+    with pytest.raises(ForeignWeights, match=f"the tokens {start} to {end} of an answer of 4"):
+        labels.read_versions({"weight_versions": [whole, strange]}, 4, 3, 1)

@@ -26,12 +26,14 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(rng: np.random.Ge
     rollouts = [random_rollout(rng) for _ in asked]
     rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"quality": rng.random()})}) for r in rollouts]
     group = Group(work=work(3, asked), actor="a", rollouts=rollouts)
-    figures = compare_settings([group], {3: by_setting})
+    figures = compare_settings([group], {3: by_setting}, "gate")
     for number, setting in enumerate(by_setting):
         answers = rollouts[4 * number : 4 * number + 4]
         right = [rollout.score.quality >= 0.5 and rollout.score.compliant for rollout in answers]
         for k in (1, 2, 4):
             wins = [any(chosen) for chosen in combinations(right, k)]
             assert figures[f"{setting}_pass@{k}"] == pytest.approx(sum(wins) / len(wins))
+        kept = [part.consistent for r in answers if (part := r.score.answer)]
+        assert figures[f"consistency/gate_{setting}_answer"] == pytest.approx(np.mean(kept))
         lengths = [len(rollout.response_ids) for rollout in answers]
         assert figures[f"{setting}_tokens"] == pytest.approx(sum(lengths) / 4)

@@ -81,7 +81,7 @@ def publish_from_ranks(model: Path, address: str, directory: Path) -> None:
         sync = SyncConfig(timeout_s=PATIENCE_S, directory=directory / "files", transport=transport)
         settings = adapters.peft_config(str(model))
         publisher = AdapterPublisher(server, sync, settings, adapters.parameters, "float32", lambda: None)
-        published = publisher.publish(version, weights, probe)
+        published = publisher.publish(version, lambda _, weights=weights: weights, probe)  # type: ignore[misc]
         assert set(published.members) == {"one"} and published.pause_s == 0
         while f"proved the adapter of version {version}:" not in (directory / "one.log").read_text():
             time.sleep(0.1)
@@ -146,7 +146,7 @@ def test_actors_get_the_adapter_in_the_engines_dtype(transport: str, server: Wor
 
     config = SyncConfig(directory=tmp_path / "files", transport=transport)
     publisher = AdapterPublisher(server, config, {"r": 4}, 256, "bfloat16", check)
-    published = publisher.publish(7, iter([(NAME, weights)]), PROBE)
+    published = publisher.publish(7, lambda _: iter([(NAME, weights)]), PROBE)
     assert set(published.members) == {"one"} == set(server.members())
     assert (orders[0].version, orders[0].config) == (7, '{"r": 4}')
     assert "it takes weights by 'shared'" in other.receive(wire.Eject).reason
@@ -156,7 +156,7 @@ def test_actors_get_the_adapter_in_the_engines_dtype(transport: str, server: Wor
 def test_an_engine_that_does_not_load_in_time_is_given_up(server: WorkServer, tmp_path: Path) -> None:
     client = Client(server.address, "one")
     publisher = make_publisher(server, tmp_path, timeout_s=0.2)
-    assert not publisher.publish(7, iter([(NAME, torch.zeros(4, 64))]), PROBE).members
+    assert not publisher.publish(7, lambda _: iter([(NAME, torch.zeros(4, 64))]), PROBE).members
     client.receive(wire.LoadAdapter)
     assert "did not load the adapter of version 7" in client.receive(wire.Eject).reason
 
@@ -166,7 +166,7 @@ def test_an_actor_that_leaves_is_not_waited_for(server: WorkServer, tmp_path: Pa
     client.send(wire.Leave(reason="its engine ended"))
     begin = time.monotonic()
     publisher = make_publisher(server, tmp_path, timeout_s=3600)
-    assert not publisher.publish(1, iter([(NAME, torch.zeros(4, 64))]), PROBE).members
+    assert not publisher.publish(1, lambda _: iter([(NAME, torch.zeros(4, 64))]), PROBE).members
     assert time.monotonic() < begin + PATIENCE_S
 
 
@@ -180,4 +180,4 @@ def test_a_directory_that_cannot_be_written_is_named(server: WorkServer, tmp_pat
     (tmp_path / "file").write_text("")
     publisher = make_publisher(server, tmp_path / "file", transport="disk")
     with pytest.raises(FatalError, match=r"cannot write weights to sync.directory"):
-        publisher.publish(1, iter([(NAME, torch.zeros(4, 64))]), PROBE)
+        publisher.publish(1, lambda _: iter([(NAME, torch.zeros(4, 64))]), PROBE)

@@ -24,7 +24,7 @@ def test_eight_large_engines_are_given_what_the_ranks_wait_for_and_the_log_says_
 ) -> None:
     found = round_deadlines(SyncConfig(), 8, 15_200_000_000, 2**28, 0.0, 2400.0)
     assert found.round_s(0.0) < 2400 and found.form_s == 60
-    assert "8 engines and 15.2 GB may take 12520 s at sync.slowest_mb_per_s = 20" in caplog.text
+    assert "8 engines of one node and 15.2 GB may take 12520 s at sync.slowest_mb_per_s = 20" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         round_deadlines(SyncConfig(), 2, 10**9, 2**28, 0.0, 2400.0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common import wire
 from common.config import SyncConfig
-from learner.weights import process_group, publisher
+from learner.weights import leader, process_group
 from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import cut_into_buckets
 from learner.weights.publisher import Publisher
@@ -80,7 +80,8 @@ class Sync:
         self.check: Any = lambda: None
         monkeypatch.setattr(process_group, "abort_group", lambda group, backend: group.abort())
         monkeypatch.setattr(process_group, "destroy_group", lambda group: group.destroy())
-        monkeypatch.setattr(process_group.GroupStore, "form_group", lambda store, *given: self.form(given[1]))
+        monkeypatch.setattr(leader, "connect_to_store", lambda *_: None)
+        monkeypatch.setattr(leader, "form_group", lambda backend, store, name, *_: self.form(name))
         self.names: dict[str, str] = {}  # of actors, by group
         self.actors: dict[str, threading.Thread] = {}
         self.address = address
@@ -121,7 +122,7 @@ class Sync:
         assert len(buckets) == BUCKETS
         return Publisher(self.server, sync, buckets, torch.device("cpu"), lambda: self.check())
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
+    def gather(self, _plan: bytes) -> Iterator[tuple[str, Tensor]]:
         for name, shape in SHAPES.items():
             yield name, torch.ones(shape)
 
@@ -150,23 +151,23 @@ def test_an_engine_that_blocks_is_lost_at_the_deadline_of_a_bucket_and_its_group
     stuck: str, sync: Sync, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With ``call`` its thread is inside torch, and the thread that gathers has to give it up."""
-    monkeypatch.setattr(publisher, "_KEPT_BYTES", 4 * 1024)
+    monkeypatch.setattr(leader, "_KEPT_BYTES", 4 * 1024)
     sync.start("good")
     sync.start("stuck", stuck)
     ours = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6)
     begin = time.monotonic()
-    published = ours.publish(1, sync.weights(), PROBE)
+    published = ours.publish(1, sync.gather, PROBE)
     assert set(published.members) == {"good"} and time.monotonic() - begin < SOON_S
     assert sync.groups["good"].received == 1 + BUCKETS and not sync.groups["good"].calls
     in_time(lambda: sync.groups["stuck"].calls[:2] == ["abort", "destroy"])
     assert set(sync.server.members()) == {"good"}
-    assert set(ours.publish(2, sync.weights(), PROBE).members) == {"good"}
+    assert set(ours.publish(2, sync.gather, PROBE).members) == {"good"}
     assert sync.groups["good"].received == 1 + 2 * BUCKETS, "its group is used again"
 
 
 def test_what_waits_for_a_slow_engine_is_bounded_until_it_is_lost(sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a bound all 60 buckets would pile up while the fast engine takes them."""
-    monkeypatch.setattr(publisher, "_KEPT_BYTES", 5 * 1024)
+    monkeypatch.setattr(leader, "_KEPT_BYTES", 5 * 1024)
     kept: list[int] = []
     put = BucketQueue.put
 
@@ -177,7 +178,7 @@ def test_what_waits_for_a_slow_engine_is_bounded_until_it_is_lost(sync: Sync, mo
     monkeypatch.setattr(BucketQueue, "put", count)
     sync.start("good")
     sync.start("stuck", "broadcast")
-    published = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6).publish(1, sync.weights(), PROBE)
+    published = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6).publish(1, sync.gather, PROBE)
     assert set(published.members) == {"good"} and len(kept) == BUCKETS
     assert max(kept) <= 5
 
@@ -194,14 +195,16 @@ def test_an_interrupt_waits_for_no_engine(stuck: str, sync: Sync) -> None:
 
     sync.check = interrupt
     with pytest.raises(InterruptedError):
-        sync.publisher().publish(1, sync.weights(), PROBE)
+        sync.publisher().publish(1, sync.gather, PROBE)
     assert time.monotonic() - begin < SOON_S
+    time.sleep(0.5)  # in which a thread that is not inside torch ends
+    assert set(sync.server.members()) == {"stuck"}, "it is not given up, and will hear that the run is over"
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("weights of"))
 
 
 def test_an_actor_that_is_gone_holds_nobody_up(sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says that it leaves, in the middle of a broadcast that will never end."""
-    monkeypatch.setattr(publisher, "_KEPT_BYTES", 2 * 1024)
+    monkeypatch.setattr(leader, "_KEPT_BYTES", 2 * 1024)
     sync.start("good")
     sync.start("stuck", "call")
 
@@ -211,5 +214,5 @@ def test_an_actor_that_is_gone_holds_nobody_up(sync: Sync, monkeypatch: pytest.M
 
     sync.check = leave
     begin = time.monotonic()
-    assert set(sync.publisher().publish(1, sync.weights(), PROBE).members) == {"good"}
+    assert set(sync.publisher().publish(1, sync.gather, PROBE).members) == {"good"}
     assert time.monotonic() - begin < SOON_S and sync.groups["good"].received == 1 + BUCKETS

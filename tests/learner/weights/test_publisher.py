@@ -15,12 +15,13 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import torch
 import torch.distributed as dist
@@ -32,8 +33,9 @@ from learner.train.policy import full_weights, published_shapes
 from learner.train.trainer import Trainer
 from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import bytes_of, cut_into_buckets
+from learner.weights.leader import _Round as LeaderRound
 from learner.weights.publisher import Publisher
-from learner.weights.round import Receiver, Round
+from learner.weights.transports import GroupTransport
 from learner.work.server import WorkServer
 from tests.support.actor_pool import LIGHT, PATIENCE_S, ActorPool, kill
 from tests.support.processes import Popen
@@ -94,17 +96,15 @@ def test_an_engine_that_stops_in_a_broadcast_is_named_and_costs_nothing_but_its_
     present: ActorPool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine stops after its pause, so the learner is in the broadcast when the deadline passes."""
-    transport, stopped = present.publisher.transports["group"], present.engine("one")
-    send = transport.send
+    stopped = present.engine("one")
 
-    def stop_first(receiver: Receiver, round_: Round) -> None:
-        if receiver.name == "one":
-            stopped.send_signal(signal.SIGSTOP)
-            round_ = replace(round_, deadlines=replace(round_.deadlines, bucket_s=1.0))
-        send(receiver, round_)
+    def stop_first(round_: LeaderRound) -> LeaderRound:
+        stopped.send_signal(signal.SIGSTOP)
+        deadlines = replace(round_.plan.deadlines, bucket_s=1.0)
+        return replace(round_, plan=msgspec.structs.replace(round_.plan, deadlines=deadlines))
 
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(transport, "send", stop_first)
+        change_round(present, "one", stop_first, patch)
         published = present.publish()
     assert "giving up actor one: the weights did not reach its engine" in caplog.text
     assert set(published.members) == {"two", "disk", "shared"}
@@ -127,21 +127,35 @@ class ChangedOnTheWay:
         changed[: self._size].view(torch.float32).mul_(1.01)
         return changed
 
+    def leave(self, sender: str) -> None:
+        self._inner.leave(sender)
+
+
+def change_round(
+    pool: ActorPool, name: str, change: Callable[[LeaderRound], LeaderRound], patch: pytest.MonkeyPatch
+) -> None:
+    """What the leader does for one actor's engine, it does with a changed round."""
+    leader, groups = pool.publisher.leader, cast(GroupTransport, pool.publisher.transports["group"])
+    wait_for_round = leader._wait_for_round
+
+    def changed(connection: Any, number: int) -> LeaderRound:
+        round_ = wait_for_round(connection, number)
+        return change(round_) if groups._connections[name].group == connection.name else round_
+
+    patch.setattr(leader, "_wait_for_round", changed)
+
 
 def test_an_engine_with_other_weights_is_found_by_the_probe_and_started_again(
     present: ActorPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    transport, before = present.publisher.transports["group"], present.server.members()
-    send = transport.send
+    before = present.server.members()
 
-    def harm(receiver: Receiver, round_: Round) -> None:
-        if receiver.name == "two":
-            changed = ChangedOnTheWay(round_.queue, 1, bytes_of(round_.buckets[1]))
-            round_ = replace(round_, queue=cast(BucketQueue, changed))
-        send(receiver, round_)
+    def harm(round_: LeaderRound) -> LeaderRound:
+        changed = ChangedOnTheWay(round_.queue, 1, bytes_of(present.buckets[1]))
+        return replace(round_, queue=cast(BucketQueue, changed))
 
     with monkeypatch.context() as patch:
-        patch.setattr(transport, "send", harm)
+        change_round(present, "two", harm, patch)
         assert set(present.publish().members) == set(ACTORS)
     words = f"with the weights of version {present.version} the engine's log-probabilities"
     present.until(lambda: words in present.log("two").read_text(), words)
@@ -227,7 +241,8 @@ def publish_from_ranks(model: Path, address: str, directory: Path, first: int) -
             continue
         while len(server.members()) < len(ACTORS):
             time.sleep(0.1)
-        assert set(publisher.publish(version, weights, probe).members) == set(ACTORS)
+        published = publisher.publish(version, lambda _, weights=weights: weights, probe)  # type: ignore[misc]
+        assert set(published.members) == set(ACTORS)
         for name in ACTORS:
             while f"version {version}: " not in (directory / f"{name}.log").read_text():
                 time.sleep(0.1)

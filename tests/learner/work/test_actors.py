@@ -255,7 +255,7 @@ def heartbeat(registry: ActorRegistry, name: str, now: float) -> None:
 def test_the_second_actor_of_a_name_is_refused_and_the_first_keeps_its_leases() -> None:
     setting = Setting()
     setting.join("a", slots=2)
-    process = wire.ActorProcess(host="node-7", pid=4711, started=1.7e9)
+    process = wire.ActorProcess(host="node-7", pid=4711, started_s=17.0)
     setting.registry.actors["a"].process = process
     setting.grant()
     before = setting.registry.actors["a"]
@@ -267,7 +267,7 @@ def test_the_second_actor_of_a_name_is_refused_and_the_first_keeps_its_leases() 
     heartbeat(setting.registry, "a", 6.5)
     refused = setting.say_hello("a", 2, 7.0, peer="a/2", waited_s=6.0)
     assert isinstance(refused, wire.Stop)
-    for part in ("'a'", "node-7", "4711", "2023-11-1", "actor.name"):
+    for part in ("'a'", "node-7", "4711", "actor.name"):
         assert part in refused.error
     assert setting.registry.actors["a"] is before and len(before.leases) == 2
 

@@ -95,6 +95,22 @@ def test_an_answer_must_be_in_the_language_asked_for_unless_the_policy_chooses()
         assert find_problem(work(0, asked), answers, LIMITS, 0) == "the rollouts are not in the languages asked for"
 
 
+def test_a_policy_that_chooses_may_choose_the_languages_of_the_run_and_terms_have_names_that_a_metric_can_have() -> (
+    None
+):
+    answers, limits = rollouts(language="tlh"), Limits(320, 60, languages={"en", "de", "zh"})
+    asked = work(0, [POLICY_CHOOSES] * 3)
+    assert find_problem(asked, answers, limits, 0).startswith("answer 2: the policy cannot have chosen 'tlh'")
+    assert not find_problem(asked, answers, LIMITS, 0), "where nothing is said of languages"
+    assert not find_problem(asked, rollouts(language=""), limits, 0), "it named none"
+    unseen = work(0, [POLICY_CHOOSES, "tlh", POLICY_CHOOSES])
+    assert not find_problem(unseen, answers, limits, 0), "what was asked for may be no language of the run"
+    for terms in ({"x" * 201: 0.5}, {str(n): 0.5 for n in range(101)}):
+        answers = rollouts(score={"terms": terms})
+        found = find_problem(work(0, [answer.language for answer in answers]), answers, LIMITS, 0)
+        assert found.startswith(f"answer 2: {len(terms)} terms of the reward"), found
+
+
 def test_large_but_finite_numbers_are_not_refused_although_their_sum_overflows() -> None:
     answers = rollouts(score={"quality": 1.5e308, "reward": 1.5e308})
     assert not find_problem(work(0, [answer.language for answer in answers]), answers, LIMITS, 0)

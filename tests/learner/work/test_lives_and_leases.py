@@ -22,11 +22,25 @@ from learner.work.actors import ActorRegistry, ServedQueue
 from learner.work.admission import UNLIMITED
 from learner.work.scheduler import WorkQueue
 from tests.support.groups import random_rollout, seeded_generator, work
+from tests.support.tally import Tally
 
 LEASE_S = 10.0
 GROUPS = 6
 NAMES = st.sampled_from(["a", "b"])
 INDEX = st.integers(0, 7)
+# Events, and where in the protocol each of them has to happen in a long run.
+EVERYWHERE = {
+    "actor dies": (
+        "before its hello", "hello on the way", "engine is starting", "another has its name", "refused", "idle",
+        "holds leases", "answer on the way", "release on the way", "leave on the way", "heartbeat on the way",
+    ),
+    "learner dies": ("hello on the way", "answer on the way", "leases are held", "an actor is here", "quiet"),
+    "message": ("of now", "of a dead process", "of an earlier life", "of an earlier learner"),
+}  # fmt: skip
+ON_THE_WAY: dict[type[wire.LifeMessage], str] = {
+    wire.Hello: "hello on the way", wire.Submit: "answer on the way", wire.Release: "release on the way",
+    wire.Leave: "leave on the way", wire.Heartbeat: "heartbeat on the way",
+}  # fmt: skip
 
 
 @dataclass
@@ -51,8 +65,11 @@ class Process:
 class Membership(RuleBasedStateMachine):
     """The learner's registry, processes, and the messages between them."""
 
+    tally = Tally()  # of all examples
+
     def __init__(self) -> None:
         super().__init__()
+        self.tally.examples += 1
         self.now, self.numbers = 0.0, 0
         self.processes: list[Process] = []
         self.accepted: dict[int, int] = {}  # how often an answer was accepted, by sequence
@@ -89,12 +106,59 @@ class Membership(RuleBasedStateMachine):
     def die(self, index: int, restarts: bool) -> None:
         """The process is killed. Another of its name may know that it is gone, and says so."""
         if alive := [process for process in self.processes if process.alive]:
-            victim = alive[index % len(alive)]
-            victim.alive = False
-            if restarts:
-                heir = Process(victim.name, f"{victim.name}/{len(self.processes)}")
-                self.processes.append(heir)
-                self.say_hello(heir, replaces=victim.life)
+            self.kill(alive[index % len(alive)], restarts)
+
+    def kill(self, victim: Process, restarts: bool) -> None:
+        self.tally.note("actor dies", self.points_of(victim))
+        victim.alive = False
+        if restarts:
+            heir = Process(victim.name, f"{victim.name}/{len(self.processes)}")
+            self.processes.append(heir)
+            self.say_hello(heir, replaces=victim.life)
+
+    @rule(
+        stage=st.integers(0, 5), name=NAMES, kind=st.sampled_from(["submit", "release", "leave", "crash", "heartbeat"]),
+        victim=st.sampled_from(["nobody", "the actor", "the learner"]), restarts=st.booleans(),
+    )  # fmt: skip
+    def go_well_up_to(self, stage: int, name: str, kind: str, victim: str, restarts: bool) -> None:
+        """All goes well for a new process up to a stage of the protocol; then somebody dies, or not."""
+        process = Process(name, f"{name}/{len(self.processes)}")
+        self.processes.append(process)
+        if stage >= 1:
+            self.say_hello(process)
+        if stage >= 2:
+            self.deliver_all_of(process)
+        if stage >= 3:
+            self.publish_and_grant()
+        if stage == 4 and process.learner:
+            self.send_as(process, kind, process.lives)
+        if stage == 5 and process.learner:  # now another one wants its name
+            process = Process(name, f"{name}/{len(self.processes)}")
+            self.processes.append(process)
+            self.say_hello(process)
+            self.deliver_all_of(process)
+            self.say_hello(process, waited_s=7.0)
+            self.deliver_all_of(process)
+        if victim == "the actor":
+            self.kill(process, restarts)
+        elif victim == "the learner":
+            self.restart_learner()
+
+    def deliver_all_of(self, process: Process) -> None:
+        while process.sent:
+            self.deliver([one for one in self.processes if one.sent].index(process))
+
+    def points_of(self, process: Process) -> list[str]:
+        state = self.registry.actors.get(process.name)
+        points = [ON_THE_WAY[type(message)] for message in process.sent]
+        points += [] if process.life else ["before its hello"]
+        points += ["refused"] if process.refused else []
+        if state is not None and state.peer != process.peer:
+            points.append("another has its name")
+        elif state is not None:
+            points.append("holds leases" if process.held else "idle")
+            points += [] if state.engine_ranks else ["engine is starting"]
+        return points
 
     @rule(index=INDEX, ready=st.booleans())
     def hello(self, index: int, ready: bool) -> None:
@@ -121,6 +185,9 @@ class Membership(RuleBasedStateMachine):
         lives = process.lives
         if old:
             lives = random.choice([lives._replace(actor="life-1"), lives._replace(learner="x"), wire.Lives("", "")])
+        self.send_as(process, kind, lives)
+
+    def send_as(self, process: Process, kind: str, lives: wire.Lives) -> None:
         lease = next(iter(process.held), "99:train-0")
         message: wire.LifeMessage
         match kind:
@@ -132,7 +199,7 @@ class Membership(RuleBasedStateMachine):
                 message = wire.Heartbeat(holding=list(process.held), seconds={})
             case _:
                 message = wire.Leave(reason="x", generating=list(process.held) if kind == "crash" else [])
-        if kind in ("submit", "release") and not old:
+        if kind in ("submit", "release") and lives == process.lives:
             process.held.pop(lease, None)
         process.sent.append(message.of(lives))
 
@@ -145,6 +212,7 @@ class Membership(RuleBasedStateMachine):
             return
         process = senders[index % len(senders)]
         message = process.sent.pop(0)
+        self.note_delivery(process, message)
         if isinstance(message, wire.Hello):
             self.receive_hello(process, message)
             return
@@ -172,6 +240,13 @@ class Membership(RuleBasedStateMachine):
                 self.registry.heartbeat(state.name, message, self.now)
             case wire.Leave():
                 self.registry.leave(state.name, message)
+
+    def note_delivery(self, process: Process, message: wire.LifeMessage) -> None:
+        points = [] if process.alive else ["of a dead process"]
+        points += [] if message.actor_life == process.life else ["of an earlier life"]
+        if not isinstance(message, wire.Hello):
+            points += [] if message.learner_life == self.registry.life else ["of an earlier learner"]
+        self.tally.note("message", points or ["of now"])
 
     def receive_hello(self, process: Process, hello: wire.Hello) -> None:
         holder = self.registry.actors.get(hello.name)
@@ -208,6 +283,10 @@ class Membership(RuleBasedStateMachine):
     @rule()
     def restart_learner(self) -> None:
         """A new life of the learner, with the results that its checkpoint holds. It knows no actor."""
+        points = [ON_THE_WAY[type(message)] for process in self.processes for message in process.sent]
+        points += ["leases are held"] if self.queue.count_leased() else []
+        points += ["an actor is here"] if self.registry.actors else ["quiet"]
+        self.tally.note("learner dies", points)
         done = self.queue.finished()
         self.queue = WorkQueue(
             groups_per_step=GROUPS, staleness=0, window=1, attempts=3, total=self.queue.remaining,
@@ -216,6 +295,10 @@ class Membership(RuleBasedStateMachine):
         self.start_learner()
 
     # -- what must hold at any time
+
+    @invariant()
+    def count(self) -> None:
+        self.tally.checks += 1
 
     @invariant()
     def every_group_is_accepted_once_at_most(self) -> None:
@@ -249,7 +332,9 @@ TestMembership.settings = settings(max_examples=30, stateful_step_count=50, dead
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_membership_for_long() -> None:
-    run_state_machine_as_test(Membership, settings=settings(max_examples=2000, stateful_step_count=80, deadline=None))
+    run_state_machine_as_test(Membership, settings=settings(max_examples=300, stateful_step_count=80, deadline=None))
+    print(Membership.tally)
+    assert Membership.tally.steps >= 20_000 and not Membership.tally.missing(EVERYWHERE)
 
 
 def test_when_all_is_quiet_every_group_is_answered() -> None:

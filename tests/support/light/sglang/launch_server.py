@@ -6,6 +6,8 @@ product needs as SGLang does it is shown by ``tests/actor/test_engine_contract.p
 
 ``LIGHT_TOKEN_S`` is the time of a token of all answers that run, ``LRPO_LIGHT_TOKEN_S`` what each answer adds to it.
 ``LIGHT_START_S`` is by how much longer it takes to start.
+``LIGHT_STOP_AT`` is a route and a number, as in "/pause_generation 1": at that request of the route the process group
+stops (SIGSTOP), as a machine that is suspended does.
 ``LIGHT_TRACE`` names a file whose lines ``{"lengths", "seconds"}`` are replayed request after request, with random
 tokens in place of the model's and without limits of memory; it is read anew each time.
 With ``LIGHT_OLD`` it is like an SGLang before 0.5.19.
@@ -27,6 +29,7 @@ import pickle
 import signal
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -43,6 +46,7 @@ from sglang.memory import Answer, Memory
 from sglang.model import Model, WrongShape
 
 _TURN_S = 0.01
+_requests: Counter[str] = Counter()  # so far, by route
 
 
 class Generator:
@@ -397,6 +401,18 @@ class Engine:
         return web.Response()
 
 
+@web.middleware
+async def _stop_at(request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+    """See ``LIGHT_STOP_AT``."""
+    route, _, number = os.environ.get("LIGHT_STOP_AT", "").partition(" ")
+    if request.path == route:
+        _requests[route] += 1
+        if _requests[route] == int(number):
+            os.killpg(0, signal.SIGSTOP)
+    answer: web.StreamResponse = await handler(request)
+    return answer
+
+
 def _spans(versions: list[str]) -> list[dict[str, Any]]:
     """The stretches of tokens that the same weights made."""
     found, start = [], 0
@@ -440,7 +456,7 @@ def main() -> None:
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
     time.sleep(float(os.environ.get("LIGHT_START_S", "0")))
-    app = web.Application(client_max_size=2**30)
+    app = web.Application(client_max_size=2**30, middlewares=[_stop_at])
     tasks = []
 
     async def start(app: web.Application) -> None:

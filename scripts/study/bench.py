@@ -1,0 +1,272 @@
+"""Scores a model on a public multilingual benchmark, as published and as it should be, with its language diagnostics.
+
+    lrpo bench mmath MODEL --data MMATH/mmath --out runs/mmath.json [--languages de,fr] [--samples 4]
+
+NAME is one of mmath, polymath, mgsm, mgsm-rev2, msvamp, global-mmlu-lite, include-lite, mclm. --data is a local
+directory or file in the published layout, or the name of the data set on the hub. MODEL is a run directory, a Hugging
+Face directory or hub name, for which an engine is started, or NAME@URL of an engine that is already up.
+
+Every question is asked --samples times, in its language; the engine answers many at a time. The table has, for each
+scoring, the mean with its 95% interval (a bootstrap over questions), pass@k by the unbiased estimator, and by language
+Acc, LC, LC&Acc, LCPR and code switching, by the detector that it names. --out has all of it, and the file beside it
+every response. What was answered is kept: the same command goes on where it was interrupted.
+
+docs/benchmarks.md has for each benchmark where its rows are, how it is asked, and how it is scored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from common import diagnostics
+from common.answer import read_answer
+from common.diagnostics import Sample
+from common.languages import code_of
+from common.process import FatalError
+from common.progress import Activity
+from learner.data.rows import QuestionRow
+from reward.detectors import Detector, DetectorName, make_detector
+from reward.gate import LanguageGate
+from scripts.ops.command_line import command
+from scripts.study.benchmarks.consistency import published_consistency
+from scripts.study.benchmarks.letters import likeliest
+from scripts.study.benchmarks.prompts import prompt, read_templates
+from scripts.study.benchmarks.rows import BenchmarkRow
+from scripts.study.benchmarks.scoring import BENCHMARKS, LIKELIHOOD, OURS, Benchmark, Response, Verifier, weighted_mean
+from scripts.study.served_model import Asking, answers, served
+from scripts.study.statistics import Floats
+
+_TIMEOUT_S = 3600.0  # for one response, which may have tens of thousands of tokens
+_CHARACTERS_PER_TOKEN = 4  # where no tokenizer is known, as AdaMame counts
+_SHOWN = ("accuracy", "lc", "lc_accuracy", "lc_thought", "lc_answer", "lcpr_thought", "lcpr_answer",
+          "switching_thought", "switching_answer", "tokens")  # fmt: skip
+
+
+def first_of_each(rows: Sequence[BenchmarkRow], limit: int | None) -> list[BenchmarkRow]:
+    """The first questions of each language and group."""
+    seen: Counter[tuple[str, str]] = Counter()
+    kept = []
+    for row in rows:
+        seen[row.language, row.group] += 1
+        if limit is None or seen[row.language, row.group] <= limit:
+            kept.append(row)
+    return kept
+
+
+def cut(row: BenchmarkRow, raw: str, opened: bool) -> Response:
+    return Response(row, raw, read_answer(raw, row.language, thinking_opened=opened))
+
+
+def diagnose(responses: Sequence[Response], detector: Detector, tokens: Sequence[int]) -> list[Sample]:
+    """The language of each response's parts; whether it is right is not told here."""
+    thinking = [n for n, one in enumerate(responses) if one.answer.thinking]
+    texts = [one.answer.final for one in responses] + [responses[n].answer.thinking for n in thinking]
+    asked = [one.row.language for one in responses] + [responses[n].row.language for n in thinking]
+    found = detector.parts(texts, asked)
+    thoughts = dict(zip(thinking, found[len(responses) :], strict=True))
+    return [Sample(thoughts.get(n), found[n], None, tokens[n]) for n in range(len(responses))]
+
+
+def summarise(
+    benchmark: Benchmark,
+    rows: Sequence[BenchmarkRow],
+    scores: Mapping[str, Sequence[Sequence[float]]],
+    samples: Sequence[Sequence[Sample]],
+    seed: int,
+) -> dict[str, Any]:
+    """All figures of a benchmark.
+
+    Args:
+        scores: scoring -> [questions][responses] 0 or 1.
+        samples: [questions][responses].
+
+    Returns:
+        scoring -> ``means`` (name -> mean, low, high), ``pass@k`` (the same), ``groups`` (mean by group), and
+        ``languages`` (language -> the figures of ``common.diagnostics.summarise``); shares, not percentages.
+    """
+    strata = Counter((row.language, row.group) for row in rows)
+    weights = {name: weigh(strata) for name, weigh in benchmark.means.items()}
+    headline = next(iter(weights.values()))
+    found: dict[str, Any] = {}
+    for scoring, by_question in scores.items():
+        generator = np.random.default_rng(seed)
+
+        def by_stratum(values: Sequence[float]) -> dict[tuple[str, str], Floats]:
+            gathered: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+            for row, value in zip(rows, values, strict=True):
+                gathered[row.language, row.group].append(value)
+            return {key: np.array(some, np.float64) for key, some in gathered.items()}
+
+        means = by_stratum([float(np.mean(some)) for some in by_question])
+        n = min(map(len, by_question))
+        powers = [2**exponent for exponent in range(n.bit_length())]
+        chance = {
+            k: by_stratum([diagnostics.pass_at_k(len(some), round(sum(some)), k) for some in by_question])
+            for k in powers
+        }
+        groups = sorted({row.group for row in rows if row.group})
+        judged: defaultdict[str, list[Sample]] = defaultdict(list)
+        for row, some, values in zip(rows, samples, by_question, strict=True):
+            if len(some) == len(values):
+                judged[row.language] += [replace(one, right=v >= 0.5) for one, v in zip(some, values, strict=True)]
+        found[scoring] = {
+            "means": {name: weighted_mean(means, one, generator) for name, one in weights.items()},
+            "pass@k": {k: weighted_mean(values, headline, generator) for k, values in chance.items()},
+            "groups": {
+                group: float(np.concatenate([some for key, some in means.items() if key[1] == group]).mean())
+                for group in groups
+            },
+            "languages": {language: diagnostics.summarise(some) for language, some in sorted(judged.items())},
+        }
+    return found
+
+
+def table(name: str, model: str, detector: str, found: Mapping[str, Any]) -> str:
+    """The figures for people, in percent."""
+    lines = [f"{name}: {model}, {found['questions']} questions, {found['samples']} responses each"]
+    for scoring, one in found["scorings"].items():
+        lines.append(f"\n{scoring}")
+        for what, (mean, low, high) in one["means"].items():
+            lines.append(f"  mean over {what:<22} {100 * mean:6.2f} [{100 * low:.2f}, {100 * high:.2f}]")
+        for k, (mean, low, high) in one["pass@k"].items():
+            lines.append(f"  pass@{k:<27} {100 * mean:6.2f} [{100 * low:.2f}, {100 * high:.2f}]")
+        lines += [f"  {group:<32} {100 * mean:6.2f}" for group, mean in one["groups"].items()]
+    for what, value in found["published_consistency"].items():
+        lines.append(f"{what:<40} {100 * value:6.2f}")
+    first = found["scorings"][OURS]["languages"]
+    shown = [figure for figure in _SHOWN if any(figure in one for one in first.values())]
+    lines.append(f"\nby language, scored by {OURS!r}, detector {detector}; percent, and tokens")
+    lines.append("  " + " ".join(f"{figure:>{max(9, len(figure))}}" for figure in ["language", *shown]))
+    for language, one in first.items():
+        cells = []
+        for figure in shown:
+            value = one.get(figure)
+            text = "-" if value is None else f"{value:.0f}" if figure == "tokens" else f"{100 * value:.2f}"
+            cells.append(f"{text:>{max(9, len(figure))}}")
+        lines.append(f"  {language:>9} " + " ".join(cells))
+    return "\n".join(lines)
+
+
+def _cache_file(out: Path, weights: str) -> Path:
+    """Where responses are kept; other weights at the same place have another file."""
+    files = sorted(Path(weights).glob("*.safetensors")) if Path(weights).is_dir() else []
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    mark = hashlib.sha256(json.dumps([weights, states]).encode()).hexdigest()[:8]
+    return out.with_suffix(f".{mark}.sqlite")
+
+
+@command(ValueError, OSError)
+def main(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=", ".join(BENCHMARKS))],
+    model: Annotated[str, typer.Argument(help="Run, Hugging Face directory or hub name, or NAME@URL.")],
+    *,
+    data: Annotated[str, typer.Option(metavar="PATH", help="File or directory of its rows, or owner/name on the hub.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write; responses and the engine's log go beside it.")],
+    languages: Annotated[str, typer.Option(help="CODE,... of the questions; all unless given.")] = "",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Responses to a question; the benchmark's unless given.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="The benchmark's unless given; 0 is greedy.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="The benchmark's unless given.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest response; the benchmark's unless given.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each language and group.")] = None,
+    detector: Annotated[DetectorName, typer.Option(help="Tells the languages of thought and answer.")] = "gate",
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON of language: template with {question}; ours unless given.")
+    ] = None,
+    prompt_style: Annotated[
+        Literal["auto", "tag", "system", "plain"],
+        typer.Option(help="How the language is asked for, as of lrpo evaluate."),
+    ] = "auto",
+    opens_thought: Annotated[
+        bool, typer.Option(help="Prompts end with <think>; of a model that is no NAME@URL the template tells it.")
+    ] = False,
+    calls: Annotated[int, typer.Option(min=1, help="Questions that are asked at a time.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the first response's sampling, and of the bootstrap.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of the table.")] = False,
+) -> None:
+    if name not in BENCHMARKS:
+        raise FatalError(f"there is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+    benchmark, codes = BENCHMARKS[name], [code_of(one) for one in languages.split(",") if one]
+    rows = first_of_each(benchmark.read(data, codes), limit)
+    templates, n = read_templates(prompts), samples or benchmark.samples
+    heat = benchmark.temperature if temperature is None else temperature
+    if heat == 0 and n > 1:
+        raise FatalError(f"{n} greedy responses are one and the same: set --samples 1, or a --temperature above 0")
+    own = Path(model) / "model"
+    weights = str(own) if (own / "config.json").exists() else model
+    ask = Asking(prompt_style, weights, own.parent)
+    sampling = {"temperature": heat, "top_p": benchmark.top_p if top_p is None else top_p}
+    longest = max_tokens or benchmark.max_tokens
+    asked = [
+        QuestionRow(
+            [{"role": "user", "content": prompt(row, templates)}], row.answer, row.language, [], [], name, row.place
+        )
+        for row in rows
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    cache = _cache_file(out, weights)
+    with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
+        said: list[list[str]] = []
+        with Activity("bench", "answering the questions", detail=lambda: f"response {len(said) + 1} of {n} to each"):
+            while len(said) < n:
+                more: dict[str, Any] = {**sampling, "seed": seed + len(said)}
+                said.append(answers(asked, endpoint, ask, longest, cache, calls=calls, timeout_s=_TIMEOUT_S, **more))
+        if benchmark.is_choice and ask.tokenizer is not None:
+            letters = likeliest(rows, endpoint, ask.tokenizer, calls)
+        else:
+            letters = []
+    opened = ask.opens_thought or opens_thought
+    responses = [[cut(row, sample[q], opened) for sample in said] for q, row in enumerate(rows)]
+    flat = [one for some in responses for one in some]
+    lengths = [
+        len(one.raw) // _CHARACTERS_PER_TOKEN if ask.tokenizer is None else len(ask.tokenizer.encode(one.raw))
+        for one in flat
+    ]
+    among = {row.language for row in rows} | {"en"}
+    tells = make_detector(detector, LanguageGate(), among)
+    with Activity("bench", "scoring the responses"):
+        verifier = Verifier()
+        try:
+            scorings = {OURS: benchmark.ours(flat, verifier)}
+            scorings |= {
+                f"as published: {source}": score(flat, verifier) for source, score in benchmark.published.items()
+            }
+        finally:
+            verifier.close()
+        diagnosed = diagnose(flat, tells, lengths)
+        consistency = published_consistency(name, responses)
+    scores = {scoring: [values[q * n : q * n + n] for q in range(len(rows))] for scoring, values in scorings.items()}
+    if letters:
+        right = [[float(letter == row.answer)] for letter, row in zip(letters, rows, strict=True)]
+        scores[f"as published: {LIKELIHOOD}"] = right
+    per_question = [diagnosed[q * n : q * n + n] for q in range(len(rows))]
+    found = {
+        "benchmark": name, "model": model, "detector": detector, "questions": len(rows), "samples": n,
+        "sampling": {**sampling, "max_tokens": longest, "seed": seed}, "prompts": str(prompts) if prompts else "ours",
+        "interval": "95%, bootstrap over questions", "published_consistency": consistency,
+        "scorings": summarise(benchmark, rows, scores, per_question, seed),
+    }  # fmt: skip
+    out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with out.with_suffix(".responses.jsonl").open("w", encoding="utf-8") as file:
+        for number, one in enumerate(flat):
+            line = {
+                "language": one.row.language, "group": one.row.group, "file": one.row.place.file,
+                "row": one.row.place.row, "gold": one.row.answer, "response": one.raw,
+                "scores": {scoring: values[number] for scoring, values in scorings.items()},
+            }  # fmt: skip
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    print(json.dumps(found, ensure_ascii=False) if as_json else table(name, model, detector, found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Public multilingual benchmarks: their rows as published, their scoring as published and as it should be."""

@@ -1,0 +1,222 @@
+r"""The benchmarks: how each is read, asked, and scored, as published and as it should be.
+
+| benchmark | as published | as it should be |
+|---|---|---|
+| mmath | MMATH: last box or number of the whole response | the final answer alone, golds and numbers read rightly |
+| polymath | PolyMath: first box, numbers up to 0.01% and a factor of 100 | last box |
+| mgsm, mgsm-rev2 | AdaMame: first box of answer or thought; lm-eval: last digits | last number, in its language |
+| msvamp | MathOctopus: last digits without sign; AdaMame | last number, in its language |
+| global-mmlu-lite, include-lite | lm-eval: log-likelihood of the letter | the letter that the answer settles on |
+| mclm | MCLM: math-verify, or one text within the other | as mmath |
+
+"As it should be" reads the final answer and no thought: a thought that never ended is no answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.answer import Answer
+from common.numbers import last_number, number_of
+from common.process import FatalError
+from reward.terms.choice import choice
+from reward.terms.math import MathVerifier, last_box
+from scripts.study.benchmarks import published, rows
+from scripts.study.benchmarks.rows import BenchmarkRow
+from scripts.study.statistics import Floats, Interval, percentile_interval
+
+_CHUNK = 64  # answers that are given to the verifier at a time, which has 40 s for them
+_RESAMPLES = 1000
+OURS = "ours"
+LIKELIHOOD = "lm-eval (log-likelihood)"
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response to a question of a benchmark: as generated, and cut into its parts."""
+
+    row: BenchmarkRow
+    raw: str
+    answer: Answer
+
+
+Check = Callable[[str, list[str], str], bool]
+
+
+class Verifier:
+    """Compares formulas in the limited workers of ``reward.terms.math.MathVerifier``, started when first needed."""
+
+    def __init__(self) -> None:
+        self._workers: MathVerifier | None = None
+
+    def __call__(self, asked: Sequence[tuple[str, list[str], str]], check: Check | None = None) -> list[float]:
+        """1 or 0 for each text, its golds and its language. Blocks; ``check`` is a published rule in place of ours."""
+        found: list[float] = []
+        for start in range(0, len(asked), _CHUNK):
+            if self._workers is None:
+                self._workers = MathVerifier()
+            found += self._workers.verify(asked[start : start + _CHUNK], check)
+        return found
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._workers is not None:
+            self._workers.close()
+
+
+Score = Callable[[Sequence[Response], Verifier], list[float]]  # [n] each 0 or 1
+Weights = Mapping[tuple[str, str], float]  # language, group -> weight of the mean of its questions
+
+
+def _math(responses: Sequence[Response], verifier: Verifier) -> list[float]:
+    return verifier([(one.answer.final, [one.row.answer], one.row.language) for one in responses])
+
+
+def _number(responses: Sequence[Response], _: Verifier) -> list[float]:
+    found = []
+    for one in responses:
+        gold, box = number_of(one.row.answer, "en"), last_box(one.answer.final)
+        if gold is None:
+            raise FatalError(f"{one.row.place}: the answer {one.row.answer!r} is no number")
+        shown = one.answer.final if box is None else box
+        found.append(float(last_number(shown, one.row.language) == gold))
+    return found
+
+
+def _letter(responses: Sequence[Response], _: Verifier) -> list[float]:
+    return [choice(one.answer.final, [one.row.answer]) for one in responses]
+
+
+def _mmath(responses: Sequence[Response], verifier: Verifier) -> list[float]:
+    asked = [(f"${published.answer_mmath(one.raw)}$", [one.row.answer], "") for one in responses]
+    return verifier(asked, published.equal_formulas)
+
+
+def _polymath(responses: Sequence[Response], verifier: Verifier) -> list[float]:
+    given = [published.answer_polymath(one.raw) for one in responses]
+    golds = [one.row.answer for one in responses]
+    close = [
+        False if text is None else published.numbers_close_polymath(text, gold)
+        for text, gold in zip(given, golds, strict=True)
+    ]
+    formulas = [n for n, one in enumerate(close) if one is None]
+    asked = [(f"${given[n]}$", [golds[n]], "") for n in formulas]
+    equal = dict(zip(formulas, verifier(asked, published.equal_formulas), strict=True))
+    return [equal[n] if one is None else float(one) for n, one in enumerate(close)]
+
+
+def _adamame(responses: Sequence[Response], verifier: Verifier) -> list[float]:
+    boxes = [(n, box) for n, one in enumerate(responses) for box in published.boxes_adamame(one.raw) if box]
+    asked = [(box, [responses[n].row.answer], "") for n, box in boxes]
+    found = [0.0] * len(responses)
+    for (n, _), value in zip(boxes, verifier(asked, published.equal_formulas), strict=True):
+        found[n] = max(found[n], value)
+    return found
+
+
+def _mclm(responses: Sequence[Response], verifier: Verifier) -> list[float]:
+    return verifier([(one.raw, [one.row.answer], "") for one in responses], published.equal_mclm)
+
+
+def _mathoctopus(responses: Sequence[Response], _: Verifier) -> list[float]:
+    return [float(published.right_mathoctopus(one.raw, one.row.answer)) for one in responses]
+
+
+def _harness(responses: Sequence[Response], _: Verifier) -> list[float]:
+    return [float(published.right_harness_mgsm(one.raw, one.row.answer)) for one in responses]
+
+
+# -- means over questions, languages and groups --------------------------------------------------------------------
+
+
+def over_questions(counts: Mapping[tuple[str, str], int]) -> Weights:
+    """Every language weighs the same, and within one every question."""
+    of_language: defaultdict[str, int] = defaultdict(int)
+    for (language, _), count in counts.items():
+        of_language[language] += count
+    return {key: count / of_language[key[0]] / len(of_language) for key, count in counts.items()}
+
+
+def over_sources(counts: Mapping[tuple[str, str], int]) -> Weights:
+    """M-Thinker's mean of MMATH: every language weighs the same, and within one every source, however small it is."""
+    groups: defaultdict[str, int] = defaultdict(int)
+    for language, _ in counts:
+        groups[language] += 1
+    return {key: 1 / groups[key[0]] / len(groups) for key in counts}
+
+
+def by_difficulty(counts: Mapping[tuple[str, str], int]) -> Weights:
+    """PolyMath's DW-Acc: (low + 2 medium + 4 high + 8 top) / 15 within a language.
+
+    Levels that are not there, as with a limit of questions, leave the others their proportions.
+    """
+    level = {"low": 1, "medium": 2, "high": 4, "top": 8}
+    totals: defaultdict[str, int] = defaultdict(int)
+    for language, group in counts:
+        totals[language] += level[group]
+    return {key: level[key[1]] / totals[key[0]] / len(totals) for key in counts}
+
+
+def weighted_mean(
+    values: Mapping[tuple[str, str], Floats], weights: Weights, generator: np.random.Generator
+) -> Interval:
+    """A weighted mean of the means of strata, with the 95% interval of a bootstrap over the questions of each.
+
+    Args:
+        values: language, group -> [questions] the mean of a question's responses.
+    """
+    estimates: NDArray[np.float64] = np.zeros(1 + _RESAMPLES)
+    for key, some in values.items():
+        resampled = some[generator.integers(0, len(some), (_RESAMPLES, len(some)))].mean(1)
+        estimates += weights[key] * np.concatenate([[some.mean()], resampled])
+    return percentile_interval(estimates)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark.
+
+    Attributes:
+        read: its rows of a source, in the languages that are named, or in all.
+        ours: scores responses as it should be.
+        published: source -> scores responses as published.
+        means: name -> the weights of a mean; the first one is the headline.
+        samples: responses to a question, at this temperature and top_p, of at most so many tokens, unless told.
+    """
+
+    read: Callable[[str, Collection[str]], list[BenchmarkRow]]
+    ours: Score
+    published: Mapping[str, Score]
+    means: Mapping[str, Callable[[Mapping[tuple[str, str], int]], Weights]]
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 4096
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether a question has options, of which lm-evaluation-harness compares the likelihood."""
+        return self.ours is _letter
+
+
+_QUESTIONS = {"questions": over_questions}
+_WORDS = {"AdaMame": _adamame}
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "mmath": Benchmark(
+        rows.read_mmath, _math, {"MMATH": _mmath}, {"sources": over_sources, **_QUESTIONS}, 4, 0.6, 0.95, 32768
+    ),
+    "polymath": Benchmark(
+        rows.read_polymath, _math, {"PolyMath": _polymath}, {"DW-Acc": by_difficulty, **_QUESTIONS}, 1, 0.0, 1.0, 32768
+    ),
+    "mgsm": Benchmark(rows.read_mgsm, _number, {**_WORDS, "lm-eval (flexible)": _harness}, _QUESTIONS),
+    "mgsm-rev2": Benchmark(rows.read_mgsm, _number, {**_WORDS, "lm-eval (flexible)": _harness}, _QUESTIONS),
+    "msvamp": Benchmark(rows.read_msvamp, _number, {"MathOctopus": _mathoctopus, **_WORDS}, _QUESTIONS),
+    "global-mmlu-lite": Benchmark(rows.read_global_mmlu, _letter, {}, _QUESTIONS),
+    "include-lite": Benchmark(rows.read_include, _letter, {}, _QUESTIONS),
+    "mclm": Benchmark(rows.read_mclm, _math, {"MCLM": _mclm}, _QUESTIONS, 1, 0.0, 1.0, 32768),
+}

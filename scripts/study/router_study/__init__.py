@@ -1,0 +1,1 @@
+"""``lrpo study``: the comparison of ways to choose answer languages, over seeds and worlds."""

@@ -1,0 +1,45 @@
+"""What is compared: ways to choose languages, and settings that may explain why one of them wins."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Name = Literal["router", "mechanism"]
+
+OURS = "ours"  # the arm that all others are compared with
+BEST_FIXED = "best-fixed"  # needs a language that is known in hindsight: router.fixed_language
+
+# Name of an arm -> its flags. Nothing but the choice of languages differs.
+_ROUTER: dict[str, tuple[str, ...]] = {
+    OURS: (),
+    "paper": ("--router.credit", "reference"),
+    "uniform": ("--router.mode", "uniform"),
+    BEST_FIXED: ("--router.mode", "fixed"),
+    "english-dominant": ("--router.mode", "english_dominant"),
+    "input-dominant": ("--router.mode", "input_dominant"),
+    "monolingual": ("--router.mode", "monolingual"),
+    "policy": ("--router.mode", "policy"),
+    "hybrid": ("--router.mode", "hybrid"),
+}
+# One setting of the learned routing changed.
+_SIMILARITY = ("--reward.terms", "{default = {similarity = 1.0}}", "--reward.calibration", "{calibration}")
+_MECHANISM: dict[str, tuple[str, ...]] = {
+    OURS: (),
+    **{f"rollouts-{count}": ("--router.rollouts", str(count)) for count in (4, 16)},
+    **{f"staleness-{steps}": ("--learner.staleness", str(steps)) for steps in (0, 2, 4, 8)},
+    **{f"own-{count}": ("--router.own_language", str(count)) for count in (0, 4)},
+    "diversity-0": ("--router.diversity", "0"),
+    "split": ("--learner.advantage", "split"),
+    "no-gate": ("--reward.gated", "false"),
+    "similarity": (*_SIMILARITY, "--reward.calibration_mode", "mean"),
+    "similarity-raw": (*_SIMILARITY, "--reward.calibration_mode", "raw"),
+}
+_ARMS: dict[Name, dict[str, tuple[str, ...]]] = {"router": _ROUTER, "mechanism": _MECHANISM}
+
+
+def arms_of(study: Name) -> dict[str, tuple[str, ...]]:
+    """The arms of a study, by name, with the flags that set each apart. The first is the one compared with.
+
+    ``{calibration}`` in a flag stands for the calibration file of the world.
+    """
+    return _ARMS[study]

@@ -1,0 +1,121 @@
+"""The figures of one finished run, read from what every run leaves behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from common.config import load
+from common.process import FatalError
+
+# Settings that say where things lie, or how fast they go, and not what is computed.
+_PLACES = ("run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses")
+
+# Name -> what it means, for the tables. All are of the policy at the end, unless they say otherwise.
+MEANING = {
+    "own_heldout": "greedy reward of held-out questions, answered in their own language",
+    "own_train": "the same for trained questions",
+    "routed_heldout": "greedy reward of held-out questions in the languages that the arm would draw",
+    "routed_train": "the same for trained questions",
+    "gain_heldout": "own_heldout, less that of the warm start",
+    "gain_train": "own_train, less that of the warm start",
+    "regret_heldout": "reward that the best language of each held-out question has over the drawn ones",
+    "known": "share of the training answers in a language that knows the question",
+    "compliance": "share of the trained questions' answers that are in their own language",
+    "forgetting": "mean loss over languages of own held-out rewards, where they fell",
+    "zero_variance": "share of the prompt groups whose answers had equal rewards",
+    "tokens": "tokens of all training answers",
+}
+
+
+def read_figures(run: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:
+    """The figures of :data:`MEANING`; None where a run does not have one.
+
+    Args:
+        run: directory of the run.
+        knowledge: row of a trained question -> languages that know its answer; None: not known.
+
+    Raises:
+        FatalError: the run has not finished, or was not evaluated.
+    """
+    try:
+        summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+        before, after = summary["evaluation_before"], summary["evaluation_after"]
+        trained, heldout = after["train"], after["heldout"]
+        languages = heldout["own_by_language"]
+        losses = [max(0.0, before["heldout"]["own_by_language"][one] - languages[one]) for one in languages]
+    except (OSError, ValueError, LookupError) as error:
+        raise FatalError(f"{run} holds no finished and evaluated run: {error}") from None
+    groups = summary["groups_trained"] + summary["groups_zero_variance"]
+    tokens, known = _of_ledger(run / "ledger.jsonl", knowledge)
+    return {
+        "own_heldout": heldout["own"],
+        "own_train": trained["own"],
+        "routed_heldout": heldout["routed"],
+        "routed_train": trained["routed"],
+        "gain_heldout": heldout["own"] - before["heldout"]["own"],
+        "gain_train": trained["own"] - before["train"]["own"],
+        "regret_heldout": heldout["oracle"] - heldout["routed"],
+        "known": known,
+        "compliance": trained["compliance"],
+        "forgetting": sum(losses) / len(losses),
+        "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
+        "tokens": tokens,
+    }
+
+
+def _of_ledger(path: Path, knowledge: Mapping[int, set[str]] | None) -> tuple[float, float | None]:
+    """Tokens of all answers of the ledger, and the share of them that are in a language which knows the question."""
+    tokens, answers, known = 0, 0, 0
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            languages = entry.get("languages") or []
+            tokens += sum(entry.get("lengths") or [])
+            if knowledge is not None:
+                answers += len(languages)
+                known += sum(language in knowledge[entry["row"]] for language in languages)
+    return float(tokens), known / answers if answers else None
+
+
+def read_knowledge(world: Path) -> dict[int, set[str]]:
+    """Row of ``train.parquet`` -> languages that know its answer, of an offline world."""
+    by_reference: dict[str, set[str]] = {}
+    for row in pq.read_table(world / "warm_start.parquet").to_pylist():
+        for question in row["questions"]:
+            by_reference.setdefault(question["text"], set()).update([row["language"]] if row["sureness"] == 1.0 else [])
+    questions = pq.read_table(world / "train.parquet")["question"].to_pylist()
+    return {number: by_reference[text] for number, text in enumerate(questions)}
+
+
+def best_language(knowledge: Mapping[int, set[str]]) -> str:
+    """The language that knows most questions, which only hindsight tells; of equals the first by name."""
+    counts: dict[str, int] = {}
+    for languages in knowledge.values():
+        for language in languages:
+            counts[language] = counts.get(language, 0) + 1
+    return min(counts, key=lambda language: (-counts[language], language))
+
+
+def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
+    """Twelve digits that tell the settings of an arm from others, wherever its files lie.
+
+    Args:
+        settings: files and flags that all arms share.
+        flags: those of the arm, and of what it starts from.
+
+    Raises:
+        ConfigError: the settings are wrong.
+    """
+    config = load(settings).model_dump(mode="json")
+    kept = {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        for name, value in values.items()
+        if f"{section}.{name}" not in _PLACES
+    }
+    return hashlib.sha256(json.dumps([kept, *flags], sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,166 @@
+"""``lrpo study``: its arms, the figures of its runs, its tables, and that it can be stopped and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common.config import load
+from scripts.study.router_study import __main__ as study
+from scripts.study.router_study.arms import BEST_FIXED, OURS, arms_of
+from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
+from scripts.study.router_study.report import compare_arms
+from scripts.world import build as world
+
+LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
+
+
+def evaluation(own: float, by_language: dict[str, float]) -> dict[str, Any]:
+    return {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
+
+
+def leave_behind(run: Path, own: float) -> None:
+    """What a finished run leaves behind, as far as a study reads it."""
+    run.mkdir(parents=True)
+    before = {part: evaluation(0.5, {"de": 0.5, "en": 0.6}) for part in ("train", "heldout")}
+    after = {part: evaluation(own, {"de": 0.8, "en": 0.4}) for part in ("train", "heldout")}
+    summary = {
+        "evaluation_before": before, "evaluation_after": after, "groups_trained": 3, "groups_zero_variance": 1,
+    }  # fmt: skip
+    (run / "summary.json").write_text(json.dumps(summary))
+    lines = [
+        {"row": 0, "languages": ["de", "en"], "lengths": [3, 4]},
+        {"row": 1, "languages": ["de", ""], "lengths": [5, 6]},
+        {"row": 1, "outcome": "failed"},
+    ]
+    (run / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "checkpoints").mkdir()
+
+
+def test_figures_of_a_run(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "run", 0.7)
+    found = read_figures(tmp_path / "run", {0: {"en"}, 1: {"de"}})
+    assert list(found) == list(MEANING)
+    assert found["tokens"] == 18 and found["known"] == 2 / 4 and found["zero_variance"] == 1 / 4
+    assert found["gain_train"] == pytest.approx(0.2) and found["regret_heldout"] == pytest.approx(0.1)
+    assert found["forgetting"] == pytest.approx(0.2 / 2), "German gained 0.3, which makes up for nothing"
+    assert read_figures(tmp_path / "run", None)["known"] is None
+
+
+@pytest.mark.parametrize("name", ["router", "mechanism"])
+def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp_path: Path) -> None:
+    place, hashes = study.Place("region", 0, tmp_path, [], None), set()
+    for arm, flags in arms_of(name).items():
+        completed = [flag.replace("{calibration}", "facts.csv") for flag in flags]
+        load([*place.settings, *completed, *(("--router.fixed_language", "de") if arm == BEST_FIXED else ())])
+        hashes.add(settings_hash(place.settings, flags))
+    assert len(hashes) == len(arms_of(name))
+    elsewhere = study.Place("region", 1, tmp_path / "other", [], None)
+    assert settings_hash(elsewhere.settings, ()) == settings_hash(place.settings, ())
+
+
+def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
+    questions = set()
+    for regime in ("region", "one-language", "equal"):
+        world.main(["--out", str(tmp_path / regime), "--knowledge", regime, "--seed", "3"])
+        knowledge = read_knowledge(tmp_path / regime)
+        described = json.loads((tmp_path / regime / "world.json").read_text())
+        shares = {lang: np.mean([lang in known for known in knowledge.values()]) for lang in LANGUAGES}
+        assert all(knowledge.values()), "some language knows every trained question"
+        questions.add((tmp_path / regime / "train.parquet").read_bytes())
+        if regime == "one-language":
+            assert best_language(knowledge) == described["best_language"]
+            assert [lang for lang, share in shares.items() if share == 1] == [described["best_language"]]
+        if regime == "equal":
+            assert max(shares.values()) < 0.75 and described["affinity"] == {"region": {}, "topic": {}}
+    assert len(questions) == 1, "the regimes ask the same questions"
+
+
+def test_differences_are_paired_by_seed(rng: np.random.Generator) -> None:
+    values = {OURS: rng.random(5), "uniform": rng.random(5), "paper": rng.random(4)}
+    records = [
+        {"regime": "region", "arm": arm, "seed": int(seed), "figures": {"own_heldout": some[seed], "known": None}}
+        for arm, some in values.items()
+        for seed in rng.permutation(len(some))  # finished in any order
+    ]
+    rows = {row["arm"]: row for row in compare_arms(records, "region", OURS, "own_heldout")}
+    assert "difference" not in rows[OURS] and rows["paper"]["seeds"] == 4
+    for arm, some in values.items():
+        if arm == OURS:
+            continue
+        known = stats.ttest_rel(values[OURS][: len(some)], some)
+        interval = known.confidence_interval(0.95)
+        wanted = (np.mean(values[OURS][: len(some)] - some), interval.low, interval.high)
+        assert rows[arm]["difference"] == pytest.approx(wanted) and rows[arm]["p"] == pytest.approx(known.pvalue)
+    assert compare_arms(records, "region", OURS, "known") == []
+
+
+def test_a_study_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[str] = []
+
+    def prepare(place: study.Place, warm_start: Sequence[str]) -> None:
+        world.main(["--out", str(tmp_path / "cache" / f"world-{place.regime}-{place.seed}")])
+
+    def run_all(settings: Sequence[str], run: Path, actors: int | None) -> None:
+        if len(trained) == 5:
+            raise KeyboardInterrupt
+        trained.append(run.name)
+        leave_behind(run, 0.6 + 0.01 * len(trained))
+
+    monkeypatch.setattr(study, "run_all", run_all)
+    monkeypatch.setattr(study.Place, "prepare", prepare)
+    words = ["router", "--arms", "ours,uniform,best-fixed", "--regimes", "region", "--seeds", "0,1"]
+    words += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit):
+        study.main(words)
+    assert trained == ["ours-0", "uniform-0", "best-fixed-0", "ours-1", "uniform-1"]
+    trained.clear()
+    study.main(words)
+    assert trained == ["best-fixed-1"]
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(records) == 6 and {tuple(sorted(one)) for one in records} == {
+        ("arm", "code", "config", "figures", "regime", "seconds", "seed")
+    }
+    assert not (tmp_path / "out" / "region" / "ours-0" / "checkpoints").exists(), "large files are not kept"
+    table = capsys.readouterr().out
+    assert "**region: own_heldout**" in table and table in f"{(tmp_path / 'out' / 'tables.md').read_text()}" + table
+    assert (tmp_path / "out" / "differences.png").stat().st_size > 1000
+    study.main([*words, "--dry-run"])
+    assert "0 of 6 runs are left to do" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"has ours, region, seed 0 with other settings: choose another --out"):
+        study.main([*words, "--learner.lr", "1e-3"])
+    with pytest.raises(SystemExit, match="--arms monolingua: there are ours, paper"):
+        study.main(["router", "--arms", "monolingua", "--out", str(tmp_path / "none")])
+    with pytest.raises(SystemExit, match="needs --best-language"):
+        study.main(["router", "--arms", "best-fixed", "--base", "--model.path x", "--out", str(tmp_path / "none")])
+
+
+@pytest.mark.e2e
+@pytest.mark.slow  # a warm start and four runs
+@pytest.mark.timeout(3000)
+def test_a_small_study_with_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "tests" / "support" / "light"))
+    words = [
+        "router",
+        "--arms",
+        "ours,policy",
+        "--regimes",
+        "one-language",
+        "--seeds",
+        "0,1",
+        "--warm-start-steps",
+        "5",
+    ]
+    words += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--learner.steps", "2"]
+    study.main([*words, "--learner.evaluate_questions", "4", "--learner.groups_per_step", "2"])
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(one["arm"], one["seed"]) for one in records] == [("ours", 0), ("policy", 0), ("ours", 1), ("policy", 1)]
+    assert all(0 <= one["figures"]["compliance"] <= 1 for one in records)
