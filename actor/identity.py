@@ -44,4 +44,4 @@ def _seconds_after_boot(process: psutil.Process) -> float:
     Raises:
         psutil.Error: there is no such process any more, or it may not be looked at.
     """
-    return max(0.0, process.create_time() - psutil.boot_time())
+    return max(0.0, float(process.create_time() - psutil.boot_time()))

@@ -132,7 +132,9 @@ class LearnerConfig(Section):
     # Compute activations again in the backward pass instead of keeping them: a third more work, far less memory.
     activation_checkpointing: bool = False
     checkpointed_layers: float = Field(1.0, gt=0, le=1)  # share of the layers that do so; dry_run finds one
-    compile: bool = False  # fuse each layer with torch.compile: faster on a GPU after minutes of compiling at the start
+    # Generate kernels with torch.compile for what happens between products, in the layers and to the logits: faster on
+    # a GPU, and with fewer activations. The first step takes longer.
+    compile: bool = False
 
     # Checkpoints and records
     checkpoint_every: int = Field(10, gt=0)  # steps

@@ -1,8 +1,8 @@
 """Rewards of M-Thinker (arXiv 2510.07300) and of its baselines SLC-RL and strict LC.
 
 The recipes take the gate of this project for a part's language and math-verify for its answer. The classes whose names
-end in ``AsPublished`` take what the published code has: langdetect (``pip install langdetect``), under which any text
-of at most 15 characters is in every language, answers compared as texts, and 0 for a judgement that failed.
+end in ``AsPublished`` take what the published code has: langdetect (``pip install "lrpo[detectors]"``), under which any
+text of at most 15 characters is in every language, answers compared as texts, and 0 for a judgement that failed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from common.diagnostics import DetectAll, consistent_polymath
 from common.languages import english_name
+from reward.detectors import Langdetect
 from reward.terms.custom import Group, GroupAnswer, Parts
-from reward.terms.published import Detect, boxed_equals, is_consistent, langdetect_languages
+from reward.terms.published import boxed_equals
 from reward.terms.tools import Tools
 
 LEAST_CHARACTERS = 1000  # of an answer that SLC-RL rewards
@@ -50,11 +52,12 @@ async def measure(group: Group, tools: Tools) -> list[Measured]:
     return [Measured(one.text.count(_CLOSE) == 1, one.compliant, value == 1) for one, value in pairs]
 
 
-def measure_as_published(group: Group, detect: Detect) -> list[Measured]:
+def measure_as_published(group: Group, detect: DetectAll) -> list[Measured]:
     found = []
     for one in group.answers:
         thought, _, final = one.text.partition(_CLOSE)
-        kept = is_consistent(thought, group.language, detect) and is_consistent(final, group.language, detect)
+        spoken = (thought.removeprefix("<think>"), final)
+        kept = all(consistent_polymath(part, group.language, detect, stripped=True) for part in spoken)
         found.append(Measured(one.text.count(_CLOSE) == 1, kept, boxed_equals(one.text, group.accepted)))
     return found
 
@@ -117,7 +120,7 @@ async def m_thinker(group: Group, tools: Tools) -> Parts:
 
 class SlcRlAsPublished:
     def __init__(self) -> None:
-        self._detect = langdetect_languages()
+        self._detect = Langdetect().languages
 
     async def __call__(self, group: Group, tools: Tools) -> Parts:
         return slc_parts(group.answers, measure_as_published(group, self._detect))
@@ -125,7 +128,7 @@ class SlcRlAsPublished:
 
 class StrictLcAsPublished:
     def __init__(self) -> None:
-        self._detect = langdetect_languages()
+        self._detect = Langdetect().languages
 
     async def __call__(self, group: Group, tools: Tools) -> Parts:
         return strict_parts(measure_as_published(group, self._detect))
@@ -133,7 +136,7 @@ class StrictLcAsPublished:
 
 class MThinkerAsPublished:
     def __init__(self) -> None:
-        self._detect = langdetect_languages()
+        self._detect = Langdetect().languages
 
     async def __call__(self, group: Group, tools: Tools) -> Parts:
         return await cta_parts(group, strict_parts(measure_as_published(group, self._detect)), tools, failed=0.0)

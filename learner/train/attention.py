@@ -60,7 +60,7 @@ def packed_attention(
         raise ValueError("the model does not hand the boundaries of packed sequences on to its attention")
     in_the_open = softcap is not None or s_aux is not None
     if query.is_cuda and query.dtype != torch.float32 and not in_the_open:
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         return _kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)[None], None
     pieces = []
     for begin, end in pairwise(cu_seq_lens_q.tolist()):

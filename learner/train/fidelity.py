@@ -1,9 +1,10 @@
 """Compares the learner's log-probabilities with those of transformers' own forward pass, when a model is loaded.
 
-The learner does not call a model's own forward pass: it packs sequences, replaces the attention, and computes the
-vocabulary projection itself, in chunks. What an architecture does besides (soft caps, scaled logits, a state that runs
-through packed sequences) would be left out in silence, and everything that is trained would be slightly wrong. So a few
-short random sequences are computed both ways, with the same weights, before anything is sharded.
+The learner does not call a model's own forward pass: it packs sequences, replaces the attention and row-wise parts of
+the layers, and computes the vocabulary projection itself, in chunks. What an architecture does besides (soft caps,
+scaled logits, a state that runs through packed sequences) would be left out in silence, and everything that is trained
+would be slightly wrong. So a few short random sequences are computed both ways, with the same weights, before anything
+is sharded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
+from learner.train.fused import plain
 from learner.train.packing import MicroBatch, bare_sample, pack
 from learner.train.policy import Policy
 from learner.weights.probe import probe_tolerance
@@ -149,9 +151,11 @@ def _guarded(policy: Policy, who: str, compute: Callable[[], Tensor]) -> Tensor:
 
 @contextmanager
 def _eager(policy: Policy) -> Iterator[None]:
+    """Within the block the model is as transformers has it."""
     policy.lm.set_attn_implementation("eager")
     try:
-        yield
+        with plain(policy.lm):
+            yield
     finally:
         policy.lm.set_attn_implementation(PACKED_ATTENTION)
 

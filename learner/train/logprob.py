@@ -5,15 +5,13 @@ Shape suffixes: R response tokens, D hidden size, V vocabulary, C rows of one ch
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+from learner.train.kernels import kernel
 
 
 @dataclass(frozen=True)
@@ -92,16 +90,17 @@ class _ChunkedLogp(torch.autograd.Function):
         with_entropy: bool,
         compiled: bool,
     ) -> tuple[Tensor, Tensor]:
-        score = _maybe_compiled(_score, compiled)
+        score = kernel(_score, compiled)
         logp_R = torch.empty(len(targets_R), dtype=torch.float32, device=hidden_R_D.device)
+        normalizer_R = torch.empty_like(logp_R)
         entropy_R = torch.empty_like(logp_R) if with_entropy else logp_R.new_empty(0)
         for part in _slices(len(targets_R), chunk):
             logits_C_V = _project(hidden_R_D[part], head_V_D, bias_V)
-            chosen_C, entropy_C = score(logits_C_V, targets_R[part], temperature, transform, with_entropy)
-            logp_R[part] = chosen_C
+            found = score(logits_C_V, targets_R[part], temperature, transform, with_entropy, compiled)
+            logp_R[part], normalizer_R[part], entropy_C = found
             if entropy_C is not None:
                 entropy_R[part] = entropy_C
-        ctx.save_for_backward(hidden_R_D, head_V_D, bias_V, targets_R)
+        ctx.save_for_backward(hidden_R_D, head_V_D, bias_V, targets_R, normalizer_R, entropy_R)
         ctx.temperature, ctx.chunk, ctx.transform, ctx.compiled = temperature, chunk, transform, compiled
         ctx.set_materialize_grads(False)  # None in the backward pass for a result that is not in the loss
         return logp_R, entropy_R
@@ -109,27 +108,30 @@ class _ChunkedLogp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         d_logp_R, d_entropy_R = gradients
-        hidden_R_D, head_V_D, bias_V, targets_R = ctx.saved_tensors
+        hidden_R_D, head_V_D, bias_V, targets_R, normalizer_R, entropy_R = ctx.saved_tensors
         if d_logp_R is None:
             d_logp_R = torch.zeros(len(targets_R), dtype=torch.float32, device=hidden_R_D.device)
         _, head_trains, bias_trains, *_ = ctx.needs_input_grad  # neither where adapters alone are trained
-        gradient_of = _maybe_compiled(_gradient, ctx.compiled)
+        gradient_of = kernel(_gradient, ctx.compiled)
         d_hidden_R_D = torch.empty_like(hidden_R_D)
         d_head_V_D = torch.zeros(head_V_D.shape, dtype=torch.float32, device=head_V_D.device) if head_trains else None
         d_bias_V = torch.zeros(bias_V.shape, dtype=torch.float32, device=bias_V.device) if bias_trains else None
         dtype = torch.float32 if bias_trains else hidden_R_D.dtype  # a bias sums over rows, in float32
         for part in _slices(len(targets_R), ctx.chunk):
             logits_C_V = _project(hidden_R_D[part], head_V_D, bias_V)
-            d_entropy_C = None if d_entropy_R is None else d_entropy_R[part]
+            entropy_C, d_entropy_C = (None, None) if d_entropy_R is None else (entropy_R[part], d_entropy_R[part])
             d_logits_C_V = gradient_of(
-                logits_C_V, targets_R[part], d_logp_R[part], d_entropy_C, ctx.temperature, ctx.transform, dtype
-            )
+                logits_C_V, targets_R[part], normalizer_R[part], d_logp_R[part], entropy_C, d_entropy_C,
+                ctx.temperature, ctx.transform, dtype, ctx.compiled,
+            )  # fmt: skip
+            del logits_C_V  # the next ones take its place
             if d_bias_V is not None:
                 d_bias_V += d_logits_C_V.sum(0)
                 d_logits_C_V = d_logits_C_V.to(hidden_R_D.dtype)
             torch.mm(d_logits_C_V, head_V_D, out=d_hidden_R_D[part])
             if d_head_V_D is not None:
                 add_mm_float32(d_head_V_D, d_logits_C_V.T, hidden_R_D[part])
+            del d_logits_C_V
         return (
             d_hidden_R_D,
             None if d_head_V_D is None else d_head_V_D.to(head_V_D.dtype),
@@ -145,50 +147,73 @@ def _project(hidden_C_D: Tensor, head_V_D: Tensor, bias_V: Tensor | None) -> Ten
 
 
 def _score(
-    logits_C_V: Tensor, targets_C: Tensor, temperature: float, transform: LogitTransform, with_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the targets, and the entropies −Σ p log p if they are asked for, each [C] float32."""
+    logits_C_V: Tensor,
+    targets_C: Tensor,
+    temperature: float,
+    transform: LogitTransform,
+    with_entropy: bool,
+    in_one_kernel: bool,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Each [C] float32: log-probabilities of the targets; log Σ exp of the logits; entropies −Σ p log p if asked for.
+
+    May overwrite the logits.
+    """
     logits_C_V = transform(logits_C_V)
     if temperature != 1:
         logits_C_V = logits_C_V / temperature
     logp_C_V = logits_C_V.log_softmax(-1)
-    chosen_C = logp_C_V.gather(1, targets_C[:, None])[:, 0]
+    chosen_C, logit_C = (one.gather(1, targets_C[:, None])[:, 0] for one in (logp_C_V, logits_C_V))
     if not with_entropy:
-        return chosen_C, None
+        return chosen_C, logit_C - chosen_C, None
+    if in_one_kernel:
+        return chosen_C, logit_C - chosen_C, -(logp_C_V.exp() * logp_C_V).sum(-1)
+    probability_C_V = torch.exp(logp_C_V, out=logits_C_V)
     # A product of matrices sums in one kernel, without an array of the products.
-    return chosen_C, -torch.bmm(logp_C_V.exp()[:, None, :], logp_C_V[:, :, None])[:, 0, 0]
+    entropy_C = -torch.bmm(probability_C_V[:, None, :], logp_C_V[:, :, None])[:, 0, 0]
+    return chosen_C, logit_C - chosen_C, entropy_C
 
 
 def _gradient(
     logits_C_V: Tensor,
     targets_C: Tensor,
+    normalizer_C: Tensor,
     d_logp_C: Tensor,
+    entropy_C: Tensor | None,
     d_entropy_C: Tensor | None,
     temperature: float,
     transform: LogitTransform,
     dtype: torch.dtype,
+    in_one_kernel: bool,
 ) -> Tensor:
-    """The gradient with respect to the projection's logits, [C, V] in ``dtype``.
+    """The gradient with respect to the projection's logits, [C, V] in ``dtype``. May overwrite the logits.
 
     That of the transformed ones is d_logp · (onehot − softmax) / temperature, and with the entropy H in the loss also
     −d_entropy · softmax · (log softmax + H) / temperature.
+
+    Args:
+        normalizer_C: log Σ exp of the transformed logits / temperature.
+        in_one_kernel: it is to be compiled, so that no array but the result exists, and nothing is overwritten.
     """
     transformed_C_V = transform(logits_C_V)
     scaled_C_V = transformed_C_V if temperature == 1 else transformed_C_V / temperature
-    d_logits_C_V = scaled_C_V.softmax(-1)
-    d_logits_C_V.scatter_add_(1, targets_C[:, None], d_logits_C_V.new_full((len(targets_C), 1), -1.0))
-    scale_C = d_logp_C / -temperature
-    if d_entropy_C is not None:
-        logp_C_V = scaled_C_V.log_softmax(-1)
-        probability_C_V = logp_C_V.exp()
-        entropy_C = -(probability_C_V * logp_C_V).sum(-1)
+    overwrites = not in_one_kernel and transform.is_identity
+    normalizer_C_1, scale_C_1 = normalizer_C[:, None], (d_logp_C / -temperature)[:, None]
+    logp_C_V = scaled_C_V.sub_(normalizer_C_1) if overwrites else scaled_C_V - normalizer_C_1
+    probability_C_V = logp_C_V.exp_() if overwrites and d_entropy_C is None else logp_C_V.exp()
+    bonus_C_V = None
+    if entropy_C is not None and d_entropy_C is not None:
         bonus_C_V = probability_C_V * (logp_C_V + entropy_C[:, None]) * (d_entropy_C / -temperature)[:, None]
-        return transform.backward(d_logits_C_V * scale_C[:, None] + bonus_C_V, transformed_C_V).to(dtype)
-    if not transform.is_identity:
-        return transform.backward(d_logits_C_V.mul_(scale_C[:, None]), transformed_C_V).to(dtype)
-    if dtype == d_logits_C_V.dtype:
-        return d_logits_C_V.mul_(scale_C[:, None])
-    return torch.mul(d_logits_C_V, scale_C[:, None], out=torch.empty_like(d_logits_C_V, dtype=dtype))
+    if in_one_kernel:
+        tokens_V = torch.arange(logits_C_V.shape[1], device=logits_C_V.device)
+        probability_C_V = probability_C_V - (tokens_V == targets_C[:, None]).float()
+    else:
+        probability_C_V.scatter_add_(1, targets_C[:, None], scale_C_1.new_full((len(targets_C), 1), -1.0))
+        if bonus_C_V is None and transform.is_identity and dtype != torch.float32:
+            return torch.mul(probability_C_V, scale_C_1, out=torch.empty_like(probability_C_V, dtype=dtype))
+    gradient_C_V = probability_C_V * scale_C_1 if in_one_kernel else probability_C_V.mul_(scale_C_1)
+    if bonus_C_V is not None:
+        gradient_C_V = gradient_C_V + bonus_C_V
+    return transform.backward(gradient_C_V, transformed_C_V).to(dtype)
 
 
 def mm_float32(left: Tensor, right: Tensor) -> Tensor:
@@ -209,16 +234,6 @@ def add_mm_float32(total: Tensor, left: Tensor, right: Tensor) -> None:
         torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
     else:
         total += (left @ right).float()
-
-
-@cache
-def _compiled(function: _Function) -> _Function:
-    compiled: Any = torch.compile(function, dynamic=True)
-    return compiled  # type: ignore[no-any-return]
-
-
-def _maybe_compiled(function: _Function, compiled: bool) -> _Function:
-    return _compiled(function) if compiled else function
 
 
 def _slices(length: int, chunk: int) -> list[slice]:

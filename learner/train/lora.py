@@ -69,7 +69,11 @@ class LoraLinear(nn.Linear):
         adapted = input.to(a_r_I.dtype)
         if self.dropout and torch.is_grad_enabled():
             adapted = F.dropout(adapted, self.dropout)
-        return (output + F.linear(F.linear(adapted, a_r_I), b_O_r) * self.scale).to(output.dtype)
+        adapted = F.linear(adapted, a_r_I).to(output.dtype)
+        # One product adds to the output, where product, scale and sum would each read and write an array as large.
+        flat = output.flatten(0, -2)
+        added = torch.addmm(flat, adapted.flatten(0, -2), b_O_r.to(output.dtype).T, alpha=self.scale)
+        return added.view_as(output)
 
 
 class Adapters:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from transformers.core_model_loading import revert_weight_conversion
 
 from common.process import FatalError
+from learner.train import fused
 from learner.train.attention import PACKED_ATTENTION
 from learner.train.logprob import LogitTransform, chunked_logp
 from learner.train.lora import Adapters, is_adapter, merge, whole_tensor
@@ -36,7 +37,7 @@ class Policy(nn.Module):
         checkpointing: the share of the layers, from the first on, whose activations are computed again in the backward
             pass instead of being kept. The backward pass begins with the last layers, so that what these keep is freed
             before the first ones are computed again.
-        compiled: fuse each layer, and what happens to the logits, with ``torch.compile``.
+        compiled: generate kernels for what happens between products, in the layers and to the logits.
         config: of the model; by default the one that lies beside its weights.
         dtype: of the weights in memory.
 
@@ -76,6 +77,7 @@ class Policy(nn.Module):
                 f"decoder with layers, attention heads and a vocabulary projection ({error}); docs/models.md lists "
                 "what is supported"
             ) from None
+        fused.fuse(model, compiled=compiled)
         self.transform = logit_transform(shape)
         self._head_size: int = model.get_output_embeddings().weight.numel()
         self._layers_size: int = sum(parameter.numel() for parameter in layers.parameters())
@@ -113,7 +115,7 @@ class Policy(nn.Module):
             cu_seq_lens_k=batch.boundaries,
             max_length_q=batch.longest,
             max_length_k=batch.longest,
-        ).last_hidden_state[0]
+        ).last_hidden_state.squeeze(0)
         head = cast(nn.Linear, self.lm.get_output_embeddings())
         return chunked_logp(
             hidden_T_D[batch.rows_R],
@@ -177,11 +179,6 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
     precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if on_cpu else OffloadPolicy()
     layers = cast(nn.ModuleList, policy.lm.get_decoder().layers)
-    if policy.compiled:
-        for layer in layers:
-            # The forward function alone: FSDP's hooks and checkpointing stay around it. One compilation serves all
-            # layers and lengths.
-            layer.forward = torch.compile(layer.forward, dynamic=True)
     for module in [*layers, policy]:
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
     return policy

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import StageConfig
+from common.diagnostics import RIGHT
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout, Work
-from learner.evaluate.choices import RIGHT, accuracy
+from learner.evaluate.choices import accuracy
 from learner.groups import Group
 from router import Context, Observation
 

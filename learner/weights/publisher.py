@@ -221,7 +221,12 @@ class Publisher:
         self._mistake = error
 
     def _lose(self, name: str, actor: ActorState, reason: str) -> None:
-        """Gives up an actor. Does not block for longer than it takes to tell its leader."""
+        """Gives up an actor. Does not block for longer than it takes to tell its leader.
+
+        Once the round is cancelled no actor is at fault: each stays, to hear that the run is over.
+        """
+        if self._cancelled.is_set():
+            return
         self._server.eject(name, actor, reason)
         self.transports[actor.transport].disconnect(name, actor)
 

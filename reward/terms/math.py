@@ -54,7 +54,7 @@ _LONGEST = 20_000  # characters at the end of an answer that are read: the resul
 # A power of a power, a power of more than four digits, 200 digits in a row, factorials of large numbers.
 _TOWER = re.compile(r"(?:\^|\*\*)[{(]?\d+[})]?(?:\^|\*\*)|(?:\^|\*\*)[{(]?\d{5}|\d{201}|\d{4}!|!!")
 _UNIT = re.compile(r"\\(?:text|mathrm|,|;|!| )\s*(?:\{[^{}]*\})?|[^\W\d_a-zA-Z]+|[%°$€¥£]|\\[%$]")  # in a box
-pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)  # type: ignore[assignment]
+pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)  # type: ignore[attr-defined]
 _FORMULA = re.compile(r"\\|[\^_={}]|\d\s*[a-zA-Z]\b|^\s*[(\[]")
 
 

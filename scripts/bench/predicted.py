@@ -3,8 +3,8 @@
 The real trainer runs on CUDA tensors that hold no data (scripts/bench/fake_cuda), for combinations of options. Every
 operation is counted: kernels, bytes, multiply-adds and memory. Times are by the roofline of an H100, so nothing of this
 is a measurement. Time and MFU are of a micro-batch without the optimizer; MFU counts 6 operations for each parameter
-and token, the reference pass not included. ``compile`` is estimated as the best that fusing could do. Needs a CPU build
-of torch and g++.
+and token, the reference pass not included. What ``learner.compile`` generates counts as one kernel for each function.
+Needs a CPU build of torch and g++.
 
 The exit code is 1 if the step waits for the GPU between micro-batches, takes tensors of the CPU together with those of
 the GPU, multiplies float32 matrices, or needs another peak of memory than scripts.ops.dry_run says, by more than 5%.
@@ -28,6 +28,10 @@ from scripts.ops.command_line import command
 
 _SHAPES = Path(__file__).parents[2] / "configs" / "models"
 _NEARLY = 0.05  # how far dry_run may be from the peak, as a share of it
+_QUICK = (  # for one rank, and for several
+    ("no checkpointing", "compiled, no checkpointing", "LoRA, checkpointing"),
+    ("compiled, half of the layers checkpointed", "checkpointing, reference in host memory", "LoRA, no checkpointing"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,6 @@ class Case:
 
     name: str
     flags: tuple[str, ...]
-    fused: bool = False
 
 
 def cases(ranks: int, quick: bool = False) -> list[Case]:
@@ -47,17 +50,22 @@ def cases(ranks: int, quick: bool = False) -> list[Case]:
     """
     whole, none = ("--learner.activation_checkpointing", "true"), ("--learner.activation_checkpointing", "false")
     half = (*whole, "--learner.checkpointed_layers", "0.5")
-    on_cpu = ("--learner.reference_on_cpu", "true")
-    found = [
-        Case("checkpointing", whole),
-        Case("half of the layers checkpointed", half),
-        Case("no checkpointing", none),
-        Case("no checkpointing, compile at best", none, fused=True),
-        Case("checkpointing, reference in host memory", (*whole, *on_cpu)),
-    ]
-    if quick:
-        found = [one for number, one in enumerate(found) if number in ((2, 3) if ranks == 1 else (1, 4))]
-    return [Case(f"{ranks} rank{'s'[: ranks > 1]}, {one.name}", one.flags, one.fused) for one in found]
+    on_cpu, compiled = ("--learner.reference_on_cpu", "true"), ("--learner.compile", "true")
+    lora = ("--lora.rank", "32")
+    found = {
+        "checkpointing": whole,
+        "half of the layers checkpointed": half,
+        "no checkpointing": none,
+        "compiled, checkpointing": (*whole, *compiled),
+        "compiled, half of the layers checkpointed": (*half, *compiled),
+        "compiled, no checkpointing": (*none, *compiled),
+        "checkpointing, reference in host memory": (*whole, *on_cpu),
+        "LoRA, checkpointing": (*whole, *lora),
+        "LoRA, no checkpointing": (*none, *lora),
+        "LoRA, compiled, no checkpointing": (*none, *compiled, *lora),
+    }
+    names = _QUICK[ranks > 1] if quick else tuple(found)
+    return [Case(f"{ranks} rank{'s'[: ranks > 1]}, {name}", found[name]) for name in names]
 
 
 def rows(shape: str, tokens: int, ranks: int, case: Case, layers: int = 0) -> list[Row]:
@@ -68,7 +76,7 @@ def rows(shape: str, tokens: int, ranks: int, case: Case, layers: int = 0) -> li
 
     flags = ["--model.path", shape, "--learner.microbatch_tokens", str(tokens), "--learner.ranks", str(ranks)]
     config = load([*flags, *case.flags])
-    found = predict(config, layers=layers, fused=case.fused)
+    found = predict(config, layers=layers)
     batch, optimizer = found.micro_batch, found.phases["optimizer"]
     mfu = 6 * found.parameters * found.tokens / (batch.seconds * PEAK_FLOPS)
     expected = peak_memory(ModelShape(shape, layers=layers), config)

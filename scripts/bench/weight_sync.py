@@ -45,7 +45,7 @@ from scripts.world.tokenizer import build_tokenizer
 _ROOT = Path(__file__).parents[2]
 _GOAL = 0.8  # share of the bare broadcast's speed that process groups must reach
 _BUCKET_MB = 32
-_TIMEOUT_S = 60
+_TIMEOUT_S = 300  # of what forms and of each broadcast; the processes of both sides start meanwhile
 _PROBE_S = 1  # between rounds, so that the probe of one does not take time from the next
 
 

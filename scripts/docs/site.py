@@ -21,6 +21,7 @@ _ORDER = {  # section -> title -> page in docs/; those that do not exist are lef
     "Run": {"GPUs": "gpus", "LoRA": "lora", "Cluster": "cluster", "Tuning": "tuning", "Performance": "performance"},
     "Understand": {
         "Metrics": "metrics",
+        "Benchmarks": "benchmarks",
         "Losses": "losses",
         "Router": "router",
         "Staleness and weight sync": "staleness",
@@ -66,6 +67,13 @@ _API = {  # title -> modules whose docstrings are shown
     ],
     "Work": ["learner.groups", "learner.work.scheduler", "learner.work.actors", "learner.work.admission"],
     "Weights": ["learner.weights.publisher", "learner.weights.buckets", "learner.weights.transports"],
+    "Diagnostics": [
+        "common.diagnostics",
+        "reward.detectors",
+        "scripts.study.benchmarks.scoring",
+        "scripts.study.benchmarks.published",
+        "scripts.study.benchmarks.rows",
+    ],
     "Reports": ["learner.report.report", "learner.report.trackers.tracker", "learner.report.bottleneck"],
     "Messages": ["common.wire.groups", "common.wire.session", "common.wire.scoring", "common.wire.weights"],
 }

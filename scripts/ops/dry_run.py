@@ -5,9 +5,8 @@
 
 All other arguments are configuration files and flags --section.key value. No weights are loaded: the model is built
 from its ``config.json`` on PyTorch's meta device, so that parameters are counted and not guessed. The rest is the
-arithmetic in ``learner_memory`` and ``engine_memory``. Activations are of full micro-batches, without torch.compile,
-which needs less. What CUDA, kernels and the allocator's fragmentation take of a GPU is counted as ``--process-gb`` for
-each process.
+arithmetic in ``learner_memory`` and ``engine_memory``. Activations are of full micro-batches. What CUDA, kernels and
+the allocator's fragmentation take of a GPU is counted as ``--process-gb`` for each process.
 
 Processes on one GPU are added up: the learner, an engine and the reward process with sync.transport = "shared", or
 where ``--gpus`` are fewer than learner and engine need; otherwise the learner and the reward process. An engine takes
@@ -76,21 +75,21 @@ class ModelShape:
         self.heads, self.inner = config.num_attention_heads, config.intermediate_size
         # Values for each token that the norms of a layer are applied to, of which some are those of query and key.
         widths = {"q_norm": self.query, "k_norm": self.kv}
-        self.normed = sum(
-            widths.get(name.rpartition(".")[2], self.hidden)
-            for name, module in stack[0].named_modules()
-            if "Norm" in type(module).__name__
-        )
+        norms = {name.rpartition(".")[2]: type(one).__name__ for name, one in stack[0].named_modules()}
+        norms = {name: kind for name, kind in norms.items() if "Norm" in kind}
+        self.normed = sum(widths.get(name, self.hidden) for name in norms)
+        self.norms_in_float32 = any("Gemma" in kind for kind in norms.values())  # learner/train/fused.py says why
 
-    def kept_by_layer(self, width: int) -> int:
+    def kept_by_layer(self, width: int, *, compiled: bool) -> int:
         """Bytes for each token that a layer keeps for its backward pass, in a forward pass of so many bytes a value.
 
-        A norm keeps its input in float32, the normalised values, and its result, which the next product keeps anyway.
-        Attention keeps query, key, value and result, and a float32 for each head. The gated MLP keeps four arrays of
-        its inner width: the gate, its activation, the other branch, and their product.
+        A norm keeps its input, and its result, which the next product keeps anyway. Attention keeps query, key, value
+        and result, and a float32 for each head. The gated MLP keeps arrays of its inner width: the gate, the other
+        branch, their product, and unless it is compiled the activation of the gate.
         """
-        norms = (4 + 2 * width) * self.normed
-        kept: int = norms + width * (2 * self.query + 2 * self.kv + 4 * self.inner) + 4 * self.heads
+        norms = (max(width, 4 if self.norms_in_float32 else 0) + width) * self.normed
+        gated = 3 if compiled else 4
+        kept: int = norms + width * (2 * self.query + 2 * self.kv + gated * self.inner) + 4 * self.heads
         return kept
 
 
@@ -162,15 +161,17 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     trained = 0 if config.lora.rank else 1  # what is frozen has no gradient, and no second copy for the reference
     matrix = trained * shape.vocabulary * shape.hidden
     checkpointed = math.ceil(shape.layers * learner.checkpointed_layers) if learner.activation_checkpointing else 0
-    inside, between = tokens * shape.kept_by_layer(width), tokens * shape.hidden * width
+    inside, between = tokens * shape.kept_by_layer(width, compiled=learner.compile), tokens * shape.hidden * width
     kept = (shape.layers - checkpointed) * inside + checkpointed * between
-    # In the backward pass of the head: logits and their softmax in float32, two gradients of logits, and the float32
-    # gradient of the matrix.
-    head = (4 + 4 + 2 * width) * chunk + 4 * matrix
-    # In that of a checkpointed layer: what it keeps, the gradients of its widest arrays, its gathered gradient and that
-    # of the matrix.
+    # In the head: logits and their logarithmic softmax, unless that is compiled; in its backward pass logits, their
+    # gradient, and the float32 gradient of the matrix.
+    head = max((4 if learner.compile else 8) * chunk, (4 + width) * chunk + 4 * matrix)
+    # In that of a checkpointed layer: what it keeps, the gradients of its three widest arrays, one of which it keeps no
+    # longer by then, its gathered gradient and that of the matrix. With adapters the gradient of an input has two
+    # parts, which exist beside their sum.
     gradients = trained * (width + 4) * shape.layer + width * matrix
-    layer = inside + 3 * tokens * shape.inner * width + gradients if checkpointed else 0.0
+    widest = 2 if trained else 4
+    layer = inside + widest * tokens * shape.inner * width + gradients if checkpointed else 0.0
     roots = 2 if learner.has_kl and trained else 1
     return {
         # Two layers, twice while they travel between ranks.

@@ -216,11 +216,11 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     cache = _cache_file(out, weights)
     with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
-        said = []
+        said: list[list[str]] = []
         with Activity("bench", "answering the questions", detail=lambda: f"response {len(said) + 1} of {n} to each"):
             while len(said) < n:
-                given = {"calls": calls, "timeout_s": _TIMEOUT_S, "seed": seed + len(said)}
-                said.append(answers(asked, endpoint, ask, longest, cache, **given, **sampling))
+                more: dict[str, Any] = {**sampling, "seed": seed + len(said)}
+                said.append(answers(asked, endpoint, ask, longest, cache, calls=calls, timeout_s=_TIMEOUT_S, **more))
         if benchmark.is_choice and ask.tokenizer is not None:
             letters = likeliest(rows, endpoint, ask.tokenizer, calls)
         else:

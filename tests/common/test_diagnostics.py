@@ -84,7 +84,7 @@ def test_adamame_takes_means_over_questions(rng: np.random.Generator) -> None:
     lines, words = diagnostics.pass_rates_adamame(table)
     assert (lines, words) == (0.5, 0.75)
     every = [one for parts in table for one in parts]
-    assert diagnostics.pass_rates(every) == (0.5, pytest.approx(2 / 3)), "over all answers it is another figure"
+    assert diagnostics.pass_rates(every) == pytest.approx((0.5, 2 / 3)), "over all answers it is another figure"
     assert diagnostics.pass_rates_adamame([[BAD]]) == (0, 0)
     lengths = rng.integers(1, 5000, 6).tolist()
     assert diagnostics.length_adamame(["x" * n for n in lengths]) == pytest.approx(mean(lengths) / 4 / 8192)
@@ -156,7 +156,7 @@ def test_mmaths_lcr_counts_a_text_without_a_thought_twice() -> None:
     assert diagnostics.parts_mmath("a</think>b</think> c ") == ("a b", "c")
     assert diagnostics.parts_mmath(" only ") == ("only", "only")
     samples = [("de", "de", "de"), ("de", "en", "de"), ("fr", "", "de"), ("fr", "fr", "fr")]
-    assert diagnostics.lcr_mmath(samples) == (pytest.approx(2 / 3), 0.75)
+    assert diagnostics.lcr_mmath(samples) == pytest.approx((2 / 3, 0.75))
     assert diagnostics.lcr_mmath([]) == (0, 0)
 
 

@@ -14,7 +14,7 @@ from common import diagnostics
 from common.config import RewardConfig
 from common.process import FatalError
 from common.wire import PartLanguages
-from reward.detectors import ADAMAME_MGSM, ADAMAME_MSVAMP, GateDetector, Langdetect, Lingua, make_detector
+from reward.detectors import ADAMAME_MGSM, ADAMAME_MSVAMP, DetectorName, GateDetector, Langdetect, Lingua, make_detector
 from reward.gate import LanguageGate
 from reward.scorer import Scorer
 from scripts.world.sources import paragraphs
@@ -112,9 +112,10 @@ def test_lingua_knows_the_languages_it_is_given(texts: dict[str, list[str]]) -> 
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, package in (("langdetect", "langdetect"), ("lingua", "lingua")):
-        monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(FatalError, match=rf"{package}.*pip install \"lrpo\[detectors\]\""):
+    names: tuple[DetectorName, ...] = ("langdetect", "lingua")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(FatalError, match=rf"{name}.*pip install \"lrpo\[detectors\]\""):
             make_detector(name, LanguageGate())
 
 

@@ -6,16 +6,17 @@ import asyncio
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from common.diagnostics import consistent_polymath
 from common.wire import Chat
 from configs.recipes import adamame, csc, m_thinker, mcot, pb_rlsvr, sp3f
 from reward.terms.custom import Group, GroupAnswer
-from reward.terms.published import boxed_equals, is_consistent, normalised_formula, without_formulas
+from reward.terms.published import boxed_equals, normalised_formula
 
 FRENCH = "On multiplie six par sept et on additionne les nombres, jusqu'à ce que le résultat soit certain."
 ENGLISH = "We multiply six by seven and add up the numbers, until the result is known for certain."
@@ -73,17 +74,6 @@ def parts(function: Any, given: Group, tools: StandIn | None = None) -> list[Any
 
 
 @pytest.mark.parametrize(
-    ("text", "rest"),
-    [
-        (r"a $x$ b", "a  b"), (r"a $$x $ y$$ b", "a  b"), (r"\(x\) a \[y\] b", " a  b"), ("a $x b", "a $x b"),
-        ("a $x\ny$ b", "a  b"),
-    ],
-)  # fmt: skip
-def test_formulas_are_left_out_of_what_is_judged(text: str, rest: str) -> None:
-    assert without_formulas(text) == rest
-
-
-@pytest.mark.parametrize(
     ("text", "is_french"),
     [
         (FRENCH, True),
@@ -98,7 +88,7 @@ def test_formulas_are_left_out_of_what_is_judged(text: str, rest: str) -> None:
     ],
 )
 def test_consistency_as_m_thinker_has_it(text: str, is_french: bool) -> None:
-    assert is_consistent(text, "fr", detect) == is_french
+    assert consistent_polymath(text, "fr", detect, stripped=True) == is_french
 
 
 EQUAL = [
@@ -170,7 +160,7 @@ FOUR = [
 
 @pytest.fixture
 def with_stand_in_detector(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(m_thinker, "langdetect_languages", lambda: detect)
+    monkeypatch.setattr(m_thinker, "Langdetect", lambda: SimpleNamespace(languages=detect))
 
 
 @pytest.mark.usefixtures("with_stand_in_detector")
@@ -185,6 +175,12 @@ def test_both_forms_of_slc_and_strict_lc_agree_where_the_published_code_is_right
     assert parts(m_thinker.slc_rl, group(*long)) == parts(m_thinker.SlcRlAsPublished(), group(*long)) == [
         {"acc": 1, "lc": 1}, {"acc": 1, "lc": 0}, {"acc": 0, "lc": 1}, {"acc": 0, "lc": 0}
     ]  # fmt: skip
+
+
+def test_langdetect_itself_tells_a_thought_in_english() -> None:
+    pytest.importorskip("langdetect")
+    found = parts(m_thinker.StrictLcAsPublished(), group(*FOUR))
+    assert [one["lc"] for one in found] == [0, -1, 0, -1] and [one["acc"] for one in found] == [1, 0, 0, 0]
 
 
 @pytest.mark.usefixtures("with_stand_in_detector")

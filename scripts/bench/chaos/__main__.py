@@ -22,6 +22,7 @@ import json
 import random
 import signal
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -42,7 +43,12 @@ _IN_SYNC = 0.3  # share of the events that come right after a step, when weights
 
 
 def chaos(directory: Path, count: int, seed: int, engine: str) -> dict[str, Any]:
-    """Trains among events, and returns the figures of the run. Blocks until all processes have ended."""
+    """Trains among events, and returns the figures of the run. Blocks until all processes have ended.
+
+    SIGUSR1 ends the events early, and the run as after the last one.
+    """
+    enough = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: enough.set())
     prepare(directory, seed)
     cluster = Cluster(directory, seed, engine)
     events = Events(cluster, seed)
@@ -55,6 +61,7 @@ def chaos(directory: Path, count: int, seed: int, engine: str) -> dict[str, Any]
         cluster.start()
         while not cluster.restart_dead():
             time.sleep(0.1)
+            count = struck if enough.is_set() else count
             now, newest = time.monotonic(), cluster.step()
             if newest != step:
                 if step:

@@ -12,16 +12,18 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils.stateless import _reparametrize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoConfig, AutoModelForCausalLM, modeling_utils
 from transformers.initialization import no_init_weights
 
 from common.config import Config
 from common.wire import Rollout, Score
 from learner.groups import Group
-from learner.train import logprob, policy, trainer
+from learner.train import fused, kernels, logprob, policy, trainer
 from learner.train.distributed import sharding_mesh
 from learner.train.trainer import Trainer
 from scripts.bench.fake_cuda.meter import Counts, Meter
@@ -76,27 +78,26 @@ class Prediction:
         return total
 
 
-def predict(config: Config, *, layers: int = 0, fused: bool = False) -> Prediction:
+def predict(config: Config, *, layers: int = 0) -> Prediction:
     """Counts one step of the trainer with this configuration, without weights and without a GPU.
 
     Args:
         config: ``model.path`` is a directory with ``config.json``, or that file. ``learner.ranks`` ranks are pretended,
             of which this is the first.
         layers: of the model; 0 for as many as it has.
-        fused: see ``Meter``.
     """
     ranks = config.learner.ranks
     dist.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     try:
         with _pretended(config, layers):
-            return _predict(config, ranks, fused)
+            return _predict(config, ranks)
     finally:
         dist.destroy_process_group()
 
 
-def _predict(config: Config, ranks: int, fused: bool) -> Prediction:
+def _predict(config: Config, ranks: int) -> Prediction:
     sequences = max(1, config.learner.microbatch_tokens // (_PROMPT + _ANSWER))
-    meter = Meter(sequences * (_PROMPT + _ANSWER) ** 2 / 2, fused=fused)
+    meter = Meter(sequences * (_PROMPT + _ANSWER) ** 2 / 2)
     mesh = sharding_mesh(_DEVICE, config.learner.replicas)
     batch = _groups(sequences * _MICRO_BATCHES * ranks)
     with FakeTensorMode(allow_non_fake_inputs=True), meter, _watched(meter):
@@ -178,12 +179,26 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
             made.tie_weights()  # which is part of the initialisation that is left out
             return made.eval()
 
+    agree, rotates = fused._agree, fused._rotates_halves
+
+    def agree_with_numbers(module: nn.Module, ours: Callable[[Tensor], Tensor], width: int) -> bool:
+        with _disable_current_modes():
+            real = {name: torch.rand(one.shape, dtype=one.dtype) for name, one in module.named_parameters()}
+            with _reparametrize_module(module, real):
+                return agree(module, ours, width)
+
+    def rotates_numbers(theirs: Callable[..., Any]) -> bool:
+        with _disable_current_modes():
+            return rotates(theirs)
+
     def one_by_one(calls: Iterable[Callable[[], Any]]) -> Iterator[Any]:
         return (call() for call in calls)  # the modes that count belong to this thread
 
     with (
         patch.object(policy, "AutoModelForCausalLM", Made),
         patch.object(policy.Policy, "to", lambda self, device: self),  # it is there already
+        patch.object(fused, "_agree", agree_with_numbers),
+        patch.object(fused, "_rotates_halves", rotates_numbers),
         patch.object(trainer, "check_fidelity", lambda policy: None),  # compares values
         patch.object(Trainer, "_tell_agreement", lambda self, agreement: None),
         patch.object(trainer, "training_device", lambda: _DEVICE),
@@ -218,7 +233,17 @@ def _watched(meter: Meter) -> Iterator[None]:
 
         return staticmethod(counted)
 
+    def generated(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            # The maximum and the sum are computed in one pass (Inductor's online softmax), and the entropy in another.
+            has_entropy = function is logprob._score and arguments[4]
+            with meter.one_kernel(function.__name__, 2 if has_entropy else 1):
+                return function(*arguments)
+
+        return called
+
     with (
+        patch.object(kernels, "generated_kernel", generated),
         patch.object(torch.UntypedStorage, "resize_", resized),
         patch.object(Tensor, "tolist", listed),
         patch.object(head, "forward", in_head(forward)),

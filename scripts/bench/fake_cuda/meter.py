@@ -1,7 +1,8 @@
 """Counts operations on CUDA tensors without data: kernels, bytes, multiply-adds, memory, and waits of the host.
 
 Times are by the roofline of an H100: an operation takes the time of its arithmetic or that of its bytes, whichever is
-longer, and at least that of a launch. Nothing here is measured on a GPU.
+longer, and at least that of a launch. Arithmetic of other operations than products and attention costs nothing, caches
+do not exist, and communication between ranks overlaps with everything. Nothing here is measured on a GPU.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ _ROOT = Path(__file__).parents[3]
 _NO_KERNEL = ("aten.empty", "aten.new_empty", "aten.detach", "aten.lift_fresh", "aten.alias")
 _SPARSE = ("aten.gather", "aten.scatter_add_")
 _SMALL = 16  # rows, columns or summands
+# Operations whose kernels read their input more than once: softmax, for maximum, sum and result, where a row is larger
+# than a multiprocessor's memory; the norm's backward pass, for the gradients of the input and of the weight.
+_SOFTMAX, _LARGE_ROW, _SOFTMAX_READS = ("aten._softmax.", "aten._log_softmax."), 200_000, 3  # bytes
+_TWO_READS = ("aten._fused_rms_norm_backward",)
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
@@ -51,8 +56,6 @@ class Meter(TorchDispatchMode):
     Args:
         pairs: query-key pairs of the attention of a micro-batch, Σ n²/2 over its sequences. Their number is data,
             which tensors do not hold here.
-        fused: count a row of operations between products, attention and collectives as one kernel that reads each of
-            its inputs once and writes what outlives it. That is what a compiler would make at best.
 
     Attributes:
         phases: the counts by phase.
@@ -62,7 +65,7 @@ class Meter(TorchDispatchMode):
         live, peak: bytes of CUDA memory now, and at most since ``peak`` was last set.
     """
 
-    def __init__(self, pairs: float, *, fused: bool = False) -> None:
+    def __init__(self, pairs: float) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phases: dict[str, Counts] = {}
         self.waits: list[tuple[str, str]] = []
@@ -71,9 +74,9 @@ class Meter(TorchDispatchMode):
         self.live = self.peak = 0
         self.peak_at = ""
         self.phase = "start"
-        self._pairs, self._fused = pairs, fused
+        self._pairs = pairs
         self._sizes: dict[int, int] = {}  # bytes by storage
-        self._region: _Region | None = None
+        self._kernel: _Kernel | None = None  # that is being put together
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
@@ -82,17 +85,26 @@ class Meter(TorchDispatchMode):
         try:
             yield
         finally:
-            self._end_region()
             self.phase = before
+
+    @contextmanager
+    def one_kernel(self, name: str, reads: int = 1) -> Iterator[None]:
+        """Operations count as one kernel, which reads its inputs ``reads`` times and writes what outlives it."""
+        assert self._kernel is None
+        self._kernel = _Kernel()
+        try:
+            yield
+        finally:
+            kernel, self._kernel = self._kernel, None
+            self._note_peak(name)
+            self._add(self.phases.setdefault(self.phase, Counts()), name, 0.0, PEAK_FLOPS, kernel.bytes(reads))
 
     def enter(self, phase: str) -> None:
         """From now on operations count to ``phase``."""
-        self._end_region()
         self.phase = phase
 
     def reset(self) -> None:
         """Forgets all counts but the memory that is in use."""
-        self._end_region()
         self.phases.clear()
         self.waits.clear()
         self.foreign.clear()
@@ -149,7 +161,7 @@ class Meter(TorchDispatchMode):
         self.live -= self._sizes.pop(key, 0)
 
     def _note_peak(self, name: str) -> None:
-        if self.live > self.peak:
+        if self._kernel is None and self.live > self.peak:  # a kernel keeps what is in between to itself
             self.peak, self.peak_at = self.live, f"{name} in {self.phase}"
 
     # -- work ------------------------------------------------------------------------------------------------------
@@ -167,7 +179,6 @@ class Meter(TorchDispatchMode):
     def _count(self, func: Any, name: str, args: Any, inputs: list[Tensor], outputs: list[Tensor]) -> None:
         counts = self.phases.setdefault(self.phase, Counts())
         if "c10d" in name:
-            self._end_region()
             counts.sent += sum(one.nbytes for one in inputs)
             return
         old = {one.untyped_storage()._cdata for one in inputs}
@@ -175,11 +186,10 @@ class Meter(TorchDispatchMode):
         if name.startswith(_NO_KERNEL) or not (fresh or func._schema.is_mutable):
             return  # a view, or memory without content
         is_product = name.startswith(_PRODUCTS)
-        if self._fused and not is_product and "varlen" not in name:
-            self._region = self._region or _Region(self.phase)
-            self._region.add(inputs, fresh or outputs)
+        if self._kernel is not None:
+            assert not is_product and "varlen" not in name, f"{name} is a kernel of its own"
+            self._kernel.add(inputs, fresh or outputs)
             return
-        self._end_region()
         flops, rate = 0.0, PEAK_FLOPS * _MATMUL
         if "varlen" in name:
             back = "backward" in name
@@ -191,16 +201,15 @@ class Meter(TorchDispatchMode):
             flops = 2 * left.numel() * right.shape[-1]
             if right.dtype == torch.float32:
                 rate = _FLOAT32_FLOPS
-        sizes = [one.nbytes for one in (*inputs, *(fresh or outputs))]
+        read = {(one.untyped_storage()._cdata, one.storage_offset(), one.nbytes): one.nbytes for one in inputs}
+        sizes = [*read.values(), *(one.nbytes for one in fresh or outputs)]
         if name.startswith(_SPARSE):  # some elements of the largest tensor alone
             sizes = [size for size in sizes if size < max(sizes)]
+        elif name.startswith(_TWO_READS):
+            sizes += [one.nbytes for one in inputs]
+        elif name.startswith(_SOFTMAX) and inputs[0].shape[-1] * inputs[0].itemsize > _LARGE_ROW:
+            sizes += [inputs[0].nbytes] * (_SOFTMAX_READS - 1)
         self._add(counts, name, flops, rate, sum(sizes))
-
-    def _end_region(self) -> None:
-        region, self._region = self._region, None
-        if region is not None:
-            counts = self.phases.setdefault(region.phase, Counts())
-            self._add(counts, "fused", 0.0, PEAK_FLOPS, region.bytes())
 
     @staticmethod
     def _add(counts: Counts, name: str, flops: float, rate: float, moved: float) -> None:
@@ -212,11 +221,10 @@ class Meter(TorchDispatchMode):
         counts.by_operation[name] = counts.by_operation.get(name, 0.0) + seconds
 
 
-class _Region:
-    """Operations that a compiler may make one kernel of."""
+class _Kernel:
+    """Operations that a compiler makes one kernel of."""
 
-    def __init__(self, phase: str) -> None:
-        self.phase = phase
+    def __init__(self) -> None:
         self._read: dict[int, int] = {}
         self._made: dict[int, tuple[weakref.ref[Any], int]] = {}
 
@@ -228,9 +236,10 @@ class _Region:
             storage = one.untyped_storage()
             self._made[storage._cdata] = (weakref.ref(storage), one.nbytes)
 
-    def bytes(self) -> float:
+    def bytes(self, reads: int) -> float:
         """Its inputs, and those of its results that somebody still holds."""
-        return sum(self._read.values()) + sum(size for storage, size in self._made.values() if storage() is not None)
+        written = sum(size for storage, size in self._made.values() if storage() is not None)
+        return reads * sum(self._read.values()) + written
 
 
 def _cuda_tensors(tree: Any) -> list[Tensor]:

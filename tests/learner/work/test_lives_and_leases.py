@@ -106,13 +106,47 @@ class Membership(RuleBasedStateMachine):
     def die(self, index: int, restarts: bool) -> None:
         """The process is killed. Another of its name may know that it is gone, and says so."""
         if alive := [process for process in self.processes if process.alive]:
-            victim = alive[index % len(alive)]
-            self.tally.note("actor dies", self.points_of(victim))
-            victim.alive = False
-            if restarts:
-                heir = Process(victim.name, f"{victim.name}/{len(self.processes)}")
-                self.processes.append(heir)
-                self.say_hello(heir, replaces=victim.life)
+            self.kill(alive[index % len(alive)], restarts)
+
+    def kill(self, victim: Process, restarts: bool) -> None:
+        self.tally.note("actor dies", self.points_of(victim))
+        victim.alive = False
+        if restarts:
+            heir = Process(victim.name, f"{victim.name}/{len(self.processes)}")
+            self.processes.append(heir)
+            self.say_hello(heir, replaces=victim.life)
+
+    @rule(
+        stage=st.integers(0, 5), name=NAMES, kind=st.sampled_from(["submit", "release", "leave", "crash", "heartbeat"]),
+        victim=st.sampled_from(["nobody", "the actor", "the learner"]), restarts=st.booleans(),
+    )  # fmt: skip
+    def go_well_up_to(self, stage: int, name: str, kind: str, victim: str, restarts: bool) -> None:
+        """All goes well for a new process up to a stage of the protocol; then somebody dies, or not."""
+        process = Process(name, f"{name}/{len(self.processes)}")
+        self.processes.append(process)
+        if stage >= 1:
+            self.say_hello(process)
+        if stage >= 2:
+            self.deliver_all_of(process)
+        if stage >= 3:
+            self.publish_and_grant()
+        if stage == 4 and process.learner:
+            self.send_as(process, kind, process.lives)
+        if stage == 5 and process.learner:  # now another one wants its name
+            process = Process(name, f"{name}/{len(self.processes)}")
+            self.processes.append(process)
+            self.say_hello(process)
+            self.deliver_all_of(process)
+            self.say_hello(process, waited_s=7.0)
+            self.deliver_all_of(process)
+        if victim == "the actor":
+            self.kill(process, restarts)
+        elif victim == "the learner":
+            self.restart_learner()
+
+    def deliver_all_of(self, process: Process) -> None:
+        while process.sent:
+            self.deliver([one for one in self.processes if one.sent].index(process))
 
     def points_of(self, process: Process) -> list[str]:
         state = self.registry.actors.get(process.name)
@@ -151,6 +185,9 @@ class Membership(RuleBasedStateMachine):
         lives = process.lives
         if old:
             lives = random.choice([lives._replace(actor="life-1"), lives._replace(learner="x"), wire.Lives("", "")])
+        self.send_as(process, kind, lives)
+
+    def send_as(self, process: Process, kind: str, lives: wire.Lives) -> None:
         lease = next(iter(process.held), "99:train-0")
         message: wire.LifeMessage
         match kind:
@@ -162,7 +199,7 @@ class Membership(RuleBasedStateMachine):
                 message = wire.Heartbeat(holding=list(process.held), seconds={})
             case _:
                 message = wire.Leave(reason="x", generating=list(process.held) if kind == "crash" else [])
-        if kind in ("submit", "release") and not old:
+        if kind in ("submit", "release") and lives == process.lives:
             process.held.pop(lease, None)
         process.sent.append(message.of(lives))
 
@@ -295,7 +332,7 @@ TestMembership.settings = settings(max_examples=30, stateful_step_count=50, dead
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_membership_for_long() -> None:
-    run_state_machine_as_test(Membership, settings=settings(max_examples=2000, stateful_step_count=80, deadline=None))
+    run_state_machine_as_test(Membership, settings=settings(max_examples=300, stateful_step_count=80, deadline=None))
     print(Membership.tally)
     assert Membership.tally.steps >= 20_000 and not Membership.tally.missing(EVERYWHERE)
 

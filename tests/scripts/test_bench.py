@@ -1,0 +1,411 @@
+"""Benchmarks: rows of our own in the published forms are read, and scored by hand-made tables, faults included."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from common.answer import read_answer
+from common.process import FatalError
+from learner.data.problems import Place
+from reward.terms import math
+from scripts.study import bench
+from scripts.study.benchmarks import published, rows, scoring
+from scripts.study.benchmarks.letters import likeliest
+from scripts.study.benchmarks.prompts import prompt, read_templates
+from scripts.study.benchmarks.rows import BenchmarkRow
+from scripts.study.benchmarks.scoring import BENCHMARKS, Response
+from tests.support.chat import serving
+
+GERMAN = "Wir zählen zuerst die Äpfel im Korb und dann die Birnen, die auf dem Tisch liegen."
+FRENCH = "Nous comptons d'abord les pommes du panier, puis les poires qui sont sur la table."
+ENGLISH = "First we count the apples in the basket, and then the pears that lie on the table."
+
+
+class InThisProcess:
+    """Compares formulas without the workers, which take seconds to start; tests/reward has theirs."""
+
+    def verify(self, answers: Sequence[tuple[str, list[str], str]], check: scoring.Check | None = None) -> list[float]:
+        return [float((check or math._verify)(*one)) for one in answers]
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def verifier(monkeypatch: pytest.MonkeyPatch) -> scoring.Verifier:
+    monkeypatch.setattr(scoring, "MathVerifier", InThisProcess)
+    return scoring.Verifier()
+
+
+def lines(*records: dict[str, Any]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def write(directory: Path, files: dict[str, Any]) -> str:
+    """Files by name: a text, a JSON array, or the rows of a parquet file."""
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".parquet"):
+            pq.write_table(pa.Table.from_pylist(content), path)
+        else:
+            path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(directory)
+
+
+MMATH = {
+    "question": "Was ist 2 + 3?",
+    "answer": "5",
+    "data_source": "CNMO",
+    "data_source_id": 0,
+    "lang": "de",
+    "gid": 9,
+}
+OPTIONS = {"option_a": "Bern", "option_b": "Rom", "option_c": "Wien", "option_d": "Prag"}
+HALF = "$\\frac{1}{2}$"
+INCLUDE = {"language": "German", "country": "Austria", "question": "Hauptstadt?", "choices": [*OPTIONS.values()],
+           "answer": 2, "subject": "geography", "regional_feature": "region explicit"}  # fmt: skip
+FORMS: dict[str, tuple[dict[str, Any], list[tuple[str, str, str, str]]]] = {
+    "mmath": (
+        {"de.json": [MMATH], "fr.json": [{**MMATH, "lang": "fr", "data_source": "AIME2024", "answer": HALF}]},
+        [("de", "Was ist 2 + 3?", "5", "CNMO"), ("fr", "Was ist 2 + 3?", HALF, "AIME2024")],
+    ),
+    "polymath": (
+        {
+            "de/low.parquet": [{"id": "low-de-0", "question": "1 + 1?", "answer": "2"}],
+            "de/top.parquet": [{"id": "top-de-0", "question": "Dimension?", "answer": "$\\frac{5}{4}$"}],
+        },
+        [("de", "1 + 1?", "2", "low"), ("de", "Dimension?", "$\\frac{5}{4}$", "top")],
+    ),
+    "mgsm": (
+        {"mgsm_th.tsv": "เท่าไร?\t1,200\n", "mgsm_de.tsv": 'Er sagt "vier" Äpfel?\t4\nNoch?\t-3\n'},
+        [("de", 'Er sagt "vier" Äpfel?', "4", ""), ("de", "Noch?", "-3", ""), ("th", "เท่าไร?", "1,200", "")],
+    ),
+    "mgsm-rev2": (
+        {"mgsm_sw.tsv": "Ngapi?\t18\n", "replaced_questions.json": {"sw": [1]}},
+        [("sw", "Ngapi?", "18", "")],
+    ),
+    "msvamp": (
+        {
+            "test_German.json": lines({"query": "?", "equation": "+ 1 1", "response": "8.0", "m_query": "Wie viele?"}),
+            "test_English.json": lines({"m_query": "how many?", "equation": "+ 1 1", "response": "8.0"}),
+        },
+        [("en", "how many?", "8.0", ""), ("de", "Wie viele?", "8.0", "")],
+    ),
+    "global-mmlu-lite": (
+        {
+            "de/test-00000-of-00001.parquet": [
+                {"question": "Hauptstadt?", **OPTIONS, "answer": "C", "cultural_sensitivity_label": "CS"}
+            ],
+            "de/dev-00000-of-00001.parquet": [{"sample_id": "x/2", "question": "Nicht gefragt?", "answer": "A"}],
+        },
+        [("de", "Hauptstadt?", "C", "CS")],
+    ),
+    "include-lite": (
+        {
+            "German/test.parquet": [INCLUDE],
+            "North Macedonian/test.parquet": [
+                {**{k: v for k, v in INCLUDE.items() if k != "choices"}, **OPTIONS, "language": "North Macedonian"}
+            ],
+        },
+        [("de", "Hauptstadt?", "C", "region explicit"), ("mk", "Hauptstadt?", "C", "region explicit")],
+    ),
+    "mclm": (
+        {
+            "mt-math100.parquet": [{"en": "1 + 1?", "ja": None, "zh-cn": "1 加 1?", "answer": "2"}],
+            "mt-aime2024.parquet": [{"en": "2 + 2?", "ja": "足す?", "zh-cn": None, "answer": "4"}],
+            "m-imo.parquet": [{"en": "Prove it.", "answer": None}],
+        },
+        [("en", "2 + 2?", "4", "MT-AIME2024"), ("ja", "足す?", "4", "MT-AIME2024"), ("en", "1 + 1?", "2", "MT-MATH100"),
+         ("zh", "1 加 1?", "2", "MT-MATH100")],
+    ),
+}  # fmt: skip
+
+
+def test_every_benchmark_has_a_form() -> None:
+    assert FORMS.keys() == BENCHMARKS.keys()
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_rows_are_read_as_they_are_published(name: str, tmp_path: Path) -> None:
+    files, wanted = FORMS[name]
+    found = BENCHMARKS[name].read(write(tmp_path, files), [])
+    assert [(row.language, row.question, row.answer, row.group) for row in found] == wanted
+    assert all(row.choices == (tuple(OPTIONS.values()) if BENCHMARKS[name].is_choice else ()) for row in found)
+    one = wanted[-1][0]
+    chosen = BENCHMARKS[name].read(str(tmp_path), [one])
+    assert [row.language for row in chosen] == [language for language, *_ in wanted if language == one]
+    with pytest.raises(FatalError, match=r"no question in (de, )?yo"):
+        BENCHMARKS[name].read(str(tmp_path), ["yo", one])
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("mmath", {"de.json": [{**MMATH, "data_source": None}]}, r"de\.json, row 0: .*'data_source' is 'None'"),
+        ("mmath", {"de.json": [{"problem": "?", "answer": "5"}]}, r"no column 'data_source'.*are problem, answer"),
+        ("mmath", {"de.json": [{**MMATH, "data_source": "GSM8K"}]}, r"'GSM8K', which is none of AIME2024"),
+        ("mmath", {"de.json": [{**MMATH, "lang": "xx"}]}, r"row 0: unknown language 'xx'"),
+        ("polymath", {"de/low.parquet": [{"id": "0", "question": "?", "answer": "1"}]}, r"the id '0' is not of"),
+        ("mgsm", {"mgsm_de.tsv": "a\tb\tc\n"}, r"mgsm_de\.tsv, row 0: it has 3 columns"),
+        ("mgsm", {"mgsm_de.tsv": "Wie viele?\tvier\n"}, r"the answer 'vier' is no whole number"),
+        ("mgsm", {"mgsm.tsv": "Wie viele?\t4\n"}, r"names no language: it takes a name as mgsm_de\.tsv"),
+        ("msvamp", {"test_German.json": lines({"query": "?", "response": "1"})}, r"no column 'm_query'.*query, response"),
+        ("global-mmlu-lite", {"de/test.parquet": [{"question": "?", **OPTIONS, "answer": "E"}]}, "none of A, B, C, D"),
+        ("global-mmlu-lite", {"de/test.parquet": [{"question": "?", "answer": "A"}]}, r"no column 'option_a'"),
+        ("include-lite", {"test.parquet": [{**INCLUDE, "answer": 4}]}, r"'answer' is '4'; a whole number from 0 to 3"),
+        ("include-lite", {"test.parquet": [{**INCLUDE, "choices": ["x"]}]}, r"'choices' is .*option_a to option_d"),
+        ("mclm", {"mt-math100.parquet": [{"problem": "?", "answer": "1"}]}, r"no column is named after a language"),
+        ("mclm", {"mt-math100.parquet": [{"en": "?"}]}, r"no column 'answer'"),
+        ("mclm", {"readme.md": "x"}, r"holds no file of rows"),
+    ],
+)  # fmt: skip
+def test_a_wrong_column_is_named(name: str, files: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(FatalError, match=message):
+        BENCHMARKS[name].read(write(tmp_path, files), [])
+
+
+def test_the_hub_is_asked_for_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read(source: str) -> list[Any]:
+        asked.append(source)
+        return []
+
+    monkeypatch.setattr(rows, "read_records", read)
+    for name, source in (("polymath", "Qwen/PolyMath"), ("include-lite", "CohereLabs/include-lite-44")):
+        with pytest.raises(FatalError, match="no question"):
+            BENCHMARKS[name].read(source, ["de", "mk"] if name == "include-lite" else ["de"])
+    levels = [f"Qwen/PolyMath:de@{level}" for level in ("low", "medium", "high", "top")]
+    assert asked == [
+        *levels,
+        "CohereLabs/include-lite-44:German@test",
+        "CohereLabs/include-lite-44:North Macedonian@test",
+    ]
+    asked.clear()
+    with pytest.raises(FatalError, match="no question"):
+        BENCHMARKS["global-mmlu-lite"].read("CohereLabs/Global-MMLU-Lite", [])
+    assert len(asked) == 23
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        (r"\boxed{4} or rather \boxed{5}", "5"),
+        (r"<think>\boxed{7}", "7"),  # a thought that never ended
+        (r"\boxed{{5}}", "5"),
+        (r"so \boxed{3 and 12 apples", "12"),  # a box that never ends: the last number
+        ("The answer is 1,234.", "1234"),
+        ("It costs -3.50 and no more", "-3.50"),
+        ("no number at all", "None"),
+        (r"\fbox{9}", "9"),
+    ],
+)
+def test_what_mmath_reads(response: str, answer: str) -> None:
+    assert published.answer_mmath(response) == answer
+
+
+def test_what_polymath_reads() -> None:
+    read, close = published.answer_polymath, published.numbers_close_polymath
+    assert read(r"<think>\boxed{1}</think>First \boxed{2}, then \boxed{3}") == "2", "the first one, after the thought"
+    assert read(r"\boxed{ \frac{1} {2} }") == r"\frac{1}{2}" and read(r"\boxed{1") is None and read("7") is None
+    assert close("0.5", "50") and close("5000", "50") and close("50%", "0.5"), "a factor of 100 counts as equal"
+    assert close("10000.5", "10000") and not close("10002", "10000") and close("1,000", "1000")
+    assert close("x+1", "X+1") and close("x", "2") is None
+
+
+def test_what_adamame_mathoctopus_and_the_harness_read() -> None:
+    assert published.boxes_adamame(r"<think>\boxed{4}, no, \boxed{5}</think>\boxed{6}") == ("6", "4")
+    assert published.boxes_adamame(r"\boxed{6} \boxed{7}") == ("6", "") and published.boxes_adamame("6") == ("", "")
+    right = published.right_mathoctopus
+    assert right("it is 8", "8.0") and right("8.0005", "8.0") and right("-8", "8.0"), "signs are lost"
+    assert right("no idea", "0.0") and not right("8,5", "8.5"), "no number is 0, and a decimal comma is none"
+    assert right("1,234", "1234.0") and not right("٨", "7.0") and right("٨", "8.0")
+    harness = published.right_harness_mgsm
+    assert harness("so 1,200.", "1200") and harness("$18", "18") and harness("1,5", "15") and not harness("٤٢", "42")
+    assert not harness("none", "5") and not harness("18.00", "18"), "texts are compared"
+
+
+def test_how_formulas_are_compared() -> None:
+    equal, mclm = published.equal_formulas, published.equal_mclm
+    assert equal(r"$\frac{1}{2}$", ["$0.5$"], "") and not equal("$7$", ["5"], "")
+    assert not equal(r"$2\sqrt{3}$", [r"2\sqrt{3}"], ""), "a gold without dollars is read as a number"
+    assert mclm(r"\boxed{1}", ["12"], ""), "one text within the other"
+    assert mclm(r"\boxed{12}", ["12"], "") and not mclm("nothing", ["12"], "")
+
+
+def respond(raw: str, answer: str, language: str = "de", group: str = "", choices: tuple[str, ...] = ()) -> Response:
+    row = BenchmarkRow(language, "?", answer, Place("file", 0), group, choices)
+    return Response(row, raw, read_answer(raw, language))
+
+
+TABLE = [  # benchmark, response, gold, language, ours, then each published scoring
+    ("mmath", r"\boxed{5}", "5", "de", 1, {"MMATH": 1}),
+    ("mmath", r"<think>\boxed{5}", "5", "de", 0, {"MMATH": 1}),
+    ("mmath", r"\boxed{2\sqrt{3}}", r"2\sqrt{3}", "de", 1, {"MMATH": 0}),
+    ("mmath", r"\boxed{4} \boxed{5}", "5", "de", 1, {"MMATH": 1}),
+    ("mmath", "ผลลัพธ์คือ ๔๒", "42", "th", 1, {"MMATH": 0}),
+    ("polymath", r"\boxed{4}, no: \boxed{5}", "5", "de", 1, {"PolyMath": 0}),
+    ("polymath", r"\boxed{50}", "0.5", "de", 0, {"PolyMath": 1}),
+    ("polymath", r"\boxed{\frac{5}{4}}", r"$\frac{5}{4}$", "de", 1, {"PolyMath": 1}),
+    ("mgsm", "Es sind 1.200 Euro.", "1,200", "de", 1, {"AdaMame": 0, "lm-eval (flexible)": 0}),
+    ("mgsm", r"\boxed{18}", "18", "de", 1, {"AdaMame": 1, "lm-eval (flexible)": 1}),
+    ("mgsm", r"<think>\boxed{18}</think>\boxed{19}", "18", "de", 0, {"AdaMame": 1, "lm-eval (flexible)": 0}),
+    ("mgsm-rev2", "18, also 19", "19", "de", 1, {"AdaMame": 0, "lm-eval (flexible)": 1}),
+    ("msvamp", "Es sind -8.", "8.0", "de", 0, {"MathOctopus": 1, "AdaMame": 0}),
+    ("msvamp", "Es sind 8,5 Liter.", "8.5", "de", 1, {"MathOctopus": 0, "AdaMame": 0}),
+    ("msvamp", "Keine Ahnung.", "0.0", "de", 0, {"MathOctopus": 1, "AdaMame": 0}),
+    ("include-lite", "Die Antwort ist C.", "C", "de", 1, {}),
+    ("global-mmlu-lite", "<think>C</think>(B)", "C", "de", 0, {}),
+    ("mclm", r"\boxed{1}", "12", "de", 0, {"MCLM": 1}),
+    ("mclm", r"\boxed{12}", "12", "de", 1, {"MCLM": 1}),
+]
+
+
+def test_scores_as_published_and_as_they_should_be(verifier: scoring.Verifier) -> None:
+    for name, raw, gold, language, ours, sources in TABLE:
+        benchmark, one = BENCHMARKS[name], [respond(raw, gold, language)]
+        assert benchmark.ours(one, verifier) == [ours], (name, raw)
+        assert {source: score(one, verifier) for source, score in benchmark.published.items()} == {
+            source: [value] for source, value in sources.items()
+        }, (name, raw)
+    with pytest.raises(FatalError, match="is no number"):
+        BENCHMARKS["msvamp"].ours([respond("5", "five")], verifier)
+
+
+def test_means_weigh_languages_sources_and_levels_as_published(rng: np.random.Generator) -> None:
+    values = {
+        (language, level): (rng.random(int(rng.integers(1, 30))) < 0.5).astype(float)
+        for language in ("de", "fr")
+        for level in ("low", "medium", "high", "top")
+    }
+    counts = {key: len(some) for key, some in values.items()}
+
+    def estimate(weigh: Any) -> float:
+        return scoring.weighted_mean(values, weigh(counts), np.random.default_rng(0))[0]
+
+    of = {key: some.mean() for key, some in values.items()}
+    both = ("de", "fr")
+    wanted = [
+        np.mean([np.concatenate([v for k, v in values.items() if k[0] == one]).mean() for one in both]),
+        np.mean([np.mean([of[one, level] for level in ("low", "medium", "high", "top")]) for one in both]),
+        np.mean([(of[o, "low"] + 2 * of[o, "medium"] + 4 * of[o, "high"] + 8 * of[o, "top"]) / 15 for o in both]),
+    ]
+    found = [estimate(weigh) for weigh in (scoring.over_questions, scoring.over_sources, scoring.by_difficulty)]
+    assert found == pytest.approx(wanted)
+    some = (rng.random(200) < 0.3).astype(float)
+    mean, low, high = scoring.weighted_mean({("de", ""): some}, {("de", ""): 1.0}, rng)
+    independent = stats.bootstrap((some,), np.mean, n_resamples=2000, method="percentile", rng=rng).confidence_interval
+    assert (mean, low, high) == pytest.approx((some.mean(), independent.low, independent.high), abs=0.02)
+
+
+def test_a_question_is_asked_in_its_language(tmp_path: Path) -> None:
+    row = BenchmarkRow("de", "Wie viele? ", "4", Place("f", 0))
+    assert prompt(row, {}).startswith("Wie viele?\nDenke Schritt") and r"\boxed{}" in prompt(row, {})
+    options = BenchmarkRow("sw", "Mji?", "A", Place("f", 0), choices=("Dodoma", "Roma"))
+    assert prompt(options, {}).splitlines()[:3] == ["Mji?", "A. Dodoma", "B. Roma"]
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"de": "{question}\nIn \\boxed{{}}."}))
+    assert prompt(row, read_templates(path)) == "Wie viele?\nIn \\boxed{}."
+    path.write_text(json.dumps({"de": "no place"}))
+    with pytest.raises(FatalError, match=r"the prompt of 'de' has no \{question\}"):
+        read_templates(path)
+
+
+class Words:
+    """A tokenizer of whole words, which knows them by their numbers."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.known.setdefault(word, len(self.known)) for word in text.split()]
+
+
+class Characters(Words):
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+
+def test_the_likeliest_letter_is_that_of_the_engine() -> None:
+    some = [BenchmarkRow("de", f"{n}?", "A", Place("f", n), choices=("x", "y", "z", "w")) for n in range(6)]
+    words: Any = Words()
+
+    def engine(request: dict[str, Any]) -> tuple[int, str]:
+        assert request["sampling_params"]["max_new_tokens"] == 1 and request["return_logprob"]
+        first = next(word for word, number in words.known.items() if number == request["input_ids"][0])
+        best = int(first.removesuffix("?")) % 4
+        entries = [[-1.0 if n == best else -2.0, token, None] for n, token in enumerate(request["token_ids_logprob"])]
+        return 200, json.dumps({"text": "", "meta_info": {"output_token_ids_logprobs": [entries[::-1]]}})
+
+    with serving(engine) as url:
+        assert likeliest(some, f"m@{url}", words) == ["A", "B", "C", "D", "A", "B"]
+    characters: Any = Characters()
+    with pytest.raises(FatalError, match="makes 2 tokens of the letter A"):
+        likeliest(some, "m@http://127.0.0.1:1/v1", characters)
+
+
+def test_the_command_from_published_rows_to_figures(
+    verifier: scoring.Verifier, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two responses a question, of which every score, language and mean is known."""
+    says = {
+        "q1": [rf"<think>{GERMAN}</think>{GERMAN} \boxed{{5}}"] * 2,
+        "q2": [rf"<think>{GERMAN}</think>{GERMAN} \boxed{{\frac{{1}}{{2}}}}", rf"{GERMAN} \boxed{{2}}"],
+        "q3": [rf"<think>{ENGLISH}</think>{GERMAN} \boxed{{204}}"] * 2,
+        "q4": [rf"<think>{FRENCH} \boxed{{7}}"] * 2,
+        "q5": [rf"<think>{FRENCH}</think>{FRENCH} \boxed{{11}}"] * 2,
+    }
+    golds = {"q1": "5", "q2": r"$\frac{1}{2}$", "q3": "204", "q4": "7", "q5": "12"}
+    sources = {"q1": "MATH500", "q2": "MATH500", "q3": "AIME2024", "q4": "MATH500", "q5": "AIME2024"}
+    records = [
+        {**MMATH, "question": name, "answer": golds[name], "data_source": sources[name], "lang": language}
+        for name, language in zip(says, ["de", "de", "de", "fr", "fr"], strict=True)
+    ]
+    data = write(tmp_path / "data", {"de.json": records[:3], "fr.json": records[3:]})
+    asked = []
+
+    def model(request: dict[str, Any]) -> str:
+        asked.append(request)
+        assert (request["temperature"], request["top_p"], request["max_tokens"]) == (0.6, 0.95, 32768)
+        return says[request["messages"][-1]["content"][:2]][request["seed"]]
+
+    with serving(model) as url:
+        words = ["mmath", f"m@{url}", "--data", data, "--out", str(tmp_path / "out.json"), "--samples", "2"]
+        bench.main(words)
+        shown = capsys.readouterr().out
+        assert len(asked) == 10 and "pass@2" in shown and "as published: MMATH" in shown and "detector gate" in shown
+        bench.main([*words, "--json"])
+        assert len(asked) == 10, "what was answered is kept"
+    found = json.loads(capsys.readouterr().out)
+    ours, theirs = found["scorings"]["ours"], found["scorings"]["as published: MMATH"]
+    assert ours["means"]["sources"][0] == pytest.approx((0.875 + 0) / 2)
+    assert ours["means"]["questions"][0] == pytest.approx((2.5 / 3 + 0) / 2)
+    assert theirs["means"]["sources"][0] == pytest.approx((0.875 + 0.5) / 2), "the thought's box counts"
+    assert [ours["pass@k"][k][0] for k in ("1", "2")] == pytest.approx([0.4375, 0.5])
+    assert ours["groups"] == {"AIME2024": 0.5, "MATH500": pytest.approx(0.5)}
+    german, french = ours["languages"]["de"], ours["languages"]["fr"]
+    assert (german["accuracy"], german["lc"], german["lc_accuracy"]) == pytest.approx((5 / 6, 4 / 6, 3 / 6))
+    assert german["lc_thought"] == pytest.approx(3 / 5) and german["lc_answer"] == 1
+    assert (french["accuracy"], french["lc"], french["lc_thought"], french["lc_answer"]) == (0, 0.5, 1, 0.5)
+    consistency = found["published_consistency"]
+    assert consistency["MMATH LCR, thinking (lid.176)"] == pytest.approx(8 / 10)
+    assert consistency["M-Thinker LC (langdetect)"] == pytest.approx(((3 / 4 + 0) / 2 + (0 + 1) / 2) / 2)
+    kept = [json.loads(line) for line in (tmp_path / "out.responses.jsonl").read_text().splitlines()]
+    assert len(kept) == 10 and kept[0]["scores"] == {"ours": 1, "as published: MMATH": 1}
+    for wrong, message in (
+        (["nothing", *words[1:]], "no benchmark 'nothing'"),
+        ([*words, "--temperature", "0"], "2 greedy responses are one and the same"),
+        ([*words, "--languages", "ja"], "has no question in ja"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            bench.main(wrong)
