@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -19,7 +20,9 @@ import pytest
 import zmq
 
 from common.net.ports import reserve_port
+from scripts.bench.chaos import events as chaos_events
 from scripts.bench.chaos.clock import Clocks
+from scripts.bench.chaos.cluster import GROUP_ACTORS, LEADER, Cluster
 from scripts.bench.chaos.observer import Observed, Observer
 from scripts.bench.chaos.tap import HttpReader, Proxies, ZmtpReader
 from scripts.bench.chaos.verdict import Bounds, problems
@@ -44,7 +47,7 @@ def survives(engine: str, events: int, seed: int, directory: Path) -> None:
 
 
 def test_a_few_disasters(tmp_path: Path) -> None:
-    survives("light", 4, 5, tmp_path)
+    survives("light", 4, 1230, tmp_path)  # another engine beneath an actor, a dead leader, a clock that jumps, a cut
 
 
 @pytest.mark.slow
@@ -52,6 +55,31 @@ def test_a_few_disasters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("engine", "events"), [("light", 100), ("sglang", 50)])
 def test_many_disasters(engine: str, events: int, tmp_path: Path) -> None:
     survives(engine, events, 0, tmp_path)
+
+
+# -- deaths in the middle of a weight sync -----------------------------------------------------------------------------
+
+
+def test_a_leader_is_killed_when_a_transfer_begins_and_in_no_other_moment(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    killed = list[str]()
+
+    def process(name: str) -> Any:
+        return SimpleNamespace(kill=lambda: killed.append(name))
+
+    monkeypatch.setattr(chaos_events, "_KINDS", {"kill leader": 1})
+    events = chaos_events.Events(cast(Cluster, SimpleNamespace(process=process)), seed)
+    assert not events.strike(), "it waits for its moment"
+    for phase in ("pause", "probe", "continue"):
+        for actor in GROUP_ACTORS:
+            events.reached(actor, phase)
+    events.reached("actor-1", "transfer")  # whose engine reads shared memory
+    assert not killed and not events.strike()
+    for actor in GROUP_ACTORS:
+        events.reached(actor, "transfer")
+    assert killed == [LEADER], "once"
+    assert events.strike() and events.count == {"kill leader in transfer": 1}
 
 
 # -- wall clocks that jump -------------------------------------------------------------------------------------------
