@@ -19,6 +19,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Set
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,6 +31,7 @@ from actor.weights import Order
 from common import wire
 from common.config import SyncConfig
 from common.process import FatalError
+from common.run_files import owned_directory
 
 log = logging.getLogger("actor")
 
@@ -40,7 +42,8 @@ class AdapterUpdates:
     Args:
         engine: ready to generate, and started for adapters.
         send: sends a message to the learner.
-        sync: the section ``sync`` of the configuration; files of adapters lie in its ``directory``.
+        sync: the section ``sync`` of the configuration; files of adapters lie in its ``directory``, which must be the
+            run's alone, as of ``sync_of_run``.
         probe_timeout_s: deadline of the probe in seconds. It waits in the engine behind the answers in flight.
     """
 
@@ -53,7 +56,7 @@ class AdapterUpdates:
     ) -> None:
         self._engine, self._send, self._sync, self._probe_timeout_s = engine, send, sync, probe_timeout_s
         self._name = f"lrpo-{uuid.uuid4().hex[:8]}"  # of this life, as the engine may outlive it
-        self._directory: Path = sync.directory / self._name
+        self._directory = Path()  # of the files of this life; known while it runs
         self._numbers = itertools.count()
         self._loaded: list[LoadedAdapter] = []  # oldest first
         self._proving: Counter[int] = Counter()  # adapters whose probe is under way, by version
@@ -88,12 +91,19 @@ class AdapterUpdates:
     async def run(self) -> NoReturn:
         """Carries out orders until it is cancelled, and then deletes the files.
 
+        Deletes at the beginning what actors of this run left that were killed.
+
         Raises:
             EngineError: the engine failed to load or unload an adapter in time, or its probe is not the learner's. It
                 must be started again.
-            FatalError: the engine serves another model than the learner's, or was not started for adapters.
+            FatalError: the engine serves another model than the learner's, or was not started for adapters; or
+                ``sync.directory`` cannot be written.
         """
-        try:
+        with ExitStack() as files:
+            try:
+                self._directory = files.enter_context(owned_directory(self._sync.directory))
+            except OSError as error:
+                raise FatalError(f"cannot write adapters to sync.directory: {error}") from None
             async with self._task_group:
                 while True:
                     order = await self._orders.get()
@@ -102,8 +112,6 @@ class AdapterUpdates:
                         await self._unload_idle()
                     else:
                         log.warning("dropped an order of the kind %s: this actor loads adapters", order.kind)
-        finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
 
     async def _update(self, order: wire.LoadAdapter) -> None:
         newest = self._engine.adapter

@@ -30,6 +30,7 @@ from actor.weights import Order, WeightUpdates
 from common import wire
 from common.config import HEARTBEAT_S, Config
 from common.net.rendezvous import Route
+from common.run_files import sync_of_run
 
 log = logging.getLogger("actor")
 
@@ -67,7 +68,7 @@ class Life:
         probe_timeout_s = config.actor.request_timeout_s
         self._weights: WeightUpdates | AdapterUpdates
         if config.lora.sends_adapters:
-            self._weights = AdapterUpdates(self._engine, learner.send, config.sync, probe_timeout_s)
+            self._weights = AdapterUpdates(self._engine, learner.send, sync_of_run(config), probe_timeout_s)
         else:
             self._weights = WeightUpdates(
                 self._engine, learner.send, self._times, config.sync, probe_timeout_s, outlived=self._process is None

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from common.config import Config
 from common.process import FatalError
+from common.run_files import sync_of_run
 from common.stopwatch import Stopwatch
 from learner import recording, resume
 from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
@@ -126,15 +127,15 @@ def build_run(
 def _publisher(
     config: Config, server: WorkServer, trainer: Trainer, links: RankLinks, interrupts: Interrupts
 ) -> Publisher | AdapterPublisher:
-    policy, dtype = trainer.policy, config.model.dtype
+    policy, dtype, sync = trainer.policy, config.model.dtype, sync_of_run(config)
     others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
     if config.lora.sends_adapters and policy.adapters is not None:
         peft_config = policy.adapters.peft_config(config.model.path)
         return AdapterPublisher(
-            server, config.sync, peft_config, policy.adapters.parameters, dtype, interrupts.check, others_wait_s
+            server, sync, peft_config, policy.adapters.parameters, dtype, interrupts.check, others_wait_s
         )
     buckets = published_buckets(config, trainer)
-    return Publisher(server, config.sync, buckets, trainer.device, interrupts.check, others_wait_s, links)
+    return Publisher(server, sync, buckets, trainer.device, interrupts.check, others_wait_s, links)
 
 
 def _state(config: Config, questions_digest: str, lock: threading.Condition, latest: Checkpoint | None) -> RunState:

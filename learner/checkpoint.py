@@ -40,6 +40,7 @@ from common.process import FatalError
 from learner.groups import Group
 from learner.ranks import broadcast
 from learner.train.lora import check_same_adapters, is_anchor, saved_parameters
+from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
 from learner.weights.deadlines import checkpoint_deadline_s
 
@@ -47,6 +48,7 @@ log = logging.getLogger("learner.checkpoint")
 
 STATE_FILE = "run.json"
 _ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they are
+_OPTIMIZER_FILE = "optimizer.json"  # only where its state is not in float32: in which form it is
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
 _FINISH_S = 5.0  # what a run that has failed gives the checkpoint that is being written
@@ -70,7 +72,8 @@ class Checkpoint:
 class Checkpoints:
     """The directories ``step-000010`` under ``root``: sharded model and optimizer, ``queued.msgpack``, ``run.json``.
 
-    Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are.
+    Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are. Where the
+    state of the optimizer is in 8 bits, ``optimizer.json`` says so.
 
     One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
     its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
@@ -126,16 +129,18 @@ class Checkpoints:
                 partial.mkdir(parents=True)
                 (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
                 (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
-                if policy.adapters is not None:
-                    described = json.dumps(policy.adapters.description())
-                    (partial / _ADAPTERS_FILE).write_text(described, encoding="utf-8")
+                adapters = None if policy.adapters is None else policy.adapters.description()
+                for name, described in ((_ADAPTERS_FILE, adapters), (_OPTIMIZER_FILE, describe_state(optimizer))):
+                    if described is not None:
+                        (partial / name).write_text(json.dumps(described), encoding="utf-8")
             except OSError as error:
                 self._fail(partial, error)
         dist.barrier(group=self._group)
-        initialise_adam(optimizer)
+        initialise(optimizer)
         model, optim = get_state_dict(policy, optimizer)
         model = saved_parameters(model, policy.adapters)
-        tensors: dict[str, Any] = {"model": model, "optim": optim}
+        plain, parts = as_plain_tensors(optim)
+        tensors: dict[str, Any] = {"model": model, "optim": plain, "optim_parts": parts}
         if anchor is not None:
             tensors["anchor"] = get_model_state_dict(anchor)
         self._path, self._bytes = partial.with_suffix(""), _bytes_of(tensors)
@@ -195,12 +200,11 @@ class Checkpoints:
             Whether the anchor was filled: the checkpoint has one, and one was given to fill.
 
         Raises:
-            FatalError: the checkpoint is damaged, of another model, or of other adapters.
+            FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer.
         """
-        described = path / _ADAPTERS_FILE
-        adapters = json.loads(described.read_text(encoding="utf-8")) if described.exists() else None
-        check_same_adapters(adapters, policy.adapters, str(path))
-        initialise_adam(optimizer)
+        check_same_adapters(_read_description(path / _ADAPTERS_FILE), policy.adapters, str(path))
+        check_same_state(_read_description(path / _OPTIMIZER_FILE), optimizer, str(path))
+        initialise(optimizer)
         model, optim = get_state_dict(policy, optimizer)
         saved = FileSystemReader(path).read_metadata().state_dict_metadata
         # Adapters of the reference are not there where the run did not move it until now.
@@ -209,7 +213,8 @@ class Checkpoints:
             for name, value in saved_parameters(model, policy.adapters).items()
             if not is_anchor(name) or f"model.{name}" in saved
         }
-        tensors: dict[str, Any] = {"model": model, "optim": optim}
+        plain, parts = as_plain_tensors(optim)
+        tensors: dict[str, Any] = {"model": model, "optim": plain, "optim_parts": parts}
         has_anchor = anchor is not None and any(name.startswith("anchor.") for name in saved)
         if anchor is not None and has_anchor:
             tensors["anchor"] = get_model_state_dict(anchor)
@@ -280,23 +285,9 @@ class Checkpoints:
         return sorted(path for path in self._root.glob("step-*") if not path.suffix)
 
 
-def initialise_adam(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the state of an Adam optimizer that has made no step yet, as its first step would: zeros.
-
-    Torch makes a missing state before it reads or writes one by a step with the gradient 0. The state then says that a
-    step was made, so that the bias correction of the first real step is that of the second: with the default betas,
-    the step is only 0.74 times as large (pytorch #164929).
-    """
-    if optimizer.state:
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            on_device = group.get("fused") or group.get("capturable")
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device if on_device else "cpu"),
-                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
+def _read_description(path: Path) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return found
 
 
 def _bytes_of(state: object) -> int:

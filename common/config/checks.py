@@ -310,6 +310,15 @@ def adapters_keep_their_optimizer(config: Sections) -> Iterator[str]:
         )
 
 
+def optimizer_state_is_kept_in_one_way(config: Sections) -> Iterator[str]:
+    """Host memory and 8 bits are two ways to save the same memory, and have not been combined."""
+    if config.learner.optimizer_on_cpu and config.learner.optimizer != "adamw":
+        yield (
+            f"learner.optimizer = {config.learner.optimizer!r} cannot be used with learner.optimizer_on_cpu = true: "
+            "choose the one that fits"
+        )
+
+
 def dropout_has_one_optimizer_step(config: Sections) -> Iterator[str]:
     """Between two optimizer steps of a batch, a ratio would compare two dropout masks beside two policies."""
     learner = config.learner
@@ -374,7 +383,7 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
     sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
-    adapters_keep_their_optimizer, dropout_has_one_optimizer_step, loss_has_its_settings, decoupled_parts_exist,
-    refill_knows_the_rewards, evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file,
-    request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
+    loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, evaluation_is_on, steps_are_counted,
+    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

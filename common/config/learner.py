@@ -57,6 +57,8 @@ class LearnerConfig(Section):
     batch_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when a step has no groups for so long
 
     # Optimizer
+    # AdamW with its state in float32, 8 bytes for each parameter; or in 8 bits, 2 bytes, by the package torchao.
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     lr: float = Field(1e-6, gt=0)
     # After the warm-up the rate stays, or falls to min_lr over the steps of the run; learner/train/schedules.py.
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -63,14 +62,16 @@ def packed_attention(
         q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         return _kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, sliding_window)[None], None
     pieces = []
-    for begin, end in pairwise(cu_seq_lens_q.tolist()):
-        q, k, v = (tensor[:, :, begin:end] for tensor in (query, key, value))
+    lengths = cu_seq_lens_q.diff().tolist()
+    # Split and not cut out one by one: the gradient of each cut would be an array of all T tokens.
+    for q, k, v in zip(*(tensor.split(lengths, 2) for tensor in (query, key, value)), strict=True):
+        length = q.shape[2]
         if in_the_open:
             pieces.append(_attention_in_the_open(q, k, v, scaling, sliding_window, softcap, s_aux))
             continue
         mask = None
-        if sliding_window is not None and end - begin > sliding_window:
-            mask = _seen(0, end - begin, end - begin, sliding_window, query.device)
+        if sliding_window is not None and length > sliding_window:
+            mask = _seen(0, length, length, sliding_window, query.device)
         pieces.append(
             F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True

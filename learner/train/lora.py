@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -103,20 +103,9 @@ class Adapters:
         self.base = _digest(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
-        decoder = cast(nn.ModuleList, model.get_decoder().layers)
-        inside = {id(module) for module in decoder.modules()}
-        linear = {
-            name: module
-            for name, module in model.named_modules()
-            if id(module) in inside and type(module) is nn.Linear  # what computes otherwise has another class
-        }
-        known = sorted({name.rpartition(".")[2] for name in linear})
-        if unknown := [target for target in config.targets if target not in known]:
-            raise FatalError(f"lora.targets has {unknown[0]!r}, and the linear layers of the model are {known}")
         self.layers: dict[str, LoraLinear] = {}
-        for name, layer in linear.items():
-            if name.rpartition(".")[2] in config.targets:
-                self.layers[name] = self._adapt(layer, generator, anchored)
+        for name, layer in adapted_layers(linear_layers(model), config.targets).items():
+            self.layers[name] = self._adapt(layer, generator, anchored)
 
     def _adapt(self, layer: nn.Linear, generator: torch.Generator, anchored: bool) -> LoraLinear:
         rank, device = self.config.rank, layer.weight.device
@@ -136,7 +125,7 @@ class Adapters:
     @property
     def parameters(self) -> int:
         """How many numbers are trained, of all ranks together."""
-        return sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in self.layers.values())
+        return adapter_size(self.layers.values(), self.config.rank)
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -186,14 +175,52 @@ class Adapters:
         return {"rank": self.config.rank, "alpha": self.config.alpha, "targets": targets, "base": self.base}
 
 
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """The linear layers inside the decoder's layers by their names in the model: what an adapter can be made for.
+
+    The model may be on the meta device.
+    """
+    decoder = cast(nn.ModuleList, model.get_decoder().layers)
+    inside = {id(module) for module in decoder.modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if id(module) in inside and type(module) is nn.Linear  # what computes otherwise has another class
+    }
+
+
+def adapted_layers(linear: Mapping[str, nn.Linear], targets: Sequence[str]) -> dict[str, nn.Linear]:
+    """Those of ``linear_layers`` that get an adapter, in the order of the model.
+
+    Args:
+        targets: ``lora.targets``, last parts of their names.
+
+    Raises:
+        FatalError: a target is the last part of no name.
+    """
+    known = sorted({_last(name) for name in linear})
+    if unknown := [target for target in targets if target not in known]:
+        raise FatalError(f"lora.targets has {unknown[0]!r}, and the linear layers of the model are {known}")
+    return {name: layer for name, layer in linear.items() if _last(name) in targets}
+
+
+def adapter_size(layers: Iterable[nn.Linear], rank: int) -> int:
+    """How many parameters the adapters of these layers have: rank · (inputs + outputs) each."""
+    return rank * sum(layer.in_features + layer.out_features for layer in layers)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter, and not to the model that is adapted."""
-    return name.rpartition(".")[2] in _TRAINED + _ANCHOR
+    return _last(name) in _TRAINED + _ANCHOR
 
 
 def is_anchor(name: str) -> bool:
     """Whether a parameter of this name belongs to the adapters of the reference policy."""
-    return name.rpartition(".")[2] in _ANCHOR
+    return _last(name) in _ANCHOR
 
 
 def merge(weight_O_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, scale: float) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from learner.train.fidelity import Agreement, check_fidelity, rounding_differenc
 from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
+from learner.train.optimizer import make_optimizer, set_rates, take_step
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
 from learner.train.policy import Policy, shard, store_weights
 from learner.train.prefetch import prefetch
@@ -80,8 +81,8 @@ class Trainer:
     together. With ``lora.rank`` the reference policy is the policy itself without its adapters.
 
     Raises:
-        FatalError: the model cannot be loaded, its log-probabilities are not those of transformers, or
-            learner.replicas does not divide the number of ranks.
+        FatalError: the model cannot be loaded, its log-probabilities are not those of transformers,
+            learner.replicas does not divide the number of ranks, or the package of the optimizer is not installed.
     """
 
     def __init__(self, config: Config) -> None:
@@ -114,9 +115,7 @@ class Trainer:
         self.policy = shard(policy, mesh, dtype, on_cpu=learner.optimizer_on_cpu and self.device.type == "cuda")
         self._tell_agreement(agreement)
         trained = [one for one in self.policy.parameters() if one.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(trained), lr=learner.lr, betas=learner.betas, weight_decay=0.0, fused=True
-        )
+        self.optimizer = make_optimizer(trained, learner)
         self._objective = make_objective(learner)
 
     def step(self, batch: Sequence[Group], number: int) -> StepResult:
@@ -202,7 +201,7 @@ class Trainer:
         problem = ""
         if math.isfinite(grad_norm) and gradient.sums["loss"].isfinite().all():
             torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, norm)
-            self.optimizer.step()
+            take_step(self.optimizer)
         else:
             problem = describe_non_finite(minibatch.samples, gradient.finite, self.policy)
         self.optimizer.zero_grad()
@@ -227,16 +226,13 @@ class Trainer:
             self.anchor_moved = True
 
     def _set_optimizer(self, number: int) -> float:
-        """Sets the optimizer as the configuration says, because a checkpoint brings its own settings. The step's lr."""
+        """Sets the optimizer as the configuration says. The learning rate of the step."""
         config = self._config
         lr = learning_rate(
             number, lr=config.lr, schedule=config.lr_schedule, warmup_steps=config.warmup_steps, steps=config.steps,
             min_lr=config.min_lr,
         )  # fmt: skip
-        for group in self.optimizer.param_groups:
-            decays = self._config.weight_decay_on == "all" or _is_matrix(group["params"][0])
-            group |= {"lr": lr, "betas": self._config.betas}
-            group["weight_decay"] = self._config.weight_decay if decays else 0.0
+        set_rates(self.optimizer, lr, config)
         return lr
 
     def backward(self, minibatch: MiniBatch, axes: Axes) -> BatchGradient:
@@ -350,19 +346,3 @@ def make_objective(config: LearnerConfig) -> Objective:
         importance_cap=config.importance_cap,
         importance_floor=config.importance_floor,
     )
-
-
-def parameter_groups(parameters: Iterable[torch.nn.Parameter]) -> list[dict[str, Any]]:
-    """The optimizer's two groups: matrices, and the vectors that ``learner.weight_decay_on`` may leave out.
-
-    Vectors are biases and the gains of norms. The groups are the same whatever the setting, so that a checkpoint can be
-    read under another one.
-    """
-    every = list(parameters)
-    matrices = [one for one in every if _is_matrix(one)]
-    vectors = [one for one in every if not _is_matrix(one)]
-    return [{"params": members} for members in (matrices, vectors) if members]
-
-
-def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.dim() >= 2

@@ -12,10 +12,9 @@ import json
 import logging
 import math
 import queue
-import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from common import wire
 from common.adapter_files import WEIGHTS_FILE
 from common.config import SyncConfig
 from common.process import FatalError
+from common.run_files import owned_directory
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 from learner.weights.publisher import Gather, Published
@@ -45,7 +45,7 @@ class AdapterPublisher:
 
     Args:
         server: sends messages to the actors and knows who is present.
-        config: the section ``sync``.
+        config: the section ``sync``, with a ``directory`` of the run's own, as of ``sync_of_run``.
         peft_config: the contents of PEFT's ``adapter_config.json``.
         parameters: number of parameters of the adapters.
         dtype: of the engines, as torch calls it; the adapters are rounded to it.
@@ -70,7 +70,6 @@ class AdapterPublisher:
         self._server, self._config, self._check = server, config, check
         self._peft_config = json.dumps(peft_config)
         self._dtype: torch.dtype = getattr(torch, dtype)
-        self._run_id = uuid.uuid4().hex[:8]
         size, most = parameters * self._dtype.itemsize, wire.MAX_MESSAGE_BYTES - _ROOM_BYTES
         if config.transport != "disk" and size > most:
             raise FatalError(
@@ -104,28 +103,26 @@ class AdapterPublisher:
         actors = fitting_actors(self._server, [TRANSPORT])
         transfer_s = len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
         deadline_s = min(self._config.timeout_s + transfer_s, self._longest_s)
-        directory = self._config.directory / f"lrpo-{self._run_id}-{version}"
-        try:
+        with ExitStack() as files:
             order = wire.LoadAdapter(
                 version=version, config=self._peft_config, data=data, path="", probe=probe, timeout_s=deadline_s,
                 sha256=hashlib.sha256(data).hexdigest(),
             )  # fmt: skip
             if self._config.transport == "disk":
-                order = order.model_copy({"data": b"", "path": str(self._write(directory, data))})
+                order = order.model_copy({"data": b"", "path": str(self._write(files, data))})
             for actor in actors.values():
                 self._server.send(actor, order.model_copy({}))  # each is marked with the lives of its actor
             members = self._collect(version, actors, deadline_s)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
         return Published(members, time.monotonic() - begin, 0.0)
 
-    def _write(self, directory: Path, data: bytes) -> Path:
+    def _write(self, files: ExitStack, data: bytes) -> Path:
+        """Writes the file into a directory that exists as long as ``files``, and returns its path."""
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / WEIGHTS_FILE).write_bytes(data)
+            path = files.enter_context(owned_directory(self._config.directory)) / WEIGHTS_FILE
+            path.write_bytes(data)
         except OSError as error:
             raise FatalError(f"cannot write weights to sync.directory = {self._config.directory}: {error}") from None
-        return directory / WEIGHTS_FILE
+        return path
 
     def _collect(self, version: int, actors: dict[str, ActorState], deadline_s: float) -> dict[str, ActorState]:
         """The actors whose engines have loaded the version; gives up those that have not in time."""

@@ -112,7 +112,7 @@ class Publisher:
         self.transports: dict[str, Transport] = {
             "group": self._groups,
             "shared": SharedMemoryTransport(buckets, device),
-            "disk": DiskTransport(config.directory, run_id),
+            "disk": DiskTransport(config.directory),
         }
 
     def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import shutil
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from torch import Tensor
 from common import wire
 from common.nccl import nccl_settings
 from common.process import FatalError
+from common.run_files import owned_directory
 from learner.weights.assignment import assign_leaders
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.buckets import bytes_of, smallest_tensor
@@ -297,27 +297,26 @@ class DiskTransport(Transport):
     """Writes one safetensors file for each bucket into a directory that exists while the round lasts.
 
     Args:
-        directory: ``sync.directory``, seen by learner and engines under the same path.
-        run_id: makes the names of directories unique.
+        directory: the run's own within ``sync.directory``, seen by learner and engines under the same path.
     """
 
-    def __init__(self, directory: Path, run_id: str) -> None:
-        self._directory, self._run_id = directory, run_id
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._files = ExitStack()  # of the round
+        self._path: Path | None = None
 
     def add_bucket(self, round_: Round, number: int, tensors: Sequence[Tensor]) -> None:
-        directory = self._path(round_)
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            if self._path is None:
+                self._path = self._files.enter_context(owned_directory(self._directory))
             by_name = dict(zip(round_.buckets[number].names, tensors, strict=True))
-            save_file(by_name, directory / f"model-{number:05}.safetensors")
+            save_file(by_name, self._path / f"model-{number:05}.safetensors")
         except (OSError, SafetensorError) as error:
             raise FatalError(f"cannot write weights to sync.directory = {self._directory}: {error}") from None
 
     def order(self, receiver: Receiver, round_: Round) -> wire.Receive:
-        return round_.order(path=str(self._path(round_)))
+        return round_.order(path=str(self._path))
 
     def end_round(self, round_: Round) -> None:
-        shutil.rmtree(self._path(round_), ignore_errors=True)
-
-    def _path(self, round_: Round) -> Path:
-        return self._directory / f"lrpo-{self._run_id}-{round_.version}"
+        self._path = None
+        self._files.close()

@@ -17,7 +17,7 @@ from common.config import Config
 from common.process import FatalError
 from common.prompts import PROMPT_STYLES, PromptError, PromptStyle
 from common.wire import Chat, Question, encode
-from learner.data.problems import Problems, RowError
+from learner.data.problems import Place, Problems, RowError
 from learner.data.rows import QuestionRow, Rules, drop_repeated, mean_pass_rate, normal_form, read_question_rows
 
 log = logging.getLogger("learner.data")
@@ -67,7 +67,7 @@ def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQue
             f'data.broken_rows = "refuse", and {len(broken)} rows are broken; {config.run.dir / PROBLEMS_FILE} lists '
             f"them. The first is {broken[0]}"
         )
-    return RunQuestions(_numbered(train), _numbered(heldout), checked.longest)
+    return RunQuestions(_numbered(train), _numbered(heldout), checked.longest([*train, *heldout]))
 
 
 def _read(config: Config, source: str, checked: _CheckedPrompts, problems: Problems) -> list[QuestionRow]:
@@ -140,7 +140,7 @@ class _CheckedPrompts:
         self._style = style
         self._languages = config.run.languages
         self._limit = config.data.max_prompt_tokens
-        self.longest = 0  # tokens of the longest prompt that fits
+        self._tokens: dict[Place, int] = {}  # of the longest prompt of a row that fits
         self._lengths: dict[str, int | str] = {}  # by language: tokens of a short prompt, or why there can be none
 
     def fitting(self, rows: Sequence[QuestionRow], source: str, problems: Problems) -> list[QuestionRow]:
@@ -169,7 +169,11 @@ class _CheckedPrompts:
         if tokens > self._limit:
             reason = f"the prompt has {tokens} tokens, data.max_prompt_tokens is {self._limit}"
             raise RowError("question", reason, "too long")
-        self.longest = max(self.longest, tokens)
+        self._tokens[row.place] = tokens
+
+    def longest(self, rows: Sequence[QuestionRow]) -> int:
+        """Tokens of the longest prompt of some rows that fit, in the language in which it is longest."""
+        return max(self._tokens[row.place] for row in rows)
 
     def _length_of_short_prompt(self, language: str) -> Any:
         if language not in self._lengths:

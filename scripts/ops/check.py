@@ -33,13 +33,14 @@ from common.progress import Activity
 from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
 from learner.train.fidelity import check_fidelity
+from learner.train.lora import adapted_layers, adapter_size
 from learner.train.policy import Policy
 from scripts.ops.command_line import command
 from scripts.ops.dry_run import Machine, ModelShape, rows
 
 _WHOLE = 10**9  # parameters up to which all layers are loaded
 _LEAST_LAYERS = 4
-_RANK = 16  # of adapters, for the number of their parameters
+_RANK = 16  # of adapters, for the number of their parameters where the configuration trains all weights
 _DATES = ("strftime_now", "date_string")
 
 Verdict = Literal["ok", "note", "NO"]
@@ -167,10 +168,19 @@ class Checks:
             yield Line("end of answers", "ok", named)
 
     def _adapters(self) -> Iterator[Line]:
-        if self._shape is not None:
-            names, trained = ", ".join(sorted(self._shape.projections)), _RANK * self._shape.projections.total()
-            yield Line("adapters", "ok", f"LoRA of rank {_RANK} on {names}: {trained / 1e6:.2f} million parameters, "
-                       f"{trained / self._shape.parameters:.1%} of the model")  # fmt: skip
+        if self._shape is None:
+            return
+        lora = self._config.lora
+        try:
+            layers = adapted_layers(self._shape.linear, lora.targets)
+        except FatalError as error:
+            yield Line("adapters", self._lacks if lora.rank else "note", f"{error}: set lora.targets to some of these")
+            return
+        rank, told = lora.rank or _RANK, "" if lora.rank else "; lora.rank = 0 trains all weights instead"
+        trained = adapter_size(layers.values(), rank)
+        size = f"{trained / 1e6:.2f} million parameters, {trained / self._shape.parameters:.1%} of the model"
+        where = f"{len(layers)} layers, {', '.join(lora.targets)}"
+        yield Line("adapters", "ok", f"LoRA of rank {rank} on {where}: {size}{told}")
 
     def _memory(self) -> Iterator[Line]:
         if self._shape is None:

@@ -17,7 +17,6 @@ code is 1 if a GPU needs more than ``--gpu-gb``.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -28,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from actor.engine.server import adapter_flags
 from common.config import Config, load
 from common.process import FatalError
+from learner.train.lora import adapted_layers, adapter_size, linear_layers
 from scripts.bench.table import Json, Row, report
 from scripts.ops.command_line import command
 
@@ -63,11 +63,7 @@ class ModelShape:
         stack = model.get_decoder().layers
         self.layers, self.layer = len(stack), sum(parameter.numel() for parameter in stack[0].parameters())
         self.tied = bool(config.tie_word_embeddings)
-        # By name: inputs and outputs of the linear projections inside the layers, added up over all layers.
-        self.projections: Counter[str] = Counter()
-        for name, module in stack.named_modules():
-            if isinstance(module, torch.nn.Linear):
-                self.projections[name.rpartition(".")[2]] += module.in_features + module.out_features
+        self.linear = linear_layers(model)  # on the meta device
         self.body = sum(parameter.numel() for parameter in stack.parameters())
         self.vocabulary, self.hidden = model.get_output_embeddings().weight.shape
         head = stack[0].self_attn.head_dim
@@ -109,11 +105,7 @@ def adapter_parameters(shape: ModelShape, config: Config) -> int:
     """
     if not config.lora.rank:
         return 0
-    if unknown := [target for target in config.lora.targets if target not in shape.projections]:
-        raise FatalError(
-            f"lora.targets has {unknown[0]!r}, and the layers of the model are {sorted(shape.projections)}"
-        )
-    return config.lora.rank * sum(shape.projections[target] for target in config.lora.targets)
+    return adapter_size(adapted_layers(shape.linear, config.lora.targets).values(), config.lora.rank)
 
 
 def published_bytes(shape: ModelShape, config: Config) -> int:
@@ -127,14 +119,17 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     learner = config.learner
     width = _BYTES[learner.param_dtype]
     shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
+    adam = 8 if learner.optimizer == "adamw" else 2 * (1 + 4 / 256)  # in 8 bits 256 values share a scale in float32
     if adapters := adapter_parameters(shape, config):
         kept = {
             "frozen weights": width * shape.parameters / shards,
-            "adapters, gradients and Adam": (4 + 4 + 8) * adapters / shards,
+            "adapters, gradients and Adam": (4 + 4 + adam) * adapters / shards,
         }
     else:
         kept = {
-            "weights, gradients and Adam": 0 if learner.optimizer_on_cpu else (4 + 4 + 8) * shape.parameters / shards,
+            "weights, gradients and Adam": 0
+            if learner.optimizer_on_cpu
+            else (4 + 4 + adam) * shape.parameters / shards,
             "reference": 0 if not learner.has_kl or learner.reference_on_cpu else width * shape.parameters / shards,
         }
     buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20

@@ -58,7 +58,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from common.config import Config, LearnerConfig, load
 from common.process import FatalError
-from common.prompts import PROMPT_STYLES
+from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Score, ScoreRequest
 from learner import recording
@@ -141,14 +141,19 @@ def generate(
     config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]]
 ) -> list[tuple[list[int], list[float], bool]]:
     """Samples a response to each prompt: its token ids, their log-probabilities, and whether it was truncated."""
-    stop = tokenizer.eos_token_id
+    stops = ChatTemplate(tokenizer, config.model).stop_ids  # as the engines have them
+    if not stops:
+        raise FatalError(
+            f"{config.model.path}: neither its chat template nor its tokenizer has a token that ends an answer: use "
+            "the instruction-tuned version of the model, or set its eos_token"
+        )
     # Replaces the model's own settings, whose top-k and penalties would change the distribution that is sampled from.
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=config.sampling.temperature, top_k=0, top_p=1.0,
-        max_new_tokens=config.sampling.max_new_tokens, eos_token_id=stop, pad_token_id=stop,
+        max_new_tokens=config.sampling.max_new_tokens, eos_token_id=stops, pad_token_id=stops[0],
     )  # fmt: skip
     longest = max(map(len, prompts))
-    ids_B_T = torch.tensor([[stop] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
+    ids_B_T = torch.tensor([[stops[0]] * (longest - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask_B_T = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)
     found: Any = model.generate(  # type: ignore[operator]
         ids_B_T, attention_mask=mask_B_T, return_dict_in_generate=True, output_scores=True
@@ -162,8 +167,9 @@ def generate(
     )
     samples = []
     for response, logp in zip(found.sequences[:, longest:].tolist(), logp_B_T.tolist(), strict=True):
-        length = response.index(stop) + 1 if stop in response else len(response)
-        samples.append((response[:length], logp[:length], stop not in response))
+        ends = [place for place, token in enumerate(response) if token in stops]
+        length = ends[0] + 1 if ends else len(response)
+        samples.append((response[:length], logp[:length], not ends))
     return samples
 
 
@@ -203,7 +209,7 @@ def normalised(rewards: list[float], learner: LearnerConfig, eps: float) -> list
 
 
 def advantages(batch: list[Group], learner: LearnerConfig) -> list[list[float]]:
-    """The advantages of the answers of each group: GRPO's, or GDPO's with ``learner.advantage`` = "decoupled".
+    """The advantages of the answers of each group: GRPO's, those of "split", or GDPO's with "decoupled".
 
     GDPO (arXiv 2601.05242) normalises every part of the reward alone, and divides the sums by their deviation in the
     batch.
@@ -213,6 +219,8 @@ def advantages(batch: list[Group], learner: LearnerConfig) -> list[list[float]]:
             normalised([answer.reward - too_long(answer, learner) for answer in group], learner, 1e-6)
             for group in batch
         ]
+    if learner.advantage == "split":
+        return [split(group, learner) for group in batch]
     found = []
     for group in batch:
         parts = [
@@ -225,9 +233,24 @@ def advantages(batch: list[Group], learner: LearnerConfig) -> list[list[float]]:
     return [[value / (deviation + 1e-4) for value in group] for group in found]
 
 
+def split(group: Group, learner: LearnerConfig) -> list[float]:
+    """Quality compared among the answers that kept to their language, and compliance apart."""
+    kept = [answer.reward - too_long(answer, learner) for answer in group if answer.compliant]
+    share = len(kept) / len(group)
+    found = [learner.compliance_weight * (answer.compliant - share) for answer in group]
+    if len(set(kept)) < 2:
+        return found
+    worst, centre = min(kept), sum(kept) / len(kept)
+    std = (sum((quality - centre) ** 2 for quality in kept) / (len(kept) - learner.std_ddof)) ** 0.5
+    values = [answer.reward - too_long(answer, learner) if answer.compliant else worst for answer in group]
+    mean = sum(values) / len(values)
+    divisor = std + 1e-6 if learner.advantage_std else 1
+    return [one + (value - mean) / divisor for one, value in zip(found, values, strict=True)]
+
+
 def differs(group: Group, learner: LearnerConfig) -> bool:
     """Whether the answers are not all worth the same, apart from the penalty for their length."""
-    names = ["reward"] if learner.advantage == "gated" else list(learner.decoupled_parts)
+    names = list(learner.decoupled_parts) if learner.advantage == "decoupled" else ["reward"]
     return any(len({answer.parts[name] for answer in group}) > 1 for name in names)
 
 
@@ -273,6 +296,16 @@ def surrogate(learner: LearnerConfig, logp: Tensor, old_logp: Tensor, of_respons
     return -objective
 
 
+def importance_weight(learner: LearnerConfig, old_logp: Tensor, behaviour_logp: Tensor) -> Tensor:
+    """π_old / μ of each token as ``learner.importance`` limits it, [B, T − 1]; 1 where nothing is weighted."""
+    if learner.importance == "none" or learner.proximal == "behaviour":
+        return torch.ones_like(old_logp)
+    ratio = torch.exp(old_logp - behaviour_logp)
+    if learner.importance == "truncate":
+        return ratio.clamp(max=learner.importance_cap)
+    return torch.where((ratio >= learner.importance_floor) & (ratio <= learner.importance_cap), ratio, 0.0)
+
+
 def batch_loss(config: Config, model: PreTrainedModel, reference: PreTrainedModel | None, some: list[Used]) -> Tensor:
     """The part of some answers in the loss of their mini-batch. Keeps their log-probabilities where it has none."""
     learner, temperature = config.learner, config.sampling.temperature
@@ -298,9 +331,7 @@ def batch_loss(config: Config, model: PreTrainedModel, reference: PreTrainedMode
     old_logp = of_tokens([one.old_logp or [] for one in some])
     anchor = old_logp if learner.proximal == "step" else behaviour_logp
     loss = surrogate(learner, logp, anchor, of_response, advantage)
-    importance = torch.ones_like(logp)
-    if learner.importance == "truncate" and learner.proximal == "step":
-        importance = torch.exp(old_logp - behaviour_logp).clamp(max=learner.importance_cap)
+    importance = importance_weight(learner, old_logp, behaviour_logp)
     loss = importance * loss
     if reference is not None:
         with torch.no_grad():
@@ -313,12 +344,18 @@ def batch_loss(config: Config, model: PreTrainedModel, reference: PreTrainedMode
 
 
 def set_weights(minibatch: list[Used], learner: LearnerConfig) -> None:
-    """The weight of each token in the loss: a mean over tokens, over answers, or with a constant length (Dr. GRPO)."""
+    """The weight of each token in the loss.
+
+    The loss is a mean over tokens, over answers, over the tokens of each language, which weighs as much as it has
+    answers ("fertility"), or it divides by a constant length (Dr. GRPO).
+    """
     tokens = sum(len(one.answer.response) for one in minibatch)
     for one in minibatch:
+        alike = [len(other.answer.response) for other in minibatch if other.answer.language == one.answer.language]
         one.weight = {
             "token": 1 / tokens,
             "sequence": 1 / len(minibatch) / len(one.answer.response),
+            "fertility": len(alike) / len(minibatch) / sum(alike),
             "constant": 1 / len(minibatch) / max(learner.aggregation_length, 1),
         }[learner.aggregation]
 
@@ -404,9 +441,7 @@ def check(config: Config) -> None:
     """Refuses settings under which the system does what is not written here."""
     learner = config.learner
     for name, known in {
-        "advantage": ("gated", "decoupled"), "aggregation": ("token", "sequence", "constant"),
-        "importance": ("truncate", "none"), "mask_truncated": (False,), "stages": ((),), "step_reward": ("",),
-        "refill": (0,),
+        "mask_truncated": (False,), "stages": ((),), "step_reward": ("",), "refill": (0,),
     }.items():  # fmt: skip
         if (value := getattr(learner, name)) not in known:
             raise FatalError(f"the reference loop implements learner.{name} = {known} only, not {value!r}")

@@ -27,12 +27,14 @@ from actor.engine.client import (
     RequestRefused,
     make_http_session,
 )
+from actor.engine.fleet import EngineFleet
 from actor.engine.start import open_engine
 from common import wire
 from common.config import LoraConfig, SyncConfig, load
 from common.process import FatalError
 from learner.train.lora import Adapters, merge
 from tests.support.processes import forked
+from tests.support.routers import engines, sglang_router, stand_in
 
 LIGHT = Path(__file__).parents[1] / "support" / "light"
 PATIENCE_S = 300.0  # on a busy machine
@@ -173,7 +175,7 @@ def test_answers_keep_their_adapter_and_new_ones_use_the_newest(
                     own, other = (versions.distance(answer, n, temperature) for n in (version, version - 1))
                     distances.append((own, other))
             await updates.load(orders[3])
-            await updates.until(lambda: len(list((tmp_path / "adapters").glob("*/*"))) == 1)
+            await updates.until(lambda: len(list((tmp_path / "adapters").glob("*/lrpo-*"))) == 1)
             with pytest.raises(EngineError):
                 await engine.call("/unload_lora_adapter", {"lora_name": "unknown"}, PATIENCE_S)
 
@@ -189,6 +191,42 @@ def test_answers_keep_their_adapter_and_new_ones_use_the_newest(
     assert max(own for own, _ in distances) < 1e-4 and min(other for _, other in distances) > 0.05
     assert not list((tmp_path / "adapters").glob("*")), "the files are gone"
     print(kind, "probe", errors, "answers", distances)
+
+
+@pytest.mark.parametrize(
+    ("router", "kind"),
+    [(stand_in, "light"), pytest.param(sglang_router, "sglang", marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
+)
+def test_adapters_reach_every_engine_behind_a_router(
+    router: Any, kind: str, tiny_policy: Path, tmp_path: Path, versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every engine proves each version, and whichever answers has the adapter that was asked for."""
+    sampling = {"temperature": 1.0, "max_new_tokens": 6, "ignore_eos": True}
+    orders = [versions.order(version) for version in (1, 2)]
+    found: list[tuple[int, Generation]] = []
+
+    async def use(urls: list[str], url: str) -> None:
+        async with make_http_session() as http:
+            fleet = EngineFleet(urls, url, http, PATIENCE_S, "retract")
+            await fleet.recover(PATIENCE_S)
+            updates = Updates(fleet, tmp_path / "adapters")
+
+            async def scene() -> None:
+                for order in orders:
+                    await updates.load(order)
+                    assert await updates.wait_until_proved({order.version})
+                    for _ in range(4):
+                        (answer,) = await fleet.generate([PROMPT], sampling)
+                        found.append((order.version, answer))
+
+            await play(updates, scene)
+
+    with engines(kind, tiny_policy, tmp_path, monkeypatch, *FLAGS) as urls, router(urls) as (url, sent):
+        asyncio.run(use(urls, url))
+        assert set(sent()) == set(urls), "both have answered"
+    for version, answer in found:
+        assert set(answer.versions.tolist()) == {version}
+        assert versions.distance(answer, version, 1.0) < 1e-4 < 0.05 < versions.distance(answer, version - 1, 1.0)
 
 
 # -- with an engine that writes down what it is asked ------------------------------------------------------------------

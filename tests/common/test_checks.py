@@ -136,6 +136,10 @@ REFUSED = {
         ["--lora.rank", "4", "--learner.optimizer_on_cpu", "true"],
         "learner.optimizer_on_cpu = true has no use with lora.rank = 4",
     ),
+    "an optimizer in host memory and in 8 bits": (
+        ["--learner.optimizer", "adamw_8bit", "--learner.optimizer_on_cpu", "true"],
+        "learner.optimizer = 'adamw_8bit' cannot be used with learner.optimizer_on_cpu = true",
+    ),
     "dropout between optimizer steps": (
         ["--lora.rank", "4", "--lora.dropout", "0.1", "--learner.minibatches", "2"],
         "lora.dropout = 0.1 needs learner.minibatches = 1 and learner.passes = 1, not 2 and 1",

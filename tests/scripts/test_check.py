@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedConfig, SmolLM3Config
 
+from common.config import LoraConfig
+from learner.train.lora import Adapters
 from scripts.ops import check
 from scripts.ops.check import first_layers
 
@@ -43,6 +45,7 @@ def test_a_model_that_can_be_trained(tiny_policy: Path, capsys: pytest.CaptureFi
     linear = [module for module in layers.modules() if isinstance(module, torch.nn.Linear)]
     trained = 16 * sum(one.in_features + one.out_features for one in linear)
     assert f"{trained / 1e6:.2f} million" in found["adapters"][0]["text"] and "q_proj" in found["adapters"][0]["text"]
+    assert "lora.rank = 0 trains all weights" in found["adapters"][0]["text"]
     assert len(found["memory"]) >= 2 and all("GB" in line["text"] for line in found["memory"])
 
 
@@ -90,6 +93,17 @@ def test_of_a_large_model_the_first_layers_are_compared(
     monkeypatch.setattr(check, "_WHOLE", 1000)
     found = checked(capsys, str(model), *SMALL)
     assert "in 6 layers" in found["model"][0]["text"] and "in the first 4 of 6 layers" in found["agreement"][0]["text"]
+
+
+def test_the_adapters_are_those_that_would_be_trained(tiny_policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--lora.rank", "4", "--lora.targets", '["q_proj", "v_proj"]']
+    found = checked(capsys, str(tiny_policy), *SMALL, *flags)["adapters"][0]
+    policy = AutoModelForCausalLM.from_pretrained(tiny_policy)
+    wanted = Adapters(policy, LoraConfig(rank=4, targets=("q_proj", "v_proj")), 0)
+    assert f"rank 4 on {len(wanted.layers)} layers, q_proj, v_proj: {wanted.parameters / 1e6:.2f} mill" in found["text"]
+    assert found["verdict"] == "ok" and "trains all" not in found["text"]
+    unknown = checked(capsys, str(tiny_policy), *SMALL, "--lora.rank", "4", "--lora.targets", '["fc1"]', code=1)
+    assert unknown["adapters"][0]["verdict"] == "NO" and "set lora.targets to some" in unknown["adapters"][0]["text"]
 
 
 @pytest.mark.parametrize(("config", "kept"), [(Gemma3TextConfig(), 6), (SmolLM3Config(), 4)])

@@ -95,6 +95,20 @@ def test_a_run_trains_on_the_questions_within_the_bounds(
         read(pass_rate=(0.9, 0.1))
 
 
+def test_a_question_that_is_left_out_is_not_the_longest(tiny_policy: Path, tmp_path: Path) -> None:
+    path, tokenizer = tmp_path / "rows.jsonl", load_tokenizer(str(tiny_policy))
+    rows = [
+        {"question": "?" * length, "answer": "a", "language": "en", "pass_rate": rate}
+        for length, rate in ((1, 0.5), (10, 0.5), (40, 1.0))
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    longest = [
+        read_questions(configured(tmp_path, tiny_policy, path, **data), tokenizer).longest_prompt
+        for data in ({}, {"pass_rate": (0.1, 0.9)})
+    ]
+    assert longest[0] - longest[1] == len(tokenizer.encode("?" * 40)) - len(tokenizer.encode("?" * 10)) > 0
+
+
 def test_labelling_keeps_the_rates(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(
         json.dumps({"question": "?", "answer": "a", "language": "en", "pass_rate": {"en": 0.5}})

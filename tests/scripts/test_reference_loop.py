@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from common.config import Config, load
 from common.process import FatalError
+from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
 from learner import recording
 from learner.groups import Group
@@ -70,6 +71,10 @@ LOSSES: dict[str, list[str]] = {
     ],
     "CISPO": [
         "--learner.loss", "cispo", "--learner.clip_low", "1", "--learner.clip_high", "0.02", "--learner.passes", "2",
+    ],
+    "split, masked weights, fertility": [
+        "--learner.advantage", "split", "--learner.importance", "mask", "--learner.importance_cap", "1.1",
+        "--learner.aggregation", "fertility", "--learner.minibatches", "2",
     ],
     "GDPO": [
         "--learner.advantage", "decoupled", "--learner.decoupled_parts", '{"reward" = 1.0, "compliance" = 0.5}',
@@ -129,11 +134,11 @@ def system(systems: dict[str, Recorded]) -> Recorded:
 
 
 def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A list that gets, for every batch of the reference loop, how near a ratio comes to a bound of its clip.
+    """A list that gets, for every batch of the reference loop, how near a ratio comes to a bound.
 
     There the gradient jumps, so that programs which round differently may differ by a whole token.
     """
-    found, surrogate = list[float](), reference_loop.surrogate
+    found, surrogate, weigh = list[float](), reference_loop.surrogate, reference_loop.importance_weight
 
     def watched(learner: Any, logp: Tensor, old_logp: Tensor, of_response: Tensor, advantage: Tensor) -> Tensor:
         log_ratio = (logp - old_logp).detach()
@@ -144,7 +149,14 @@ def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         found.append(min(float((ratio - bound).abs().min()) for bound in bounds) if learner.loss != "cispo" else 1.0)
         return surrogate(learner, logp, old_logp, of_response, advantage)
 
+    def weighed(learner: Any, old_logp: Tensor, behaviour_logp: Tensor) -> Tensor:
+        if learner.importance == "mask":
+            ratio = torch.exp(old_logp - behaviour_logp)
+            found.extend(float((ratio - one).abs().min()) for one in (learner.importance_floor, learner.importance_cap))
+        return weigh(learner, old_logp, behaviour_logp)
+
     monkeypatch.setattr(reference_loop, "surrogate", watched)
+    monkeypatch.setattr(reference_loop, "importance_weight", weighed)
     return found
 
 
@@ -240,11 +252,29 @@ def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) 
         assert logp == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
+def test_an_answer_ends_with_the_token_that_ends_a_turn(tiny_policy: Path) -> None:
+    """As the engines end it, also where the tokenizer's end-of-sequence token is another one."""
+    config = configuration(tiny_policy, "--sampling.max_new_tokens", "30")
+    tokenizer, model = load_tokenizer(str(tiny_policy)), AutoModelForCausalLM.from_pretrained(tiny_policy)
+    turn_end = ChatTemplate(tokenizer, config.model).turn_end
+    assert turn_end == tokenizer.eos_token_id
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(7)
+    likely = torch.zeros(model.get_output_embeddings().weight.shape[0])
+    likely[turn_end] = 5.0
+    model.get_output_embeddings().bias = torch.nn.Parameter(likely)
+    answers = reference_loop.generate(config, model, tokenizer, [[5, 6], [8]] * 8)
+    assert any(len(response) > 1 for response, _, _ in answers)
+    for response, logp, truncated in answers:
+        assert not {turn_end, 7} & set(response[:-1]) and len(logp) == len(response)
+        assert truncated == (response[-1] not in (turn_end, 7))
+    assert sum(response[-1] == turn_end for response, _, _ in answers) > 8
+
+
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--learner.aggregation", "fertility"],
-        ["--learner.advantage", "split"],
+        ["--learner.mask_truncated", "true"],
+        ["--learner.refill", "1"],
         ["--learner.stages", "[{}]"],
         ["--data.curriculum", "0.5"],
     ],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trl.rewards import get_soft_overlong_punishment
 
 from common.config import LearnerConfig, load
 from common.wire import Rollout
@@ -174,6 +175,8 @@ def test_the_penalty_for_length_is_that_of_dapo(lengths: list[int], limit: int, 
 
     found = overlong_penalty(np.array(lengths, np.float64), limit, buffer, 1.5)
     np.testing.assert_allclose(found, [1.5 * by_case(length) for length in lengths], rtol=1e-12)
+    theirs = get_soft_overlong_punishment(limit, buffer)(completion_ids=[[1] * length for length in lengths])
+    np.testing.assert_allclose(found, [-1.5 * one for one in theirs], rtol=1e-12, err_msg="TRL's")
 
 
 def test_long_answers_are_worth_less_and_a_group_of_equal_rewards_is_still_left_out(rng: np.random.Generator) -> None:

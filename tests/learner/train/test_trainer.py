@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.checkpoint import Checkpoints
-from learner.train.trainer import BatchGradient, Trainer, parameter_groups
+from learner.train.optimizer import parameter_groups
+from learner.train.trainer import BatchGradient, Trainer
 from tests.support.train_once import configuration, random_batch, run_ranks
 
 WRONG = "lm.model.layers.1.mlp.up_proj.weight"
