@@ -29,7 +29,7 @@ from scripts.ops.command_line import command
 _SHAPES = Path(__file__).parents[2] / "configs" / "models"
 _NEARLY = 0.05  # how far dry_run may be from the peak, as a share of it
 _QUICK = (  # for one rank, and for several
-    ("no checkpointing", "LoRA, compiled, checkpointing"),
+    ("LoRA, compiled, checkpointing",),
     ("compiled, no checkpointing, weights stay gathered", "checkpointing, reference in host memory"),
 )
 
@@ -46,7 +46,7 @@ def cases(ranks: int, quick: bool = False) -> list[Case]:
     """The combinations of options that the documentation shows, for so many ranks.
 
     Args:
-        quick: some of them, among which every option is once for 1 and 4 ranks together.
+        quick: a few of them, in which most options are once, for 1 and 4 ranks together.
     """
     whole, none = ("--learner.activation_checkpointing", "true"), ("--learner.activation_checkpointing", "false")
     half = (*whole, "--learner.checkpointed_layers", "0.5")
