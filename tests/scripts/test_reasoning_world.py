@@ -23,7 +23,7 @@ from reward.scorer import Scorer
 from scripts.world import demo
 from scripts.world.reasoning import build, warm_start
 from scripts.world.reasoning.demo import CONFIGS, REWARDS, table
-from scripts.world.reasoning.measure import Question, figures, judge, questions
+from scripts.world.reasoning.measure import Question, Written, figures, judge, questions
 from scripts.world.reasoning.number_words import number_word
 from scripts.world.reasoning.stories import LANGUAGES, LARGEST, SMALLEST, STORIES, Sum, every_sum
 
@@ -262,8 +262,8 @@ def test_figures_count_languages_and_right_answers() -> None:
         warm_start.written(one.thought("ja", 1)[0], "6"),
         "<think>" + one.thought("en")[0],  # never ended: neither a thought nor an answer
     ]
-    judged = judge(asked, answers, _GATE)
-    assert [(found.consistent, found.english, found.right) for found in judged] == [
+    judged = judge(asked, [Written(text, len(text)) for text in answers], _GATE)
+    assert [(found.sample.consistent, found.english, found.sample.right) for found in judged] == [
         (True, False, True),
         (False, True, True),
         (True, False, False),

@@ -26,7 +26,7 @@ from learner.train.policy import full_weights
 from learner.train.samples import group_outcome, step_advantages
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
-from reward import embedder
+from reward import embedder, gate
 from reward.scorer import Scorer
 from reward.terms import tools
 from reward.terms.math import MathVerifier
@@ -221,9 +221,12 @@ def work(index: int, languages: list[str]) -> wire.Work:
 
 def train_recipes(out: Path, model: Path, judges: str, calibration: Path, names: Sequence[str]) -> None:
     """Writes what :func:`train_recipe` finds of each recipe."""
-    shared = SharedVerifier()
-    load_once = cache(embedder._load_model)
-    with patch.object(tools, "MathVerifier", lambda: shared), patch.object(embedder, "_load_model", load_once):
+    shared = SharedVerifier()  # and each model is loaded once, which takes a second
+    with (
+        patch.object(tools, "MathVerifier", lambda: shared),
+        patch.object(embedder, "_load_model", cache(embedder._load_model)),
+        patch.object(gate, "LanguageModel", cache(gate.LanguageModel)),
+    ):
         found = {
             name: train_recipe(recipe(name, model, judges, calibration), answers_of(name), model) for name in names
         }

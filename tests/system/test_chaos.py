@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgpack
 import numpy as np
@@ -19,7 +20,9 @@ import pytest
 import zmq
 
 from common.net.ports import reserve_port
+from scripts.bench.chaos import events as chaos_events
 from scripts.bench.chaos.clock import Clocks
+from scripts.bench.chaos.cluster import GROUP_ACTORS, LEADER, Cluster
 from scripts.bench.chaos.observer import Observed, Observer
 from scripts.bench.chaos.tap import HttpReader, Proxies, ZmtpReader
 from scripts.bench.chaos.verdict import Bounds, problems
@@ -44,7 +47,7 @@ def survives(engine: str, events: int, seed: int, directory: Path) -> None:
 
 
 def test_a_few_disasters(tmp_path: Path) -> None:
-    survives("light", 4, 5, tmp_path)
+    survives("light", 4, 1230, tmp_path)  # another engine beneath an actor, a dead leader, a clock that jumps, a cut
 
 
 @pytest.mark.slow
@@ -52,6 +55,31 @@ def test_a_few_disasters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("engine", "events"), [("light", 100), ("sglang", 50)])
 def test_many_disasters(engine: str, events: int, tmp_path: Path) -> None:
     survives(engine, events, 0, tmp_path)
+
+
+# -- deaths in the middle of a weight sync -----------------------------------------------------------------------------
+
+
+def test_a_leader_is_killed_when_a_transfer_begins_and_in_no_other_moment(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    killed = list[str]()
+
+    def process(name: str) -> Any:
+        return SimpleNamespace(kill=lambda: killed.append(name))
+
+    monkeypatch.setattr(chaos_events, "_KINDS", {"kill leader": 1})
+    events = chaos_events.Events(cast(Cluster, SimpleNamespace(process=process)), seed)
+    assert not events.strike(), "it waits for its moment"
+    for phase in ("pause", "probe", "continue"):
+        for actor in GROUP_ACTORS:
+            events.reached(actor, phase)
+    events.reached("actor-1", "transfer")  # whose engine reads shared memory
+    assert not killed and not events.strike()
+    for actor in GROUP_ACTORS:
+        events.reached(actor, "transfer")
+    assert killed == [LEADER], "once"
+    assert events.strike() and events.count == {"kill leader in transfer": 1}
 
 
 # -- wall clocks that jump -------------------------------------------------------------------------------------------
@@ -188,12 +216,14 @@ class Play:
     def __init__(self, name: str = "other") -> None:
         self.phases: list[tuple[str, str]] = []
         self.observer = Observer("watched", lambda actor, phase: self.phases.append((actor, phase)))
-        there, back = self.observer.read_learner()
-        self.actor_reader, self.learner_reader = there, back
-        for reader in (there, back):
-            reader.feed(bytes(64))
+        self.connect()
         self.asked, self.answered = self.observer.read_engine()
-        self.from_actor(kind="hello", name=name)
+        self.from_actor(kind="hello", name=name, actor_life=LIVES["actor_life"])
+
+    def connect(self) -> None:
+        self.actor_reader, self.learner_reader = self.observer.read_learner()
+        for reader in (self.actor_reader, self.learner_reader):
+            reader.feed(bytes(64))
 
     def from_actor(self, **message: Any) -> None:
         self.actor_reader.feed(frame(message))
@@ -242,6 +272,7 @@ def test_the_observer_finds_the_lag_by_itself(tmp_path: Path) -> None:
     play.update(0)
     play.lease("0:train-0", "1:train-1")
     play.update(1)
+    play.connect()  # after a cut, and without a hello
     play.submit("0:train-0", [0, 1])
     play.submit("1:train-1", [1, 1])
     found = play.conclude(tmp_path, (0, 2), (1, 4))

@@ -6,7 +6,7 @@ they die, as a cluster would do. Besides deaths, stops and cuts, an engine that 
 beneath it, a second actor of a name comes, messages arrive that belong to earlier lives, the learner's disk is full,
 one of its ranks fails alone, it resumes with other numbers of groups in a step and of stale steps, wall clocks jump by
 minutes to hours, and processes are stopped in the moment in which a weight sync enters its pause, its transfer, its
-probe, or goes on.
+probe, or goes on; a rank of the learner that sends weights is killed in the moment of a transfer.
 
 An event happens at a random moment after the run has made a step since the last event. After the last event the learner
 is interrupted; it resumes and makes a few more steps. With ``--engine light`` the engine of ``tests/support/light``,

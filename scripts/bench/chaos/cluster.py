@@ -1,7 +1,8 @@
 """The processes of the run: a learner of two ranks, a reward process and three actors, started again when they die.
 
-One actor gets weights through a process group, one through shared memory, and one is attached to an engine that is not
-its own. What the actors say to the learner, and the attached one to its engine, passes through the observer's proxies.
+Two actors get weights through a process group, each from another rank of the learner, and one through shared memory.
+One of the former is attached to an engine that is not its own. What the actors say to the learner, and the attached one
+to its engine, passes through the observer's proxies.
 """
 
 from __future__ import annotations
@@ -32,9 +33,11 @@ from scripts.bench.chaos.world import START_S, settings
 ROOT = Path(__file__).parents[3]
 ATTACHED = "actor-2"  # the actor whose engine is not its own
 ATTACHED_ENGINE = "attached engine"
+GROUP_ACTORS = ("actor-0", ATTACHED)  # whose engines get weights through process groups
+LEADER = "learner-rank-1"  # sends the weights to the engine of one of them; rank 0 sends them to the other
 # Steps after the last event. They take more groups than can be alive, so that nothing that was leased is left over.
 _LAST_STEPS = 8
-_RANKS = ("learner", "learner-rank-1")  # the learner's processes
+_RANKS = ("learner", LEADER)  # the learner's processes
 _RANK_S = 15.0  # from the death of a rank until the others are ended, as torchrun would do
 _END_S = 60.0  # until the last process must have ended
 _SECOND_S = 120.0  # after which a second actor of a name is ended, if it has not been refused
@@ -97,7 +100,8 @@ class Cluster:
     def _popen(self, name: str, path: Path) -> subprocess.Popen[bytes]:
         environment = self._environment | self.clocks.environment(name)
         if name in _RANKS:
-            environment |= {"RANK": str(_RANKS.index(name))}
+            # Each rank is the first one of a node, so that each sends weights to engines.
+            environment |= {"RANK": str(_RANKS.index(name)), "LOCAL_RANK": "0"}
         with path.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *self._commands[name]], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,

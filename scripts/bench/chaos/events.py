@@ -23,14 +23,14 @@ import zmq
 from actor.engine.client import EngineLost
 from common import wire
 from common.net import sockets
-from scripts.bench.chaos.cluster import ATTACHED, ATTACHED_ENGINE, Cluster
+from scripts.bench.chaos.cluster import ATTACHED, ATTACHED_ENGINE, GROUP_ACTORS, LEADER, Cluster
 from scripts.bench.chaos.world import SIZES
 
 LONGEST_STOP_S = 9.0  # of a SIGSTOP: longer than the deadlines of a lease and of a weight update
 # How often each kind of event is drawn, in proportion.
 _KINDS = {
     "kill": 4, "stop": 3, "stop in sync": 4, "cut": 2, "restart": 2, "double": 1, "replay": 2, "full disk": 1,
-    "failing rank": 1, "other sizes": 1, "clock": 3,
+    "failing rank": 1, "other sizes": 1, "clock": 3, "kill leader": 2,
 }  # fmt: skip
 _PHASES = ("pause", "transfer", "probe", "continue")  # of a weight sync, in which a process is stopped
 _AIM_S = 30.0  # after which a stop is given up whose phase has not come
@@ -42,12 +42,13 @@ _JUMPS_S = (60.0, 6 * 3600.0)  # of a wall clock, forwards or backwards
 
 @dataclass
 class Aim:
-    """A stop that waits for its phase of a weight sync."""
+    """A stop, or a death, that waits for its phase of a weight sync."""
 
     phase: str
     actor: str  # whose sync it is
     victim: str  # the process that is stopped
     until: float  # when it is given up, on the monotonic clock
+    kills: bool = False
     hit: bool = False
 
 
@@ -83,7 +84,7 @@ class Events:
         with suppress(psutil.Error):
             process = self._cluster.process(aim.victim)
             if process is not None:
-                self._stop(process)
+                process.kill() if aim.kills else self._stop(process)
                 aim.hit = True
 
     def wait_until_over(self) -> None:
@@ -108,6 +109,10 @@ class Events:
                 return f"{kind} {_kind_of(victim)}"
             case "stop in sync":
                 return self._take_aim()
+            case "kill leader":  # while it sends weights, to this actor's engine or to another one
+                until = time.monotonic() + _AIM_S
+                self._aim = Aim("transfer", self._random.choice(GROUP_ACTORS), LEADER, until, kills=True)
+                return ""
             case "cut":
                 victim = self._random.choice(["learner", "reward", f"{self._actor()}'s engine"])
                 process = self._cluster.process(victim)
@@ -176,7 +181,7 @@ class Events:
         if aim.hit or time.monotonic() > aim.until:
             self._aim = None
         if aim.hit:
-            self._enter(f"stop {_kind_of(aim.victim)} in {aim.phase}")
+            self._enter(f"{'kill leader' if aim.kills else f'stop {_kind_of(aim.victim)}'} in {aim.phase}")
         return aim.hit
 
     def _replay(self) -> str:

@@ -3,11 +3,9 @@
 ``python -m scripts.world.reasoning.measure MODEL_DIR ... --world DIR [--samples 4]`` samples answers to the held-out
 questions, each asked in its own language, and prints a line for each model:
 
-* LC, language consistency: the share of the answers whose thought is in the language of the question, by the gate of
-  the reward;
-* Acc: the share whose answer is the right number, whatever the thought is in;
-* LC&Acc: the share of which both hold;
-* "own", "English": the accuracy of those that think in the question's language, and of those that think in English.
+* LC, Acc and LC&Acc of ``common/diagnostics.py``, by the gate of the reward: a bare number is in any language, so that
+  LC is about thoughts, and about answers that have an end;
+* the share of thoughts in English, and the accuracy of consistent answers and of those that think in English.
 
 All are over questions in other languages than English. Sampling is at temperature 1, as in training.
 """
@@ -23,8 +21,10 @@ import pyarrow.parquet as pq
 import typer
 
 from common.answer import Answer, read_answer
+from common.diagnostics import Sample, summarise
 from common.languages import code_of
 from common.prompts import append_tag
+from reward.detectors import GateDetector
 from reward.gate import LanguageGate
 from reward.terms.text import exact
 from scripts.ops.command_line import command
@@ -43,13 +43,20 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Written:
+    """An answer as the policy writes it."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Judged:
     """An answer to a question, as it is judged."""
 
     language: str  # of the question
-    consistent: bool  # the thought is in that language
+    sample: Sample
     english: bool  # the thought is in English
-    right: bool
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,9 @@ class Figures:
     accuracy: float
     both: float
     english: float  # share of the thoughts that are in English
-    own_accuracy: float  # of the answers that think in the question's language
+    own_accuracy: float  # of the consistent answers
     english_accuracy: float  # of the answers that think in English
+    tokens: float  # mean length
 
 
 def questions(path: Path) -> list[Question]:
@@ -73,7 +81,7 @@ def questions(path: Path) -> list[Question]:
     ]
 
 
-def sample(model_dir: Path, asked: Sequence[Question], samples: int, seed: int) -> list[str]:
+def sample(model_dir: Path, asked: Sequence[Question], samples: int, seed: int) -> list[Written]:
     """Answers of a model, ``samples`` to each question in turn, at temperature 1. Blocks for seconds."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -91,11 +99,14 @@ def sample(model_dir: Path, asked: Sequence[Question], samples: int, seed: int) 
             written = model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=_TOKENS
             )
-        answers += tokenizer.batch_decode(written[:, ids.shape[1] :], skip_special_tokens=True)
+        new = written[:, ids.shape[1] :]
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        lengths = (new != tokenizer.pad_token_id).sum(1).tolist()
+        answers += [Written(text, length) for text, length in zip(texts, lengths, strict=True)]
     return answers
 
 
-def judge(asked: Sequence[Question], answers: Sequence[str], gate: LanguageGate) -> list[Judged]:
+def judge(asked: Sequence[Question], answers: Sequence[Written], gate: LanguageGate) -> list[Judged]:
     """Judges answers by the gate and the verifier of the reward.
 
     Args:
@@ -104,31 +115,41 @@ def judge(asked: Sequence[Question], answers: Sequence[str], gate: LanguageGate)
     """
     each = len(answers) // len(asked)
     repeated = [one for one in asked for _ in range(each)]
-    read: list[Answer] = [read_answer(text, one.language) for one, text in zip(repeated, answers, strict=True)]
-    thoughts = [answer.thinking for answer in read]
-    own = gate.judge(thoughts, [one.language for one in repeated])
-    english = gate.judge(thoughts, ["en"] * len(thoughts))
+    languages = [one.language for one in repeated]
+    read: list[Answer] = [read_answer(one.text, code) for one, code in zip(answers, languages, strict=True)]
+    detector = GateDetector(gate)
+    thoughts = detector.parts([one.thinking for one in read], languages)
+    finals = detector.parts([one.final for one in read], languages)
+    english = gate.judge([one.thinking for one in read], ["en"] * len(read))
     return [
         Judged(
-            language=one.language,
-            consistent=mine.matches,
-            english=theirs.matches,
-            right=exact(answer.final, one.accepted, one.language) == 1,
+            language=question.language,
+            sample=Sample(
+                thought=thought,
+                answer=final,
+                right=exact(answer.final, question.accepted, question.language) == 1,
+                tokens=written.tokens,
+            ),
+            english=in_english.matches,
         )
-        for one, answer, mine, theirs in zip(repeated, read, own, english, strict=True)
+        for question, answer, written, thought, final, in_english in zip(
+            repeated, read, answers, thoughts, finals, english, strict=True
+        )
     ]
 
 
 def figures(judged: Sequence[Judged]) -> Figures:
-    """The figures of a set of answers."""
+    """The figures of a set of answers, which is not empty."""
+    found = summarise([one.sample for one in judged])
     return Figures(
         answers=len(judged),
-        consistency=_share(one.consistent for one in judged),
-        accuracy=_share(one.right for one in judged),
-        both=_share(one.consistent and one.right for one in judged),
+        consistency=found["lc"],
+        accuracy=found["accuracy"],
+        both=found["lc_accuracy"],
         english=_share(one.english for one in judged),
-        own_accuracy=_share(one.right for one in judged if one.consistent),
-        english_accuracy=_share(one.right for one in judged if one.english),
+        own_accuracy=_share(bool(one.sample.right) for one in judged if one.sample.consistent),
+        english_accuracy=_share(bool(one.sample.right) for one in judged if one.english),
+        tokens=found["tokens"],
     )
 
 
@@ -162,7 +183,8 @@ def main(
 def _line(found: Figures) -> str:
     return (
         f"LC {found.consistency:.3f}  Acc {found.accuracy:.3f}  LC&Acc {found.both:.3f}  English {found.english:.3f}  "
-        f"accuracy of own {found.own_accuracy:.3f}, of English {found.english_accuracy:.3f}  ({found.answers} answers)"
+        f"accuracy of own {found.own_accuracy:.3f}, of English {found.english_accuracy:.3f}  "
+        f"({found.answers} answers of {found.tokens:.0f} tokens)"
     )
 
 

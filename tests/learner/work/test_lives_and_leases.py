@@ -118,14 +118,14 @@ class Membership(RuleBasedStateMachine):
 
     @rule(
         stage=st.integers(0, 5), name=NAMES, kind=st.sampled_from(["submit", "release", "leave", "crash", "heartbeat"]),
-        victim=st.sampled_from(["nobody", "the actor", "the learner"]), restarts=st.booleans(),
+        victim=st.sampled_from(["nobody", "the actor", "the learner"]), restarts=st.booleans(), ready=st.booleans(),
     )  # fmt: skip
-    def go_well_up_to(self, stage: int, name: str, kind: str, victim: str, restarts: bool) -> None:
+    def go_well_up_to(self, stage: int, name: str, kind: str, victim: str, restarts: bool, ready: bool) -> None:
         """All goes well for a new process up to a stage of the protocol; then somebody dies, or not."""
         process = Process(name, f"{name}/{len(self.processes)}")
         self.processes.append(process)
         if stage >= 1:
-            self.say_hello(process)
+            self.say_hello(process, engine_ranks=int(ready or stage > 2))
         if stage >= 2:
             self.deliver_all_of(process)
         if stage >= 3:
@@ -332,7 +332,7 @@ TestMembership.settings = settings(max_examples=30, stateful_step_count=50, dead
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_membership_for_long() -> None:
-    run_state_machine_as_test(Membership, settings=settings(max_examples=300, stateful_step_count=80, deadline=None))
+    run_state_machine_as_test(Membership, settings=settings(max_examples=350, stateful_step_count=80, deadline=None))
     print(Membership.tally)
     assert Membership.tally.steps >= 20_000 and not Membership.tally.missing(EVERYWHERE)
 
