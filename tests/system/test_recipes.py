@@ -51,7 +51,7 @@ def trained(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
-WHOLE = "mcot"  # the run of the default tests: a function of its own, adapters, a constant length
+WHOLE = "pb-rlsvr"  # the run of the default tests: a function, a judge, columns, and no processes of math-verify
 TINY = {
     "learner.steps": 3, "learner.epochs": 0, "learner.groups_per_step": 4, "learner.ranks": 1, "learner.lr": 1e-3,
     "learner.param_dtype": "float32", "learner.activation_checkpointing": "false", "learner.microbatch_tokens": 2048,
@@ -80,9 +80,14 @@ def test_one_command_runs_it(name: str, tiny_policy: Path, tmp_path: Path) -> No
     if config.reward.calibration is not None:
         flags["reward.calibration"] = tmp_path / "pairs.csv"
         (tmp_path / "pairs.csv").write_text("lang_a,lang_b,count,mean,std\nFrench,French,30,0.95,0.02\n")
-    light = ROOT / "tests" / "support" / "light"
+    light, calls = ROOT / "tests" / "support" / "light", list[str]()
+
+    def judge(request: dict[str, Any]) -> str:
+        calls.append(recipe_steps.judge(request))
+        return calls[-1]
+
     environment = {**os.environ, "PYTHONPATH": f"{light}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    with serving(recipe_steps.judge) as url:
+    with serving(judge) as url:
         if config.reward.judges:
             flags["reward.judges"] = f'["stand-in@{url}"]'
         command = [sys.executable, "-m", "scripts.lrpo", "train", "--recipe", name, str(tiny_policy), "train.jsonl"]
@@ -93,6 +98,7 @@ def test_one_command_runs_it(name: str, tiny_policy: Path, tmp_path: Path) -> No
     assert done.returncode == 0, f"{done.stdout.decode()[-2000:]}{done.stderr.decode()[-2000:]}\n{logs}"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3 and summary["config"]["reward"]["function"] == config.reward.function
+    assert bool(calls) or name != WHOLE, "the judge was asked"
     assert summary["questions_lost"] == 0 and (run / "model" / "config.json").is_file()
 
 
