@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import torch.distributed as dist
@@ -33,8 +33,6 @@ _ACCEPT_S = 0.1  # between two looks at who has said that it is a rank
 _SEND_S = 1  # to send to one rank
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # seconds, seconds, number
 _LONGEST_HELLO = 1000  # bytes
-
-_Message = TypeVar("_Message")
 
 
 class _Meeting(wire.WireStruct):
@@ -85,7 +83,7 @@ class RankLinks:
         self._locks = {rank: threading.Lock() for rank in self._connections}
         self.ranks = sorted(self._connections)
 
-    def listen(self, channel: str, kind: Any, handler: Callable[[int, _Message], None]) -> None:
+    def listen(self, channel: str, kind: Any, handler: Callable[[int, Any], None]) -> None:
         """Hands every message of a channel to ``handler``, with the rank that sent it.
 
         Args:

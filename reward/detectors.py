@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
 from common.diagnostics import consistent_polymath, lines_pass_adamame, part_adamame, words_pass, words_pass_adamame
 from common.languages import CODES, code_of
@@ -128,7 +128,7 @@ class Langdetect:
         try:
             import langdetect
         except ImportError:
-            raise _missing("langdetect") from None
+            _refuse("langdetect")
         self._package: Any = langdetect
         self._package.DetectorFactory.seed = seed
         self._package.detector_factory.init_factory()
@@ -188,7 +188,7 @@ class Lingua:
         try:
             import lingua
         except ImportError:
-            raise _missing("lingua-language-detector") from None
+            _refuse("lingua-language-detector")
         of_code: dict[str, Any] = {}
         for language in lingua.Language.all():
             with suppress(ValueError):  # one that lid.176 does not know, and nobody can ask for
@@ -230,5 +230,7 @@ def _is_long(line: str) -> bool:
     return False
 
 
-def _missing(package: str) -> FatalError:
-    return FatalError(f'the detector needs the package {package}: pip install "lrpo[detectors]", or choose "gate"')
+def _refuse(package: str) -> NoReturn:
+    raise FatalError(
+        f'the detector needs the package {package}: pip install "lrpo[detectors]", or choose "gate"'
+    ) from None

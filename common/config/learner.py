@@ -134,6 +134,9 @@ class LearnerConfig(Section):
     # Compute activations again in the backward pass instead of keeping them: a third more work, far less memory.
     activation_checkpointing: bool = False
     checkpointed_layers: float = Field(1.0, gt=0, le=1)  # share of the layers that do so; dry_run finds one
+    # Keep whole weights in param_dtype on every GPU, from the forward to the backward pass, and those of the reference
+    # for good, instead of gathering each layer again: faster, where there is memory for them.
+    keep_gathered: bool = False
     # Generate kernels with torch.compile for what happens between products, in the layers and to the logits: faster on
     # a GPU, and with fewer activations. The first step takes longer.
     compile: bool = False

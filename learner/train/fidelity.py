@@ -24,7 +24,7 @@ from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
 from learner.train.fused import plain
 from learner.train.packing import MicroBatch, bare_sample, pack
-from learner.train.policy import Policy
+from learner.train.policy import Policy, drop_gathered
 from learner.weights.probe import probe_tolerance
 
 LARGEST = 1e-3  # nats; in float32 only the order of additions differs, which makes 1e-7 to 1e-5
@@ -89,7 +89,7 @@ def rounding_difference(policy: Policy, agreement: Agreement, device: torch.devi
     """
     with _short(_windows(policy)):
         found = policy(_packed(agreement.sequences, device), temperature=1.0)[0]
-    policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
+    drop_gathered(policy)
     allowed = probe_tolerance(0.0, exact=False, layers=policy.layers, spread=float(agreement.logp.std()))
     return float((found - agreement.logp).abs().mean()), allowed
 

@@ -44,11 +44,15 @@ def fuse(model: nn.Module, *, compiled: bool) -> int:
     count = 0
     for module in model.modules():
         own = type(module)
+        if hasattr(own, _PLAIN):
+            continue
         # Norms are tried out each; of the larger ones, those of one class and activation are all alike.
         key = own, f"{id(module) if _is_norm(module) else type(getattr(module, 'act_fn', None))}"
         if key not in made:
             forward = _fused_forward(module, compiled)
-            made[key] = forward and type(f"Fused{own.__name__}", (own,), {"forward": forward, _PLAIN: own})
+            made[key] = None
+            if forward is not None:
+                made[key] = type(f"Fused{own.__name__}", (own,), {"forward": forward, _PLAIN: own})
         if (fused := made[key]) is not None:
             module.__class__ = fused
             count += 1
@@ -155,13 +159,20 @@ class _Gated(torch.autograd.Function):
         return d_gate, d_up, None, None
 
 
+def _gated_mlp(
+    function: Callable[[Tensor, Tensor], Tensor], gate: nn.Linear, up: nn.Linear, down: nn.Linear, x: Tensor
+) -> Tensor:
+    result: Tensor = down(function(gate(x), up(x)))
+    return result
+
+
 def _gated_layer(module: nn.Module) -> Callable[..., Any] | None:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(isinstance(one, nn.Linear) for one in parts):
         return None
     gate, up, down = cast(list[nn.Linear], parts)
     for forward, backward in ((_silu, _silu_backward), (_gelu, _gelu_backward)):
-        if _agree(module, lambda x, forward=forward: down(forward(gate(x), up(x))), gate.in_features):  # type: ignore[misc]
+        if _agree(module, partial(_gated_mlp, forward, gate, up, down), gate.in_features):
 
             def fused(self: Any, x: Tensor, forward: Any = forward, backward: Any = backward) -> Tensor:
                 result: Tensor = self.down_proj(_Gated.apply(self.gate_proj(x), self.up_proj(x), forward, backward))  # type: ignore[no-untyped-call]
@@ -213,7 +224,7 @@ def _rotating(module: nn.Module) -> Callable[..., Any] | None:
 
     The function is the layer's own; only the name under which it finds the rotary embedding means ours.
     """
-    forward = type(module).forward
+    forward: Any = type(module).forward
     code, known = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     theirs = known.get(_ROTARY)
     if code is None or theirs is None or _ROTARY not in code.co_names or not _rotates_halves(theirs):
@@ -226,8 +237,8 @@ def _rotating(module: nn.Module) -> Callable[..., Any] | None:
         return _rotated(q, cos, sin), _rotated(k, cos, sin)
 
     ours_known = {**known, _ROTARY: ours}
-    bound = types.FunctionType(code, ours_known, forward.__name__, forward.__defaults__, forward.__closure__)  # type: ignore[attr-defined]
-    bound.__kwdefaults__ = forward.__kwdefaults__  # type: ignore[attr-defined]
+    bound = types.FunctionType(code, ours_known, forward.__name__, forward.__defaults__, forward.__closure__)
+    bound.__kwdefaults__ = forward.__kwdefaults__
     return bound
 
 

@@ -20,13 +20,15 @@ def generated_kernel(function: Function) -> Function:
         function: of tensors that need no gradient, without side effects. The first dimension of each is a number of
             tokens, which varies from call to call.
     """
-    compiled = torch.compile(function, fullgraph=True)
+    from torch._dynamo import maybe_mark_dynamic  # takes seconds to import
+
+    compiled, mark = torch.compile(function, fullgraph=True), cast(Any, maybe_mark_dynamic)
 
     @wraps(function)
     def called(*arguments: Any) -> Any:
         for one in arguments:
             if isinstance(one, Tensor):
-                torch._dynamo.maybe_mark_dynamic(one, 0)  # type: ignore[no-untyped-call]
+                mark(one, 0)
         return compiled(*arguments)
 
     return cast(Function, called)

@@ -166,7 +166,9 @@ def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> Pre
         ) from None
 
 
-def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu: bool = False) -> Policy:
+def shard(
+    policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu: bool = False, stays_gathered: bool = False
+) -> Policy:
     """Shards the policy in place with FSDP2, layer by layer and then the rest, and returns it.
 
     The forward pass computes in ``param_dtype``. Weights are kept in their own dtype, and gradients are reduced in
@@ -175,13 +177,28 @@ def shard(policy: Policy, mesh: DeviceMesh, param_dtype: torch.dtype, *, on_cpu:
     Args:
         mesh: of one dimension, or of two, (replicas, shards), for hybrid sharding.
         on_cpu: keep the weights in pinned host memory and copy them to the GPU layer by layer when they are used.
+        stays_gathered: keep the gathered weights of the layers after a forward pass, for the backward pass, or until
+            :func:`drop_gathered`. Otherwise each layer's are gathered again.
     """
     precision = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     offload = CPUOffloadPolicy() if on_cpu else OffloadPolicy()
     layers = cast(nn.ModuleList, policy.lm.get_decoder().layers)
     for module in [*layers, policy]:
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        fully_shard(
+            module, mesh=mesh, mp_policy=precision, offload_policy=offload,
+            reshard_after_forward=False if stays_gathered else None,
+        )  # fmt: skip
     return policy
+
+
+def drop_gathered(policy: Policy) -> None:
+    """Drops the gathered copies of the weights that FSDP keeps after a forward pass without a backward pass.
+
+    Otherwise it would go on using them when the weights have changed.
+    """
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def store_weights(policy: Policy, dtype: torch.dtype) -> None:

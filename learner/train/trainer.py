@@ -26,7 +26,7 @@ from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
 from learner.train.optimizer import make_optimizer, set_rates, take_step
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, shard, store_weights
+from learner.train.policy import Policy, drop_gathered, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
 from learner.train.schedules import learning_rate
@@ -108,11 +108,13 @@ class Trainer:
             anchored = any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
         elif learner.has_kl:
-            on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
+            reference_on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             reference = copy.deepcopy(policy).requires_grad_(False)
             store_weights(reference, dtype)
-            self.reference = shard(reference, mesh, dtype, on_cpu=on_cpu)
-        self.policy = shard(policy, mesh, dtype, on_cpu=learner.optimizer_on_cpu and self.device.type == "cuda")
+            stays = learner.keep_gathered and not reference_on_cpu
+            self.reference = shard(reference, mesh, dtype, on_cpu=reference_on_cpu, stays_gathered=stays)
+        on_cpu = learner.optimizer_on_cpu and self.device.type == "cuda"
+        self.policy = shard(policy, mesh, dtype, on_cpu=on_cpu, stays_gathered=learner.keep_gathered)
         self._tell_agreement(agreement)
         trained = [one for one in self.policy.parameters() if one.requires_grad]
         self.optimizer = make_optimizer(trained, learner)
@@ -185,8 +187,7 @@ class Trainer:
         """Log-probabilities under the present policy, of each micro-batch of this rank [R]. A collective."""
         packed = prefetch(partial(self._pack, some) for some in minibatch.micro_batches())
         found = [self.policy(batch, with_entropy=False)[0] for batch in packed]
-        # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
-        self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
+        drop_gathered(self.policy)
         return found
 
     def _update(self, minibatch: MiniBatch, gradient: BatchGradient) -> tuple[float, str]:
@@ -217,8 +218,7 @@ class Trainer:
         if begins and stage.reset_anchor and self.policy.adapters is not None:
             self.policy.adapters.move_anchor()
         elif begins and stage.reset_anchor and self.reference is not None:
-            # Drops the gathered copy of the old weights, which FSDP would otherwise go on using.
-            self.reference.reshard()  # type: ignore[operator]  # a method that FSDP adds
+            drop_gathered(self.reference)
             with torch.no_grad():
                 for anchor, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
                     # The shards are copied one by one, because those of the reference may be in host memory.
@@ -267,8 +267,7 @@ class Trainer:
         """What the present weights say about a fixed sequence, by which an engine proves its own. A collective."""
         ids = make_probe_sequence(self.policy.vocabulary)
         logp_R = self.policy(self._pack([bare_sample(ids)]), temperature=1.0, with_entropy=False)[0]
-        # Without a backward pass FSDP keeps the gathered weights until it is told to drop them.
-        self.policy.reshard()  # type: ignore[operator]  # a method that FSDP adds
+        drop_gathered(self.policy)
         tolerance = probe_tolerance(
             self._probe_tolerance,
             exact=self._config.param_dtype == self._model_dtype == "float32",

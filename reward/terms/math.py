@@ -47,6 +47,7 @@ _STEP_S = 1  # math-verify's own limit, by a signal, for each formula that is re
 _DEADLINE_S = 2.0  # for a whole answer, counted from when a worker takes it
 _BATCH_S = 40.0  # for all answers of a batch; what is not verified by then is worth 0
 _START_S = 240.0  # for a worker to start and import everything, on a busy machine
+_END_S = 5.0  # for a pool to end once its workers are killed
 _STARTS = 3  # tries to start the pool, with growing pauses between them
 _BACK_OFF_S = 1.0  # after the first failed start
 _MEMORY = 1 << 30  # bytes that an answer may take, beyond what the worker has when it starts
@@ -177,8 +178,11 @@ def _schedule(
 
 
 def _stop(pool: ProcessPool) -> None:
+    """Kills the workers. Blocks for at most ``_END_S``: a thread of pebble's that is stuck is left behind."""
     pool.stop()  # type: ignore[no-untyped-call]
-    pool.join()
+    ending = threading.Thread(target=pool.join, name="ending verifiers", daemon=True)
+    ending.start()
+    ending.join(_END_S)
 
 
 def _is_ready(pool: ProcessPool) -> bool:

@@ -29,8 +29,8 @@ from scripts.ops.command_line import command
 _SHAPES = Path(__file__).parents[2] / "configs" / "models"
 _NEARLY = 0.05  # how far dry_run may be from the peak, as a share of it
 _QUICK = (  # for one rank, and for several
-    ("no checkpointing", "compiled, no checkpointing", "LoRA, checkpointing"),
-    ("compiled, half of the layers checkpointed", "checkpointing, reference in host memory", "LoRA, no checkpointing"),
+    ("LoRA, compiled, checkpointing",),
+    ("compiled, no checkpointing, weights stay gathered", "checkpointing, reference in host memory"),
 )
 
 
@@ -46,12 +46,12 @@ def cases(ranks: int, quick: bool = False) -> list[Case]:
     """The combinations of options that the documentation shows, for so many ranks.
 
     Args:
-        quick: some of them, among which every option is once for 1 and 4 ranks together.
+        quick: a few of them, in which most options are once, for 1 and 4 ranks together.
     """
     whole, none = ("--learner.activation_checkpointing", "true"), ("--learner.activation_checkpointing", "false")
     half = (*whole, "--learner.checkpointed_layers", "0.5")
     on_cpu, compiled = ("--learner.reference_on_cpu", "true"), ("--learner.compile", "true")
-    lora = ("--lora.rank", "32")
+    lora, gathered = ("--lora.rank", "32"), ("--learner.keep_gathered", "true")
     found = {
         "checkpointing": whole,
         "half of the layers checkpointed": half,
@@ -59,10 +59,12 @@ def cases(ranks: int, quick: bool = False) -> list[Case]:
         "compiled, checkpointing": (*whole, *compiled),
         "compiled, half of the layers checkpointed": (*half, *compiled),
         "compiled, no checkpointing": (*none, *compiled),
+        "compiled, no checkpointing, weights stay gathered": (*none, *compiled, *gathered),
         "checkpointing, reference in host memory": (*whole, *on_cpu),
         "LoRA, checkpointing": (*whole, *lora),
         "LoRA, no checkpointing": (*none, *lora),
         "LoRA, compiled, no checkpointing": (*none, *compiled, *lora),
+        "LoRA, compiled, checkpointing": (*whole, *compiled, *lora),
     }
     names = _QUICK[ranks > 1] if quick else tuple(found)
     return [Case(f"{ranks} rank{'s'[: ranks > 1]}, {name}", found[name]) for name in names]

@@ -103,7 +103,7 @@ def check_trainer(sizes: Sizes) -> list[Figure]:
         "no checkpointing": [],
     }  # fmt: skip
     if not sizes.tiny:
-        variants["no checkpointing, compiled"] = ["--learner.compile", "true"]
+        variants["no checkpointing, compiled"] = ["--learner.compile", "true", "--learner.keep_gathered", "true"]
     found, losses, norms = list[Figure](), list[float](), list[float]()
     with one_rank():
         for name, flags in variants.items():

@@ -161,16 +161,19 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     # In the head: logits and their logarithmic softmax, unless that is compiled; in its backward pass logits, their
     # gradient, and the float32 gradient of the matrix.
     head = max((4 if learner.compile else 8) * chunk, (4 + width) * chunk + 4 * matrix)
-    # In that of a checkpointed layer: what it keeps, the gradients of its three widest arrays, one of which it keeps no
-    # longer by then, its gathered gradient and that of the matrix. With adapters the gradient of an input has two
-    # parts, which exist beside their sum.
-    gradients = trained * (width + 4) * shape.layer + width * matrix
+    # In that of a checkpointed layer: what it keeps; the gradients of its three widest arrays, one of which it keeps no
+    # longer by then; the gradient of the layer before, which is being reduced; and that of the matrix. With adapters
+    # the gradient of an input has two parts, which exist beside their sum.
+    gradients = trained * 4 * shape.layer + width * matrix
     widest = 2 if trained else 4
     layer = inside + widest * tokens * shape.inner * width + gradients if checkpointed else 0.0
     roots = 2 if learner.has_kl and trained else 1
+    # Two layers, twice while they travel between ranks.
+    gathered = (2 if shards == 1 else 4) * shape.layer
+    if learner.keep_gathered:
+        gathered = max(gathered, shape.body * (2 if learner.has_kl and trained and not learner.reference_on_cpu else 1))
     return {
-        # Two layers, twice while they travel between ranks.
-        "gathered weights": ((2 if shards == 1 else 4) * shape.layer + root * roots) * width,
+        "gathered weights": (gathered + root * roots) * width,
         "activations": kept,
         # The layers that are not checkpointed are the last ones, and have freed theirs before one is computed again.
         "gradients on the way": max(head, checkpointed * between + layer - kept),

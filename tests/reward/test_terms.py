@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from common.config import ConfigError, RewardConfig, load
 from common.process import FatalError
 from reward.calibration.formulas import Calibration
+from reward.terms import math as verifiers
 from reward.terms.math import MathVerifier, read_gold
 from reward.terms.quality import QualityTerms, quality
 from reward.terms.registry import TERMS
@@ -191,6 +193,16 @@ def test_a_pool_that_hangs_or_dies_is_replaced(math: MathVerifier, monkeypatch: 
     worker.kill()
     math("$2$", ["2"])  # may meet the dead worker
     assert math("$2$", ["2"]) == 1
+
+
+def test_nobody_waits_for_a_pool_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifiers, "_END_S", 0.1)
+    over, pool = threading.Event(), Mock()
+    pool.join = lambda: over.wait(600)
+    began = time.monotonic()
+    verifiers._stop(pool)
+    assert time.monotonic() - began < 300 and pool.stop.called
+    over.set()
 
 
 def test_an_answer_that_takes_too_long_is_killed_and_worth_nothing(

@@ -14,6 +14,12 @@ from scripts.bench.fake_cuda.shim import why_not
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 800
+# Kernels and GB of a micro-batch with three layers, as this version has them: more of either is a slower step.
+RECORD = {
+    "1 rank, LoRA, compiled, checkpointing": (1036, 152.9),
+    "4 ranks, compiled, no checkpointing, weights stay gathered": (499, 154.8),
+    "4 ranks, checkpointing, reference in host memory": (879, 285.2),
+}
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=f"cannot pretend a GPU here: {why_not()}")
 
 
@@ -33,15 +39,14 @@ def predicted(*arguments: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def test_nothing_waits_is_foreign_or_float32_and_memory_is_as_dry_run_says() -> None:
-    """Layers of Qwen2.5-1.5B's width, but two of them: every kind of tensor is there."""
-    found = predicted("--layers", "2", "--quick")
-    assert {name.partition(",")[0] for name in found} == {"1 rank", "4 ranks"}
-    memory, time, kernels = "peak memory", "time of a micro-batch", "kernels of a micro-batch"
-    plain, compiled = found["1 rank, no checkpointing"], found["1 rank, compiled, no checkpointing"]
-    for figure in (memory, time, kernels):
-        assert plain[figure]["value"] > compiled[figure]["value"]
-    adapters, whole = found["1 rank, LoRA, checkpointing"], found["4 ranks, checkpointing, reference in host memory"]
-    assert adapters[memory]["value"] < whole[memory]["value"] < plain[memory]["value"]
+    """Layers of Qwen2.5-1.5B's width, but three of them: every kind of tensor is there."""
+    found = predicted("--layers", "3", "--quick")
+    assert found.keys() == RECORD.keys()
+    for name, (kernels, gigabytes) in RECORD.items():
+        assert found[name]["kernels of a micro-batch"]["value"] <= 1.02 * kernels, name
+        assert found[name]["bytes of a micro-batch"]["value"] <= 1.02 * gigabytes, name
+    times = {name: rows["time of a micro-batch"]["value"] for name, rows in found.items()}
+    assert max(times, key=times.__getitem__) == "4 ranks, checkpointing, reference in host memory", "it is not compiled"
 
 
 @pytest.mark.slow

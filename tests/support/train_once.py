@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pickle
@@ -13,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -116,13 +114,6 @@ def full_gradients(trainer: Trainer) -> dict[str, Any]:
         name.removeprefix("lm."): value.grad.full_tensor() if isinstance(value.grad, DTensor) else value.grad
         for name, value in trainer.policy.named_parameters()
     }
-
-
-def write_compiled_gradients(out: Path, model: Path, seed: int, order: int, *flags: str) -> None:
-    """As ``write_gradients``, with ``learner.compile`` but without generated code."""
-    without_code = functools.partial(torch.compile, backend="aot_eager")
-    with patch.object(torch, "compile", without_code):
-        write_gradients(out, model, seed, order, "--learner.compile", "true", *flags)
 
 
 def copied_weights(trainer: Trainer) -> dict[str, torch.Tensor]:

@@ -216,12 +216,14 @@ class Play:
     def __init__(self, name: str = "other") -> None:
         self.phases: list[tuple[str, str]] = []
         self.observer = Observer("watched", lambda actor, phase: self.phases.append((actor, phase)))
-        there, back = self.observer.read_learner()
-        self.actor_reader, self.learner_reader = there, back
-        for reader in (there, back):
-            reader.feed(bytes(64))
+        self.connect()
         self.asked, self.answered = self.observer.read_engine()
-        self.from_actor(kind="hello", name=name)
+        self.from_actor(kind="hello", name=name, actor_life=LIVES["actor_life"])
+
+    def connect(self) -> None:
+        self.actor_reader, self.learner_reader = self.observer.read_learner()
+        for reader in (self.actor_reader, self.learner_reader):
+            reader.feed(bytes(64))
 
     def from_actor(self, **message: Any) -> None:
         self.actor_reader.feed(frame(message))
@@ -270,6 +272,7 @@ def test_the_observer_finds_the_lag_by_itself(tmp_path: Path) -> None:
     play.update(0)
     play.lease("0:train-0", "1:train-1")
     play.update(1)
+    play.connect()  # after a cut, and without a hello
     play.submit("0:train-0", [0, 1])
     play.submit("1:train-1", [1, 1])
     found = play.conclude(tmp_path, (0, 2), (1, 4))

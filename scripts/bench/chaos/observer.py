@@ -78,13 +78,6 @@ class Observed:
 
 
 @dataclass
-class Connection:
-    """One connection of an actor with the learner."""
-
-    name: str = ""
-
-
-@dataclass
 class Observer:
     """The books; see the module.
 
@@ -95,6 +88,7 @@ class Observer:
 
     watched: str
     on_phase: Callable[[str, str], None]
+    _names: dict[str, str] = field(default_factory=dict)  # of actors, by life: a connection that was cut says no hello
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _submissions: dict[int, dict[tuple[Lives, str], Submission]] = field(default_factory=lambda: defaultdict(dict))
     _leased: set[int] = field(default_factory=set)  # by the newest learner
@@ -112,26 +106,24 @@ class Observer:
 
     def read_learner(self) -> tuple[Reader, Reader]:
         """The readers of a new connection of an actor with the learner."""
-        connection = Connection()
-        return (
-            ZmtpReader(lambda message: self._from_actor(connection, message)),
-            ZmtpReader(lambda message: self._to_actor(connection, message)),
-        )
+        return ZmtpReader(self._from_actor), ZmtpReader(self._to_actor)
 
-    def _from_actor(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _from_actor(self, message: dict[str, Any]) -> None:
         lives = _lives(message)
+        name = self._names.get(lives.actor, "")
         match message["kind"]:
             case "hello":
-                connection.name = message["name"]
+                self._names[lives.actor] = message["name"]
             case "submit":
                 with self._lock:
-                    self._enter(connection.name, lives, message)
+                    self._enter(name, lives, message)
             case "synced" if message["stage"] == "done":
                 self._taken[lives] = message["version"]
-                self._reached(connection.name, "probe")
+                self._reached(name, "probe")
 
-    def _to_actor(self, connection: Connection, message: dict[str, Any]) -> None:
+    def _to_actor(self, message: dict[str, Any]) -> None:
         lives = _lives(message)
+        name = self._names.get(lives.actor, "")
         match message["kind"]:
             case "leased":
                 with self._lock:
@@ -147,12 +139,12 @@ class Observer:
                         if submission is not None:
                             submission.accepted = accepted or bool(submission.accepted)
             case "pause":
-                self._reached(connection.name, "pause")
+                self._reached(name, "pause")
             case "receive":
                 self._ordered[lives] = message["version"]
-                if connection.name == self.watched:
+                if name == self.watched:
                     self._ordered_watched = message["version"]
-                self._reached(connection.name, "transfer")
+                self._reached(name, "transfer")
 
     def _reached(self, name: str, phase: str) -> None:
         if name != self.watched:  # of which the engine's calls tell more exactly

@@ -109,7 +109,8 @@ def _replace_runtime() -> None:
     runtime._lazy_init = lambda: None
     tensor: Any = torch.Tensor
     tensor.pin_memory = lambda self, *_: self
-    library = torch.library.Library("aten", "IMPL")
+    make_library: Any = torch.library.Library
+    library = make_library("aten", "IMPL")
     for name in _KERNELS:
         library.impl(name, _no_data, "CUDA")
     _kept.append(library)

@@ -26,6 +26,7 @@ from transformers import (
 
 from common.process import FatalError
 from learner.export import export
+from learner.train import kernels
 from learner.train.attention import PACKED_ATTENTION, packed_attention
 from learner.train.fidelity import check_fidelity, rounding_difference
 from learner.train.logprob import LogitTransform
@@ -83,14 +84,17 @@ def load(path: str) -> Policy:
     return Policy(path, temperature=1.0, head_chunk=7)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_values_and_gradients_are_those_of_transformers(
-    name: str, tmp_path: Path, seed: int, rng: np.random.Generator
+    name: str, compiled: bool, tmp_path: Path, seed: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Compiled: the functions that would be, without generated code, which tests/learner/train/test_fused.py has."""
+    monkeypatch.setattr(kernels, "generated_kernel", lambda function: function)
     kind, settings = ARCHITECTURES[name]
     path = saved(tmp_path, kind, seed, **settings)
     samples = [Sample(random_rollout(rng), 0.0) for _ in range(4)]
-    policy = load(path)
+    policy = Policy(path, temperature=1.0, head_chunk=7, compiled=compiled)
     assert check_fidelity(policy).difference < 1e-5
 
     logp, _ = policy(pack(samples))

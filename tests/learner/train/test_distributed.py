@@ -20,7 +20,6 @@ from tests.support.train_once import (
     train_one_step,
     train_poisoned,
     train_recorded,
-    write_compiled_gradients,
     write_gradients,
 )
 
@@ -60,22 +59,6 @@ def test_ranks_micro_batches_and_packing_order_do_not_change_the_gradient(
             assert (other["gradients"][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
         for name, value in first["sums"].items():
             torch.testing.assert_close(other["sums"][name], value, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_compiled_layers_have_the_same_gradient(tiny_policy: Path, tmp_path: Path, seed: int) -> None:
-    """Traced and differentiated as for a GPU, but no code is generated, which takes many minutes."""
-    found = []
-    for name, body in {"plain": write_gradients, "compiled": write_compiled_gradients}.items():
-        out, log = tmp_path / f"{name}.pt", tmp_path / f"{name}.log"
-        half = ["--learner.activation_checkpointing", "true", "--learner.checkpointed_layers", "0.5"]
-        assert run_ranks(1, body, out, tiny_policy, seed, 0, *half, output=log) == [0], log.read_text()
-        found.append(torch.load(out))
-    plain, compiled = found
-    for name, gradient in plain["gradients"].items():
-        assert (compiled["gradients"][name] - gradient).norm() <= 1e-4 * gradient.norm(), name
-    for name, value in plain["sums"].items():
-        torch.testing.assert_close(compiled["sums"][name], value, rtol=1e-4, atol=1e-4)
 
 
 def test_a_checkpoint_of_several_ranks_resumes_on_one_rank_and_the_export_loads(
