@@ -157,6 +157,12 @@ def strangers_connect() -> None:
         assert time.monotonic() - began < _SOON_S
 
 
+def the_host_of_rank_0_counts() -> None:
+    """A rank on another node knows its own host's address alone, because learner.address may be tcp://*:PORT."""
+    with RankWatch(RankLinks("127.0.0.1" if dist.get_rank() == 0 else "192.0.2.1")):
+        dist.barrier()
+
+
 class Note(wire.Message):
     text: str
 
@@ -291,7 +297,7 @@ def test_all_ranks_end_with_the_error_of_the_first(
     "body",
     [
         an_interrupt_is_no_failure, stop_is_not_sent_while_others_walk, what_followers_give_does_not_count,
-        strangers_connect,
+        strangers_connect, the_host_of_rank_0_counts,
     ],
 )  # fmt: skip
 def test_ranks_part_in_peace(body: Callable[[], None], tmp_path: Path) -> None:

@@ -377,7 +377,7 @@ def test_the_command_from_published_rows_to_figures(
     def model(request: dict[str, Any]) -> str:
         asked.append(request)
         assert (request["temperature"], request["top_p"], request["max_tokens"]) == (0.6, 0.95, 32768)
-        return says[request["messages"][-1]["content"][:2]][request["seed"]]
+        return str(says[request["messages"][-1]["content"][:2]][request["seed"]])
 
     with serving(model) as url:
         words = ["mmath", f"m@{url}", "--data", data, "--out", str(tmp_path / "out.json"), "--samples", "2"]

@@ -71,7 +71,7 @@ def publish_from_nodes(
                 for parameter in trainer.policy.parameters():
                     parameter.mul_(_FACTOR)
             if next(changes) == versions and dies and dist.get_rank():
-                leader.start_broadcast = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                leader.start_broadcast = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[attr-defined]
 
         ranks = Ranks({"change": change, "gather": GatherAction(config, trainer, links)})
         before = {inode for inode, _ in _connections()}

@@ -26,7 +26,7 @@ from learner.train.policy import full_weights
 from learner.train.samples import group_outcome, step_advantages
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
-from reward import embedder, gate
+from reward import embedder, gate, lid
 from reward.scorer import Scorer
 from reward.terms import tools
 from reward.terms.math import MathVerifier
@@ -225,7 +225,7 @@ def train_recipes(out: Path, model: Path, judges: str, calibration: Path, names:
     with (
         patch.object(tools, "MathVerifier", lambda: shared),
         patch.object(embedder, "_load_model", cache(embedder._load_model)),
-        patch.object(gate, "LanguageModel", cache(gate.LanguageModel)),
+        patch.object(gate, "LanguageModel", cache(lid.LanguageModel)),
     ):
         found = {
             name: train_recipe(recipe(name, model, judges, calibration), answers_of(name), model) for name in names

@@ -263,7 +263,7 @@ class Play:
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    body = msgpack.packb(message)
+    body: bytes = msgpack.packb(message)
     return bytes([2]) + len(body).to_bytes(8, "big") + body
 
 

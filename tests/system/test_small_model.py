@@ -25,7 +25,8 @@ OUT = "LRPO_TEST_OUT"  # environment variable: a directory for the figure and th
 
 # Own questions: to copy a word, asked in the language of the word.
 WORDS = {
-    "en": "house river bread window garden letter summer bridge horse silver table friend mountain candle forest",
+    "en": "house river bread window garden letter summer bridge horse silver table friend winter mountain candle "
+    "forest",
     "es": "casa puente ventana camino libro verano caballo plata amigo bosque pueblo espejo mercado carta cielo",
     "fr": "maison pont jardin livre cheval argent ami chemin miroir village lettre ciel fromage hiver bougie montagne",
 }  # fmt: skip

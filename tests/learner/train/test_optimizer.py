@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def train(directory: Path, model: Path, seed: int) -> None:
             save_file(before, directory / f"before {name}.safetensors")
             save_file(after, directory / f"after {name}.safetensors")
         sizes = [
-            local.numel() * local.element_size() if type(local) is torch.Tensor else local.codes.numel()
+            local.numel() * local.element_size() if type(local) is torch.Tensor else cast(Any, local).codes.numel()
             for state in trainer.optimizer.state.values()
             for moment in (state["exp_avg"], state["exp_avg_sq"])
             for local in [moment.to_local() if isinstance(moment, DTensor) else moment]
