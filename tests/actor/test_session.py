@@ -69,16 +69,16 @@ class FakeActor:
 
     Args:
         engine: its engine is there from the beginning.
-        silence_timeout_s: of the session. A busy machine may take the time of most tests away for longer than a test
-            of it can wait.
+        silence_timeout_s, lease_timeout_s: of the session. A busy machine may take the time of most tests away for
+            longer than a test of them can wait.
     """
 
-    def __init__(self, *, engine: bool = True, silence_timeout_s: float = 1000.0) -> None:
+    def __init__(self, *, engine: bool = True, silence_timeout_s: float = 1000.0, lease_timeout_s: float = 0.5) -> None:
         self.work: list[str] = []
         self.orders: list[Any] = []
         self.route = FakeRoute()
         self.session = Session(
-            cast(Any, self.route), "a", OWN, lease_timeout_s=0.5, silence_timeout_s=silence_timeout_s
+            cast(Any, self.route), "a", OWN, lease_timeout_s=lease_timeout_s, silence_timeout_s=silence_timeout_s
         )
         self.engine = engine
         self.tasks: list[asyncio.Task[Any]] = []
@@ -251,7 +251,7 @@ def test_a_hello_is_repeated_until_it_is_answered_and_heartbeats_follow() -> Non
         beat = await actor.route.until_sent(wire.Heartbeat, 1)
         assert beat.lives == actor.lives and actor.lives.learner == "one"
 
-    play(scene)
+    play(scene, lease_timeout_s=1000.0)
 
 
 def test_a_learner_that_moved_is_told_hello_and_one_that_stays_silent_is_given_up() -> None:

@@ -61,10 +61,11 @@ def rank_0_raises_outside_an_action() -> None:
 
 
 def rank_0_dies() -> None:
-    if dist.get_rank() == 0:
-        os._exit(9)
     began = time.monotonic()
     with pytest.raises(RuntimeError):
+        dist.barrier()  # both are connected; rank 0 may be gone before rank 1 has left it
+        if dist.get_rank() == 0:
+            os._exit(9)
         Ranks({}).follow()
     raise SystemExit(3 if time.monotonic() - began < _SOON_S else 4)
 

@@ -210,7 +210,7 @@ def test_an_answer_that_takes_too_long_is_killed_and_worth_nothing(
 ) -> None:
     assert math("$2$", ["2"]) == 1
     before = math.counts["math_killed"]
-    monkeypatch.setattr("reward.terms.math._schedule", lambda pool, text, _: pool.schedule(
+    monkeypatch.setattr("reward.terms.math._schedule", lambda pool, check, text, rest: pool.schedule(
         signal.sigtimedwait, ([signal.SIGUSR1], 60), timeout=0.5))  # fmt: skip
     assert math.verify([("1", ["1"], ""), ("2", ["2"], "")]) == [0, 0]
     assert math.counts["math_killed"] == before + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 import sys
 import time
@@ -124,8 +125,12 @@ def test_a_failed_process_ends_all_or_is_started_again(tmp_path: Path, capsys: p
 
 
 def test_an_interrupt_while_all_are_ended_kills_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts, sleep = itertools.count(), time.sleep
+
     def interrupted(seconds: float) -> None:
-        raise KeyboardInterrupt
+        if next(interrupts) < 2:  # while all run, and while all are ended
+            raise KeyboardInterrupt
+        sleep(seconds)
 
     with pytest.raises(KeyboardInterrupt), Children(tmp_path) as children:
         children.start("learner", child("one", 100, on_term="None"))
