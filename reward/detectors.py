@@ -89,7 +89,9 @@ class GateDetector:
     def parts(self, texts: Sequence[str], asked: Sequence[str]) -> list[PartLanguages | None]:
         judged = self._gate.judge(texts, asked)
         lines = [[line for line in text.split("\n") if _is_long(line)] for text in texts]
-        failing = self._foreign_lines(lines, asked)
+        single = {n for n, text in enumerate(texts) if "\n" not in text.strip()}  # lines that are judged already
+        failing = {n for n in single if lines[n] and not judged[n].matches and judged[n].language not in ("", asked[n])}
+        failing |= self._foreign_lines([[] if n in single else some for n, some in enumerate(lines)], asked)
         # A text that is in no single language is looked at again, by the language that most of it is in.
         doubtful = [n for n, one in enumerate(judged) if not one.matches and one.language]
         again = self._gate.judge([texts[n] for n in doubtful], [judged[n].language for n in doubtful])

@@ -89,6 +89,7 @@ class LanguageGate:
         self._model = LanguageModel(file)
         self._min_probability, self._share, self._near = min_probability, share, near
         self._scripts = np.array([scripts_of_language(code) for code in self._model.languages])
+        self._previous: dict[tuple[str, str], Judgement] = {}  # by text and language asked for, of the last call
 
     def detect(self, texts: Sequence[str], among: Sequence[Collection[str]] | None = None) -> list[str]:
         """Identifies the language that each text as a whole is most probably in.
@@ -113,7 +114,20 @@ class LanguageGate:
         whole and by its ends.
 
         A text without letters that has digits, as a bare number, is in any language.
+
+        Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
         """
+        if among is not None:
+            return self._judge(texts, asked, among)
+        previous, keys = self._previous, list(zip(texts, asked, strict=True))
+        unknown = list(dict.fromkeys(key for key in keys if key not in previous))
+        found = dict(zip(unknown, self._judge(*zip(*unknown, strict=True)) if unknown else (), strict=True))
+        self._previous = {key: found[key] if key in found else previous[key] for key in keys}
+        return [self._previous[key] for key in keys]
+
+    def _judge(
+        self, texts: Sequence[str], asked: Sequence[str], among: Sequence[Collection[str]] | None = None
+    ) -> list[Judgement]:
         languages = self._model.languages
         words = [judged_words(text) for text in texts]
         units = self._model.read(words)

@@ -68,7 +68,10 @@ def test_probabilities_are_those_of_the_library(declaration: dict[str, list[str]
 )
 def test_gate_takes_any_text_and_batching_changes_nothing(gate: LanguageGate, texts: list[str], language: str) -> None:
     together = gate.judge(texts, [language] * len(texts))
+    again = gate.judge(texts[::-1] + texts, [language] * 2 * len(texts))
+    assert again == together[::-1] + together, "what was judged in the last call is not judged anew"
     for text, judged in zip(texts, together, strict=True):
+        gate.judge([], [])  # after which nothing is remembered
         (alone,) = gate.judge([text], [language])
         assert (alone.language, alone.matches) == (judged.language, judged.matches)
         assert alone.foreign == pytest.approx(judged.foreign, abs=1e-3)
