@@ -520,6 +520,22 @@ async def is_ready(url: str, http: aiohttp.ClientSession) -> bool:
         return False
 
 
+async def resume_if_paused(url: str, http: aiohttp.ClientSession) -> bool:
+    """Has a server at ``url`` that is not ready go on if it is paused. Returns whether it is ready now.
+
+    An actor that died in a weight update has left its engine paused, and a paused server is not ready. One that is
+    starting ignores the request. Waits at most 15 seconds.
+    """
+    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
+    try:
+        async with http.post(url + "/continue_generation", json={}, timeout=timeout) as response:
+            if response.status != 200:
+                return False
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+    return await is_ready(url, http)
+
+
 def describe_differences(buckets: list[wire.Bucket], checkpoint_shapes: dict[str, list[int]]) -> str:
     """Compares the tensors that the learner sends with those of the engine's checkpoint.
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from actor.engine.client import Engine, EngineError, is_ready
+from actor.engine.client import Engine, EngineError, is_ready, resume_if_paused
 from actor.engine.fleet import EngineFleet, list_workers
 from actor.engine.server import EngineProcess
 from common.config import Config
@@ -69,7 +69,7 @@ async def _attach(config: Config, http: aiohttp.ClientSession, patience_s: float
         while True:
             if workers := await list_workers(url, http):
                 return EngineFleet(workers, url, http, timeout_s, pause_mode)
-            if await is_ready(url, http):
+            if await is_ready(url, http) or await resume_if_paused(url, http):
                 return Engine(url, http, timeout_s, pause_mode)
             if time.monotonic() > deadline:
                 raise EngineError(f"no SGLang server answers at actor.engine_url = {url}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actor.engine.client import make_http_session
+from actor.engine.client import is_ready, make_http_session
 from actor.engine.server import EngineProcess
 from common.config import load
 from common.process import FatalError
@@ -105,8 +105,16 @@ def test_an_engine_that_is_started_again_beneath_its_actor_ends_that_life(
         asyncio.run(ready())
         return process
 
+    async def leave_paused() -> None:
+        """As an actor does that dies in a weight update."""
+        async with make_http_session() as http:
+            for call, body in (("/pause_generation", {"mode": "retract"}), ("/begin_weight_update", {})):
+                assert (await http.post(engine.url + call, json=body)).status == 200
+            assert not await is_ready(engine.url, http)
+
     engine = start_engine(0)
     try:
+        asyncio.run(leave_paused())
         pool.start("a", "--actor.engine_url", engine.url, "--sync.transport", "disk")
         pool.here("a")
         assert set(pool.publish().members) == {"a"}

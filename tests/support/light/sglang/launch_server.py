@@ -398,6 +398,10 @@ class Engine:
         return web.json_response({"tp_size": 1})
 
     async def ready(self, request: web.Request) -> web.Response:
+        """A paused server is not ready, as since SGLang 0.5.20."""
+        return web.Response(status=200 if self.generator.going.is_set() else 503)
+
+    async def health(self, request: web.Request) -> web.Response:
         return web.Response()
 
 
@@ -475,7 +479,7 @@ def main() -> None:
             if not (engine.old and path in ("/begin_weight_update", "/end_weight_update")):
                 app.router.add_post(path, handler)
         app.router.add_get("/ready", engine.ready)
-        app.router.add_get("/health", engine.ready)
+        app.router.add_get("/health", engine.health)
         app.router.add_get("/v1/loads", engine.loads)
         app.router.add_get("/model_info", engine.info)
         app.router.add_get("/server_info", engine.server)
