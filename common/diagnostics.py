@@ -24,7 +24,6 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
@@ -147,17 +146,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not 1 <= k <= n or not 0 <= c <= n:
         raise ValueError(f"pass@{k} needs at least {k} answers, and not more right ones than answers: {c} of {n}")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
-def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927), for independent trials; (0, 1) where there are none."""
-    if not n:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, spread = successes / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # -- which languages a text is in ----------------------------------------------------------------------------------

@@ -514,6 +514,15 @@ async def is_ready(url: str, http: aiohttp.ClientSession) -> bool:
         async with http.get(url + "/ready", timeout=timeout) as response:
             if response.status != 404:
                 return response.status == 200
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+    return await is_up(url, http)
+
+
+async def is_up(url: str, http: aiohttp.ClientSession) -> bool:
+    """Whether an SGLang server at ``url`` answers, though it may be paused. Waits at most 5 seconds."""
+    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
+    try:
         async with http.get(url + "/model_info", timeout=timeout) as response:
             return response.status == 200
     except (aiohttp.ClientError, TimeoutError):
@@ -521,10 +530,9 @@ async def is_ready(url: str, http: aiohttp.ClientSession) -> bool:
 
 
 async def resume_if_paused(url: str, http: aiohttp.ClientSession) -> bool:
-    """Has a server at ``url`` that is not ready go on if it is paused. Returns whether it is ready now.
+    """Has a server at ``url`` go on if it is paused. Returns whether it is ready now.
 
-    An actor that died in a weight update has left its engine paused, and a paused server is not ready. One that is
-    starting ignores the request. Waits at most 15 seconds.
+    A server that is starting ignores the request. Waits at most 15 seconds.
     """
     timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
     try:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from actor.engine.client import Engine, EngineError, is_ready, resume_if_paused
+from actor.engine.client import Engine, EngineError, is_ready, is_up, resume_if_paused
 from actor.engine.fleet import EngineFleet, list_workers
 from actor.engine.server import EngineProcess
 from common.config import Config
@@ -62,16 +62,28 @@ async def open_engine(
 
 
 async def _attach(config: Config, http: aiohttp.ClientSession, patience_s: float) -> Engine:
+    """The engine at ``actor.engine_url``.
+
+    SGLang calls a paused server not ready, and an actor that ended in a weight update has left its engine paused. It is
+    to go on, but not within the weight update of another actor, which should be over after twice ``sync.timeout_s``.
+
+    Args:
+        patience_s: how long a server that does not answer, or that is starting, is waited for.
+
+    Raises:
+        EngineError: no server is ready there.
+    """
     url = config.actor.engine_url.rstrip("/")
     timeout_s, pause_mode = config.actor.request_timeout_s, config.sync.pause
-    deadline = time.monotonic() + patience_s
+    began, longest_pause_s = time.monotonic(), 2 * config.sync.timeout_s
     with Activity("actor", f"waiting for the engine at {url}", silent_s=BRIEF_S):
         while True:
             if workers := await list_workers(url, http):
                 return EngineFleet(workers, url, http, timeout_s, pause_mode)
-            if await is_ready(url, http) or await resume_if_paused(url, http):
+            waited_s = time.monotonic() - began
+            if await is_ready(url, http) or (waited_s > longest_pause_s and await resume_if_paused(url, http)):
                 return Engine(url, http, timeout_s, pause_mode)
-            if time.monotonic() > deadline:
+            if waited_s > max(patience_s, longest_pause_s if await is_up(url, http) else 0.0):
                 raise EngineError(f"no SGLang server answers at actor.engine_url = {url}")
             await asyncio.sleep(_POLL_S)
 

@@ -27,8 +27,9 @@ from common.languages import english_name
 from reward.gate import LanguageGate
 from scripts.data.tables import write
 from scripts.ops.command_line import command
-from scripts.world.draw import STRONG, WEAK, Knowledge, World, draw
+from scripts.world.draw import STRONG, WEAK, World, draw
 from scripts.world.facts import REGION_AFFINITY, TOPIC_AFFINITY, Fact, facts
+from scripts.world.settings import Knowledge
 from scripts.world.sources import countries, paragraphs
 from scripts.world.templates import LANGUAGES, REFUSALS
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Iterable
-from typing import Literal
 
 from common.process import FatalError
 from scripts.world.facts import REGION_AFFINITY, Fact
+from scripts.world.settings import Knowledge
 from scripts.world.templates import LANGUAGES
 
 STRONG, WEAK = 0.95, 0.15  # probabilities that a language knows a fact
-# Which languages know a fact with the first of these: those of its region and topic; one language, the same for all
-# facts; or three languages drawn for each fact, so that neither region nor topic tells anything.
-Knowledge = Literal["region", "one-language", "equal"]
-_EQUAL = 3
+_EQUAL = 3  # languages that surely know a fact where the knowledge is "equal"
 # One round of drawing facts; regions take part in turn, so that every set is balanced over topics and regions.
 _ROUND = [(kind, region) for kind in ("capital", "currency", "continent") for region in REGION_AFFINITY] + [
     ("weekday", None),

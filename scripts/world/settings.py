@@ -8,6 +8,9 @@ from typing import Literal
 from common.config import ModelConfig
 
 Style = Literal["tag", "select"]
+# Which languages surely know a fact: those of its region and topic; one language, the same for all facts; or some that
+# are drawn for each fact, so that neither region nor topic tells anything.
+Knowledge = Literal["region", "one-language", "equal"]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import pytest
 
 from actor.engine.client import is_ready, make_http_session
 from actor.engine.server import EngineProcess
+from actor.engine.start import _attach
 from common.config import load
 from common.process import FatalError
 from learner.groups import Group
@@ -111,6 +112,12 @@ def test_an_engine_that_is_started_again_beneath_its_actor_ends_that_life(
             for call, body in (("/pause_generation", {"mode": "retract"}), ("/begin_weight_update", {})):
                 assert (await http.post(engine.url + call, json=body)).status == 200
             assert not await is_ready(engine.url, http)
+            config = load(["--actor.engine_url", engine.url, "--sync.timeout_s", "2"])
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(_attach(config, http, 0.0), 0.5)
+            assert not await is_ready(engine.url, http), "a pause may be that of another actor's weight update"
+            await _attach(config, http, 0.0)
+            assert await is_ready(engine.url, http)
 
     engine = start_engine(0)
     try:

@@ -8,7 +8,6 @@ from statistics import harmonic_mean, mean
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from common import diagnostics
 from common.diagnostics import Sample
@@ -61,14 +60,6 @@ def test_pass_at_k_is_the_share_of_the_choices_with_a_right_answer(rng: np.rando
     for n, c, k in ((3, 1, 4), (3, 4, 1), (3, 0, 0)):
         with pytest.raises(ValueError, match=f"pass@{k}"):
             diagnostics.pass_at_k(n, c, k)
-
-
-def test_the_interval_is_that_of_scipy(rng: np.random.Generator) -> None:
-    for n in rng.integers(1, 500, 20).tolist():
-        for successes in {0, n, int(rng.integers(0, n + 1))}:
-            wanted = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
-            assert diagnostics.wilson_interval(successes, n) == pytest.approx((wanted.low, wanted.high))
-    assert diagnostics.wilson_interval(0, 0) == (0, 1)
 
 
 def test_lcpr_is_the_harmonic_mean_of_the_pass_rates(rng: np.random.Generator) -> None:

@@ -25,7 +25,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -33,11 +33,13 @@ from common.config import load
 from common.process import FatalError
 from scripts.ops import dry_run
 from scripts.ops.command_line import command
-from scripts.ops.local_run import run_all, run_to_end
+from scripts.ops.local_run import run_all
 from scripts.study.compare import files_first
 from scripts.study.router_study.arms import BEST_FIXED, Name, arms_of
 from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
 from scripts.study.router_study.report import draw, tables
+from scripts.world import demo
+from scripts.world.settings import Knowledge
 
 _ROOT = Path(__file__).parents[3]
 _CONFIGS = [str(_ROOT / "configs" / name) for name in ("demo.toml", "study.toml")]
@@ -73,15 +75,9 @@ class Place:
         """
         if not self._is_world:
             return
-        world, seed = str(self._world), str(self.seed)
-        if not (self._world / "world.json").exists():
-            run_to_end(["-m", "scripts.world.build", "--out", world, "--seed", seed, "--knowledge", self.regime])
-        if not (self._world / "facts.csv").exists():
-            parallel = ["--parallel", f"{world}/warm_start.parquet", "--columns", "fact,fact,language,answer"]
-            run_to_end(["-m", "scripts.data.calibrate", *parallel, "--out", f"{world}/facts.csv"])
         # Every language can be chosen: the policy has seen the headers of all.
-        made = ["--world", world, "--out", str(self._policy), "--seed", seed, "--style", "select", "--unseen", ""]
-        run_to_end(["-m", "scripts.world.warm_start", *made, *warm_start])
+        flags = ["--style", "select", "--unseen", "", *warm_start]
+        demo.prepare(self._world, self._policy, self.seed, flags, cast(Knowledge, self.regime))
 
     def knowledge(self) -> dict[int, set[str]] | None:
         """Row of a trained question -> languages that know it; None for the user's own data."""
