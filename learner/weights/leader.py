@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import wire
 from common.config import SyncConfig
-from learner.weights.bucket_queue import BucketQueue, SpareBuffers
+from learner.weights.bucket_queue import POLL_S, BucketQueue, SpareBuffers
 from learner.weights.buckets import bytes_of, smallest_tensor, tensors_in, wait_for_copies
 from learner.weights.deadlines import Deadlines
 from learner.weights.leader_messages import (
@@ -44,12 +44,12 @@ from learner.weights.process_group import (
     leave_errors_to_callers,
     raise_error,
     start_broadcast,
+    wait_briefly,
 )
 
 log = logging.getLogger("learner.publisher")
 
 _KEPT_BYTES = 2**30  # of gathered buckets that wait for a slow engine; two buckets at least
-_BROADCAST_POLL_S = 0.001  # between two checks of whether a broadcast is complete
 _BEGIN_POLL_S = 0.1  # between two checks of whether the round has begun here, too
 
 
@@ -294,14 +294,13 @@ class Leader:
                     connection.check()
                 begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
                 work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s)
-                while not work.is_completed():
+                while not wait_briefly(work, connection.backend, POLL_S):
                     connection.check()
                     if time.monotonic() > begin + limit_s:
                         raise _Lost(
                             f"the weights did not reach its engine within {limit_s:.0f} s (bucket {number + 1} of "
                             f"{len(self._buckets)}, {deadlines.transfer_s:.0f} s for all)"
                         )
-                    time.sleep(_BROADCAST_POLL_S)
                 raise_error(work)
                 left_s -= time.monotonic() - begin
         except RuntimeError as error:  # the base of torch's distributed errors
