@@ -50,6 +50,7 @@ from learner.weights.process_group import (
 log = logging.getLogger("learner.publisher")
 
 _KEPT_BYTES = 2**30  # of gathered buckets that wait for a slow engine; two buckets at least
+_LATER_S = 1.0  # by which gloo's own deadline is later than that of a bucket, whose message says more
 _BEGIN_POLL_S = 0.1  # between two checks of whether the round has begun here, too
 
 
@@ -295,8 +296,8 @@ class Leader:
                 while (buffer := round_.queue.get(name, number)) is None:
                     connection.check()
                 begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
-                work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s)
-                while not wait_briefly(work, connection.backend, POLL_S):
+                work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s + _LATER_S)
+                while not wait_briefly(work, connection.backend, min(POLL_S, limit_s)):
                     connection.check()
                     if time.monotonic() > begin + limit_s:
                         raise _Lost(
