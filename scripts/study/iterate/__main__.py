@@ -79,7 +79,8 @@ def make_iterations(words: Sequence[str], count: int, later: Mapping[int, Sequen
     out = load(words).run.dir
     if (out / "config.json").exists():
         raise FatalError(f"run.dir = {out} holds a run that is no iteration: give another one")
-    found, flags = [], list(words)
+    found: list[Iteration] = []
+    flags = list(words)
     for number in range(1, count + 1):
         flags = [*flags, *later.get(number, [])]
         own = list(flags)
