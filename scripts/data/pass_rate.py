@@ -31,9 +31,9 @@ from common.config import Config, load
 from common.languages import POLICY_CHOOSES
 from common.tokenizer import load_tokenizer
 from common.wire import encode
-from learner.data.problems import Place, Problems
+from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Unreadable, read_records
-from learner.data.rows import QuestionRow
+from learner.data.rows import QuestionRow, normal_form
 from learner.work.questions import as_question, usable_rows
 from router.modes import fixed_languages
 from scripts.data.answering import Answering, Journal, Task, answer_tasks
@@ -60,6 +60,11 @@ class Measured:
         return dict(sorted(found.items()))
 
 
+def question_key(row: QuestionRow) -> str:
+    """What two rows have in common that ask the same, in whatever file."""
+    return hashlib.sha256(normal_form(row.messages).encode("utf-8", "backslashreplace")).hexdigest()
+
+
 def languages_asked(config: Config, row: QuestionRow) -> list[str]:
     """The languages in which a run of this configuration may ask a question: one where its mode leaves no choice."""
     fixed = fixed_languages(config.router, row.language, row.topics)
@@ -69,7 +74,7 @@ def languages_asked(config: Config, row: QuestionRow) -> list[str]:
 
 
 def measure(
-    config: Config, out: Path, samples: int, right: float, *, without: frozenset[Place] = frozenset()
+    config: Config, out: Path, samples: int, right: float, *, without: frozenset[str] = frozenset()
 ) -> Measured:
     """Measures the pass rates of the rows of ``data.train``. Blocks until all are measured, and says how far it is.
 
@@ -78,13 +83,18 @@ def measure(
             rows that are not measured are listed in ``*.problems.jsonl``.
         samples: answers to each question in each language.
         right: the reward from which an answer is right.
-        without: rows that are not asked.
+        without: the ``question_key`` of questions that are not asked; they are listed, too, as "used before".
 
     Raises:
         FatalError: the data cannot be read, there is no engine, or eight questions in a row could not be measured.
     """
     tokenizer, problems = load_tokenizer(config.model.path), Problems()
-    rows = [row for row in usable_rows(config, tokenizer, config.data.train, problems) if row.place not in without]
+    rows = []
+    for row in usable_rows(config, tokenizer, config.data.train, problems):
+        if question_key(row) in without:
+            problems.add(row.place, RowError("", "an earlier iteration was trained on it", "used before"))
+        else:
+            rows.append(row)
     tasks = make_tasks(config, rows, samples, right)
     answers = out.with_suffix(".answers.jsonl")
     journal = Journal(answers)

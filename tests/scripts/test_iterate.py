@@ -162,6 +162,7 @@ def test_two_iterations_that_are_interrupted(
             assert [row["prompt"], extra] in seen, "the reward sees the anchors of this iteration"
         trained.append({row["prompt"] for row in rated})
     assert not trained[0] & trained[1], "the second iteration has other questions"
+    assert Record(out / "iteration-2").stages["filter"]["refused"] == {"used before": 4}
     settings = json.loads((out / "iteration-2" / "run" / "config.json").read_text())
     assert settings["model"]["path"] == str(out / "iteration-1" / "run" / "model")
 
@@ -204,6 +205,8 @@ def test_settings_of_later_iterations(tmp_path: Path) -> None:
     assert [one.config.sampling.max_new_tokens for one in made] == [14336, 21952, 21952]
     models = [str(tmp_path / f"iteration-{number}" / "run" / "model") for number in (1, 2)]
     assert [one.config.model.path for one in made] == ["m", *models]
+    with pytest.raises(FatalError, match="nobody knows which iteration's model"):
+        iterate.make_iterations([*words, "--actor.engine_url", "http://127.0.0.1:1"], 2, {})
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FatalError, match="holds a run that is no iteration"):
         iterate.make_iterations(words, 3, later)

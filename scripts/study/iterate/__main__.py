@@ -30,7 +30,6 @@ import typer
 from common.config import Config, load
 from common.languages import code_of
 from common.process import FatalError
-from learner.data.problems import Place
 from learner.run_lock import locked
 from scripts.data.anchors import Part, Plan, parse_columns, parse_rounds
 from scripts.ops.command_line import command
@@ -41,7 +40,7 @@ from scripts.study.iterate.stages import (
     FILTERED_FILE,
     Filtering,
     filter_questions,
-    kept_places,
+    kept_keys,
     make_anchors,
     train,
 )
@@ -88,6 +87,11 @@ def make_iterations(words: Sequence[str], count: int, later: Mapping[int, Sequen
             own += ["--model.path", str(found[-1].directory / "run" / "model")]
         directory = out / f"iteration-{number}"
         config = load([*own, "--run.dir", str(directory)])
+        if config.actor.engine_url:
+            raise FatalError(
+                f"actor.engine_url = {config.actor.engine_url}: nobody knows which iteration's model runs there. Leave "
+                "it out, and an engine is started for each"
+            )
         found.append(Iteration(number, directory, own, config, Record(directory)))
     return found
 
@@ -159,12 +163,12 @@ def check(one: Iteration, begun: Mapping[str, Any]) -> None:
             )
 
 
-def run_iteration(one: Iteration, begun: Mapping[str, Any], how: Filtering, plan: Plan, used: frozenset[Place],
+def run_iteration(one: Iteration, begun: Mapping[str, Any], how: Filtering, plan: Plan, used: frozenset[str],
                   total: int, actors: int | None) -> None:  # fmt: skip
     """Does the stages that are not whole. Blocks as long as that takes.
 
     Args:
-        used: the rows that earlier iterations trained on.
+        used: the keys of the questions that earlier iterations trained on.
     """
     one.record.begin(begun)
     for stage in _STAGES:
@@ -231,12 +235,12 @@ def main(
         pairs = list(zip(all_of_them, [None, *all_of_them], strict=False))
         for one, former in pairs:  # before anything is done
             check(one, begins_with(one, former, digests, how, plan))
-        used = set[Place]()
+        used = set[str]()
         try:
             for one, former in pairs:
                 begun = begins_with(one, former, digests, how, plan)  # the training before it is known now
                 run_iteration(one, begun, how, plan, frozenset(used), iterations, actors)
-                used |= kept_places(one.directory)
+                used |= kept_keys(one.directory)
         except KeyboardInterrupt:
             print(f"\ninterrupted; the same command goes on in {out}", file=sys.stderr)
             raise

@@ -16,7 +16,7 @@ from common.process import FatalError
 from learner.data.problems import Place, RowError
 from learner.data.rows import QuestionRow, mean_pass_rate
 from scripts.data.anchors import Plan, anchored_records, make, told, without_columns
-from scripts.data.pass_rate import measure, rated_records, table
+from scripts.data.pass_rate import measure, question_key, rated_records, table
 from scripts.data.tables import write
 from scripts.ops.local_run import gains, run_all
 from scripts.study.iterate.record import digest_of_file
@@ -37,36 +37,34 @@ class Filtering:
 
 
 def filter_questions(
-    config: Config, directory: Path, number: int, how: Filtering, plan: Plan, used: frozenset[Place]
+    config: Config, directory: Path, number: int, how: Filtering, plan: Plan, used: frozenset[str]
 ) -> dict[str, Any]:
     """Keeps the questions that the policy of ``config`` answers rightly sometimes, in ``filtered.parquet``.
 
     Sometimes means within ``data.pass_rate``, or where that is not set neither always nor never.
 
     Args:
-        used: the rows that earlier iterations trained on.
+        used: the keys of the questions that earlier iterations trained on.
 
     Raises:
         FatalError: none is left.
     """
     config = without_columns(config, plan.columns)  # they are made in the next stage
-    left_out = used if how.unused else frozenset[Place]()
+    left_out = used if how.unused else frozenset[str]()
     found = measure(config, directory / "rated.parquet", how.samples, how.right, without=left_out)
     fates = {row.place: _fate(config, row, found.rates.get(row.place)) for row in found.rows}
     _limit_languages(found.rows, fates, how.per_language, [config.run.seed, number])
     _write_lines(
         directory / FATES_FILE,
         (
-            {**row.place._asdict(), "language": row.language, "pass_rate": found.rates.get(row.place),
-             "fate": fates[row.place]}
+            {"key": question_key(row), **row.place._asdict(), "language": row.language,
+             "pass_rate": found.rates.get(row.place), "fate": fates[row.place]}
             for row in found.rows
         ),
     )  # fmt: skip
     counts = Counter(fates.values())
     kept = [row for row in found.rows if fates[row.place] == KEPT]
     dropped = {fate: count for fate, count in counts.most_common() if fate != KEPT}
-    if left_out:
-        dropped["used by an earlier iteration"] = len(left_out)
     refused = {kind: count for kind, count in found.problems.counts.most_common() if kind != "not measured"}
     histogram = table(found.by_language())
     why = ", ".join(f"{count} {fate}" for fate, count in {**dropped, **refused}.items()) or "none"
@@ -117,11 +115,10 @@ def _by_language(rows: Sequence[QuestionRow]) -> str:
     return ", ".join(f"{count} {language}" for language, count in Counter(row.language for row in rows).most_common())
 
 
-def kept_places(directory: Path) -> set[Place]:
-    """The rows that an iteration kept, by their places in the source."""
-    lines = (directory / FATES_FILE).read_text(encoding="utf-8").splitlines()
-    entries = map(json.loads, lines)
-    return {Place(entry["file"], entry["row"]) for entry in entries if entry["fate"] == KEPT}
+def kept_keys(directory: Path) -> set[str]:
+    """The keys of the questions that an iteration kept."""
+    entries = map(json.loads, (directory / FATES_FILE).read_text(encoding="utf-8").splitlines())
+    return {entry["key"] for entry in entries if entry["fate"] == KEPT}
 
 
 def make_anchors(config: Config, directory: Path, number: int, plan: Plan) -> dict[str, Any]:
