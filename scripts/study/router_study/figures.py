@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -21,6 +22,8 @@ MEANING = {
     "own_train": "the same for trained questions",
     "routed_heldout": "greedy reward of held-out questions in the languages that the arm would draw",
     "routed_train": "the same for trained questions",
+    "accuracy_heldout": "share of held-out questions answered rightly when asked for in their own language, in any",
+    "both_heldout": "share of them answered rightly, with thought and answer in their own language",
     "gain_heldout": "own_heldout, less that of the warm start",
     "gain_train": "own_train, less that of the warm start",
     "regret_heldout": "reward that the best language of each held-out question has over the drawn ones",
@@ -32,19 +35,28 @@ MEANING = {
 }
 
 
-def read_figures(run: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:
+def read_evaluation_before(run: Path) -> dict[str, Any]:
+    """What the evaluation of the warm start found, by set of questions; empty if the run had none."""
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["evaluation_before"]
+    return found
+
+
+def read_figures(
+    run: Path, knowledge: Mapping[int, set[str]] | None, before: Mapping[str, Any] | None = None
+) -> dict[str, float | None]:
     """The figures of :data:`MEANING`; None where a run does not have one.
 
     Args:
         run: directory of the run.
         knowledge: row of a trained question -> languages that know its answer; None: not known.
+        before: the evaluation of the warm start, for a run that has not made it.
 
     Raises:
         FatalError: the run has not finished, or was not evaluated.
     """
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        before, after = summary["evaluation_before"], summary["evaluation_after"]
+        before, after = before or summary["evaluation_before"], summary["evaluation_after"]
         trained, heldout = after["train"], after["heldout"]
         languages = heldout["own_by_language"]
         losses = [max(0.0, before["heldout"]["own_by_language"][one] - languages[one]) for one in languages]
@@ -57,6 +69,8 @@ def read_figures(run: Path, knowledge: Mapping[int, set[str]] | None) -> dict[st
         "own_train": trained["own"],
         "routed_heldout": heldout["routed"],
         "routed_train": trained["routed"],
+        "accuracy_heldout": _diagnostic(heldout, "consistency/accuracy"),
+        "both_heldout": _diagnostic(heldout, "both_right"),
         "gain_heldout": heldout["own"] - before["heldout"]["own"],
         "gain_train": trained["own"] - before["train"]["own"],
         "regret_heldout": heldout["oracle"] - heldout["routed"],
@@ -66,6 +80,12 @@ def read_figures(run: Path, knowledge: Mapping[int, set[str]] | None) -> dict[st
         "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
         "tokens": tokens,
     }
+
+
+def _diagnostic(evaluation: Mapping[str, Any], end: str) -> float | None:
+    """The diagnostic of answers in the questions' own languages whose tag ends so, whatever the detector."""
+    found = [value for tag, value in evaluation.get("diagnostics", {}).items() if tag.endswith(end)]
+    return float(found[0]) if found else None
 
 
 def _of_ledger(path: Path, knowledge: Mapping[int, set[str]] | None) -> tuple[float, float | None]:
@@ -104,6 +124,8 @@ def best_language(knowledge: Mapping[int, set[str]]) -> str:
 def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
     """Twelve digits that tell the settings of an arm from others, wherever its files lie.
 
+    Settings with their default values do not enter, so that a study goes on with a version that has more of them.
+
     Args:
         settings: files and flags that all arms share.
         flags: those of the arm, and of what it starts from.
@@ -111,7 +133,7 @@ def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
     Raises:
         ConfigError: the settings are wrong.
     """
-    config = load(settings).model_dump(mode="json")
+    config = load(settings).model_dump(mode="json", exclude_defaults=True)
     kept = {
         f"{section}.{name}": value
         for section, values in config.items()
