@@ -50,6 +50,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     found = read_figures(tmp_path / "run", {0: {"en"}, 1: {"de"}})
     assert list(found) == list(MEANING)
     assert found["tokens"] == 18 and found["known"] == 2 / 4 and found["zero_variance"] == 1 / 4
+    assert found["diversity"] == 2, "of the two answered groups"
     assert (found["accuracy_heldout"], found["both_heldout"]) == pytest.approx((0.72, 0.68))
     assert found["gain_train"] == pytest.approx(0.2) and found["regret_heldout"] == pytest.approx(0.1)
     assert found["forgetting"] == pytest.approx(0.2 / 2), "German gained 0.3, which makes up for nothing"

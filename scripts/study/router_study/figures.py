@@ -28,6 +28,7 @@ MEANING = {
     "gain_train": "own_train, less that of the warm start",
     "regret_heldout": "reward that the best language of each held-out question has over the drawn ones",
     "known": "share of the training answers in a language that knows the question",
+    "diversity": "mean number of languages in a prompt group of the training",
     "compliance": "share of the trained questions' answers that are in their own language",
     "forgetting": "mean loss over languages of own held-out rewards, where they fell",
     "zero_variance": "share of the prompt groups whose answers had equal rewards",
@@ -63,7 +64,7 @@ def read_figures(
     except (OSError, ValueError, LookupError) as error:
         raise FatalError(f"{run} holds no finished and evaluated run: {error}") from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
-    tokens, known = _of_ledger(run / "ledger.jsonl", knowledge)
+    routing = _read_routing(run / "ledger.jsonl", knowledge)
     return {
         "own_heldout": heldout["own"],
         "own_train": trained["own"],
@@ -74,11 +75,12 @@ def read_figures(
         "gain_heldout": heldout["own"] - before["heldout"]["own"],
         "gain_train": trained["own"] - before["train"]["own"],
         "regret_heldout": heldout["oracle"] - heldout["routed"],
-        "known": known,
+        "known": routing["known"],
+        "diversity": routing["diversity"],
         "compliance": trained["compliance"],
         "forgetting": sum(losses) / len(losses),
         "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
-        "tokens": tokens,
+        "tokens": routing["tokens"],
     }
 
 
@@ -88,18 +90,26 @@ def _diagnostic(evaluation: Mapping[str, Any], end: str) -> float | None:
     return float(found[0]) if found else None
 
 
-def _of_ledger(path: Path, knowledge: Mapping[int, set[str]] | None) -> tuple[float, float | None]:
-    """Tokens of all answers of the ledger, and the share of them that are in a language which knows the question."""
-    tokens, answers, known = 0, 0, 0
+def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:
+    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger."""
+    groups, tokens, answers, known, different = 0, 0, 0, 0, 0
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
             languages = entry.get("languages") or []
             tokens += sum(entry.get("lengths") or [])
+            groups, answers, different = (
+                groups + bool(languages),
+                answers + len(languages),
+                different + len({*languages}),
+            )
             if knowledge is not None:
-                answers += len(languages)
                 known += sum(language in knowledge[entry["row"]] for language in languages)
-    return float(tokens), known / answers if answers else None
+    return {
+        "tokens": float(tokens),
+        "known": known / answers if answers and knowledge is not None else None,
+        "diversity": different / groups if groups else None,
+    }
 
 
 def read_knowledge(world: Path) -> dict[int, set[str]]:
