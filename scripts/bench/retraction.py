@@ -31,7 +31,8 @@ import typer
 from transformers import PreTrainedModel
 
 from actor.concurrency import Concurrency
-from actor.engine.client import Engine, Generation, make_http_session
+from actor.engine.client import Engine, Generation
+from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common import wire
 from common.config import load

@@ -36,7 +36,14 @@ from scripts.ops.command_line import command
 from scripts.ops.local_run import run_all
 from scripts.study.compare import files_first
 from scripts.study.router_study.arms import BEST_FIXED, Name, arms_of
-from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
+from scripts.study.router_study.figures import (
+    MEANING,
+    best_language,
+    read_evaluation_before,
+    read_figures,
+    read_knowledge,
+    settings_hash,
+)
 from scripts.study.router_study.report import draw, tables
 from scripts.world import demo
 from scripts.world.settings import Knowledge
@@ -144,15 +151,43 @@ class Results:
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record and writes the file, at once or not at all."""
         self.records.append(record)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
         lines = ",\n".join(json.dumps(one, sort_keys=True, allow_nan=False) for one in self.records)
-        partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        _write(self._path, f"[\n{lines}\n]\n")
 
 
-def _train(place: Place, arm: str, flags: Sequence[str], run: Path, actors: int | None, keep: bool) -> dict[str, Any]:
+class WarmStart:
+    """The evaluation of the policy that all arms of a place start from, made by the first of its runs.
+
+    Args:
+        path: the file in which it is kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.evaluation: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def keep(self, evaluation: dict[str, Any]) -> None:
+        """Keeps an evaluation, which is not empty, unless there is one."""
+        if not self.evaluation:
+            self.evaluation = evaluation
+            _write(self._path, json.dumps(evaluation))
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file, at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _train(
+    place: Place, arm: str, flags: Sequence[str], run: Path, actors: int | None, keep: bool, own_reward: bool
+) -> dict[str, Any]:
     """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes.
+
+    Args:
+        own_reward: the arm has another reward than the others, so that its evaluation of the warm start is its own.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -161,13 +196,18 @@ def _train(place: Place, arm: str, flags: Sequence[str], run: Path, actors: int 
     settings = files_first(
         [*place.settings, "--run.dir", str(run), "--run.seed", str(place.seed), *place.flags(arm, flags)]
     )
+    start = WarmStart(run.parent / f"warm-start-{place.seed}.json")
+    before = {} if own_reward else start.evaluation
+    settings += ["--learner.evaluate_before", str(not before).lower()]
     load(settings)  # so that a wrong flag is an error before anything is started
     if not (run / "summary.json").exists():
         run_all(settings, run, actors)
     if not keep:
         for name in _LARGE:
             shutil.rmtree(run / name, ignore_errors=True)
-    return read_figures(run, place.knowledge())
+    if not own_reward and not before:
+        start.keep(read_evaluation_before(run))
+    return read_figures(run, place.knowledge(), before)
 
 
 def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
@@ -233,7 +273,8 @@ def main(
         place.prepare(warm_start)
         run = out / place.regime / f"{arm}-{place.seed}"
         record = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": hashes[arm], "code": _version()}
-        record["figures"] = _train(place, arm, flags[arm], run, actors or (None if base else 1), keep)
+        own_reward = any(flag.startswith("--reward.") for flag in all_arms[arm])
+        record["figures"] = _train(place, arm, flags[arm], run, actors or (None if base else 1), keep, own_reward)
         results.add({**record, "seconds": round(time.monotonic() - began)})
     if not results.records:
         raise FatalError(f"{out / 'results.json'} has no finished run yet")
