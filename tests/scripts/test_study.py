@@ -12,10 +12,10 @@ import pytest
 from scipy import stats
 
 from common.config import load
-from scripts.study.router_study import __main__ as study
-from scripts.study.router_study.arms import BEST_FIXED, OURS, arms_of
-from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
-from scripts.study.router_study.report import compare_arms
+from scripts.study.studies import __main__ as study
+from scripts.study.studies.arms import BEST_FIXED, OURS, arms_of
+from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
+from scripts.study.studies.report import compare_arms
 from scripts.world import build as world
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")

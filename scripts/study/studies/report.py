@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scripts.study.choices import markdown
-from scripts.study.router_study.figures import MEANING
+from scripts.study.studies.figures import MEANING
 from scripts.study.statistics import Floats, Interval, holm, paired_test, seed_interval
 
 Records = Sequence[Mapping[str, Any]]  # of results.json: regime, arm, seed, figures, ...

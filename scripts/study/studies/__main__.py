@@ -35,9 +35,9 @@ from scripts.ops import dry_run
 from scripts.ops.command_line import command
 from scripts.ops.local_run import run_all
 from scripts.study.compare import files_first
-from scripts.study.router_study.arms import BEST_FIXED, Name, arms_of
-from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
-from scripts.study.router_study.report import draw, tables
+from scripts.study.studies.arms import BEST_FIXED, Name, arms_of
+from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
+from scripts.study.studies.report import draw, tables
 from scripts.world import demo
 from scripts.world.settings import Knowledge
 
