@@ -119,10 +119,15 @@ def main(
             FactsWorld(world, seed, cache, arms_of(name), given, warm_start) for seed in numbers for world in worlds
         ]
     if not base:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the worlds are for the CPU: with NCCL, learner and engine cannot share
+        os.environ["CUDA_VISIBLE_DEVICES"] = (
+            ""  # the worlds are for the CPU: with NCCL, learner and engine cannot share
+        )
     results, runs = Results(out / "results.json"), [(place, arm) for place in places for arm in chosen]
     if dry:
-        print(f"{len(missing_runs(runs, results))} of {len(runs)} runs are left to do" + ("; each of them needs:" * bool(base)))
+        print(
+            f"{len(missing_runs(runs, results))} of {len(runs)} runs are left to do"
+            + ("; each of them needs:" * bool(base))
+        )
         if of_recipes:
             print(reports.left_out())
         if base:

@@ -24,7 +24,9 @@ _WHOSE = {"": "held-out questions in other languages than English", "_all": "all
 MEANING = {
     **{f"{name}{whose}": f"{meaning}; {of}" for whose, of in _WHOSE.items() for name, meaning in _MEASURED.items()},
     **{
-        f"{name}{whose}_before": f"the same of the warm start; {of}" for whose, of in _WHOSE.items() for name in _MEASURED
+        f"{name}{whose}_before": f"the same of the warm start; {of}"
+        for whose, of in _WHOSE.items()
+        for name in _MEASURED
     },
     "english": "share of thoughts in English; held-out questions in other languages than English",
     "english_before": "the same of the warm start",

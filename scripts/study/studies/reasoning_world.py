@@ -32,9 +32,7 @@ class ReasoningWorld:
 
     regime = REGIME
 
-    def __init__(
-        self, seed: int, cache: Path, given: Sequence[str] = (), warm_start_steps: int | None = None
-    ) -> None:
+    def __init__(self, seed: int, cache: Path, given: Sequence[str] = (), warm_start_steps: int | None = None) -> None:
         self.seed, self._given, self._warm_start_steps = seed, given, warm_start_steps
         self.world, self.policy = cache / f"reasoning-world-{seed}", cache / f"reasoning-policy-{seed}"
 

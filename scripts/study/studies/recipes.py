@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import load
 from common.process import FatalError
 from scripts.ops.recipes import recipe_files
 

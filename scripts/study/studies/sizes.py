@@ -1,7 +1,7 @@
 """The sizes of a small world, laid over a published recipe.
 
-A recipe was published for a large model, long answers and thousands of them in a step. What follows from that comes from
-the configuration of the world, and everything else stays as it was published.
+A recipe was published for a large model, long answers and thousands of them in a step. What follows from that comes
+from the configuration of the world, and everything else stays as it was published.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def world_sizes(recipe: Config, world: Config) -> list[str]:
     * The learning rate goes with the size of the model, so it is the world's. It is divided by the optimizer steps that
       the recipe makes of a batch: AdamW moves a weight by about the rate in each, whatever the gradient, and published
       rates times these steps are alike.
-    * Adapters are merged before they are sent, because engines on a CPU cannot load them.
     """
     published, own = _flat(recipe), _flat(world)
     flags = {key: own[key] for key in _TAKEN}
@@ -52,8 +51,6 @@ def world_sizes(recipe: Config, world: Config) -> list[str]:
     rate = own["learner.lr"] / (flags["learner.minibatches"] * published["learner.passes"])
     flags["learner.lr"] = rate
     flags["learner.min_lr"] = published["learner.min_lr"] / published["learner.lr"] * rate
-    if recipe.lora.rank:
-        flags["lora.sync"] = "merged"
     return [word for key, value in flags.items() for word in _flags(key, value)]
 
 

@@ -1,8 +1,8 @@
 """A judge for the reasoning world that computes what a language model would estimate: it can read number words.
 
-It answers the prompts of the recipes ``m-thinker``, ``sp3f`` and ``pb-rlsvr`` over HTTP, as an OpenAI-compatible endpoint,
-so that a run has its real path to a judge. What is asked of it can be decided in this world: the steps of a thought are
-``a + b = s`` and ``s - c = r``, and the answer is ``r``. It is told nothing that is not in the prompt.
+It answers the prompts of the recipes ``m-thinker``, ``sp3f`` and ``pb-rlsvr`` over HTTP, as an OpenAI-compatible
+endpoint, so that a run has its real path to a judge. What is asked of it can be decided in this world: the steps of a
+thought are ``a + b = s`` and ``s - c = r``, and the answer is ``r``. It is told nothing that is not in the prompt.
 """
 
 from __future__ import annotations
