@@ -38,7 +38,7 @@ COMMANDS = {
     "bench": Entry("scripts.study.bench", "score a model on a public multilingual benchmark"),
     "score": Entry("reward.score", "explain what answers would earn, and why"),
     "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
-    "study": Entry("scripts.study.studies", "compare ways to choose languages, over seeds and worlds"),
+    "study": Entry("scripts.study.studies", "compare ways to choose languages, or all recipes, over seeds"),
     "choices": Entry("scripts.study.choices", "show which languages a policy chooses"),
     "preferences": Entry("scripts.study.preferences", "make preference pairs of a run's answers"),
     "router": Entry("router", "show what a router has learned, or simulate strategies"),

@@ -30,7 +30,6 @@ from typing import Annotated
 import typer
 
 from common.process import FatalError
-from scripts.ops import dry_run
 from scripts.ops.command_line import command
 from scripts.study.compare import files_first
 from scripts.study.studies import recipes, reports
@@ -119,18 +118,17 @@ def main(
             FactsWorld(world, seed, cache, arms_of(name), given, warm_start) for seed in numbers for world in worlds
         ]
     if not base:
-        os.environ["CUDA_VISIBLE_DEVICES"] = (
-            ""  # the worlds are for the CPU: with NCCL, learner and engine cannot share
-        )
+        # The worlds are for the CPU, even on a machine with a GPU: with NCCL, learner and engine cannot share one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     results, runs = Results(out / "results.json"), [(place, arm) for place in places for arm in chosen]
     if dry:
-        print(
-            f"{len(missing_runs(runs, results))} of {len(runs)} runs are left to do"
-            + ("; each of them needs:" * bool(base))
-        )
+        left = len(missing_runs(runs, results))
+        print(f"{left} of {len(runs)} runs are left to do" + ("; each of them needs:" if base else ""))
         if of_recipes:
             print(reports.left_out())
         if base:
+            from scripts.ops import dry_run  # imports torch, which takes seconds and is of no use to the other studies
+
             dry_run.main(files_first(places[0].settings(chosen[0])))
         return
     if not report:

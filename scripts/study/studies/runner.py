@@ -25,7 +25,10 @@ def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
         ConfigError: the settings of one are wrong.
         FatalError: there is a record of one with other settings.
     """
-    hashes = {arm: place.settings_hash(arm) for place, arm in reversed(runs)}  # the same for every regime and seed
+    hashes: dict[str, str] = {}  # the same for every regime and seed
+    for place, arm in runs:
+        if arm not in hashes:
+            hashes[arm] = place.settings_hash(arm)
     return [(place, arm) for place, arm in runs if not results.has(place.regime, arm, place.seed, hashes[arm])]
 
 
@@ -42,12 +45,14 @@ def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int 
         FatalError: an arm cannot run.
         ChildFailed: a process of a run failed.
     """
-    left = missing_runs(runs, results)
+    left, prepared = missing_runs(runs, results), list[Place]()
     for number, (place, arm) in enumerate(left, 1):
         print(f"run {number} of {len(left)}: {place.regime}, {arm}, seed {place.seed}", flush=True)
         began = time.monotonic()
         record = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": place.settings_hash(arm)}
-        place.prepare()
+        if place not in prepared:
+            place.prepare()
+            prepared.append(place)
         record["code"] = code_version()
         run = out / place.regime / f"{arm}-{place.seed}"
         record["figures"] = _train(place, arm, run, actors)
