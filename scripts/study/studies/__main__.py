@@ -30,8 +30,7 @@ from typing import Annotated
 import typer
 
 from common.process import FatalError
-from scripts.ops.command_line import command
-from scripts.study.compare import files_first
+from scripts.ops.command_line import command, files_first
 from scripts.study.studies import recipes, reports
 from scripts.study.studies.arms import Name, arms_of
 from scripts.study.studies.facts_world import REGIMES, FactsWorld, OwnData

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.config import load
+from scripts.ops.command_line import files_first
 from scripts.ops.local_run import run_all
-from scripts.study.compare import files_first
 from scripts.study.studies.place import Figures, Place
 from scripts.study.studies.results import Results, code_version
 

@@ -15,11 +15,10 @@ from common.config import Config
 # Taken from the world as they are: model, lengths, groups, steps, actors, and what only decides how fast a run is.
 _TAKEN = (
     "run.languages", "data.max_prompt_tokens", "model.dtype", "model.prompt_style", "router.rollouts",
-    "sampling.max_new_tokens", "actor.engine_args", "actor.groups_in_flight", "actor.start_timeout_s",
-    "actor.request_timeout_s", "learner.steps", "learner.epochs", "learner.groups_per_step", "learner.ranks",
-    "learner.warmup_steps", "learner.param_dtype", "learner.microbatch_tokens", "learner.activation_checkpointing",
-    "learner.lease_timeout_s", "learner.batch_timeout_s", "learner.checkpoint_every", "learner.evaluate",
-    "learner.evaluate_every", "learner.evaluate_samples", "learner.evaluate_unseen", "sync.timeout_s",
+    "sampling.max_new_tokens", "actor.engine_args", "actor.groups_in_flight", "learner.steps", "learner.epochs",
+    "learner.groups_per_step", "learner.ranks", "learner.warmup_steps", "learner.param_dtype",
+    "learner.microbatch_tokens", "learner.activation_checkpointing", "learner.checkpoint_every", "learner.evaluate",
+    "learner.evaluate_every", "learner.evaluate_samples", "learner.evaluate_unseen",
 )  # fmt: skip
 
 
