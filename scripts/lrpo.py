@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import select
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -66,8 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command's name and its arguments; by default those that the process was given.
 
     Raises:
-        SystemExit: with code 2 if there is no such command, otherwise as the command does.
+        SystemExit: with code 2 if there is no such command, with 141 if nobody reads the output any more, as with
+            ``| head``, otherwise as the command does.
     """
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_broken(sys.stdout.fileno()):
+            raise  # it was another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail
+        raise SystemExit(141) from None  # as of a program that SIGPIPE ended
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     name, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
@@ -81,6 +94,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line.program = f"lrpo {name}"
     sys.argv[:] = [command_line.program, *rest]
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+
+
+def _is_broken(descriptor: int) -> bool:
+    """Whether nobody reads this pipe any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _nearest(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from actor.engine.client import make_http_session
+from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common.config import load
 from common.prompts import TagPrompts

@@ -29,7 +29,9 @@ from typing import Annotated, Any
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from actor.engine.client import Engine, EngineError, Generation, make_http_session
+from actor.engine.client import Engine, Generation
+from actor.engine.errors import EngineError
+from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common.config import Config, load
 from common.process import FatalError

@@ -27,7 +27,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 from transformers import AutoModelForCausalLM
 
-from actor.engine.client import Engine, EngineError, EngineReplaced, RequestRefused, make_http_session
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError, EngineReplaced, RequestRefused
+from actor.engine.readiness import make_http_session
 from actor.engine.server import EngineProcess
 from common import wire
 from common.config import load

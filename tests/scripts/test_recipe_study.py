@@ -198,7 +198,7 @@ def test_figures_of_a_run(tmp_path: Path, sampled: list[str]) -> None:
     place = ReasoningWorld(0, tmp_path)
     prepare(place)
     leave_behind(tmp_path / "run", "english")
-    found = place.figures(tmp_path / "run")
+    found = place.figures(BASE, tmp_path / "run")
     assert set(found) == set(MEANING)
     assert (found["lc"], found["acc"], found["both"], found["english"]) == (0, 1, 0, 1)
     assert (found["lc_all"], found["acc_all"], found["both_all"]) == (0.1, 1, 0.1), "one language of ten is English"
@@ -207,7 +207,7 @@ def test_figures_of_a_run(tmp_path: Path, sampled: list[str]) -> None:
     with pytest.raises(FatalError, match=r"no-run holds no finished run: .*No such file"):
         read_figures(tmp_path / "no-run", {}, {})
     with pytest.raises(FatalError, match=r"holds no model to measure; remove .*no-run, so that it is trained again"):
-        place.figures(tmp_path / "no-run")
+        place.figures(BASE, tmp_path / "no-run")
 
 
 def test_the_warm_start_is_measured_once_and_again_if_it_is_another(tmp_path: Path, sampled: list[str]) -> None:

@@ -24,7 +24,9 @@ LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
 
 
 def evaluation(own: float, by_language: dict[str, float]) -> dict[str, Any]:
-    return {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
+    diagnostics = {"consistency/accuracy": own + 0.02, "consistency/fasttext_both_right": own - 0.02}
+    found = {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
+    return found | {"diagnostics": diagnostics}
 
 
 def leave_behind(run: Path, own: float) -> None:
@@ -50,9 +52,13 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     found = read_figures(tmp_path / "run", {0: {"en"}, 1: {"de"}})
     assert list(found) == list(MEANING)
     assert found["tokens"] == 18 and found["known"] == 2 / 4 and found["zero_variance"] == 1 / 4
+    assert found["diversity"] == 2, "of the two answered groups"
+    assert (found["accuracy_heldout"], found["both_heldout"]) == pytest.approx((0.72, 0.68))
     assert found["gain_train"] == pytest.approx(0.2) and found["regret_heldout"] == pytest.approx(0.1)
     assert found["forgetting"] == pytest.approx(0.2 / 2), "German gained 0.3, which makes up for nothing"
     assert read_figures(tmp_path / "run", None)["known"] is None
+    before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
+    assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
 
 
 @pytest.mark.parametrize("name", ["router", "mechanism"])
@@ -108,6 +114,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[str] = []
+    evaluated: list[str] = []  # runs that evaluate the warm start
 
     def prepare(place: FactsWorld) -> None:
         world.main(["--out", str(tmp_path / "cache" / f"world-{place.regime}-{place.seed}")])
@@ -116,6 +123,7 @@ def test_a_study_goes_on_where_it_was_stopped(
         if len(trained) == 5:
             raise KeyboardInterrupt
         trained.append(run.name)
+        evaluated.extend([run.name] if load(settings).learner.evaluate_before else [])
         leave_behind(run, 0.6 + 0.01 * len(trained))
 
     monkeypatch.setattr(runner, "run_all", run_all)
@@ -125,6 +133,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     with pytest.raises(SystemExit):
         study.main(words)
     assert trained == ["ours-0", "uniform-0", "best-fixed-0", "ours-1", "uniform-1"]
+    assert evaluated == ["ours-0", "ours-1"], "once for each seed"
     trained.clear()
     study.main(words)
     assert trained == ["best-fixed-1"]

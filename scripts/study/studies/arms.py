@@ -22,7 +22,10 @@ _ROUTER: dict[str, tuple[str, ...]] = {
     "hybrid": ("--router.mode", "hybrid"),
 }
 # One setting of the learned routing changed.
-_SIMILARITY = ("--reward.terms", "{default = {similarity = 1.0}}", "--reward.calibration", "{calibration}")
+# The exact term hardly counts in the reward, but tells the evaluation which answers are right.
+_SIMILARITY = (
+    "--reward.terms", "{default = {similarity = 1.0, exact = 0.001}}", "--reward.calibration", "{calibration}",
+)  # fmt: skip
 _MECHANISM: dict[str, tuple[str, ...]] = {
     OURS: (),
     **{f"rollouts-{count}": ("--router.rollouts", str(count)) for count in (4, 16)},

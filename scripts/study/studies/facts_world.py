@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from common.process import FatalError
 from scripts.study.studies.arms import BEST_FIXED
-from scripts.study.studies.figures import best_language, read_figures, read_knowledge, settings_hash
+from scripts.study.studies.figures import (
+    best_language,
+    read_evaluation_before,
+    read_figures,
+    read_knowledge,
+    settings_hash,
+)
 from scripts.study.studies.place import Figures
+from scripts.study.studies.warm_start import WarmStart
 from scripts.world import demo
 from scripts.world.settings import Knowledge
 
@@ -64,11 +71,11 @@ class FactsWorld:
     def settings_hash(self, arm: str) -> str:
         return settings_hash(self._shared, [*self._arms[arm], *self._given, *self._warm_start])
 
-    def serve(self, arm: str) -> AbstractContextManager[Sequence[str]]:
-        return nullcontext(())
+    def around(self, arm: str, run: Path) -> AbstractContextManager[Sequence[str]]:
+        return _evaluated_once(run, self.seed, self._arms[arm])
 
-    def figures(self, run: Path) -> Figures:
-        return read_figures(run, read_knowledge(self._world))
+    def figures(self, arm: str, run: Path) -> Figures:
+        return read_figures(run, read_knowledge(self._world), _evaluation_before(run, self.seed, self._arms[arm]))
 
 
 class OwnData:
@@ -101,8 +108,31 @@ class OwnData:
     def settings_hash(self, arm: str) -> str:
         return settings_hash(self._base, self._arms[arm])
 
-    def serve(self, arm: str) -> AbstractContextManager[Sequence[str]]:
-        return nullcontext(())
+    def around(self, arm: str, run: Path) -> AbstractContextManager[Sequence[str]]:
+        return _evaluated_once(run, self.seed, self._arms[arm])
 
-    def figures(self, run: Path) -> Figures:
-        return read_figures(run, None)
+    def figures(self, arm: str, run: Path) -> Figures:
+        return read_figures(run, None, _evaluation_before(run, self.seed, self._arms[arm]))
+
+
+@contextmanager
+def _evaluated_once(run: Path, seed: int, flags: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A block in which a run is trained, that evaluates the warm start only if no run of its place has done so."""
+    before = _evaluation_before(run, seed, flags)
+    yield ("--learner.evaluate_before", str(not before).lower())
+    if not before and not _has_own_reward(flags):
+        _warm_start(run, seed).keep(read_evaluation_before(run))
+
+
+def _evaluation_before(run: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
+    """The evaluation of the warm start by another run; empty where none is of use to an arm with these flags."""
+    return {} if _has_own_reward(flags) else _warm_start(run, seed).evaluation
+
+
+def _has_own_reward(flags: Sequence[str]) -> bool:
+    """Whether an arm has another reward than the others, so that its evaluation of the warm start is its own."""
+    return any(flag.startswith("--reward.") for flag in flags)
+
+
+def _warm_start(run: Path, seed: int) -> WarmStart:
+    return WarmStart(run.parent / f"warm-start-{seed}.json")

@@ -47,15 +47,18 @@ class Place(Protocol):
             ConfigError: the settings are wrong.
         """
 
-    def serve(self, arm: str) -> AbstractContextManager[Sequence[str]]:
-        """Starts what the runs of an arm ask besides their own processes, for as long as the block lasts.
+    def around(self, arm: str, run: Path) -> AbstractContextManager[Sequence[str]]:
+        """A block in which a run of an arm is trained: what it asks besides its own processes lives as long.
+
+        Args:
+            run: the directory of the run.
 
         Yields:
-            Further flags, which name it.
+            Further flags of the run.
         """
 
-    def figures(self, run: Path) -> Figures:
-        """The figures of a finished run. Needs :meth:`prepare`.
+    def figures(self, arm: str, run: Path) -> Figures:
+        """The figures of a finished run. Needs :meth:`prepare`, and the end of :meth:`around`.
 
         Raises:
             FatalError: the run has not finished, or lacks what is read.

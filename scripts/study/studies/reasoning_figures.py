@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.process import FatalError
+from scripts.study.studies.files import write_whole
 from scripts.study.studies.place import Figures
 from scripts.world.policy_directory import FINGERPRINT
 from scripts.world.reasoning.measure import Judged, figures, measure
@@ -81,9 +81,7 @@ def measure_warm_start(policy: Path, world: Path, seed: int, samples: int = SAMP
             figures_found: dict[str, float | None] = found["figures"]
             return figures_found
     measured = measure_policy(policy, world, seed, samples)
-    partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps({"of": made_from, "figures": measured}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, kept)
+    write_whole(kept, json.dumps({"of": made_from, "figures": measured}, indent=1) + "\n")
     return measured
 
 

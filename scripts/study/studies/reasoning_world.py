@@ -58,14 +58,14 @@ class ReasoningWorld:
         return settings_hash(self.settings(arm), [f"samples={SAMPLES}", *warm_start])
 
     @contextmanager
-    def serve(self, arm: str) -> Iterator[Sequence[str]]:
+    def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:
         if not adaptation(arm).judged:
             yield ()
             return
         with serve_judge() as judge:  # a run that is resumed has its judge at another port
             yield ("--reward.judges", json.dumps([judge]), "--resume.accept", json.dumps(["reward.judges"]))
 
-    def figures(self, run: Path) -> Figures:
+    def figures(self, arm: str, run: Path) -> Figures:
         before = measure_warm_start(self.policy, self.world, self.seed)
         return read_figures(run, before, measure_policy(run / "model", self.world, self.seed))
 

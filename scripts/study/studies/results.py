@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from common.process import FatalError
+from scripts.study.studies.files import write_whole
 
 _ROOT = Path(__file__).parents[3]
 
@@ -50,11 +50,8 @@ class Results:
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record and writes the file, at once or not at all."""
         self.records.append(record)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
         lines = ",\n".join(json.dumps(one, sort_keys=True, allow_nan=False) for one in self.records)
-        partial.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        write_whole(self._path, f"[\n{lines}\n]\n")
 
 
 def code_version() -> str:

@@ -63,10 +63,10 @@ def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int 
 
 def _train(place: Place, arm: str, run: Path, actors: int | None) -> Figures:
     """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes."""
-    with place.serve(arm) as served:
-        own = ["--run.dir", str(run), "--run.seed", str(place.seed), *served]
+    with place.around(arm, run) as further:
+        own = ["--run.dir", str(run), "--run.seed", str(place.seed), *further]
         settings = files_first([*place.settings(arm), *own])
         load(settings)  # so that a wrong flag is an error before anything is started
         if not (run / "summary.json").exists():
             run_all(settings, run, actors)
-    return place.figures(run)
+    return place.figures(arm, run)
