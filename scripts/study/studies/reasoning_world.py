@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from common.config import Config, load
 from common.process import FatalError
@@ -59,11 +60,15 @@ class ReasoningWorld:
 
     @contextmanager
     def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:
-        if not adaptation(arm).judged:
-            yield ()
-            return
-        with serve_judge() as judge:  # a run that is resumed has its judge at another port
-            yield ("--reward.judges", json.dumps([judge]), "--resume.accept", json.dumps(["reward.judges"]))
+        with ExitStack() as stack:
+            sockets = stack.enter_context(TemporaryDirectory(prefix="lrpo-"))  # so that another run may be under way
+            flags = ["--learner.address", f"ipc://{sockets}/learner"]
+            flags += ["--reward.addresses", json.dumps([f"ipc://{sockets}/reward"])]
+            if adaptation(arm).judged:
+                judge = stack.enter_context(serve_judge())
+                flags += ["--reward.judges", json.dumps([judge])]
+                flags += ["--resume.accept", json.dumps(["reward.judges"])]  # a resumed run has it at another port
+            yield flags
 
     def figures(self, arm: str, run: Path) -> Figures:
         before = measure_warm_start(self.policy, self.world, self.seed)
