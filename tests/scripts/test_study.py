@@ -12,10 +12,12 @@ import pytest
 from scipy import stats
 
 from common.config import load
-from scripts.study.router_study import __main__ as study
-from scripts.study.router_study.arms import BEST_FIXED, OURS, arms_of
-from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
-from scripts.study.router_study.report import compare_arms
+from scripts.study.studies import __main__ as study
+from scripts.study.studies import runner
+from scripts.study.studies.arms import BEST_FIXED, OURS, arms_of
+from scripts.study.studies.facts_world import FactsWorld
+from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge
+from scripts.study.studies.report import compare_arms
 from scripts.world import build as world
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
@@ -61,14 +63,15 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["router", "mechanism"])
 def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp_path: Path) -> None:
-    place, hashes = study.Place("region", 0, tmp_path, [], None), set()
-    for arm, flags in arms_of(name).items():
-        completed = [flag.replace("{calibration}", "facts.csv") for flag in flags]
-        load([*place.settings, *completed, *(("--router.fixed_language", "de") if arm == BEST_FIXED else ())])
-        hashes.add(settings_hash(place.settings, flags))
+    world.main(["--out", str(tmp_path / "world-region-0"), "--knowledge", "region"])
+    place, hashes = FactsWorld("region", 0, tmp_path, arms_of(name)), set()
+    for arm in arms_of(name):
+        config = load(place.settings(arm))
+        assert (config.router.fixed_language is not None) == (arm == BEST_FIXED)
+        hashes.add(place.settings_hash(arm))
     assert len(hashes) == len(arms_of(name))
-    elsewhere = study.Place("region", 1, tmp_path / "other", [], None)
-    assert settings_hash(elsewhere.settings, ()) == settings_hash(place.settings, ())
+    elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
+    assert elsewhere.settings_hash(OURS) == place.settings_hash(OURS)
 
 
 def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     trained: list[str] = []
     evaluated: list[str] = []  # runs that evaluate the warm start
 
-    def prepare(place: study.Place, warm_start: Sequence[str]) -> None:
+    def prepare(place: FactsWorld) -> None:
         world.main(["--out", str(tmp_path / "cache" / f"world-{place.regime}-{place.seed}")])
 
     def run_all(settings: Sequence[str], run: Path, actors: int | None) -> None:
@@ -123,8 +126,8 @@ def test_a_study_goes_on_where_it_was_stopped(
         evaluated.extend([run.name] if load(settings).learner.evaluate_before else [])
         leave_behind(run, 0.6 + 0.01 * len(trained))
 
-    monkeypatch.setattr(study, "run_all", run_all)
-    monkeypatch.setattr(study.Place, "prepare", prepare)
+    monkeypatch.setattr(runner, "run_all", run_all)
+    monkeypatch.setattr(FactsWorld, "prepare", prepare)
     words = ["router", "--arms", "ours,uniform,best-fixed", "--regimes", "region", "--seeds", "0,1"]
     words += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     with pytest.raises(SystemExit):

@@ -1,10 +1,10 @@
-"""What is compared: ways to choose languages, and settings that may explain why one of them wins."""
+"""What is compared on the world of facts: ways to choose languages, and settings that may explain why one wins."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Name = Literal["router", "mechanism"]
+Name = Literal["router", "mechanism", "recipes"]
 
 OURS = "ours"  # the arm that all others are compared with
 BEST_FIXED = "best-fixed"  # needs a language that is known in hindsight: router.fixed_language
