@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,8 @@ def _are_valid(rollouts: list[Rollout], limits: Limits, oldest: int, newest: int
         return False
     # One copy of all arrays, each of four bytes an element. Joining bytes takes half as long as np.concatenate, and the
     # reductions of ufuncs less than the methods of arrays.
-    joined = b"".join([*prompts, *responses, *logprobs, *versions])
+    arrays: list[Any] = [*prompts, *responses, *logprobs, *versions]  # buffers, which numpy's types do not say
+    joined = b"".join(arrays)
     tokens = sum(lengths)
     all_ids = np.frombuffer(joined, np.uint32, sum(prompt_lengths) + tokens)
     all_logprobs = np.frombuffer(joined, FLOAT32, tokens, all_ids.nbytes)
