@@ -49,7 +49,25 @@ def test_nothing_waits_is_foreign_or_float32_and_memory_is_as_dry_run_says() -> 
     assert max(times, key=times.__getitem__) == "4 ranks, checkpointing, reference in host memory", "it is not compiled"
 
 
+def test_the_table_has_a_line_for_each_case_and_leaves_out_what_does_not_fit() -> None:
+    """Its figures are those of the rows, and a step that needs more memory than a GPU has is not predicted."""
+    command = [sys.executable, "-m", "scripts.bench.predicted", "--layers", "1", "--ranks", "4", "--markdown"]
+    command += ["--only", "ranks, checkpointing", "--only", "LoRA, no checkpointing", "--gpu-gb", "10"]
+    command += ["--shape", "qwen3-8b", "--shape", "qwen2.5-1.5b"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    assert not done.returncode, done.stderr[-3000:]
+    header, rule, *lines = [line.strip("| ").split("|") for line in done.stdout.splitlines()]
+    assert len(lines) == 6 and {len(line) for line in (header, rule, *lines)} == {len(header)}, done.stdout
+    for line in lines:
+        cells = {name.strip(): cell.strip() for name, cell in zip(header, line, strict=True)}
+        expected = float(cells["`dry-run` GB"])
+        assert bool(cells["ms"]) == (expected <= 10), cells
+        if cells["ms"]:
+            assert float(cells["peak GB"]) == pytest.approx(expected, rel=0.05, abs=0.1)
+    assert {bool(line[2].strip()) for line in lines} == {True, False}, "some fit and some do not"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["qwen2.5-1.5b", "llama-3.2-1b", "gemma-3-4b"])
+@pytest.mark.parametrize("shape", ["qwen2.5-1.5b", "llama-3.2-1b", "gemma-3-4b", "qwen3-8b"])
 def test_whole_models_are_as_dry_run_says(shape: str) -> None:
     predicted("--shape", shape, "--ranks", "4")
