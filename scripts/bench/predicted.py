@@ -8,6 +8,7 @@ Needs a CPU build of torch and g++.
 
 The exit code is 1 if the step waits for the GPU between micro-batches, takes tensors of the CPU together with those of
 the GPU, multiplies float32 matrices, or needs another peak of memory than scripts.ops.dry_run says, by more than 5%.
+Weights of two layers that travel between ranks may be missing from the peak, because here they arrive at once.
 """
 
 from __future__ import annotations
@@ -87,11 +88,12 @@ def configure(shape: str, tokens: int, ranks: int, case: Case) -> Config:
     return load([*flags, *case.flags])
 
 
-def rows(config: Config, case: Case, expected: float, layers: int = 0) -> list[Row]:
+def rows(config: Config, case: Case, expected: float, travelling: float, layers: int = 0) -> list[Row]:
     """The figures of one case, each in a row.
 
     Args:
         expected: bytes of peak memory, as ``dry_run`` says.
+        travelling: those of them that are weights on their way between ranks, which here have arrived at once.
     """
     from scripts.bench.fake_cuda.learner import predict
     from scripts.bench.fake_cuda.meter import PEAK_FLOPS
@@ -100,7 +102,7 @@ def rows(config: Config, case: Case, expected: float, layers: int = 0) -> list[R
     found = predict(config, layers=layers)
     batch, optimizer = found.micro_batch, found.phases["optimizer"]
     mfu = 6 * found.parameters * found.tokens / (batch.seconds * PEAK_FLOPS)
-    apart = abs(expected / found.peak - 1)
+    fits = (expected - travelling) / (1 + _NEARLY) <= found.peak <= expected / (1 - _NEARLY)
     problems = found.waits + found.foreign + found.wide
     table: list[Any] = [
         ("time of a micro-batch", batch.seconds * 1e3, "ms"),
@@ -114,7 +116,7 @@ def rows(config: Config, case: Case, expected: float, layers: int = 0) -> list[R
     result = [Row(f"{case.name}: {metric}", value, unit) for metric, value, unit in table]
     result.append(
         Row(f"{case.name}: peak memory", found.peak / GB, "GB", f"dry_run: {expected / GB:.2f}", expected / found.peak,
-            f"within {_NEARLY:.0%}", apart <= _NEARLY)
+            f"within {_NEARLY:.0%}", fits)
     )  # fmt: skip
     what = f"{case.name}: waits, foreign and float32 operations"
     result.append(Row(what, len(problems), "; ".join(problems[:3]), goal="0", ok=not problems))
@@ -175,7 +177,8 @@ def main(
             config = configure(path, tokens, number, case)
             expected = peak_memory(sizes, config)
             fits = expected / GB <= gpu_gb
-            figures = rows(config, case, expected, layers) if fits else []
+            travelling = 2 * sizes.layer * 2 if number > 1 else 0  # two layers, in bfloat16
+            figures = rows(config, case, expected, travelling, layers) if fits else []
             if as_markdown:
                 print(table_line(model, case, figures, expected), flush=True)
             found += figures or [Row(f"{case.name}: left out, as dry_run says it needs", expected / GB, "GB")]

@@ -140,7 +140,8 @@ def _stop_before_broadcast(number: int, stopped: Path) -> None:
     Args:
         stopped: where the number of the process is written before.
     """
-    counts, start = Counter[str](), leader.start_broadcast
+    module: Any = leader
+    counts, start = Counter[str](), module.start_broadcast
 
     def counted(group: Any, *arguments: Any) -> Any:
         counts[group.group_name] += 1
@@ -149,7 +150,7 @@ def _stop_before_broadcast(number: int, stopped: Path) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         return start(group, *arguments)
 
-    leader.start_broadcast = counted
+    module.start_broadcast = counted
 
 
 def _lead(
