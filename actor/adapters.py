@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from actor.engine.adapters import DamagedAdapterError, LoadedAdapter, describe_misfit, write_adapter
-from actor.engine.client import Engine, EngineError
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError
 from actor.probing import prove
 from actor.tasks import TaskGroup
 from actor.weights import Order

@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerBase
 
 from actor.adapters import AdapterUpdates
 from actor.concurrency import Concurrency
-from actor.engine.client import Engine, EngineError, EngineLost, EngineReplaced, Generation, RequestRefused
+from actor.engine.client import Engine, Generation
+from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
 from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup

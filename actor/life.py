@@ -18,7 +18,7 @@ from typing import NoReturn
 from transformers import PreTrainedTokenizerBase
 
 from actor.adapters import AdapterUpdates
-from actor.engine.client import EngineLost
+from actor.engine.errors import EngineLost
 from actor.engine.server import EngineProcess
 from actor.engine.start import OpenedEngine
 from actor.groups import PromptGroups

@@ -22,7 +22,8 @@ import aiohttp
 import zmq.asyncio
 from transformers import PreTrainedTokenizerBase
 
-from actor.engine.client import EngineError, EngineLost, make_http_session
+from actor.engine.errors import EngineError, EngineLost
+from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from actor.identity import own_process
 from actor.life import Life

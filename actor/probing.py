@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 from actor.engine.adapters import LoadedAdapter
-from actor.engine.client import Engine, EngineError
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError
 from common import wire
 
 log = logging.getLogger("actor")

@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack
 from typing import NoReturn, Protocol
 
-from actor.engine.client import EngineError
+from actor.engine.errors import EngineError
 from actor.identity import is_gone
 from common import wire
 from common.config import HEARTBEAT_S

@@ -17,7 +17,9 @@ from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
 from typing import NoReturn, TypeAlias
 
-from actor.engine.client import Engine, EngineError, describe_differences
+from actor.engine.checkpoint_shapes import describe_differences
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError
 from actor.probing import prove
 from actor.proof import WeightProof, WeightState
 from actor.tasks import TaskGroup

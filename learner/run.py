@@ -115,7 +115,8 @@ class Run:
     def begin(self) -> None:
         """Publishes, evaluates unless a resumed run already has, and has training groups handed out."""
         self.publishing.publish(self.state.step)
-        self.state.evaluation_before = self.state.evaluation_before or self.evaluator.evaluate("before")
+        if self.config.evaluate_before and not self.state.evaluation_before:
+            self.state.evaluation_before = self.evaluator.evaluate("before")
         self.training_work.serve()
         self.reporting.begin()
 

@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -39,16 +39,18 @@ from reward.calibration.drift import Drift
 from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
 from reward.detectors import Detector, make_detector
-from reward.embedder import Embedder, TokenisedTexts, Vectors
 from reward.gate import ComplianceGate, Decision
 from reward.liveness import Liveness
-from reward.references import ReferenceCache
 from reward.scored import ScoredAnswer, UnscoredError
 from reward.terms.custom import CustomReward
 from reward.terms.inputs import TermInput
 from reward.terms.quality import QualityTerms
 from reward.terms.tools import Tools
 from reward.waits import WaitingThread
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import, and a run without similarities needs neither
+    from reward.embedder import Embedder, TokenisedTexts, Vectors
+    from reward.references import ReferenceCache
 
 logger = logging.getLogger("reward")
 
@@ -229,6 +231,9 @@ class Scorer:
         """The embedder and its cache, which a run that needs no embeddings never loads."""
         with self._encoder_lock:
             if self._encoder is None:
+                from reward.embedder import Embedder
+                from reward.references import ReferenceCache
+
                 config = self._config
                 embedder = Embedder(config.embedder, config.device, config.batch_tokens)
                 file = self._directory / f"references-{config.replica}.sqlite" if self._directory is not None else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import select
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -30,6 +31,7 @@ COMMANDS = {
     "check-data": Entry("scripts.data.check", "say what is wrong with the data of a configuration"),
     "label": Entry("scripts.data.label", "give questions their topic and region"),
     "pass-rate": Entry("scripts.data.pass_rate", "measure how often a model answers each question rightly"),
+    "anchors": Entry("scripts.data.anchors", "make English answers that rewards compare others with"),
     "calibrate": Entry("scripts.data.calibrate", "measure similarities of language pairs, for the reward"),
     "warm-start-data": Entry("scripts.data.warm_start_data", "make the examples of a warm start"),
     "cold-start": Entry("scripts.data.cold_start", "make examples in which the policy chooses its language"),
@@ -38,7 +40,8 @@ COMMANDS = {
     "bench": Entry("scripts.study.bench", "score a model on a public multilingual benchmark"),
     "score": Entry("reward.score", "explain what answers would earn, and why"),
     "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
-    "study": Entry("scripts.study.router_study", "compare ways to choose languages, over seeds and worlds"),
+    "iterate": Entry("scripts.study.iterate", "filter the questions, make anchors, train, and again"),
+    "study": Entry("scripts.study.studies", "compare ways to choose languages, or all recipes, over seeds"),
     "choices": Entry("scripts.study.choices", "show which languages a policy chooses"),
     "preferences": Entry("scripts.study.preferences", "make preference pairs of a run's answers"),
     "router": Entry("router", "show what a router has learned, or simulate strategies"),
@@ -66,8 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command's name and its arguments; by default those that the process was given.
 
     Raises:
-        SystemExit: with code 2 if there is no such command, otherwise as the command does.
+        SystemExit: with code 2 if there is no such command, with 141 if nobody reads the output any more, as with
+            ``| head``, otherwise as the command does.
     """
+    try:
+        _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_broken(sys.stdout.fileno()):
+            raise  # it was another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush does not fail
+        raise SystemExit(141) from None  # as of a program that SIGPIPE ended
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     name, *rest = arguments if arguments is not None else sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print(usage())
@@ -81,6 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line.program = f"lrpo {name}"
     sys.argv[:] = [command_line.program, *rest]
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+
+
+def _is_broken(descriptor: int) -> bool:
+    """Whether nobody reads this pipe any more."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _nearest(name: str) -> str:

@@ -12,17 +12,16 @@ import time
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
-from huggingface_hub import snapshot_download
 from msgspec.structs import asdict
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from actor.engine.adapters import LoadedAdapter
+from actor.engine.checkpoint_shapes import read_checkpoint_shapes
+from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
 from actor.engine.labels import ForeignWeights, WeightLabels
 from actor.engine.nccl import describe_nccl_difference
 from common import wire
@@ -40,28 +39,6 @@ _NEUTRAL_SAMPLING: dict[str, Any] = {
     "repetition_penalty": 1.0, "min_new_tokens": 0, "stop": None, "ignore_eos": False, "n": 1,
 }  # fmt: skip
 _UNREACHABLE_RANKS = {"pp_size": "pipeline", "dp_size": "data"}  # of /server_info
-_MAY_BE_UNSENT = ("lm_head.weight", "rotary_emb.inv_freq")  # a tied head and constants, which some checkpoints hold
-
-
-class EngineError(RuntimeError):
-    """The engine ended, or it refused or failed a call.
-
-    The message holds the last lines of the engine's output, or the route, the status and the answer of the call.
-    """
-
-
-class EngineLost(EngineError):
-    """There is no engine any more that could answer: its process has ended."""
-
-
-class EngineReplaced(EngineError):
-    """The engine is not the one that this actor gave its weights to, or has other weights than it was given."""
-
-
-class RequestRefused(EngineError):
-    """The engine refuses these prompts and would refuse them again: they are too long for it, say."""
-
-
 _REFUSED = (400, 413, 422)  # HTTP status of a request that cannot be served, this time or any other
 
 
@@ -414,25 +391,14 @@ class Engine:
         await self.resume(timeout_s)
 
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
-        """Reads the names and shapes of the tensors in the checkpoint that the server started from.
+        """Name -> shape of the tensors in the checkpoint that the server started from; empty if it cannot be read.
 
         Waits for the server at most ``timeout_s`` seconds; the files are read without a deadline.
-
-        Returns:
-            Name -> shape. Empty if this process cannot read the checkpoint.
 
         Raises:
             EngineError: the server does not say which checkpoint it is.
         """
-        path = Path((await self.call("/model_info", None, timeout_s))["model_path"])
-        shapes = {}
-        with suppress(OSError):
-            if not path.is_dir():
-                path = Path(snapshot_download(str(path), local_files_only=True))
-        for file in path.glob("*.safetensors"):
-            with safe_open(file, framework="np") as tensors:
-                shapes.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-        return shapes
+        return read_checkpoint_shapes((await self.call("/model_info", None, timeout_s))["model_path"])
 
     async def _ask(self, body: dict[str, Any], timeout_s: float, adapter: LoadedAdapter | None) -> Any:
         """Calls ``/generate``, whose answers ``adapter`` makes.
@@ -493,81 +459,6 @@ class Engine:
         """
         if self.pause_mode != "in_place":
             await self.call("/flush_cache", {}, timeout_s)
-
-
-def make_http_session() -> aiohttp.ClientSession:
-    """An HTTP session for engines, to be made on the event loop that uses it.
-
-    It drops an idle connection after 2 seconds. The server does so after 5, and a request that is sent into a
-    connection at the moment in which the server closes it fails.
-    """
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2))
-
-
-async def is_ready(url: str, http: aiohttp.ClientSession) -> bool:
-    """Whether an SGLang server at ``url`` is ready to generate. Waits at most 5 seconds for each of two routes.
-
-    Before SGLang 0.5.20 there is no ``/ready``; there ``/model_info`` answers only once the server is ready.
-    """
-    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
-    try:
-        async with http.get(url + "/ready", timeout=timeout) as response:
-            if response.status != 404:
-                return response.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-    return await is_up(url, http)
-
-
-async def is_up(url: str, http: aiohttp.ClientSession) -> bool:
-    """Whether an SGLang server at ``url`` answers, though it may be paused. Waits at most 5 seconds."""
-    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
-    try:
-        async with http.get(url + "/model_info", timeout=timeout) as response:
-            return response.status == 200
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-
-
-async def resume_if_paused(url: str, http: aiohttp.ClientSession) -> bool:
-    """Has a server at ``url`` go on if it is paused. Returns whether it is ready now.
-
-    A server that is starting ignores the request. Waits at most 15 seconds.
-    """
-    timeout = aiohttp.ClientTimeout(total=_READY_TIMEOUT_S)
-    try:
-        async with http.post(url + "/continue_generation", json={}, timeout=timeout) as response:
-            if response.status != 200:
-                return False
-    except (aiohttp.ClientError, TimeoutError):
-        return False
-    return await is_ready(url, http)
-
-
-def describe_differences(buckets: list[wire.Bucket], checkpoint_shapes: dict[str, list[int]]) -> str:
-    """Compares the tensors that the learner sends with those of the engine's checkpoint.
-
-    This must be checked here, because an engine ignores tensors that it does not know and reports success.
-
-    Args:
-        buckets: what the learner sends.
-        checkpoint_shapes: name -> shape of each tensor in the checkpoint. A tied head may be among them; the learner
-            does not send it.
-
-    Returns:
-        The first three differences in words, and how many more there are. Empty if there is none.
-    """
-    sent = {name: shape for bucket in buckets for name, shape in zip(bucket.names, bucket.shapes, strict=True)}
-    found = [f"{name} is unknown to the engine" for name in sent if name not in checkpoint_shapes]
-    found += [
-        f"{name} is not sent" for name in checkpoint_shapes if name not in sent and not name.endswith(_MAY_BE_UNSENT)
-    ]
-    found += [
-        f"{name} is {shape}, the engine's {checkpoint_shapes[name]}"
-        for name, shape in sent.items()
-        if name in checkpoint_shapes and checkpoint_shapes[name] != shape
-    ]
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHandle]) -> dict[str, Any]:

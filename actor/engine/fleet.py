@@ -13,7 +13,8 @@ from typing import Any
 import aiohttp
 
 from actor.engine.adapters import LoadedAdapter
-from actor.engine.client import Engine, EngineReplaced
+from actor.engine.client import Engine
+from actor.engine.errors import EngineReplaced
 from common import wire
 
 _WORKERS_TIMEOUT_S = 5

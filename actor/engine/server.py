@@ -20,7 +20,8 @@ from typing import Any
 import aiohttp
 import psutil
 
-from actor.engine.client import EngineError, EngineLost, is_ready
+from actor.engine.errors import EngineError, EngineLost
+from actor.engine.readiness import is_ready
 from common.config import Config
 from common.gpus import has_cuda
 from common.nccl import set_nccl_defaults

@@ -11,8 +11,10 @@ from typing import NamedTuple
 
 import aiohttp
 
-from actor.engine.client import Engine, EngineError, is_ready, is_up, resume_if_paused
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError
 from actor.engine.fleet import EngineFleet, list_workers
+from actor.engine.readiness import is_ready, is_up, resume_if_paused
 from actor.engine.server import EngineProcess
 from common.config import Config
 from common.progress import BRIEF_S, Activity

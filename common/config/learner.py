@@ -148,6 +148,7 @@ class LearnerConfig(Section):
 
     # Evaluation
     evaluate: bool = True  # greedy answers before the first and after the last step
+    evaluate_before: bool = True  # before the first as well; without, where what is trained has been evaluated already
     evaluate_every: int = Field(0, ge=0)  # and after every so many steps, while finished groups wait; 0 means not
     evaluate_questions: int = Field(64, gt=0)  # at most this many of each set, evenly spread
     evaluate_samples: int = Field(0, ge=0)  # with "select", sampled answers to a question: free, and as asked for

@@ -92,10 +92,11 @@ class Rollout(WireStruct):
 
     def __post_init__(self) -> None:
         if isinstance(self.versions, memoryview):
-            self.prompt_ids = np.frombuffer(self.prompt_ids, INT32)
-            self.response_ids = np.frombuffer(self.response_ids, INT32)
-            self.logprobs = np.frombuffer(self.logprobs, FLOAT32)
-            self.versions = np.frombuffer(self.versions, INT32)
+            as_array, int32 = np.frombuffer, INT32  # local names, because this runs for every answer that comes
+            self.prompt_ids = as_array(self.prompt_ids, int32)
+            self.response_ids = as_array(self.response_ids, int32)
+            self.logprobs = as_array(self.logprobs, FLOAT32)
+            self.versions = as_array(self.versions, int32)
 
 
 class Leased(LifeMessage):

@@ -62,9 +62,9 @@ def measure_as_published(group: Group, detect: DetectAll) -> list[Measured]:
     return found
 
 
-def slc_parts(answers: Sequence[GroupAnswer], measured: Sequence[Measured]) -> Parts:
-    """r = 0.9 acc + 0.1 lc; both are 0 unless the answer is whole and has more than 1000 characters."""
-    counted = [m.is_whole and len(one.text) > LEAST_CHARACTERS for one, m in zip(answers, measured, strict=True)]
+def slc_parts(answers: Sequence[GroupAnswer], measured: Sequence[Measured], least: int = LEAST_CHARACTERS) -> Parts:
+    """r = 0.9 acc + 0.1 lc; both are 0 unless the answer is whole and has more than ``least`` characters."""
+    counted = [m.is_whole and len(one.text) > least for one, m in zip(answers, measured, strict=True)]
     return [
         {"acc": float(ok and m.is_right), "lc": float(ok and m.is_consistent)}
         for ok, m in zip(counted, measured, strict=True)
@@ -107,6 +107,11 @@ def read_share(said: str) -> float:
 
 async def slc_rl(group: Group, tools: Tools) -> Parts:
     return slc_parts(group.answers, await measure(group, tools))
+
+
+async def slc_rl_of_any_length(group: Group, tools: Tools) -> Parts:
+    """For models whose answers are short."""
+    return slc_parts(group.answers, await measure(group, tools), least=0)
 
 
 async def strict_lc(group: Group, tools: Tools) -> Parts:

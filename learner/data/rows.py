@@ -185,11 +185,14 @@ def _parse_values(values: dict[str, Any], record: Record, place: Place, rules: R
 def mean_pass_rate(row: QuestionRow, languages: Sequence[str]) -> float:
     """The share of right answers to a question, in [0, 1], as a mean over those of the languages that it was asked in.
 
+    The question's own language counts in any case.
+
     Raises:
         RowError: the row has no pass rate in any of them, or one that is no share.
     """
     by_language = row.pass_rate if isinstance(row.pass_rate, Mapping) else dict.fromkeys(languages, row.pass_rate)
-    rates = [rate for language, rate in by_language.items() if language in languages and rate is not None]
+    counted = {*languages, row.language}
+    rates = [rate for language, rate in by_language.items() if language in counted and rate is not None]
     if not rates:
         raise RowError("pass_rate", "it has no pass rate: scripts.data.pass_rate measures it", "pass rate")
     for rate in rates:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common import wire
 from common.config import SyncConfig
-from learner.weights.bucket_queue import BucketQueue, SpareBuffers
+from learner.weights.bucket_queue import POLL_S, BucketQueue, SpareBuffers
 from learner.weights.buckets import bytes_of, smallest_tensor, tensors_in, wait_for_copies
 from learner.weights.deadlines import Deadlines
 from learner.weights.leader_messages import (
@@ -44,12 +44,13 @@ from learner.weights.process_group import (
     leave_errors_to_callers,
     raise_error,
     start_broadcast,
+    wait_briefly,
 )
 
 log = logging.getLogger("learner.publisher")
 
 _KEPT_BYTES = 2**30  # of gathered buckets that wait for a slow engine; two buckets at least
-_BROADCAST_POLL_S = 0.001  # between two checks of whether a broadcast is complete
+_LATER_S = 1.0  # by which gloo's own deadline is later than that of a bucket, whose message says more
 _BEGIN_POLL_S = 0.1  # between two checks of whether the round has begun here, too
 
 
@@ -145,7 +146,9 @@ class Leader:
         self._buckets, self._report = buckets, report
         self._device = device if backend == "nccl" else torch.device("cpu")
         self._largest = max(map(bytes_of, buckets), default=0)
-        self._spare = SpareBuffers(self._largest, self._device)
+        # Two buffers are in use while all engines keep pace, and one or two more while one lags behind. In the memory
+        # of a GPU those must not take room from training; on a CPU, fresh memory costs more than a copy into it.
+        self._spare = SpareBuffers(self._largest, self._device, most=4 if self._device.type == "cpu" else 2)
         self._lock = threading.Lock()  # for the two that follow, which all threads share
         self._connections: dict[str, _Connection] = {}  # by name of the group
         self._round: _Round | None = None
@@ -293,15 +296,14 @@ class Leader:
                 while (buffer := round_.queue.get(name, number)) is None:
                     connection.check()
                 begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
-                work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s)
-                while not work.is_completed():
+                work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s + _LATER_S)
+                while not wait_briefly(work, connection.backend, min(POLL_S, limit_s)):
                     connection.check()
                     if time.monotonic() > begin + limit_s:
                         raise _Lost(
                             f"the weights did not reach its engine within {limit_s:.0f} s (bucket {number + 1} of "
                             f"{len(self._buckets)}, {deadlines.transfer_s:.0f} s for all)"
                         )
-                    time.sleep(_BROADCAST_POLL_S)
                 raise_error(work)
                 left_s -= time.monotonic() - begin
         except RuntimeError as error:  # the base of torch's distributed errors

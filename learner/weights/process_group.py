@@ -12,6 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -27,6 +28,7 @@ log = logging.getLogger("learner.publisher")
 ProcessGroup: TypeAlias = Any  # torch's own class, which has no type for what is used here
 
 _POLL_S = 0.1
+_NCCL_POLL_S = 0.001  # between two looks at whether a broadcast of NCCL is complete
 _RAISE_S = 10.0  # of a wait for a broadcast that is complete, which only fetches its error
 
 
@@ -131,11 +133,32 @@ def start_broadcast(group: ProcessGroup, buffer: Tensor, timeout_s: float) -> An
     It does block in the first broadcast of an NCCL group, which connects the ranks; see ``broadcast_first``.
 
     Returns:
-        torch's ``Work``: ``is_completed()`` does not block; ``raise_error`` tells whether the broadcast failed.
+        torch's ``Work``, for ``wait_briefly`` and, once it is complete, ``raise_error``.
     """
     options = BroadcastOptions()
     options.rootRank, options.timeout = 0, timedelta(seconds=timeout_s)
     return group.broadcast([buffer], options)
+
+
+def wait_briefly(work: Any, backend: str, timeout_s: float) -> bool:
+    """Whether a broadcast is complete, with or without success. Blocks until it is, for ``timeout_s`` at most.
+
+    Gloo wakes the caller. With NCCL a wait whose deadline passes would break the broadcast off, so this looks at it
+    once and after a moment again.
+
+    Args:
+        work: from ``start_broadcast``.
+        backend: "gloo" or "nccl".
+        timeout_s: in seconds.
+    """
+    if work.is_completed():
+        return True
+    if backend == "gloo":
+        with suppress(RuntimeError):  # it is not complete yet, or it has failed, which ``raise_error`` tells
+            work.wait(timedelta(seconds=timeout_s))
+    else:
+        time.sleep(min(timeout_s, _NCCL_POLL_S))
+    return bool(work.is_completed())
 
 
 def raise_error(work: Any) -> None:

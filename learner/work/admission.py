@@ -14,6 +14,7 @@ import numpy as np
 
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout, Work
+from common.wire.base import FLOAT32, INT32
 
 _MOST_TERMS, _LONGEST_NAME = 100, 200  # of the reward; letters in the name of a term
 _SHOWN = 40  # letters of a name that is refused
@@ -41,9 +42,10 @@ def find_problem(work: Work, rollouts: list[Rollout], limits: Limits, newest_ver
     Args:
         newest_version: of the policy versions that an engine may have by now. The next step trains on top of it.
     """
-    pairs = zip(work.languages, rollouts, strict=False)
-    if len(rollouts) != len(work.languages) or any(
-        asked not in (POLICY_CHOOSES, rollout.language) for asked, rollout in pairs
+    languages = [rollout.language for rollout in rollouts]
+    if languages != work.languages and (
+        len(languages) != len(work.languages)
+        or any(asked not in (POLICY_CHOOSES, given) for asked, given in zip(work.languages, languages, strict=True))
     ):
         return "the rollouts are not in the languages asked for"
     if problem := _find_strange_name(work, rollouts, limits):
@@ -60,7 +62,7 @@ def _find_strange_name(work: Work, rollouts: list[Rollout], limits: Limits) -> s
         language, terms = rollout.language, rollout.score.terms
         if asked == POLICY_CHOOSES and limits.languages and language and language not in limits.languages:
             return f"answer {number}: the policy cannot have chosen {language[:_SHOWN]!r}: not in run.languages"
-        if len(terms) > _MOST_TERMS or any(len(name) > _LONGEST_NAME for name in terms):
+        if terms and (len(terms) > _MOST_TERMS or max(map(len, terms)) > _LONGEST_NAME):
             return (
                 f"answer {number}: {len(terms)} terms of the reward, or one with a name of over {_LONGEST_NAME} letters"
             )
@@ -90,31 +92,39 @@ def _are_valid(rollouts: list[Rollout], limits: Limits, oldest: int, newest: int
 
     It may be False for valid answers, if a sum of finite numbers overflows; ``_describe_problem`` then finds nothing.
     """
-    prompts = [rollout.prompt_ids for rollout in rollouts]
-    responses = [rollout.response_ids for rollout in rollouts]
+    prompts, responses = [rollout.prompt_ids for rollout in rollouts], [rollout.response_ids for rollout in rollouts]
+    logprobs, versions = [rollout.logprobs for rollout in rollouts], [rollout.versions for rollout in rollouts]
     lengths, prompt_lengths = list(map(len, responses)), list(map(len, prompts))
     numbers = 0.0
     for rollout, length in zip(rollouts, lengths, strict=True):
         score = rollout.score
-        numbers += score.reward + score.quality + score.similarity + score.drift + sum(score.terms.values())
-        if not len(rollout.logprobs) == len(rollout.versions) == length >= rollout.header >= 0:
+        numbers += score.reward + score.quality + score.similarity + score.drift
+        if score.terms:
+            numbers += sum(score.terms.values())
+        if not length >= rollout.header >= 0:
             return False
     if not (
-        all(lengths)
+        list(map(len, logprobs)) == list(map(len, versions)) == lengths
+        and all(lengths)
         and 0 < min(prompt_lengths) <= max(prompt_lengths) < limits.tokens
         # A sum is finite only if every summand is.
         and math.isfinite(numbers)
     ):
         return False
-    ids = np.concatenate(prompts + responses)
-    logprobs = np.concatenate([rollout.logprobs for rollout in rollouts])
-    versions = np.concatenate([rollout.versions for rollout in rollouts])
+    # One copy of all arrays, each of four bytes an element. Joining bytes takes half as long as np.concatenate, and the
+    # reductions of ufuncs less than the methods of arrays.
+    joined = b"".join([*prompts, *responses, *logprobs, *versions])
+    tokens = sum(lengths)
+    all_ids = np.frombuffer(joined, np.uint32, sum(prompt_lengths) + tokens)
+    all_logprobs = np.frombuffer(joined, FLOAT32, tokens, all_ids.nbytes)
+    all_versions = np.frombuffer(joined, INT32, tokens, all_ids.nbytes + all_logprobs.nbytes)
+    smallest, largest = np.minimum.reduce, np.maximum.reduce
     return bool(
-        ids.view(np.uint32).max() < limits.vocabulary  # read as unsigned, a negative id is a large one
-        and logprobs.max() <= _ROUNDING  # False, too, if one is not a number
-        and logprobs.min() > -math.inf
-        and versions.min() >= oldest
-        and versions.max() <= newest
+        largest(all_ids) < limits.vocabulary  # read as unsigned, a negative id is a large one
+        and largest(all_logprobs) <= _ROUNDING  # False, too, if one is not a number
+        and smallest(all_logprobs) > -math.inf
+        and smallest(all_versions) >= oldest
+        and largest(all_versions) <= newest
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from common.answer import Answer
 from common.wire import ScoreRequest
-from reward.embedder import Vectors
+
+if TYPE_CHECKING:
+    from reward.embedder import Vectors
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from common.config import RewardConfig
 from common.endpoint import Conversation, Endpoints, Failure
 from reward.calibration.formulas import Calibration
-from reward.embedder import Vectors
 from reward.gate import LanguageGate
 from reward.terms.math import MathVerifier
 from reward.terms.verifying import VerifyingQueue
+
+if TYPE_CHECKING:
+    from reward.embedder import Vectors
 
 logger = logging.getLogger("reward")
 

@@ -69,6 +69,11 @@ def command(
     return decorate
 
 
+def files_first(words: Sequence[str]) -> list[str]:
+    """Configuration files go before all flags, wherever they were given."""
+    return sorted(words, key=lambda word: word.startswith("--") or not word.endswith(".toml"))
+
+
 def _log_progress() -> None:
     """Shows what takes long, and none of the messages of the libraries."""
     handler = logging.StreamHandler()

@@ -212,8 +212,8 @@ def _train(options: _Options, result: Converted) -> None:
     _penalise(options, result)
     _schedule(options, result)
     every = max(0, options("trainer.test_freq"))
-    if every and set_to["learner.evaluate"][0] is False:
-        set_to["learner.evaluate"] = True, "trainer.test_freq"
+    if not every and set_to["learner.evaluate_before"][0] is False:
+        set_to["learner.evaluate"] = False, "trainer.test_freq"
     set_to["learner.evaluate_every"] = every, options.origin("trainer.test_freq")
     if name := options("trainer.experiment_name"):
         set_to["run.dir"] = f"runs/{name}", "trainer.experiment_name"

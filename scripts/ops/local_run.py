@@ -113,11 +113,13 @@ def run_all(settings: Sequence[str], run_dir: Path, actors: int | None = None) -
 
 
 def gains(summary: Mapping[str, Any]) -> str:
-    """A line for each figure of ``summary.json`` that was evaluated before and after training."""
-    pairs = [
-        (part, summary[f"{part}_before"], summary[f"{part}_after"]) for part in ("reward", "heldout", "compliance")
-    ]
-    return "\n".join(f"{part:<11} {before:.3f} -> {after:.3f}" for part, before, after in pairs if before is not None)
+    """A line for each figure of ``summary.json`` that was evaluated, before training as well or after it alone."""
+    lines = []
+    for part in ("reward", "heldout", "compliance"):
+        before, after = summary[f"{part}_before"], summary[f"{part}_after"]
+        if after is not None:
+            lines.append(f"{part:<11} " + (f"{before:.3f} -> {after:.3f}" if before is not None else f"{after:.3f}"))
+    return "\n".join(lines)
 
 
 def _command(role: str, gpus: Sequence[str], settings: Sequence[str]) -> list[str]:

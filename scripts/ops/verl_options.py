@@ -256,7 +256,7 @@ OPTIONS: Mapping[str, Option] = {
     "trainer.total_training_steps": Carried("learner.steps", integer),
     "trainer.save_freq": Carried("learner.checkpoint_every", integer, "", ("null", "-1", "0")),
     "trainer.test_freq": Computed("learner.evaluate_every", "-1 is 0", integer, "-1"),
-    "trainer.val_before_train": Carried("learner.evaluate", boolean, "True"),
+    "trainer.val_before_train": Carried("learner.evaluate_before", boolean, "True"),
     "trainer.experiment_name": Computed("run.dir", "runs/NAME", str),
     "trainer.project_name": Unneeded("run.dir names the run"),
     "trainer.logger": Unneeded("TensorBoard, in run.dir"),

@@ -28,9 +28,8 @@ import typer
 
 from common.config import load
 from common.process import FatalError
-from scripts.ops.command_line import command
+from scripts.ops.command_line import command, files_first
 from scripts.ops.local_run import run_all
-from scripts.study import evaluate
 from scripts.study.statistics import Floats, Interval, crossed_interval, holm, paired_test, without_nan
 
 Scores = dict[str, Floats]  # metric -> [seeds, questions]
@@ -138,6 +137,8 @@ def train(
             run_all(wanted, run, actors)
     if not evaluate_flags:
         return of_runs(runs)
+    from scripts.study import evaluate  # transformers takes seconds to import, and only this needs it
+
     files = [run / "scores.json" for run in runs]
     for run, file in zip(runs, files, strict=True):
         if not file.exists():
@@ -155,11 +156,6 @@ def arm_of(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise FatalError(f"an arm is NAME=files and flags, not {text!r}")
     return name, rest
-
-
-def files_first(words: list[str]) -> list[str]:
-    """Files go before all flags, wherever they were given."""
-    return sorted(words, key=lambda word: word.startswith("--") or not word.endswith(".toml"))
 
 
 @command()

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from transformers import PreTrainedTokenizerBase
 
-from actor.engine.client import EngineError
+from actor.engine.errors import EngineError
 from actor.engine.server import EngineProcess
 from common.config import Config, load
 from common.endpoint import Conversation, Failure

@@ -12,7 +12,8 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from actor.concurrency import Concurrency
-from actor.engine.client import Engine, make_http_session
+from actor.engine.client import Engine
+from actor.engine.readiness import make_http_session
 from actor.engine.server import EngineProcess
 from common.config import load
 

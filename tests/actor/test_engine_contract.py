@@ -27,7 +27,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.distributed_c10d import Backend, GroupName, _new_process_group_helper, _world
 from transformers import AutoModelForCausalLM
 
-from actor.engine.client import Engine, EngineError, EngineReplaced, RequestRefused, make_http_session
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError, EngineReplaced, RequestRefused
+from actor.engine.readiness import make_http_session
 from actor.engine.server import EngineProcess
 from common import wire
 from common.config import load
@@ -234,6 +236,17 @@ def test_memory_in_use_is_told_and_answers_beyond_it_wait_or_are_put_back(engine
         assert status == 200 and {len(answer["output_ids"]) for answer in answers} == {100}
         retractions = [answer["meta_info"]["num_retractions"] for answer in answers]
         assert max(retractions) > 0 == min(retractions)
+        # Those that were put back are as right as the others: their keys and values are computed anew.
+        model = AutoModelForCausalLM.from_pretrained(engine.model, dtype=torch.float32).eval()
+        for answer in sorted(answers, key=lambda answer: -int(answer["meta_info"]["num_retractions"]))[:4]:
+            meta = answer["meta_info"]
+            assert meta["weight_versions"] == [{"version": meta["weight_version"], "start": 0, "end": 100}]
+            told = meta["output_token_logprobs"]
+            assert [entry[1] for entry in told] == answer["output_ids"]
+            with torch.no_grad():
+                logp = model(torch.tensor([[*PROMPT, *answer["output_ids"]]])).logits[0].log_softmax(-1)
+            fresh = logp[range(len(PROMPT) - 1, len(PROMPT) + 99), answer["output_ids"]]
+            assert np.allclose([entry[0] for entry in told], fresh.numpy(), atol=1e-4)
 
     engine.try_it(body)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actor.engine.client import is_ready, make_http_session
+from actor.engine.readiness import is_ready, make_http_session
 from actor.engine.server import EngineProcess
 from actor.engine.start import _attach
 from common.config import load

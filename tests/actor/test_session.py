@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from actor import session
-from actor.engine.client import EngineError
+from actor.engine.errors import EngineError
 from actor.identity import is_gone, own_process
 from actor.session import RunEnded, Session
 from common import wire

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from actor import weights
-from actor.engine.client import Engine, EngineError
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError
 from actor.proof import WeightState
 from actor.times import ActorTimes
 from actor.weights import WeightUpdates

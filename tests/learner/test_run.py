@@ -23,8 +23,8 @@ LANGUAGES = ["de", "en", "zh"]
 FINE = StepResult(means={"loss": 0.0}, by_language={}, fill=1.0, grad_norm=1.0, lr=1e-3)
 
 
-def configuration(run_dir: Path, steps: int) -> Config:
-    flags = ["--learner.steps", str(steps), "--learner.evaluate_every", "2"]
+def configuration(run_dir: Path, steps: int, *further: str) -> Config:
+    flags = ["--learner.steps", str(steps), "--learner.evaluate_every", "2", *further]
     return load(["--run.dir", str(run_dir), *flags])
 
 
@@ -108,6 +108,13 @@ def test_a_resumed_run_does_not_evaluate_what_it_did_before(tmp_path: Path) -> N
     assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
     assert [call.args[0] for call in parts.publishing.publish.call_args_list] == [2, 3]
     assert run.state.evaluation_before == {"train": {"own": 0.25}}
+
+
+def test_a_run_evaluates_before_the_first_step_only_where_it_should(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, 1, "--learner.evaluate_before", "false"))
+    run.train()
+    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
+    assert run.state.evaluation_before == {}
 
 
 def test_an_interrupted_run_saves_the_step_that_it_has_trained(tmp_path: Path) -> None:

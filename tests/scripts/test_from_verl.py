@@ -82,6 +82,18 @@ def test_the_public_script_is_our_recipe(tmp_path: Path, capsys: pytest.CaptureF
     assert "ema = 0.1 # data.lang_policy_alpha" in text and "betas = [0.9, 0.999] # actor_rollout_ref" in text
 
 
+@pytest.mark.parametrize(
+    ("before", "every", "wanted"),
+    [("True", "-1", (True, True, 0)), ("False", "5", (True, False, 5)), ("False", "-1", (False, False, 0))],
+)
+def test_verl_evaluates_before_or_never(
+    before: str, every: str, wanted: tuple[bool, bool, int], tmp_path: Path
+) -> None:
+    script = LRPO.replace("trainer.test_freq=5", f"trainer.test_freq={every} trainer.val_before_train={before}")
+    learner = written(tmp_path, script).learner
+    assert (learner.evaluate, learner.evaluate_before, learner.evaluate_every) == wanted
+
+
 def test_plain_verl_counts_questions_and_has_no_router(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = """python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo data.train_batch_size=512 \\
         actor_rollout_ref.rollout.n=16 actor_rollout_ref.actor.ppo_mini_batch_size=128 \\

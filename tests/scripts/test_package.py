@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import shutil
@@ -135,3 +136,12 @@ def test_a_mistyped_command_is_refused_with_the_nearest(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["statsu"])
     assert ended.value.code == 2 and "did you mean 'status'" in capsys.readouterr().err
+
+
+def test_nobody_reads_the_output_any_more() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "scripts.lrpo", "--help"]
+    ended = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, "")

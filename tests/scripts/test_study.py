@@ -12,17 +12,21 @@ import pytest
 from scipy import stats
 
 from common.config import load
-from scripts.study.router_study import __main__ as study
-from scripts.study.router_study.arms import BEST_FIXED, OURS, arms_of
-from scripts.study.router_study.figures import MEANING, best_language, read_figures, read_knowledge, settings_hash
-from scripts.study.router_study.report import compare_arms
+from scripts.study.studies import __main__ as study
+from scripts.study.studies import runner
+from scripts.study.studies.arms import BEST_FIXED, OURS, arms_of
+from scripts.study.studies.facts_world import FactsWorld
+from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge
+from scripts.study.studies.report import compare_arms
 from scripts.world import build as world
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
 
 
 def evaluation(own: float, by_language: dict[str, float]) -> dict[str, Any]:
-    return {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
+    diagnostics = {"consistency/accuracy": own + 0.02, "consistency/fasttext_both_right": own - 0.02}
+    found = {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
+    return found | {"diagnostics": diagnostics}
 
 
 def leave_behind(run: Path, own: float) -> None:
@@ -48,21 +52,26 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     found = read_figures(tmp_path / "run", {0: {"en"}, 1: {"de"}})
     assert list(found) == list(MEANING)
     assert found["tokens"] == 18 and found["known"] == 2 / 4 and found["zero_variance"] == 1 / 4
+    assert found["diversity"] == 2, "of the two answered groups"
+    assert (found["accuracy_heldout"], found["both_heldout"]) == pytest.approx((0.72, 0.68))
     assert found["gain_train"] == pytest.approx(0.2) and found["regret_heldout"] == pytest.approx(0.1)
     assert found["forgetting"] == pytest.approx(0.2 / 2), "German gained 0.3, which makes up for nothing"
     assert read_figures(tmp_path / "run", None)["known"] is None
+    before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
+    assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
 
 
 @pytest.mark.parametrize("name", ["router", "mechanism"])
 def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp_path: Path) -> None:
-    place, hashes = study.Place("region", 0, tmp_path, [], None), set()
-    for arm, flags in arms_of(name).items():
-        completed = [flag.replace("{calibration}", "facts.csv") for flag in flags]
-        load([*place.settings, *completed, *(("--router.fixed_language", "de") if arm == BEST_FIXED else ())])
-        hashes.add(settings_hash(place.settings, flags))
+    world.main(["--out", str(tmp_path / "world-region-0"), "--knowledge", "region"])
+    place, hashes = FactsWorld("region", 0, tmp_path, arms_of(name)), set()
+    for arm in arms_of(name):
+        config = load(place.settings(arm))
+        assert (config.router.fixed_language is not None) == (arm == BEST_FIXED)
+        hashes.add(place.settings_hash(arm))
     assert len(hashes) == len(arms_of(name))
-    elsewhere = study.Place("region", 1, tmp_path / "other", [], None)
-    assert settings_hash(elsewhere.settings, ()) == settings_hash(place.settings, ())
+    elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
+    assert elsewhere.settings_hash(OURS) == place.settings_hash(OURS)
 
 
 def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
@@ -105,23 +114,26 @@ def test_a_study_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained: list[str] = []
+    evaluated: list[str] = []  # runs that evaluate the warm start
 
-    def prepare(place: study.Place, warm_start: Sequence[str]) -> None:
+    def prepare(place: FactsWorld) -> None:
         world.main(["--out", str(tmp_path / "cache" / f"world-{place.regime}-{place.seed}")])
 
     def run_all(settings: Sequence[str], run: Path, actors: int | None) -> None:
         if len(trained) == 5:
             raise KeyboardInterrupt
         trained.append(run.name)
+        evaluated.extend([run.name] if load(settings).learner.evaluate_before else [])
         leave_behind(run, 0.6 + 0.01 * len(trained))
 
-    monkeypatch.setattr(study, "run_all", run_all)
-    monkeypatch.setattr(study.Place, "prepare", prepare)
+    monkeypatch.setattr(runner, "run_all", run_all)
+    monkeypatch.setattr(FactsWorld, "prepare", prepare)
     words = ["router", "--arms", "ours,uniform,best-fixed", "--regimes", "region", "--seeds", "0,1"]
     words += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     with pytest.raises(SystemExit):
         study.main(words)
     assert trained == ["ours-0", "uniform-0", "best-fixed-0", "ours-1", "uniform-1"]
+    assert evaluated == ["ours-0", "ours-1"], "once for each seed"
     trained.clear()
     study.main(words)
     assert trained == ["best-fixed-1"]

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import psutil
 
-from actor.engine.client import EngineLost, make_http_session
+from actor.engine.errors import EngineLost
+from actor.engine.readiness import make_http_session
 from actor.engine.server import EngineProcess
 from common.config import load
 from common.net.ports import reserve_port

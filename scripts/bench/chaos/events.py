@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import zmq
 
-from actor.engine.client import EngineLost
+from actor.engine.errors import EngineLost
 from common import wire
 from common.net import sockets
 from scripts.bench.chaos.cluster import ATTACHED, ATTACHED_ENGINE, GROUP_ACTORS, LEADER, Cluster

@@ -3,7 +3,8 @@
 ``python -m scripts.world.reasoning.build --out DIR [--seed 0]`` writes
 
 * ``train.parquet``, ``heldout.parquet``: a row per (sum, question language), for ``learner/work/questions.py``; the
-  answer is a number in digits;
+  answer is a number in digits; the same question, a right thought and the answer in English are in columns of their
+  own, for rewards that compare with English;
 * ``warm_start.parquet``: worked examples, a row each: language (of the question), question, thinking (the language of
   the thought), thought, answer, right. None is of a sum that is trained on or held out;
 * ``world.json``: counts, seed, languages, and the shares that the examples were drawn with.
@@ -55,6 +56,9 @@ def question_rows(chosen: Iterable[Sum], split: str) -> list[dict[str, Any]]:
             "reward_model": {"ground_truth": str(one.result), "accepted": [str(one.result)]},
             "question": one.question(language),
             "answer": str(one.result),
+            "english_question": one.question("en"),
+            "english_thought": one.thought("en")[0],
+            "english_answer": str(one.result),
             "data_source": f"offline-world/{one.story}",
             "extra_info": {
                 "index": index,

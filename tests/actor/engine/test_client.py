@@ -21,7 +21,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from actor.engine.client import Engine, Generation, describe_differences, make_http_session
+from actor.engine.checkpoint_shapes import describe_differences
+from actor.engine.client import Engine, Generation
+from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common import wire
 from common.config import load

@@ -11,9 +11,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from actor.engine.client import Engine, EngineError, EngineLost, EngineReplaced, RequestRefused, make_http_session
+from actor.engine.client import Engine
+from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
 from actor.engine.fleet import EngineFleet
 from actor.engine.labels import ForeignWeights, WeightLabels
+from actor.engine.readiness import make_http_session
 from common import wire
 
 PROBE = wire.Probe(ids=np.zeros(2, np.int32), logprobs=np.zeros(1, np.float32), tolerance=1.0)

@@ -35,7 +35,9 @@ class Model:
         return {token for one in found if one is not None for token in (one if isinstance(one, list) else [one])}
 
     def replace(self, name: str, value: Tensor) -> None:
-        """Takes a tensor. As in SGLang an unknown name is ignored, and that is a success.
+        """Copies a tensor into the memory of the weight, as SGLang's loaders do.
+
+        As in SGLang an unknown name is ignored, and that is a success.
 
         Raises:
             WrongShape: the model's tensor has another shape.
@@ -44,7 +46,7 @@ class Model:
             return
         if value.shape != self.weights[name].shape:
             raise WrongShape(f"{name}: shape {list(value.shape)}, expected {list(self.weights[name].shape)}")
-        self.weights[name] = value.to(self.weights[name].dtype, copy=True)
+        self.weights[name].copy_(value)
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Takes a LoRA adapter of PEFT's format. As in SGLang a wrong shape is noticed when it is first used."""

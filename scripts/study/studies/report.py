@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from scripts.study.choices import markdown
-from scripts.study.router_study.figures import MEANING
 from scripts.study.statistics import Floats, Interval, holm, paired_test, seed_interval
 
 Records = Sequence[Mapping[str, Any]]  # of results.json: regime, arm, seed, figures, ...
@@ -46,8 +45,12 @@ def _array(values: Any) -> Floats:
     return np.array(list(values), np.float64)
 
 
-def tables(records: Records, base: str, figures: Sequence[str]) -> str:
-    """A table in Markdown for each regime and figure."""
+def tables(records: Records, base: str, figures: Mapping[str, str]) -> str:
+    """A table in Markdown for each regime and figure.
+
+    Args:
+        figures: name -> what it means.
+    """
     parts = []
     for regime in dict.fromkeys(record["regime"] for record in records):
         for figure in figures:
@@ -66,7 +69,7 @@ def tables(records: Records, base: str, figures: Sequence[str]) -> str:
             ]
             if rows:
                 head = ["arm", "seeds", figure, f"{base} less this", "p, adjusted", "g"]
-                parts.append(f"**{regime}: {figure}**, {MEANING[figure]}\n\n{markdown(head, rows)}")
+                parts.append(f"**{regime}: {figure}**, {figures[figure]}\n\n{markdown(head, rows)}")
     return "\n\n".join(parts)
 
 

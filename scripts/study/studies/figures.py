@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -21,10 +22,13 @@ MEANING = {
     "own_train": "the same for trained questions",
     "routed_heldout": "greedy reward of held-out questions in the languages that the arm would draw",
     "routed_train": "the same for trained questions",
+    "accuracy_heldout": "share of held-out questions answered rightly when asked for in their own language, in any",
+    "both_heldout": "share of them answered rightly, with thought and answer in their own language",
     "gain_heldout": "own_heldout, less that of the warm start",
     "gain_train": "own_train, less that of the warm start",
     "regret_heldout": "reward that the best language of each held-out question has over the drawn ones",
     "known": "share of the training answers in a language that knows the question",
+    "diversity": "mean number of languages in a prompt group of the training",
     "compliance": "share of the trained questions' answers that are in their own language",
     "forgetting": "mean loss over languages of own held-out rewards, where they fell",
     "zero_variance": "share of the prompt groups whose answers had equal rewards",
@@ -32,54 +36,80 @@ MEANING = {
 }
 
 
-def read_figures(run: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:
+def read_evaluation_before(run: Path) -> dict[str, Any]:
+    """What the evaluation of the warm start found, by set of questions; empty if the run had none."""
+    found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["evaluation_before"]
+    return found
+
+
+def read_figures(
+    run: Path, knowledge: Mapping[int, set[str]] | None, before: Mapping[str, Any] | None = None
+) -> dict[str, float | None]:
     """The figures of :data:`MEANING`; None where a run does not have one.
 
     Args:
         run: directory of the run.
         knowledge: row of a trained question -> languages that know its answer; None: not known.
+        before: the evaluation of the warm start, for a run that has not made it.
 
     Raises:
         FatalError: the run has not finished, or was not evaluated.
     """
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        before, after = summary["evaluation_before"], summary["evaluation_after"]
+        before, after = before or summary["evaluation_before"], summary["evaluation_after"]
         trained, heldout = after["train"], after["heldout"]
         languages = heldout["own_by_language"]
         losses = [max(0.0, before["heldout"]["own_by_language"][one] - languages[one]) for one in languages]
     except (OSError, ValueError, LookupError) as error:
         raise FatalError(f"{run} holds no finished and evaluated run: {error}") from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
-    tokens, known = _of_ledger(run / "ledger.jsonl", knowledge)
+    routing = _read_routing(run / "ledger.jsonl", knowledge)
     return {
         "own_heldout": heldout["own"],
         "own_train": trained["own"],
         "routed_heldout": heldout["routed"],
         "routed_train": trained["routed"],
+        "accuracy_heldout": _diagnostic(heldout, "consistency/accuracy"),
+        "both_heldout": _diagnostic(heldout, "both_right"),
         "gain_heldout": heldout["own"] - before["heldout"]["own"],
         "gain_train": trained["own"] - before["train"]["own"],
         "regret_heldout": heldout["oracle"] - heldout["routed"],
-        "known": known,
+        "known": routing["known"],
+        "diversity": routing["diversity"],
         "compliance": trained["compliance"],
         "forgetting": sum(losses) / len(losses),
         "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
-        "tokens": tokens,
+        "tokens": routing["tokens"],
     }
 
 
-def _of_ledger(path: Path, knowledge: Mapping[int, set[str]] | None) -> tuple[float, float | None]:
-    """Tokens of all answers of the ledger, and the share of them that are in a language which knows the question."""
-    tokens, answers, known = 0, 0, 0
+def _diagnostic(evaluation: Mapping[str, Any], end: str) -> float | None:
+    """The diagnostic of answers in the questions' own languages whose tag ends so, whatever the detector."""
+    found = [value for tag, value in evaluation.get("diagnostics", {}).items() if tag.endswith(end)]
+    return float(found[0]) if found else None
+
+
+def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:
+    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger."""
+    groups, tokens, answers, known, different = 0, 0, 0, 0, 0
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
             languages = entry.get("languages") or []
             tokens += sum(entry.get("lengths") or [])
+            groups, answers, different = (
+                groups + bool(languages),
+                answers + len(languages),
+                different + len({*languages}),
+            )
             if knowledge is not None:
-                answers += len(languages)
                 known += sum(language in knowledge[entry["row"]] for language in languages)
-    return float(tokens), known / answers if answers else None
+    return {
+        "tokens": float(tokens),
+        "known": known / answers if answers and knowledge is not None else None,
+        "diversity": different / groups if groups else None,
+    }
 
 
 def read_knowledge(world: Path) -> dict[int, set[str]]:
@@ -104,6 +134,8 @@ def best_language(knowledge: Mapping[int, set[str]]) -> str:
 def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
     """Twelve digits that tell the settings of an arm from others, wherever its files lie.
 
+    Settings with their default values do not enter, so that a study goes on with a version that has more of them.
+
     Args:
         settings: files and flags that all arms share.
         flags: those of the arm, and of what it starts from.
@@ -111,7 +143,7 @@ def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
     Raises:
         ConfigError: the settings are wrong.
     """
-    config = load(settings).model_dump(mode="json")
+    config = load(settings).model_dump(mode="json", exclude_defaults=True)
     kept = {
         f"{section}.{name}": value
         for section, values in config.items()

@@ -1,10 +1,10 @@
-"""What is compared: ways to choose languages, and settings that may explain why one of them wins."""
+"""What is compared on the world of facts: ways to choose languages, and settings that may explain why one wins."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-Name = Literal["router", "mechanism"]
+Name = Literal["router", "mechanism", "recipes"]
 
 OURS = "ours"  # the arm that all others are compared with
 BEST_FIXED = "best-fixed"  # needs a language that is known in hindsight: router.fixed_language
@@ -22,7 +22,10 @@ _ROUTER: dict[str, tuple[str, ...]] = {
     "hybrid": ("--router.mode", "hybrid"),
 }
 # One setting of the learned routing changed.
-_SIMILARITY = ("--reward.terms", "{default = {similarity = 1.0}}", "--reward.calibration", "{calibration}")
+# The exact term hardly counts in the reward, but tells the evaluation which answers are right.
+_SIMILARITY = (
+    "--reward.terms", "{default = {similarity = 1.0, exact = 0.001}}", "--reward.calibration", "{calibration}",
+)  # fmt: skip
 _MECHANISM: dict[str, tuple[str, ...]] = {
     OURS: (),
     **{f"rollouts-{count}": ("--router.rollouts", str(count)) for count in (4, 16)},

@@ -1,0 +1,1 @@
+"""Iterations of a recipe: filter the questions, make their anchors, train, and again with the trained policy."""

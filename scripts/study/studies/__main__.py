@@ -1,0 +1,141 @@
+"""Runs a study on an offline world, or on your own model and data: arms x worlds x seeds, with tables and a picture.
+
+    lrpo study router [--seeds 0,1,2,3,4] [--regimes region,one-language,equal] [--arms ours,uniform] [--out DIR]
+    lrpo study router --base "configs/lrpo.toml configs/models/qwen2.5-1.5b.toml my-data.toml" --best-language en
+    lrpo study recipes [--seeds 0,1,2] [--recipes naive-grpo,strict-lc] [--steps 100] [--out DIR]
+
+``router`` compares ways to choose the languages of the rollouts. ``mechanism`` changes one setting of learned routing
+at a time. All arms of a seed and a world have the same questions, the same warm-started policy, equally many steps and
+rollouts. In the world ``region`` a question's region and topic decide which languages know its answer; in
+``one-language`` one language knows all; in ``equal`` each question has three languages of its own, and nothing tells
+them. The arm ``best-fixed`` draws the one language that knows most of the trained questions, which is hindsight.
+
+``recipes`` trains the policy of the reasoning world with each published recipe, and measures in which language it then
+thinks and how often it is right (docs/papers.md). Model, lengths, groups and steps are the world's.
+
+Seeds are the outermost loop, so the study is balanced whenever it is stopped; the same command goes on, in the middle
+of a run as well. ``OUT/results.json`` has a record for each finished run: its figures, a hash of its settings, the
+version of the code, its seconds. ``--report`` only reads it. With ``--base`` nothing is prepared: its files and flags
+name the model and the data. Further flags ``--section.key value`` are settings of all arms.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.process import FatalError
+from scripts.ops.command_line import command, files_first
+from scripts.study.studies import recipes, reports
+from scripts.study.studies.arms import Name, arms_of
+from scripts.study.studies.facts_world import REGIMES, FactsWorld, OwnData
+from scripts.study.studies.place import Place
+from scripts.study.studies.reasoning_world import ReasoningWorld
+from scripts.study.studies.results import Results
+from scripts.study.studies.runner import missing_runs, train_missing
+
+_ROOT = Path(__file__).parents[3]
+
+
+def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
+    """The names of a list with commas.
+
+    Raises:
+        FatalError: one is not known.
+    """
+    names = [name.strip() for name in given.split(",") if name.strip()] or list(known)
+    if unknown := sorted(set(names) - set(known)):
+        raise FatalError(f"--{what} {unknown[0]}: there are {', '.join(known)}")
+    return names
+
+
+def _recipes(given: str) -> list[str]:
+    """The recipes of a list with commas.
+
+    Raises:
+        FatalError: one cannot run on the world.
+    """
+    for name in filter(None, map(str.strip, given.split(","))):
+        recipes.adaptation(name)
+    return _chosen("recipes", given, recipes.runnable())
+
+
+def _seeds(given: str) -> list[int]:
+    try:
+        return [int(seed) for seed in given.split(",")]
+    except ValueError:
+        raise FatalError(f"--seeds {given}: whole numbers, separated by commas") from None
+
+
+@command(name="lrpo study", passes_flags_on=True)
+def main(
+    context: typer.Context,
+    name: Annotated[Name, typer.Argument(help="Which study.")],
+    *,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds, separated by commas: of the world, the warm start and the run.")
+    ] = ("0,1,2,3,4"),
+    regimes: Annotated[str, typer.Option(help="Worlds of facts, separated by commas; default: all three.")] = "",
+    arms: Annotated[
+        str, typer.Option("--arms", "--recipes", help="Arms, separated by commas; default: all of the study.")
+    ] = "",
+    steps: Annotated[int | None, typer.Option(help="Steps of a run; default: 40, and 100 of recipes.")] = None,
+    base: Annotated[str, typer.Option(help="Files and flags with your own model and data, instead of a world.")] = "",
+    best_language: Annotated[str | None, typer.Option(help="With --base, the language of the arm best-fixed.")] = None,
+    actors: Annotated[int | None, typer.Option(help="Actors of each run; default: one, or as many as GPUs.")] = None,
+    warm_start_steps: Annotated[int | None, typer.Option(help="Steps of the warm start.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory of results.json, the tables and the runs; default: runs/study or runs/recipes."),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where worlds and policies are kept.")] = _ROOT / ".cache" / "study",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep checkpoints and models.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Train nothing; only write tables and picture.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what the runs need and how many there are.")] = False,
+) -> None:
+    of_recipes = name == "recipes"
+    if of_recipes and (base or regimes or best_language):
+        raise FatalError("lrpo study recipes has one world: --base, --regimes and --best-language are of other studies")
+    given = [*context.args, *(("--learner.steps", str(steps)) if steps else ())]
+    cache, out = cache.absolute(), (out or Path("runs") / ("recipes" if of_recipes else "study")).absolute()
+    chosen = _recipes(arms) if of_recipes else _chosen("arms", arms, list(arms_of(name)))
+    numbers = _seeds(seeds)
+    places: list[Place]
+    if of_recipes:
+        places = [ReasoningWorld(seed, cache, given, warm_start_steps) for seed in numbers]
+    elif base:
+        places = [OwnData(seed, [*shlex.split(base), *given], arms_of(name), best_language) for seed in numbers]
+    else:
+        warm_start = ["--steps", str(warm_start_steps)] if warm_start_steps else []
+        worlds = _chosen("regimes", regimes, REGIMES)
+        places = [
+            FactsWorld(world, seed, cache, arms_of(name), given, warm_start) for seed in numbers for world in worlds
+        ]
+    if not base:
+        # The worlds are for the CPU, even on a machine with a GPU: with NCCL, learner and engine cannot share one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    results, runs = Results(out / "results.json"), [(place, arm) for place in places for arm in chosen]
+    if dry:
+        left = len(missing_runs(runs, results))
+        print(f"{left} of {len(runs)} runs are left to do" + ("; each of them needs:" if base else ""))
+        if of_recipes:
+            print(reports.left_out())
+        if base:
+            from scripts.ops import dry_run  # imports torch, which takes seconds and is of no use to the other studies
+
+            dry_run.main(files_first(places[0].settings(chosen[0])))
+        return
+    if not report:
+        train_missing(runs, results, out, actors or (None if base else 1), keep)
+    if not results.records:
+        raise FatalError(f"{out / 'results.json'} has no finished run yet")
+    print(reports.write(name, results.records, out))
+
+
+if __name__ == "__main__":
+    main()

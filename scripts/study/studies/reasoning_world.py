@@ -1,0 +1,80 @@
+"""The place of the study ``recipes``: the offline world of sums that are thought through in words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from common.config import Config, load
+from common.process import FatalError
+from scripts.ops.recipes import find_recipe
+from scripts.study.studies.figures import settings_hash
+from scripts.study.studies.place import Figures
+from scripts.study.studies.reasoning_figures import SAMPLES, measure_policy, measure_warm_start, read_figures
+from scripts.study.studies.recipes import adaptation
+from scripts.study.studies.sizes import world_sizes
+from scripts.world.reasoning import demo
+from scripts.world.reasoning.judge import serve_judge
+
+REGIME = "reasoning"
+
+
+class ReasoningWorld:
+    """The offline world of sums; a :class:`~scripts.study.studies.place.Place`, whose arms are recipes.
+
+    Args:
+        cache: directory of worlds and policies.
+        given: further flags of all arms.
+        warm_start_steps: of the warm start; None: as many as usual.
+    """
+
+    regime = REGIME
+
+    def __init__(self, seed: int, cache: Path, given: Sequence[str] = (), warm_start_steps: int | None = None) -> None:
+        self.seed, self._given, self._warm_start_steps = seed, given, warm_start_steps
+        self.world, self.policy = cache / f"reasoning-world-{seed}", cache / f"reasoning-policy-{seed}"
+
+    def prepare(self) -> None:
+        demo.prepare(self.world, self.policy, self.seed, self._warm_start_steps)
+
+    def settings(self, arm: str) -> list[str]:
+        needs, recipe = adaptation(arm), find_recipe(arm)
+        if load([str(recipe)]).reward.judges and not needs.judged:
+            raise FatalError(f"the recipe {arm} needs a judge, and the reasoning world has none that knows its prompts")
+        return [
+            str(recipe),
+            *world_sizes(load([str(recipe)]), _world_config()),
+            *needs.flags,
+            *("--data.train", str(self.world / "train.parquet")),
+            *("--data.heldout", str(self.world / "heldout.parquet")),
+            *("--model.path", str(self.policy)),
+            *self._given,
+        ]
+
+    def settings_hash(self, arm: str) -> str:
+        warm_start = [] if self._warm_start_steps is None else ["--steps", str(self._warm_start_steps)]
+        return settings_hash(self.settings(arm), [f"samples={SAMPLES}", *warm_start])
+
+    @contextmanager
+    def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:
+        with ExitStack() as stack:
+            sockets = stack.enter_context(TemporaryDirectory(prefix="lrpo-"))  # so that another run may be under way
+            flags = ["--learner.address", f"ipc://{sockets}/learner"]
+            flags += ["--reward.addresses", json.dumps([f"ipc://{sockets}/reward"])]
+            if adaptation(arm).judged:
+                judge = stack.enter_context(serve_judge())
+                flags += ["--reward.judges", json.dumps([judge])]
+                flags += ["--resume.accept", json.dumps(["reward.judges"])]  # a resumed run has it at another port
+            yield flags
+
+    def figures(self, arm: str, run: Path) -> Figures:
+        before = measure_warm_start(self.policy, self.world, self.seed)
+        return read_figures(run, before, measure_policy(run / "model", self.world, self.seed))
+
+
+def _world_config() -> Config:
+    """The configuration of the world's demo, which has its sizes."""
+    return load([str(path) for path in demo.CONFIGS])

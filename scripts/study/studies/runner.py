@@ -1,0 +1,72 @@
+"""Trains the runs of a study one after the other, and keeps a record of each that has finished."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.config import load
+from scripts.ops.command_line import files_first
+from scripts.ops.local_run import run_all
+from scripts.study.studies.place import Figures, Place
+from scripts.study.studies.results import Results, code_version
+
+Run = tuple[Place, str]  # where, and the name of the arm
+
+_LARGE = ("checkpoints", "model")  # of a run's directory; no table is made from them
+
+
+def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
+    """The runs that have no record yet, in their order.
+
+    Raises:
+        ConfigError: the settings of one are wrong.
+        FatalError: there is a record of one with other settings.
+    """
+    hashes: dict[str, str] = {}  # the same for every regime and seed
+    for place, arm in runs:
+        if arm not in hashes:
+            hashes[arm] = place.settings_hash(arm)
+    return [(place, arm) for place, arm in runs if not results.has(place.regime, arm, place.seed, hashes[arm])]
+
+
+def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int | None, keep: bool) -> None:
+    """Trains what has no record yet. Blocks until all is done; when it is stopped, the next call goes on.
+
+    Args:
+        out: directory of the runs, each in OUT/REGIME/ARM-SEED.
+        actors: of each run; None: as many as the GPUs are enough for.
+        keep: keep checkpoints and models.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        FatalError: an arm cannot run.
+        ChildFailed: a process of a run failed.
+    """
+    left, prepared = missing_runs(runs, results), list[Place]()
+    for number, (place, arm) in enumerate(left, 1):
+        print(f"run {number} of {len(left)}: {place.regime}, {arm}, seed {place.seed}", flush=True)
+        began = time.monotonic()
+        record = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": place.settings_hash(arm)}
+        if place not in prepared:
+            place.prepare()
+            prepared.append(place)
+        record["code"] = code_version()
+        run = out / place.regime / f"{arm}-{place.seed}"
+        record["figures"] = _train(place, arm, run, actors)
+        results.add({**record, "seconds": round(time.monotonic() - began)})
+        for name in [] if keep else _LARGE:
+            shutil.rmtree(run / name, ignore_errors=True)
+
+
+def _train(place: Place, arm: str, run: Path, actors: int | None) -> Figures:
+    """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes."""
+    with place.around(arm, run) as further:
+        own = ["--run.dir", str(run), "--run.seed", str(place.seed), *further]
+        settings = files_first([*place.settings(arm), *own])
+        load(settings)  # so that a wrong flag is an error before anything is started
+        if not (run / "summary.json").exists():
+            run_all(settings, run, actors)
+    return place.figures(arm, run)
