@@ -31,11 +31,12 @@ import typer
 
 from common.process import FatalError
 from scripts.ops.command_line import command, files_first
-from scripts.study.studies import recipes, reports
+from scripts.study.studies import recipes
 from scripts.study.studies.arms import Name, arms_of
 from scripts.study.studies.facts_world import REGIMES, FactsWorld, OwnData
 from scripts.study.studies.place import Place
 from scripts.study.studies.reasoning_world import ReasoningWorld
+from scripts.study.studies.report import left_out, write_report
 from scripts.study.studies.results import Results
 from scripts.study.studies.runner import missing_runs, train_missing
 
@@ -124,7 +125,7 @@ def main(
         left = len(missing_runs(runs, results))
         print(f"{left} of {len(runs)} runs are left to do" + ("; each of them needs:" if base else ""))
         if of_recipes:
-            print(reports.left_out())
+            print(left_out())
         if base:
             from scripts.ops import dry_run  # imports torch, which takes seconds and is of no use to the other studies
 
@@ -134,7 +135,7 @@ def main(
         train_missing(runs, results, out, actors or (None if base else 1), keep)
     if not results.records:
         raise FatalError(f"{out / 'results.json'} has no finished run yet")
-    print(reports.write(name, results.records, out))
+    print(write_report(name, results.records, out))
 
 
 if __name__ == "__main__":
