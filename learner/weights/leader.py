@@ -147,7 +147,7 @@ class Leader:
         self._device = device if backend == "nccl" else torch.device("cpu")
         self._largest = max(map(bytes_of, buckets), default=0)
         # Two buffers are in use while all engines keep pace, and one or two more while one lags behind. In the memory
-        # of a GPU those must not take room from training; on a CPU, fresh memory costs more than a copy into it.
+        # of a GPU those must not take room from training; on a CPU, fresh memory costs more than filling it.
         self._spare = SpareBuffers(self._largest, self._device, most=4 if self._device.type == "cpu" else 2)
         self._lock = threading.Lock()  # for the two that follow, which all threads share
         self._connections: dict[str, _Connection] = {}  # by name of the group

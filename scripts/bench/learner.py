@@ -4,6 +4,9 @@ Both train the same groups on the same random model with as many threads. Length
 quarter of the longest. The padded step is TRL's: prompts padded left and answers right to the longest of the step,
 then cut into equal numbers of sequences; logits of every answer position (``full head``, TRL until 1.x), or the head
 in chunks on real tokens alone (``chunked head``, as newer TRL does).
+
+The last rows are what the processor does for a step of long answers before a GPU has something to compute, and for each
+micro-batch while the GPU computes the one before. Nothing is computed there, so they hold for any model.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ from transformers.utils.logging import disable_progress_bar
 from common.config import Config, load
 from learner.groups import Group
 from learner.train.logprob import chunked_logp
-from learner.train.packing import MicroBatch, Sample
+from learner.train.packing import MicroBatch, Sample, assign_micro_batches, pack
 from learner.train.samples import group_samples
+from learner.train.statistics import make_axes
 from learner.train.trainer import Trainer
 from scripts.bench.queue import make_rollout
 from scripts.bench.table import Json, Row, run, timed
@@ -36,6 +40,7 @@ from scripts.ops.command_line import command
 from tests.support.groups import work
 
 _LONGEST, _K, _GROUPS, _VOCABULARY, _SEQUENCES = 256, 8, 4, 4096, 8
+_LONG_GROUPS, _LONG, _LONG_PROMPT, _LONG_RANKS, _LONG_BUDGET = 16, (2048, 4096), 256, 4, 16_384  # tokens
 _HEAD_ROWS, _HEAD_WIDTH, _HEAD_VOCABULARY, _HEAD_CHUNK = 1024, 128, 151_936, 128
 
 
@@ -194,7 +199,45 @@ def compare(config: Config, repeat: int) -> list[Row]:
     metric, ratio = f"head, peak memory at V = {_HEAD_VOCABULARY}, {_HEAD_ROWS} tokens", whole / chunked
     rows.append(Row(metric, chunked, "MB", f"whole logits: {whole:.0f}", ratio, ">= 2x less", ratio >= 2))
     rows.append(Row("besides forward and backward", overhead, "% of a step", goal="<= 5", ok=overhead <= 5))
-    return rows
+    return rows + preparation(trainer, config, 5 * repeat)
+
+
+def preparation(trainer: Trainer, config: Config, repeat: int) -> list[Row]:
+    """The processor's time for a step of long answers, by itself: it does not count what else the machine does."""
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, _VOCABULARY, _LONG_PROMPT).astype(np.int32) for _ in range(_LONG_GROUPS)]
+    batch = [
+        Group(
+            work=work(number, ["en"] * _K),
+            actor="bench",
+            rollouts=[make_rollout(rng, prompt, int(length), _VOCABULARY) for length in rng.integers(*_LONG, _K)],
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+    def prepare() -> list[list[Sample]]:
+        samples, languages = group_samples(batch, config.learner)
+        make_axes(samples, batch, languages, 0)
+        costs = [trainer.policy.cost(len(s.rollout.prompt_ids), len(s.rollout.response_ids)) for s in samples]
+        assigned = assign_micro_batches([len(sample) for sample in samples], costs, _LONG_BUDGET, _LONG_RANKS)
+        return [[samples[n] for n in members] for members in assigned[0]]
+
+    first, each = list[float](), list[float]()
+    for _ in range(repeat):
+        begin = time.process_time()
+        micro_batches = prepare()
+        pack(micro_batches[0])
+        first.append(time.process_time() - begin)
+        begin = time.process_time()
+        for members in micro_batches:
+            pack(members)
+        each.append((time.process_time() - begin) / len(micro_batches))
+    tokens = sum(len(r.prompt_ids) + len(r.response_ids) for group in batch for r in group.rollouts)
+    what = f"{_LONG_GROUPS * _K} answers, {tokens:,} tokens, {_LONG_RANKS} ranks"
+    return [
+        Row(f"before the first micro-batch, {what}", 1e3 * min(first), "ms"),
+        Row(f"to pack one of {len(micro_batches)} micro-batches of {_LONG_BUDGET:,} tokens", 1e3 * min(each), "ms"),
+    ]
 
 
 @command()

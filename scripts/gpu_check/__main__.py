@@ -2,10 +2,11 @@
 
     scripts/gpu_check.sh [--out DIR]
 
-Needs no network, one GPU, and at most eight minutes. It takes whatever versions of torch and transformers are
-installed; what a check lacks is named, and the check left out. Each check runs in a process of its own, with a
-deadline. The figures go to DIR/gpu_check.json and, as a table, to DIR/gpu_check.md. The exit code is 0 if every figure
-that was found is right. Without a GPU the checks can only be tried out, with tiny sizes: --tiny.
+Needs no network, one GPU, and at most eight minutes; with more GPUs, and with SGLang, it checks more. It takes whatever
+versions of torch and transformers are installed; what a check lacks is named, and the check left out. Each check runs
+in a process of its own, with a deadline. The figures go to DIR/gpu_check.json and, as a table, to DIR/gpu_check.md. The
+exit code is 0 if every figure that was found is right. Without a GPU the checks can only be tried out, with tiny sizes:
+--tiny.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ CHECKS = {  # in order of importance, should time run out
     "group without its peer": "transports:check_absent_peer",
     "encoder": "numerics:check_encoder",
     "group with a peer": "transports:check_living_peer",
+    "engine with two ranks": "engines:check_tensor_parallel",
 }
 _TOTAL_S = 470.0  # of all checks
 _LONGEST_S = 240.0  # of one

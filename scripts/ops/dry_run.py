@@ -162,11 +162,9 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     # gradient, and the float32 gradient of the matrix.
     head = max((4 if learner.compile else 8) * chunk, (4 + width) * chunk + 4 * matrix)
     # In that of a checkpointed layer: what it keeps; the gradients of its three widest arrays, one of which it keeps no
-    # longer by then; the gradient of the layer before, which is being reduced; and that of the matrix. With adapters
-    # the gradient of an input has two parts, which exist beside their sum.
+    # longer by then; the gradient of the layer before, which is being reduced; and that of the matrix.
     gradients = trained * 4 * shape.layer + width * matrix
-    widest = 2 if trained else 4
-    layer = inside + widest * tokens * shape.inner * width + gradients if checkpointed else 0.0
+    layer = inside + 2 * tokens * shape.inner * width + gradients if checkpointed else 0.0
     roots = 2 if learner.has_kl and trained else 1
     # Two layers, twice while they travel between ranks.
     gathered = (2 if shards == 1 else 4) * shape.layer

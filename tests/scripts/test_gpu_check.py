@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 
 from learner.train import attention
 from scripts.gpu_check import __main__ as gpu_check
+from scripts.gpu_check import engines
 from scripts.gpu_check.figures import Figure, Sizes
 from scripts.gpu_check.numerics import check_attention
+
+ENGINE = "engine with two ranks"
 
 
 def test_all_checks_run_without_a_gpu_and_write_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")  # put back after the test
+    monkeypatch.delitem(gpu_check.CHECKS, ENGINE)  # SGLang takes too long to start: see the next test
     gpu_check.main(["--tiny", "--in-one-process", "--out", str(tmp_path)])
     found = {one["check"]: one for one in json.loads((tmp_path / "gpu_check.json").read_text())["checks"]}
     assert list(found) == list(gpu_check.CHECKS)
@@ -26,6 +31,30 @@ def test_all_checks_run_without_a_gpu_and_write_a_report(tmp_path: Path, monkeyp
     assert min(judged.values()) > 0, "each check can fail"
     table = (tmp_path / "gpu_check.md").read_text()
     assert table.startswith("| check | figure |") and "head width 16, window 8: d key" in table
+
+
+@pytest.mark.slow
+def test_an_engine_with_two_ranks_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real SGLang, real leader: the weights of both updates reach both ranks, and the old ones are recognised."""
+    for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "NCCL_CUMEM_ENABLE", "NCCL_NVLS_ENABLE"):
+        monkeypatch.setenv(name, "0")  # put back after the test
+    outcome = gpu_check.run_check(ENGINE, Sizes.small(tmp_path))
+    assert outcome.state == "ok", outcome
+    judged = [figure.name for figure in outcome.figures if figure.ok]
+    assert len(judged) == 8 and "update 2: log-probabilities before it" in judged
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in os.environ
+
+
+def test_an_engine_with_two_ranks_is_left_out_where_there_is_no_sglang_or_one_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "device_of_checks", lambda: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    alone = gpu_check.run_check(ENGINE, Sizes(tiny=False, scratch=tmp_path))
+    assert (alone.state, alone.told) == ("skipped", "it needs two GPUs")
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    without = gpu_check.run_check(ENGINE, Sizes(tiny=False, scratch=tmp_path))
+    assert (without.state, without.told) == ("skipped", "the package sglang is not installed")
 
 
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

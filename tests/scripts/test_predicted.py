@@ -49,7 +49,58 @@ def test_nothing_waits_is_foreign_or_float32_and_memory_is_as_dry_run_says() -> 
     assert max(times, key=times.__getitem__) == "4 ranks, checkpointing, reference in host memory", "it is not compiled"
 
 
+def test_the_table_has_a_line_for_each_case_and_leaves_out_what_does_not_fit() -> None:
+    """Its figures are those of the rows, and a step that needs more memory than a GPU has is not predicted."""
+    command = [sys.executable, "-m", "scripts.bench.predicted", "--layers", "3", "--ranks", "1", "--markdown"]
+    command += ["--only", "LoRA, compiled", "--gpu-gb", "4", "--shape", "qwen3-8b", "--shape", "qwen2.5-1.5b"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    assert not done.returncode, done.stderr[-3000:]
+    header, rule, *lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines()]
+    assert len(lines) == 4 and {len(line) for line in (header, rule, *lines)} == {len(header)}, done.stdout
+    found = {(line[0], line[1]): dict(zip(header, line, strict=True)) for line in lines}
+    assert {names for names, cells in found.items() if cells["ms"].strip()} == {
+        ("qwen2.5-1.5b", "1 rank, LoRA, compiled, checkpointing")
+    }
+    for cells in found.values():
+        expected = float(cells["`dry-run` GB"])
+        assert bool(cells["ms"].strip()) == (expected <= 4), cells
+        if cells["ms"].strip():
+            assert float(cells["peak GB"]) == pytest.approx(expected, rel=0.05, abs=0.1)
+
+
+WITHOUT_OVERLAP = """
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+from scripts.bench.fake_cuda import shim
+shim.load(shim.build(Path(tempfile.mkdtemp())))
+from dataclasses import replace
+from torch import Tensor
+from learner.train.packing import MicroBatch
+from scripts.bench.fake_cuda.learner import predict
+from scripts.bench.predicted import cases, configure
+[case] = [one for one in cases(1) if one.name == "1 rank, checkpointing"]
+config = configure("configs/models/qwen2.5-1.5b.json", 2048, 1, case)
+for asynchronous in (False, True):
+    def move(batch, device):
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        return replace(batch, **{n: t.to(device, non_blocking=asynchronous) for n, t in tensors.items()})
+    with patch.object(MicroBatch, "to", move):
+        print("|".join(sorted(set(predict(config, layers=1).waits))))
+"""
+
+
+def test_a_copy_to_the_gpu_that_the_host_waits_for_is_found() -> None:
+    """Of a micro-batch: one that is not asynchronous, and one from memory that is not pinned."""
+    command = [sys.executable, "-c", WITHOUT_OVERLAP]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    assert not done.returncode, done.stderr[-3000:]
+    blocking, pageable = done.stdout.splitlines()[-2:]
+    assert "copies to the device and waits for it" in blocking and "pinned" not in blocking
+    assert "copies to the device from memory that is not pinned" in pageable and "waits for it" not in pageable
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", ["qwen2.5-1.5b", "llama-3.2-1b", "gemma-3-4b"])
+@pytest.mark.parametrize("shape", ["qwen2.5-1.5b", "llama-3.2-1b", "gemma-3-4b", "qwen3-8b"])
 def test_whole_models_are_as_dry_run_says(shape: str) -> None:
     predicted("--shape", shape, "--ranks", "4")

@@ -10,9 +10,11 @@ import signal
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks
 from learner.train.trainer import Trainer
 from learner.weights import leader
+from learner.weights.buckets import bytes_of
+from learner.weights.deadlines import round_deadlines
 from learner.weights.publisher import Publisher
 from learner.work.server import WorkServer
 from tests.support.rank import TIMEOUT_S
@@ -81,6 +85,72 @@ def publish_from_nodes(
             _lead(config, address, host, trainer, links, ranks, directory, engines, versions)
         sent = sum(count for inode, count in _connections() if inode not in before)
         (directory / f"bytes-{dist.get_rank()}.json").write_text(json.dumps(sent))
+
+
+def publish_past_a_stopped_leader(
+    model: Path, address: str, host: str, directory: Path, engines: Sequence[str], timeout_s: float
+) -> None:
+    """Publishes three versions; the leader in rank 1 is stopped in the second, and goes on when that is published.
+
+    It is stopped when it is about to send the last bucket to the first of its engines, and so after all ranks have
+    gathered the last one.
+
+    Args:
+        directory: for ``versions``, a JSON line for each version: who has it, after how long, the longest time that the
+            round may take, and which engines rank 0 sends to.
+        timeout_s: ``sync.timeout_s``.
+    """
+    config = configuration(model, "--model.dtype", "float32", "--sync.bucket_mb", "0.05")
+    trainer, links = Trainer(config), RankLinks(host)
+    buckets, stopped = published_buckets(config, trainer), directory / "stopped"
+
+    def change(_: Command) -> None:
+        with torch.no_grad():
+            for parameter in trainer.policy.parameters():
+                parameter.mul_(_FACTOR)
+
+    with RankWatch(links):
+        ranks = Ranks({"change": change, "gather": GatherAction(config, trainer, links)})
+        if dist.get_rank():
+            _stop_before_broadcast(2 * len(buckets), stopped)
+            ranks.follow()
+            return
+        server = WorkServer(address, lease_timeout_s=TIMEOUT_S)
+        sync = config.sync.model_copy(update={"timeout_s": timeout_s, "host": host})
+        publisher = Publisher(server, sync, buckets, trainer.device, lambda: None, math.inf, links)
+        while set(server.members()) != set(engines):
+            time.sleep(0.05)
+        for version in range(1, 4):
+            ranks.run("change")
+            published = publisher.publish(version, lambda plan: ranks.walk(ranks.run("gather", data=plan)), _PROBE)
+            longest_s = round_deadlines(sync, len(engines), sum(map(bytes_of, buckets)), 0, 0.0, math.inf).round_s(0.0)
+            own = [name for name, each in publisher.transports["group"]._connections.items() if each.leader == 0]  # type: ignore[attr-defined]
+            line = {"members": sorted(published.members), "s": published.seconds, "longest_s": longest_s, "own": own}
+            with (directory / "versions").open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
+            if version == 2:
+                os.kill(int(stopped.read_text()), signal.SIGCONT)
+        ranks.run("stop")
+        server.close()
+
+
+def _stop_before_broadcast(number: int, stopped: Path) -> None:
+    """Stops this process (SIGSTOP) before the broadcast with this number of any group of its leader, counted from 1.
+
+    Args:
+        stopped: where the number of the process is written before.
+    """
+    module: Any = leader
+    counts, start = Counter[str](), module.start_broadcast
+
+    def counted(group: Any, *arguments: Any) -> Any:
+        counts[group.group_name] += 1
+        if counts[group.group_name] == number and not stopped.exists():
+            stopped.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return start(group, *arguments)
+
+    module.start_broadcast = counted
 
 
 def _lead(

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
@@ -34,6 +35,7 @@ from tests.support.groups import work
 _PROMPT, _ANSWER, _K = 219, 600, 8  # tokens, and answers of a group
 _MICRO_BATCHES = 2  # of a step and rank: what happens between two is looked at
 _DEVICE = torch.device("cuda", 0)
+_PROPAGATES = "_propagate_tensor_meta_non_cached"  # of DTensor: the shape of a result
 _ASKS_FOR_DEVICE = "get_torch_context_manager_or_global_device"  # of transformers; makes a tensor that would be real
 
 
@@ -104,7 +106,8 @@ def _predict(config: Config, ranks: int) -> Prediction:
         with patch.object(trainer, "sharding_mesh", lambda *_: mesh):
             learner = Trainer(config)
         for parameter in learner.policy.parameters():  # makes the optimizer's state, as a step before would have
-            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
         learner.optimizer.step()
         learner.optimizer.zero_grad()
         _name_phases(learner, meter)
@@ -203,6 +206,7 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
         patch.object(Trainer, "_tell_agreement", lambda self, agreement: None),
         patch.object(trainer, "training_device", lambda: _DEVICE),
         patch.object(trainer, "prefetch", one_by_one),
+        patch.object(FakeTensorMode, "avoid_device_init", True),  # torch.tensor would ask for a real device
     ):
         yield
 
@@ -211,6 +215,7 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
 def _watched(meter: Meter) -> Iterator[None]:
     """Tells the meter what does not pass through torch's dispatcher."""
     resize, to_list = torch.UntypedStorage.resize_, Tensor.tolist
+    propagate = getattr(ShardingPropagator, _PROPAGATES)
     head: Any = logprob._ChunkedLogp
     forward, backward = head.forward, head.backward
 
@@ -233,6 +238,10 @@ def _watched(meter: Meter) -> Iterator[None]:
 
         return staticmethod(counted)
 
+    def propagated(propagator: ShardingPropagator, *arguments: Any) -> Any:
+        with meter.ignoring():  # shapes are computed there, with whole tensors that hold no data on a real GPU either
+            return propagate(propagator, *arguments)
+
     def generated(function: Callable[..., Any]) -> Callable[..., Any]:
         def called(*arguments: Any) -> Any:
             # The maximum and the sum are computed in one pass (Inductor's online softmax), and the entropy in another.
@@ -244,6 +253,7 @@ def _watched(meter: Meter) -> Iterator[None]:
 
     with (
         patch.object(kernels, "generated_kernel", generated),
+        patch.object(ShardingPropagator, _PROPAGATES, propagated),
         patch.object(torch.UntypedStorage, "resize_", resized),
         patch.object(Tensor, "tolist", listed),
         patch.object(head, "forward", in_head(forward)),

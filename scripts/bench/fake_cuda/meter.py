@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from scripts.bench.fake_cuda.shim import is_pinned
+
 PEAK_FLOPS = 989e12  # of an H100 SXM in bfloat16, dense
 _MATMUL, _ATTENTION, _ATTENTION_BACKWARD = 0.72, 0.35, 0.28  # shares of the peak that kernels reach
 _FLOAT32_FLOPS = 50e12
@@ -35,6 +37,7 @@ _SMALL = 16  # rows, columns or summands
 # than a multiprocessor's memory; the norm's backward pass, for the gradients of the input and of the weight.
 _SOFTMAX, _LARGE_ROW, _SOFTMAX_READS = ("aten._softmax.", "aten._log_softmax."), 200_000, 3  # bytes
 _TWO_READS = ("aten._fused_rms_norm_backward",)
+_COPIES = ("aten._to_copy.", "aten.copy_.")
 _PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm")
 
 
@@ -77,6 +80,7 @@ class Meter(TorchDispatchMode):
         self._pairs = pairs
         self._sizes: dict[int, int] = {}  # bytes by storage
         self._kernel: _Kernel | None = None  # that is being put together
+        self._ignores = False
 
     @contextmanager
     def within(self, phase: str) -> Iterator[None]:
@@ -86,6 +90,15 @@ class Meter(TorchDispatchMode):
             yield
         finally:
             self.phase = before
+
+    @contextmanager
+    def ignoring(self) -> Iterator[None]:
+        """Nothing is counted. Whatever is made within the block must not outlive it."""
+        before, self._ignores = self._ignores, True
+        try:
+            yield
+        finally:
+            self._ignores = before
 
     @contextmanager
     def one_kernel(self, name: str, reads: int = 1) -> Iterator[None]:
@@ -129,6 +142,8 @@ class Meter(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it comes again with what this rank holds
+        if self._ignores:
+            return func(*args, **kwargs)
         name = str(func)
         inputs = _cuda_tensors((args, kwargs))
         if name == "aten._local_scalar_dense.default":
@@ -141,6 +156,8 @@ class Meter(TorchDispatchMode):
             self._note(tensor, name)
         if inputs and not outputs and _on_cpu(outputs_of) and not kwargs.get("non_blocking"):
             self.waited(f"{name} copies to the host")
+        if name.startswith(_COPIES) and outputs:
+            self._check_upload(name, args, kwargs)
         if inputs or outputs:
             self._check(name, args, inputs)
             self._count(func, name, args, inputs, outputs)
@@ -165,6 +182,16 @@ class Meter(TorchDispatchMode):
             self.peak, self.peak_at = self.live, f"{name} in {self.phase}"
 
     # -- work ------------------------------------------------------------------------------------------------------
+
+    def _check_upload(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Notes that the host waits, if this copies from its memory to the device and not asynchronously."""
+        source, flags = (args[0], args[1:]) if "_to_copy" in name else (args[1], args[2:])
+        if source.device.type != "cpu" or not source.dim():  # a number travels with the launch of a kernel
+            return
+        if not (kwargs.get("non_blocking") or (flags and flags[0] is True)):
+            self.waited(f"{name} copies to the device and waits for it")
+        elif not is_pinned(source):
+            self.waited(f"{name} copies to the device from memory that is not pinned")
 
     def _check(self, name: str, args: Any, inputs: list[Tensor]) -> None:
         mixed = [one for one in tree_leaves(args) if isinstance(one, Tensor) and one.device.type == "cpu" and one.dim()]

@@ -7,6 +7,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _SOURCE = Path(__file__).with_name("guard.cpp")
 _BUILD_S = 600
 # Operations for which a build for CUDA has a kernel each, and a build for CPUs puts others together.
 _KERNELS = ("silu_backward", "_fused_rms_norm", "_fused_rms_norm_backward")
+_pinned = set[int]()  # storages in pinned memory
 _kept: list[Any] = []  # registrations last as long as the object that made them
 
 
@@ -93,6 +95,19 @@ def host_waits() -> int:
     return _Stream.synchronized
 
 
+def is_pinned(tensor: Any) -> bool:
+    """Whether a tensor lies in memory that ``pin_memory`` has made, from which copies can be asynchronous."""
+    return tensor.untyped_storage()._cdata in _pinned
+
+
+def _pin_memory(tensor: Any, *_: object) -> Any:
+    copy = tensor.clone()
+    storage = copy.untyped_storage()
+    _pinned.add(storage._cdata)
+    weakref.finalize(storage, _pinned.discard, storage._cdata)
+    return copy
+
+
 def _replace_runtime() -> None:
     """Puts what torch.cuda would ask the driver for in place of functions that a CPU build does not have."""
     import torch
@@ -108,7 +123,7 @@ def _replace_runtime() -> None:
     runtime.is_initialized = runtime.is_available = lambda: True
     runtime._lazy_init = lambda: None
     tensor: Any = torch.Tensor
-    tensor.pin_memory = lambda self, *_: self
+    tensor.pin_memory = _pin_memory
     make_library: Any = torch.library.Library
     library = make_library("aten", "IMPL")
     for name in _KERNELS:

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 
 from learner.weights.assignment import assign_leaders
 from tests.support.hosts import Host, network
-from tests.support.publish_from_nodes import expected_digests, publish_from_nodes
+from tests.support.publish_from_nodes import expected_digests, publish_from_nodes, publish_past_a_stopped_leader
 from tests.support.rank import TIMEOUT_S
 from tests.support.train_once import run_ranks
 from tests.support.weight_receivers import Receiver
 
 ENGINES = ["a", "b", "c", "d"]
 VERSIONS = 3
+STOPPED_TIMEOUT_S, SLACK_S = 8.0, 60.0  # of each step of a round; for a busy machine
 NAMES = st.sampled_from([f"e{number}" for number in range(12)])
 MACHINES = st.sampled_from(["", "one", "two", "three"])
 LEADERS = st.dictionaries(st.integers(0, 15), MACHINES, min_size=1, max_size=5)
@@ -95,6 +96,30 @@ def test_a_leader_that_dies_while_it_sends_ends_the_run(
     assert time.monotonic() - began < TIMEOUT_S / 2, "no deadline of a collective or of an engine was waited for"
     assert "rank 1 failed: it ended without a word" in log.read_text()
     assert (tmp_path / "published").read_text().split() == ["1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_leader_that_is_stopped_costs_its_engines_alone_and_the_run_goes_on_with_it(
+    tiny_policy: Path, tmp_path: Path, address: str, receivers: dict[str, Receiver]
+) -> None:
+    """SIGSTOP, which closes no connection: rank 0 waits for the deadlines of the round and no longer."""
+    log, arguments = tmp_path / "log", (tiny_policy, address, "127.0.0.1", tmp_path, ENGINES, STOPPED_TIMEOUT_S)
+    codes = run_ranks(2, publish_past_a_stopped_leader, *arguments, output=log, nodes=2)
+    assert codes == [0, 0], log.read_text()[-3000:]
+    first, second, third = (json.loads(line) for line in (tmp_path / "versions").read_text().splitlines())
+    own = first["own"]
+    assert first["members"] == ENGINES and len(own) == 2
+    lost = set(ENGINES) - set(second["members"])
+    assert lost and not lost & set(own), "those of the leader that was stopped, and no others"
+    assert 0.9 * second["longest_s"] < second["s"] < second["longest_s"] + SLACK_S
+    assert third["members"] == second["members"] and third["s"] < SLACK_S, "it gathers again, and holds up nobody"
+    expected, _ = expected_digests(tiny_policy, 3)
+    for name in second["members"]:
+        assert receivers[name].digests == expected, name
+    for name in lost:
+        assert receivers[name].digests[1] == expected[1], name
+    assert "rank 1, its leader, did not send the weights within" in log.read_text()
 
 
 @pytest.mark.slow
