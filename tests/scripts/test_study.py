@@ -14,10 +14,10 @@ from scipy import stats
 from common.config import load
 from scripts.study.studies import __main__ as study
 from scripts.study.studies import runner
+from scripts.study.studies.arm_tables import compare_arms
 from scripts.study.studies.arms import BEST_FIXED, OURS, arms_of
 from scripts.study.studies.facts_world import FactsWorld
 from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge
-from scripts.study.studies.arm_tables import compare_arms
 from scripts.world import build as world
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
