@@ -60,7 +60,7 @@ def check_tensor_parallel(sizes: Sizes) -> list[Figure]:
 
 
 async def _use(config: Any, trainer: Any, sizes: Sizes) -> list[Figure]:
-    from actor.engine.client import make_http_session
+    from actor.engine.readiness import make_http_session
     from actor.engine.start import open_engine
     from learner.weights.buckets import bytes_of
 
