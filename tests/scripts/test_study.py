@@ -14,7 +14,7 @@ from scipy import stats
 from common.config import load
 from scripts.study.studies import __main__ as study
 from scripts.study.studies import runner
-from scripts.study.studies.arm_tables import compare_arms
+from scripts.study.studies.arm_tables import compare_arms, overview
 from scripts.study.studies.arms import BEST_FIXED, OURS, arms_of
 from scripts.study.studies.facts_world import FactsWorld
 from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge
@@ -26,16 +26,18 @@ LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
 def evaluation(own: float, by_language: dict[str, float]) -> dict[str, Any]:
     diagnostics = {"consistency/accuracy": own + 0.02, "consistency/fasttext_both_right": own - 0.02}
     found = {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
+    found |= {"uniform": own - 0.1, "best_fixed": own + 0.05, "english": own - 0.05}
     return found | {"diagnostics": diagnostics}
 
 
-def leave_behind(run: Path, own: float) -> None:
+def leave_behind(run: Path, own: float, mode: str = "learned") -> None:
     """What a finished run leaves behind, as far as a study reads it."""
     run.mkdir(parents=True)
     before = {part: evaluation(0.5, {"de": 0.5, "en": 0.6}) for part in ("train", "heldout")}
     after = {part: evaluation(own, {"de": 0.8, "en": 0.4}) for part in ("train", "heldout")}
     summary = {
         "evaluation_before": before, "evaluation_after": after, "groups_trained": 3, "groups_zero_variance": 1,
+        "config": {"router": {"mode": mode}},
     }  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary))
     lines = [
@@ -59,6 +61,21 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert read_figures(tmp_path / "run", None)["known"] is None
     before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
     assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
+
+
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [("learned", 0.8), ("hybrid", 0.8), ("uniform", 0.6), ("fixed", 0.75), ("english_dominant", 0.65),
+     ("input_dominant", 0.7), ("monolingual", 0.7), ("policy", None)],
+)  # fmt: skip
+def test_what_an_arm_would_draw_is_evaluated(mode: str, wanted: float | None, tmp_path: Path) -> None:
+    """Not what a router would draw that has learned nothing, as the run's own summary has it for the fixed modes."""
+    leave_behind(tmp_path / "run", 0.7, mode)
+    found = read_figures(tmp_path / "run", None)
+    assert (found["routed_heldout"], found["routed_train"]) == (
+        (wanted, wanted) if wanted is None else pytest.approx((wanted, wanted))
+    )
+    assert found["regret_heldout"] == (None if wanted is None else pytest.approx(0.9 - wanted))
 
 
 @pytest.mark.parametrize("name", ["router", "mechanism"])
@@ -108,6 +125,11 @@ def test_differences_are_paired_by_seed(rng: np.random.Generator) -> None:
         wanted = (np.mean(values[OURS][: len(some)] - some), interval.low, interval.high)
         assert rows[arm]["difference"] == pytest.approx(wanted) and rows[arm]["p"] == pytest.approx(known.pvalue)
     assert compare_arms(records, "region", OURS, "known") == []
+    head, _, row = overview(records, "region", {"own_heldout": "", "known": ""}).splitlines()
+    assert head.split("|")[2:-1] == [" ours (5) ", " uniform (5) ", " paper (4) "]
+    assert [float(cell) for cell in row.split("|")[2:-1]] == [
+        round(float(np.mean(values[arm])), 3) for arm in (OURS, "uniform", "paper")
+    ], "a figure that no run has is no row"
 
 
 def test_a_study_goes_on_where_it_was_stopped(

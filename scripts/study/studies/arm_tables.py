@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,35 +46,57 @@ def _array(values: Any) -> Floats:
     return np.array(list(values), np.float64)
 
 
+def overview(records: Records, regime: str, figures: Mapping[str, str]) -> str:
+    """A table in Markdown with a row for each figure and a column for each arm: means over its seeds."""
+    of_arm: dict[str, list[Mapping[str, float | None]]] = {}
+    for record in records:
+        if record["regime"] == regime:
+            of_arm.setdefault(record["arm"], []).append(record["figures"])
+    rows = []
+    for figure in figures:
+        known = [[one[figure] for one in each if one.get(figure) is not None] for each in of_arm.values()]
+        if any(known):
+            rows.append([figure, *(_short(float(np.mean(_array(values)))) if values else "" for values in known)])
+    return markdown(["", *(f"{arm} ({len(each)})" for arm, each in of_arm.items())], rows)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
 def tables(records: Records, base: str, figures: Mapping[str, str]) -> str:
-    """A table in Markdown for each regime and figure.
+    """For each regime an overview, and for each of its figures a table in Markdown.
 
     Args:
         figures: name -> what it means.
     """
     parts = []
     for regime in dict.fromkeys(record["regime"] for record in records):
+        parts.append(f"**{regime}: means** over so many seeds\n\n{overview(records, regime, figures)}")
         for figure in figures:
-            rows = [
-                [
-                    row["arm"],
-                    str(row["seeds"]),
-                    _interval(row["mean"]),
-                    *(
-                        [_interval(row["difference"], "+"), f"{row['p_adjusted']:.3f}", f"{row['effect']:+.2f}"]
-                        if "difference" in row
-                        else ["", "", ""]
-                    ),
-                ]
-                for row in compare_arms(records, regime, base, figure)
-            ]
+            rows = [_cells(row) for row in compare_arms(records, regime, base, figure)]
             if rows:
                 head = ["arm", "seeds", figure, f"{base} less this", "p, adjusted", "g"]
                 parts.append(f"**{regime}: {figure}**, {figures[figure]}\n\n{markdown(head, rows)}")
     return "\n\n".join(parts)
 
 
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of :func:`compare_arms` as a table shows it."""
+    cells = [row["arm"], str(row["seeds"]), _interval(row["mean"])]
+    if "difference" not in row:
+        return [*cells, "", "", ""]
+    return [*cells, _interval(row["difference"], "+"), _or_none(row["p_adjusted"]), _or_none(row["effect"], "+.2f")]
+
+
+def _or_none(value: float, form: str = ".3f") -> str:
+    return "" if math.isnan(value) else format(value, form)
+
+
 def _interval(one: Interval, sign: str = "") -> str:
+    """The mean and its interval, which one seed does not have."""
+    if math.isnan(one[1]):
+        return f"{one[0]:{sign}.3f}"
     return f"{one[0]:{sign}.3f} [{one[1]:{sign}.3f}, {one[2]:{sign}.3f}]"
 
 
