@@ -30,9 +30,6 @@ log = logging.getLogger("learner.server")
 
 _POLL_MS = 50  # longest wait for a message, and shortest time between two checks of deadlines
 _MESSAGES_PER_TURN = 64  # received before leases are granted and answers are sent
-# A turn costs about as much as a message, whatever it receives. So after one that received few, the next begins a
-# moment later, to receive more at once. What is to be sent does not wait for it.
-_FEW_MESSAGES, _PAUSE_MS = 8, 1
 _DONTWAIT, _SNDMORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)  # as enumerations they would cost microseconds at every use
 
 
@@ -244,24 +241,22 @@ class WorkServer:
     # -- the server's thread ----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        poller, wake_poller = zmq.Poller(), zmq.Poller()
+        poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        for each in (poller, wake_poller):
-            each.register(self._wake_receiver, zmq.POLLIN)
+        poller.register(self._wake_receiver, zmq.POLLIN)
         try:
             while not self._closing or not self._outbox.empty():
                 ready = dict(poller.poll(_POLL_MS))
                 if self._wake_receiver in ready:
                     self._wake_receiver.recv()
-                received = self._receive() if self._socket in ready else 0
+                if self._socket in ready:
+                    self._receive()
                 with self.lock:
                     self._check_deadlines()
                     self._grant()
                     if self._registry.served is not None and self._registry.served.queue.has_full_batch():
                         self.lock.notify_all()
                 self._flush()
-                if 0 < received < _FEW_MESSAGES:
-                    wake_poller.poll(_PAUSE_MS)
         except BaseException as error:  # whatever it is, the training thread must be told instead of waiting for ever
             log.exception("the server's thread has failed")
             with self.lock:
@@ -271,18 +266,13 @@ class WorkServer:
             self._wake_receiver.close()
             self._socket.close(linger=500)
 
-    def _receive(self) -> int:
-        """Handles the messages that have arrived, up to _MESSAGES_PER_TURN. Refuses those that cannot be decoded.
-
-        Returns: how many they were.
-        """
-        received = 0
-        while received < _MESSAGES_PER_TURN:
+    def _receive(self) -> None:
+        """Handles the messages that have arrived, up to _MESSAGES_PER_TURN. Refuses those that cannot be decoded."""
+        for _ in range(_MESSAGES_PER_TURN):
             try:
                 peer_frame = self._socket.recv(_DONTWAIT)
             except zmq.Again:
                 break
-            received += 1
             try:
                 data = self._receive_rest()  # before anything is looked at, so that the next message is a whole one
                 peer, message = peer_frame.decode(), wire.decode(data)
@@ -294,7 +284,6 @@ class WorkServer:
         for (peer, lives), accepted in self._acks.items():
             self._put(peer, wire.Ack(accepted=accepted).of(lives))
         self._acks.clear()
-        return received
 
     def _receive_rest(self) -> memoryview:
         """The one frame that is to follow that of the peer, without a copy. A message arrives with all its frames.

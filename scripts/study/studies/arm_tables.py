@@ -112,13 +112,15 @@ def draw(records: Records, base: str, figure: str, path: Path) -> None:
         1, len(regimes), figsize=(4.2 * len(regimes), 3.4), sharey=True, layout="constrained", squeeze=False
     )
     for panel, regime in zip(axes[0], regimes, strict=True):
-        rows = [row for row in compare_arms(records, regime, base, figure) if "difference" in row]
+        compared = [row for row in compare_arms(records, regime, base, figure) if "difference" in row]
+        rows = [row for row in compared if not math.isnan(row["difference"][1])]  # one seed has no interval
         for place, row in enumerate(rows):
             mean, low, high = row["difference"]
             panel.plot([low, high], [place, place], color="C0", lw=2)
             panel.plot(mean, place, "o", color="C0")
         panel.axvline(0, color="grey", ls=":")
         panel.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+        panel.locator_params(axis="x", nbins=5)
         panel.set(title=regime, xlabel=f"{figure}: {base} less the arm")
     drawing.savefig(path, dpi=100)
     pyplot.close(drawing)
