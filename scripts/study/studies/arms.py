@@ -21,11 +21,11 @@ _ROUTER: dict[str, tuple[str, ...]] = {
     "policy": ("--router.mode", "policy"),
     "hybrid": ("--router.mode", "hybrid"),
 }
-# One setting of the learned routing changed.
 # The exact term hardly counts in the reward, but tells the evaluation which answers are right.
 _SIMILARITY = (
     "--reward.terms", "{default = {similarity = 1.0, exact = 0.001}}", "--reward.calibration", "{calibration}",
 )  # fmt: skip
+# One setting of the learned routing changed.
 _MECHANISM: dict[str, tuple[str, ...]] = {
     OURS: (),
     **{f"rollouts-{count}": ("--router.rollouts", str(count)) for count in (4, 16)},

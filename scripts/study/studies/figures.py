@@ -110,11 +110,8 @@ def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[
             entry = json.loads(line)
             languages = entry.get("languages") or []
             tokens += sum(entry.get("lengths") or [])
-            groups, answers, different = (
-                groups + bool(languages),
-                answers + len(languages),
-                different + len({*languages}),
-            )
+            groups, answers = groups + bool(languages), answers + len(languages)
+            different += len({*languages})
             if knowledge is not None:
                 known += sum(language in knowledge[entry["row"]] for language in languages)
     return {
