@@ -160,6 +160,35 @@ class Router:
         self._compute_distributions([context])
         return self._distributions[context].copy()
 
+    def answer_shares(self, question_language: str, topics: Names, regions: Names) -> dict[str, float] | None:
+        """How a question is routed: of its rollouts beyond the ``own_language`` first, the expected share by language.
+
+        In mode ``learned`` this is :meth:`distribution`, in the fixed modes it follows from the languages of the mode.
+        Where all K rollouts are reserved for the question's own language, it is that language. The arguments are those
+        of :meth:`draw`.
+
+        Returns:
+            Language -> share; the shares add up to 1. None where the policy chooses all of these languages.
+
+        Raises:
+            ValueError: the language is unknown, or topics or regions are not names.
+        """
+        context = Context.of(question_language, topics, regions)
+        fixed = fixed_languages(self._config, context.language, context.topics)
+        drawn = self._config.rollouts - len(fixed)
+        rest = [language for language in fixed[self._config.own_language :] if language != POLICY_CHOOSES]
+        if not rest and not drawn:
+            return None if POLICY_CHOOSES in fixed else {context.language: 1.0}
+        counts = dict.fromkeys(rest, 0.0)
+        for language in rest:
+            counts[language] += 1.0
+        if drawn:
+            chances = self.distribution(question_language, topics, regions).tolist()
+            for language, chance in zip(self._languages, chances, strict=True):
+                counts[language] = counts.get(language, 0.0) + drawn * chance
+        total = drawn + len(rest)
+        return {language: count / total for language, count in counts.items()}
+
     def drawn(self, topics: Sequence[str]) -> int:
         """How many rollouts of a question the router draws or the policy chooses; they come after the others."""
         fixed = fixed_languages(self._config, "*", topics)

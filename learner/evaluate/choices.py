@@ -1,7 +1,7 @@
 """Where the policy chooses its answer language: its sampled answers compared with those in languages it was given.
 
 Each question is asked in up to four settings, with the same number of sampled answers in each: "free", the policy
-chooses; "routed", the router draws; "seen", one language of the run; "unseen", one of ``learner.evaluate_unseen``.
+chooses; "routed", as the run routes it; "seen", one language of the run; "unseen", one of ``learner.evaluate_unseen``.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ def languages_by_setting(
     """The languages to ask of a question in each setting, ``config.evaluate_samples`` a setting.
 
     Random choices are seeded with the question's row, so a question is asked the same at every evaluation; only the
-    "routed" setting moves, with the router's distribution.
+    "routed" setting moves, with the router's distribution. Where the policy chooses all languages of the training, it
+    draws uniformly.
     """
     random, samples = Random(question.index), config.evaluate_samples
-    chances = router.distribution(question.language, question.topics, question.regions).tolist()
-    asked = {"free": [POLICY_CHOOSES] * samples, "routed": random.choices(languages, chances, k=samples)}
+    shares = router.answer_shares(question.language, question.topics, question.regions)
+    shares = shares or dict.fromkeys(languages, 1.0)
+    routed = random.choices([*shares], [*shares.values()], k=samples)
+    asked = {"free": [POLICY_CHOOSES] * samples, "routed": routed}
     for setting, candidates in {"seen": languages, "unseen": config.evaluate_unseen}.items():
         if candidates:
             asked[setting] = [random.choice(candidates)] * samples

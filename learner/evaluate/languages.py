@@ -31,7 +31,8 @@ class Evaluation:
         best_fixed_language: that language.
         english: in English; None where English is no language of the run.
         uniform: in a language drawn uniformly.
-        routed: in a language drawn by the router; as ``uniform`` in the router's fixed modes.
+        routed: in the languages in which the run answers besides the question's own, as its ``router.mode`` draws or
+            fixes them (:meth:`router.Router.answer_shares`); None where the policy chooses them all.
         compliance: share of the answers in the question's own language that are in the language asked for.
         own_by_language: ``own`` by the question's language.
         diagnostics: of the answers in the question's own language, by tag (``learner/evaluate/diagnostics.py``).
@@ -44,7 +45,7 @@ class Evaluation:
     best_fixed_language: str
     english: float | None
     uniform: float
-    routed: float
+    routed: float | None
     compliance: float
     own_by_language: dict[str, float]
     diagnostics: dict[str, float] = field(default_factory=dict)
@@ -59,7 +60,7 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
     Args:
         groups: [Q], each answered in ``languages`` first and, where it is none of these, in the question's own last.
         languages: [L], in the router's order.
-        router: what it would draw for each question.
+        router: says how each question is routed.
         detector: ``reward.diagnostics``.
 
     A question of which an answer could not be scored is left out, so that all ways are compared on the same ones.
@@ -69,7 +70,7 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
         [[rollout.score.reward for rollout in group.rollouts[: len(languages)]] for group in groups]
     )
     questions = [group.work.question for group in groups]
-    routed_Q_L = np.array([router.distribution(one.language, one.topics, one.regions) for one in questions])
+    routed = [reward for group in groups if (reward := _routed_reward(group, router)) is not None]
     own = [_answer_in_own_language(group) for group in groups]
     own_by_language: dict[str, list[float]] = {}
     for question, rollout in zip(questions, own, strict=True):
@@ -83,7 +84,7 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
         best_fixed_language=languages[best],
         english=float(rewards_Q_L[:, list(languages).index("en")].mean()) if "en" in languages else None,
         uniform=float(rewards_Q_L.mean()),
-        routed=float((rewards_Q_L * routed_Q_L).sum(1).mean()),
+        routed=float(np.mean(routed)) if len(routed) == len(groups) else None,
         compliance=float(np.mean([rollout.score.compliant for rollout in own])),
         own_by_language={language: float(np.mean(values)) for language, values in sorted(own_by_language.items())},
         diagnostics=tagged(summarise(samples(own)), detector),
@@ -93,6 +94,18 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
 def fully_scored(groups: Sequence[Group]) -> list[Group]:
     """The groups whose answers were all scored."""
     return [group for group in groups if all(rollout.score.scored for rollout in group.rollouts)]
+
+
+def _routed_reward(group: Group, router: Router) -> float | None:
+    """The expected reward of a routed answer to the group's question; None where the policy chooses its language."""
+    question = group.work.question
+    shares = router.answer_shares(question.language, question.topics, question.regions)
+    if shares is None:
+        return None
+    rewards = {
+        language: rollout.score.reward for language, rollout in zip(group.work.languages, group.rollouts, strict=True)
+    }
+    return sum(share * rewards[language] for language, share in shares.items())
 
 
 def _answer_in_own_language(group: Group) -> wire.Rollout:

@@ -161,11 +161,13 @@ class Report:
         numbers = {key: value for key, value in evaluation.as_dict().items() if isinstance(value, float)}
         numbers |= evaluation.diagnostics
         self._write_evaluation(number, name, numbers)
-        english = "not asked" if evaluation.english is None else f"{evaluation.english:.3f}"
+        english, routed = (
+            "not asked" if value is None else f"{value:.3f}" for value in (evaluation.english, evaluation.routed)
+        )
         log.info(
             "%s after %d steps: greedy reward in the question's own language %.3f (compliance %.2f); "
-            "oracle %.3f, routed %.3f, best fixed language (%s) %.3f, English %s, uniform %.3f",
-            name, number, evaluation.own, evaluation.compliance, evaluation.oracle, evaluation.routed,
+            "oracle %.3f, routed %s, best fixed language (%s) %.3f, English %s, uniform %.3f",
+            name, number, evaluation.own, evaluation.compliance, evaluation.oracle, routed,
             evaluation.best_fixed_language, evaluation.best_fixed, english, evaluation.uniform,
         )  # fmt: skip
 

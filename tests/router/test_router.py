@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,31 @@ def test_modes(mode: str, rollouts: int, fixed: list[str]) -> None:
     assert bandit.drawn(["Chat"]) == rollouts - len(told) and bandit.drawn(["Chat", "Translation"]) == 0
     translation = bandit.draw("ko", ["Chat", "Translation"], [])
     assert translation.languages == ["ko"] * rollouts and translation.propensities == [1.0] * rollouts
+
+
+@pytest.mark.parametrize(
+    "mode", ["learned", "monolingual", "input_dominant", "english_dominant", "fixed", "uniform", "hybrid"]
+)
+@pytest.mark.parametrize("own", ["de", "ko"])  # an arm, and none
+def test_answer_shares_are_the_frequencies_of_what_is_drawn_beyond_the_reserved(mode: str, own: str) -> None:
+    for reserved, rollouts in ((2, 8), (0, 6), (1, 8)):
+        fixed = "zh" if mode == "fixed" else None
+        bandit = trained(mode=mode, rollouts=rollouts, own_language=reserved, fixed_language=fixed)
+        told = bandit.answer_shares(own, "Chat", None)
+        assert told is not None and sum(told.values()) == pytest.approx(1)
+        found: Counter[str] = Counter()
+        for draw in bandit.route([Context.of(own, "Chat", None)] * 2000):
+            found.update(language for language in draw.languages[reserved:] if language != POLICY_CHOOSES)
+        assert set(found) <= set(told)
+        for language, share in told.items():
+            assert found[language] / found.total() == pytest.approx(share, abs=0.03)
+
+
+def test_answer_shares_where_nothing_is_drawn() -> None:
+    assert router(mode="policy").answer_shares("de", "Chat", None) is None
+    assert router(mode="hybrid", free_rollouts=8).answer_shares("de", "Chat", None) is None
+    assert router(mode="policy").answer_shares("de", ["Chat", "Translation"], None) == {"de": 1.0}
+    assert router(own_language=8).answer_shares("de", "Chat", None) == {"de": 1.0}, "all are reserved"
 
 
 @settings(max_examples=15)

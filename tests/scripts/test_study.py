@@ -26,18 +26,16 @@ LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
 def evaluation(own: float, by_language: dict[str, float]) -> dict[str, Any]:
     diagnostics = {"consistency/accuracy": own + 0.02, "consistency/fasttext_both_right": own - 0.02}
     found = {"own": own, "routed": own + 0.1, "oracle": 0.9, "compliance": 1.0, "own_by_language": by_language}
-    found |= {"uniform": own - 0.1, "best_fixed": own + 0.05, "english": own - 0.05}
-    return found | {"diagnostics": diagnostics}
+    return found | {"uniform": own - 0.1, "diagnostics": diagnostics}
 
 
-def leave_behind(run: Path, own: float, mode: str = "learned") -> None:
+def leave_behind(run: Path, own: float) -> None:
     """What a finished run leaves behind, as far as a study reads it."""
     run.mkdir(parents=True)
     before = {part: evaluation(0.5, {"de": 0.5, "en": 0.6}) for part in ("train", "heldout")}
     after = {part: evaluation(own, {"de": 0.8, "en": 0.4}) for part in ("train", "heldout")}
     summary = {
         "evaluation_before": before, "evaluation_after": after, "groups_trained": 3, "groups_zero_variance": 1,
-        "config": {"router": {"mode": mode}},
     }  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary))
     lines = [
@@ -63,19 +61,15 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
 
 
-@pytest.mark.parametrize(
-    ("mode", "wanted"),
-    [("learned", 0.8), ("hybrid", 0.8), ("uniform", 0.6), ("fixed", 0.75), ("english_dominant", 0.65),
-     ("input_dominant", 0.7), ("monolingual", 0.7), ("policy", None)],
-)  # fmt: skip
-def test_what_an_arm_would_draw_is_evaluated(mode: str, wanted: float | None, tmp_path: Path) -> None:
-    """Not what a router would draw that has learned nothing, as the run's own summary has it for the fixed modes."""
-    leave_behind(tmp_path / "run", 0.7, mode)
+def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path) -> None:
+    leave_behind(tmp_path / "run", 0.7)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert read_figures(tmp_path / "run", None)["regret_heldout"] == pytest.approx(0.9 - 0.8)
+    for part in ("train", "heldout"):
+        summary["evaluation_after"][part]["routed"] = None
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
     found = read_figures(tmp_path / "run", None)
-    assert (found["routed_heldout"], found["routed_train"]) == (
-        (wanted, wanted) if wanted is None else pytest.approx((wanted, wanted))
-    )
-    assert found["regret_heldout"] == (None if wanted is None else pytest.approx(0.9 - wanted))
+    assert [found[name] for name in ("routed_heldout", "routed_train", "regret_heldout")] == [None] * 3
 
 
 @pytest.mark.parametrize("name", ["router", "mechanism"])

@@ -105,6 +105,8 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         directory = (dir or Path(scratch)).absolute()
+        if (directory / "run").exists():
+            raise SystemExit(f"error: {directory} holds a run already; give another --dir, or remove it")
         directory.mkdir(parents=True, exist_ok=True)
         found = chaos(directory, events, seed, engine)
     found["wrong"] = problems(found)

@@ -16,13 +16,6 @@ from common.process import FatalError
 # Settings that say where things lie, or how fast they go, and not what is computed.
 _PLACES = ("run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses")
 
-# An evaluation's figure for the languages that a mode of the router draws. The one fixed language is taken to be that
-# which is best for the evaluated questions, so the mode is not undervalued. The policy's own choices are not evaluated.
-_DRAWN = {
-    "learned": "routed", "hybrid": "routed", "uniform": "uniform", "fixed": "best_fixed",
-    "english_dominant": "english", "input_dominant": "own", "monolingual": "own",
-}  # fmt: skip
-
 # Name -> what it means, for the tables. All are of the policy at the end, unless they say otherwise.
 MEANING = {
     "own_heldout": "greedy reward of held-out questions, answered in their own language",
@@ -69,7 +62,6 @@ def read_figures(
         before, after = before or summary["evaluation_before"], summary["evaluation_after"]
         trained, heldout = after["train"], after["heldout"]
         languages = heldout["own_by_language"]
-        drawn = _DRAWN.get(summary["config"]["router"]["mode"])
         losses = [max(0.0, before["heldout"]["own_by_language"][one] - languages[one]) for one in languages]
     except (OSError, ValueError, LookupError) as error:
         raise FatalError(f"{run} holds no finished and evaluated run: {error}") from None
@@ -78,15 +70,15 @@ def read_figures(
     return {
         "own_heldout": heldout["own"],
         "own_train": trained["own"],
-        "routed_heldout": heldout[drawn] if drawn else None,
-        "routed_train": trained[drawn] if drawn else None,
+        "routed_heldout": heldout["routed"],
+        "routed_train": trained["routed"],
         "uniform_heldout": heldout["uniform"],
         "oracle_heldout": heldout["oracle"],
         "accuracy_heldout": _diagnostic(heldout, "consistency/accuracy"),
         "both_heldout": _diagnostic(heldout, "both_right"),
         "gain_heldout": heldout["own"] - before["heldout"]["own"],
         "gain_train": trained["own"] - before["train"]["own"],
-        "regret_heldout": heldout["oracle"] - heldout[drawn] if drawn else None,
+        "regret_heldout": None if heldout["routed"] is None else heldout["oracle"] - heldout["routed"],
         "known": routing["known"],
         "diversity": routing["diversity"],
         "compliance": trained["compliance"],

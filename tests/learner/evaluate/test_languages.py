@@ -1,0 +1,53 @@
+"""The ways of choosing the answer language that an evaluation reads off its greedy rewards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.config import load
+from learner.evaluate.languages import read_reward_matrix
+from learner.groups import Group
+from router import Router
+from tests.support.groups import question, random_rollout, work
+
+LANGUAGES = ["de", "en", "zh"]
+
+
+def answered(rewards: np.ndarray, own: list[str]) -> list[Group]:
+    """Groups answered in all languages, with rewards [Q, L + 1]; the last counts where ``own`` is none of these."""
+    generator, groups = np.random.default_rng(0), []
+    for number, (row, language) in enumerate(zip(rewards, own, strict=True)):
+        languages = list(dict.fromkeys([*LANGUAGES, language]))
+        one = work(number, languages, greedy=True).model_copy(update={"question": question(number, language)})
+        rollouts = [random_rollout(generator, reward=float(value)) for value in row[: len(languages)]]
+        groups.append(Group(work=one, actor="a", rollouts=rollouts))
+    return groups
+
+
+@pytest.mark.parametrize("mode", ["learned", "uniform", "fixed", "english_dominant", "input_dominant", "monolingual"])
+def test_routed_is_how_the_mode_of_the_run_answers(mode: str, rng: np.random.Generator) -> None:
+    """And not what a router would draw that has learned nothing, which all modes but the learned ones have."""
+    rewards, own = rng.random((4, 4)), ["de", "en", "zh", "ko"]
+    own_rewards = np.array([rewards[0, 0], rewards[1, 1], rewards[2, 2], rewards[3, 3]])
+    fixed = ["--run.languages", '["de", "en", "zh"]', "--router.fixed_language", "zh"] if mode == "fixed" else []
+    config = load(["--router.mode", mode, *fixed])
+    evaluation = read_reward_matrix(answered(rewards, own), LANGUAGES, Router(config.router, LANGUAGES, 0, 1), "gate")
+    wanted = {
+        "learned": rewards[:, :3].mean(),  # nothing is learned yet
+        "uniform": rewards[:, :3].mean(),
+        "fixed": rewards[:, 2].mean(),
+        "english_dominant": rewards[:, 1].mean(),
+        "input_dominant": (4 * own_rewards.mean() + 2 * rewards[:, 1].mean()) / 6,  # 2 of 8 are reserved
+        "monolingual": own_rewards.mean(),
+    }
+    assert evaluation.routed == pytest.approx(wanted[mode], abs=1e-6)
+    assert evaluation.own == pytest.approx(own_rewards.mean()) and evaluation.uniform == pytest.approx(
+        rewards[:, :3].mean()
+    )
+
+
+def test_nothing_is_routed_where_the_policy_chooses() -> None:
+    config = load(["--router.mode", "policy", "--model.prompt_style", "select"])
+    groups = answered(np.ones((1, 4)), ["de"])
+    assert read_reward_matrix(groups, LANGUAGES, Router(config.router, LANGUAGES, 0, 1), "gate").routed is None
