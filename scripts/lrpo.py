@@ -41,7 +41,7 @@ COMMANDS = {
     "score": Entry("reward.score", "explain what answers would earn, and why"),
     "compare": Entry("scripts.study.compare", "train configurations with several seeds, and compare them"),
     "iterate": Entry("scripts.study.iterate", "filter the questions, make anchors, train, and again"),
-    "study": Entry("scripts.study.studies", "compare ways to choose languages, or all recipes, over seeds"),
+    "study": Entry("scripts.study.experiments", "compare ways to choose languages, or all recipes, over seeds"),
     "choices": Entry("scripts.study.choices", "show which languages a policy chooses"),
     "preferences": Entry("scripts.study.preferences", "make preference pairs of a run's answers"),
     "router": Entry("router", "show what a router has learned, or simulate strategies"),

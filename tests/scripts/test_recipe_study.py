@@ -16,12 +16,12 @@ from common.config import Config, load
 from common.process import FatalError
 from common.user_code import load_user_object
 from scripts.ops.recipes import find_recipe, recipe_files
-from scripts.study.studies import __main__ as study
-from scripts.study.studies import runner
-from scripts.study.studies.reasoning_figures import MEANING, measure_warm_start, read_figures
-from scripts.study.studies.reasoning_world import ReasoningWorld
-from scripts.study.studies.recipe_table import recipe_table
-from scripts.study.studies.recipes import BASE, LEFT_OUT, runnable
+from scripts.study.experiments import __main__ as study
+from scripts.study.experiments import runner
+from scripts.study.experiments.reasoning_figures import MEANING, measure_warm_start, read_figures
+from scripts.study.experiments.reasoning_world import ReasoningWorld
+from scripts.study.experiments.recipe_table import recipe_table
+from scripts.study.experiments.recipes import BASE, LEFT_OUT, runnable
 from scripts.world.policy_directory import FINGERPRINT
 from scripts.world.reasoning import build, demo, judge, measure, warm_start
 from scripts.world.reasoning.stories import LANGUAGES, every_sum

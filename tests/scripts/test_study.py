@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 
 from common.config import load
-from scripts.study.studies import __main__ as study
-from scripts.study.studies import runner
-from scripts.study.studies.arm_tables import compare_arms, overview
-from scripts.study.studies.arms import BEST_FIXED, OURS, arms_of
-from scripts.study.studies.facts_world import FactsWorld
-from scripts.study.studies.figures import MEANING, best_language, read_figures, read_knowledge
+from scripts.study.experiments import __main__ as study
+from scripts.study.experiments import runner
+from scripts.study.experiments.arm_tables import compare_arms, overview
+from scripts.study.experiments.arms import BEST_FIXED, OURS, arms_of
+from scripts.study.experiments.facts_world import FactsWorld
+from scripts.study.experiments.figures import MEANING, best_language, read_figures, read_knowledge
 from scripts.world import build as world
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")

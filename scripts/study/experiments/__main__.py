@@ -31,14 +31,14 @@ import typer
 
 from common.process import FatalError
 from scripts.ops.command_line import command, files_first
-from scripts.study.studies import recipes
-from scripts.study.studies.arms import Name, arms_of
-from scripts.study.studies.facts_world import REGIMES, FactsWorld, OwnData
-from scripts.study.studies.place import Place
-from scripts.study.studies.reasoning_world import ReasoningWorld
-from scripts.study.studies.report import left_out, write_report
-from scripts.study.studies.results import Results
-from scripts.study.studies.runner import missing_runs, train_missing
+from scripts.study.experiments import recipes
+from scripts.study.experiments.arms import Name, arms_of
+from scripts.study.experiments.facts_world import REGIMES, FactsWorld, OwnData
+from scripts.study.experiments.place import Place
+from scripts.study.experiments.reasoning_world import ReasoningWorld
+from scripts.study.experiments.report import left_out, write_report
+from scripts.study.experiments.results import Results
+from scripts.study.experiments.runner import missing_runs, train_missing
 
 _ROOT = Path(__file__).parents[3]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.process import FatalError
-from scripts.study.studies.files import write_whole
+from scripts.study.experiments.files import write_whole
 
 _ROOT = Path(__file__).parents[3]
 
@@ -32,7 +32,7 @@ class Results:
         """Whether there is a record of this run.
 
         Args:
-            config: what :func:`scripts.study.studies.figures.settings_hash` gives.
+            config: what :func:`scripts.study.experiments.figures.settings_hash` gives.
 
         Raises:
             FatalError: there is one, with other settings.

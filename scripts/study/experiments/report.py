@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scripts.study.studies import figures
-from scripts.study.studies.arm_tables import Records, draw, tables
-from scripts.study.studies.arms import Name, arms_of
-from scripts.study.studies.recipe_table import recipe_table
-from scripts.study.studies.recipes import BASE, LEFT_OUT, adaptation, runnable
+from scripts.study.experiments import figures
+from scripts.study.experiments.arm_tables import Records, draw, tables
+from scripts.study.experiments.arms import Name, arms_of
+from scripts.study.experiments.recipe_table import recipe_table
+from scripts.study.experiments.recipes import BASE, LEFT_OUT, adaptation, runnable
 
 
 def write_report(name: Name, records: Records, out: Path) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from scripts.study.studies.files import write_whole
+from scripts.study.experiments.files import write_whole
 
 
 class WarmStart:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from scripts.study.choices import markdown
+from scripts.study.experiments.arm_tables import Records
 from scripts.study.statistics import seed_interval
-from scripts.study.studies.arm_tables import Records
 
 _SHOWN = {
     "lc": "LC",

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.process import FatalError
-from scripts.study.studies.arms import BEST_FIXED
-from scripts.study.studies.figures import (
+from scripts.study.experiments.arms import BEST_FIXED
+from scripts.study.experiments.figures import (
     best_language,
     read_evaluation_before,
     read_figures,
     read_knowledge,
     settings_hash,
 )
-from scripts.study.studies.place import Figures
-from scripts.study.studies.warm_start import WarmStart
+from scripts.study.experiments.place import Figures
+from scripts.study.experiments.warm_start import WarmStart
 from scripts.world import demo
 from scripts.world.settings import Knowledge
 
@@ -28,7 +28,7 @@ OWN_DATA = "data"  # the regime of one's own data
 
 
 class FactsWorld:
-    """The offline world of facts; a :class:`~scripts.study.studies.place.Place`.
+    """The offline world of facts; a :class:`~scripts.study.experiments.place.Place`.
 
     Args:
         regime: who knows what, one of ``REGIMES``.
@@ -79,7 +79,7 @@ class FactsWorld:
 
 
 class OwnData:
-    """One's own model and data, which are there already; a :class:`~scripts.study.studies.place.Place`.
+    """One's own model and data, which are there already; a :class:`~scripts.study.experiments.place.Place`.
 
     Args:
         base: files and flags that name them.

@@ -10,8 +10,8 @@ from pathlib import Path
 from common.config import load
 from scripts.ops.command_line import files_first
 from scripts.ops.local_run import run_all
-from scripts.study.studies.place import Figures, Place
-from scripts.study.studies.results import Results, code_version
+from scripts.study.experiments.place import Figures, Place
+from scripts.study.experiments.results import Results, code_version
 
 Run = tuple[Place, str]  # where, and the name of the arm
 

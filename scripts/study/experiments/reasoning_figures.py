@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.process import FatalError
-from scripts.study.studies.files import write_whole
-from scripts.study.studies.place import Figures
+from scripts.study.experiments.files import write_whole
+from scripts.study.experiments.place import Figures
 from scripts.world.policy_directory import FINGERPRINT
 from scripts.world.reasoning.measure import Judged, figures, measure
 

@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from common.config import Config, load
 from common.process import FatalError
 from scripts.ops.recipes import find_recipe
-from scripts.study.studies.figures import settings_hash
-from scripts.study.studies.place import Figures
-from scripts.study.studies.reasoning_figures import SAMPLES, measure_policy, measure_warm_start, read_figures
-from scripts.study.studies.recipes import adaptation
-from scripts.study.studies.sizes import world_sizes
+from scripts.study.experiments.figures import settings_hash
+from scripts.study.experiments.place import Figures
+from scripts.study.experiments.reasoning_figures import SAMPLES, measure_policy, measure_warm_start, read_figures
+from scripts.study.experiments.recipes import adaptation
+from scripts.study.experiments.sizes import world_sizes
 from scripts.world.reasoning import demo
 from scripts.world.reasoning.judge import serve_judge
 
@@ -23,7 +23,7 @@ REGIME = "reasoning"
 
 
 class ReasoningWorld:
-    """The offline world of sums; a :class:`~scripts.study.studies.place.Place`, whose arms are recipes.
+    """The offline world of sums; a :class:`~scripts.study.experiments.place.Place`, whose arms are recipes.
 
     Args:
         cache: directory of worlds and policies.
