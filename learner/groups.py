@@ -62,6 +62,8 @@ class StepResult:
         by_lag: statistic -> lag in policy updates -> the mean over the tokens of this lag.
         by_actor: statistic -> actor -> the mean over the tokens that this actor made.
         skipped: indices of the batch's groups whose optimizer steps were all left out.
+        gradient_noise: the share of the first optimizer step's squared gradient norm that is noise
+            (``learner/train/gradient_noise.py``); None where it was not measured.
     """
 
     means: dict[str, float]
@@ -73,3 +75,4 @@ class StepResult:
     by_lag: dict[str, dict[int, float]] = field(default_factory=dict)
     by_actor: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: frozenset[int] = frozenset()
+    gradient_noise: float | None = None

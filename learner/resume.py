@@ -37,6 +37,7 @@ _HARMLESS = frozenset({
     "learner.optimizer_on_cpu", "learner.reference_on_cpu", "learner.microbatch_tokens", "learner.head_chunk",
     "learner.activation_checkpointing", "learner.checkpointed_layers", "learner.compile", "learner.keep_gathered",
     "learner.checkpoint_every", "learner.checkpoints_kept", "learner.record",
+    "learner.gradient_noise_every",
     "learner.evaluate", "learner.evaluate_before", "learner.evaluate_every", "learner.evaluate_questions",
     "learner.evaluate_samples", "learner.evaluate_unseen",
     "sync.transport", "sync.backend", "sync.host", "sync.port", "sync.directory", "sync.bucket_mb", "sync.timeout_s",

@@ -141,6 +141,9 @@ class LearnerConfig(Section):
     # a GPU, and with fewer activations. The first step takes longer.
     compile: bool = False
 
+    # Measure every so many steps how much of the gradient is noise, by that of each prompt group; 0 means never.
+    gradient_noise_every: int = Field(0, ge=0)
+
     # Checkpoints and records
     checkpoint_every: int = Field(10, gt=0)  # steps
     checkpoints_kept: int = Field(2, gt=0)

@@ -116,6 +116,8 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
         "lr": result.lr,
         "zero_variance": outcomes["zero_variance"] / len(batch),
     }
+    if result.gradient_noise is not None:
+        metrics["gradient_noise"] = result.gradient_noise
     values_by_term: defaultdict[str, list[float]] = defaultdict(list)
     for score in scores:
         for term, value in score.terms.items():

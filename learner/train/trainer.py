@@ -21,6 +21,7 @@ from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
+from learner.train.gradient_noise import noise_share
 from learner.train.lora import Adapters
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
@@ -131,11 +132,12 @@ class Trainer:
         lr = self._set_optimizer(number)
         if not samples:  # there is no gradient, and weight decay alone does not make a step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
+        axes = make_axes(samples, batch, languages, number)
+        minibatches = self._minibatches(samples)
+        group_norms = self._group_norms(minibatches[0], axes) if self._measures_noise(number) else []
         if self._dropout:  # another mask on every rank, and the same ones when the step is trained again
             seeds = np.random.SeedSequence([self._seed, number, dist.get_rank()])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-        axes = make_axes(samples, batch, languages, number)
-        minibatches = self._minibatches(samples)
         sums: dict[str, Tensor] = {}
         norms, problems, room = list[float](), list[str](), 0
         taken = set[int]()  # groups of which some optimizer step was taken
@@ -157,6 +159,7 @@ class Trainer:
             by_actor=means_along(sums, 2, axes.actors),
             fill=sum(map(len, samples)) * self._config.passes / room,
             grad_norm=sum(norms) / len(norms),
+            gradient_noise=noise_share(group_norms, norms[0]) if len(group_norms) > 1 and norms[0] > 0 else None,
             lr=lr,
             problem=problems[0] if problems else "",
             skipped=frozenset({sample.group for sample in samples} - taken),
@@ -196,9 +199,8 @@ class Trainer:
         Returns:
             The norm of the gradient before it is clipped, and which loss or gradient is not finite, else "".
         """
-        parameters = list(self.policy.parameters())
-        norm = torch.nn.utils.get_total_norm([one.grad for one in parameters if one.grad is not None])
-        grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        norm = self._gradient_norm()
+        grad_norm, parameters = float(norm), list(self.policy.parameters())
         problem = ""
         if math.isfinite(grad_norm) and gradient.sums["loss"].isfinite().all():
             torch.nn.utils.clip_grads_with_norm_(parameters, self._config.max_grad_norm, norm)
@@ -207,6 +209,29 @@ class Trainer:
             problem = describe_non_finite(minibatch.samples, gradient.finite, self.policy)
         self.optimizer.zero_grad()
         return grad_norm, problem
+
+    def _gradient_norm(self) -> Tensor:
+        """The norm of the gradient of all ranks, a scalar. A collective."""
+        gradients = [one.grad for one in self.policy.parameters() if one.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _measures_noise(self, number: int) -> bool:
+        every = self._config.gradient_noise_every
+        return every > 0 and number % every == 0
+
+    def _group_norms(self, minibatch: MiniBatch, axes: Axes) -> list[float]:
+        """The norm of what each prompt group adds to the gradient of a mini-batch [groups]. A collective.
+
+        Takes as long as the forward and backward passes of the mini-batch, or longer where micro-batches hold several
+        groups. The gradient is empty before and after.
+        """
+        found = []
+        for group in sorted({sample.group for sample in minibatch.samples}):
+            self.backward(self.divide([one for one in minibatch.samples if one.group == group]), axes)
+            found.append(float(self._gradient_norm()))
+            self.optimizer.zero_grad()
+        return found
 
     def _apply_stage(self, number: int) -> None:
         """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""

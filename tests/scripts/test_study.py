@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import stats
+from torch.utils.tensorboard import SummaryWriter
 
 from common.config import load
 from scripts.study.experiments import __main__ as study
@@ -56,7 +57,11 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert (found["accuracy_heldout"], found["both_heldout"]) == pytest.approx((0.72, 0.68))
     assert found["gain_train"] == pytest.approx(0.2) and found["regret_heldout"] == pytest.approx(0.1)
     assert found["forgetting"] == pytest.approx(0.2 / 2), "German gained 0.3, which makes up for nothing"
-    assert read_figures(tmp_path / "run", None)["known"] is None
+    assert read_figures(tmp_path / "run", None)["known"] is None and found["gradient_noise"] is None
+    with SummaryWriter(str(tmp_path / "run" / "tensorboard")) as writer:
+        for step, share in ((1, 0.5), (9, 0.75)):
+            writer.add_scalar("learning/gradient_noise", share, step)
+    assert read_figures(tmp_path / "run", None)["gradient_noise"] == 0.625
     before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
     assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
 

@@ -62,7 +62,7 @@ def random_step(
         by_language={name: {one: float(rng.random()) for one in used} for name in BY_LANGUAGE},
         by_lag={name: {lag: float(rng.random()) * scale for lag in range(3)} for name, scale in SCALES.items()},
         by_actor={"mismatch": {f"l40s-{n}": float(rng.random()) for n in range(actors)}},
-        fill=0.9, grad_norm=1.0, lr=1e-3,
+        fill=0.9, grad_norm=1.0, lr=1e-3, gradient_noise=0.5,
     )  # fmt: skip
     seconds = {"generate": 0.5 * number, "wait_work": 0.3 * number, "wait_reward": 0.1 * number, "sync": 0.1 * number}
     gauges = {"usage": 0.4, "running": 3.0, "waiting": 0.0, "probe_error": 1e-5}

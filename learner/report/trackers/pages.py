@@ -80,6 +80,7 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
         Chart("KL to the reference policy (nats per token)", ("learning/kl",)),
         Chart("Entropy of the policy (nats per token)", ("learning/entropy",)),
         Chart("Gradient norm", ("learning/grad_norm",)),
+        Chart("Share of the squared gradient norm that is noise", ("learning/gradient_noise",)),
         Chart("Loss", ("learning/loss",)),
         Chart("Share of groups with zero variance", ("learning/zero_variance",), SHARE),
         Chart("Mean importance weight", ("learning/importance_weight",), SHARE),

@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import load
 from common.process import FatalError
 
-# Settings that say where things lie, or how fast they go, and not what is computed.
-_PLACES = ("run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses")
+# Settings that say where things lie, how fast they go, or what is measured, and not what is trained.
+_PLACES = (
+    "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
+    "learner.gradient_noise_every",
+)  # fmt: skip
+_GRADIENT_NOISE = "learning/gradient_noise"
 
 # Name -> what it means, for the tables. All are of the policy at the end, unless they say otherwise.
 MEANING = {
@@ -34,6 +39,7 @@ MEANING = {
     "compliance": "share of the trained questions' answers that are in their own language",
     "forgetting": "mean loss over languages of own held-out rewards, where they fell",
     "zero_variance": "share of the prompt groups whose answers had equal rewards",
+    "gradient_noise": "share of the squared gradient norm that is noise, mean over the steps where it was measured",
     "tokens": "tokens of all training answers",
 }
 
@@ -84,6 +90,7 @@ def read_figures(
         "compliance": trained["compliance"],
         "forgetting": sum(losses) / len(losses),
         "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
+        "gradient_noise": _mean_of_metric(run, _GRADIENT_NOISE),
         "tokens": routing["tokens"],
     }
 
@@ -92,6 +99,17 @@ def _diagnostic(evaluation: Mapping[str, Any], end: str) -> float | None:
     """The diagnostic of answers in the questions' own languages whose tag ends so, whatever the detector."""
     found = [value for tag, value in evaluation.get("diagnostics", {}).items() if tag.endswith(end)]
     return float(found[0]) if found else None
+
+
+def _mean_of_metric(run: Path, tag: str) -> float | None:
+    """The mean of a metric over the steps that have it; None where none has."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
+    if (run / "tensorboard").is_dir():
+        events.Reload()
+    if tag not in events.Tags()["scalars"]:
+        return None
+    points = events.Scalars(tag)
+    return sum(point.value for point in points) / len(points)
 
 
 def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
+import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.checkpoint import Checkpoints
 from learner.train.optimizer import parameter_groups
+from learner.train.samples import group_samples
+from learner.train.statistics import make_axes
 from learner.train.trainer import BatchGradient, Trainer
 from tests.support.train_once import configuration, random_batch, run_ranks
 
@@ -59,6 +64,41 @@ def test_a_resumed_run_trains_with_the_settings_it_is_given(tiny_policy: Path, t
         [[0.0, 0.9, 0.95], [0.0, 0.9, 0.95]], [[0.5, 0.8, 0.9], [0.0, 0.8, 0.9]], [[0.5, 0.9, 0.95], [0.5, 0.9, 0.95]],
     ]  # fmt: skip
     assert json.loads((tmp_path / "used").read_text()) == matrices_and_vectors
+
+
+def measure_noise(out: Path, model: Path, seed: int, *flags: str) -> None:
+    """Two steps with and without the measurement, and the gradient of every group by itself."""
+    batches = [random_batch(seed + n) for n in range(2)]
+    plain = Trainer(configuration(model, *flags))
+    results = [plain.step(batch, number) for number, batch in enumerate(batches)]
+    trainer = Trainer(configuration(model, *flags, "--learner.gradient_noise_every", "2"))
+    samples, languages = group_samples(batches[0], configuration(model, *flags).learner)
+    axes, gradients = make_axes(samples, batches[0], languages, 0), []
+    for group in sorted({sample.group for sample in samples}):
+        trainer.backward(trainer.divide([sample for sample in samples if sample.group == group]), axes)
+        parts = [cast(DTensor, one.grad).full_tensor().flatten() for one in trainer.policy.parameters()]
+        gradients.append(torch.cat(parts).double().cpu().numpy())
+        trainer.optimizer.zero_grad()
+    measured = [trainer.step(batch, number) for number, batch in enumerate(batches)]
+    if dist.get_rank() == 0:
+        found = [[(one.means["loss"], one.grad_norm) for one in some] for some in (results, measured)]
+        noise = [one.gradient_noise for one in (*results, *measured)]
+        np.savez(out, gradients=np.array(gradients))
+        out.with_suffix(".json").write_text(json.dumps({"found": found, "noise": noise}))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradient_noise_is_the_variance_over_groups_and_changes_nothing(
+    ranks: int, tiny_policy: Path, tmp_path: Path, seed: int
+) -> None:
+    flags = ["--learner.ranks", str(ranks), "--learner.microbatch_tokens", "90"]
+    assert run_ranks(ranks, measure_noise, tmp_path / "out.npz", tiny_policy, seed, *flags) == [0] * ranks
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["found"][0] == told["found"][1], "to the last bit"
+    gradients = np.load(tmp_path / "out.npz")["gradients"]
+    variance = len(gradients) * gradients.var(axis=0, ddof=1).sum()  # of a sum of independent gradients
+    assert len(gradients) > 1 and told["noise"][2] == pytest.approx(variance / (gradients.sum(0) ** 2).sum(), rel=1e-4)
+    assert told["noise"][:2] == [None, None] and told["noise"][3] is None, "every second step"
 
 
 def test_biases_and_gains_of_norms_are_the_vectors() -> None:
