@@ -54,6 +54,17 @@ class Observation(NamedTuple):
     rewards: tuple[float, ...]  # [K] 0 where the answer was in another language
     compliant: tuple[bool, ...]  # [K] whether the answer was in the language asked for
 
+    def signal(self) -> Observation:
+        """The same rollouts, valued by how much each teaches in place of what it earned.
+
+        That is (r - mean r)², with the mean over the question's rollouts: up to the scale of the advantage, the square
+        of what the rollout adds to the gradient. An answer in another language teaches, too, so all count as kept.
+        """
+        mean = sum(self.rewards) / max(len(self.rewards), 1)
+        return self._replace(
+            rewards=tuple((reward - mean) ** 2 for reward in self.rewards), compliant=(True,) * len(self.compliant)
+        )
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -227,7 +227,10 @@ class Router:
         Raises:
             ValueError: an observation is impossible. The router is then as before.
         """
-        self._buffer.append(Batch.of(observations, self._arms).build_columns())
+        batch = Batch.of(observations, self._arms)  # also checks what follows from it
+        if self._config.value == "signal":
+            batch = Batch.of([one.signal() for one in observations], self._arms)
+        self._buffer.append(batch.build_columns())
         self._step += 1
         self._distributions.clear()
         if self._step % self._config.interval == 0:

@@ -30,6 +30,9 @@ class RouterConfig(Section):
     # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits. With logits,
     # the defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
     credit: Literal["posterior", "pooled", "reference"] = "posterior"
+    # What a language is valued by: what its answers earn, or how much they teach, which is the squared deviation of
+    # their rewards from the mean of their group (docs/router.md).
+    value: Literal["reward", "signal"] = "reward"
     # With "posterior", the expected reward that each drawn answer may give up so that languages are drawn more evenly.
     diversity: float = Field(0.002, ge=0)
     # The temperature starts here [tau_0]. With "posterior" it scales the standard deviations of the beliefs, and 1 is

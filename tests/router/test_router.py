@@ -406,6 +406,30 @@ def test_it_finds_the_best_language_of_each_context(credit: str) -> None:
 # -- looking and surviving ---------------------------------------------------------------------------------------------
 
 
+def test_with_signal_the_language_that_teaches_most_is_drawn() -> None:
+    """German earns most, and English now 0 and now 1, so that its answers deviate most from the mean of their group."""
+    random, found = np.random.default_rng(3), {}
+    for value in ("reward", "signal"):
+        bandit = router(["de", "en", "zh"], value=value)
+        for _ in range(30):
+            step = []
+            for _ in range(8):
+                draw = bandit.draw("", "Chat", None)
+                rewards = tuple({"de": 0.7, "zh": 0.5}.get(one, float(random.integers(2))) for one in draw.languages)
+                step.append(Observation(Context("", ("Chat",), ()), tuple(draw.languages), rewards, (True,) * 8))
+            bandit.observe(step)
+        found[value] = ["de", "en", "zh"][int(bandit.distribution("", "Chat", None).argmax())]
+    assert found == {"reward": "de", "signal": "en"}
+
+
+@given(step=policy_steps())
+def test_the_signal_of_a_rollout_is_its_squared_deviation(step: list[Observation]) -> None:
+    for one in step:
+        valued = one.signal()
+        assert valued.context == one.context and valued.languages == one.languages and all(valued.compliant)
+        np.testing.assert_allclose(sum(valued.rewards), len(one.rewards) * np.var(one.rewards), atol=1e-12)
+
+
 def test_the_log_extends_the_shape_of_the_reference() -> None:
     bandit = trained()
     line = json.loads(json.dumps(bandit.log()))

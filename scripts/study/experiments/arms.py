@@ -20,6 +20,7 @@ _ROUTER: dict[str, tuple[str, ...]] = {
     "monolingual": ("--router.mode", "monolingual"),
     "policy": ("--router.mode", "policy"),
     "hybrid": ("--router.mode", "hybrid"),
+    "ours-signal": ("--router.value", "signal"),
 }
 # The exact term hardly counts in the reward, but tells the evaluation which answers are right.
 _SIMILARITY = (
