@@ -191,5 +191,6 @@ def test_a_run_ends_with_an_engine_stopped_in_any_phase(
 @pytest.mark.timeout(1800)
 def test_the_demo_ends_with_an_engine_stopped(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.world.demo", "--cache", str(tmp_path), "--run-dir", str(tmp_path / "run")]
-    command += ["--warm-start-steps", "1", "--sync.timeout_s", _DEADLINE_S]
+    command += ["--warm-start-steps", "1", "--sync.timeout_s", _DEADLINE_S, "--learner.address", f"ipc://{tmp_path}/q"]
+    command += ["--reward.addresses", f'["ipc://{tmp_path}/r"]']  # another run may have the ports of the demo
     end_with_a_stopped_engine(command, "receiving", signal.SIGINT, tmp_path / "out")
