@@ -20,10 +20,11 @@ import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import Config
+from common.intervals import half_width
 from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.study.compare import arm_of
-from scripts.study.statistics import Floats, half_width
+from scripts.study.statistics import Floats
 
 _WINDOW = 10  # number of steps at each end of a stage that are averaged
 _SERIES = {
