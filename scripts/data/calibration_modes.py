@@ -54,7 +54,8 @@ def judge(samples: Samples, measured: Samples, seed: int = 0) -> dict[str, ModeR
     """
     every = [pair for pair in samples if pair in measured]
     pairs = [pair for pair in every if pair[0] != pair[1]]
-    ids = np.unique(np.concatenate([samples[pair].ids[kind] for pair in every for kind in KINDS] or [np.empty(0)]))
+    found = [samples[pair].ids[kind] for pair in every for kind in KINDS]
+    ids = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
     draws = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1 / max(len(ids), 1)), _RESAMPLES)
     weights = np.concatenate([np.ones((1, len(ids))), draws])  # first as it is, then resampled: [1 + resamples, ids]
     results: dict[str, ModeResult] = {}
@@ -88,7 +89,8 @@ def _spreads(
     values: Mapping[Pair, Floats], at: Mapping[Pair, NDArray[np.intp]], weights: Floats, pairs: Sequence[Pair]
 ) -> Floats:
     """The standard deviation over pairs of their mean quality, for each row of the weights of ids."""
-    return np.nanstd(np.stack([_means(values[pair], weights[:, at[pair]]) for pair in pairs]), axis=0)
+    spreads: Floats = np.nanstd(np.stack([_means(values[p], weights[:, at[p]]) for p in pairs]), axis=0)
+    return spreads
 
 
 def _means(values: Floats, weights: Floats) -> Floats:

@@ -99,4 +99,5 @@ def _pooled(kinds: Mapping[str, Floats]) -> Floats:
     order = np.argsort(values)
     middle = np.cumsum(weights[order]) - weights[order] / 2
     span = middle[-1] - middle[0]
-    return np.interp(_SHARES, (middle - middle[0]) / span if span else middle * 0, values[order])
+    pooled: Floats = np.interp(_SHARES, (middle - middle[0]) / span if span else middle * 0, values[order])
+    return pooled

@@ -7,6 +7,7 @@ import logging
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -250,7 +251,7 @@ def assert_quantiles_of_the_mixture(table: Any, found: Mapping[str, Any]) -> Non
         return sum(float(share / total * holds(found[kind]).mean()) for kind, share in parts.items())
 
     for share, knot in zip(np.linspace(0, 1, 41), table, strict=True):
-        below, up_to = mass(lambda v, x=knot: v < x - 1e-9), mass(lambda v, x=knot: v <= x + 1e-9)
+        below, up_to = mass(partial(np.greater, knot - 1e-9)), mass(partial(np.greater_equal, knot + 1e-9))
         assert below - largest <= share <= up_to + largest  # linear between values, so within one of them
     every = np.concatenate([found[kind] for kind in parts])
     assert (table[0], table[-1]) == (every.min(), every.max())
@@ -304,7 +305,7 @@ def test_a_wrong_answer_that_earns_more_in_some_languages_is_seen(
     monkeypatch.setattr(similarity_samples, "_PROPORTIONS", {"equivalent": 1, "mismatched": 20, "hard": 4})
     halves = {pair: quantiles({pair: sample}).tables[pair] for pair, sample in samples.items() if pair[0] != pair[1]}
     monkeypatch.undo()
-    tables = Quantiles(np.linspace(0, 1, 41), quantiles(samples).tables | halves, {})
+    tables = Quantiles(np.linspace(0, 1, 41), {**quantiles(samples).tables, **halves}, {})
     monkeypatch.setattr(calibration_modes, "quantiles", lambda _: tables)
     assert judge(samples, samples)["quantile"].wrong_spread[0] > 0.012, "twice as many wrong pairs between languages"
 

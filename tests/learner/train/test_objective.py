@@ -355,7 +355,7 @@ def reference_loss(policy: Any, reference: Any, batch: list[Group], config: Conf
         logp, entropy = table.gather(1, tokens)[:, 0], -(table.exp() * table).sum(-1)
         old = _shifted(logp.detach(), tokens[:, 0]) if shift else logp.detach()
         behaviour = torch.from_numpy(rollout.logprobs).double()
-        some = definition(objective, logp, old, behaviour, sample.advantage, ref, entropy)
+        some, _ = definition(objective, logp, old, behaviour, sample.advantage, ref, entropy)
         losses.append((rollout.language, torch.stack(some)))
     if learner.aggregation == "token":
         return torch.cat([loss for _, loss in losses]).mean()
