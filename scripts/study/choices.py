@@ -48,7 +48,7 @@ class FinishedRun:
     summary: Mapping[str, Any]
 
     def evaluation_share(self, when: str, questions: str, setting: str, metric: str) -> float:
-        """A metric of an evaluation, which is a share of its answers; ``learner/train/stages.py`` explains the metrics.
+        """A metric of an evaluation, which is a share of its answers; ``learner/evaluate/choices.py`` explains them.
 
         Args:
             when: "before" or "after" training.
