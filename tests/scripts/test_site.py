@@ -56,13 +56,16 @@ def test_links_to_files_of_the_repository_lead_there_or_are_reported(caplog: pyt
     assert "some.md links to ../learner/gone.py, which does not exist" in caplog.text
 
 
+_ERRORS = ("FatalError", "ConfigError", "EveryQuestionGivenUp")
+
+
 def messages(package: str) -> list[tuple[str, str]]:
     """Where an error that ends a process is raised, and its message, with … for what is put in."""
     found = []
     for path in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
-                case ast.Raise(exc=ast.Call(func=ast.Name(id="FatalError" | "ConfigError"), args=[text, *_])):
+                case ast.Raise(exc=ast.Call(func=ast.Name(id=name), args=[text, *_])) if name in _ERRORS:
                     parts = text.values if isinstance(text, ast.JoinedStr) else [text]
                     words = [str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts]
                     if set("".join(words)) - set("…:, "):
