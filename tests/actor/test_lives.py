@@ -168,7 +168,7 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
     error: BaseException, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without it, its leases and a weight update would wait for ``learner.lease_timeout_s``."""
-    address, sessions = f"ipc://{tmp_path}/queue", list[Session]()
+    address, sessions, tasks = f"ipc://{tmp_path}/queue", list[Session](), list[asyncio.Task[None]]()
 
     def make_session(*arguments: Any, **settings: Any) -> Session:
         sessions.append(Session(*arguments, **settings))
@@ -179,7 +179,7 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
         while not sessions[0]._lives.learner:
             await asyncio.sleep(0.01)
         if isinstance(error, asyncio.CancelledError):
-            running.cancel()  # as a second signal does
+            tasks[0].cancel()  # as a second signal does
             await asyncio.sleep(60)
         raise error
         yield
@@ -188,14 +188,12 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
     monkeypatch.setattr(lives, "open_engine", open_engine)
 
     async def run() -> None:
-        nonlocal running
         config, route = load(["--learner.address", address]), Route(RunConfig(), "learner", address, 0)
         no_tokenizer: Any = None
-        running = asyncio.create_task(lives.Lives(config, "a", no_tokenizer, route, []).run())
+        tasks.append(asyncio.create_task(lives.Lives(config, "a", no_tokenizer, route, []).run()))
         with pytest.raises(type(error)):
-            await running
+            await tasks[0]
 
-    running: asyncio.Task[None]
     server = WorkServer(address, lease_timeout_s=1000)
     try:
         with caplog.at_level(logging.WARNING):

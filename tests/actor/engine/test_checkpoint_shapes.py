@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from actor.engine.checkpoint_shapes import read_checkpoint_shapes
@@ -26,7 +28,7 @@ _PATIENCE_S = 30
 
 def write_shards(directory: Path) -> dict[str, list[int]]:
     """A checkpoint of two files with an index; returns its shapes."""
-    arrays = {"a.weight": np.zeros((2, 3), np.float32), "b.weight": np.zeros(5, np.float16)}
+    arrays: dict[str, NDArray[Any]] = {"a.weight": np.zeros((2, 3), np.float32), "b.weight": np.zeros(5, np.float16)}
     for number, (name, array) in enumerate(arrays.items()):
         save_file({name: array}, directory / f"model-{number}.safetensors", metadata={"format": "pt"})
     index = {"weight_map": {name: f"model-{number}.safetensors" for number, name in enumerate(arrays)}}
