@@ -42,7 +42,6 @@ _CLOSE = "</think>"
 _FEW = 15  # characters: a shorter text passes every check of M-Thinker and PolyMath
 _LATIN = frozenset(["de", "en", "es", "fr", "id", "it", "pt", "sw", "tr", "vi"])  # AdaMame's lists
 _NOT_LATIN = frozenset(["ar", "bn", "hi", "ja", "ko", "ru", "te", "th", "zh"])
-_CHARACTERS_PER_TOKEN, _TOKENS = 4, 8192  # AdaMame's unit of length
 _WORD = re.compile(r"[^\W\d_]+")
 _LATIN_WORD = re.compile(r"[a-zA-Z]{2,}")
 
@@ -300,11 +299,6 @@ def pass_rates_adamame(by_question: Sequence[Sequence[PartLanguages]]) -> tuple[
     rates = [pass_rates(parts) for parts in by_question]
     lines, words = [one[0] for one in rates], [one[1] for one in rates if one[0]]
     return float(np.mean(lines)), float(np.mean(words)) if words else 0.0
-
-
-def length_adamame(responses: Sequence[str]) -> float:
-    """AdaMame's length of the responses to a question: mean characters / 4 / 8192, which it calls tokens."""
-    return float(np.mean([len(one) / _CHARACTERS_PER_TOKEN for one in responses])) / _TOKENS
 
 
 def _share(values: Iterable[bool]) -> float:

@@ -113,9 +113,9 @@ class Run:
             self.state.ledger.flush()  # lines since the last step, of groups that were given up
 
     def begin(self) -> None:
-        """Publishes, evaluates unless a resumed run already has, and has training groups handed out."""
+        """Publishes, evaluates what no step has trained yet, and has training groups handed out."""
         self.publishing.publish(self.state.step)
-        if self.config.evaluate_before and not self.state.evaluation_before:
+        if self.config.evaluate_before and self.state.step == 0 and not self.state.evaluation_before:
             self.state.evaluation_before = self.evaluator.evaluate("before")
         self.training_work.serve()
         self.reporting.begin()

@@ -43,6 +43,7 @@ class Totals(msgspec.Struct, forbid_unknown_fields=True):
         lag_max: largest of these.
         loop_s: seconds that the steps took, without evaluations between them.
         pause_s: seconds that generation stood still for weight updates, of the longest pause in each.
+        staleness_bound: largest bound of these steps, which a resume may have changed, in policy updates.
     """
 
     response_tokens: int = 0
@@ -50,6 +51,7 @@ class Totals(msgspec.Struct, forbid_unknown_fields=True):
     lag_max: int = 0
     loop_s: float = 0.0
     pause_s: float = 0.0
+    staleness_bound: int = 0
 
     def add_tokens(self, lags: NDArray[np.int32]) -> None:
         """Counts the response tokens of a step, given the lag of each: [tokens]."""

@@ -96,7 +96,8 @@ class LearnerConfig(Section):
     step_reward: str = ""  # "FILE.py:NAME", rewards or advantages of a whole step by one's own rule; docs/rewards.md
     stages: tuple[StageConfig, ...] = ()  # rewards that change over the run; without any, quality where compliant
     # The penalty of DAPO for long answers: it is taken from the reward, grows over the last overlong_buffer tokens
-    # before overlong_limit from 0 to overlong_penalty, and stays there. A limit of 0 means no penalty.
+    # before overlong_limit from 0 to overlong_penalty, and stays there. A limit of 0 means no penalty. With "decoupled"
+    # it is a part of the reward, which grows from 0 to 1, with overlong_penalty as its weight.
     overlong_limit: int = Field(0, ge=0)  # tokens of an answer; usually sampling.max_new_tokens
     overlong_buffer: int = Field(0, ge=0)  # tokens
     overlong_penalty: float = Field(1.0, gt=0)

@@ -20,7 +20,6 @@ from common.diagnostics import RIGHT
 from common.languages import POLICY_CHOOSES
 from common.wire import Question, Rollout
 from learner.evaluate.diagnostics import samples, tagged
-from learner.evaluate.languages import fully_scored
 from learner.groups import Group
 from router import Router
 
@@ -64,13 +63,16 @@ def compare_settings(
         asked: row of the question -> what :func:`languages_by_setting` gave for it.
         detector: ``reward.diagnostics``.
 
-    A question of which an answer could not be scored is left out.
+    A question of which an answer could not be scored is left out of that answer's setting; a setting that has no
+    question left has no figures.
     """
     answers: defaultdict[str, list[list[Rollout]]] = defaultdict(list)  # setting -> question -> answers
-    for group in fully_scored(groups):
+    for group in groups:
         rollouts = iter(group.rollouts)
         for setting, languages in asked[group.work.question.index].items():
-            answers[setting].append([next(rollouts) for _ in languages])
+            of_setting = [next(rollouts) for _ in languages]
+            if all(rollout.score.scored for rollout in of_setting):
+                answers[setting].append(of_setting)
     figures: dict[str, float] = {}
     for setting, by_question in answers.items():
         every = list(chain.from_iterable(by_question))

@@ -23,10 +23,15 @@ from router import Router
 class Evaluation:
     """Mean greedy reward of a set of questions, by the way in which the answer language is chosen.
 
+    An answer that could not be scored is left out of every figure that needs it: ``own`` and what follows from it needs
+    a question's answer in its own language; the others compare languages, and need all answers to a question.
+
     Args:
-        questions: how many were answered, and all their answers scored.
+        questions: how many have a scored answer in their own language.
+        unscored: share of all answers that could not be scored.
         own: in the question's own language; the headline.
-        oracle: in the best language for each question.
+        oracle: in the best language for each question; None, as the next five, where no question has all its answers
+            scored.
         best_fixed: in the one language that is best for all questions together.
         best_fixed_language: that language.
         english: in English; None where English is no language of the run.
@@ -39,12 +44,13 @@ class Evaluation:
     """
 
     questions: int
+    unscored: float
     own: float
-    oracle: float
-    best_fixed: float
-    best_fixed_language: str
+    oracle: float | None
+    best_fixed: float | None
+    best_fixed_language: str | None
     english: float | None
-    uniform: float
+    uniform: float | None
     routed: float | None
     compliance: float
     own_by_language: dict[str, float]
@@ -54,7 +60,9 @@ class Evaluation:
         return asdict(self)
 
 
-def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router: Router, detector: str) -> Evaluation:
+def read_reward_matrix(
+    groups: Sequence[Group], languages: Sequence[str], router: Router, detector: str
+) -> Evaluation | None:
     """Reads every way of choosing the language off the matrix of greedy rewards, [Q, L].
 
     Args:
@@ -63,37 +71,47 @@ def read_reward_matrix(groups: Sequence[Group], languages: Sequence[str], router
         router: says how each question is routed.
         detector: ``reward.diagnostics``.
 
-    A question of which an answer could not be scored is left out, so that all ways are compared on the same ones.
+    Returns:
+        The figures; None where no question has a scored answer in its own language.
     """
-    groups = fully_scored(groups)
-    rewards_Q_L: NDArray[np.float64] = np.array(
-        [[rollout.score.reward for rollout in group.rollouts[: len(languages)]] for group in groups]
-    )
-    questions = [group.work.question for group in groups]
-    routed = [reward for group in groups if (reward := _routed_reward(group, router)) is not None]
-    own = [_answer_in_own_language(group) for group in groups]
-    own_by_language: dict[str, list[float]] = {}
-    for question, rollout in zip(questions, own, strict=True):
-        own_by_language.setdefault(question.language, []).append(rollout.score.reward)
-    best = int(rewards_Q_L.mean(0).argmax())
+    answers = [rollout for group in groups for rollout in group.rollouts]
+    own, own_by_language = list[wire.Rollout](), dict[str, list[float]]()
+    for group in groups:
+        rollout = _answer_in_own_language(group)
+        if rollout.score.scored:
+            own.append(rollout)
+            own_by_language.setdefault(group.work.question.language, []).append(rollout.score.reward)
+    if not own:
+        return None
+    scored = [group for group in groups if all(rollout.score.scored for rollout in group.rollouts)]
     return Evaluation(
-        questions=len(groups),
+        questions=len(own),
+        unscored=float(np.mean([not rollout.score.scored for rollout in answers])),
         own=float(np.mean([rollout.score.reward for rollout in own])),
-        oracle=float(rewards_Q_L.max(1).mean()),
-        best_fixed=float(rewards_Q_L.mean(0)[best]),
-        best_fixed_language=languages[best],
-        english=float(rewards_Q_L[:, list(languages).index("en")].mean()) if "en" in languages else None,
-        uniform=float(rewards_Q_L.mean()),
-        routed=float(np.mean(routed)) if len(routed) == len(groups) else None,
         compliance=float(np.mean([rollout.score.compliant for rollout in own])),
         own_by_language={language: float(np.mean(values)) for language, values in sorted(own_by_language.items())},
         diagnostics=tagged(summarise(samples(own)), detector),
+        **_compare_languages(scored, languages, router),
     )
 
 
-def fully_scored(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose answers were all scored."""
-    return [group for group in groups if all(rollout.score.scored for rollout in group.rollouts)]
+def _compare_languages(groups: Sequence[Group], languages: Sequence[str], router: Router) -> dict[str, Any]:
+    """The figures of an :class:`Evaluation` that compare languages, of groups whose answers were all scored."""
+    if not groups:
+        return dict.fromkeys(("oracle", "best_fixed", "best_fixed_language", "english", "uniform", "routed"))
+    rewards_Q_L: NDArray[np.float64] = np.array(
+        [[rollout.score.reward for rollout in group.rollouts[: len(languages)]] for group in groups]
+    )
+    routed = [reward for group in groups if (reward := _routed_reward(group, router)) is not None]
+    best = int(rewards_Q_L.mean(0).argmax())
+    return {
+        "oracle": float(rewards_Q_L.max(1).mean()),
+        "best_fixed": float(rewards_Q_L.mean(0)[best]),
+        "best_fixed_language": languages[best],
+        "english": float(rewards_Q_L[:, list(languages).index("en")].mean()) if "en" in languages else None,
+        "uniform": float(rewards_Q_L.mean()),
+        "routed": float(np.mean(routed)) if len(routed) == len(groups) else None,
+    }
 
 
 def _routed_reward(group: Group, router: Router) -> float | None:

@@ -44,7 +44,7 @@ class Batches:
             state: of the stopwatch, in which the wait counts.
 
         Raises:
-            FatalError: they did not come in time, or cannot come as every group was given up.
+            FatalError: they did not come in time; as ``EveryQuestionGivenUp`` where none can come any more.
             Interrupted: the process was asked to end.
         """
         deadline = time.monotonic() + self._timeout_s

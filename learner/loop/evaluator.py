@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from common import wire
 from common.config import LearnerConfig
+from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.evaluate.choices import compare_settings, languages_by_setting
 from learner.evaluate.languages import Evaluation, read_reward_matrix
@@ -23,7 +24,7 @@ from learner.state import RunState
 from learner.work.admission import Limits
 from learner.work.questions import pick_evenly
 from learner.work.scheduler import WorkQueue
-from learner.work.server import WorkServer
+from learner.work.server import EveryQuestionGivenUp, WorkServer
 
 log = logging.getLogger("learner")
 
@@ -106,11 +107,18 @@ class Evaluator:
             when: "before", "after", "step-10"; part of the names of the work.
 
         Returns:
-            set -> Evaluation as a dictionary, and ``set_settings`` -> figures; empty without ``learner.evaluate``.
+            set -> Evaluation as a dictionary, and ``set_settings`` -> figures; empty without ``learner.evaluate``. A
+            set is missing where no answer could be scored, which is an error in the log.
         """
         results: dict[str, Any] = {}
         for name, questions in self._question_sets.items() if self._config.evaluate else ():
             evaluation = self._evaluate_greedy(f"{when}-{name}", questions)
+            if evaluation is None:
+                log.error(
+                    "evaluation %s-%s has no figures: of no question was the answer in its own language scored; "
+                    "the reward process says why", when, name,
+                )  # fmt: skip
+                continue
             self._report.evaluation(self._state.step, name, evaluation)
             results[name] = evaluation.as_dict()
             if self._config.evaluate_samples:
@@ -129,10 +137,17 @@ class Evaluator:
             Seconds that belong to no step: those of the evaluation; 0 where there was none.
         """
         began, step = time.monotonic(), self._state.step
-        with self._stopwatch("evaluate"):
+        what = "waiting for the groups that are under way, before an evaluation"
+        with self._stopwatch("evaluate"), Activity("learner", what, silent_s=BRIEF_S):
             quiet = self._server.wait_until_all_finished(self._config.batch_timeout_s, self._interrupts.check)
+        self._ranks.run("wait")  # the other ranks' time to wait begins anew
         if not quiet:
-            log.warning("no evaluation after step %d: actors come or go", step)
+            why = (
+                "an actor has come or lost its weights"
+                if self._server.has_newcomers()
+                else f"groups are still under way after learner.batch_timeout_s = {self._config.batch_timeout_s:.0f} s"
+            )
+            log.warning("no evaluation after step %d: %s", step, why)
             self._publishing.publish(step)
             return 0.0
         self._serve(_queue(0), self._training_work.make, self._training_work.enter_failure)  # nothing is handed out
@@ -143,7 +158,7 @@ class Evaluator:
         self._training_work.serve()
         return time.monotonic() - began
 
-    def _evaluate_greedy(self, name: str, questions: list[wire.Question]) -> Evaluation:
+    def _evaluate_greedy(self, name: str, questions: list[wire.Question]) -> Evaluation | None:
         languages = [list(dict.fromkeys([*self._languages, question.language])) for question in questions]
         groups = self._answers(name, questions, languages, greedy=True)
         return read_reward_matrix(groups, self._languages, self._state.router, self._detector)
@@ -159,7 +174,7 @@ class Evaluator:
     def _answers(
         self, name: str, questions: list[wire.Question], languages: list[list[str]], *, greedy: bool
     ) -> list[Group]:
-        """The groups of all questions that were answered, question n in ``languages[n]``."""
+        """The groups of all questions that were answered, question n in ``languages[n]``; none if all were given up."""
 
         def make(sequence: int) -> wire.Work:
             return wire.Work(
@@ -179,7 +194,11 @@ class Evaluator:
         queue = _queue(len(questions))
         self._serve(queue, make, leave_out)
         self._ranks.run("wait")  # the other ranks' time to wait begins anew: this may take a whole batch timeout
-        return self._batches.next_batch("evaluate")
+        try:
+            return self._batches.next_batch("evaluate")
+        except EveryQuestionGivenUp:
+            log.error("evaluation %s: %d of %d questions were given up", name, len(questions), len(questions))
+            return []
 
     def _serve(
         self, queue: WorkQueue[Group], make: Callable[[int], wire.Work], on_failed: Callable[[int, str], None]

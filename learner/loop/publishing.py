@@ -41,7 +41,7 @@ class Publishing:
         self._config, self._server, self._publisher, self._ranks = config, server, publisher, ranks
         self._stopwatch, self._interrupts = stopwatch, interrupts
         self.version = 0  # of the policy that was published last
-        self.newest = Published({}, 0.0, 0.0)  # who has that policy, and what publishing it took
+        self._untold = list[Published]()  # the rounds that take_rounds has not given yet
 
     def publish(self, version: int) -> None:
         """Publishes the current weights as ``version`` to every actor that is there.
@@ -56,9 +56,15 @@ class Publishing:
         engines = f"publishing the weights of step {version} to {', '.join(self._server.members())}"
         with self._stopwatch("publish"), Activity("learner", engines, silent_s=BRIEF_S):
             probe = self._ranks.run("probe")
-            self.newest = self._publisher.publish(version, lambda plan: self._ranks.run("gather", data=plan), probe)
+            published = self._publisher.publish(version, lambda plan: self._ranks.run("gather", data=plan), probe)
+        self._untold.append(published)
         self.version = version
-        self._server.mark_published(self.newest.members)
+        self._server.mark_published(published.members)
+
+    def take_rounds(self) -> list[Published]:
+        """The rounds since the last call, such as that of a step's policy and those for actors that came later."""
+        taken, self._untold = self._untold, []
+        return taken
 
     def publish_to_newcomers(self) -> None:
         """Publishes the current version again, if an actor came since; raises what :meth:`publish` raises."""

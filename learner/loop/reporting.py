@@ -20,6 +20,7 @@ from learner.report.router_log import steps_between_lines
 from learner.report.summary import Measured, routed_pairs, summarise
 from learner.report.timing import TimeByState, time_by_process, time_per_step
 from learner.state import LEDGER_FILE, RunState
+from learner.weights.publisher import Published
 from learner.work.ledger import audit, read_routed
 from learner.work.server import WorkServer
 
@@ -34,7 +35,7 @@ class Reporting:
         staleness_bound: largest lag that the settings allow, in policy updates.
         report: writes.
         server: knows the actors and the queue; is given the newest step's line for those who ask for the status.
-        publishing: knows what the last publishing took.
+        publishing: knows what publishing took.
         stopwatch: of this process; counts the seconds of the state ``report``.
     """
 
@@ -52,6 +53,7 @@ class Reporting:
         self._config, self._state, self._questions, self._bound = config, state, questions, staleness_bound
         self._report, self._server, self._publishing, self._stopwatch = report, server, publishing, stopwatch
         self._first_step, self._first_seconds = state.step, TimeByState()
+        self._published = Published({}, 0.0, 0.0)  # what came of publishing before the newest step
         self._step_began = time.monotonic()
         self._step_seconds = TimeByState()
 
@@ -70,18 +72,30 @@ class Reporting:
         now = time.monotonic()
         spent_s, self._step_began = now - self._step_began, now
         self._state.totals.loop_s += spent_s
-        self._state.totals.pause_s += self._publishing.newest.pause_s
+        self._state.totals.staleness_bound = max(self._state.totals.staleness_bound, self._bound)
+        self._published = self._take_published()
         with self._stopwatch("report"):
             counts, members = self._server.counts(), self._server.members()
-            context = StepContext(self._seconds(), counts, members, self._publishing.newest, spent_s)
+            context = StepContext(self._seconds(), counts, members, self._published, spent_s)
             self._server.update_status(*self._report.step(self._state.step, batch, result, context))
             if self._state.step % steps_between_lines(self._config.router.interval) == 0 or self._state.step == 1:
                 with self._state.lock:  # the server draws from it on its thread
                     learned = self._state.router.log()
                 self._report.router(self._state.step, learned)
 
+    def _take_published(self) -> Published:
+        """Adds the pauses of the publishing rounds since the last call to the totals.
+
+        Returns:
+            Who has the newest weights, and the longest round and pause of these.
+        """
+        rounds = self._publishing.take_rounds() or [self._published]
+        self._state.totals.pause_s += sum(one.pause_s for one in rounds if one is not self._published)
+        return Published(rounds[-1].members, max(one.seconds for one in rounds), max(one.pause_s for one in rounds))
+
     def end(self) -> None:
         """The last step has ended; what is spent from now on belongs to no step."""
+        self._take_published()
         steps = max(self._state.step - self._first_step, 1)
         self._step_seconds = time_per_step(self._first_seconds, self._seconds(), steps)
 

@@ -48,7 +48,7 @@ class StepContext:
         counts: groups that are leased, finished, and so far retried, orphaned, failed and refused; messages of other
             lives, "foreign".
         peers: the actors, by name.
-        published: the weight sync before this step.
+        published: the weight sync before this step; the longest, if actors that came later had one of their own.
         spent_s: seconds since the end of the step before.
     """
 

@@ -161,15 +161,18 @@ class Report:
         numbers = {key: value for key, value in evaluation.as_dict().items() if isinstance(value, float)}
         numbers |= evaluation.diagnostics
         self._write_evaluation(number, name, numbers)
-        english, routed = (
-            "not asked" if value is None else f"{value:.3f}" for value in (evaluation.english, evaluation.routed)
-        )
         log.info(
             "%s after %d steps: greedy reward in the question's own language %.3f (compliance %.2f); "
-            "oracle %.3f, routed %s, best fixed language (%s) %.3f, English %s, uniform %.3f",
-            name, number, evaluation.own, evaluation.compliance, evaluation.oracle, routed,
-            evaluation.best_fixed_language, evaluation.best_fixed, english, evaluation.uniform,
+            "oracle %s, routed %s, best fixed language (%s) %s, English %s, uniform %s",
+            name, number, evaluation.own, evaluation.compliance, _shown(evaluation.oracle), _shown(evaluation.routed),
+            evaluation.best_fixed_language, _shown(evaluation.best_fixed), _shown(evaluation.english),
+            _shown(evaluation.uniform),
         )  # fmt: skip
+        if evaluation.unscored:
+            log.warning(
+                "%.1f%% of the answers of this evaluation could not be scored and are left out; where these are mostly "
+                "good or mostly bad answers, its figures are off", 100 * evaluation.unscored,
+            )  # fmt: skip
 
     def sampled_evaluation(self, number: int, name: str, metrics: dict[str, float]) -> None:
         """Reports an evaluation of the question set ``name``, with sampled answers, after ``number`` steps."""
@@ -190,3 +193,8 @@ class Report:
         """Writes what has not been written yet, and closes the trackers."""
         self._series.write_points(self._number)
         self._tracker.close()
+
+
+def _shown(value: float | None) -> str:
+    """A figure of an evaluation for the log."""
+    return "none" if value is None else f"{value:.3f}"

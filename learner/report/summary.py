@@ -48,7 +48,8 @@ def summarise(
         audit: of its ledger.
         pairs: region and language of every routed answer, as :func:`routed_pairs` gives them.
         evaluation_after: set of questions -> its figures; empty without an evaluation, and then its keys are None.
-        staleness_bound: largest lag that the settings allow, in policy updates.
+        staleness_bound: largest lag that the present settings allow, in policy updates. The summary has the largest of
+            all steps, which may have had other settings.
     """
     totals, before = state.totals, state.evaluation_before
     bits, bits_by_chance = mutual_information(list(pairs))
@@ -60,7 +61,7 @@ def summarise(
         "questions_duplicated": audit.duplicated,
         "staleness_max": totals.lag_max,
         "staleness_mean": totals.lag_sum / max(totals.response_tokens, 1),
-        "staleness_bound": staleness_bound,
+        "staleness_bound": max(totals.staleness_bound, staleness_bound),
         "reward_before": _figure(before, "train", "own"),
         "reward_after": _figure(evaluation_after, "train", "own"),
         "heldout_before": _figure(before, "heldout", "own"),

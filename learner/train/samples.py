@@ -20,10 +20,11 @@ def group_advantages(group: Group, config: LearnerConfig, *, penalised: bool = T
 
     A rollout that could not be scored takes no part in the group's mean and deviation, and has the advantage 0. Where
     ``learner.step_reward`` gives advantages, these are taken. With ``learner.advantage`` = "decoupled" the result is
-    not yet divided by the deviation of the step.
+    not yet divided by the deviation of the step, and the penalty for long answers is a part like the others, with
+    ``learner.overlong_penalty`` as its weight; elsewhere it is taken from the reward.
 
     Args:
-        penalised: whether the penalty for long answers is taken from the rewards.
+        penalised: whether long answers are penalised.
     """
     scores = [rollout.score for rollout in group.rollouts]
     scored_K = np.array([score.scored for score in scores], np.bool_)
@@ -41,8 +42,11 @@ def group_advantages(group: Group, config: LearnerConfig, *, penalised: bool = T
     if config.advantage == "decoupled":
         parts_J_K = np.array([_part(scores, name) for name in config.decoupled_parts])
         weights_J = np.array(list(config.decoupled_parts.values()))
-        if penalty_K.any():  # a part of its own, as all that a reward consists of
-            parts_J_K, weights_J = np.vstack([parts_J_K, -penalty_K]), np.append(weights_J, 1.0)
+        if penalty_K.any():
+            # A part of its own, as all that a reward consists of. The division by its deviation takes the size of a
+            # part away, so that the size of the penalty is the part's weight.
+            share_K = penalty_K / config.overlong_penalty
+            parts_J_K, weights_J = np.vstack([parts_J_K, -share_K]), np.append(weights_J, config.overlong_penalty)
         result[scored_K] = decoupled_sum(
             parts_J_K[:, scored_K], weights_J, divide_by_std=config.advantage_std, ddof=config.std_ddof
         )

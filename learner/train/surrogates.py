@@ -2,7 +2,9 @@
 
 Pure functions of tensors, each with its paper. π is the policy being trained, π_old the one that the ratio is taken
 against, A the advantage of the answer. Every function returns the loss [R], with the gradient of ``logp_R``, and
-whether the token's ratio is outside the bounds, [R] bool.
+whether the clip of the ratio has changed the token's loss, [R] bool. Of ``ppo`` and ``gspo`` that is a token of which
+the loss takes the clipped ratio: A > 0 above the upper bound, or A < 0 below the lower one (verl's ``pg_clipfrac``,
+TRL's ``clip_ratio/region_mean``). Of ``cispo`` it is one whose weight is clipped, for any A but 0.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def ppo(
     loss_R = torch.maximum(-advantage_R * ratio_R, -advantage_R * clipped_R)
     if dual_clip:
         loss_R = torch.where(advantage_R < 0, torch.minimum(loss_R, -advantage_R * dual_clip), loss_R)
-    return loss_R, _outside(ratio_R, low, high)
+    return loss_R, _takes_the_clipped(ratio_R, advantage_R, low, high)
 
 
 def gspo(
@@ -52,7 +54,7 @@ def gspo(
     ratio_R = torch.exp(logp_R - logp_R.detach() + mean_R)
     clipped_R = ratio_R.clamp(1 - low, 1 + high)
     loss_R = torch.maximum(-advantage_R * ratio_R, -advantage_R * clipped_R)
-    return loss_R, _outside(ratio_R, low, high)
+    return loss_R, _takes_the_clipped(ratio_R, advantage_R, low, high)
 
 
 def cispo(logp_R: Tensor, old_logp_R: Tensor, advantage_R: Tensor, *, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -62,8 +64,10 @@ def cispo(logp_R: Tensor, old_logp_R: Tensor, advantage_R: Tensor, *, low: float
     ``low`` ≥ 1. TRL's ``epsilon_high`` is 1 + ``high``.
     """
     ratio_R = torch.exp((logp_R - old_logp_R).clamp(max=_LARGEST_LOG_RATIO)).detach()
-    return -ratio_R.clamp(1 - low, 1 + high) * advantage_R * logp_R, _outside(ratio_R, low, high)
+    outside_R = (ratio_R < 1 - low) | (ratio_R > 1 + high)
+    return -ratio_R.clamp(1 - low, 1 + high) * advantage_R * logp_R, outside_R & (advantage_R != 0)
 
 
-def _outside(ratio_R: Tensor, low: float, high: float) -> Tensor:
-    return (ratio_R < 1 - low) | (ratio_R > 1 + high)
+def _takes_the_clipped(ratio_R: Tensor, advantage_R: Tensor, low: float, high: float) -> Tensor:
+    """Where the clipped surrogate is the smaller one; the dual clip, which bounds the other, is not counted."""
+    return ((advantage_R > 0) & (ratio_R > 1 + high)) | ((advantage_R < 0) & (ratio_R < 1 - low))

@@ -132,12 +132,12 @@ class Trainer:
         lr = self._set_optimizer(number)
         if not samples:  # there is no gradient, and weight decay alone does not make a step
             return StepResult(means={}, by_language={}, fill=0.0, grad_norm=0.0, lr=lr)
-        axes = make_axes(samples, batch, languages, number)
-        minibatches = self._minibatches(samples)
-        group_norms = self._group_norms(minibatches[0], axes) if self._measures_noise(number) else []
         if self._dropout:  # another mask on every rank, and the same ones when the step is trained again
             seeds = np.random.SeedSequence([self._seed, number, dist.get_rank()])
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        axes = make_axes(samples, batch, languages, number)
+        minibatches = self._minibatches(samples)
+        group_norms = self._group_norms(minibatches[0], axes) if self._measures_noise(number) else []
         sums: dict[str, Tensor] = {}
         norms, problems, room = list[float](), list[str](), 0
         taken = set[int]()  # groups of which some optimizer step was taken
@@ -223,14 +223,16 @@ class Trainer:
     def _group_norms(self, minibatch: MiniBatch, axes: Axes) -> list[float]:
         """The norm of what each prompt group adds to the gradient of a mini-batch [groups]. A collective.
 
+        With ``lora.dropout`` the masks are others than those of the mini-batch, whose noise is then counted as well.
         Takes as long as the forward and backward passes of the mini-batch, or longer where micro-batches hold several
         groups. The gradient is empty before and after.
         """
         found = []
-        for group in sorted({sample.group for sample in minibatch.samples}):
-            self.backward(self.divide([one for one in minibatch.samples if one.group == group]), axes)
-            found.append(float(self._gradient_norm()))
-            self.optimizer.zero_grad()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):  # the step's masks stay
+            for group in sorted({sample.group for sample in minibatch.samples}):
+                self.backward(self.divide([one for one in minibatch.samples if one.group == group]), axes)
+                found.append(float(self._gradient_norm()))
+                self.optimizer.zero_grad()
         return found
 
     def _apply_stage(self, number: int) -> None:

@@ -33,6 +33,10 @@ _MESSAGES_PER_TURN = 64  # received before leases are granted and answers are se
 _DONTWAIT, _SNDMORE = int(zmq.DONTWAIT), int(zmq.SNDMORE)  # as enumerations they would cost microseconds at every use
 
 
+class EveryQuestionGivenUp(FatalError):
+    """No group can come any more, because every question of the queue was given up."""
+
+
 class WorkServer:
     """Serves one work queue at a time to the actors, on a thread of its own.
 
@@ -108,7 +112,8 @@ class WorkServer:
         """The groups of the next step, from old to young. Blocks for at most ``timeout_s``; None if they are not there.
 
         Raises:
-            FatalError: every question was given up, so that there is nothing to wait for; or the server has failed.
+            EveryQuestionGivenUp: there is nothing to wait for.
+            FatalError: the server has failed.
         """
         with self.lock:
             assert self._registry.served is not None, "serve() comes first"
@@ -119,7 +124,7 @@ class WorkServer:
                 taken = work_queue.take()
             self._check()
             if taken is None and not work_queue.remaining:
-                raise FatalError("every question was given up, for the reasons logged above")
+                raise EveryQuestionGivenUp("every question was given up, for the reasons logged above")
             return None if taken is None else [group for _, group in taken]
 
     def begin_version(self, version: int) -> None:

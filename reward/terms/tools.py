@@ -181,7 +181,7 @@ class Tools:
 
     @cached_property
     def _gate(self) -> LanguageGate:
-        return LanguageGate(self.config.language_model)
+        return LanguageGate(self.config.language_model, near=self.config.near_languages)
 
     async def close(self) -> None:
         """Ends the processes and connections."""

@@ -12,7 +12,7 @@ Of each unordered pair of languages it takes three kinds of text pairs: *equival
 10 random ones of other articles) and *hard* (a text and the 2 most similar ones of other ids). It writes
 
 * the CSV of the LRPO reference, from the equivalent pairs;
-* ``*.quantiles.json``: quantiles of each kind, and of the three pooled;
+* ``*.quantiles.json``: quantiles of each kind, and of the three pooled in the proportions 1 : 10 : 2;
 * ``*.json``: mean calibrated similarity of equivalent and mismatched texts, which help to choose
   ``reward.similarity_range``, and how well each calibration mode does on texts that it was not measured on;
 * ``*.html``: the same with plots and bootstrap intervals, and the pairs with too few texts.

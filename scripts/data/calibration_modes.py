@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reward.calibration.files import KINDS, Pair
 from reward.calibration.formulas import Calibration, Mode
@@ -24,11 +26,12 @@ class ModeResult:
     auc: Interval  # of equivalent against hard pairs
     relative_spread: float  # spread over separation: modes stretch the scale differently
     separation: float  # mean quality of equivalent minus that of mismatched texts
+    wrong_spread: Interval  # as the spread, of hard pairs; pairs of a language with itself are among the pairs
 
     def __str__(self) -> str:
         return (
             f"spread of equivalent texts {interval_text(self.spread)}, over separation {self.relative_spread:.3f}; "
-            f"AUC against hard ones {interval_text(self.auc)}"
+            f"AUC against hard ones {interval_text(self.auc)}; spread of hard ones {interval_text(self.wrong_spread)}"
         )
 
 
@@ -37,39 +40,57 @@ def interval_text(value: Interval) -> str:
 
 
 def judge(samples: Samples, measured: Samples, seed: int = 0) -> dict[str, ModeResult]:
-    """The result of each calibration mode over pairs of different languages.
+    """The result of each calibration mode.
 
     The spread is the standard deviation over pairs of the mean quality of equivalent texts; the AUC is the probability
-    that an equivalent text pair is worth more than a hard one, both drawn from all pairs. Intervals resample ids.
+    that an equivalent text pair is worth more than a hard one, both drawn from all pairs. Both are over pairs of
+    different languages, because a text equals itself, whatever the mode. Wrong texts do differ within a language: the
+    spread of hard pairs, over all pairs of languages, shows whether a wrong answer earns more in some of them.
+    Intervals resample ids.
 
     Args:
         samples: of the texts to judge on.
         measured: of the texts whose statistics are used.
     """
-    pairs = [pair for pair in samples if pair in measured and pair[0] != pair[1]]
-    ids = np.unique(np.concatenate([samples[pair].ids["equivalent"] for pair in pairs])) if pairs else np.empty(0)
+    every = [pair for pair in samples if pair in measured]
+    pairs = [pair for pair in every if pair[0] != pair[1]]
+    found = [samples[pair].ids[kind] for pair in every for kind in KINDS]
+    ids = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
     draws = np.random.default_rng(seed).multinomial(len(ids), np.full(len(ids), 1 / max(len(ids), 1)), _RESAMPLES)
     weights = np.concatenate([np.ones((1, len(ids))), draws])  # first as it is, then resampled: [1 + resamples, ids]
     results: dict[str, ModeResult] = {}
-    for mode in get_args(Mode) if len(ids) > 1 else ():
+    for mode in get_args(Mode) if pairs and len(ids) > 1 else ():
         calibrate = Calibration(mode, pair_statistics(measured), quantiles(measured))
-        values = {k: [calibrated(samples[pair].similarities[k], pair, calibrate) for pair in pairs] for k in KINDS}
-        at = {k: [np.searchsorted(ids, samples[pair].ids[k]).clip(0, len(ids) - 1) for pair in pairs] for k in KINDS}
-        means = np.stack(
-            [_means(v, weights[:, a]) for v, a in zip(values["equivalent"], at["equivalent"], strict=True)]
+        values = {k: {p: calibrated(samples[p].similarities[k], p, calibrate) for p in every} for k in KINDS}
+        at = {k: {p: np.searchsorted(ids, samples[p].ids[k]) for p in every} for k in KINDS}
+        good, bad, unlike = (
+            np.concatenate([values[kind][pair] for pair in pairs]) for kind in ("equivalent", "hard", "mismatched")
         )
-        good, bad = (np.concatenate(values[kind]) for kind in ("equivalent", "hard"))
-        good_at, bad_at = (np.concatenate(at[kind]) for kind in ("equivalent", "hard"))
+        good_at, bad_at = (np.concatenate([at[kind][pair] for pair in pairs]) for kind in ("equivalent", "hard"))
         aucs = [auc(good, bad, one[good_at], one[bad_at]) for one in weights[: 1 + _AUC_RESAMPLES]]
-        apart = float(good.mean() - np.concatenate(values["mismatched"]).mean())
-        spreads = np.nanstd(means, axis=0)
-        results[mode] = ModeResult(percentile_interval(spreads), percentile_interval(aucs), spreads[0] / apart, apart)
+        apart = float(good.mean() - unlike.mean())
+        spreads = _spreads(values["equivalent"], at["equivalent"], weights, pairs)
+        results[mode] = ModeResult(
+            spread=percentile_interval(spreads),
+            auc=percentile_interval(aucs),
+            relative_spread=spreads[0] / apart,
+            separation=apart,
+            wrong_spread=percentile_interval(_spreads(values["hard"], at["hard"], weights, every)),
+        )
     return results
 
 
 def calibrated(similarities: Floats, pair: Pair, calibrate: Calibration) -> Floats:
     """The qualities in [0, 1] of similarities in a pair of languages."""
     return np.array([calibrate(similarity, *pair) for similarity in similarities])
+
+
+def _spreads(
+    values: Mapping[Pair, Floats], at: Mapping[Pair, NDArray[np.intp]], weights: Floats, pairs: Sequence[Pair]
+) -> Floats:
+    """The standard deviation over pairs of their mean quality, for each row of the weights of ids."""
+    spreads: Floats = np.nanstd(np.stack([_means(values[p], weights[:, at[p]]) for p in pairs]), axis=0)
+    return spreads
 
 
 def _means(values: Floats, weights: Floats) -> Floats:

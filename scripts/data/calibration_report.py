@@ -35,15 +35,18 @@ def report(
     means = {pair: mean_interval(values, generator) for pair, (values, _) in pairs.items()}
     names = ", ".join(f"{display(a)}–{display(b)}" for a, b in scanty) or "none"
     head = "<tr><th>mode<th>spread of equivalent texts<th>over separation<th>separation<th>AUC equivalent : hard"
+    head += "<th>spread of hard texts"
     body = "".join(
         f"<tr><td>{mode}<td>{interval_text(one.spread)}<td>{one.relative_spread:.3f}<td>{one.separation:.3f}<td>{interval_text(one.auc)}"
+        f"<td>{interval_text(one.wrong_spread)}"
         for mode, one in modes.items()
     )
     return "\n".join(
         [
             f"<!doctype html><meta charset=utf-8><title>Calibration</title><style>{_STYLE}</style><h1>Calibration</h1>",
             f"<p>{len(pairs)} pairs of languages. Fewer than {least} equivalent texts: {escape(names)}.",
-            "<h2>Modes, on texts they were not measured on</h2><p>Different languages only; 95% bootstrap intervals.",
+            "<h2>Modes, on texts they were not measured on</h2><p>Pairs of different languages, but for the spread "
+            "of hard texts, which has those of a language with itself too; 95% bootstrap intervals.",
             f"<table>{head}{body}</table>",
             "<h2>Mean similarity of equivalent texts</h2>" + _heat_map(means),
             "<p>With 95% bootstrap intervals, in order:" + _intervals(means),

@@ -14,6 +14,7 @@ from scripts.data.parallel_texts import Texts
 from scripts.study.statistics import Floats
 
 _MISMATCHES, _HARD = 10, 2  # text pairs of these kinds for each text
+_PROPORTIONS = {"equivalent": 1, "mismatched": _MISMATCHES, "hard": _HARD}  # of the kinds, where they are pooled
 _SHARES = np.linspace(0, 1, 41)
 
 
@@ -72,10 +73,31 @@ def pair_statistics(samples: Samples) -> PairStatistics:
 
 
 def quantiles(samples: Samples) -> Quantiles:
-    """Quantiles of the similarities of each kind of text pairs, and of all kinds pooled ("all")."""
+    """Quantiles of the similarities of each kind of text pairs, and of all kinds pooled ("all").
+
+    Pooled, the kinds weigh 1 : 10 : 2, as LRPO (arXiv 2605.25360) draws them for each reference, however many of each
+    there are. Between two languages the texts of both are references, so that an equivalent pair comes with twice as
+    many wrong ones as within a language, and with more where one language has texts that the other lacks. Pooled as
+    they come, an equally wrong answer would be worth more in another language.
+    """
     tables = {}
     for pair, sample in samples.items():
         kinds = {kind: values for kind, values in sample.similarities.items() if len(values)}
-        every = {"all": np.concatenate(list(kinds.values())), **kinds}
-        tables[pair] = {kind: np.quantile(values, _SHARES) for kind, values in every.items()}
+        of_kinds = {kind: np.quantile(values, _SHARES) for kind, values in kinds.items()}
+        tables[pair] = {"all": _pooled(kinds), **of_kinds}
     return Quantiles(_SHARES, tables, {})
+
+
+def _pooled(kinds: Mapping[str, Floats]) -> Floats:
+    """Quantiles of a mixture of the kinds in their proportions.
+
+    Each value stands in the middle of its weight, and quantiles are linear in between, from the least value to the
+    largest: ``np.quantile``, which has no weights for its linear method, gives the same where all weigh alike.
+    """
+    values = np.concatenate(list(kinds.values()))
+    weights = np.concatenate([np.full(len(some), _PROPORTIONS[kind] / len(some)) for kind, some in kinds.items()])
+    order = np.argsort(values)
+    middle = np.cumsum(weights[order]) - weights[order] / 2
+    span = middle[-1] - middle[0]
+    pooled: Floats = np.interp(_SHARES, (middle - middle[0]) / span if span else middle * 0, values[order])
+    return pooled

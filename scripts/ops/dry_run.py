@@ -74,16 +74,19 @@ class ModelShape:
         norms = {name.rpartition(".")[2]: type(one).__name__ for name, one in stack[0].named_modules()}
         norms = {name: kind for name, kind in norms.items() if "Norm" in kind}
         self.normed = sum(widths.get(name, self.hidden) for name in norms)
+        self.normed_heads = sum(width for name, width in widths.items() if name in norms)  # no product takes these
         self.norms_in_float32 = any("Gemma" in kind for kind in norms.values())  # learner/train/fused.py says why
 
-    def kept_by_layer(self, width: int, *, compiled: bool) -> int:
+    def kept_by_layer(self, width: int, *, compiled: bool, frozen: bool) -> int:
         """Bytes for each token that a layer keeps for its backward pass, in a forward pass of so many bytes a value.
 
-        A norm keeps its input, and its result, which the next product keeps anyway. Attention keeps query, key, value
-        and result, and a float32 for each head. The gated MLP keeps arrays of its inner width: the gate, the other
+        A norm keeps its input, and its result, which the next product keeps anyway; those of query and key, which none
+        takes, keep theirs only for the gradient of their gains. Attention keeps query, key, value and result, and a
+        float32 for each head. The gated MLP keeps arrays of its inner width: the gate, the other
         branch, their product, and unless it is compiled the activation of the gate.
         """
         norms = (max(width, 4 if self.norms_in_float32 else 0) + width) * self.normed
+        norms -= width * self.normed_heads * frozen
         gated = 3 if compiled else 4
         kept: int = norms + width * (2 * self.query + 2 * self.kv + gated * self.inner) + 4 * self.heads
         return kept
@@ -156,7 +159,8 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     trained = 0 if config.lora.rank else 1  # what is frozen has no gradient, and no second copy for the reference
     matrix = trained * shape.vocabulary * shape.hidden
     checkpointed = math.ceil(shape.layers * learner.checkpointed_layers) if learner.activation_checkpointing else 0
-    inside, between = tokens * shape.kept_by_layer(width, compiled=learner.compile), tokens * shape.hidden * width
+    inside = tokens * shape.kept_by_layer(width, compiled=learner.compile, frozen=not trained)
+    between = tokens * shape.hidden * width
     kept = (shape.layers - checkpointed) * inside + checkpointed * between
     # In the head: logits and their logarithmic softmax, unless that is compiled; in its backward pass logits, their
     # gradient, and the float32 gradient of the matrix.

@@ -119,7 +119,7 @@ OPTIONS: Mapping[str, Option] = {
     "data.lang_policy_orig_lang_min": Carried("router.own_language", integer, "0"),
     "data.lang_policy_group_norm": Carried("router.group_norm", str, "none"),
     "data.lang_policy_group_norm_eps": Fixed(("1e-6", "1e-06", "0.000001"), "the floor of a deviation is 1e-6"),
-    "data.lang_policy_log_every": Unneeded("router.jsonl has a line for every step"),
+    "data.lang_policy_log_every": Unneeded("router.jsonl has a line for about every fifth step"),
     "data.lang_policy_log_max_keys": Unneeded("router.jsonl has up to 200 rows"),
     "data.lang_policy_log_path": Unneeded("router.jsonl lies in run.dir"),
     # Data

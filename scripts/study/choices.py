@@ -20,10 +20,11 @@ import typer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import Config
+from common.intervals import half_width
 from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.study.compare import arm_of
-from scripts.study.statistics import Floats, half_width
+from scripts.study.statistics import Floats
 
 _WINDOW = 10  # number of steps at each end of a stage that are averaged
 _SERIES = {
@@ -47,7 +48,7 @@ class FinishedRun:
     summary: Mapping[str, Any]
 
     def evaluation_share(self, when: str, questions: str, setting: str, metric: str) -> float:
-        """A metric of an evaluation, which is a share of its answers; ``learner/train/stages.py`` explains the metrics.
+        """A metric of an evaluation, which is a share of its answers; ``learner/evaluate/choices.py`` explains them.
 
         Args:
             when: "before" or "after" training.

@@ -19,7 +19,7 @@ code below:
  2. Prompts. The language is asked for by a tag, which a warm start has taught, or by a system prompt ("Zero").
  3. Reward. r = quality · 1[the answer is in the language asked for]. The quality is the similarity of answer and
     reference answer, calibrated for the pair of their languages.
- 4. Router update. The router learns p from the rewards of every answer, every ``interval`` steps.
+ 4. Router update. The router learns p from the rewards of every answer that could be scored, every ``interval`` steps.
  5. Advantages are normalised within the group of K answers, over all its languages, as (r − mean) / (std + 1e-6),
     where std is the deviation of a sample (÷ K − 1), as in verl.
  6. Loss. The mean is over all response tokens of the batch (DAPO, arXiv 2503.14476, section 3.3), where GRPO takes the
@@ -45,7 +45,8 @@ import copy
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -63,6 +64,7 @@ from common.tokenizer import load_tokenizer
 from common.wire import Question, Score, ScoreRequest
 from learner import recording
 from learner.work.questions import read_questions
+from reward.scored import UnscoredError
 from reward.scorer import Scorer
 from router import Context, Observation, Router
 from scripts.ops.command_line import command
@@ -76,6 +78,7 @@ class Answer:
     prompt: list[int]  # token ids
     response: list[int]  # token ids, the stop token included
     behaviour_logp: list[float]  # nats, of each response token, at the temperature of sampling
+    scored: bool  # otherwise its reward is unknown, and nothing is learned from it
     reward: float
     compliant: bool  # in the language asked for
     parts: dict[str, float]  # what the reward is made of, and "reward", "quality" and "compliance"
@@ -101,39 +104,63 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     tokenizer = load_tokenizer(config.model.path)
     prompt_of = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
     languages = list(config.run.languages)
-    scorer = Scorer(config.reward, languages, header=config.model.header)
     questions = read_questions(config, tokenizer).train
     config = config.with_questions(len(questions))
     router = Router(config.router, languages, config.run.seed, config.learner.steps)
     order, shuffle = list[Question](), random.Random(config.run.seed)
     torch.manual_seed(config.run.seed)
-    for _ in range(config.learner.steps):
-        batch, observations = list[Group](), list[Observation]()
-        for _ in range(config.learner.groups_per_step):
-            order = order or shuffle.sample(questions, len(questions))  # epoch after epoch, each in a new order
-            question = order.pop()
-            draw = router.draw(question.language, question.topics, question.regions)
-            prompts = [prompt_of(question, language) for language in draw.languages]
-            samples = generate(config, model, tokenizer, prompts)
-            scores = scorer.score([
-                ScoreRequest(
-                    id=0, reference=question.reference, reference_language=question.language, topics=question.topics,
-                    accepted=question.accepted, languages=draw.languages,
-                    answers=[str(tokenizer.decode(ids, skip_special_tokens=True)) for ids, _, _ in samples],
-                    truncated=[truncated for _, _, truncated in samples],
-                )
-            ])[0]  # fmt: skip
-            batch.append([
-                Answer(language, prompt, response, logp, score.reward, score.compliant, parts_of(score))
-                for language, prompt, (response, logp, _), score in zip(
-                    draw.languages, prompts, samples, scores, strict=True
-                )
-            ])  # fmt: skip
-            context = Context.of(question.language, question.topics, question.regions)
-            rewards, compliant = tuple(s.reward for s in scores), tuple(s.compliant for s in scores)
-            observations.append(Observation(context, tuple(draw.languages), rewards, compliant))
-        yield batch
-        router.observe(observations)  # and learn, every router.interval steps
+    with closing(Scorer(config.reward, languages, header=config.model.header)) as scorer:
+        for _ in range(config.learner.steps):
+            batch, observations = list[Group](), list[Observation]()
+            for _ in range(config.learner.groups_per_step):
+                order = order or shuffle.sample(questions, len(questions))  # epoch after epoch, each in a new order
+                question = order.pop()
+                draw = router.draw(question.language, question.topics, question.regions)
+                prompts = [prompt_of(question, language) for language in draw.languages]
+                samples = generate(config, model, tokenizer, prompts)
+                texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids, _, _ in samples]
+                scores = score(config, scorer, question, draw.languages, samples, texts, prompt_of.opens_thought)
+                batch.append([
+                    Answer(language, prompt, ids, logp, one.scored, one.reward, one.compliant, parts_of(one))
+                    for language, prompt, (ids, logp, _), one in zip(
+                        draw.languages, prompts, samples, scores, strict=True
+                    )
+                ])  # fmt: skip
+                observations.append(observation(question, draw.languages, scores, languages))
+            yield batch
+            router.observe(observations)  # and learn, every router.interval steps
+
+
+def score(
+    config: Config, scorer: Scorer, question: Question, languages: list[str],
+    samples: list[tuple[list[int], list[float], bool]], texts: list[str], opens_thought: bool,
+) -> list[Score]:  # fmt: skip
+    """The scores of the answers to a question, from all that the system's actors tell the reward process."""
+    request = ScoreRequest(
+        id=0, row=question.index, reference=question.reference, reference_language=question.language,
+        topics=question.topics, accepted=question.accepted, messages=question.messages, extra=question.extra,
+        languages=languages, answers=texts, truncated=[truncated for _, _, truncated in samples],
+        tokens=[len(ids) for ids, _, _ in samples], thinking_opened=opens_thought,
+        deadline_s=config.reward.request_timeout_s,
+    )  # fmt: skip
+    try:
+        return scorer.score([request])[0]
+    except (ValueError, UnscoredError, TimeoutError) as error:
+        raise FatalError(
+            f"the answers to question {question.index} of {config.data.train} cannot be scored: "
+            f"{error or 'they took longer than reward.request_timeout_s'}"
+        ) from None
+
+
+def observation(question: Question, asked: list[str], scores: list[Score], languages: list[str]) -> Observation:
+    """What the router learns from a question: its scored answers in the languages of the run."""
+    known = [(code, one) for code, one in zip(asked, scores, strict=True) if one.scored and code in languages]
+    return Observation(
+        Context.of(question.language, question.topics, question.regions),
+        tuple(language for language, _ in known),
+        tuple(one.quality * one.compliant for _, one in known),
+        tuple(one.compliant for _, one in known),
+    )
 
 
 @torch.no_grad()
@@ -180,7 +207,7 @@ def recorded(directory: Path) -> Iterator[list[Group]]:
             [
                 Answer(
                     one.language, one.prompt_ids.tolist(), one.response_ids.tolist(), one.logprobs.tolist(),
-                    one.score.reward, one.score.compliant, parts_of(one.score),
+                    one.score.scored, one.score.reward, one.score.compliant, parts_of(one.score),
                 )
                 for one in group.rollouts
             ]
@@ -197,11 +224,11 @@ def parts_of(score: Score) -> dict[str, float]:
 
 
 def normalised(rewards: list[float], learner: LearnerConfig, eps: float) -> list[float]:
-    """(r − mean) / (std + eps) of each answer of a group; all zero if all rewards are equal.
+    """(r − mean) / (std + eps) of each of some answers to a question; all zero if all rewards are equal.
 
     std is √(Σ(r − mean)² / (K − std_ddof)). Dr. GRPO does not divide by it.
     """
-    if min(rewards) == max(rewards):
+    if len(set(rewards)) < 2:
         return [0.0] * len(rewards)
     mean = sum(rewards) / len(rewards)
     std = (sum((reward - mean) ** 2 for reward in rewards) / (len(rewards) - learner.std_ddof)) ** 0.5
@@ -214,52 +241,79 @@ def advantages(batch: list[Group], learner: LearnerConfig) -> list[list[float]]:
     GDPO (arXiv 2601.05242) normalises every part of the reward alone, and divides the sums by their deviation in the
     batch.
     """
-    if learner.advantage == "gated":
-        return [
-            normalised([answer.reward - too_long(answer, learner) for answer in group], learner, 1e-6)
-            for group in batch
-        ]
-    if learner.advantage == "split":
-        return [split(group, learner) for group in batch]
-    found = []
-    for group in batch:
-        parts = [
-            [weight * value for value in normalised([answer.parts[name] for answer in group], learner, 1e-4)]
-            for name, weight in learner.decoupled_parts.items()
-        ]
-        found.append([sum(values) for values in zip(*parts, strict=True)])
+    found = [group_advantages(group, learner) for group in batch]
+    if learner.advantage != "decoupled":
+        return found
+    scored = [answer.scored for group in batch for answer in group]
     values = [value for group in found for value in group]  # their mean is 0, as it is in every group
-    deviation = (sum(value**2 for value in values) / (len(values) - 1)) ** 0.5
+    deviation = (sum(value**2 for value in values) / max(sum(scored) - 1, 1)) ** 0.5
     return [[value / (deviation + 1e-4) for value in group] for group in found]
 
 
-def split(group: Group, learner: LearnerConfig) -> list[float]:
+def group_advantages(group: Group, learner: LearnerConfig, *, penalised: bool = True) -> list[float]:
+    """Of each answer. One that could not be scored takes no part in mean and deviation, and has 0."""
+    form = {"gated": gated, "split": split, "decoupled": decoupled}[learner.advantage]
+    values = iter(form([answer for answer in group if answer.scored], learner, penalised))
+    return [next(values) if answer.scored else 0.0 for answer in group]
+
+
+def gated(answers: list[Answer], learner: LearnerConfig, penalised: bool) -> list[float]:
+    """The reward as it is, which is 0 for an answer that left its language."""
+    return normalised([worth(answer, learner, penalised) for answer in answers], learner, 1e-6)
+
+
+def decoupled(answers: list[Answer], learner: LearnerConfig, penalised: bool) -> list[float]:
+    """The weighted sum of the normalised parts; an answer without a part gets nothing for it.
+
+    The penalty for long answers is one of them, and its size is the part's weight.
+    """
+    sums = [0.0] * len(answers)
+    for name, weight in learner.decoupled_parts.items():
+        add_part(sums, weight, [answer.parts.get(name) for answer in answers], learner)
+    if penalised:
+        add_part(sums, learner.overlong_penalty, [-too_long(answer, learner) for answer in answers], learner)
+    return sums
+
+
+def add_part(sums: list[float], weight: float, values: Sequence[float | None], learner: LearnerConfig) -> None:
+    """Adds the normalised values of a part of the reward to the sums of the answers that have it."""
+    having = [place for place, value in enumerate(values) if value is not None]
+    for place, value in zip(having, normalised([v for v in values if v is not None], learner, 1e-4), strict=True):
+        sums[place] += weight * value
+
+
+def split(answers: list[Answer], learner: LearnerConfig, penalised: bool) -> list[float]:
     """Quality compared among the answers that kept to their language, and compliance apart."""
-    kept = [answer.reward - too_long(answer, learner) for answer in group if answer.compliant]
-    share = len(kept) / len(group)
-    found = [learner.compliance_weight * (answer.compliant - share) for answer in group]
+    kept = [worth(answer, learner, penalised) for answer in answers if answer.compliant]
+    share = len(kept) / max(len(answers), 1)
+    found = [learner.compliance_weight * (answer.compliant - share) for answer in answers]
     if len(set(kept)) < 2:
         return found
     worst, centre = min(kept), sum(kept) / len(kept)
     std = (sum((quality - centre) ** 2 for quality in kept) / (len(kept) - learner.std_ddof)) ** 0.5
-    values = [answer.reward - too_long(answer, learner) if answer.compliant else worst for answer in group]
+    values = [worth(answer, learner, penalised) if answer.compliant else worst for answer in answers]
     mean = sum(values) / len(values)
     divisor = std + 1e-6 if learner.advantage_std else 1
     return [one + (value - mean) / divisor for one, value in zip(found, values, strict=True)]
 
 
-def differs(group: Group, learner: LearnerConfig) -> bool:
-    """Whether the answers are not all worth the same, apart from the penalty for their length."""
-    names = list(learner.decoupled_parts) if learner.advantage == "decoupled" else ["reward"]
-    return any(len({answer.parts[name] for answer in group}) > 1 for name in names)
+def trains(group: Group, learner: LearnerConfig) -> bool:
+    """Whether an answer could be scored, and they are not all worth the same, apart from the penalty for length."""
+    differs = any(group_advantages(group, learner, penalised=False))
+    return any(answer.scored for answer in group) and (differs or not learner.drop_zero_variance)
+
+
+def worth(answer: Answer, learner: LearnerConfig, penalised: bool) -> float:
+    """The reward, from which DAPO takes the penalty for length before all else."""
+    return answer.reward - learner.overlong_penalty * too_long(answer, learner) * penalised
 
 
 def too_long(answer: Answer, learner: LearnerConfig) -> float:
-    """What DAPO takes from the reward of a long answer (arXiv 2503.14476, equation 13)."""
+    """How much of its penalty for long answers DAPO takes, from 0 to 1 (arXiv 2503.14476, equation 13)."""
     if not learner.overlong_limit:
         return 0.0
     begin = learner.overlong_limit - learner.overlong_buffer
-    return learner.overlong_penalty * min(max((len(answer.response) - begin) / learner.overlong_buffer, 0.0), 1.0)
+    return min(max((len(answer.response) - begin) / learner.overlong_buffer, 0.0), 1.0)
 
 
 def log_probabilities(
@@ -383,12 +437,12 @@ def train(config: Config, model: PreTrainedModel, batches: Iterator[list[Group]]
     )  # fmt: skip
     for number, batch in enumerate(batches):
         answers = [answer for group in batch for answer in group]
-        kept = [group for group in batch if differs(group, learner) or not learner.drop_zero_variance]
+        kept = [group for group in batch if trains(group, learner)]
         groups = [
-            [Used(answer, value) for answer, value in zip(group, values, strict=True)]
+            [Used(answer, value) for answer, value in zip(group, values, strict=True) if answer.scored]
             for group, values in zip(kept, advantages(kept, learner), strict=True)
         ]
-        if not groups:  # all rewards are equal in every group, and these are dropped
+        if not groups:  # in every group all rewards are equal, or unknown, and these are dropped
             yield Step(0.0, 0.0, answers)
             continue
         for some in optimizer.param_groups:
@@ -445,8 +499,6 @@ def check(config: Config) -> None:
     }.items():  # fmt: skip
         if (value := getattr(learner, name)) not in known:
             raise FatalError(f"the reference loop implements learner.{name} = {known} only, not {value!r}")
-    if learner.advantage == "decoupled" and learner.overlong_limit:
-        raise FatalError("the reference loop implements learner.overlong_limit with learner.advantage = 'gated' only")
     if config.data.curriculum < 1:
         raise FatalError(f"the reference loop implements data.curriculum = 1 only, not {config.data.curriculum}")
     if config.lora.rank:
@@ -473,7 +525,8 @@ def main(
     model.to(device)  # type: ignore[arg-type]  # the wrapper that transformers puts around it has no types
     batches = generated(config, model) if record is None else recorded(record)
     for number, step in enumerate(train(config, model, batches, micro_batch), start=1):
-        reward = sum(answer.reward for answer in step.answers) / len(step.answers)
+        scored = [answer for answer in step.answers if answer.scored]
+        reward = sum(answer.reward for answer in scored) / max(len(scored), 1)
         compliance = sum(answer.compliant for answer in step.answers) / len(step.answers)
         languages = Counter(answer.language for answer in step.answers)
         print(

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from common.intervals import half_width
+
 Floats = NDArray[np.float64]
 Interval = tuple[float, float, float]  # a value, and the bounds of its 95% interval
 
@@ -71,8 +73,7 @@ def _filled(values: Floats) -> Floats:
 
 def seed_interval(values: Floats) -> Interval:
     """The mean of values [n], one a seed, with the interval of Student's t; nan bounds with one seed."""
-    mean = float(values.mean())
-    half = half_width(values) if len(values) > 1 else float("nan")
+    mean, half = float(values.mean()), half_width(values)
     return mean, mean - half, mean + half
 
 
@@ -101,11 +102,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(order) - rank) * given[position]))
         adjusted[position] = largest
     return [float(value) for value in adjusted]
-
-
-def half_width(values: Floats) -> float:
-    """Half the width of the interval of the mean of values [n], n at least 2, by Student's t."""
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def without_nan(value: Any) -> Any:

@@ -108,6 +108,9 @@ def test_a_resumed_run_does_not_evaluate_what_it_did_before(tmp_path: Path) -> N
     assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
     assert [call.args[0] for call in parts.publishing.publish.call_args_list] == [2, 3]
     assert run.state.evaluation_before == {"train": {"own": 0.25}}
+    run, parts = make_run(configuration(tmp_path, steps=3), step=2)  # begun without an evaluation
+    run.train()
+    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"], "two steps are not before"
 
 
 def test_a_run_evaluates_before_the_first_step_only_where_it_should(tmp_path: Path) -> None:

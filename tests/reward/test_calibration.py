@@ -6,7 +6,8 @@ import json
 import logging
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,6 +24,7 @@ from common.config import ConfigError
 from reward.calibration.drift import Drift
 from reward.calibration.files import KINDS, Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
+from scripts.data import calibration_modes, similarity_samples
 from scripts.data.calibration_modes import auc, judge
 from scripts.data.parallel_texts import Texts
 from scripts.data.similarity_samples import pair_statistics, quantiles, sample_pairs
@@ -235,8 +237,77 @@ def test_sampled_pairs_are_what_they_say(orders: dict[str, list[int]], kept: int
             for i in ids[(a, b)[side]]:
                 hard += sorted(c for key, c in cosines.items() if key[side] == i != key[1 - side])[-2:]
         np.testing.assert_allclose(sorted(found["hard"]), sorted(hard), atol=1e-6)
-        pooled = np.quantile(np.concatenate([found[kind] for kind in KINDS]), np.linspace(0, 1, 41))
-        np.testing.assert_allclose(quantiles(samples).tables[a, b]["all"], pooled)
+        assert_quantiles_of_the_mixture(quantiles(samples).tables[a, b]["all"], found)
+
+
+def assert_quantiles_of_the_mixture(table: Any, found: Mapping[str, Any]) -> None:
+    """The knots of the table are quantiles of a mixture in which the kinds weigh 1 : 10 : 2, whatever their numbers."""
+    parts = {"equivalent": 1, "mismatched": 10, "hard": 2}
+    parts = {kind: share for kind, share in parts.items() if len(found[kind])}
+    total = sum(parts.values())
+    largest = max(share / total / len(found[kind]) for kind, share in parts.items())
+
+    def mass(holds: Callable[[Any], Any]) -> float:
+        return sum(float(share / total * holds(found[kind]).mean()) for kind, share in parts.items())
+
+    for share, knot in zip(np.linspace(0, 1, 41), table, strict=True):
+        below, up_to = mass(partial(np.greater, knot - 1e-9)), mass(partial(np.greater_equal, knot + 1e-9))
+        assert below - largest <= share <= up_to + largest  # linear between values, so within one of them
+    every = np.concatenate([found[kind] for kind in parts])
+    assert (table[0], table[-1]) == (every.min(), every.max())
+
+
+def texts_of(languages: Mapping[str, int], generator: np.random.Generator) -> dict[str, Texts]:
+    """Texts of one article each: of an id they are alike in all languages, and all others are equally far from it.
+
+    Args:
+        languages: how many of the ids, from 0 on, each has texts of.
+    """
+    meanings = np.linalg.qr(generator.normal(size=(64, 64)))[0]
+    made = {}
+    for code, count in languages.items():
+        vectors = meanings[:count] + 0.02 * generator.normal(size=(count, 64))
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        made[code] = Texts(np.arange(count), np.arange(count), [""] * count, vectors.astype(np.float32))
+    return made
+
+
+def test_an_equally_wrong_answer_is_worth_as_much_in_every_language(rng: np.random.Generator) -> None:
+    """Between languages there are twice as many wrong text pairs, and more where one lacks texts of the other."""
+    samples = sample_pairs(texts_of({"de": 30, "en": 30, "ja": 10}, rng))
+    counts = {pair: tuple(len(sample.similarities[kind]) for kind in KINDS) for pair, sample in samples.items()}
+    assert counts["de", "de"] == (30, 300, 60) and counts["de", "en"] == (30, 600, 120)
+    assert counts["de", "ja"] == (10, 390, 80)  # of ten texts only nine are wrong
+    tables = quantiles(samples)
+    calibration = Calibration("quantile", PairStatistics({}), tables)
+    for pair, sample in samples.items():
+        assert_quantiles_of_the_mixture(tables.tables[pair]["all"], sample.similarities)
+        top = max(sample.similarities[kind].max() for kind in ("mismatched", "hard"))
+        assert top < 0.5 < 0.9 < sample.similarities["equivalent"].min()
+        # The best wrong one of 12 parts in 13, which is between two of the knots, 1/40 apart.
+        assert calibration(float(top), *pair) == pytest.approx(12 / 13, abs=1 / 40), pair
+    wrong = [calibration(0.3, *pair) for pair in samples]
+    assert np.ptp(wrong) < 0.03, "an equally wrong answer; pooled as they come it is 0.07"
+
+
+def test_the_quantiles_of_equal_proportions_are_numpys(rng: np.random.Generator) -> None:
+    samples = sample_pairs(texts_of({"de": 30}, rng))
+    every = np.concatenate([samples["de", "de"].similarities[kind] for kind in KINDS])
+    found = quantiles(samples).tables["de", "de"]["all"]
+    np.testing.assert_allclose(found, np.quantile(every, np.linspace(0, 1, 41)), rtol=1e-12)
+
+
+def test_a_wrong_answer_that_earns_more_in_some_languages_is_seen(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = sample_pairs(texts_of({"de": 40, "en": 40, "ja": 40}, rng))
+    assert judge(samples, samples)["quantile"].wrong_spread[0] < 0.01
+    monkeypatch.setattr(similarity_samples, "_PROPORTIONS", {"equivalent": 1, "mismatched": 20, "hard": 4})
+    halves = {pair: quantiles({pair: sample}).tables[pair] for pair, sample in samples.items() if pair[0] != pair[1]}
+    monkeypatch.undo()
+    tables = Quantiles(np.linspace(0, 1, 41), {**quantiles(samples).tables, **halves}, {})
+    monkeypatch.setattr(calibration_modes, "quantiles", lambda _: tables)
+    assert judge(samples, samples)["quantile"].wrong_spread[0] > 0.012, "twice as many wrong pairs between languages"
 
 
 @settings(max_examples=30)
@@ -269,7 +340,7 @@ def test_calibration_takes_the_spread_away_and_keeps_the_order() -> None:
         assert results[mode].spread[0] < 0.25 * results["raw"].spread[0]
         assert results[mode].auc[0] > results["raw"].auc[0] - 0.002
     for result in results.values():
-        for value, low, high in (result.spread, result.auc):
+        for value, low, high in (result.spread, result.auc, result.wrong_spread):
             assert low < high and low - 0.02 < value < high + 0.02
 
 

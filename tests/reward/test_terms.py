@@ -36,6 +36,14 @@ def quality_terms(weights: dict[str, dict[str, float]]) -> QualityTerms:
     return QualityTerms(weights, Tools(config, calibrate, Mock()))
 
 
+@pytest.mark.parametrize(("flags", "low", "high"), [([], 0.8, 1.0), (["--reward.near_languages", "{}"], 0.0, 0.2)])
+def test_shares_of_a_language_count_its_near_ones_as_the_gate_does(flags: list[str], low: float, high: float) -> None:
+    """lid.176 takes this Malay sentence for Indonesian, which counts as Malay unless the configuration forbids it."""
+    malay = "Semua manusia dilahirkan bebas dan samarata dari segi kemuliaan dan hak-hak."
+    tools = Tools(load(flags).reward, Mock(), Mock())
+    assert low <= tools.language_shares([malay], ["ms"])[0] <= high
+
+
 @pytest.mark.parametrize(
     ("answer", "accepted", "is_in", "is_it"),
     [

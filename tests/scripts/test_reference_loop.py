@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ from common.config import Config, load
 from common.process import FatalError
 from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
+from common.wire import Score
 from learner import recording
 from learner.groups import Group
 from learner.train.samples import group_outcome
 from learner.train.trainer import Trainer
+from router import Observation, Router
 from scripts.study import reference_loop
 from tests.support.groups import LANGUAGES, random_rollout, work
 from tests.support.train_once import configuration, copied_weights, run_ranks
@@ -34,16 +37,26 @@ STEPS, GROUPS, ANSWERS = 3, 3, 4
 FLAGS = [
     "--learner.staleness", "0", "--learner.kl", "0.05", "--learner.lr", "1e-4", "--learner.weight_decay", "0.1",
     "--learner.warmup_steps", "2", "--learner.max_grad_norm", "0.5", "--learner.microbatch_tokens", "90",
-    "--sampling.temperature", "0.8", "--learner.steps", str(STEPS), "--learner.groups_per_step", str(GROUPS + 1),
+    "--sampling.temperature", "0.8", "--learner.steps", str(STEPS), "--learner.groups_per_step", str(GROUPS + 2),
 ]  # fmt: skip
 
 
 def groups_of_step(rng: np.random.Generator) -> list[Group]:
-    """Random groups, some of whose answers are not compliant, and one group in which all rewards are equal."""
+    """Random groups, some of whose answers are not compliant, or have no similarity, and one of which has no score.
+
+    In one more all rewards are equal, and in another no answer could be scored.
+    """
     batch = []
-    for number in range(GROUPS + 1):
+    for number in range(GROUPS + 2):
         equal = 0.5 if number == GROUPS else None
         rollouts = [random_rollout(rng, reward=equal) for _ in range(ANSWERS)]
+        for place, one in enumerate(rollouts):
+            if number < GROUPS and place:
+                one.score.terms = {"similarity": float(rng.random())}
+            if number > GROUPS or (number, place) == (0, 2):
+                one.score = Score(
+                    reward=0, quality=0, similarity=0, compliant=one.score.compliant, detected="en", scored=False
+                )
         batch.append(Group(work=work(number, [r.language for r in rollouts]), actor="a", rollouts=rollouts))
     return batch
 
@@ -77,7 +90,10 @@ LOSSES: dict[str, list[str]] = {
         "--learner.aggregation", "fertility", "--learner.minibatches", "2",
     ],
     "GDPO": [
-        "--learner.advantage", "decoupled", "--learner.decoupled_parts", '{"reward" = 1.0, "compliance" = 0.5}',
+        "--learner.advantage", "decoupled",
+        "--learner.decoupled_parts", '{"reward" = 1.0, "compliance" = 0.5, "similarity" = 0.3}',
+        "--learner.overlong_limit", "25", "--learner.overlong_buffer", "15", "--learner.overlong_penalty", "0.4",
+        "--sampling.max_new_tokens", "30",
         "--learner.kl_importance", "true", "--learner.minibatches", "2",
     ],
 }  # fmt: skip
@@ -193,7 +209,7 @@ def test_every_loss_trains_recorded_groups_as_the_system_does(
 
 def test_micro_batches_of_the_reference_loop_change_nothing(system: Recorded) -> None:
     outcomes = {group_outcome(group, system.config.learner) for step in system.steps for group in step.groups}
-    assert outcomes == {"trained", "zero_variance"}
+    assert outcomes == {"trained", "zero_variance", "masked"}
     assert_same_training(system, system.config, 16)
 
 
@@ -212,16 +228,28 @@ def test_the_comparison_notices_a_changed_setting(system: Recorded, setting: str
         assert_same_training(system, system.config.model_copy(update={"learner": learner}), 16)
 
 
+def questions_file(path: Path, count: int = 3) -> Path:
+    """Rows of questions, with a further column."""
+    question: dict[str, Any] = {"ability": "Chat", "hint": "a city"}
+    question["reward_model"] = {"ground_truth": "Berlin.", "style": "rule"}
+    question["extra_info"] = {"language": "de", "topic": "Chat", "region": "Europe", "index": 0}
+    rows = [
+        {"prompt": [{"role": "user", "content": f"{n}: Wie heißt die Hauptstadt?"}], **question} for n in range(count)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
 def test_the_command_generates_scores_and_trains(
     tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    question: dict[str, Any] = {"ability": "Chat"}
-    question["reward_model"] = {"ground_truth": "Berlin.", "style": "rule"}
-    question["extra_info"] = {"language": "de", "topic": "Chat", "region": "Europe", "index": 0}
-    rows = [{"prompt": [{"role": "user", "content": f"{n}: Wie heißt die Hauptstadt?"}], **question} for n in range(3)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     arguments = ["--out", str(tmp_path / "model"), "--model.path", str(tiny_policy)]
-    arguments += ["--data.train", str(tmp_path / "train.parquet"), "--run.languages", str(list(LANGUAGES))]
+    arguments += [
+        "--data.train",
+        str(questions_file(tmp_path / "train.parquet")),
+        "--run.languages",
+        str(list(LANGUAGES)),
+    ]
     arguments += ["--learner.steps", "2", "--learner.groups_per_step", "2", "--learner.lr", "1e-3"]
     arguments += ["--router.rollouts", "4", "--router.interval", "1", "--sampling.max_new_tokens", "6"]
     # Random weights answer in no language, so the gate is left out: a short text passes, whatever it is in.
@@ -234,6 +262,71 @@ def test_the_command_generates_scores_and_trains(
     assert all(float(norm) > 0 and float(reward) > 0 for _, _, norm, reward in lines)
     old, new = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tiny_policy, tmp_path / "model"))
     assert any(not torch.equal(old[name], new[name]) for name in old)
+
+
+REWARD = '''
+import dataclasses, json, pathlib
+
+def first_missing(group, tools):
+    """Keeps what it has seen; the first answer cannot be scored."""
+    seen = dataclasses.asdict(dataclasses.replace(group, messages=[turn.content for turn in group.messages]))
+    with (pathlib.Path(__file__).parent / "seen.jsonl").open("a") as file:
+        print(json.dumps(seen), file=file)
+    return [{"good": 0.25 * number} if number else None for number in range(len(group.answers))]
+
+def all_missing(group, tools):
+    return [None for _ in group.answers]
+'''
+
+
+def rewarded_by(function: str, model: Path, directory: Path) -> list[str]:
+    """Flags of a small run with a reward function, whose chat template begins an answer inside a thought."""
+    (directory / "mine.py").write_text(REWARD)
+    thinking = directory / "thinking"
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(thinking)
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>"
+    )
+    tokenizer.save_pretrained(thinking)
+    return [
+        "--model.path", str(thinking), "--data.train", str(questions_file(directory / "train.parquet")),
+        "--data.columns", '{"hint" = "hint"}',
+        "--run.languages", str(list(LANGUAGES)), "--learner.steps", "1", "--learner.groups_per_step", "2",
+        "--router.rollouts", "4", "--router.mode", "uniform", "--sampling.max_new_tokens", "6",
+        "--reward.function", f"{directory / 'mine.py'}:{function}", "--reward.parts", '{"good" = 1.0}',
+    ]  # fmt: skip
+
+
+def test_a_reward_sees_what_it_sees_in_the_system_and_unscored_answers_teach_nothing(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Observation] = []
+    monkeypatch.setattr(Router, "observe", lambda _, observations: learned.extend(observations))
+    config = load(rewarded_by("first_missing", tiny_policy, tmp_path))
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
+    (batch,) = reference_loop.generated(config, model)
+    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert len(seen) == len(batch) == len(learned) == 2
+    for group, given, observed in zip(batch, seen, learned, strict=True):
+        assert given["messages"] == [f"{given['row']}: Wie heißt die Hauptstadt?"]
+        assert given["extra"]["hint"] == "a city" and given["reference"] == "Berlin."
+        assert [one["tokens"] for one in given["answers"]] == [len(answer.response) for answer in group]
+        assert all(not one["final"] and one["thinking"] == one["text"].strip() for one in given["answers"])
+        assert [answer.scored for answer in group] == [False, True, True, True]
+        assert list(observed.languages) == [answer.language for answer in group[1:]]
+        assert observed.rewards == tuple(0.25 * n * group[n].compliant for n in (1, 2, 3))
+        rewards = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        wanted = ((rewards - rewards.mean()) / (rewards.std() + 1e-6)).tolist()
+        assert reference_loop.advantages([group], config.learner) == [[0.0, *map(pytest.approx, wanted)]]
+
+
+def test_answers_of_which_too_few_are_scored_are_an_error(tiny_policy: Path, tmp_path: Path) -> None:
+    flags = rewarded_by("all_missing", tiny_policy, tmp_path)
+    with pytest.raises(
+        SystemExit, match=r"error: the answers to question \d of .*train\.parquet cannot be scored: 4 of 4"
+    ):
+        reference_loop.main(flags)
 
 
 def test_generated_log_probabilities_are_those_of_the_policy(tiny_policy: Path) -> None:

@@ -257,7 +257,7 @@ def test_the_languages_of_a_group_are_drawn_as_published(name: str, seed: int) -
     own = {"lrpo": 2, "lrpo-paper": 2, "csc": 2, "gdpo": 1, "hybrid": 2, "explang": 0}.get(name, len(drawn))
     assert drawn[:own] == ["fr"] * own
     assert config.model.prompt_style == {"explang": "select", "hybrid": "select"}.get(
-        name, "tag" if name in ("lrpo", "lrpo-paper", "gdpo") else "system"
+        name, "tag" if name in ("lrpo", "lrpo-paper") else "system"
     )
 
 

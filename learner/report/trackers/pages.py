@@ -126,6 +126,11 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             SHARE,
         ),
         Chart("Drift from the similarities used for calibration", ("health/calibration_drift",)),
+        Chart(
+            "Share of an evaluation's answers that were not scored, held-out and training questions",
+            ("evaluation_heldout/unscored", "evaluation_train/unscored"),
+            SHARE,
+        ),
     ),
     "Flow": (
         Chart(

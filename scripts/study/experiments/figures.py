@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -109,7 +110,7 @@ def _mean_of_metric(run: Path, tag: str) -> float | None:
     if tag not in events.Tags()["scalars"]:
         return None
     points = events.Scalars(tag)
-    return sum(point.value for point in points) / len(points)
+    return float(np.mean([point.value for point in points]))
 
 
 def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:

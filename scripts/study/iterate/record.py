@@ -48,10 +48,6 @@ class Record:
         except (OSError, ValueError, LookupError, AssertionError) as error:
             raise FatalError(f"{self.path} cannot be read: {error!r}. Delete {directory} to do it anew") from None
 
-    @property
-    def has_begun(self) -> bool:
-        return self._content is not None
-
     def begin(self, begun: Mapping[str, Any]) -> None:
         """Writes down what the iteration begins with, unless it has begun."""
         if self._content is None:

@@ -33,6 +33,7 @@ def test_routed_is_how_the_mode_of_the_run_answers(mode: str, rng: np.random.Gen
     fixed = ["--run.languages", '["de", "en", "zh"]', "--router.fixed_language", "zh"] if mode == "fixed" else []
     config = load(["--router.mode", mode, *fixed])
     evaluation = read_reward_matrix(answered(rewards, own), LANGUAGES, Router(config.router, LANGUAGES, 0, 1), "gate")
+    assert evaluation is not None and evaluation.unscored == 0
     wanted = {
         "learned": rewards[:, :3].mean(),  # nothing is learned yet
         "uniform": rewards[:, :3].mean(),
@@ -50,4 +51,28 @@ def test_routed_is_how_the_mode_of_the_run_answers(mode: str, rng: np.random.Gen
 def test_nothing_is_routed_where_the_policy_chooses() -> None:
     config = load(["--router.mode", "policy", "--model.prompt_style", "select"])
     groups = answered(np.ones((1, 4)), ["de"])
-    assert read_reward_matrix(groups, LANGUAGES, Router(config.router, LANGUAGES, 0, 1), "gate").routed is None
+    evaluation = read_reward_matrix(groups, LANGUAGES, Router(config.router, LANGUAGES, 0, 1), "gate")
+    assert evaluation is not None and evaluation.routed is None and evaluation.oracle == 1.0
+
+
+def unscored(group: Group, place: int) -> Group:
+    """The group with one answer that could not be scored."""
+    rollouts = list(group.rollouts)
+    failed = rollouts[place].score.model_copy(update={"scored": False, "reward": 0.0})
+    rollouts[place] = rollouts[place].model_copy(update={"score": failed})
+    return Group(work=group.work, actor=group.actor, rollouts=rollouts)
+
+
+def test_an_answer_that_was_not_scored_costs_the_figures_that_need_it_and_no_others() -> None:
+    config = load([])
+    router = Router(config.router, LANGUAGES, 0, 1)
+    groups = answered(np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]), ["de", "en"])
+    in_another_language = read_reward_matrix([groups[0], unscored(groups[1], 2)], LANGUAGES, router, "gate")
+    assert in_another_language is not None
+    assert (in_another_language.own, in_another_language.questions) == (1.0, 2), "both own answers were scored"
+    assert in_another_language.unscored == pytest.approx(1 / 6) and in_another_language.best_fixed_language == "de"
+    everywhere = read_reward_matrix([unscored(one, 2) for one in groups], LANGUAGES, router, "gate")
+    assert everywhere is not None and everywhere.own == 1.0
+    assert [everywhere.oracle, everywhere.best_fixed, everywhere.uniform, everywhere.routed] == [None] * 4
+    own = [unscored(group, place) for place, group in enumerate(groups)]
+    assert read_reward_matrix(own, LANGUAGES, router, "gate") is None, "there is no figure, and no error"

@@ -42,7 +42,9 @@ def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) ->
     for number in range(first, (last or steps) + 1):
         report.step(**random_step(rng, number))
         report.router(number, learned(LANGUAGES, 1, 1) if number == first else {"probs": {}})
-    values = {name: 0.5 for name in ("own", "oracle", "best_fixed", "english", "uniform", "routed", "compliance")}
+    values = {
+        name: 0.5 for name in ("own", "oracle", "best_fixed", "english", "uniform", "routed", "compliance", "unscored")
+    }
     answers = samples([random_rollout(rng) for _ in range(8)])
     diagnosed = tagged(diagnostics.summarise(answers), "gate")
     done = Evaluation(questions=1, best_fixed_language="en", own_by_language={}, diagnostics=diagnosed, **values)

@@ -48,6 +48,9 @@ def test_a_summary_has_the_means_the_outcomes_and_the_evaluations(tmp_path: Path
     assert found["routed_by_region"] == {"Asia": {"en": 1}, "Europe": {"de": 2, "en": 1}}
     assert found["router_top_by_topic"] == {"Chat": "de"}
     assert found["config"]["run"]["dir"] == str(tmp_path)
+    state.totals.staleness_bound = 9
+    found = summarise(config, state, Audit({}, 0, 0), pairs, after, 5, MEASURED)
+    assert found["staleness_bound"] == 9, "some steps had another bound before a resume"
 
 
 def test_only_answers_that_were_routed_count_for_their_regions() -> None:

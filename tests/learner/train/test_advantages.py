@@ -193,6 +193,28 @@ def test_long_answers_are_worth_less_and_a_group_of_equal_rewards_is_still_left_
     assert group_outcome(equal, config.learner) == "zero_variance", "as in DAPO, length alone does not make a group"
 
 
+@pytest.mark.parametrize("divides", [True, False])
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 3.0])
+def test_with_decoupled_the_penalty_for_length_is_a_part_and_its_size_the_weight(
+    rng: np.random.Generator, penalty: float, divides: bool
+) -> None:
+    lengths, math = [10, 15, 18, 20], rng.random(4)
+    rollouts = [_scored(rng, {"math": float(one), "format": 0.5}) for one in math]
+    rollouts = [
+        one.model_copy(update={name: np.zeros(length, np.int32) for name in ("response_ids", "versions")})
+        for one, length in zip(rollouts, lengths, strict=True)
+    ]
+    flags = ["--learner.overlong_limit", "20", "--learner.overlong_buffer", "10"]
+    flags += ["--learner.overlong_penalty", str(penalty), "--learner.advantage_std", str(divides)]
+    found = group_advantages(_group(0, rollouts), _decoupled(*flags))
+    too_long = np.array([0.0, 0.5, 0.8, 1.0])
+    normal = [(v - v.mean()) / (v.std(ddof=1) + 1e-4 if divides else 1.0) for v in (math, -too_long)]
+    np.testing.assert_allclose(found, normal[0] + penalty * normal[1], rtol=1e-9)
+    alike = _group(0, [one.model_copy(update={"score": rollouts[0].score}) for one in rollouts])
+    assert group_advantages(alike, _decoupled(*flags)).any()
+    assert group_outcome(alike, _decoupled(*flags)) == "zero_variance", "length alone does not make a group"
+
+
 def test_minibatches_divide_the_groups_that_are_trained(rng: np.random.Generator) -> None:
     batch = [_group(n, [random_rollout(rng, reward=r) for r in ((0.5, 0.5) if n == 2 else (0, 1))]) for n in range(8)]
     config = load(["--learner.minibatches", "3"]).learner

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -80,11 +80,14 @@ def _objective(**changes: Any) -> Objective:
 
 def definition(
     o: Objective, logp: Tensor, old: Tensor, behaviour: Tensor, advantage: float, ref: Tensor, entropy: Tensor
-) -> list[Tensor]:
-    """The losses of the tokens of one answer, as the papers write them, one after the other."""
+) -> tuple[list[Tensor], list[bool]]:
+    """The losses of the tokens of one answer, as the papers write them, and whether a clipped ratio made each smaller.
+
+    Of CISPO, whether the weight of the token's gradient was clipped.
+    """
     anchor = old if o.proximal == "step" else behaviour
     sequence = torch.exp((logp - anchor).mean()).detach()  # GSPO, equation 7
-    losses = []
+    losses, clipped = [], []
     for t in range(len(logp)):
         weight = torch.exp(old[t] - behaviour[t])
         if o.correction == "none" or o.proximal == "behaviour":
@@ -97,10 +100,12 @@ def definition(
         if o.loss == "cispo":
             coefficient = min(max(float(ratio.detach()), 1 - o.clip_low), 1 + o.clip_high)
             gain = coefficient * advantage * logp[t]
+            clipped.append(advantage != 0 and coefficient != float(ratio.detach()))
         else:
             one = sequence * logp[t].exp() / logp[t].exp().detach() if o.loss == "gspo" else ratio
             bounded = min(max(one, torch.full_like(one, 1 - o.clip_low)), torch.full_like(one, 1 + o.clip_high))
             gain = min(one * advantage, bounded * advantage)
+            clipped.append(bool(bounded * advantage < one * advantage))
             if o.loss == "ppo" and advantage < 0 and o.dual_clip:
                 gain = max(gain, torch.full_like(gain, o.dual_clip * advantage))
         difference = ref[t] - logp[t]
@@ -108,7 +113,7 @@ def definition(
         if o.kl_importance:
             kl = kl * ratio * weight
         losses.append(-weight * gain + o.kl * kl - o.entropy_bonus * entropy[t])
-    return losses
+    return losses, clipped
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -132,6 +137,7 @@ def test_losses_and_gradients_are_those_of_the_definition(changes: dict[str, Any
     old, behaviour, ref, entropy = torch.from_numpy(rng.normal(size=(4, tokens)))
     behaviour = old + 0.7 * behaviour
     advantage = torch.from_numpy(rng.normal(size=20))
+    advantage[:2] = 0.0  # of answers that are as good as the mean of their group
     logp = old + torch.from_numpy(rng.normal(size=tokens) * 0.5)
     sequence = torch.from_numpy(np.repeat(np.arange(20), lengths))
     ours, theirs = ([logp.clone().requires_grad_(), entropy.clone().requires_grad_()] for _ in range(2))
@@ -139,13 +145,11 @@ def test_losses_and_gradients_are_those_of_the_definition(changes: dict[str, Any
         ours[0], old, behaviour, advantage[sequence], ref, entropy_R=ours[1], sequence_R=sequence
     )  # fmt: skip
     split = [x.split(lengths.tolist()) for x in (theirs[0], old, behaviour, ref, theirs[1])]
-    wanted = torch.stack([
-        one
+    defined = [
+        definition(objective, split[0][n], split[1][n], split[2][n], float(advantage[n]), split[3][n], split[4][n])
         for n in range(20)
-        for one in definition(
-            objective, split[0][n], split[1][n], split[2][n], float(advantage[n]), split[3][n], split[4][n]
-        )
-    ])  # fmt: skip
+    ]
+    wanted = torch.stack([one for losses, _ in defined for one in losses])
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=1e-12)
     upstream = torch.from_numpy(rng.random(tokens))
     (loss @ upstream).backward()
@@ -155,13 +159,34 @@ def test_losses_and_gradients_are_those_of_the_definition(changes: dict[str, Any
             assert not objective.entropy_bonus
             continue
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
-    assert 0 < stats["clip_share"].mean() < 1 or changes.get("clip_low") == 3e-4, "some are clipped, and some are not"
+    assert stats["clip_share"].tolist() == [float(one) for _, clipped in defined for one in clipped]
+    assert 0 < stats["clip_share"].mean() < 1, "some are clipped, and some are not"
     raw = torch.exp(old - behaviour)
     torch.testing.assert_close(stats["outside_bounds"], ((raw < 0.5) | (raw > 2)).float())
     torch.testing.assert_close(stats["raw_weight_squared"], raw**2)
     unlimited = objective.correction == "none" or objective.proximal == "behaviour"
     assert bool(stats["importance_limited"].any()) != unlimited
     assert all(not value.requires_grad for value in stats.values())
+
+
+@pytest.mark.parametrize("loss", ["ppo", "gspo", "cispo"])
+def test_a_token_counts_as_clipped_where_the_clip_changes_its_loss(loss: Literal["ppo", "gspo", "cispo"]) -> None:
+    """The cases of a ratio within, below and above its bounds, for A > 0, A < 0 and A = 0; an answer has one token."""
+    log_ratio = torch.tensor([1.0, 0.5, 2.0, 9.0]).log().repeat(3)
+    advantage = torch.tensor([1.0, -1.0, 0.0]).repeat_interleave(4)
+    leaf, old = log_ratio.clone().requires_grad_(), torch.zeros(12)
+    objective = _objective(loss=loss, kl=0.0)
+    losses, stats = objective(leaf, old, old, advantage, None, entropy_R=old, sequence_R=torch.arange(12))
+    losses.sum().backward()
+    above, below = [0, 0, 1, 1], [0, 1, 0, 0]
+    every = [one or other for one, other in zip(above, below, strict=True)]
+    wanted = [*every, *every, 0, 0, 0, 0] if loss == "cispo" else [*above, *below, 0, 0, 0, 0]
+    assert stats["clip_share"].tolist() == wanted
+    if loss != "cispo":  # a clipped ratio has no gradient, and neither has one that the dual clip bounds
+        assert leaf.grad is not None
+        flat = (leaf.grad == 0) & (advantage != 0)
+        dual = [0] * 7 + [int(loss == "ppo")] + [0] * 4
+        assert flat.int().tolist() == [one + other for one, other in zip(wanted, dual, strict=True)]
 
 
 def test_gspo_with_equal_weights_is_the_loss_of_whole_answers(rng: np.random.Generator) -> None:
@@ -207,8 +232,9 @@ def test_the_mean_gradient_of_the_kl_is_that_of_the_kl(form: KLForm, weighted: b
 def trl_loss(
     logp: Tensor, old: Tensor, ref: Tensor, weight: Tensor | None, mask: Tensor, advantage: Tensor, entropy: Tensor,
     *, loss_type: str, level: str = "token", high: float = 0.28, corrected_kl: bool = False, entropy_coef: float = 0.0,
+    metrics: dict[str, list[float]] | None = None,
 ) -> Tensor:  # fmt: skip
-    """The loss of ``GRPOTrainer``, by its own code."""
+    """The loss of ``GRPOTrainer``, by its own code, which also adds to ``metrics``."""
     accelerator = SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1, sync_gradients=1)
     this = SimpleNamespace(
         args=SimpleNamespace(delta=3.0, use_bias_correction_kl=corrected_kl, steps_per_generation=1),
@@ -217,7 +243,7 @@ def trl_loss(
         loss_type=loss_type, epsilon_low=0.2, epsilon_high=high, use_vllm=weight is not None,
         vllm_importance_sampling_correction=True, current_gradient_accumulation_steps=1,
         max_completion_length=LENGTH, _entropy_bonus_enabled=bool(entropy_coef), use_adaptive_entropy=False,
-        entropy_coef=entropy_coef, _metrics=defaultdict(lambda: defaultdict(list)),
+        entropy_coef=entropy_coef, _metrics={"train": defaultdict(list) if metrics is None else metrics},
         _get_per_token_logps_and_entropies=lambda *_, **__: (logp, entropy, None),
     )  # fmt: skip
     rows = len(mask)
@@ -259,14 +285,18 @@ def test_losses_and_gradients_are_those_of_trl(
         [(old + 0.4 * noise).requires_grad_(), entropy.clone().requires_grad_()] for _ in range(2)
     )  # fmt: skip
     weight = torch.exp(old - behaviour).clamp(max=2.0)
-    wanted = trl_loss(theirs[0], old, ref, mask=mask, advantage=advantage, entropy=theirs[1], **{
+    metrics: dict[str, list[float]] = defaultdict(list)
+    wanted = trl_loss(theirs[0], old, ref, mask=mask, advantage=advantage, entropy=theirs[1], metrics=metrics, **{
         "weight": weight, **options
     })  # fmt: skip
     wanted.backward()
     weights = torch.from_numpy(token_weights(lengths.tolist(), ["en"] * 12, aggregation, LENGTH))
     each = (ours[0], old, behaviour, advantage[:, None].expand(mask.shape), ref)
     sequence = torch.arange(12)[:, None].expand(mask.shape)[mask]
-    losses, _ = _objective(**changes)(*(x[mask] for x in each), entropy_R=ours[1][mask], sequence_R=sequence)
+    losses, stats = _objective(**changes)(*(x[mask] for x in each), entropy_R=ours[1][mask], sequence_R=sequence)
+    if changes.get("loss", "ppo") == "ppo":  # TRL's is a mean over answers for GSPO, and has A > 0 alone for CISPO
+        assert float(stats["clip_share"].mean()) == pytest.approx(metrics["clip_ratio/region_mean"][0])
+        assert 0 < stats["clip_share"].mean() < 1
     loss = losses @ weights[:, None].expand(mask.shape)[mask]
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-9, atol=1e-11)
@@ -325,7 +355,7 @@ def reference_loss(policy: Any, reference: Any, batch: list[Group], config: Conf
         logp, entropy = table.gather(1, tokens)[:, 0], -(table.exp() * table).sum(-1)
         old = _shifted(logp.detach(), tokens[:, 0]) if shift else logp.detach()
         behaviour = torch.from_numpy(rollout.logprobs).double()
-        some = definition(objective, logp, old, behaviour, sample.advantage, ref, entropy)
+        some, _ = definition(objective, logp, old, behaviour, sample.advantage, ref, entropy)
         losses.append((rollout.language, torch.stack(some)))
     if learner.aggregation == "token":
         return torch.cat([loss for _, loss in losses]).mean()
