@@ -19,7 +19,8 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Set
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ from actor.engine.client import Engine
 from actor.engine.errors import EngineError
 from actor.probing import prove
 from actor.tasks import TaskGroup
+from actor.threads import call_in_thread
 from actor.weights import Order
 from common import wire
 from common.config import SyncConfig
@@ -129,13 +131,18 @@ class AdapterUpdates:
         """Writes the files and compares them with the engine's model.
 
         Raises:
-            EngineError: the adapter arrived damaged, or its files cannot be read or written.
+            EngineError: the adapter arrived damaged, or its files cannot be read or written in time.
             FatalError: it does not fit the engine's model.
         """
         name = f"{self._name}-{next(self._numbers)}-v{order.version}"
         adapter = LoadedAdapter(name, order.version, order.sha256, self._directory / name)
         try:
-            shapes = await asyncio.to_thread(write_adapter, order, adapter.directory)
+            shapes = await call_in_thread(partial(write_adapter, order, adapter.directory), order.timeout_s)
+        except TimeoutError:
+            raise EngineError(
+                f"the files of the adapter of version {order.version} were not written to {adapter.directory} within "
+                f"{order.timeout_s:.0f} s"
+            ) from None
         except (DamagedAdapterError, OSError) as error:
             raise EngineError(str(error)) from None
         if self._checkpoint_shapes is None:
@@ -170,4 +177,6 @@ class AdapterUpdates:
             if not adapter.in_flight:
                 await self._engine.unload_adapter(adapter, self._sync.timeout_s)
                 self._loaded.remove(adapter)
-                await asyncio.to_thread(shutil.rmtree, adapter.directory, ignore_errors=True)
+                with suppress(TimeoutError):  # the thread deletes them when it can
+                    delete = partial(shutil.rmtree, adapter.directory, ignore_errors=True)
+                    await call_in_thread(delete, self._sync.timeout_s)

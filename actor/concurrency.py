@@ -26,19 +26,22 @@ class Concurrency:
         self._limit = most  # below ``most`` once there was a cut
         self._since_cut = 0  # groups finished since the last cut, or since the limit was last raised
         self._retry_after = _RETRY_AFTER
+        self._had_gauges = False  # so far
 
     def record_finished(self, gauges: Mapping[str, float], in_flight: int, *, retracted: bool) -> None:
         """Adapts ``slots`` when a group has finished.
 
         Args:
             gauges: of the engine: ``usage`` of its KV cache in [0, 1], numbers of requests ``running`` and
-                ``waiting``. An engine that gives none gets all slots.
+                ``waiting``. Empty where they could not be read. An engine that has never given any gets all slots.
             in_flight: groups that were being generated, the finished one included.
             retracted: whether the engine put answers of the group back for lack of memory.
         """
-        if not gauges:
+        if not gauges and not self._had_gauges:
             self.slots = self._most
             return
+        if not self._had_gauges:  # what it got until now was not found out
+            self._had_gauges, self.slots = True, self._step
         self._since_cut += 1
         waiting, running = gauges.get("waiting", 0.0), gauges.get("running", 0.0)
         no_cut_yet = self._limit == self._most
@@ -50,6 +53,6 @@ class Concurrency:
             if not no_cut_yet and self._since_cut >= self._retry_after:
                 self._limit, self._since_cut = self._limit + 1, 0
             # Several groups may finish at once, so the slots need not be full for the usage to count: half is enough.
-            has_room = gauges["usage"] * (self.slots + self._step) < _TARGET_USAGE * in_flight
+            has_room = gauges and gauges["usage"] * (self.slots + self._step) < _TARGET_USAGE * in_flight
             if has_room and not waiting and 2 * in_flight >= self.slots:
                 self.slots = min(self._limit, self.slots + self._step)

@@ -14,6 +14,8 @@ import logging
 import time
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +53,7 @@ class _Answered:
         texts: [K] their texts.
         spent: what the generation took.
         at: when it ended, in seconds of the monotonic clock.
+        checking: whether no other engine can have made them; they may be sent once it has ended without an error.
     """
 
     prompts: list[list[int]]
@@ -58,6 +61,7 @@ class _Answered:
     texts: list[str]
     spent: GenerationTime
     at: float
+    checking: asyncio.Task[None]
 
 
 class PromptGroups:
@@ -98,6 +102,7 @@ class PromptGroups:
         self._task_group = TaskGroup()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by lease id
         self._generating: set[str] = set()  # lease ids; those of an engine that has ended stay
+        self._answered: set[str] = set()  # lease ids whose answers are generated
         self._ending = False
         self.tokens_generated = 0
 
@@ -140,6 +145,7 @@ class PromptGroups:
             task.cancel()
         self._tasks.clear()
         self._generating.clear()
+        self._answered.clear()
         self._times.set_groups_held(0)
         return count
 
@@ -149,7 +155,7 @@ class PromptGroups:
         The others are left to whoever leases them next. Waits at most ``timeout_s`` seconds.
         """
         self._ending = True
-        generated = [task for lease_id, task in self._tasks.items() if lease_id not in self._generating]
+        generated = [task for lease_id, task in self._tasks.items() if lease_id in self._answered]
         if generated:
             await asyncio.wait(generated, timeout=timeout_s)
 
@@ -168,9 +174,10 @@ class PromptGroups:
                 if not isinstance(error, Exception | asyncio.CancelledError):
                     raise
                 log.exception("group %s failed", work.id)
+                self._generating.discard(work.id)
                 await self._session.deliver(wire.Release(id=work.id, reason=repr(error)).of(lives))
-            self._generating.discard(work.id)
         finally:
+            self._answered.discard(work.id)
             self._tasks.pop(work.id, None)
             self._times.set_groups_held(len(self._tasks))
 
@@ -191,9 +198,12 @@ class PromptGroups:
             try:
                 if answered is None:
                     answered = await self._generate_answers(work)
+                    self._answered.add(work.id)
                     gives_up = time.monotonic() + self._config.actor.score_patience_s
                     continue
-                return await self._when_proved(work, await self._score(work, answered))
+                submit = await self._score(work, answered)
+                await answered.checking
+                return await self._when_proved(work, submit)
             except (EngineLost, EngineReplaced):
                 raise
             except RequestRefused as error:
@@ -224,11 +234,47 @@ class PromptGroups:
         Raises:
             EngineError: the engine did not generate them.
         """
-        self._generating.add(work.id)  # until they are there: an engine that ends was generating them
         prompts = [self._make_prompt(work.question, language) for language in work.languages]
-        generations, spent = await self._generate(prompts, work.greedy)
-        self._generating.discard(work.id)
-        return _Answered(prompts, generations, [self._decode(one.ids) for one in generations], spent, time.monotonic())
+        sampling = {
+            "temperature": 0.0 if work.greedy else self._config.sampling.temperature,
+            "max_new_tokens": self._config.sampling.max_new_tokens,
+            "stop_token_ids": self._stop_ids,
+        }
+        await self._engine.wait_until_accepting()  # an engine that drains for a weight update has none of the group yet
+        with self._times.generating() as spent, self._in_engine(work.id):
+            generations = await self._engine.generate(prompts, sampling)
+        at = time.monotonic()
+        self.tokens_generated += sum(len(generation.ids) for generation in generations)
+        retracted = any(generation.retracted for generation in generations)
+        # Beside the scoring, as a busy engine may take seconds to say how busy it is.
+        self._task_group.create_task(self._adapt_slots(spent.groups_at_end, retracted=retracted))
+        checking = self._task_group.create_task(self._engine.check_members())
+        texts = [self._decode(generation.ids) for generation in generations]
+        return _Answered(prompts, generations, texts, spent, at, checking)
+
+    @contextmanager
+    def _in_engine(self, lease_id: str) -> Iterator[None]:
+        """Surrounds the call that has the engine generate a group.
+
+        The group stays among those that are generated if the engine ends meanwhile, or the life, as it does when the
+        process of the engine has ended.
+        """
+        self._generating.add(lease_id)
+        try:
+            yield
+        except (EngineLost, EngineReplaced, asyncio.CancelledError):
+            raise
+        except BaseException:
+            self._generating.discard(lease_id)
+            raise
+        self._generating.discard(lease_id)
+
+    async def _adapt_slots(self, groups_at_end: int, *, retracted: bool) -> None:
+        """Adapts the number of slots to what the engine says when a group is generated."""
+        slots_before = self._concurrency.slots
+        self._concurrency.record_finished(await self._engine.read_gauges(), groups_at_end, retracted=retracted)
+        if self._concurrency.slots != slots_before:
+            await self._session.send_heartbeat()
 
     async def _score(self, work: wire.Work, answered: _Answered) -> wire.Submit:
         """Has the K answers of a group scored.
@@ -250,30 +296,6 @@ class PromptGroups:
         timing = wire.Timing(generate_s=spent.seconds, groups=spent.mean_groups, score_s=score_s)
         answers = zip(work.languages, answered.prompts, generations, answered.texts, scores, strict=True)
         return wire.Submit(id=work.id, rollouts=[self._make_rollout(*answer) for answer in answers], timing=timing)
-
-    async def _generate(self, prompts: list[list[int]], greedy: bool) -> tuple[list[Generation], GenerationTime]:
-        """Generates one answer to each prompt, and adapts the number of slots to what the engine then says.
-
-        Raises:
-            EngineError: the engine did not generate them, or a router's engines are not those of the start any more.
-        """
-        sampling = {
-            "temperature": 0.0 if greedy else self._config.sampling.temperature,
-            "max_new_tokens": self._config.sampling.max_new_tokens,
-            "stop_token_ids": self._stop_ids,
-        }
-        with self._times.generating() as spent:
-            generations = await self._engine.generate(prompts, sampling)
-        self.tokens_generated += sum(len(generation.ids) for generation in generations)
-        slots_before = self._concurrency.slots
-        self._concurrency.record_finished(
-            await self._engine.read_gauges(),
-            spent.groups_at_end,
-            retracted=any(generation.retracted for generation in generations),
-        )
-        if self._concurrency.slots != slots_before:
-            await self._session.send_heartbeat()
-        return generations, spent
 
     def _decode(self, ids: NDArray[np.int32]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -2,7 +2,8 @@
 
 A life begins with a session, which reserves the actor's name, and opens the engine meanwhile. It ends with an
 ``EngineError`` when its engine fails. The actor then tells the learner that it leaves, so that its leases go to others,
-stops the engine, waits, and begins the next life. The wait doubles with each failure in a row.
+stops the engine, waits, and begins the next life. The wait doubles with each failure in a row. An error that no other
+engine would mend ends the actor, and the learner is told of it in the same way.
 
 When the process is asked to end (SIGTERM, SIGINT), the groups whose answers are generated are still scored and handed
 over, for at most ``_FAREWELL_S`` seconds. All others go back with the actor's ``Leave``.
@@ -15,10 +16,11 @@ import logging
 import secrets
 import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import NoReturn
 
 import aiohttp
+import zmq
 import zmq.asyncio
 from transformers import PreTrainedTokenizerBase
 
@@ -128,10 +130,24 @@ class Lives:
             except AskedToEnd:
                 await session.leave("it was asked to end", [])
                 raise
+            except asyncio.CancelledError:
+                await self._say_why(session, "it was asked to end at once")
+                raise
             except RunEnded as end:
                 if not end.error:
                     log.info("the run has ended: %s", life.describe() if life else "this actor had no engine yet")
                 raise
+            except FatalError as error:
+                await self._say_why(session, str(error))
+                raise
+            except Exception as error:  # whatever ends this actor, the learner would wait for it
+                await self._say_why(session, f"an error that nobody expected, {error!r}")
+                raise
+
+    async def _say_why(self, session: Session, reason: str) -> None:
+        """Tells the learner why this actor ends, if the learner can be told: the error may be that it cannot."""
+        with suppress(FatalError, zmq.ZMQError):
+            await session.leave(reason, [])
 
     async def _end_when_asked(self, life: Life | None) -> NoReturn:
         await self._asked_to_end.wait()

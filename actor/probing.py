@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from actor.engine.adapters import LoadedAdapter
 from actor.engine.client import Engine
@@ -33,7 +34,7 @@ async def prove(
         raise
     except Exception as failure:  # an answer of any other form must not hold the groups back for ever
         raise EngineError(f"the probe failed: {failure!r}") from failure
-    if not error <= probe.tolerance:  # also where it is not a number
+    if not math.isfinite(error) or error > probe.tolerance:
         raise EngineError(
             f"with {what} the engine's log-probabilities of the probe are {error:.3g} nats from the learner's "
             f"(sync.probe_tolerance = {probe.tolerance:g})"

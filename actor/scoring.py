@@ -50,8 +50,10 @@ class _Replica:
     route: Route
     last_heard: float = field(default_factory=time.monotonic)
     life: str = ""  # changes when the process starts again
-    busy_s: float = 0.0  # seconds of work since it started
-    idle_s: float = 0.0  # seconds in which it waited for work
+    busy_s: float = 0.0  # seconds of work in this life
+    idle_s: float = 0.0  # seconds of this life in which it waited for work
+    earlier_busy_s: float = 0.0  # the same of its earlier lives, each as far as this actor was told
+    earlier_idle_s: float = 0.0
     stalled_s: float = 0.0  # for how long it had got on with nothing, when it said so last
     overdue: bool = False  # it has let a request wait for too long, and has finished none since
     waiting: dict[int, asyncio.Future[wire.ScoreReply]] = field(default_factory=dict)  # by request id
@@ -84,12 +86,12 @@ class Scoring:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """The time of the reward processes that have scored for this actor, added up.
+        """The time of the reward processes that have scored for this actor, added up, also over their lives.
 
         Seconds of work are ``reward_busy``, seconds of waiting for work ``reward_wait``. Empty before the first score.
         """
-        busy_s = sum(replica.busy_s for replica in self._replicas)
-        idle_s = sum(replica.idle_s for replica in self._replicas)
+        busy_s = sum(replica.earlier_busy_s + replica.busy_s for replica in self._replicas)
+        idle_s = sum(replica.earlier_idle_s + replica.idle_s for replica in self._replicas)
         return {"reward_busy": busy_s, "reward_wait": idle_s} if busy_s + idle_s else {}
 
     async def listen(self) -> None:
@@ -246,6 +248,9 @@ class Scoring:
                 if replica.life not in ("", message.life):  # it has started again and knows nothing of its requests
                     for future in replica.waiting.values():
                         future.cancel()
+                    replica.earlier_busy_s += replica.busy_s
+                    replica.earlier_idle_s += replica.idle_s
+                    replica.busy_s = replica.idle_s = 0.0  # its clocks begin anew
                 replica.life, replica.stalled_s = message.life, message.stalled_s
                 if message.ready and not message.queued and not message.stalled_s:
                     replica.overdue = False  # it has nothing left to do

@@ -1,7 +1,7 @@
 """A connection of every rank with rank 0 beside the process groups, for messages that must not wait for a collective.
 
 It carries the news of a failed rank (``learner.rank_watch``) and what rank 0 and the leaders of the weight sync tell
-each other (``learner.weights.leaders``). A message is a line: the name of its channel, and a struct as JSON.
+each other (``learner.weights.leader``). A message is a line: the name of its channel, and a struct as JSON.
 """
 
 from __future__ import annotations

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from common import wire
 from common.config import Config
@@ -53,7 +52,7 @@ class Recorder:
         """Writes step ``number``, counted from 1, where it belongs; a skipped one is named in the log.
 
         Raises:
-            OSError: it cannot be written.
+            FatalError: it cannot be written.
         """
         if self._every_step is not None:
             write(self._every_step, number, groups, result)
@@ -66,14 +65,19 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
     """Writes a step, whole or not at all, and returns the path of its file.
 
     Raises:
-        OSError: it cannot be written.
+        FatalError: it cannot be written. What was written of it is removed.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"step-{number:06d}.msgpack"
     step = Step(number=number, groups=groups, loss=result.means.get("loss", 0.0), grad_norm=result.grad_norm)
     partial = path.with_suffix(".partial")
-    partial.write_bytes(wire.encode(step))
-    partial.rename(path)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(wire.encode(step))
+        partial.rename(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise FatalError(f"cannot record step {number} in {path}: {error.strerror or error}") from None
     return path
 
 
@@ -81,14 +85,20 @@ def begin(directory: Path, config: Config, step: int) -> None:
     """Makes a directory ready for the steps after ``step``: recorded later ones, which a resume undoes, are removed.
 
     Where a run begins, those of another run are set aside.
+
+    Raises:
+        FatalError: it cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    if step == 0 and any(directory.glob("step-*.msgpack")):
-        set_aside(directory, ["step-*.msgpack", _CONFIG_FILE])
-    for path in directory.glob("step-*.msgpack"):
-        if _number(path) > step:
-            path.unlink()
-    (directory / _CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        if step == 0 and any(directory.glob("step-*.msgpack")):
+            set_aside(directory, ["step-*.msgpack", _CONFIG_FILE])
+        for path in directory.glob("step-*.msgpack"):
+            if _number(path) > step:
+                path.unlink()
+        (directory / _CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    except OSError as error:
+        raise FatalError(f"cannot write to learner.record = {directory}: {error}") from None
 
 
 def read(directory: Path) -> tuple[Config, Iterator[Step]]:
@@ -99,7 +109,7 @@ def read(directory: Path) -> tuple[Config, Iterator[Step]]:
     """
     try:
         config = Config.model_validate_json((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:  # the latter also where it is no UTF-8 or does not fit
         raise FatalError(f"{directory} is no record of a run (made with learner.record): {error}") from None
     paths = sorted(directory.glob("step-*.msgpack"))
     for expected, path in enumerate(paths, start=1):
@@ -111,7 +121,7 @@ def read(directory: Path) -> tuple[Config, Iterator[Step]]:
 def _read_step(path: Path) -> Step:
     try:
         return wire.unpack(path.read_bytes(), Step)
-    except wire.WireError as error:
+    except (OSError, wire.WireError) as error:
         raise FatalError(f"{path} is damaged: {error}") from None
 
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
+from actor.engine.tensor_shapes import read_tensor_shapes
 from common import wire
 from common.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 
@@ -70,9 +69,8 @@ def write_adapter(order: wire.LoadAdapter, directory: Path) -> dict[str, list[in
     (directory / CONFIG_FILE).write_text(order.config, encoding="utf-8")
     (directory / WEIGHTS_FILE).write_bytes(data)
     try:
-        with safe_open(directory / WEIGHTS_FILE, framework="np") as tensors:
-            return {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+        return read_tensor_shapes(directory / WEIGHTS_FILE)
+    except ValueError as error:
         raise DamagedAdapterError(f"the adapter of version {order.version} cannot be read: {error}") from None
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
+import logging
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 
+from actor.engine.tensor_shapes import read_tensor_shapes
 from common import wire
 
+log = logging.getLogger("actor.engine")
+
+_INDEX_FILE = "model.safetensors.index.json"  # of a checkpoint in several files: which of them holds which tensor
 _MAY_BE_UNSENT = ("lm_head.weight", "rotary_emb.inv_freq")  # a tied head and constants, which some checkpoints hold
 
 
@@ -20,16 +24,34 @@ def read_checkpoint_shapes(model_path: str) -> dict[str, list[int]]:
         model_path: a directory, or a name on the hub, whose files are then taken from this machine's cache.
 
     Returns:
-        Name -> shape. Empty if this process cannot read the checkpoint.
+        Name -> shape. Empty if this process cannot read the whole checkpoint: the directory is one of the engine's
+        host, say, or a file is missing, closed to this user or damaged. The reason is logged.
     """
-    path, shapes = Path(model_path), dict[str, list[int]]()
-    with suppress(OSError):
+    try:
+        path, shapes = Path(model_path), dict[str, list[int]]()
         if not path.is_dir():
             path = Path(snapshot_download(model_path, local_files_only=True))
-    for file in path.glob("*.safetensors"):
-        with safe_open(file, framework="np") as tensors:
-            shapes.update({name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-    return shapes
+        for file in _files_of(path):
+            shapes |= read_tensor_shapes(file)
+        return shapes
+    except (OSError, ValueError) as error:  # a path that is not here is no name of the hub either: a ValueError
+        log.info("cannot read the checkpoint %s from here: %s", model_path, error)
+        return {}
+
+
+def _files_of(directory: Path) -> list[Path]:
+    """The files of a checkpoint: those that its index names, also if they are missing, or all where it has none.
+
+    Raises:
+        OSError, ValueError: the index cannot be read.
+    """
+    index = directory / _INDEX_FILE
+    if not index.exists():
+        return sorted(directory.glob("*.safetensors"))
+    content = json.loads(index.read_bytes())
+    if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
+        raise ValueError(f"{index} has no weight_map")
+    return sorted({directory / str(name) for name in content["weight_map"].values()})
 
 
 def describe_differences(buckets: list[wire.Bucket], checkpoint_shapes: dict[str, list[int]]) -> str:

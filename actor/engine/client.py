@@ -24,6 +24,7 @@ from actor.engine.checkpoint_shapes import read_checkpoint_shapes
 from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
 from actor.engine.labels import ForeignWeights, WeightLabels
 from actor.engine.nccl import describe_nccl_difference
+from actor.threads import call_in_thread
 from common import wire
 from common.process import FatalError
 
@@ -32,6 +33,7 @@ log = logging.getLogger("actor.engine")
 _DRAIN_POLL_S = 0.05
 _GAUGES_TIMEOUT_S = 5
 _READY_TIMEOUT_S = 5
+_CHECKPOINT_SHARE = 0.5  # of the deadline for reading a checkpoint's shapes: the learner waits meanwhile
 # Sent with every request, because a server that somebody else has started may have defaults of its own
 # (``--preferred-sampling-params``), and these would change the distribution that the log-probabilities belong to.
 _NEUTRAL_SAMPLING: dict[str, Any] = {
@@ -121,6 +123,10 @@ class Engine:
             raise EngineError(f"{route}: {answer.get('message', '')[:500]}")
         return answer
 
+    async def wait_until_accepting(self) -> None:
+        """Returns when ``generate`` would send its request at once, and not wait for a drain to end."""
+        await self._accepts_requests.wait()
+
     async def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[Generation]:
         """Generates one answer to each prompt.
 
@@ -139,7 +145,7 @@ class Engine:
             RequestRefused, EngineLost: see ``call``.
             EngineError: the call failed, or an answer was aborted.
         """
-        await self._accepts_requests.wait()
+        await self.wait_until_accepting()
         adapter = self.adapter
         version, oldest = self.version if adapter is None else adapter.version, self.labels.arrived
         body = {
@@ -181,24 +187,35 @@ class Engine:
         except EngineError as error:
             log.debug("the engine at %s does not say which weights it has: %s", self.url, error)
 
+    async def check_members(self) -> None:
+        """Checks that no other engine can have made the answers that have come so far; with one engine, none can.
+
+        An actor calls this after each answer and before it submits the answer. An engine that has come to a router
+        meanwhile may have made it with weights of its own.
+
+        Raises:
+            EngineReplaced: another engine can have made them.
+        """
+
     async def read_gauges(self) -> dict[str, float]:
         """Reads how busy the server is. Waits at most 5 seconds.
 
         Returns:
             ``usage`` of the KV cache in [0, 1], and the numbers of requests ``running`` and ``waiting``. Empty if the
-            server does not say.
+            server does not say, or one of them is not finite.
         """
         timeout = aiohttp.ClientTimeout(total=_GAUGES_TIMEOUT_S)
         try:
             async with self._http.get(self.url + "/v1/loads", timeout=timeout) as response:
                 ranks = (await response.json())["loads"] if response.status == 200 else []
-                usage = max((float(rank["token_usage"]) for rank in ranks), default=0.0)
+                usages = [float(rank["token_usage"]) for rank in ranks]
                 counts = {
                     name: float(sum(rank[f"num_{name}_reqs"] for rank in ranks)) for name in ("running", "waiting")
                 }
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             return {}
-        return {"usage": usage, **counts} if ranks and math.isfinite(usage) else {}
+        finite = all(map(math.isfinite, [*usages, *counts.values()]))
+        return {"usage": max(usages), **counts} if usages and finite else {}
 
     async def measure_probe_error(
         self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None
@@ -393,12 +410,19 @@ class Engine:
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
         """Name -> shape of the tensors in the checkpoint that the server started from; empty if it cannot be read.
 
-        Waits for the server at most ``timeout_s`` seconds; the files are read without a deadline.
+        Waits for the server at most ``timeout_s`` seconds, and for the files at most half as long: they may lie on a
+        network file system that is slow or hangs.
 
         Raises:
             EngineError: the server does not say which checkpoint it is.
         """
-        return read_checkpoint_shapes((await self.call("/model_info", None, timeout_s))["model_path"])
+        path = str((await self.call("/model_info", None, timeout_s))["model_path"])
+        patience_s = _CHECKPOINT_SHARE * timeout_s
+        try:
+            return await call_in_thread(partial(read_checkpoint_shapes, path), patience_s)
+        except TimeoutError:
+            log.warning("the files of the checkpoint %s could not be read within %.0f s", path, patience_s)
+            return {}
 
     async def _ask(self, body: dict[str, Any], timeout_s: float, adapter: LoadedAdapter | None) -> Any:
         """Calls ``/generate``, whose answers ``adapter`` makes.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 from actor.engine.adapters import LoadedAdapter
 from actor.engine.client import Engine
@@ -48,19 +49,15 @@ class EngineFleet(Engine):
         super().__init__(url, http, request_timeout_s, pause_mode)
         self._engines = [Engine(each, http, request_timeout_s, pause_mode, self.labels) for each in urls]
 
-    async def read_gauges(self) -> dict[str, float]:
-        """Reads the gauges through the router, and checks that the router still has the same engines.
-
-        The actor calls this after each answer and before it submits the answer. An engine that has come since may have
-        produced it with weights of its own.
+    async def check_members(self) -> None:
+        """Checks that the router still has the same engines, as far as it says. Waits at most 5 seconds.
 
         Raises:
-            EngineReplaced: the router has other engines than when the actor attached to it.
+            EngineReplaced: it has other engines than when the actor attached to it.
         """
         now, before = await list_workers(self.url, self._http), sorted(engine.url for engine in self._engines)
         if now and now != before:
             raise EngineReplaced(f"the router at {self.url} has the engines {now} now, and had {before}")
-        return await super().read_gauges()
 
     async def call(self, route: str, body: dict[str, Any] | None, timeout_s: float, *, missing_ok: bool = False) -> Any:
         """Sends a generation call to the router, and any other call to every engine; returns the first one's answer."""
@@ -77,8 +74,8 @@ class EngineFleet(Engine):
         return (await asyncio.gather(*calls))[0]
 
     async def check_identity(self, timeout_s: float) -> None:
-        """As ``Engine.check_identity``, of each engine."""
-        await asyncio.gather(*(engine.check_identity(timeout_s) for engine in self._engines))
+        """As ``Engine.check_identity``, of each engine, and ``check_members``."""
+        await asyncio.gather(self.check_members(), *(engine.check_identity(timeout_s) for engine in self._engines))
 
     async def recover(self, timeout_s: float) -> None:
         """As ``Engine.recover``; afterwards ``ranks`` counts the ranks of all engines."""
@@ -92,9 +89,12 @@ class EngineFleet(Engine):
     async def measure_probe_error(
         self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None
     ) -> float:
-        """The largest error of any engine, in nats per token; each is asked directly, all at once."""
+        """The largest error of any engine, in nats per token; each is asked directly, all at once.
+
+        It is not a number if that of any engine is none, which ``max`` would tell of the first engine alone.
+        """
         probes = (engine.measure_probe_error(probe, timeout_s, adapter) for engine in self._engines)
-        return max(await asyncio.gather(*probes))
+        return float(np.max(await asyncio.gather(*probes)))
 
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
         """The checkpoint of the first engine."""

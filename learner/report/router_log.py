@@ -27,19 +27,18 @@ class RouterLog:
 
     def __init__(self, path: Path, begin: int, files: BestEffortFiles) -> None:
         self._path, self._files = path, files
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         with files.writing(path):
-            kept = [line + "\n" for line in lines if _step_of(line) <= begin]
-            path.write_text("".join(kept), encoding="utf-8")
+            lines = path.read_bytes().split(b"\n") if path.exists() else []
+            path.write_bytes(b"".join(line + b"\n" for line in lines if _step_of(line) <= begin))
 
     def append(self, line: Mapping[str, Any]) -> None:
         with self._files.writing(self._path), self._path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinite if the line is incomplete, because the process was killed as it wrote it."""
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinite if it is none, because the process was killed or the disk full as it wrote it."""
     try:
         return float(json.loads(line)["step"])
-    except json.JSONDecodeError:
+    except (ValueError, KeyError, TypeError):  # the first also where it was cut within a character
         return math.inf

@@ -70,16 +70,6 @@ class GroupStore:
             master_listen_fd=listener.detach(),
         )
 
-    def form_group(self, backend: str, name: str, world: int, timeout_s: float) -> ProcessGroup:
-        """Forms a group as its rank 0; blocks until all ranks are there, for at most ``timeout_s``.
-
-        Raises:
-            RuntimeError: it did not form in time, or the store was closed.
-        """
-        # Every group has a client of its own: on a shared one, waiting for one engine would hold up the others.
-        store = connect_to_store(self.host, self.port, timeout_s)
-        return form_group(backend, store, name, world, timeout_s)
-
     def close(self) -> None:
         """Stops listening. Whoever waits for a group to form gets a RuntimeError at once."""
         self._store = None

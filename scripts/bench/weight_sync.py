@@ -173,7 +173,10 @@ class BareBroadcast:
         ]
         for receiver in self._receivers:
             receiver.start()
-        self._groups = [store.form_group("gloo", name, 2, _TIMEOUT_S) for name in names]
+        self._groups = [
+            form_group("gloo", connect_to_store(store.host, store.port, _TIMEOUT_S), name, 2, _TIMEOUT_S)
+            for name in names
+        ]
         self._store, self._buffer = store, torch.ones(size, dtype=torch.uint8)
         self.round()
 

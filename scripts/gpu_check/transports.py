@@ -61,13 +61,21 @@ def check_shared_memory(sizes: Sizes) -> list[Figure]:
 
 def check_absent_peer(sizes: Sizes) -> list[Figure]:
     """A group whose peer never comes is given up within its deadline, and the process goes on."""
-    from learner.weights.process_group import GroupStore, abort_group, broadcast_first, destroy_group
+    from learner.weights.process_group import (
+        GroupStore,
+        abort_group,
+        broadcast_first,
+        connect_to_store,
+        destroy_group,
+        form_group,
+    )
 
     device = device_of_checks()
     backend = "nccl" if device.type == "cuda" else "gloo"
     store, begin, outcome = GroupStore(_HOST, 0, sizes.deadline_s), time.monotonic(), "the broadcast succeeded"
     try:
-        group = store.form_group(backend, "absent", 2, sizes.deadline_s)
+        client = connect_to_store(store.host, store.port, sizes.deadline_s)
+        group = form_group(backend, client, "absent", 2, sizes.deadline_s)
     except RuntimeError:
         outcome = "it did not form"  # gloo connects when the group forms, NCCL at the first broadcast
     else:
@@ -99,7 +107,14 @@ def check_absent_peer(sizes: Sizes) -> list[Figure]:
 
 def check_living_peer(sizes: Sizes) -> list[Figure]:
     """Broadcasts to a second process, on a second GPU where there are GPUs; then that process is killed in one."""
-    from learner.weights.process_group import GroupStore, abort_group, broadcast_first, start_broadcast
+    from learner.weights.process_group import (
+        GroupStore,
+        abort_group,
+        broadcast_first,
+        connect_to_store,
+        form_group,
+        start_broadcast,
+    )
 
     device = device_of_checks()
     if device.type == "cuda" and torch.cuda.device_count() < 2:
@@ -113,7 +128,8 @@ def check_living_peer(sizes: Sizes) -> list[Figure]:
     )  # fmt: skip
     assert peer.stdout is not None
     try:
-        group: Any = store.form_group(backend, "living", 2, patience_s)
+        client = connect_to_store(store.host, store.port, patience_s)
+        group: Any = form_group(backend, client, "living", 2, patience_s)
         zeros = torch.zeros(1, dtype=torch.uint8, device=device)
         broadcast_first(group, zeros, patience_s, lambda: None)
         generator = torch.Generator(device).manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -449,3 +450,19 @@ def test_an_adapter_that_arrives_damaged_is_not_loaded(
 
     with pytest.raises(EngineError, match="the adapter of version 1 arrived damaged"):
         run_scene(lambda: FakeEngine(shapes_of(tiny_policy)), tmp_path, scene)
+
+
+def test_a_file_system_that_hangs_is_given_up_in_time(versions: Versions, tiny_policy: Path, tmp_path: Path) -> None:
+    """A pipe that nobody writes into hangs when it is opened, like a file of a server that is gone."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    async def scene(engine: FakeEngine, updates: Updates) -> None:
+        order = versions.order(1)
+        await updates.load(order.model_copy({"data": b"", "path": str(pipe), "timeout_s": 1.0}))
+
+    try:
+        with pytest.raises(EngineError, match=r"the adapter of version 1 were not written to .* within 1 s"):
+            run_scene(lambda: FakeEngine(shapes_of(tiny_policy)), tmp_path, scene)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))

@@ -116,6 +116,33 @@ def test_an_engine_with_room_gets_all_slots_and_so_does_one_without_gauges() -> 
     assert (roomy.slots, silent.slots) == (48, 48)
 
 
+FULL = {"usage": 0.9, "running": 8.0, "waiting": 0.0}
+
+
+def test_gauges_that_could_not_be_read_once_change_nothing_that_was_learned() -> None:
+    concurrency = Concurrency(16)
+    while concurrency.slots < 11:
+        concurrency.record_finished({"usage": 0.05, "running": 8, "waiting": 0}, concurrency.slots, retracted=False)
+    concurrency.record_finished({"usage": 0.9, "running": 8, "waiting": 2}, 11, retracted=True)
+    assert concurrency.slots == 8
+    for gauges in [{}, *[FULL] * 10, {}, {}]:
+        concurrency.record_finished(gauges, 8, retracted=False)
+        assert concurrency.slots == 8
+    for _ in range(10):  # the cut is seen in the groups that began after it
+        concurrency.record_finished({}, 8, retracted=False)
+    concurrency.record_finished({}, 8, retracted=True)
+    assert concurrency.slots == 6, "that answers did not fit is known without gauges"
+
+
+def test_an_engine_whose_first_gauges_come_late_begins_where_every_other_does() -> None:
+    concurrency = Concurrency(16)
+    concurrency.record_finished({}, 1, retracted=False)
+    assert concurrency.slots == 16
+    for _ in range(10):
+        concurrency.record_finished(FULL, 2, retracted=False)
+    assert concurrency.slots == 1
+
+
 def test_the_slots_do_not_grow_while_they_are_not_filled() -> None:
     concurrency = Concurrency(16)
     for _ in range(30):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -31,6 +33,12 @@ def _no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio, "sleep", lambda seconds: sleep(seconds / 1000))
 
 
+def answer_at_once(engine: Mock) -> None:
+    """The engine answers whatever it is asked beside ``generate`` at once, and finds nothing wrong."""
+    engine.read_gauges = AsyncMock(return_value={})
+    engine.check_members, engine.wait_until_accepting = AsyncMock(), AsyncMock()
+
+
 def answer(
     policy: Path,
     generated: list[Any],
@@ -45,7 +53,7 @@ def answer(
     config = load(["--model.path", str(policy), "--run.languages", '["en", "de"]', *flags])
     parts = parts or Mock()
     parts.engine.generate = AsyncMock(side_effect=generated)
-    parts.engine.read_gauges = AsyncMock(return_value={})
+    answer_at_once(parts.engine)
     parts.scoring.score = AsyncMock(side_effect=scored)
     parts.session.deliver, parts.session.send_heartbeat = AsyncMock(), AsyncMock()
     parts.session.deliver.side_effect = deliver
@@ -146,7 +154,7 @@ def test_an_engine_that_is_gone_ends_the_life_and_the_group_was_in_it(error: Eng
 def test_what_is_generated_is_handed_over_at_the_end_and_nothing_else_begins(tiny_policy: Path) -> None:
     config = load(["--model.path", str(tiny_policy), "--run.languages", '["en", "de"]'])
     parts = Mock()
-    parts.engine.read_gauges = AsyncMock(return_value={})
+    answer_at_once(parts.engine)
     parts.weights.wait_until_proved = AsyncMock(return_value=True)
     parts.session.send_heartbeat = AsyncMock()
     delivered: list[Any] = []
@@ -188,3 +196,141 @@ def test_what_is_generated_is_handed_over_at_the_end_and_nothing_else_begins(tin
 
     asyncio.run(asyncio.wait_for(run(), 60))
     assert [(type(message), message.id, message.lives) for message in delivered] == [(wire.Submit, "train-3", LIVES)]
+
+
+class Stage:
+    """Groups whose engine generates at once, and whose scores are good, unless a test says otherwise.
+
+    Args:
+        policy: directory of the policy.
+    """
+
+    def __init__(self, policy: Path) -> None:
+        config = load(["--model.path", str(policy), "--run.languages", '["en", "de"]'])
+        self.parts, self.delivered = Mock(), list[Any]()
+        answer_at_once(self.parts.engine)
+        self.parts.engine.generate = AsyncMock(return_value=generations())
+        self.parts.scoring.score = AsyncMock(return_value=[GOOD, GOOD])
+        self.parts.weights.wait_until_proved = AsyncMock(return_value=True)
+        self.parts.session.send_heartbeat = AsyncMock()
+        self.parts.session.deliver = AsyncMock(side_effect=self.delivered.append)
+        parts, tokenizer = self.parts, load_tokenizer(str(policy))
+        self.held = PromptGroups(
+            config, parts.engine, parts.scoring, tokenizer, parts.session, parts.weights, ActorTimes()
+        )
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        while not condition():
+            await asyncio.sleep(1)
+
+    def play(self, scene: Callable[[], Awaitable[None]]) -> None:
+        """Starts a group and plays the scene beside it; raises the first error of either."""
+
+        async def run() -> None:
+            running = asyncio.create_task(self.held.run())
+            await asyncio.sleep(1)
+            self.held.start(work(3, ["en", "de"]), LIVES)
+            playing = asyncio.ensure_future(scene())
+            await asyncio.wait([running, playing], return_when=asyncio.FIRST_COMPLETED)
+            for task in (playing, running):
+                if not task.done():
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
+                else:
+                    task.result()
+
+        asyncio.run(asyncio.wait_for(run(), 60))
+
+
+async def for_ever(*_: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def test_gauges_that_do_not_come_hold_up_no_group(tiny_policy: Path) -> None:
+    stage = Stage(tiny_policy)
+    stage.parts.engine.read_gauges = for_ever
+
+    async def scene() -> None:
+        await stage.until(lambda: stage.delivered)
+        assert isinstance(stage.delivered[0], wire.Submit) and not stage.held.generating
+
+    stage.play(scene)
+
+
+def test_what_is_generated_while_gauges_are_read_is_handed_over_at_the_end(tiny_policy: Path) -> None:
+    stage = Stage(tiny_policy)
+    stage.parts.engine.read_gauges = for_ever
+    may_score = asyncio.Event()
+
+    async def score(*_: Any) -> list[wire.Score]:
+        await may_score.wait()
+        return [GOOD, GOOD]
+
+    stage.parts.scoring.score = score
+
+    async def scene() -> None:
+        await stage.until(lambda: stage.held.tokens_generated)
+        assert not stage.held.generating, "an engine that ends now has nothing of the group"
+        ending = asyncio.create_task(stage.held.finish(60))
+        await asyncio.sleep(10)
+        may_score.set()
+        await ending
+        assert isinstance(stage.delivered[0], wire.Submit)
+
+    stage.play(scene)
+
+
+def test_a_group_that_waits_for_another_attempt_is_in_no_engine(
+    tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not blamed for the end of one, and has no answers to hand over."""
+    stage, backs_off, sleep = Stage(tiny_policy), asyncio.Event(), asyncio.sleep
+    stage.parts.engine.generate = AsyncMock(side_effect=EngineError("busy"))
+
+    async def back_off(seconds: float) -> None:
+        if stage.parts.engine.generate.called:
+            backs_off.set()
+            await for_ever()
+        await sleep(seconds)
+
+    async def scene() -> None:
+        await backs_off.wait()
+        assert stage.held.holding == ["train-3"] and stage.held.generating == []
+        await asyncio.wait_for(stage.held.finish(60), 10)
+
+    monkeypatch.setattr(asyncio, "sleep", back_off)
+    stage.play(scene)
+
+
+def test_a_group_that_waits_for_an_engine_to_drain_is_not_in_it(tiny_policy: Path) -> None:
+    stage, drained = Stage(tiny_policy), asyncio.Event()
+    stage.parts.engine.generate, stage.parts.engine.wait_until_accepting = for_ever, drained.wait
+
+    async def scene() -> None:
+        await asyncio.sleep(20)
+        assert stage.held.holding == ["train-3"] and stage.held.generating == []
+        drained.set()
+        await stage.until(lambda: stage.held.generating == ["train-3"])
+
+    stage.play(scene)
+
+
+def test_answers_that_another_engine_may_have_made_are_not_sent(tiny_policy: Path) -> None:
+    """The router says after a while that it has another engine; the scores are there by then."""
+    stage, scored = Stage(tiny_policy), asyncio.Event()
+
+    async def check_members() -> None:
+        await scored.wait()
+        await asyncio.sleep(20)
+        raise EngineReplaced("the router has other engines now")
+
+    async def score(*_: Any) -> list[wire.Score]:
+        scored.set()
+        return [GOOD, GOOD]
+
+    stage.parts.engine.check_members, stage.parts.scoring.score = check_members, score
+
+    with pytest.raises(EngineReplaced, match="has other engines"):
+        stage.play(for_ever)
+    assert not stage.delivered

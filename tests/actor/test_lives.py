@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import Iterator
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from actor import lives
 from actor.engine.readiness import is_ready, make_http_session
 from actor.engine.server import EngineProcess
 from actor.engine.start import _attach
-from common.config import load
+from actor.session import Session
+from common.config import RunConfig, load
+from common.net.rendezvous import Route
 from common.process import FatalError
 from learner.groups import Group
 from learner.work import actors
 from learner.work.scheduler import WorkQueue
+from learner.work.server import WorkServer
 from tests.support.actor_pool import LIGHT, ActorPool, kill
 from tests.support.groups import work
 from tests.support.processes import forked
@@ -136,3 +143,64 @@ def test_an_engine_that_is_started_again_beneath_its_actor_ends_that_life(
         pool.until(lambda: pool.proved("a"), "proved", timeout=300)
     finally:
         engine.stop()
+
+
+@pytest.fixture
+def _signals() -> Iterator[None]:
+    """Handlers of signals, which an actor changes, are afterwards what they were."""
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for kind, handler in before.items():
+        signal.signal(kind, handler)
+
+
+@pytest.mark.usefixtures("_signals")
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (FatalError("the engine has other settings of NCCL"), "the engine has other settings of NCCL"),
+        (ZeroDivisionError("a mistake"), "an error that nobody expected, ZeroDivisionError('a mistake')"),
+        (asyncio.CancelledError(), "it was asked to end at once"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_learner_hears_at_once_why_an_actor_ends(
+    error: BaseException, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without it, its leases and a weight update would wait for ``learner.lease_timeout_s``."""
+    address, sessions, tasks = f"ipc://{tmp_path}/queue", list[Session](), list[asyncio.Task[None]]()
+
+    def make_session(*arguments: Any, **settings: Any) -> Session:
+        sessions.append(Session(*arguments, **settings))
+        return sessions[-1]
+
+    @asynccontextmanager
+    async def open_engine(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        while not sessions[0]._lives.learner:
+            await asyncio.sleep(0.01)
+        if isinstance(error, asyncio.CancelledError):
+            tasks[0].cancel()  # as a second signal does
+            await asyncio.sleep(60)
+        raise error
+        yield
+
+    monkeypatch.setattr(lives, "Session", make_session)
+    monkeypatch.setattr(lives, "open_engine", open_engine)
+
+    async def run() -> None:
+        config, route = load(["--learner.address", address]), Route(RunConfig(), "learner", address, 0)
+        no_tokenizer: Any = None
+        tasks.append(asyncio.create_task(lives.Lives(config, "a", no_tokenizer, route, []).run()))
+        with pytest.raises(type(error)):
+            await tasks[0]
+
+    server = WorkServer(address, lease_timeout_s=1000)
+    try:
+        with caplog.at_level(logging.WARNING):
+            asyncio.run(asyncio.wait_for(run(), 120))
+            deadline = time.monotonic() + 120
+            while "a" in server._registry.actors and time.monotonic() < deadline:
+                time.sleep(0.05)
+    finally:
+        server.close(over=False)
+    assert f"actor a leaves: {reason}" in caplog.text and "a" not in server._registry.actors

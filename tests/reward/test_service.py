@@ -343,6 +343,30 @@ def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Pat
         assert all(after[state] >= spent for state, spent in before.items())
 
 
+@pytest.mark.usefixtures("impatient")
+def test_the_time_of_a_replica_that_starts_again_goes_on(tmp_path: Path) -> None:
+    (address,) = addresses(tmp_path, 1)
+    told: list[dict[str, float]] = []
+
+    async def score(one: Scoring) -> None:
+        await one.score(question(), ["a"], ["en"], [])
+        told.append(one.seconds)
+
+    async def body(one: Scoring) -> None:
+        with replica(address, seconds=1.0):
+            await score(one)
+            life = one._replicas[0].life
+        with replica(address, seconds=0.1):
+            while one._replicas[0].life == life:
+                await asyncio.sleep(0.05)
+            await score(one)
+            await score(one)
+
+    client(body, RewardConfig(addresses=(address,), request_timeout_s=_PATIENCE_S))
+    for before, after in pairwise(told):
+        assert after["reward_busy"] - before["reward_busy"] >= 0.09, told
+
+
 def test_a_stopped_replica_costs_no_group_and_little_time(tmp_path: Path) -> None:
     first, second = addresses(tmp_path)
     before, after = list[float](), list[float]()

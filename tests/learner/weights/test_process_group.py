@@ -42,7 +42,8 @@ def pair() -> Iterator[tuple[ProcessGroup, Any]]:
         store, (orders, theirs) = GroupStore("127.0.0.1", 0, TIMEOUT_S), multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process(target=_second_rank, args=(store.port, theirs))
         process.start()
-        group = store.form_group("gloo", "pair", 2, TIMEOUT_S)
+        client = connect_to_store(store.host, store.port, TIMEOUT_S)
+        group = form_group("gloo", client, "pair", 2, TIMEOUT_S)
         yield group, orders
         orders.send(None)
         process.join()

@@ -168,25 +168,23 @@ def test_an_engine_with_other_weights_is_found_by_the_probe_and_started_again(
     assert set(present.publish().members) == set(ACTORS)
 
 
-def test_an_engine_of_another_model_is_refused(pool: ActorPool, engine_url: str, tmp_path: Path) -> None:
-    """The learner of another model publishes to it."""
+def test_an_engine_of_another_model_is_refused_and_its_actor_says_so(
+    pool: ActorPool, engine_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The learner of another model publishes to it, and waits no longer than the actor lives."""
     model = AutoModelForCausalLM.from_pretrained(pool.model)
     model.resize_token_embeddings(336)
     model.save_pretrained(tmp_path / "model")
     other = ActorPool(tmp_path / "model", tmp_path)
 
-    def expire() -> None:
-        """The actor ends without a word; do not wait until its lease expires."""
-        if other.processes["stranger"].poll() is not None and (actor := other.server.members().get("stranger")):
-            other.server.eject("stranger", actor, "its process has ended")
-
-    other.check = expire
     try:
         # From files, because a broadcast that was begun to a lost engine ends only at its deadline.
         flags = ["--actor.engine_url", engine_url, "--sync.transport", "disk"]
         other.start("stranger", *flags, model=pool.model)
         other.here("stranger")
         assert not other.publish().members
+        assert "was silent" not in caplog.text, "its lease would last for minutes"
+        assert "actor stranger leaves: the engine at" in caplog.text and "serves another model" in caplog.text
         assert other.processes["stranger"].wait(PATIENCE_S) == 1
     finally:
         with suppress(Exception):
