@@ -27,16 +27,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.config.reward import ACCURACY_PARTS
 from common.prose import judged_words
 from common.scripts import scripts_of, scripts_of_language
-from common.wire.groups import PartLanguages
+from common.wire.groups import PartLanguages, Score
 
 Detect = Callable[[str], str]  # the code of the language that a text is most probably in; "" for none
 DetectAll = Callable[[str], Sequence[str]]  # the codes of all languages that a detector finds in a text
 
 RIGHT = 0.5  # a quality, term or part of at least this counts as right
-# Terms and parts of a reward that say whether an answer is right; the first one that a score has counts.
-ACCURACY_PARTS = ("accuracy", "acc", "right", "correct", "math", "exact", "choice", "contains")
 
 _CLOSE = "</think>"
 _FEW = 15  # characters: a shorter text passes every check of M-Thinker and PolyMath
@@ -113,13 +112,26 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
     return figures
 
 
-def is_right(quality: float, parts: Mapping[str, float]) -> bool:
+def is_right(quality: float, parts: Mapping[str, float], least: float = RIGHT) -> bool:
     """Whether an answer with this quality, and these terms or parts of its reward, counts as right.
 
-    The first of ``ACCURACY_PARTS`` that there is decides, or else the quality.
+    The first of ``ACCURACY_PARTS`` that there is decides, or else the quality: it must be at least ``least``.
     """
     name = next((name for name in ACCURACY_PARTS if name in parts), None)
-    return (quality if name is None else parts[name]) >= RIGHT
+    return (quality if name is None else parts[name]) >= least
+
+
+def solves(score: Score, *, least: float = RIGHT, gated: bool) -> bool:
+    """Whether an answer is right and, where the gate is on, in its language: else it earns nothing, however right.
+
+    The reward itself does not tell: it may be made of more than being right, and go beyond 1.
+
+    Args:
+        score: of an answer that could be scored.
+        least: see :func:`is_right`.
+        gated: ``reward.gated``, as ``RewardConfig.is_gated`` has it.
+    """
+    return is_right(score.quality, score.terms, least) and (score.compliant or not gated)
 
 
 def pass_rates(parts: Sequence[PartLanguages]) -> tuple[float, float]:

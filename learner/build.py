@@ -121,6 +121,7 @@ def build_run(
         stopwatch=stopwatch,
         step_reward=StepReward(learner.step_reward, learner.steps) if learner.step_reward else None,
         right=config.data.curriculum_right,
+        gated=config.reward.is_gated,
     )
 
 

@@ -20,6 +20,7 @@ import logging
 from collections.abc import Sequence
 
 from common.config import LearnerConfig
+from common.diagnostics import RIGHT
 from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
@@ -47,7 +48,8 @@ class Run:
     Args:
         config: the section ``learner``.
         languages: of the run, as the router has them.
-        right: the reward from which an answer counts as right, for the curriculum.
+        right: the accuracy, or without any the quality, from which an answer counts as right, for the curriculum.
+        gated: whether it must be in its language, too.
         step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
         ranks: knows the actions ``train`` and ``export``.
@@ -77,9 +79,11 @@ class Run:
         saving: Saving,
         stopwatch: Stopwatch,
         step_reward: StepReward | None = None,
-        right: float = 0.5,
+        right: float = RIGHT,
+        gated: bool = True,
     ) -> None:
-        self.config, self.languages, self.right, self.state, self.ranks = config, list(languages), right, state, ranks
+        self.config, self.languages, self.state, self.ranks = config, list(languages), state, ranks
+        self.right, self.gated = right, gated
         self.training_work, self.batches, self.publishing = training_work, batches, publishing
         self.evaluator, self.recorder, self.reporting, self.saving = evaluator, recorder, reporting, saving
         self.stopwatch, self.step_reward = stopwatch, step_reward
@@ -154,7 +158,8 @@ class Run:
             state.router.observe(stages.router_observations(batch, self.languages))
             for group in batch:
                 scores = [rollout.score for rollout in group.rollouts]
-                state.curriculum.record(group.work.sequence, group.work.question.index, scores, self.right)
+                sequence, row = group.work.sequence, group.work.question.index
+                state.curriculum.record(sequence, row, scores, self.right, gated=self.gated)
 
     def publish_or_evaluate(self) -> None:
         """Publishes the new policy; every ``learner.evaluate_every`` steps it is evaluated, too."""

@@ -260,6 +260,17 @@ def refill_knows_the_rewards(config: Sections) -> Iterator[str]:
         yield (f"learner.refill = {learner.refill} needs learner.drop_zero_variance = true: else every group is of use")
 
 
+def curriculum_knows_what_is_right(config: Sections) -> Iterator[str]:
+    """A reward of several parts, none of which is accuracy, can be above any threshold for an answer that is wrong."""
+    data, reward = config.data, config.reward
+    if data.curriculum < 1 and not reward.tells_right and "curriculum_right" not in data.model_fields_set:
+        yield (
+            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of reward.parts = "
+            f"{', '.join(reward.parts)} none says so: name one of them 'accuracy', or set data.curriculum_right to the "
+            "quality from which an answer is right"
+        )
+
+
 def evaluation_is_on(config: Sections) -> Iterator[str]:
     """Settings of an evaluation that does not take place."""
     learner = config.learner
@@ -384,6 +395,7 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
     sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
     adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
-    loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, evaluation_is_on, steps_are_counted,
+    loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, curriculum_knows_what_is_right,
+    evaluation_is_on, steps_are_counted,
     stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

@@ -30,6 +30,9 @@ NEAR_LANGUAGES: dict[str, tuple[str, ...]] = {
     "es": ("ast", "an"), "pt": ("gl",), "gl": ("pt",), "sw": ("su",), "it": ("lmo", "pms", "vec", "nap", "scn"),
 }  # fmt: skip
 
+# Terms and parts of a reward that say whether an answer is right; the first one that a score has counts.
+ACCURACY_PARTS = ("accuracy", "acc", "right", "correct", "math", "exact", "choice", "contains")
+
 
 class RewardConfig(Section):
     """The reward service: language gate, terms, embedder, calibration."""
@@ -108,6 +111,12 @@ class RewardConfig(Section):
     def is_bounded(self) -> bool:
         """Whether the quality is cut to [0, 1]."""
         return not self.function if self.bounded is None else self.bounded
+
+    @property
+    def tells_right(self) -> bool:
+        """Whether 0.5 parts right answers from wrong ones: some part says what is right, or the quality ends at 1."""
+        most = sum(weight for weight in self.parts.values() if weight > 0)
+        return self.is_bounded or not self.function or most <= 1 or not self.parts.keys().isdisjoint(ACCURACY_PARTS)
 
     @property
     def is_gated(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import diagnostics
 from common.config import LearnerConfig
-from common.diagnostics import RIGHT
+from common.diagnostics import is_right
 from common.languages import POLICY_CHOOSES
 from common.wire import Question, Rollout
 from learner.evaluate.diagnostics import samples, tagged
@@ -86,13 +86,17 @@ def compare_settings(
 def pass_at_k(by_question: Sequence[Sequence[Rollout]]) -> dict[str, float]:
     """``pass@1``, ``pass@2``, ``pass@4`` … of equally many answers to each question; see :func:`compare_settings`."""
     n = len(by_question[0])
-    right = [sum(one.score.quality >= RIGHT and one.score.compliant for one in answers) for answers in by_question]
+    right = [sum(_right(one) and one.score.compliant for one in answers) for answers in by_question]
     powers = (2**exponent for exponent in range(n.bit_length()))
     return {f"pass@{k}": float(np.mean([diagnostics.pass_at_k(n, c, k) for c in right])) for k in powers}
 
 
 def accuracy(rollouts: Iterable[Rollout]) -> dict[str, float]:
     """Shares of the rollouts: ``accuracy`` right, ``compliance`` in their language, ``accuracy_kept`` both."""
-    pairs = np.array([(rollout.score.quality >= RIGHT, rollout.score.compliant) for rollout in rollouts])
+    pairs = np.array([(_right(rollout), rollout.score.compliant) for rollout in rollouts])
     right, kept = pairs.mean(0).tolist()
     return {"accuracy": right, "accuracy_kept": float(pairs.all(1).mean()), "compliance": kept}
+
+
+def _right(rollout: Rollout) -> bool:
+    return is_right(rollout.score.quality, rollout.score.terms)

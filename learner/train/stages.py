@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import StageConfig
-from common.diagnostics import RIGHT
+from common.diagnostics import is_right
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout, Work
 from learner.evaluate.choices import accuracy
@@ -82,7 +82,8 @@ def success(languages: Sequence[str], right: Bools) -> Floats:
 def stage_rewards(
     batch: list[Group], stage: StageConfig | None, before: Mapping[str, float]
 ) -> tuple[list[Group], Mapping[str, float]]:
-    """The batch with the rewards of its stage. For each rollout k of a group, with F the group's free rollouts:
+    """The batch with the rewards of its stage. For each rollout k of a group, with F the group's free rollouts
+    that could be scored:
 
         q_k = correctness · quality_k + compliance · compliant_k
         s_k = selection · well-formed_k + diversity · d_k + success · u_k
@@ -107,17 +108,20 @@ def stage_rewards(
     named = np.array([rollout.language for rollout in rollouts])
     quality, kept = np.array([score.quality for score in scores]), np.array([score.compliant for score in scores])
     groups = np.split(np.arange(len(rollouts)), np.cumsum([len(group.rollouts) for group in batch])[:-1])
+    scored = np.array([score.scored for score in scores], np.bool_)
+    right = np.array([score.scored and is_right(score.quality, score.terms) for score in scores], np.bool_)
     compared_within = {"batch": [np.arange(len(rollouts))], "group": groups}
     d, u = np.zeros(len(rollouts)), np.zeros(len(rollouts))
     for members in compared_within[stage.diversity_over]:
         choosers = members[free[members]]
         d[choosers] = diversity(named[choosers].tolist(), kept[choosers], before, stage.diversity_ema)
     for members in compared_within[stage.success_over]:
-        u[members] = success(named[members].tolist(), quality[members] >= RIGHT) * free[members]
+        u[members] = success(named[members].tolist(), right[members]) * free[members]
     well_formed = np.array([score.terms.get("selection", 0.0) for score in scores])
     s = stage.selection * well_formed + stage.diversity * d + stage.success * u
     for members in groups:
-        s[members[~free[members]]] = s[members[free[members]]].mean() if free[members].any() else 0.0
+        known = members[free[members] & scored[members]]
+        s[members[~free[members]]] = s[known].mean() if len(known) else 0.0
     reward = stage.correctness * quality + stage.compliance * kept + s
 
     def with_reward(k: int) -> Rollout:
@@ -172,6 +176,8 @@ def router_observations(batch: Sequence[Group], languages: Collection[str]) -> l
 def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
     """Metrics of the languages that the policy chose in a step; empty if it chose none.
 
+    Answers that could not be scored count for the languages, and not for accuracy and compliance.
+
     ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header),
     which estimates the entropy of the header given the question. Both are in nats. The other names are explained in
     docs/metrics.md, under ``selection``.
@@ -186,12 +192,16 @@ def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
     if not free:
         return {}
     named = Counter(rollout.language for rollout in free if rollout.language)
+    scored = [rollout for rollout in free if rollout.score.scored]
     metrics = {
-        f"{metric}/{one}": v for one in named for metric, v in accuracy(r for r in free if r.language == one).items()
+        f"{metric}/{one}": v
+        for one in named
+        if (some := [r for r in scored if r.language == one])
+        for metric, v in accuracy(some).items()
     }
     for topic, languages in by_topic.items():
         metrics |= {f"share {topic}/{one}": count / len(languages) for one, count in Counter(languages).items()}
-    return metrics | accuracy(free) | {
+    return metrics | (accuracy(scored) if scored else {}) | {
         "choice_entropy": -sum(n / named.total() * math.log(n / named.total()) for n in named.values()),
         "header_entropy": -float(np.mean([header_logp(rollout) for rollout in free])),
         "well_formed": float(np.mean([rollout.score.terms.get("selection", 0.0) for rollout in free])),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
+from common.diagnostics import RIGHT, solves
 from common.wire import Question, Score
 from learner.work.questions import ShuffledQuestions
 
@@ -72,15 +73,19 @@ class CurriculumState:
         asked = {sequence: Asked(place, propensity) for sequence, place, propensity in saved.asked}
         return cls(saved.next_place, asked, dict(saved.streaks), next_sequence)
 
-    def record(self, sequence: int, row: int, scores: Sequence[Score], right: float) -> None:
+    def record(
+        self, sequence: int, row: int, scores: Sequence[Score], right: float = RIGHT, *, gated: bool = True
+    ) -> None:
         """Learns from a group that a step has taken; answers that could not be scored say nothing.
 
         Args:
             row: of its question.
-            right: the reward from which an answer is right.
+            right: the accuracy, or without any the quality, from which an answer is right. Rewards do not tell:
+                they may be of a stage or of a step term, or have further parts.
+            gated: whether an answer in another language teaches nothing, as ``reward.gated`` has it.
         """
         self.asked.pop(sequence, None)
-        solved = [score.reward >= right for score in scores if score.scored]
+        solved = [solves(score, least=right, gated=gated) for score in scores if score.scored]
         if not solved:
             return
         if any(solved) and not all(solved):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from common.answer import Answer
 from common.process import FatalError
 from reward.terms import text
-from reward.terms.choice import choice
+from reward.terms.choice import choice, offered_letters
 from reward.terms.inputs import TermFunction, TermInput
 from reward.terms.judge import make_judge
 from reward.terms.tools import Tools
@@ -86,12 +86,16 @@ def _load_pivot(tools: Tools) -> TermFunction:
     return values
 
 
+def _letters_of(one: TermInput) -> str:
+    return offered_letters(one.request.messages[-1].content if one.request.messages else "")
+
+
 TERMS: Mapping[str, Term] = {
     "similarity": Term(earns=True, load=_each(lambda one: one.similarity), embeds=True),
     "contains": Term(earns=True, load=_each(lambda one: text.contains(one.text, one.accepted, one.language))),
     "exact": Term(earns=True, load=_each(lambda one: text.exact(one.text, one.accepted, one.language))),
     "math": Term(earns=True, load=_load_math),
-    "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted))),
+    "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted, _letters_of(one)))),
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
     "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thinking)),

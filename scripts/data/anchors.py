@@ -5,7 +5,9 @@
 
 An anchor is what a reward compares answers in other languages with: M-Thinker takes the policy's own English thought to
 the English question. The question is asked in ``--language`` with the prompts and the sampling of a run of this
-configuration, in rounds of so many answers, until one has a reward of at least ``--right``. That answer is the anchor:
+configuration, in rounds of so many answers, until one is right: the part of its reward that is its accuracy
+(docs/metrics.md), or its quality where no part is, is at least ``--right``. With reward.gated it must be in that
+language, too. That answer is the anchor:
 its ``thought`` (the final answer, where it has none), its final ``answer``, or the ``whole`` text are written to the
 columns that ``--write`` names, which a run reads by data.columns.
 
@@ -29,6 +31,7 @@ import typer
 
 from common.answer import read_answer
 from common.config import Config, load
+from common.diagnostics import RIGHT, solves
 from common.languages import code_of
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
@@ -37,7 +40,7 @@ from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow
 from learner.work.questions import as_question, usable_rows
-from scripts.data.answering import Answering, Journal, ScoredAnswer, Task, answer_tasks
+from scripts.data.answering import Answering, Journal, RightOption, ScoredAnswer, Task, answer_tasks, least_of_right
 from scripts.data.tables import write
 from scripts.ops.command_line import command
 
@@ -52,7 +55,7 @@ class Plan:
     language: str = "en"  # in which the question is asked
     question: str = ""  # the column of data.columns that holds the question in that language; empty: as it is
     rounds: tuple[int, ...] = (1, 8, 16, 32)  # answers that are generated one after the other until one is right
-    right: float = 0.5  # the reward from which an answer is right
+    right: float = RIGHT  # from what on an answer is right, see common.diagnostics.solves
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
         assert question is not None, "only rows with a question have a task"
         for number, count in enumerate(plan.rounds):
             answers = await answering(question, plan.language, count)
-            right = [one for one in answers if one.score.reward >= plan.right]
+            right = [one for one in answers if solves(one.score, least=plan.right, gated=config.reward.is_gated)]
             found = (parts(one, plan, answering.opens_thought) for one in right)
             texts = next((texts for texts in found if all(texts.values())), None)  # an empty text is no anchor
             if texts is not None:
@@ -191,7 +194,8 @@ def _key(config: Config, question: Question, plan: Plan) -> str:
         {
             "model": config.model.model_dump(mode="json"), "sampling": config.sampling.model_dump(mode="json"),
             "reward": config.reward.model_dump(mode="json", exclude={"addresses", "device"}),
-            "language": plan.language, "rounds": plan.rounds, "right": plan.right, "columns": dict(plan.columns),
+            "language": plan.language, "rounds": plan.rounds, "right": plan.right,
+            "by": "accuracy or quality", "columns": dict(plan.columns),
         },
         sort_keys=True,
     )  # fmt: skip
@@ -236,10 +240,11 @@ def main(
     language: Annotated[str, typer.Option(help="The strong language.")] = "en",
     question: Annotated[str, typer.Option(help="Column of data.columns that holds the question in it.")] = "",
     rounds: Annotated[str, typer.Option(help="Answers of each round.")] = "1,8,16,32",
-    right: Annotated[float, typer.Option(help="Reward from which an answer is right.")] = 0.5,
+    right: RightOption = None,
 ) -> None:
     config = load(context.args)
-    plan = Plan(parse_columns(columns), code_of(language), question, parse_rounds(rounds), right)
+    least = least_of_right(config, right)
+    plan = Plan(parse_columns(columns), code_of(language), question, parse_rounds(rounds), least)
     found = make(config, out, plan)
     write(anchored_records(config.data.train, found.rows, found.anchors, plan.columns), out)
     for kind in ("broken", "not measured"):

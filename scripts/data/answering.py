@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from transformers import PreTrainedTokenizerBase
 
 from actor.engine.client import Engine, Generation
@@ -20,6 +21,7 @@ from actor.engine.errors import EngineError
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common.config import Config
+from common.diagnostics import RIGHT
 from common.process import FatalError
 from common.progress import Activity
 from common.prompts import PROMPT_STYLES
@@ -28,6 +30,10 @@ from learner.data.problems import Problems, RowError
 from learner.data.rows import QuestionRow
 from reward.scorer import Scorer
 
+RightOption = Annotated[
+    float | None,
+    typer.Option(help="Accuracy, or quality where the reward has no such part, from which an answer is right: 0.5."),
+]
 _MOST_FAILURES = 8  # in a row, after which the engine or the reward is what is wrong
 _SCORE_S = 3600.0  # for one question; nobody waits behind it
 
@@ -48,6 +54,20 @@ class ScoredAnswer:
     text: str
     truncated: bool
     score: Score
+
+
+def least_of_right(config: Config, given: float | None) -> float:
+    """From what on an answer is right, as ``--right`` gives it.
+
+    Raises:
+        FatalError: it is not given, and no part of the reward says what is right.
+    """
+    if given is None and not config.reward.tells_right:
+        raise FatalError(
+            f"of reward.parts = {', '.join(config.reward.parts)} none says which answers are right: name one of them "
+            "'accuracy', or give --right, the quality from which an answer is right"
+        )
+    return RIGHT if given is None else given
 
 
 class Journal:

@@ -3,9 +3,11 @@
     python -m scripts.data.pass_rate CONFIG.toml ... --out data/rated.parquet [--samples 8] [--section.key value]
 
 Every question of data.train is asked in every language in which a run of this configuration may ask it, ``--samples``
-times, with the run's prompts, sampling and rewards: in its own with router.mode = "monolingual", and in all of
-run.languages where languages are drawn. An answer is right if its reward is at least ``--right``. The engine is the
-one that an actor would use: of its own, or what runs at actor.engine_url.
+times, with the run's prompts, sampling and rewards: in its own with router.mode = "monolingual"; where languages are
+drawn, in all of run.languages, and in its own if answers are reserved for that. An answer is right if the part of its
+reward that is its accuracy (docs/metrics.md), or its quality where no part is, is at least ``--right``; with
+reward.gated it must be in the language asked for, too. The engine is the one that an actor would use: of its own, or
+what runs at actor.engine_url.
 
 ``--out`` has the rows of data.train with a column ``pass_rate``, the share of right answers by language. A run with
 data.train = "data/rated.parquet" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
@@ -28,6 +30,7 @@ from typing import Annotated, Any
 import typer
 
 from common.config import Config, load
+from common.diagnostics import solves
 from common.languages import POLICY_CHOOSES
 from common.tokenizer import load_tokenizer
 from common.wire import encode
@@ -36,7 +39,7 @@ from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow, normal_form
 from learner.work.questions import as_question, usable_rows
 from router.modes import fixed_languages
-from scripts.data.answering import Answering, Journal, Task, answer_tasks
+from scripts.data.answering import Answering, Journal, RightOption, Task, answer_tasks, least_of_right
 from scripts.data.tables import write
 from scripts.ops.command_line import command
 
@@ -66,11 +69,15 @@ def question_key(row: QuestionRow) -> str:
 
 
 def languages_asked(config: Config, row: QuestionRow) -> list[str]:
-    """The languages in which a run of this configuration may ask a question: one where its mode leaves no choice."""
+    """The languages in which a run of this configuration may ask a question.
+
+    Those that its mode fixes; and where it leaves a choice to the router or to the policy, all of ``run.languages``.
+    The question's own language may be none of these.
+    """
     fixed = fixed_languages(config.router, row.language, row.topics)
-    if len(fixed) < config.router.rollouts or POLICY_CHOOSES in fixed:
-        return list(config.run.languages)
-    return list(dict.fromkeys(fixed))
+    leaves_a_choice = len(fixed) < config.router.rollouts or POLICY_CHOOSES in fixed
+    languages = dict.fromkeys([*(config.run.languages if leaves_a_choice else ()), *fixed])
+    return [language for language in languages if language != POLICY_CHOOSES]
 
 
 def measure(
@@ -82,7 +89,7 @@ def measure(
         out: what is measured is kept beside it as it comes, in ``*.answers.jsonl``, from which the same call goes on;
             rows that are not measured are listed in ``*.problems.jsonl``.
         samples: answers to each question in each language.
-        right: the reward from which an answer is right.
+        right: from what on an answer is right, see :func:`common.diagnostics.solves`.
         without: the ``question_key`` of questions that are not asked; they are listed, too, as "used before".
 
     Raises:
@@ -97,11 +104,11 @@ def measure(
             rows.append(row)
     tasks = make_tasks(config, rows, samples, right)
     answers = out.with_suffix(".answers.jsonl")
-    journal = Journal(answers)
+    journal, gated = Journal(answers), config.reward.is_gated
 
     async def ask(answering: Answering, task: Task) -> None:
         found = await answering(as_question(task.row.place.row, task.row), task.language, samples)
-        journal.add(task, right=sum(one.score.reward >= right for one in found), of=len(found))
+        journal.add(task, right=sum(solves(one.score, least=right, gated=gated) for one in found), of=len(found))
 
     try:
         missing = [task for task in tasks if task.key not in journal.entries]
@@ -127,7 +134,7 @@ def make_tasks(config: Config, rows: Sequence[QuestionRow], samples: int, least:
         {
             "model": config.model.model_dump(mode="json"), "sampling": config.sampling.model_dump(mode="json"),
             "reward": config.reward.model_dump(mode="json", exclude={"addresses", "device"}),
-            "samples": samples, "least": least,
+            "samples": samples, "least": least, "by": "accuracy or quality",
         },
         sort_keys=True,
     )  # fmt: skip
@@ -170,10 +177,10 @@ def main(
     *,
     out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language.")] = 8,
-    right: Annotated[float, typer.Option(help="Reward from which an answer is right.")] = 0.5,
+    right: RightOption = None,
 ) -> None:
     config = load(context.args)
-    found = measure(config, out, samples, right)
+    found = measure(config, out, samples, least_of_right(config, right))
     write(rated_records(config.data.train, found.rows, found.rates), out)
     for kind in ("broken", "not measured"):
         for line in found.problems.lines(kind):

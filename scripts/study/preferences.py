@@ -3,7 +3,7 @@
     python -m scripts.study.preferences dpo|mapo|lidr|mpo RECORD --model MODEL --out DIR [--endpoint MODEL@URL]
 
 RECORD is the ``learner.record`` directory of a run. A run with ``--learner.lr 1e-12`` samples answers without learning.
-For each group, and each language in which it was answered, a pair is made:
+For each group, and each language in which it was answered, a pair is made of the answers that could be scored:
 
 * dpo prefers the answer with the highest reward to the answer with the lowest;
 * mapo (arXiv 2401.06838) prefers the answer that agrees most with the best answer in the pivot language to the one that
@@ -52,11 +52,15 @@ Translate = Callable[[list[tuple[str, str]]], list[str | Failure]]  # translates
 
 
 def read_answers(directory: Path) -> Iterator[AnsweredQuestion]:
-    """The questions of a record with their answers, in the order in which they were trained on."""
+    """The questions of a record with their answers, in the order in which they were trained on.
+
+    Answers that could not be scored are left out: their reward of 0 says nothing.
+    """
     for step in recording.read(directory)[1]:
         for group in step.groups:
             by_language: dict[str, list[Rollout]] = {}
-            for rollout in sorted(group.rollouts, key=lambda rollout: -rollout.score.reward):
+            scored = (rollout for rollout in group.rollouts if rollout.score.scored)
+            for rollout in sorted(scored, key=lambda rollout: -rollout.score.reward):
                 by_language.setdefault(rollout.language, []).append(rollout)
             yield group.work.question, by_language
 

@@ -206,6 +206,10 @@ REFUSED = {
         ["--data.train", "data/a.parquet", "--data.heldout", "./data/a.parquet"],
         "is what data.train is, too",
     ),
+    "a curriculum that cannot tell what is right": (
+        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{lc = 1.0, wins = 1.0}"],
+        "data.curriculum = 0.5 needs to know which answers are right, and of reward.parts = lc, wins none says so",
+    ),
     "a key to accept that is none": (
         ["--resume.accept", "learner.lrr"],
         "resume.accept: there is no setting 'learner.lrr'",
@@ -242,6 +246,18 @@ def test_every_mistake_is_told_at_once() -> None:
         ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
         ["--resume.accept", "learner.lr, router,router.initial"],
+        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{acc = 1.0, wins = 1.0}"],
+        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{agreement = 1.0}"],
+        [
+            "--data.curriculum",
+            "0.5",
+            "--reward.function",
+            "f.py:f",
+            "--reward.parts",
+            "{lc = 1.0, wins = 1.0}",
+            "--data.curriculum_right",
+            "1.5",
+        ],
     ],
 )
 def test_what_is_at_the_edge_is_accepted(flags: list[str]) -> None:

@@ -88,6 +88,26 @@ def test_a_step_is_settled_in_ledger_totals_and_router(tmp_path: Path) -> None:
     assert run.state.totals.response_tokens == _tokens(batch) and run.state.router.step == 1
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_curriculum_learns_what_is_right_whatever_a_stage_pays(tmp_path: Path, gated: bool) -> None:
+    stage = ["--learner.stages", "[{correctness = 0.0, compliance = 5.0}]", "--router.mode", "policy"]
+    run, parts = make_run(configuration(tmp_path, 1, *stage, "--model.prompt_style", "select"))
+    run.gated = gated
+    batch = [
+        group.model_copy(update={"rollouts": [
+            one.model_copy(update={"score": one.score.model_copy(update={
+                "terms": {"math": float(n > 0)}, "compliant": n == 0, "scored": True,
+            })})
+            for n, one in enumerate(group.rollouts)
+        ]})
+        for group in random_batch(0) if len(group.rollouts) > 1
+    ]  # fmt: skip
+    parts.batches.next_batch.side_effect = lambda: batch
+    run.train()
+    streaks = run.state.curriculum.streaks
+    assert bool(streaks) is gated, "none is right and in its language; without the gate some are right, and some wrong"
+
+
 def test_the_groups_of_a_skipped_step_are_entered_as_such(tmp_path: Path) -> None:
     run, _ = make_run(
         configuration(tmp_path, steps=1),

@@ -17,7 +17,6 @@ from common.wire import Chat, ScoreRequest
 from reward import score as command
 from reward.scored import UnscoredError
 from reward.scorer import Scorer
-from reward.terms.choice import choice, chosen_letter
 from tests.support.chat import serving
 from tests.support.scoring import SENTENCES, request
 
@@ -213,18 +212,6 @@ def test_terms_that_lack_their_settings_are_refused_at_start() -> None:
 
 
 # --- further terms ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("answer", "letter"),
-    [
-        ("B", "B"), ("(c)", "C"), ("The answer is B.", "B"), ("答案是B。", "B"), ("A is wrong, so D", "D"),
-        (r"\boxed{C} and not D", "C"), ("Ｂ", "B"), ("Ответ: В", "B"), ("Ⓐ", "A"), ("NATO", ""), ("", ""), ("42", ""),
-    ],
-)  # fmt: skip
-def test_a_choice_is_the_letter_that_an_answer_settles_on(answer: str, letter: str) -> None:
-    assert chosen_letter(answer) == letter
-    assert choice(answer, ["B. Paris"]) == (letter == "B")
 
 
 def test_pivot_compares_with_a_column_and_languages_are_told_of_both_parts() -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from common.config import load
+from common.languages import POLICY_CHOOSES
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
-from learner.data.problems import Problems
-from learner.data.rows import Rules, read_question_rows
+from learner.data.problems import Place, Problems
+from learner.data.rows import QuestionRow, Rules, read_question_rows
 from learner.work.questions import read_questions
-from scripts.data import pass_rate
+from router import Router
+from scripts.data import anchors, pass_rate
 from scripts.data.prepare import records
 from tests.learner.work.test_questions import configured
 
@@ -28,14 +31,14 @@ def graded(group, tools):
 """
 
 
-def run(tmp_path: Path, policy: Path, *flags: str) -> list[dict[str, Any]]:
+def run(tmp_path: Path, policy: Path, *flags: str, parts: str = "{right = 1.0}") -> list[dict[str, Any]]:
     out = tmp_path / "out" / "rated.parquet"
     (tmp_path / "mine.py").write_text(MINE)
     pass_rate.main([
         "--out", str(out), "--samples", "4", "--data.train", str(tmp_path / "rows.jsonl"), "--run.dir",
         str(tmp_path / "run"), "--model.path", str(policy), "--model.dtype", "float32", "--run.languages",
         '["en", "de"]', "--sampling.max_new_tokens", "3", "--reward.function", f"{tmp_path}/mine.py:graded",
-        "--reward.parts", "{right = 1.0}", "--reward.gated", "false", "--actor.start_timeout_s", "400", *flags,
+        "--reward.parts", parts, "--reward.gated", "false", "--actor.start_timeout_s", "400", *flags,
     ])  # fmt: skip
     rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
     return rows
@@ -64,6 +67,63 @@ def test_rates_are_those_of_the_rewards_and_measured_once(
     assert run(tmp_path, tiny_policy, "--actor.engine_url", "http://127.0.0.1:1") == found, "nothing is left to ask"
     with pytest.raises(SystemExit, match="no SGLang server answers"):  # other answers would be wanted
         run(tmp_path, tiny_policy, "--sampling.temperature", "0.5", "--actor.engine_url", "http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "topics", "asked"),
+    [
+        (["--router.own_language", "2"], [], ["en", "zh", "de"]),
+        (["--router.own_language", "0"], [], ["en", "zh"]),
+        (["--router.own_language", "8"], [], ["de"]),
+        (["--router.mode", "monolingual"], [], ["de"]),
+        (["--router.mode", "english_dominant"], [], ["de", "en"]),
+        (["--router.mode", "uniform"], [], ["en", "zh", "de"]),
+        (["--router.mode", "policy", "--model.prompt_style", "select"], [], ["en", "zh"]),
+        (["--router.mode", "hybrid", "--model.prompt_style", "select"], [], ["en", "zh", "de"]),
+        (["--router.mode", "hybrid", "--model.prompt_style", "select"], ["Translation"], ["de"]),
+    ],
+)
+def test_a_question_is_asked_in_the_languages_in_which_a_run_may_ask_it(
+    flags: list[str], topics: list[str], asked: list[str]
+) -> None:
+    config = load(["--run.languages", '["en", "zh"]', *flags])
+    row = QuestionRow([{"role": "user", "content": "?"}], "a", "de", topics, [], "", Place("f", 0))
+    assert pass_rate.languages_asked(config, row) == asked
+    languages = list(config.run.languages)
+    drawn = [Router(config.router, languages, seed, 1).draw("de", topics, None).languages for seed in range(40)]
+    may = {language for languages in drawn for language in languages} - {POLICY_CHOOSES}
+    assert may <= set(asked) and (may == set(asked) or POLICY_CHOOSES in drawn[0])
+
+
+def test_the_accuracy_says_what_is_right_and_not_a_reward_of_many_parts(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in SP3F: a wrong answer that is boxed, in its language and better than the others has a reward of 3."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "1 of 4", "answer": "yes", "language": "en"}))
+    (tmp_path / "many.py").write_text(
+        "def score(group, tools):\n"
+        "    share = int(group.messages[-1].content.split()[0])\n"
+        "    kept = {'box': 1.0, 'lc': 1.0, 'wins': 1.0}\n"
+        "    return [{'acc': float(n < share), **kept} for n, _ in enumerate(group.answers)]\n"
+    )
+    parts = "{acc = 1.0, box = 1.0, lc = 1.0, wins = 1.0}"
+    flags = ["--reward.function", f"{tmp_path}/many.py:score"]
+    assert run(tmp_path, tiny_policy, *flags, parts=parts)[0]["pass_rate"] == {"en": 0.25, "de": 0.25}
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"{n} of 4", "answer": "yes", "language": "en"}) for n in (0, 1))
+    )
+    out = tmp_path / "anchored.parquet"
+    anchors.main([
+        "--out", str(out), "--write", "anchor=whole", "--rounds", "1,4", "--data.train", str(tmp_path / "rows.jsonl"),
+        "--run.dir", str(tmp_path / "run"), "--model.path", str(tiny_policy), "--model.dtype", "float32",
+        "--sampling.max_new_tokens", "3", "--reward.parts", parts, "--actor.start_timeout_s", "400", *flags,
+    ])  # fmt: skip
+    found = [row["anchor"] for row in pq.read_table(out).to_pylist()]
+    assert found[0] is None and found[1], "without a right answer there is no anchor"
+    monkeypatch.setattr(pass_rate, "measure", None)
+    with pytest.raises(SystemExit, match=r"of reward.parts = box, lc none says which answers are right"):
+        run(tmp_path, tiny_policy, *flags, parts="{box = 1.0, lc = 1.0}")
 
 
 def test_a_run_trains_on_the_questions_within_the_bounds(

@@ -70,6 +70,22 @@ def test_dpo_prefers_rewards_and_learns_to(recorded: Path, tiny_policy: Path, tm
         assert after > before + 1, "the preferred answer has become more likely against the other"
 
 
+def test_answers_that_could_not_be_scored_enter_no_pair(
+    tiny_policy: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    rollouts = []
+    for reward, scored in ((0.9, True), (0.4, True), (0.0, False)):
+        rollout = random_rollout(rng, reward=reward)
+        score = rollout.score.model_copy(update={"scored": scored, "compliant": True})
+        rollouts.append(rollout.model_copy(update={"language": "en", "text": f"{reward} {scored}", "score": score}))
+    group = Group(work=work(0, ["en"] * 3), actor="a", rollouts=rollouts)
+    recording.begin(tmp_path / "record", configuration(tiny_policy), 0)
+    result = StepResult(means={"loss": 0.0}, by_language={}, fill=0.0, grad_norm=0.0, lr=0.0)
+    recording.write(tmp_path / "record", 1, [group], result)
+    main(["dpo", str(tmp_path / "record"), "--out", str(tmp_path / "out")])
+    assert {pair[1:] for pair in pairs(tmp_path / "out")} == {("0.9 True", "0.4 True")}
+
+
 def logp(path: Path, tokenizer: Any, prompt: Any, answer: Any) -> float:
     return sum(token_logps(path, tokenizer, prompt, answer))
 

@@ -27,7 +27,7 @@ from common.process import FatalError
 from reward.terms.choice import choice
 from reward.terms.math import MathVerifier, last_box
 from scripts.study.benchmarks import published, rows
-from scripts.study.benchmarks.rows import BenchmarkRow
+from scripts.study.benchmarks.rows import LETTERS, BenchmarkRow
 from scripts.study.statistics import Floats, Interval, percentile_interval
 
 _CHUNK = 64  # answers that are given to the verifier at a time, which has 40 s for them
@@ -89,7 +89,7 @@ def _number(responses: Sequence[Response], _: Verifier) -> list[float]:
 
 
 def _letter(responses: Sequence[Response], _: Verifier) -> list[float]:
-    return [choice(one.answer.final, [one.row.answer]) for one in responses]
+    return [choice(one.answer.final, [one.row.answer], LETTERS[: len(one.row.choices)]) for one in responses]
 
 
 def _mmath(responses: Sequence[Response], verifier: Verifier) -> list[float]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.config import Config
+from common.diagnostics import RIGHT
 from common.process import FatalError
 from learner.data.problems import Place, RowError
 from learner.data.rows import QuestionRow, mean_pass_rate
@@ -31,7 +32,7 @@ class Filtering:
     """Which questions an iteration trains on."""
 
     samples: int = 8  # answers to each question in each language
-    right: float = 0.5  # the reward from which an answer is right
+    right: float = RIGHT  # from what on an answer is right, see common.diagnostics.solves
     per_language: int = 0  # most questions of a language, drawn by the seed; 0: all
     unused: bool = False  # whether those that an earlier iteration trained on are left out
 
@@ -71,7 +72,8 @@ def filter_questions(
     if not kept:
         raise FatalError(
             f"iteration {number}: no question is left to train on. Dropped: {why}. The pass rates of "
-            f"{config.model.path}, in which an answer with a reward of at least {how.right:g} is right:\n{histogram}\n"
+            f"{config.model.path}, in which an answer is right whose accuracy, or quality where no part of the reward "
+            f"is its accuracy, is at least {how.right:g}:\n{histogram}\n"
             "give other questions, widen data.pass_rate, ask more often (--samples), or lower --right"
         )
     path = directory / FILTERED_FILE

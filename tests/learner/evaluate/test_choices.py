@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.config import load
-from learner.evaluate.choices import compare_settings, languages_by_setting
+from learner.evaluate.choices import accuracy, compare_settings, languages_by_setting, pass_at_k
 from learner.groups import Group
 from router import Router
 from tests.support.groups import question, random_rollout, work
@@ -37,3 +37,16 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(rng: np.random.Ge
         assert figures[f"consistency/gate_{setting}_answer"] == pytest.approx(np.mean(kept))
         lengths = [len(rollout.response_ids) for rollout in answers]
         assert figures[f"{setting}_tokens"] == pytest.approx(sum(lengths) / 4)
+
+
+def test_the_part_that_is_the_accuracy_says_what_is_right(rng: np.random.Generator) -> None:
+    """With reward.terms = {math = 1, thought_language = 1} a wrong answer in its language has the quality 0.5."""
+    rollouts = [random_rollout(rng) for _ in range(4)]
+    rollouts = [
+        one.model_copy(update={"score": one.score.model_copy(update={
+            "quality": 0.5, "compliant": True, "terms": {"math": float(n == 0), "thought_language": float(n > 0)},
+        })})
+        for n, one in enumerate(rollouts)
+    ]  # fmt: skip
+    assert accuracy(rollouts) == {"accuracy": 0.25, "accuracy_kept": 0.25, "compliance": 1}
+    assert pass_at_k([rollouts]) == {"pass@1": 0.25, "pass@2": 0.5, "pass@4": 1}

@@ -221,6 +221,41 @@ def test_the_diversity_bonus_is_one_for_the_rarest_language_and_success_needs_a_
     assert stages.success(["en", "zh", "en", ""], np.array([False, False, True, True])).tolist() == [1, 0, 1, 0]
 
 
+def judged(rollout: Any, language: str, quality: float, terms: dict[str, float], scored: bool = True) -> Any:
+    score = rollout.score.model_copy(update={"quality": quality, "terms": terms, "compliant": True, "scored": scored})
+    return rollout.model_copy(update={"language": language, "score": score})
+
+
+def test_a_wrong_answer_in_its_language_is_no_success(rng: np.random.Generator) -> None:
+    """With reward.terms = {math = 1, thought_language = 1} its quality is 0.5."""
+    terms = {"math": 0.0, "thought_language": 1.0, "selection": 1.0}
+    answers = [
+        judged(random_rollout(rng), "en", 0.5, terms),
+        judged(random_rollout(rng), "zh", 0.5, terms | {"math": 1.0, "thought_language": 0.0}),
+        judged(random_rollout(rng), "de", 0.0, {"math": 1.0}, scored=False),  # a judge was out, say
+    ]
+    group = Group(work=work(0, [POLICY_CHOOSES] * 3), actor="a", rollouts=answers)
+    (rewarded,), _ = stages.stage_rewards([group], StageConfig(success=1.0), {})
+    assert [one.score.terms["success"] for one in rewarded.rollouts] == [0, 1, 0]
+    metrics = stages.choice_metrics([group])
+    assert (metrics["accuracy"], metrics["accuracy/en"], metrics["accuracy/zh"]) == (0.5, 0, 1)
+    assert "accuracy/de" not in metrics, "what could not be scored is neither right nor wrong"
+    unscored = group.model_copy(update={"rollouts": [answers[2]], "work": work(0, [POLICY_CHOOSES])})
+    assert "accuracy" not in stages.choice_metrics([unscored])
+
+
+def test_a_routed_answer_is_compared_with_the_free_ones_that_could_be_scored(rng: np.random.Generator) -> None:
+    answers = [
+        judged(random_rollout(rng), "en", 0.5, {"selection": 1.0}),
+        judged(random_rollout(rng), "en", 0.0, {"selection": 0.0}, scored=False),
+        judged(random_rollout(rng), "en", 0.5, {}),
+    ]
+    group = Group(work=work(0, [POLICY_CHOOSES] * 2 + ["en"]), actor="a", rollouts=answers)
+    (rewarded,), _ = stages.stage_rewards([group], StageConfig(), {})
+    rewards = [one.score.reward for one in rewarded.rollouts]
+    assert rewards[0] == rewards[2] and rewards[1] == 0
+
+
 def test_in_a_partly_free_group_a_header_changes_the_advantage_of_free_rollouts_alone(rng: np.random.Generator) -> None:
     """All answers are equal but for one broken header: the routed ones neither gain nor lose by it."""
     answers = [random_rollout(rng, reward=0.5) for _ in range(6)]

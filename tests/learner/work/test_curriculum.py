@@ -110,6 +110,22 @@ def test_a_checkpoint_from_before_goes_on_in_its_order(seed: int) -> None:
         assert curriculum.question(sequence) == (order[sequence], 1.0)
 
 
+def test_answers_are_right_by_their_accuracy_and_not_by_their_reward() -> None:
+    """Rewards of further parts, of stages or of step terms go beyond 1, or are 0 for a right answer."""
+    state = CurriculumState()
+    wrong, right = scores(3.0)[0], scores(0.1)[0]
+    wrong.terms, right.terms = {"acc": 0.0, "box": 1.0, "wins": 1.0}, {"acc": 1.0}
+    state.record(0, 7, [wrong, wrong])
+    assert state.streaks == {7: 1}
+    state.record(1, 7, [wrong, right])
+    assert state.streaks == {}, "some are right, and some are not"
+    foreign = right.model_copy(update={"compliant": False})
+    state.record(2, 7, [foreign, right], gated=False)
+    assert state.streaks == {7: 1}, "both are right"
+    state.record(3, 7, [foreign, right], gated=True)
+    assert state.streaks == {}, "the one in another language earns nothing"
+
+
 @pytest.mark.parametrize("failed", [True, False])
 def test_a_group_that_is_gone_is_forgotten(failed: bool, seed: int) -> None:
     state = CurriculumState()
