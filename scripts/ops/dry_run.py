@@ -74,19 +74,22 @@ class ModelShape:
         norms = {name.rpartition(".")[2]: type(one).__name__ for name, one in stack[0].named_modules()}
         norms = {name: kind for name, kind in norms.items() if "Norm" in kind}
         self.normed = sum(widths.get(name, self.hidden) for name in norms)
-        self.normed_heads = sum(width for name, width in widths.items() if name in norms)  # no product takes these
+        # Results that no product takes: of norms after attention and MLP, as Gemma has them; of those of query and key.
+        after = [name for name in norms if name.startswith("post_")] if "pre_feedforward_layernorm" in norms else []
+        self.normed_after = self.hidden * len(after)
+        self.normed_heads = sum(width for name, width in widths.items() if name in norms)
         self.norms_in_float32 = any("Gemma" in kind for kind in norms.values())  # learner/train/fused.py says why
 
     def kept_by_layer(self, width: int, *, compiled: bool, frozen: bool) -> int:
         """Bytes for each token that a layer keeps for its backward pass, in a forward pass of so many bytes a value.
 
-        A norm keeps its input, and its result, which the next product keeps anyway; those of query and key, which none
-        takes, keep theirs only for the gradient of their gains. Attention keeps query, key, value and result, and a
-        float32 for each head. The gated MLP keeps arrays of its inner width: the gate, the other
+        A norm keeps its input, and its result if a product takes it; those of query and key keep theirs also where they
+        are not compiled and their gains are trained. Attention keeps query, key, value and result, and a float32 for
+        each head. The gated MLP keeps arrays of its inner width: the gate, the other
         branch, their product, and unless it is compiled the activation of the gate.
         """
         norms = (max(width, 4 if self.norms_in_float32 else 0) + width) * self.normed
-        norms -= width * self.normed_heads * frozen
+        norms -= width * (self.normed_after + self.normed_heads * (frozen or compiled))
         gated = 3 if compiled else 4
         kept: int = norms + width * (2 * self.query + 2 * self.kv + gated * self.inner) + 4 * self.heads
         return kept
