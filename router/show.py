@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -32,21 +33,34 @@ def read(path: Path) -> Line:
     if path.is_dir():
         path = path / (_STATE if (path / _STATE).exists() else "router.jsonl")
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
         if path.name == _STATE:
-            state = json.loads(text)
+            state = json.loads(content)
             config = configuration.RouterConfig.model_validate(state["router"]["config"])
             router = Router(config, state["router"]["languages"], 0, state["router"]["steps"])
             router.load(state["router"])
             return {"step": state["step"], **router.log()}
-        line: Line = json.loads(text.splitlines()[-1])
+        line: Line = _last_whole_line(content)
         if not isinstance(line["probs"], dict):
             raise KeyError("probs")
         return line
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; give a run, a checkpoint or a router.jsonl") from None
-    except (json.JSONDecodeError, IndexError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is neither a router's log nor a checkpoint of this program: {error!r}") from None
+
+
+def _last_whole_line(content: bytes) -> Line:
+    """The last line of JSON lines; the one before it where a process was killed as it wrote the last.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for line in reversed(content.split(b"\n")[-3:]):  # after the last line end there is nothing
+        with suppress(ValueError):
+            found: Line = json.loads(line)
+            return found
+    raise ValueError("it has no line of JSON at its end")
 
 
 def tables(line: Line) -> dict[str, Table]:

@@ -34,7 +34,7 @@ def read_run(directory: Path) -> MeasuredRun:
     """
     try:
         summary = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in (directory / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in (directory / "ledger.jsonl").read_bytes().splitlines()]
         spent, groups = summary["step_seconds"], [line for line in lines if line.get("timing")]
         learner, steps = spent["learner"], summary["steps"]
         trained = [length for group in groups for length in group["lengths"]]

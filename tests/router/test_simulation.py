@@ -170,6 +170,10 @@ def test_show_reads_logs_and_checkpoints(tmp_path: Path, capsys: pytest.CaptureF
     logged = capsys.readouterr().out
     command.main(["show", str(checkpoint)])
     assert capsys.readouterr().out == logged
+    with (tmp_path / "router.jsonl").open("ab") as lines:
+        lines.write(b'\n{"step": 6, "probs": {"topic:\xe5\x9c')  # killed within a character
+    command.main(["show", str(tmp_path)])
+    assert capsys.readouterr().out == logged, "the last whole line is shown"
     (row,) = [line for line in logged.splitlines() if line.startswith("Chat | China")]
     shares = router.distribution("", "Chat", "China").tolist()
     assert row.split()[3:] == [f"{100 * share:.0f}{'*' * (share == max(shares))}" for share in shares]

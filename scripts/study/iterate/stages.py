@@ -119,7 +119,7 @@ def _by_language(rows: Sequence[QuestionRow]) -> str:
 
 def kept_keys(directory: Path) -> set[str]:
     """The keys of the questions that an iteration kept."""
-    entries = map(json.loads, (directory / FATES_FILE).read_text(encoding="utf-8").splitlines())
+    entries = map(json.loads, (directory / FATES_FILE).read_bytes().splitlines())
     return {entry["key"] for entry in entries if entry["fate"] == KEPT}
 
 
