@@ -197,7 +197,9 @@ class Evaluator:
         try:
             return self._batches.next_batch("evaluate")
         except EveryQuestionGivenUp:
-            log.error("evaluation %s: %d of %d questions were given up", name, len(questions), len(questions))
+            log.error(
+                "evaluation %s: all %d questions were given up, for the reasons logged above", name, len(questions)
+            )
             return []
 
     def _serve(

@@ -94,31 +94,10 @@ _FIRM = re.compile(r"[ \t]*(?:[).,:;!?—–…。、，！？）」】|]|$|\n|-
 _NEXT_WORD = re.compile(r"[ \t]+([A-Za-zÀ-ɏḀ-ỿͰ-ϿЀ-ԯ]+)")
 _WORDS = frozenset("AEIKOSUVWYZАВСΑΗ")  # capitals that are a word, where a sentence begins
 # The word A, in whatever language, does not stand before these.
-_NOT_AFTER_A = frozenset(
-    [
-        "is",
-        "was",
-        "ist",
-        "war",
-        "est",
-        "es",
-        "era",
-        "é",
-        "è",
-        "ni",
-        "là",
-        "because",
-        "since",
-        "weil",
-        "denn",
-        "porque",
-        "pues",
-        "parce",
-        "perché",
-        "poiché",
-        "vì",
-    ]
-)
+_NOT_AFTER_A = frozenset([
+    "is", "was", "ist", "war", "est", "es", "era", "é", "è", "ni", "là", "because", "since", "weil", "denn", "porque",
+    "pues", "parce", "perché", "poiché", "vì",
+])  # fmt: skip
 _OPTION = re.compile(r"\s*\(?([A-Z])(?:[).:]|\s|$)")  # what an accepted answer begins with
 _OFFERED = re.compile(r"(?m)^[ \t*_(\[•-]*([A-Z])\**[).:\]]\s*\S")
 

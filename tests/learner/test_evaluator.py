@@ -47,7 +47,7 @@ def test_a_set_whose_questions_were_given_up_or_not_scored_has_no_figures(caplog
     mocks.batches.next_batch.side_effect = [EveryQuestionGivenUp("all"), [answered(1, scored=True)]]
     with caplog.at_level(logging.ERROR):
         assert evaluator.evaluate("before").keys() == {"heldout"}
-    assert "evaluation before-train: 1 of 1 questions were given up" in caplog.text
+    assert "evaluation before-train: all 1 questions were given up" in caplog.text
     assert mocks.report.evaluation.call_args.args[:2] == (7, "heldout")
     mocks.batches.next_batch.side_effect = [[answered(0, scored=False)], [answered(1, scored=True)]]
     assert evaluator.evaluate("after").keys() == {"heldout"}

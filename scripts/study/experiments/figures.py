@@ -16,7 +16,7 @@ from common.config import load
 from common.process import FatalError
 
 # Settings that say where things lie, how fast they go, or what is measured, and not what is trained.
-_PLACES = (
+_NOT_TRAINED = (
     "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
     "learner.gradient_noise_every",
 )  # fmt: skip
@@ -168,6 +168,6 @@ def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
         f"{section}.{name}": value
         for section, values in config.items()
         for name, value in values.items()
-        if f"{section}.{name}" not in _PLACES
+        if f"{section}.{name}" not in _NOT_TRAINED
     }
     return hashlib.sha256(json.dumps([kept, *flags], sort_keys=True).encode()).hexdigest()[:12]
