@@ -9,10 +9,10 @@ import asyncio
 import base64
 import pickle
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ BOLD = ", schedule_conservativeness = 0.01"  # lets answers run that there is ha
 PROMPT = [1, 7, 8, 9]
 NORM = "model.layers.0.input_layernorm.weight"
 PATIENCE_S = 300.0  # on a busy machine
+_TRIES = 10
 
 
 @dataclass
@@ -100,14 +101,26 @@ class Calls:
             await asyncio.sleep(0.02)
         return load
 
-    @asynccontextmanager
-    async def answering(self, answers: int = 2, tokens: int = 250) -> AsyncIterator[asyncio.Task[tuple[int, Any]]]:
-        """Answers under way, a few tokens long at the beginning of the block; they end with it."""
-        task = asyncio.create_task(self.generate([PROMPT] * answers, tokens, ignore_eos=True))
-        await self.until(lambda load: load["running"] == answers)
-        await asyncio.sleep(0.2)
-        yield task
-        await task
+    async def interrupted(
+        self, interrupt: Callable[[], Awaitable[object]], undo: Callable[[], Awaitable[object]] | None = None
+    ) -> asyncio.Task[tuple[int, Any]]:
+        """Two answers of 250 tokens that ``interrupt`` met under way.
+
+        On a busy machine they may have ended before it came. Then ``undo``, or ``/continue_generation``, takes it back,
+        and it is tried again.
+        """
+        for _ in range(_TRIES):
+            task = asyncio.create_task(self.generate([PROMPT] * 2, 250, ignore_eos=True))
+            await self.until(lambda load, task=task: load["running"] == 2 or task.done())  # type: ignore[misc]
+            await asyncio.sleep(0.2)  # they are a few tokens long by then
+            await interrupt()
+            await asyncio.wait({task}, timeout=0.5)
+            if not task.done() or any(
+                answer["meta_info"]["finish_reason"]["type"] == "abort" for answer in task.result()[1]
+            ):
+                return task
+            await (undo or partial(self.post, "/continue_generation"))()
+        raise AssertionError(f"answers ended before they were interrupted, {_TRIES} times")
 
 
 @pytest.fixture(scope="module", params=["light", "sglang"])
@@ -253,13 +266,12 @@ def test_memory_in_use_is_told_and_answers_beyond_it_wait_or_are_put_back(engine
 
 def test_an_abort_returns_what_there_is_and_the_client_calls_it_an_error(engine: Running) -> None:
     async def body(calls: Calls) -> None:
-        async with calls.answering() as task:
-            assert (await calls.post("/abort_request", {"abort_all": True}))[0] == 200
-            status, answers = await task
-            assert status == 200
-            for answer in answers:
-                assert answer["meta_info"]["finish_reason"]["type"] == "abort" and 0 < len(answer["output_ids"]) < 250
-                assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
+        task = await calls.interrupted(partial(calls.post, "/abort_request", {"abort_all": True}))
+        status, answers = await task
+        assert status == 200
+        for answer in answers:
+            assert answer["meta_info"]["finish_reason"]["type"] == "abort" and 0 < len(answer["output_ids"]) < 250
+            assert len(answer["meta_info"]["output_token_logprobs"]) == len(answer["output_ids"])
         sampling = {"temperature": 1.0, "max_new_tokens": 250, "ignore_eos": True}
         asked = asyncio.create_task(calls.engine.generate([PROMPT], sampling))
         await calls.until(lambda load: load["running"])
@@ -273,31 +285,35 @@ def test_an_abort_returns_what_there_is_and_the_client_calls_it_an_error(engine:
 @pytest.mark.parametrize(("mode", "flushed", "retractions"), [("retract", 200, 1), ("in_place", 400, 0)])
 def test_a_pause_keeps_answers_and_lets_none_begin(engine: Running, mode: str, flushed: int, retractions: int) -> None:
     async def body(calls: Calls) -> None:
-        async with calls.answering() as task:
-            assert (await calls.post("/flush_cache"))[0] == 400, "answers run"
-            assert (await calls.post("/pause_generation", {"mode": mode}))[0] == 200
-            assert (await calls.post("/flush_cache"))[0] == flushed
-            late = asyncio.create_task(calls.generate([PROMPT], 3))
-            await asyncio.sleep(0.5)
-            assert not task.done() and not late.done()
-            assert (await calls.post("/continue_generation"))[0] == 200
-            status, answers = await task
-            assert status == 200 and (await late)[0] == 200
-            for answer in answers:
-                assert len(answer["output_ids"]) == 250 and answer["meta_info"]["num_retractions"] == retractions
+        told: dict[str, int] = {}
+
+        async def pause() -> None:
+            told["flush"], _ = await calls.post("/flush_cache")
+            told["pause"], _ = await calls.post("/pause_generation", {"mode": mode})
+
+        task = await calls.interrupted(pause)
+        assert told == {"flush": 400, "pause": 200}, "answers ran"
+        assert (await calls.post("/flush_cache"))[0] == flushed
+        late = asyncio.create_task(calls.generate([PROMPT], 3))
+        await asyncio.sleep(0.5)
+        assert not task.done() and not late.done()
+        assert (await calls.post("/continue_generation"))[0] == 200
+        status, answers = await task
+        assert status == 200 and (await late)[0] == 200
+        for answer in answers:
+            assert len(answer["output_ids"]) == 250 and answer["meta_info"]["num_retractions"] == retractions
 
     engine.try_it(body)
 
 
 def test_a_pause_that_aborts_returns_what_there_is(engine: Running) -> None:
     async def body(calls: Calls) -> None:
-        async with calls.answering() as task:
-            assert (await calls.post("/pause_generation", {"mode": "abort"}))[0] == 200
-            status, answers = await task
-            assert status == 200
-            assert {answer["meta_info"]["finish_reason"]["type"] for answer in answers} == {"abort"}
-            assert all(0 < len(answer["output_ids"]) < 250 for answer in answers)
-            assert (await calls.post("/flush_cache"))[0] == 200
+        task = await calls.interrupted(partial(calls.post, "/pause_generation", {"mode": "abort"}))
+        status, answers = await task
+        assert status == 200
+        assert {answer["meta_info"]["finish_reason"]["type"] for answer in answers} == {"abort"}
+        assert all(0 < len(answer["output_ids"]) < 250 for answer in answers)
+        assert (await calls.post("/flush_cache"))[0] == 200
 
     engine.try_it(body)
 
@@ -313,16 +329,17 @@ def test_an_update_in_the_middle_of_an_answer_is_told_in_its_spans(engine: Runni
 
     async def body(calls: Calls) -> None:
         before = await calls.version()
-        async with calls.answering() as task:
-            await calls.engine.pause(PATIENCE_S, 0)
-            await calls.engine.receive_weights(order)
-            await calls.engine.resume(PATIENCE_S)
-            given = calls.engine.labels.newest
-            await calls.engine.check_identity(PATIENCE_S)
-            for answer in (await task)[1]:
-                spans = answer["meta_info"]["weight_versions"]
-                assert [span["version"] for span in spans] == [before, given] and spans[0]["start"] == 0
-                assert spans[0]["end"] == spans[1]["start"] > 0 and spans[1]["end"] == 250
+        task = await calls.interrupted(
+            lambda: calls.engine.pause(PATIENCE_S, 0), lambda: calls.engine.resume(PATIENCE_S)
+        )
+        await calls.engine.receive_weights(order)
+        await calls.engine.resume(PATIENCE_S)
+        given = calls.engine.labels.newest
+        await calls.engine.check_identity(PATIENCE_S)
+        for answer in (await task)[1]:
+            spans = answer["meta_info"]["weight_versions"]
+            assert [span["version"] for span in spans] == [before, given] and spans[0]["start"] == 0
+            assert spans[0]["end"] == spans[1]["start"] > 0 and spans[1]["end"] == 250
         info = await calls.get("/model_info")
         assert (info["model_path"], info["weight_version"]) == (str(tmp_path), given)
         assert await calls.engine.read_checkpoint_shapes(PATIENCE_S) == {
