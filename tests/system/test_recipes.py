@@ -56,8 +56,9 @@ TINY: dict[str, Any] = {
     "learner.steps": 3, "learner.epochs": 0, "learner.groups_per_step": 4, "learner.ranks": 1, "learner.lr": 1e-3,
     "learner.param_dtype": "float32", "learner.activation_checkpointing": "false", "learner.microbatch_tokens": 2048,
     "learner.evaluate": "false", "learner.evaluate_every": 0, "learner.evaluate_samples": 0,
-    "learner.evaluate_unseen": "[]", "learner.batch_timeout_s": 600, "router.rollouts": 4, "model.dtype": "float32",
-    "data.max_prompt_tokens": 400, "sampling.max_new_tokens": 16, "actor.start_timeout_s": 600, "sync.timeout_s": 120,
+    "learner.evaluate_unseen": "[]", "learner.group_timeout_s": 700, "router.rollouts": 4, "model.dtype": "float32",
+    "data.max_prompt_tokens": 400, "sampling.max_new_tokens": 16, "actor.start_timeout_s": 600, "actor.request_timeout_s": 600,
+    "sync.timeout_s": 120,
 }  # fmt: skip
 TINY_OF: dict[str, dict[str, Any]] = {
     "dapo": {"learner.overlong_limit": 16, "learner.overlong_buffer": 8, "learner.refill": 2},
