@@ -45,6 +45,8 @@ def test_a_step_may_take_long_while_its_groups_come(monkeypatch: pytest.MonkeyPa
 
 def test_a_wait_in_which_no_group_comes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = Waiting(monkeypatch, [0, 1, 2, *[-1] * 50], [])
-    with pytest.raises(FatalError, match=r"no group came within learner\.group_timeout_s = 150 s: \{'leased': 2\}.* a$"):
+    with pytest.raises(
+        FatalError, match=r"no group came within learner\.group_timeout_s = 150 s: \{'leased': 2\}.* a$"
+    ):
         waiting.batches.next_batch()
     assert waiting.now == 3 * TURN_S + 2 * TURN_S, "counted from the newest group"

@@ -21,7 +21,14 @@ def finished_run(directory: Path, policy: Path, rng: np.random.Generator, base: 
     (directory / "model").symlink_to(policy)
     flags = ["--run.dir", str(directory), "--data.train", str(directory / "secret.parquet"), "--model.path", base]
     flags += ["--run.languages", '["de", "sw"]', "--learner.lr", "0.00025", "--learner.address", "tcp://10.1.2.3:5700"]
-    flags += ["--learner.torchrun", "gpu-node17.corp:29400", "--sync.host", "gpu-node17", "--actor.name", "gpu-node17-0"]
+    flags += [
+        "--learner.torchrun",
+        "gpu-node17.corp:29400",
+        "--sync.host",
+        "gpu-node17",
+        "--actor.name",
+        "gpu-node17-0",
+    ]
     flags += ["--learner.step_reward", "secret.py:mine", "--run.rendezvous", "secret", "--actor.engine_args.tp", "2"]
     flags += ["--actor.engine_args.dist_init_addr", "gpu-node17:5000", "--reward.judges", '["m@http://gpu-node17:1"]']
     summary = {
@@ -54,7 +61,7 @@ def test_the_directory_holds_the_model_and_a_card_of_the_summary(
     assert f"{summary['steps']} steps" in card.text and "| `learner.lr` | `0.00025` |" in card.text
     whole = (out / "README.md").read_text(encoding="utf-8")
     assert not any(word in whole for word in (str(tmp_path), "secret", "10.1.2.3", "gpu-node17")), whole
-    assert "| `actor.engine_args` | `{\"tp\": 2}` |" in card.text
+    assert '| `actor.engine_args` | `{"tp": 2}` |' in card.text
 
 
 # Settings that may hold a text and name no place: they may be shown.
