@@ -22,6 +22,7 @@ from common.config import Config, load
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
 from scripts.pool.launch import Process
+from tests.support.chat import serving
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 240  # of what should come, on a busy machine
@@ -419,7 +420,6 @@ def test_the_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
 
 
 def test_health_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://192.0.2.1:1")  # leads to nothing of ours, and nowhere within the deadline
     flags = ["--learner.address", f"ipc://{tmp_path}/queue", "--actor.engine_url", "http://127.0.0.1:9"]
     config = load(flags)
     server = WorkServer(config.learner.address, lease_timeout_s=60)
@@ -428,4 +428,6 @@ def test_health_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.Monke
     command = [sys.executable, "-m", "scripts.ops.health", "learner", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
     assert done.returncode == 1 and "nothing answers at ipc://" in done.stderr
-    assert "http://127.0.0.1:9 does not answer: <urlopen error [Errno 111]" in find_problem("actor", config)
+    with serving(lambda _: "by the proxy") as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        assert "http://127.0.0.1:9 does not answer: <urlopen error [Errno 111]" in find_problem("actor", config)
