@@ -45,4 +45,5 @@ def _is_public(address: str) -> bool:
         ValueError: it is no address.
     """
     found = ipaddress.ip_address(address.partition("%")[0])  # without the interface of a link-local one
-    return (getattr(found, "ipv4_mapped", None) or found).is_global
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return found.is_global if mapped is None else mapped.is_global
