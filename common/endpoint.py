@@ -5,7 +5,9 @@ fails or asks for patience (``Retry-After``) leaves it to the others; answers ar
 question; an answer that cannot be used is sent back with the reason; and every wait has a deadline. A call that fails
 gives a :class:`Failure`, never a value.
 
-The key is read from OPENAI_API_KEY and is in no message, file or log.
+The key is read from OPENAI_API_KEY, or else from the file ``openai_api_key`` in the directory of LRPO_KEYS, and is in
+no message, log or other file. An endpoint on the internet is reached through the proxy of the environment, if there is
+one (HTTPS_PROXY, NO_PROXY); one on this machine or network never is.
 """
 
 from __future__ import annotations
@@ -25,10 +27,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
+import httpx
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
+from common.net.proxies import may_use_proxy
 from common.process import FatalError
 
 log = logging.getLogger("endpoint")
@@ -36,6 +41,7 @@ log = logging.getLogger("endpoint")
 Conversation = list[dict[str, str]]  # chat messages
 Value = TypeVar("Value")
 
+KEY_FILE = "openai_api_key"  # in the directory of LRPO_KEYS, so that every host of a run finds it
 FORM = 'MODEL@URL of an OpenAI-compatible endpoint, as "judge-7b@http://127.0.0.1:8000/v1"; key in OPENAI_API_KEY'
 _ANSWERS = 3  # answers of a question that cannot be used before it is given up
 _REFUSED = frozenset({400, 413, 422})  # the status of a refusal of this question; others may be answered
@@ -147,7 +153,7 @@ class Endpoints:
         sampling: further fields of a request; ``temperature`` is 0 unless given.
 
     Raises:
-        FatalError: a name has no @, or the cache cannot be used.
+        FatalError: a name has no @, or the cache, the key file or the proxy cannot be used.
     """
 
     def __init__(
@@ -295,13 +301,48 @@ def _connect(name: str, timeout_s: float) -> _Server:
         raise FatalError(f"{name!r} names no endpoint: it takes the form {FORM}")
     client = openai.AsyncOpenAI(
         base_url=url.rstrip("/"),
-        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        api_key=read_api_key() or "none",
         timeout=openai.Timeout(timeout_s, connect=min(10, timeout_s)),
         max_retries=0,  # the next attempt may go to another endpoint
-        # Most endpoints are on this machine or network, where the proxies of the environment do not lead.
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        http_client=_http_client(name, urlsplit(url).hostname or ""),
     )
     return _Server(model, url.rstrip("/"), client)
+
+
+def _http_client(name: str, host: str) -> httpx.AsyncClient:
+    if not may_use_proxy(host):
+        return openai.DefaultAsyncHttpxClient(trust_env=False)
+    try:
+        return openai.DefaultAsyncHttpxClient(trust_env=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        # The message of an unknown scheme holds the address, which httpx shows without its password.
+        raise FatalError(
+            f"cannot use the proxy of the environment for {name}: {error}; mend HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, "
+            f"or name {host} in NO_PROXY"
+        ) from None
+
+
+def read_api_key() -> str:
+    """The key of endpoints: OPENAI_API_KEY, or else the file in the directory of LRPO_KEYS; empty where there is none.
+
+    Raises:
+        FatalError: there is such a file and it cannot be read, or is not one word.
+    """
+    if key := os.environ.get("OPENAI_API_KEY", ""):
+        return key
+    if not os.environ.get("LRPO_KEYS"):
+        return ""
+    path = Path(os.environ["LRPO_KEYS"]) / KEY_FILE
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise FatalError(f"cannot read the key of endpoints from {path}: {reason}") from None
+    if len(words) != 1:
+        raise FatalError(f"cannot read the key of endpoints from {path}: it holds {len(words)} words instead of one")
+    return words[0]
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

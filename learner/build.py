@@ -87,7 +87,7 @@ def build_run(
         resume.keep_configuration(config, state.step)
     report = Report(config, bound, state.step)
     publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
-    batches = Batches(server, publishing, learner.batch_timeout_s, stopwatch, interrupts)
+    batches = Batches(server, publishing, ranks, learner.group_timeout_s, stopwatch, interrupts)
     curriculum = Curriculum(questions, config.data.curriculum, state.curriculum)
     training_work = TrainingWork(server, state, curriculum, publishing, limits)
     evaluator = Evaluator(

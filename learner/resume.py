@@ -33,7 +33,7 @@ _HARMLESS = frozenset({
     "reward.request_timeout_s", "reward.diagnostics",
     "learner.steps", "learner.epochs",
     "learner.address", "learner.ranks", "learner.nodes", "learner.torchrun", "learner.restarts", "learner.replicas",
-    "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.batch_timeout_s",
+    "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.group_timeout_s",
     "learner.optimizer_on_cpu", "learner.reference_on_cpu", "learner.microbatch_tokens", "learner.head_chunk",
     "learner.activation_checkpointing", "learner.checkpointed_layers", "learner.compile", "learner.keep_gathered",
     "learner.checkpoint_every", "learner.checkpoints_kept", "learner.record",

@@ -165,6 +165,16 @@ def lease_outlasts_heartbeats(config: Sections) -> Iterator[str]:
         )
 
 
+def waiting_outlasts_generation(config: Sections) -> Iterator[str]:
+    """In a synchronous step all groups may begin at once, so that none comes before the first call has ended."""
+    group_s, call_s = config.learner.group_timeout_s, config.actor.request_timeout_s
+    if group_s <= call_s:
+        yield (
+            f"learner.group_timeout_s = {group_s:g} must be above actor.request_timeout_s = {call_s:g}: the run would "
+            "end with an error while a generation call may still go on; twice as long leaves time for a second attempt"
+        )
+
+
 def sequences_fit_a_microbatch(config: Sections) -> Iterator[str]:
     """The learner cuts what does not fit, which would train on the beginnings of answers alone."""
     prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
@@ -393,9 +403,9 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
-    sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
-    adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
+    waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters,
+    targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
     loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, curriculum_knows_what_is_right,
-    evaluation_is_on, steps_are_counted,
-    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file, request_fits_the_queue,
+    heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

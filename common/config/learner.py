@@ -54,7 +54,7 @@ class LearnerConfig(Section):
     # So many engines may end by themselves while they generate a group. Then it is leased alone, and entered as failed
     # if it was alone when the last of them ended.
     group_engines: int = Field(2, gt=0)
-    batch_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when a step has no groups for so long
+    group_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when no group has come for so long
 
     # Optimizer
     # AdamW with its state in float32, 8 bytes for each parameter; or in 8 bits, 2 bytes, by the package torchao.

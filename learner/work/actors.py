@@ -80,6 +80,7 @@ class ActorRegistry:
         foreign: number of messages that were dropped because they belong to other lives.
         newest_version: of the policy versions that an engine may have by now; the next step trains on top of it.
         refused: number of groups that were refused because their answers broke a rule.
+        accepted: number of groups that were accepted, of all queues.
 
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
@@ -89,7 +90,7 @@ class ActorRegistry:
         self.actors: dict[str, ActorState] = {}
         self.served: ServedQueue | None = None
         self.newest_version = 0
-        self.refused = 0
+        self.refused = self.accepted = 0
         self.life = secrets.token_hex(6)
         self.foreign = 0
         self._names: dict[str, str] = {}  # of the actors that are present, by life
@@ -281,7 +282,9 @@ class ActorRegistry:
             return False
         rollouts, note = admission.cut_to_fit(message.rollouts, self.served.limits)
         group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
-        return self.served.queue.submit(work.sequence, name, group)
+        accepted = self.served.queue.submit(work.sequence, name, group)
+        self.accepted += accepted
+        return accepted
 
     def is_untrustworthy(self, name: str) -> bool:
         """Whether so many groups of an actor have broken rules that no other may be leased to it."""

@@ -166,22 +166,29 @@ class WorkServer:
         with self.lock:
             return self._registry.has_newcomers()
 
+    def accepted(self) -> int:
+        """How many groups were accepted since this process began: while the number rises, a wait makes progress."""
+        with self.lock:
+            return self._registry.accepted
+
     def wait_until_all_finished(self, timeout_s: float, check: Callable[[], None]) -> bool:
-        """Blocks until every group handed out is finished, for at most ``timeout_s``.
+        """Blocks until every group handed out is finished, as long as they come.
 
         Args:
-            timeout_s: how long to wait.
+            timeout_s: how long to wait for the next group.
             check: called several times a second; raises to end the wait.
 
-        Returns: whether all are finished. False if the time is up or an actor has come that needs weights.
+        Returns: whether all are finished. False if none came for so long, or an actor has come that needs weights.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, accepted = time.monotonic() + timeout_s, self.accepted()
         while time.monotonic() < deadline and not self.has_newcomers():
             check()
             with self.lock:
                 self._check()
                 if self._registry.all_finished():
                     return True
+                if self._registry.accepted > accepted:
+                    deadline, accepted = time.monotonic() + timeout_s, self._registry.accepted
             time.sleep(_POLL_MS / 1000)
         return False
 

@@ -58,6 +58,10 @@ REFUSED = {
         [*_DECOUPLED, "{similarity = 1.0, speling = 1.0}"],
         "learner.decoupled_parts: the reward has no speling; it has similarity",
     ),
+    "a wait that ends before a call may": (
+        ["--learner.group_timeout_s", "600"],
+        "learner.group_timeout_s = 600 must be above actor.request_timeout_s = 600",
+    ),
     "a refill that comes too late": (
         ["--learner.refill", "8", "--learner.step_reward", "f.py:f"],
         "learner.refill = 8 cannot be used with learner.step_reward",

@@ -1,10 +1,21 @@
-"""How long an endpoint may ask to wait; the rest of it is tested where judges and translators use it."""
+"""How long an endpoint may ask to wait, how it is reached, and with which key.
+
+The rest of it is tested where judges and translators use it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from common.endpoint import _retry_after
+from common.endpoint import KEY_FILE, Endpoints, Failure, _retry_after, read_api_key
+from common.process import FatalError
+from tests.support.chat import serving
 
 _NOON = "Sun, 29 Nov 2026 12:00:00 GMT"
 
@@ -24,3 +35,84 @@ def test_a_date_counts_from_that_of_the_reply_whatever_this_machines_clock_says(
     headers: dict[str, str], seconds: float | None
 ) -> None:
     assert _retry_after(headers) == seconds
+
+
+@pytest.fixture(autouse=True)
+def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy, no keys, and no names but those of this machine."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("LRPO_KEYS", raising=False)
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **further: Any) -> Any:
+        if str(host).endswith(".example"):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return look_up(host, *rest, **further)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def ask(name: str) -> str | Failure:
+    async def one() -> str | Failure:
+        endpoints = Endpoints([name], attempts=1, timeout_s=60)
+        try:
+            return await endpoints.ask([{"role": "user", "content": "?"}], str)
+        finally:
+            await endpoints.close()
+
+    return asyncio.run(one())
+
+
+def test_an_endpoint_on_the_internet_is_asked_through_the_proxy_and_one_of_our_own_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(lambda _: "by the proxy") as proxy, serving(lambda _: "by itself") as own:
+        monkeypatch.setenv("HTTP_PROXY", proxy.removesuffix("/v1"))
+        assert ask("m@http://judge.example/v1") == "by the proxy"
+        assert ask(f"m@{own}") == "by itself"
+        monkeypatch.setenv("NO_PROXY", "judge.example")
+        assert isinstance(refused := ask("m@http://judge.example/v1"), Failure)
+        assert "judge.example/v1 (model 'm') gives no answer" in refused.reason
+
+
+@pytest.mark.parametrize("proxy", ["socks9://user:secret-word@10.0.0.1:1", "http://user:secret-word@10.0.0.1:x"])
+def test_a_proxy_that_cannot_be_used_is_named_without_its_password(proxy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(
+        FatalError, match=r"cannot use the proxy .* for m@http://judge\.example/v1: .*NO_PROXY"
+    ) as error:
+        ask("m@http://judge.example/v1")
+    assert "secret-word" not in str(error.value)
+    assert isinstance(ask("m@http://127.0.0.1:9/v1"), Failure), "it does not matter there"
+
+
+def test_the_key_is_read_from_a_file_beside_the_keys_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_api_key() == ""
+    monkeypatch.setenv("LRPO_KEYS", str(tmp_path))
+    assert read_api_key() == "", "there need not be one"
+    (tmp_path / KEY_FILE).write_text("secret-key\n")
+    seen = list[str]()
+
+    def answer(request: dict[str, Any]) -> str:
+        seen.append(request["key"])
+        return "fine"
+
+    with serving(answer) as url:
+        assert ask(f"m@{url}") == "fine"
+        monkeypatch.setenv("OPENAI_API_KEY", "another-key")
+        assert ask(f"m@{url}") == "fine"
+    assert seen == ["Bearer secret-key", "Bearer another-key"]
+    monkeypatch.delenv("OPENAI_API_KEY")
+    for content, problem in ((b"", "holds 0 words"), (b"secret key\n", "holds 2 words"), (b"\xff", "it is no text")):
+        (tmp_path / KEY_FILE).write_bytes(content)
+        with pytest.raises(FatalError, match=f"{KEY_FILE}: it.*") as error:
+            read_api_key()
+        assert problem in str(error.value) and "secret" not in str(error.value)
+    (tmp_path / KEY_FILE).unlink()
+    (tmp_path / KEY_FILE).mkdir()
+    with pytest.raises(FatalError, match="Is a directory"):
+        read_api_key()

@@ -59,7 +59,8 @@ def test_a_set_whose_questions_were_given_up_or_not_scored_has_no_figures(caplog
 
 
 @pytest.mark.parametrize(
-    ("newcomers", "told"), [(True, "an actor has come"), (False, "groups are still under way after learner.batch_")]
+    ("newcomers", "told"),
+    [(True, "an actor has come"), (False, "under way, and none has come for learner.group_timeout_s = 1800 s")],
 )
 def test_an_evaluation_between_steps_that_cannot_be_made_says_why(
     newcomers: bool, told: str, caplog: pytest.LogCaptureFixture
@@ -69,4 +70,7 @@ def test_an_evaluation_between_steps_that_cannot_be_made_says_why(
     mocks.server.has_newcomers.return_value = newcomers
     assert evaluator.publish_and_evaluate() == 0.0
     assert told in caplog.text and mocks.publishing.publish.call_args.args == (7,)
-    assert mocks.ranks.run.call_args.args == ("wait",), "the other ranks do not run out of time"
+    timeout_s, check = mocks.server.wait_until_all_finished.call_args.args
+    check()
+    [kept_s] = mocks.ranks.keep_waiting.call_args.args
+    assert mocks.interrupts.check.called and kept_s <= timeout_s / 2, "the other ranks do not run out of time"

@@ -64,7 +64,7 @@ def words(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "{right = 1.0}", "--reward.gated", "false", "--reward.addresses", f'["ipc://{tmp_path}/r"]',
         "--learner.address", f"ipc://{tmp_path}/q", "--learner.steps", "2", "--learner.groups_per_step", "2",
         "--learner.lr", "1e-2", "--learner.param_dtype", "float32", "--learner.evaluate", "false",
-        "--learner.batch_timeout_s", "400", "--actor.start_timeout_s", "400",
+        "--learner.group_timeout_s", "700", "--actor.start_timeout_s", "400",
     ]  # fmt: skip
 
 

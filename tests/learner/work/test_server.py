@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -18,6 +19,7 @@ from common.net import sockets
 from common.net.ports import reserve_port
 from common.process import FatalError
 from learner.groups import Group
+from learner.work import server as server_module
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from tests.support.groups import random_rollout, seeded_generator, work
@@ -262,6 +264,25 @@ def test_waiting_ends_when_every_group_handed_out_is_finished(server: WorkServer
     assert server.wait_until_all_finished(PATIENCE_S, wait), "finished ones may wait to be taken"
     Client(address, "b").hello(slots=1)
     assert not server.wait_until_all_finished(5, wait), "an actor has come, and has no weights yet"
+
+
+def test_a_wait_for_the_last_groups_lasts_as_long_as_they_come(
+    server: WorkServer, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout_s, gone_s = 150.0, 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + gone_s, sleep=time.sleep)
+    monkeypatch.setattr(server_module, "time", clock)
+    serve(server, groups=4)
+    actor = Client(address, "a")
+    join(server, actor, slots=4)
+    leased = actor.leases(4)
+
+    def finish_one() -> None:
+        nonlocal gone_s
+        gone_s += 100
+        assert actor.submit(leased.pop())
+
+    assert server.wait_until_all_finished(timeout_s, finish_one) and not leased and server.accepted() == 4
 
 
 def test_a_queue_that_is_served_again_leases_anew_what_was_out(server: WorkServer, address: str) -> None:
