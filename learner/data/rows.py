@@ -383,8 +383,12 @@ def check_text(value: Any, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A further column as rewards see it: texts as they are, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """A further column as rewards see it: texts as they are, what JSON has as JSON, anything else, as dates, by str.
+
+    So a row means the same when it is read from JSON, to which a command may have written it.
+    """
+    has_json = isinstance(value, Mapping | list | int | float)
+    return json.dumps(value, ensure_ascii=False, default=str) if has_json else str(value)
 
 
 def _quote(value: Any) -> str:

@@ -1,6 +1,6 @@
 """Measures how often a model answers each training question rightly, and writes the data with that column.
 
-    python -m scripts.data.pass_rate CONFIG.toml ... --out data/rated.parquet [--samples 8] [--section.key value]
+    python -m scripts.data.pass_rate CONFIG.toml ... --out data/rated.jsonl [--samples 8] [--section.key value]
 
 Every question of data.train is asked in every language in which a run of this configuration may ask it, ``--samples``
 times, with the run's prompts, sampling and rewards: in its own with router.mode = "monolingual"; where languages are
@@ -10,7 +10,7 @@ reward.gated it must be in the language asked for, too. The engine is the one th
 what runs at actor.engine_url.
 
 ``--out`` has the rows of data.train with a column ``pass_rate``, the share of right answers by language. A run with
-data.train = "data/rated.parquet" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
+data.train = "data/rated.jsonl" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
 never. What was measured is kept in ``*.answers.jsonl`` beside ``--out`` as it comes, and the same command goes on from
 there. Rows that cannot be asked, and questions that could not be answered or scored, are listed in
 ``*.problems.jsonl``; the former are not written, the latter have no rate.
@@ -40,7 +40,7 @@ from learner.data.rows import QuestionRow, normal_form
 from learner.work.questions import as_question, usable_rows
 from router.modes import fixed_languages
 from scripts.data.answering import Answering, Journal, RightOption, Task, answer_tasks, least_of_right
-from scripts.data.tables import write
+from scripts.data.tables import check_holds, write
 from scripts.ops.command_line import command
 
 _BINS = ((0.0, 0.0), (0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 1.0))  # of the table that is printed
@@ -175,11 +175,14 @@ def table(rates: Mapping[str, Sequence[float]]) -> str:
 def main(
     context: typer.Context,
     *,
-    out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
+    ],
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language.")] = 8,
     right: RightOption = None,
 ) -> None:
     config = load(context.args)
+    check_holds(out, config.data.train)
     found = measure(config, out, samples, least_of_right(config, right))
     write(rated_records(config.data.train, found.rows, found.rates), out)
     for kind in ("broken", "not measured"):

@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from common.config import load
 from common.languages import english_name
 from common.process import FatalError
 from common.wire import Score
+from learner.data.records import read_rows
 from scripts.data.anchors import Part, Plan, parse_columns, parse_rounds, parts
 from scripts.data.answering import ScoredAnswer
 from scripts.ops.recipes import find_recipe
@@ -145,9 +145,9 @@ def test_two_iterations_that_are_interrupted(
         directory = out / f"iteration-{number}"
         record = Record(directory)
         assert list(record.stages) == ["filter", "anchors", "train"]
-        rated = pq.read_table(directory / stages.FILTERED_FILE).to_pylist()
+        rated = read_rows(str(directory / stages.FILTERED_FILE))
         assert all(0 < rate < 1 for row in rated for rate in row["pass_rate"].values() if rate is not None)
-        anchored = pq.read_table(directory / stages.ANCHORED_FILE).to_pylist()
+        anchored = read_rows(str(directory / stages.ANCHORED_FILE))
         assert [row["prompt"] for row in anchored] == [row["prompt"] for row in rated]
         has = {row["prompt"]: row["english_thought"] is not None for row in anchored}
         assert has == {row["prompt"]: not row["strong"]["question"].endswith("9") for row in rated}

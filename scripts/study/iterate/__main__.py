@@ -6,9 +6,9 @@
 run.dir gets a directory for each iteration, with the three stages in it:
 
 * filter: the policy, which is the model of the last iteration, answers every question --samples times; those that it
-  answers rightly always or never (or outside of data.pass_rate) are dropped, and filtered.parquet has the others;
+  answers rightly always or never (or outside of data.pass_rate) are dropped, and filtered.jsonl has the others;
 * anchors: the policy answers each of them in a strong language, and a right answer is written to the columns of
-  data.columns that --anchor names, in anchored.parquet;
+  data.columns that --anchor names, in anchored.jsonl;
 * train: a run of its own, run.dir/iteration-N/run, from the model of the last iteration, with the KL penalty to it.
 
 The same command goes on at the first stage that is not whole, and within it. iteration.json in each directory has what
