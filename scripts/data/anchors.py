@@ -110,7 +110,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
             could not be asked is listed in ``*.problems.jsonl``.
 
     Raises:
-        FatalError: the data cannot be read, there is no engine, or eight questions in a row could not be asked.
+        FatalError: the data cannot be read, there is no engine, or as of ``answer_tasks``.
     """
     config = without_columns(config, plan.columns)
     tokenizer, problems, lost = load_tokenizer(config.model.path), Problems(), Counter[str]()
@@ -143,16 +143,10 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
                 return
         journal.add(task, round=None, texts=None)
 
+    languages = list(dict.fromkeys([*config.run.languages, plan.language]))
+    what = f"answering the questions in {plan.language} for their anchors"
     try:
-        missing = [task for task in tasks if task.key not in journal.entries]
-        if known := len(tasks) - len(missing):
-            print(
-                f"the anchors of {known} of {len(tasks)} questions are known from {out.with_suffix('.answers.jsonl')}"
-            )
-        if missing:
-            languages = list(dict.fromkeys([*config.run.languages, plan.language]))
-            what = f"answering the questions in {plan.language} for their anchors"
-            answer_tasks(config, tokenizer, missing, ask, problems, name="anchors", what=what, languages=languages)
+        answer_tasks(config, tokenizer, tasks, journal, ask, problems, name="anchors", what=what, languages=languages)
     finally:
         journal.close()
         problems.write(out.with_suffix(".problems.jsonl"))

@@ -36,6 +36,7 @@ class Filtering:
     right: float = RIGHT  # from what on an answer is right, see common.diagnostics.solves
     per_language: int = 0  # most questions of a language, drawn by the seed; 0: all
     unused: bool = False  # whether those that an earlier iteration trained on are left out
+    consistent: bool = False  # whether a right answer must be in the language asked for, also without reward.gated
 
 
 def filter_questions(
@@ -53,7 +54,8 @@ def filter_questions(
     """
     config = without_columns(config, plan.columns)  # they are made in the next stage
     left_out = used if how.unused else frozenset[str]()
-    found = measure(config, directory / "rated.jsonl", how.samples, how.right, without=left_out)
+    rated = directory / "rated.jsonl"
+    found = measure(config, rated, how.samples, how.right, consistent=how.consistent, without=left_out)
     fates = {row.place: _fate(config, row, found.rates.get(row.place)) for row in found.rows}
     _limit_languages(found.rows, fates, how.per_language, [config.run.seed, number])
     _write_lines(
