@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from common.languages import CODES
 from common.process import FatalError
@@ -47,6 +48,18 @@ def read(
             fitting.append(row)
     named = _detect_languages(fitting, problems) if rules.needs_language else fitting
     return drop_repeated(named, problems, by_id=True)
+
+
+def tell(problems: Problems, path: Path) -> None:
+    """Prints the first 20 problems of each kind, and writes all of them to a file, which is not there without any."""
+    if not problems.found:
+        path.unlink(missing_ok=True)  # that of an earlier call
+        return
+    for kind in problems.counts:
+        for line in problems.lines(kind):
+            print(f"{kind}: {line}")
+    problems.write(path)
+    print(f"{path} lists all: " + ", ".join(f"{count} {kind}" for kind, count in problems.counts.most_common()))
 
 
 def _detect_languages(rows: list[QuestionRow], problems: Problems) -> list[QuestionRow]:
