@@ -107,20 +107,6 @@ def _suffix(path: Path) -> str:
     return path.suffix.lower()
 
 
-def read_rows(source: str) -> list[Record]:
-    """Every row of a source, for files that our own commands wrote.
-
-    Raises:
-        FatalError: as of ``read_records``, or a row is no record.
-    """
-    rows = []
-    for place, record in read_records(source):
-        if isinstance(record, Unreadable):
-            raise FatalError(f"{place}: {record.reason}")
-        rows.append(record)
-    return rows
-
-
 def _read_file(path: Path) -> Iterator[tuple[Place, Record | Unreadable]]:
     try:
         if _suffix(path) == ".parquet":

@@ -17,10 +17,10 @@ import pytest
 
 from common import endpoint
 from common.config import ModelConfig
-from learner.data.records import read_rows
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
 from tests.support.chat import serving
+from tests.support.rows import read_rows
 from tests.support.scoring import SENTENCES
 
 

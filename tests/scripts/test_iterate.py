@@ -14,7 +14,6 @@ from common.config import load
 from common.languages import english_name
 from common.process import FatalError
 from common.wire import Score
-from learner.data.records import read_rows
 from scripts.data.anchors import Part, Plan, parse_columns, parse_rounds, parts
 from scripts.data.answering import ScoredAnswer
 from scripts.ops.recipes import find_recipe
@@ -22,6 +21,7 @@ from scripts.study.iterate import __main__ as iterate
 from scripts.study.iterate import stages
 from scripts.study.iterate.record import Record
 from tests.support.processes import forked
+from tests.support.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,10 +14,10 @@ import pytest
 
 from common.process import FatalError
 from learner.data.problems import Place, Problems
-from learner.data.records import read_rows
 from learner.data.rows import QuestionRow, Rules, read_question_rows
 from scripts.data import anchors, pass_rate
 from scripts.data.tables import check_holds, write
+from tests.support.rows import read_rows
 
 ROOT_3 = "2\\sqrt{3}"
 # Of each pair of rows one value or more has two types.

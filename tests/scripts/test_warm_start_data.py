@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from learner.data.records import read_rows
 from scripts.data.warm_start_data import main
 from tests.support.chat import serving
+from tests.support.rows import read_rows
 from tests.support.scoring import SENTENCES
 
 

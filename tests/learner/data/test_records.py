@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.process import FatalError
-from learner.data.records import Record, Unreadable, read_records, read_rows
+from learner.data.records import Record, Unreadable, read_records
+from tests.support.rows import read_rows
 
 ROWS: list[Record] = [{"question": f"Frage {n}: 東京 é?", "answer": f"{n}", "nested": {"n": n}} for n in range(4)]
 BOM = b"\xef\xbb\xbf"
