@@ -45,6 +45,7 @@ ConsistentOption = Annotated[
     ),
 ]
 _MOST_FAILURES = 8  # in a row, or of the first questions, after which the engine or the reward is what is wrong
+_MOST_BAD_ROWS = 128  # in a row, in random order, after which what the reward function needs is what is gone
 _MOST_ATTEMPTS = 2  # of a question, each in another call of the command, because the first may have met an outage
 _SCORE_S = 3600.0  # for one question; nobody waits behind it
 
@@ -232,7 +233,8 @@ def answer_tasks(
 
     Raises:
         FatalError: there is no engine; or the engine or the reward is what is wrong: no answer could be generated, or
-            scored just now, eight times in a row, or nothing was ever found and the first eight tasks have failed.
+            scored just now, eight times in a row; nothing was ever found and the first eight tasks have failed; or the
+            reward function has failed on 128 tasks in a row, which are asked in random order.
     """
     rewarded_by = _digest_of_function(config)
     left = [task for task in tasks if task.key not in journal.entries]
@@ -299,7 +301,7 @@ class _Doing:
         self._has_found = has_found
         self._done = self._failed = 0
         self._first_failed = 0  # of the first tasks, in the order in which they were begun
-        self._outages = 0  # in a row
+        self._outages = self._bad_rows = 0  # in a row
 
     async def all_of_them(self, work: Callable[[Task], Awaitable[None]], at_a_time: int, name: str, what: str) -> None:
         free = asyncio.Semaphore(at_a_time)
@@ -308,7 +310,7 @@ class _Doing:
             async with free:
                 try:
                     await work(task)
-                    self._has_found, self._outages = True, 0
+                    self._has_found, self._outages, self._bad_rows = True, 0, 0
                 except FatalError:
                     raise
                 except Exception as error:  # whatever a question provokes is told beside it, and the others are asked
@@ -342,10 +344,13 @@ class _Doing:
         else:
             self._journal.add_failure(task, reason, self._rewarded_by, _MOST_ATTEMPTS if refused else 1)
             is_of_row = refused or isinstance(error, ValueError)  # the latter is how a reward function fails
-            self._outages += not is_of_row and number < self._new
+            is_new = number < self._new
+            self._outages += is_new and not is_of_row
+            self._bad_rows += is_new and is_of_row
         never = not self._has_found and self._first_failed == _MOST_FAILURES
-        if never or self._outages >= _MOST_FAILURES:
-            which = f"the first {_MOST_FAILURES} questions" if never else f"{_MOST_FAILURES} questions in a row"
+        if never or self._outages >= _MOST_FAILURES or self._bad_rows >= _MOST_BAD_ROWS:
+            count = _MOST_BAD_ROWS if self._bad_rows >= _MOST_BAD_ROWS else _MOST_FAILURES
+            which = f"the first {count} questions" if never else f"{count} questions in a row"
             cure = (
                 "The log of the engine says why" if engine_failed else "Check the reward and the columns that it reads"
             )

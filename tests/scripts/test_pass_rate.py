@@ -229,6 +229,10 @@ def test_only_an_outage_ends_the_work(tmp_path: Path) -> None:
         return tried, ""
 
     of_row, of_judge, of_engine = RewardFunctionError("no column"), UnscoredError("no judge"), EngineError("gone")
+    tried, why = done(dict.fromkeys(range(10, 999), of_row), count=200, journal="d")
+    assert len(tried) == 138 and "128 questions in a row could not be measured" in why
+    tried, why = done(dict.fromkeys(range(62, 999), of_row), count=200, journal="d")
+    assert (len(tried), why) == (62 + 128, ""), "those that have failed before come last, and end nothing"
     tried, why = done(dict.fromkeys(range(1, 29), of_row))
     assert (len(tried), why) == (30, ""), "rows that cannot be scored keep no other row from being asked"
     tried, why = done(dict.fromkeys(range(28), of_row))
