@@ -84,6 +84,7 @@ def main(
 ) -> None:
     own = Path(model) / "model"
     weights = str(own) if (own / "config.json").exists() else model
+    codes = seen_languages(seen, own.parent if weights == str(own) else None)
     rows: dict[str, list[QuestionRow]] = {}
     for name, source in {"CARE-pro": care_pro, "CARE": care, "mGSM": mgsm}.items():
         if source:
@@ -101,7 +102,6 @@ def main(
         items |= score_tasks(weights, lm_eval.split(","), include_path, limit)
     if not items:
         raise FatalError("nothing to evaluate: give --care-pro, --care, --mgsm or --lm-eval")
-    codes = seen_languages(seen, own.parent if weights == str(own) else None)
     sets = {name: summary(some, codes) for name, some in items.items()}
     found = {"model": model, "seen": codes, "sets": sets}
     every = {**found, "items": {name: [asdict(item) for item in some] for name, some in items.items()}}
