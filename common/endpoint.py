@@ -174,15 +174,16 @@ class Endpoints:
         self._sampling = {"temperature": 0.0, **(sampling or {})}
         self.counts: Counter[str] = Counter()
 
-    async def ask(self, conversation: Conversation, read: Callable[[str], Value]) -> Value | Failure:
+    async def ask(self, conversation: Conversation, read: Callable[[str], Value], sample: str = "") -> Value | Failure:
         """What ``read`` returns for the answer.
 
         Args:
             conversation: chat messages.
             read: raises ValueError for an answer that is of no use; the model is then told why and asked again.
+            sample: tells apart several answers to the same conversation, each of which is kept; "" where there is one.
         """
         for model in dict.fromkeys(server.model for server in self._servers):
-            known = self._cache.get(self._key(model, conversation)) if self._cache is not None else None
+            known = self._cache.get(self._key(model, conversation, sample)) if self._cache is not None else None
             if known is not None:
                 with suppress(ValueError):  # an answer that was usable once may not be today
                     value = read(known)
@@ -191,7 +192,7 @@ class Endpoints:
         newest = _Newest()
         try:
             async with asyncio.timeout(self._deadline_s), self._free:
-                found = await self._usable_answer(conversation, read, newest)
+                found = await self._usable_answer(conversation, read, newest, sample)
         except TimeoutError:
             found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", "unreachable")
         self.counts["failed"] += isinstance(found, Failure)
@@ -204,12 +205,14 @@ class Endpoints:
         if self._cache is not None:
             self._cache.close()
 
-    def _key(self, model: str, conversation: Conversation) -> str:
+    def _key(self, model: str, conversation: Conversation, sample: str) -> str:
         request = {"model": model, "messages": conversation, **self._sampling}
+        if sample:
+            request["sample"] = sample
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     async def _usable_answer(
-        self, conversation: Conversation, read: Callable[[str], Value], newest: _Newest
+        self, conversation: Conversation, read: Callable[[str], Value], newest: _Newest, sample: str
     ) -> Value | Failure:
         asked, reason = conversation, ""
         for _ in range(_ANSWERS):
@@ -225,7 +228,7 @@ class Endpoints:
                 asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
                 continue
             if self._cache is not None:
-                self._cache.put(self._key(model, conversation), answer)
+                self._cache.put(self._key(model, conversation, sample), answer)
             return value
         return Failure(reason, "unusable")
 

@@ -19,7 +19,7 @@ from learner.data.rows import Rules, check_text, parse_language
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
 from scripts.data.endpoint import translate
-from scripts.data.sources import read
+from scripts.data.sources import read, tell
 from scripts.data.tables import write
 
 _KEYS = ("id", "article", "language", "text")
@@ -108,16 +108,18 @@ def halves(parallel: Mapping[str, Texts], seed: int) -> list[dict[str, Texts]]:
     ]
 
 
-def translate_references(references: Path, url: str, model: str, languages: list[str], out: Path) -> None:
+def translate_references(references: str, rules: Rules, url: str, model: str, languages: list[str], out: Path) -> None:
     """Writes the references of a data set and their translations as parallel texts; blocks until all are translated.
+
+    Args:
+        rules: how the rows of the data set are read.
 
     Raises:
         FatalError: the references cannot be read, or no translation was usable.
     """
     problems = Problems()
-    sources = {row.reference: row.language for row in read([str(references)], Rules(), problems)}
-    for line in problems.lines("broken"):
-        print(f"broken: {line}")
+    sources = {row.reference: row.language for row in read([references], rules, problems)}
+    tell(problems, out.with_suffix(".problems.jsonl"))
     if not sources:
         raise FatalError(f"{references} has no good row: {next(iter(problems.found), 'it is empty')}")
     wanted: list[dict[str, Any]] = [
