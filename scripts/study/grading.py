@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ class Item:
     label: str
     answer: str
     compliant: bool | None  # the answer is in the question's language; None where it is a choice
+    question: str  # marks the question, so that no other one is paired with it, whatever file it came from
 
 
 def read_label(_: int, said: str) -> str:
@@ -92,6 +95,11 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
         return label / 10 if isinstance(label, int) else float(label == "CORRECT")
 
     return [
-        Item(row.language, score(label), str(label), answer, compliant=one.matches)
+        Item(row.language, score(label), str(label), answer, one.matches, mark(row.language, row.prompt, row.reference))
         for row, label, answer, one in zip(rows, labels, said, judged, strict=True)
     ]
+
+
+def mark(*parts: str) -> str:
+    """Twelve digits that tell a question from others by its parts."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from common.intervals import half_width
 
@@ -80,14 +80,25 @@ def seed_interval(values: Floats) -> Interval:
 def paired_test(differences: Floats) -> tuple[float, float]:
     """Of paired differences [n], one a seed: the p-value of the t test against 0, and the effect size g.
 
-    g is the mean in standard deviations of the differences, with Hedges' correction 1 - 3 / (4 (n - 1) - 1) for few
-    seeds. Both are nan with one seed, or where all differences are equal.
+    g is the mean in standard deviations of the differences, without the bias of few seeds. Both are nan with one seed,
+    or where all differences are equal; g also with two, whose standard deviation says too little for any correction.
     """
     count, deviation = len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     if deviation == 0:
         return float("nan"), float("nan")
-    g = float(differences.mean()) / deviation * (1 - 3 / (4 * (count - 1) - 1))
+    g = float(differences.mean()) / deviation * _correction(count - 1)
     return float(stats.ttest_1samp(differences, 0).pvalue), g
+
+
+def _correction(freedom: int) -> float:
+    """Hedges' correction Gamma(f/2) / (sqrt(f/2) Gamma((f - 1)/2)) for f degrees of freedom (Hedges 1981, equation 6e).
+
+    nan for f = 1: the mean over standard deviation of two values has no expectation, and the correction would be 0.
+    """
+    if freedom < 2:
+        return float("nan")
+    logarithm = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2) - np.log(freedom / 2) / 2
+    return float(np.exp(logarithm))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -155,7 +155,7 @@ def test_the_harness_scores_the_exported_model(
     (tmp_path / "task.yaml").write_text(json.dumps(task))  # which is YAML too
     command = [str(tiny_policy), "--out", str(tmp_path / "s.json"), "--include-path", str(tmp_path), "--json"]
     main([*command, "--lm-eval", "global_mmlu_de_local"])
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["sets"]["G-MMLU-Lite"]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["sets"]["global_mmlu_de_local"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_policy), AutoTokenizer.from_pretrained(tiny_policy)
     right = []
     for row in rows:
@@ -212,6 +212,7 @@ def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys:
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = simple_evaluate(Sure(), tasks=["sums_de"], task_manager=manager, bootstrap_iters=0)
     items = harness.items_of(found["samples"])
+    assert len({item.question for some in items.values() for item in some}) == 5, "whatever the filter"
     assert {name: sum(item.score or 0 for item in some) for name, some in items.items()} == {
         "sums_de (strict)": 0, "sums_de (flexible)": 5,
     }  # fmt: skip
@@ -221,3 +222,25 @@ def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys:
         harness.items_of({"sums_de": no_metric})
     assert harness.items_of({"other_mt_en": found["samples"]["sums_de"], "sums_de": no_metric})
     assert "left out: no metric" in capsys.readouterr().out
+
+
+def test_only_tasks_of_the_lite_set_are_shown_as_such() -> None:
+    """By the names of the harness's own tasks, and the groups that it says they are in."""
+    sample = {"acc": 1.0, "metrics": ["acc"], "filter": "none", "filtered_resps": ["A"], "doc_id": 0, "doc_hash": "x"}
+    members = {
+        "global_mmlu_zh": ["global_mmlu_zh_stem", "global_mmlu_zh_other"],
+        "global_mmlu_full_zh": ["global_mmlu_full_zh_stem", "global_mmlu_full_zh_other"],
+        "global_mmlu_full_zh_stem": ["global_mmlu_full_zh_anatomy"],
+        "include_base_44_chinese": ["include_base_44_chinese_stem", "include_base_44_chinese_driving_license"],
+    }
+    group_of = harness.groups_of([*members, "global_mmlu_de_medical"], members)
+    leaves = [
+        "global_mmlu_zh_stem", "global_mmlu_zh_other", "global_mmlu_de_medical", "global_mmlu_full_zh_anatomy",
+        "global_mmlu_full_zh_other", "include_base_44_chinese_stem", "include_base_44_chinese_driving_license",
+    ]  # fmt: skip
+    items = harness.items_of({leaf: [sample] for leaf in leaves}, group_of)
+    assert {column: len(some) for column, some in items.items()} == {
+        "G-MMLU-Lite": 3, "global_mmlu_full_zh": 2, "include_base_44_chinese": 2,
+    }  # fmt: skip
+    assert {item.language for item in items["G-MMLU-Lite"]} == {"zh", "de"}
+    assert len({item.question for some in items.values() for item in some}) == len(leaves), "tasks are told apart"
