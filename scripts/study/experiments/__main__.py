@@ -15,14 +15,17 @@ thinks and how often it is right (docs/papers.md). Model, lengths, groups and st
 
 Seeds are the outermost loop, so the study is balanced whenever it is stopped; the same command goes on, in the middle
 of a run as well. ``OUT/results.json`` has a record for each finished run: its figures, a hash of its settings, the
-version of the code, its seconds. ``--report`` only reads it. With ``--base`` nothing is prepared: its files and flags
-name the model and the data. Further flags ``--section.key value`` are settings of all arms.
+version of the code, and the seconds since the run was last begun. ``--report`` only reads it.
+
+With ``--base`` nothing is prepared: its files and flags name the model and the data. Further flags
+``--section.key value`` are settings of all arms.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -36,8 +39,8 @@ from scripts.study.experiments.arms import Name, arms_of
 from scripts.study.experiments.facts_world import REGIMES, FactsWorld, OwnData
 from scripts.study.experiments.place import Place
 from scripts.study.experiments.reasoning_world import ReasoningWorld
-from scripts.study.experiments.report import left_out, write_report
-from scripts.study.experiments.results import Results
+from scripts.study.experiments.report import left_out, records_of, write_report
+from scripts.study.experiments.results import Results, sole_user
 from scripts.study.experiments.runner import missing_runs, train_missing
 
 _ROOT = Path(__file__).parents[3]
@@ -49,7 +52,7 @@ def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
     Raises:
         FatalError: one is not known.
     """
-    names = [name.strip() for name in given.split(",") if name.strip()] or list(known)
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip())) or list(known)
     if unknown := sorted(set(names) - set(known)):
         raise FatalError(f"--{what} {unknown[0]}: there are {', '.join(known)}")
     return names
@@ -67,10 +70,10 @@ def _recipes(given: str) -> list[str]:
 
 
 def _seeds(given: str) -> list[int]:
-    try:
-        return [int(seed) for seed in given.split(",")]
-    except ValueError:
-        raise FatalError(f"--seeds {given}: whole numbers, separated by commas") from None
+    seeds = [seed.strip() for seed in given.split(",")]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise FatalError(f"--seeds {given}: whole numbers, separated by commas")
+    return list(dict.fromkeys(map(int, seeds)))
 
 
 @command(name="lrpo study", passes_flags_on=True)
@@ -85,10 +88,12 @@ def main(
     arms: Annotated[
         str, typer.Option("--arms", "--recipes", help="Arms, separated by commas; default: all of the study.")
     ] = "",
-    steps: Annotated[int | None, typer.Option(help="Steps of a run; default: 40, and 100 of recipes.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run; default: 40, and 100 of recipes.")] = None,
     base: Annotated[str, typer.Option(help="Files and flags with your own model and data, instead of a world.")] = "",
     best_language: Annotated[str | None, typer.Option(help="With --base, the language of the arm best-fixed.")] = None,
-    actors: Annotated[int | None, typer.Option(help="Actors of each run; default: one, or as many as GPUs.")] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Actors of each run; default: one, or as many as GPUs.")
+    ] = None,
     warm_start_steps: Annotated[int | None, typer.Option(help="Steps of the warm start.")] = None,
     out: Annotated[
         Path | None,
@@ -120,9 +125,9 @@ def main(
     if not base:
         # The worlds are for the CPU, even on a machine with a GPU: with NCCL, learner and engine cannot share one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    results, runs = Results(out / "results.json"), [(place, arm) for place in places for arm in chosen]
+    runs = [(place, arm) for place in places for arm in chosen]
     if dry:
-        left = len(missing_runs(runs, results))
+        left = len(missing_runs(runs, Results(out / "results.json")))
         print(f"{left} of {len(runs)} runs are left to do" + ("; each of them needs:" if base else ""))
         if of_recipes:
             print(left_out())
@@ -132,10 +137,16 @@ def main(
             dry_run.main(files_first(places[0].settings(chosen[0])))
         return
     if not report:
-        train_missing(runs, results, out, actors or (None if base else 1), keep)
-    if not results.records:
-        raise FatalError(f"{out / 'results.json'} has no finished run yet")
-    print(write_report(name, results.records, out))
+        with sole_user(out):
+            try:
+                train_missing(runs, Results(out / "results.json"), out, actors or (None if base else 1), keep)
+            except KeyboardInterrupt:
+                print(f"\ninterrupted; the same command goes on in {out}", file=sys.stderr)
+                raise
+    records = records_of(name, Results(out / "results.json").records)
+    if not records:
+        raise FatalError(f"{out / 'results.json'} has no finished run of this study yet")
+    print(write_report(name, records, out))
 
 
 if __name__ == "__main__":
