@@ -55,7 +55,7 @@ def check_settings(run: Path, wanted: Config) -> None:
         listed = "\n  ".join(map(str, found))
         raise FatalError(
             f"{run} holds a finished run of other settings, and these matter:\n  {listed}\n"
-            f"give them as they were, choose another --out, or remove {run} to train it anew"
+            f"give them as they were, choose another directory, or remove {run} to train it anew"
         )
 
 
