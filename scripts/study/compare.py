@@ -42,8 +42,14 @@ from scripts.study.statistics import Floats, Interval, crossed_interval, holm, p
 
 _LEVEL = 0.05  # of the adjusted p-value, below which a difference is more than chance
 _SCORES_FILE = "scores.json"
-# Of summary.json -> what the settings that define the metric begin with, in the section ``reward``.
-_OWN = {"reward_after": "", "heldout_after": "", "compliance_after": ("gate_", "near_languages", "language_model")}
+_GATE = ("reward.gate_", "reward.near_languages", "reward.language_model")
+_TRAINED, _HELDOUT = ("data.train", "data.pass_rate"), ("data.heldout",)
+# Of summary.json -> what the settings begin with that define the metric, besides how many questions are asked.
+_OWN = {
+    "reward_after": ("reward.", *_TRAINED),
+    "heldout_after": ("reward.", *_HELDOUT),
+    "compliance_after": (*_GATE, *_TRAINED),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
 
     A difference comes with the p-value and effect size of a paired t test over seeds, the p-value adjusted for all arms
     that are compared in this metric, and whether it is more than chance; these are nan and None with one seed. An arm
-    whose values are by other definitions than those of the first arm (``same_scale`` is false) has no difference.
+    whose values are by other definitions than those of the first arm has no difference: ``defined_otherwise`` lists
+    the settings in which they differ.
 
     Raises:
         FatalError: two arms answered different questions, or have different numbers of seeds.
@@ -88,8 +95,8 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
             }
             row["by_seed"] = np.nanmean(values, 1).tolist()
             if name != first:
-                row["same_scale"] = _same(of_first.defined_by, arm[metric].defined_by)
-                if row["same_scale"]:
+                row["defined_otherwise"] = _differing(of_first.defined_by, arm[metric].defined_by)
+                if not row["defined_otherwise"]:
                     row["difference"] = crossed_interval(values - of_first.values)
                     row["p"], row["effect"] = paired_test(np.nanmean(values - of_first.values, 1))
             of_metric.append(row)
@@ -116,9 +123,9 @@ def _paired(metric: str, first: str, of_first: Measured, name: str, other: Measu
     return other.values
 
 
-def _same(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether definitions agree, seed by seed. One that only one version of the code knows is no difference."""
-    return all(a[key] == b[key] for a, b in zip(one, other, strict=True) for key in a.keys() & b.keys())
+def _differing(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where definitions differ, seed by seed. A setting that only one version of the code knows is no difference."""
+    return sorted({key for a, b in zip(one, other, strict=True) for key in a.keys() & b.keys() if a[key] != b[key]})
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -131,18 +138,18 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             line += "" if np.isnan(row["p_adjusted"]) else f"  p {row['p_adjusted']:.3f}"
             line += "" if np.isnan(row["effect"]) else f"  g {row['effect']:+.2f}"
             line += "  more than chance" if row["more_than_chance"] else ""
-        elif not row.get("same_scale", True):
-            line += "  by another reward"
+        elif row.get("defined_otherwise"):
+            line += f"  not comparable: {', '.join(row['defined_otherwise'])}"
         lines.append(line.rstrip())
     if rows and rows[0]["seeds"] == 1:
         lines.append(
             "With one seed the intervals hold for other questions, but say nothing of other seeds: no difference can "
             "be called more than chance."
         )
-    if others := sorted({row["arm"] for row in rows if not row.get("same_scale", True)}):
+    if any(row.get("defined_otherwise") for row in rows):
         lines.append(
-            f"The section reward of {', '.join(others)} differs from that of {rows[0]['arm']}, so their own figures "
-            "cannot be compared: compare scores (--evaluate, or lrpo bench)."
+            "Where the settings that define a run's own figure differ from those of the first arm, it is on another "
+            "scale or about other questions: compare scores (--evaluate)."
         )
     return "\n".join(lines)
 
@@ -167,24 +174,26 @@ def of_runs(runs: Sequence[Path]) -> dict[str, Measured]:
     for metric, begins in _OWN.items():
         values = [one.get(metric) for one in summaries]
         if None not in values:
-            defined_by = [_definition(one.get("config", {}).get("reward", {}), begins) for one in summaries]
+            defined_by = [_definition(one.get("config", {}), begins) for one in summaries]
             found[metric] = Measured(np.array(values, np.float64)[:, None], defined_by=defined_by)
     return found
 
 
-def _definition(reward: Mapping[str, Any], begins: str | tuple[str, ...]) -> dict[str, Any]:
-    """The settings of the section ``reward`` that decide what an answer earns, and begin so."""
-    kept = {
-        name: value
-        for name, value in reward.items()
-        if name.startswith(begins) and not Change(f"reward.{name}", None, None).is_harmless
-    }
+def _definition(config: Mapping[str, Mapping[str, Any]], begins: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of a run that decide what an answer earns and which questions are asked, as far as they begin so."""
+    reward, learner = dict(config.get("reward", {})), config.get("learner", {})
     for name in ("gated", "bounded"):  # None is what RewardConfig makes of it
-        if name in kept and kept[name] is None:
-            kept[name] = not kept.get("function")
-    if "judges" in kept:
-        kept["judges"] = sorted({judge.partition("@")[0] for judge in kept["judges"]})  # wherever they are
-    return kept
+        if name in reward and reward[name] is None:
+            reward[name] = not reward.get("function")
+    reward["judges"] = sorted({judge.partition("@")[0] for judge in reward.get("judges", ())})  # wherever they are
+    data = {**config.get("data", {})}
+    for name in ("train", "heldout"):
+        data[name] = Path(data.get(name) or "").name  # wherever it lies
+    named = {f"reward.{name}": value for name, value in reward.items()}
+    named = {key: value for key, value in named.items() if not Change(key, None, None).is_harmless}
+    named |= {f"data.{name}": value for name, value in data.items()}
+    kept = {key: value for key, value in named.items() if key.startswith(begins)}
+    return kept | {f"learner.{name}": learner[name] for name in ("evaluate_questions",) if name in learner}
 
 
 def of_scores(files: Sequence[Path]) -> dict[str, Measured]:

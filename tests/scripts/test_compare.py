@@ -214,13 +214,18 @@ def test_rewards_of_different_scales_are_not_compared(
     compare.main([*arms, "--seeds", "0,1", "--out", str(tmp_path), "--json"])
     *shown, last = capsys.readouterr().out.splitlines()
     rows = {(row["metric"], row["arm"]): row for row in json.loads(last)["rows"]}
-    assert "difference" not in rows["reward_after", "raw"] and rows["reward_after", "raw"]["same_scale"] is False
+    raw = rows["reward_after", "raw"]
+    assert "difference" not in raw and raw["defined_otherwise"] == ["reward.similarity_range"]
     assert all("difference" in rows["reward_after", arm] for arm in ("grpo", "same"))
     assert "difference" in rows["compliance_after", "raw"], "the same gate tells the languages"
-    assert [line.split()[-3:] for line in shown if line.startswith("reward_after       raw")] == [
-        ["by", "another", "reward"]
-    ]
-    assert shown[-1].startswith("The section reward of raw differs from that of lrpo") and "--evaluate" in shown[-1]
+    told = [line for line in shown if line.startswith("reward_after       raw")]
+    assert len(told) == 1 and told[0].endswith("not comparable: reward.similarity_range")
+    assert (
+        shown[-1].startswith("Where the settings that define a run's own figure differ") and "--evaluate" in shown[-1]
+    )
+    compare.main(["lrpo=", "own=--data.train own.parquet", "--seeds", "0,1", "--out", str(tmp_path / "data"), "--json"])
+    rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert rows["reward_after", "own"]["defined_otherwise"] == ["data.train"]
 
 
 def test_a_run_of_other_settings_is_not_taken_for_the_present_one(
