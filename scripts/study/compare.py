@@ -7,7 +7,7 @@
 
 An arm is NAME=TOML files and flags, which come after those of ``--base``; the others are compared with the first one.
 A run that has finished (``OUT/NAME-SEED/summary.json``) is not trained again, and its scores are not made again. If it
-was trained with other settings, or scored with other flags, that is an error.
+was trained with other settings or questions, or scored with other flags, that is an error.
 ``--runs`` compares finished runs, ``--scores`` files of scripts.study.evaluate, given as NAME=FILE,FILE with the seeds
 in the same order for every arm; then nothing is trained.
 
@@ -38,10 +38,11 @@ from learner.resume import Change
 from scripts.ops.command_line import command, files_first
 from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all
+from scripts.study.iterate.record import digest_of_source
 from scripts.study.statistics import Floats, Interval, crossed_interval, holm, paired_test, without_nan
 
 _LEVEL = 0.05  # of the adjusted p-value, below which a difference is more than chance
-_SCORES_FILE = "scores.json"
+_SCORES_FILE, _QUESTIONS_FILE = "scores.json", "questions.json"  # beside summary.json; the latter has digests
 _GATE = ("reward.gate_", "reward.near_languages", "reward.language_model")
 _TRAINED, _HELDOUT = ("data.train", "data.pass_rate"), ("data.heldout",)
 # Of summary.json -> what the settings begin with that define the metric, besides how many questions are asked.
@@ -223,31 +224,64 @@ def of_scores(files: Sequence[Path]) -> dict[str, Measured]:
     return {name: Measured(values, marks[name][0]) for name, values in found.items()}
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run that is trained, or has been.
+
+    Attributes:
+        settings: files and flags.
+        questions: digests of the rows of data.train and data.heldout, as far as there are any.
+    """
+
+    directory: Path
+    settings: list[str]
+    questions: Mapping[str, str]
+
+
 def plan(
     definitions: Mapping[str, Sequence[str]], seeds: Sequence[str], evaluate_flags: Sequence[str], out: Path
-) -> dict[str, list[tuple[Path, list[str]]]]:
-    """Directory and settings of each run, by arm. What is there already is of these settings and flags.
+) -> dict[str, list[Run]]:
+    """The runs of each arm. What is there already is of these settings, questions and flags.
 
     Args:
         definitions: files and flags of each arm.
 
     Raises:
         ConfigError: a setting is wrong: now, and not after hours of training.
-        FatalError: a run was trained with other settings, or scored with other flags.
+        FatalError: a run was trained with other settings or questions, or scored with other flags; or the questions
+            cannot be read.
     """
-    planned = {}
+    planned: dict[str, list[Run]] = {name: [] for name in definitions}
+    digests: dict[str, str] = {}  # by source, each of which is read once
     for name, words in definitions.items():
-        planned[name] = [
-            (out / f"{name}-{seed}", [*words, "--run.dir", str(out / f"{name}-{seed}"), "--run.seed", seed])
-            for seed in seeds
-        ]
-        for run, settings in planned[name]:
+        for seed in seeds:
+            directory = out / f"{name}-{seed}"
+            settings = [*words, "--run.dir", str(directory), "--run.seed", seed]
             config = load(settings)
-            if read_summary(run) is not None:
-                check_settings(run, config)
+            sources = {"data.train": config.data.train, "data.heldout": config.data.heldout}
+            for source in sources.values():
+                if source and source not in digests:
+                    digests[source] = digest_of_source(source)
+            questions = {key: digests[source] for key, source in sources.items() if source}
+            if read_summary(directory) is not None:
+                check_settings(directory, config)
+                _check_questions(directory, questions)
             if evaluate_flags:
-                _check_scores(run / _SCORES_FILE, evaluate_flags)
+                _check_scores(directory / _SCORES_FILE, evaluate_flags)
+            planned[name].append(Run(directory, settings, questions))
     return planned
+
+
+def _check_questions(directory: Path, questions: Mapping[str, str]) -> None:
+    try:
+        before = json.loads((directory / _QUESTIONS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # trained by an earlier version, or by another command
+        return
+    if changed := [key for key, digest in questions.items() if before.get(key, digest) != digest]:
+        raise FatalError(
+            f"{directory} holds a finished run of other rows of {' and '.join(changed)}: give the rows as they were, "
+            f"choose another --out, or remove {directory} to train it anew"
+        )
 
 
 def _check_scores(file: Path, flags: Sequence[str]) -> None:
@@ -262,22 +296,24 @@ def _check_scores(file: Path, flags: Sequence[str]) -> None:
         raise FatalError(f"{file} was made with {told}: give --evaluate the same, or remove the file to score again")
 
 
-def train(runs: Sequence[tuple[Path, Sequence[str]]], evaluate_flags: Sequence[str], actors: int) -> Arm:
+def train(runs: Sequence[Run], evaluate_flags: Sequence[str], actors: int) -> Arm:
     """One arm: trains and scores every seed, unless that is done. Blocks as long as that takes.
 
     Raises:
         ChildFailed: a process of a run failed.
     """
-    for run, settings in runs:
-        if read_summary(run) is None:
-            run_all(settings, run, actors)
-    directories = [run for run, _ in runs]
+    for run in runs:
+        if read_summary(run.directory) is None:
+            run.directory.mkdir(parents=True, exist_ok=True)
+            (run.directory / _QUESTIONS_FILE).write_text(json.dumps(run.questions, indent=1) + "\n", encoding="utf-8")
+            run_all(run.settings, run.directory, actors)
+    directories = [run.directory for run in runs]
     if not evaluate_flags:
         return of_runs(directories)
-    for run in directories:
-        if not (run / _SCORES_FILE).exists():
-            _score(run, evaluate_flags)
-    return of_runs(directories) | of_scores([run / _SCORES_FILE for run in directories])
+    for directory in directories:
+        if not (directory / _SCORES_FILE).exists():
+            _score(directory, evaluate_flags)
+    return of_runs(directories) | of_scores([directory / _SCORES_FILE for directory in directories])
 
 
 def _score(run: Path, flags: Sequence[str]) -> None:

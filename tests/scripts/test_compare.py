@@ -194,9 +194,15 @@ def finished(run: Path, words: list[str], reward: float) -> None:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the runs that were trained; each leaves behind what a run does."""
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that were trained; each leaves behind what a run does. Their questions are where they are
+    looked for.
+    """
     names: list[str] = []
+    (tmp_path / "data").mkdir()
+    for name in ("train", "heldout"):
+        pq.write_table(pa.table({"question": [f"{name}?"], "answer": ["1"]}), tmp_path / "data" / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)
 
     def run_all(settings: list[str], run: Path, actors: int) -> None:
         names.append(run.name)
@@ -223,7 +229,9 @@ def test_rewards_of_different_scales_are_not_compared(
     assert (
         shown[-1].startswith("Where the settings that define a run's own figure differ") and "--evaluate" in shown[-1]
     )
-    compare.main(["lrpo=", "own=--data.train own.parquet", "--seeds", "0,1", "--out", str(tmp_path / "data"), "--json"])
+    (tmp_path / "own.jsonl").write_text("{}\n")
+    own = f"own=--data.train {tmp_path / 'own.jsonl'}"
+    compare.main(["lrpo=", own, "--seeds", "0,1", "--out", str(tmp_path / "out"), "--json"])
     rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
     assert rows["reward_after", "own"]["defined_otherwise"] == ["data.train"]
 
@@ -254,6 +262,14 @@ def test_a_run_of_other_settings_is_not_taken_for_the_present_one(
         compare.main([*base, "--base", "--learner.steps 80"])
     with pytest.raises(SystemExit, match=r"scores\.json was made with the flags --care a\.jsonl"):
         compare.main([*base[:-1], "--care b.jsonl", "grpo=--router.mode monolingual"])
+    (tmp_path / "own.jsonl").write_text("{}\n")
+    own = ["own=", "--base", f"--data.train {tmp_path / 'own.jsonl'}", "--seeds", "0", "--out", str(tmp_path / "own")]
+    compare.main(own)
+    compare.main(own)
+    (tmp_path / "own.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(SystemExit, match=r"own-0 holds a finished run of other rows of data\.train"):
+        compare.main(own)
+    assert trained.pop() == "own-0"
     (tmp_path / "grpo-1" / "summary.json").write_text('{"steps"')  # killed while it wrote
     (tmp_path / "grpo-1" / "scores.json").unlink()
     compare.main([*base, "grpo=--router.mode monolingual"])
