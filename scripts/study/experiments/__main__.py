@@ -8,7 +8,8 @@
 at a time. All arms of a seed and a world have the same questions, the same warm-started policy, equally many steps and
 rollouts. In the world ``region`` a question's region and topic decide which languages know its answer; in
 ``one-language`` one language knows all; in ``equal`` each question has three languages of its own, and nothing tells
-them. The arm ``best-fixed`` draws the one language that knows most of the trained questions, which is hindsight.
+them. The arms ``best-fixed`` and ``fixed-only`` draw the one language that knows most of the trained questions, which
+only hindsight tells.
 
 ``recipes`` trains the policy of the reasoning world with each published recipe, and measures in which language it then
 thinks and how often it is right (docs/papers.md). Model, lengths, groups and steps are the world's.
@@ -35,7 +36,7 @@ import typer
 from common.process import FatalError
 from scripts.ops.command_line import command, files_first
 from scripts.study.experiments import recipes
-from scripts.study.experiments.arms import Name, arms_of
+from scripts.study.experiments.arms import Name, arms_of, needs_world
 from scripts.study.experiments.facts_world import REGIMES, FactsWorld, OwnData
 from scripts.study.experiments.place import Place
 from scripts.study.experiments.reasoning_world import ReasoningWorld
@@ -90,7 +91,9 @@ def main(
     ] = "",
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run; default: 40, and 100 of recipes.")] = None,
     base: Annotated[str, typer.Option(help="Files and flags with your own model and data, instead of a world.")] = "",
-    best_language: Annotated[str | None, typer.Option(help="With --base, the language of the arm best-fixed.")] = None,
+    best_language: Annotated[
+        str | None, typer.Option(help="With --base, the language of best-fixed and fixed-only.")
+    ] = None,
     actors: Annotated[
         int | None, typer.Option(min=1, help="Actors of each run; default: one, or as many as GPUs.")
     ] = None,
@@ -110,6 +113,9 @@ def main(
     given = [*context.args, *(("--learner.steps", str(steps)) if steps else ())]
     cache, out = cache.absolute(), (out or Path("runs") / ("recipes" if of_recipes else "study")).absolute()
     chosen = _recipes(arms) if of_recipes else _chosen("arms", arms, list(arms_of(name)))
+    if base and not arms and (left_to_world := [arm for arm in chosen if needs_world(arms_of(name)[arm])]):
+        print(f"left out, as they are for the offline world: {', '.join(left_to_world)}")
+        chosen = [arm for arm in chosen if arm not in left_to_world]
     numbers = _seeds(seeds)
     places: list[Place]
     if of_recipes:

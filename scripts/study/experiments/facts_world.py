@@ -11,14 +11,13 @@ from typing import cast
 from common.config import Config, load
 from common.process import FatalError
 from scripts.ops.command_line import files_first
-from scripts.study.experiments.arms import BEST_FIXED, has_own_reward
+from scripts.study.experiments.arms import IN_HINDSIGHT, has_own_reward, needs_world
 from scripts.study.experiments.figures import (
-    best_language,
     read_evaluation_before,
     read_figures,
-    read_knowledge,
     settings_hash,
 )
+from scripts.study.experiments.knowledge import best_language, read_knowledge
 from scripts.study.experiments.place import Figures
 from scripts.study.experiments.sockets import own_sockets
 from scripts.study.experiments.warm_start import WarmStart
@@ -69,13 +68,13 @@ class FactsWorld:
     def settings(self, arm: str) -> list[str]:
         calibration = str(self._world / "facts.csv")
         flags = [flag.replace("{calibration}", calibration) for flag in self._arms[arm]]
-        if arm == BEST_FIXED:
+        if arm in IN_HINDSIGHT:
             flags += ["--router.fixed_language", best_language(read_knowledge(self._world))]
         return [*self._shared, *flags, *self._given]
 
     def settings_hash(self, arm: str) -> str:
-        # The language of BEST_FIXED is known when the world is there.
-        flags = [] if arm == BEST_FIXED else [flag.replace("{calibration}", "facts.csv") for flag in self._arms[arm]]
+        # Which language is best in hindsight is known when the world is there.
+        flags = [] if arm in IN_HINDSIGHT else [flag.replace("{calibration}", "facts.csv") for flag in self._arms[arm]]
         _check_evaluated(load(files_first([*self._shared, *flags, *self._given])))
         return settings_hash(self._shared, [*self._arms[arm], *self._given, *self._warm_start])
 
@@ -98,7 +97,7 @@ class OwnData:
     Args:
         base: files and flags that name them.
         arms: name -> flags that set it apart.
-        best: the language of the arm ``best-fixed``; None: not known.
+        best: the language of the arms ``best-fixed`` and ``fixed-only``; None: not known.
     """
 
     regime = OWN_DATA
@@ -110,12 +109,12 @@ class OwnData:
         pass
 
     def settings(self, arm: str) -> list[str]:
-        if any("{calibration}" in flag for flag in self._arms[arm]):
+        if needs_world(self._arms[arm]):
             raise FatalError(f"the arm {arm} is for the offline world; leave it out with --arms")
         fixed: list[str] = []
-        if arm == BEST_FIXED:
+        if arm in IN_HINDSIGHT:
             if self._best is None:
-                raise FatalError("the arm best-fixed needs --best-language, or leave it out with --arms")
+                raise FatalError(f"the arm {arm} needs --best-language, or leave it out with --arms")
             fixed = ["--router.fixed_language", self._best]
         return [*self._base, *self._arms[arm], *fixed]
 
