@@ -77,7 +77,7 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     A difference comes with the p-value and effect size of a paired t test over seeds, the p-value adjusted for all arms
     that are compared in this metric, and whether it is more than chance; these are nan and None with one seed. An arm
     whose values are by other definitions than those of the first arm has no difference: ``defined_otherwise`` lists
-    the settings in which they differ.
+    the settings in which they differ. One whose runs lack one of their own figures has no row there.
 
     Raises:
         FatalError: two arms answered different questions, or have different numbers of seeds.
@@ -87,6 +87,8 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     for metric, of_first in base.items():
         of_metric: list[dict[str, Any]] = []
         for name, arm in arms.items():
+            if metric in _OWN and metric not in arm:  # as without held-out questions
+                continue
             values = _paired(metric, first, of_first, name, arm.get(metric))
             row: dict[str, Any] = {
                 "metric": metric,

@@ -234,6 +234,13 @@ def test_rewards_of_different_scales_are_not_compared(
     compare.main(["lrpo=", own, "--seeds", "0,1", "--out", str(tmp_path / "out"), "--json"])
     rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
     assert rows["reward_after", "own"]["defined_otherwise"] == ["data.train"]
+    summary = json.loads((tmp_path / "out" / "lrpo-0" / "summary.json").read_text())
+    for run in ("lrpo-0", "lrpo-1"):
+        (tmp_path / "out" / run / "summary.json").write_text(json.dumps({**summary, "heldout_after": 0.5}))
+    both = [f"{arm}={','.join(str(tmp_path / 'out' / f'{arm}-{seed}') for seed in (0, 1))}" for arm in ("lrpo", "own")]
+    compare.main([*both, "--runs", "--out", str(tmp_path / "out"), "--json"])
+    rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert ("heldout_after", "lrpo") in rows and ("heldout_after", "own") not in rows
 
 
 def test_a_run_of_other_settings_is_not_taken_for_the_present_one(

@@ -147,7 +147,7 @@ def main(
             try:
                 train_missing(runs, Results(out / "results.json"), out, actors or (None if base else 1), keep)
             except KeyboardInterrupt:
-                print(f"\ninterrupted; the same command goes on in {out}", file=sys.stderr)
+                print(f"\ninterrupted; the same command goes on, --report shows what is in {out}", file=sys.stderr)
                 raise
     records = records_of(name, Results(out / "results.json").records)
     if not records:
