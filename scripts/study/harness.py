@@ -122,8 +122,11 @@ def _metric_of(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _language_of(task: str) -> str:
-    """The last part of a task's name that names a language: in ``lambada_mt_de`` the first is no language."""
-    for part in reversed(task.split("_")):
+    """The last part of a task's name that names a language: in ``lambada_mt_de`` the first is no language.
+
+    That of the prompt is none: ``include_base_44_chinese_few_shot_en_stem`` asks in Chinese.
+    """
+    for part in reversed(task.replace("few_shot_en", "").split("_")):
         with suppress(ValueError):
             return code_of(part)
     return ""

@@ -217,6 +217,12 @@ def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys:
         "sums_de (strict)": 0, "sums_de (flexible)": 5,
     }  # fmt: skip
     assert all(len(some) == 5 and some[0].language == "de" for some in items.values())
+    (tmp_path / "other.yaml").write_text(json.dumps({**task, "task": "more_de"}))
+    (tmp_path / "group.yaml").write_text(json.dumps({"group": "both", "task": ["sums_de", "more_de"]}))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    grouped = simple_evaluate(Sure(), tasks=["both"], task_manager=manager, bootstrap_iters=0)
+    items = harness.items_of(grouped["samples"], harness.groups_of(["both"], grouped["group_subtasks"]))
+    assert {name: len(some) for name, some in items.items()} == {"both (strict)": 10, "both (flexible)": 10}
     no_metric = [{**sample, "exact_match": [1, 2]} for sample in found["samples"]["sums_de"]]
     with pytest.raises(FatalError, match=r"--lm-eval: no metric .*: sums_de \(exact_match\)"):
         harness.items_of({"sums_de": no_metric})
@@ -243,4 +249,6 @@ def test_only_tasks_of_the_lite_set_are_shown_as_such() -> None:
         "G-MMLU-Lite": 3, "global_mmlu_full_zh": 2, "include_base_44_chinese": 2,
     }  # fmt: skip
     assert {item.language for item in items["G-MMLU-Lite"]} == {"zh", "de"}
+    asked = harness.items_of({"include_base_44_chinese_few_shot_en_stem": [sample]})
+    assert [item.language for some in asked.values() for item in some] == ["zh"], "not that of the prompt"
     assert len({item.question for some in items.values() for item in some}) == len(leaves), "tasks are told apart"
