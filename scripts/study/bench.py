@@ -274,7 +274,7 @@ def main(
         for number, one in enumerate(flat):
             line = {
                 "language": one.row.language, "group": one.row.group, "file": one.row.place.file,
-                "row": one.row.place.row, "gold": one.row.answer, "response": one.raw,
+                "row": one.row.place.row, "id": one.row.id, "gold": one.row.answer, "response": one.raw,
                 "scores": {scoring: values[number] for scoring, values in scorings.items()},
             }  # fmt: skip
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
