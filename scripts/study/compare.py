@@ -12,10 +12,11 @@ was trained with other settings or questions, or scored with other flags, that i
 in the same order for every arm; then nothing is trained.
 
 Scored questions are paired by question and seed, and a run's own evaluations by seed. The 95% intervals hold for other
-seeds and other questions, with as few as two seeds (``scripts.study.statistics``). p is that of the paired t test over
-seeds, adjusted for the number of arms compared by Holm's method; g is the effect in standard deviations over seeds. A
-difference is more than chance where that p is below 0.05 and the interval does not hold 0. The rewards of arms whose
-``reward`` sections differ are on different scales, and have no difference: compare their scores.
+seeds and other questions, with as few as two seeds (``scripts.study.statistics``); a question and its translations, if
+they have one id, count as one. p is that of the paired t test over seeds, adjusted for the number of arms compared by
+Holm's method; g is the effect in standard deviations over seeds. A difference is more than chance where that p is below
+0.05 and the interval does not hold 0. The rewards of arms whose ``reward`` sections differ are on different scales, and
+have no difference: compare their scores.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from scripts.ops.command_line import command, files_first
 from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all
 from scripts.study.iterate.record import digest_of_source
-from scripts.study.statistics import Floats, Interval, crossed_interval, holm, paired_test, without_nan
+from scripts.study.statistics import Floats, Interval, holm, paired_test, translated_interval, without_nan
 
 _LEVEL = 0.05  # of the adjusted p-value, below which a difference is more than chance
 _SCORES_FILE, _QUESTIONS_FILE = "scores.json", "questions.json"  # beside summary.json; the latter has digests
@@ -60,11 +61,13 @@ class Measured:
     Attributes:
         values: [seeds, questions]; nan where an answer has no score.
         questions: [questions] what marks each question, so that nothing else is paired with it.
+        ids: [questions] what numbers each question, in all languages alike.
         defined_by: [seeds] the settings that define what a value is; empty where it is the same for all runs.
     """
 
     values: Floats
     questions: Sequence[str] = ("",)
+    ids: Sequence[str] = ("",)
     defined_by: Sequence[Mapping[str, Any]] = ()
 
 
@@ -94,13 +97,13 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
                 "metric": metric,
                 "arm": name,
                 "seeds": len(values),
-                "mean": crossed_interval(values),
+                "mean": translated_interval(values, of_first.ids),
             }
             row["by_seed"] = np.nanmean(values, 1).tolist()
             if name != first:
                 row["defined_otherwise"] = _differing(of_first.defined_by, arm[metric].defined_by)
                 if not row["defined_otherwise"]:
-                    row["difference"] = crossed_interval(values - of_first.values)
+                    row["difference"] = translated_interval(values - of_first.values, of_first.ids)
                     row["p"], row["effect"] = paired_test(np.nanmean(values - of_first.values, 1))
             of_metric.append(row)
         compared = [row for row in of_metric if "difference" in row]
@@ -211,6 +214,7 @@ def of_scores(files: Sequence[Path]) -> dict[str, Measured]:
         scores = {name: [[item["score"] for item in one[name]] for one in items] for name in items[0]}
         found = {name: 100 * np.array(some, np.float64) for name, some in scores.items()}  # None becomes nan
         marks = {name: [[item.get("question") for item in one[name]] for one in items] for name in items[0]}
+        ids = {name: [item.get("id") or f"item {n}" for n, item in enumerate(some)] for name, some in items[0].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise FatalError(f"cannot compare {listed}: {error}") from None
     for name, by_file in marks.items():
@@ -223,7 +227,7 @@ def of_scores(files: Sequence[Path]) -> dict[str, Measured]:
             raise FatalError(f"cannot compare {listed}: their questions of {name} are not the same, in the same order")
     if others := {name for one in items for name in one} - found.keys():
         raise FatalError(f"cannot compare {listed}: {files[0]} lacks the sets {', '.join(sorted(others))}")
-    return {name: Measured(values, marks[name][0]) for name, values in found.items()}
+    return {name: Measured(values, marks[name][0], ids[name]) for name, values in found.items()}
 
 
 @dataclass(frozen=True)

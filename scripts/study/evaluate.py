@@ -15,9 +15,9 @@ test is read where it has one and none is named (``owner/name@split``).
   Global-MMLU-Lite (``global_mmlu_zh``) share the column G-MMLU-Lite, where every question weighs the same. Any other
   task has a column of its own: the harness has no INCLUDE-Lite, which ``lrpo bench`` has.
 
-Intervals are 95%, from a bootstrap over questions. Translations of one question count as several, so the interval of a
-set that asks the same in several languages is too narrow; those of ``lrpo bench`` are not. Answers that no judge could
-label are counted and left out.
+Intervals are 95%, from a bootstrap over questions. A question and its translations are one question if they have the
+same id; where a set that asks the same in several languages has no ids, its interval is too narrow. Answers that no
+judge could label are counted and left out.
 """
 
 from __future__ import annotations

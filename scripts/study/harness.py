@@ -99,7 +99,9 @@ def items_of(
         for sample in samples:
             score = float(sample[metric])
             question = mark(task, str(sample["doc_id"]), str(sample["doc_hash"]))
-            item = Item(_language_of(task), score, str(score), str(sample["filtered_resps"])[:200], None, question)
+            id = str(sample["doc"].get("sample_id") or "")  # Global-MMLU's, the same in all languages
+            said = str(sample["filtered_resps"])[:200]
+            item = Item(_language_of(task), score, str(score), said, None, question, id)
             items.setdefault(f"{column} ({sample['filter']})" if several else column, []).append(item)
     if left_out:
         text = f"no metric that scores single questions from 0 to 1: {', '.join(left_out)}"

@@ -24,9 +24,20 @@ def percentile_interval(values: Sequence[float] | Floats) -> Interval:
     return float(values[0]), float(low), float(high)
 
 
-def mean_interval(values: Floats, generator: np.random.Generator) -> Interval:
-    """The mean of values [n], with the interval of a bootstrap over them."""
-    resampled = generator.choice(values, (_MEAN_RESAMPLES, len(values))).mean(1)
+def mean_interval(values: Floats, generator: np.random.Generator, ids: Sequence[str] | None = None) -> Interval:
+    """The mean of values [n], with the interval of a bootstrap over them.
+
+    Args:
+        ids: [n] of the question that each value is of. A question and its translations have one id, and are drawn
+            together; None: each value is of a question of its own.
+    """
+    if ids is None or len({*ids}) == len(ids):
+        resampled = generator.choice(values, (_MEAN_RESAMPLES, len(values))).mean(1)
+    else:
+        question = np.unique(ids, return_inverse=True)[1]
+        totals, counts = np.bincount(question, values), np.bincount(question)
+        drawn = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), _MEAN_RESAMPLES)
+        resampled = drawn @ totals / (drawn @ counts)
     return percentile_interval(np.concatenate([[values.mean()], resampled]))
 
 
@@ -57,6 +68,22 @@ def crossed_interval(values: Floats) -> Interval:
         square += stats.t.ppf(0.975, questions - 1) ** 2 * max(variance, 0.0)
     half = float(np.sqrt(square)) if seeds > 1 or questions > 1 else float("nan")
     return mean, mean - half, mean + half
+
+
+def translated_interval(values: Floats, ids: Sequence[str]) -> Interval:
+    """As :func:`crossed_interval`, of values [seeds, items] some of which are of translations of one question.
+
+    Args:
+        ids: [items] of the question that each is of; translations have the same one.
+    """
+    question = np.unique(ids, return_inverse=True)[1]
+    count = int(question.max()) + 1
+    if count == len(ids):
+        return crossed_interval(values)
+    totals = np.stack([np.bincount(question, row, count) for row in _filled(values)])
+    mean, low, high = crossed_interval(totals * count / len(ids))  # whose mean is that of the items
+    center = float(np.nanmean(values))
+    return center, center - (mean - low), center + (high - mean)
 
 
 def _filled(values: Floats) -> Floats:

@@ -19,7 +19,14 @@ from learner.data.rows import Rules, parse_row
 from scripts.data import label, sft, warm_start_data
 from scripts.data import prepare as prepare_data
 from scripts.study import compare, coverage, evaluate
-from scripts.study.statistics import crossed_interval, holm, paired_test, seed_interval
+from scripts.study.statistics import (
+    crossed_interval,
+    holm,
+    mean_interval,
+    paired_test,
+    seed_interval,
+    translated_interval,
+)
 from tests.scripts.test_evaluate import judge
 from tests.support.chat import serving
 from tests.support.processes import forked
@@ -55,6 +62,29 @@ def test_intervals_contain_the_truth_as_often_as_they_say(
     assert 0.95 - spread <= found["ours"].share
     if seeds == 2:
         assert found["bootstrap"].share < 0.9, "two seeds drawn again do not show how far seeds differ"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_translations_are_one_question(seeds: int, rng: np.random.Generator) -> None:
+    """40 questions in six languages, some of which lack some; a question is as hard in all."""
+    trials, ids = 300, [f"{n}" for language in range(6) for n in range(40) if (n + language) % 5]
+    number = np.array([int(one) for one in ids])
+    together, apart, drawn = list[bool](), list[bool](), list[bool]()
+    for _ in range(trials):
+        values = rng.normal(0, 1, 40)[number] + rng.normal(0, 0.5, (seeds, len(ids)))
+        for kept, (_, low, high) in (
+            (together, translated_interval(values, ids)),
+            (apart, crossed_interval(values)),
+            (drawn, mean_interval(values[0], rng, ids)),
+        ):
+            kept.append(low <= 0 <= high)
+    spread = 4 * (0.95 * 0.05 / trials) ** 0.5  # four standard deviations of a share of 0.95
+    assert np.mean(together) >= 0.95 - spread and np.mean(drawn) >= 0.93 - spread and np.mean(apart) < 0.75
+    values = rng.normal(0, 1, (seeds, len(ids)))
+    assert (
+        translated_interval(values, ids)[0] == pytest.approx(values.mean()) == np.mean(translated_interval(values, ids))
+    )
+    assert translated_interval(values, [*map(str, range(len(ids)))]) == crossed_interval(values)
 
 
 def test_intervals_are_those_of_textbooks(rng: np.random.Generator) -> None:

@@ -42,7 +42,7 @@ def judge(request: dict[str, Any]) -> str:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> str:
-    rows = [{"question": q, "answer": a, "language": code} for code, q, a in QUESTIONS]
+    rows = [{"question": q, "answer": a, "language": code, "id": "capital"} for code, q, a in QUESTIONS]
     (tmp_path / "care_pro.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(tmp_path / "care_pro.jsonl")
 
@@ -73,7 +73,9 @@ def test_care_pro_counts_right_answers_in_the_right_language_alone(
     assert one["low"] <= one["mean"] <= one["high"]
     assert found["CARE"]["mean"] == pytest.approx({"references": 90, "one": 130 / 3}.get(knows, 20))
     assert found["CARE-pro"]["compliance"] == pytest.approx({"references": 100, "one": 100 / 3}.get(knows, 0))
-    labels = [item["label"] for item in json.loads((tmp_path / "s.json").read_text())["items"]["CARE-pro"]]
+    items = json.loads((tmp_path / "s.json").read_text())["items"]["CARE-pro"]
+    labels = [item["label"] for item in items]
+    assert [item["id"] for item in items] == ["capital"] * 3, "translations of one question"
     wanted = {"references": 0, "english": 1, "nothing": 3}
     assert knows == "one" or labels == [LABELS[wanted[knows]]] * 3
 
@@ -232,7 +234,10 @@ def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys:
 
 def test_only_tasks_of_the_lite_set_are_shown_as_such() -> None:
     """By the names of the harness's own tasks, and the groups that it says they are in."""
-    sample = {"acc": 1.0, "metrics": ["acc"], "filter": "none", "filtered_resps": ["A"], "doc_id": 0, "doc_hash": "x"}
+    sample = {
+        "acc": 1.0, "metrics": ["acc"], "filter": "none", "filtered_resps": ["A"], "doc_id": 0, "doc_hash": "x",
+        "doc": {"sample_id": "virology/test/7"},
+    }  # fmt: skip
     members = {
         "global_mmlu_zh": ["global_mmlu_zh_stem", "global_mmlu_zh_other"],
         "global_mmlu_full_zh": ["global_mmlu_full_zh_stem", "global_mmlu_full_zh_other"],
@@ -249,6 +254,7 @@ def test_only_tasks_of_the_lite_set_are_shown_as_such() -> None:
         "G-MMLU-Lite": 3, "global_mmlu_full_zh": 2, "include_base_44_chinese": 2,
     }  # fmt: skip
     assert {item.language for item in items["G-MMLU-Lite"]} == {"zh", "de"}
+    assert {item.id for item in items["G-MMLU-Lite"]} == {"virology/test/7"}
     asked = harness.items_of({"include_base_44_chinese_few_shot_en_stem": [sample]})
     assert [item.language for some in asked.values() for item in some] == ["zh"], "not that of the prompt"
     assert len({item.question for some in items.values() for item in some}) == len(leaves), "tasks are told apart"
