@@ -129,6 +129,9 @@ def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp
     assert len(hashes) == len(arms_of(name))
     elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
     assert elsewhere.settings_hash(OURS) == place.settings_hash(OURS)
+    shorter = FactsWorld("region", 0, tmp_path, arms_of(name), (), ["--steps", "5"])
+    policies = {load([*one.settings(OURS)]).model.path for one in (place, shorter)}
+    assert len(policies) == 2, "another warm start does not replace the one that a study is using"
 
 
 def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def main(
     actors: Annotated[
         int | None, typer.Option(min=1, help="Actors of each run; default: one, or as many as GPUs.")
     ] = None,
-    warm_start_steps: Annotated[int | None, typer.Option(help="Steps of the warm start.")] = None,
+    warm_start_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm start.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of results.json, the tables and the runs; default: runs/study or runs/recipes."),

@@ -52,7 +52,9 @@ class FactsWorld:
         warm_start: Sequence[str] = (),
     ) -> None:
         self.regime, self.seed, self._arms, self._given, self._warm_start = regime, seed, arms, given, warm_start
-        self._world, self._policy = cache / f"world-{regime}-{seed}", cache / f"policy-select-{regime}-{seed}"
+        self._world = cache / f"world-{regime}-{seed}"
+        # Another warm start has a place of its own, so that it replaces none that another study is using.
+        self._policy = cache / "-".join(["policy-select", regime, str(seed), *(word.strip("-") for word in warm_start)])
         self._shared = [
             *_CONFIGS,
             *("--data.train", str(self._world / "train.parquet")),

@@ -35,7 +35,10 @@ class ReasoningWorld:
 
     def __init__(self, seed: int, cache: Path, given: Sequence[str] = (), warm_start_steps: int | None = None) -> None:
         self.seed, self._given, self._warm_start_steps = seed, given, warm_start_steps
-        self.world, self.policy = cache / f"reasoning-world-{seed}", cache / f"reasoning-policy-{seed}"
+        self.world = cache / f"reasoning-world-{seed}"
+        # Another warm start has a place of its own, so that it replaces none that another study is using.
+        own = "" if warm_start_steps is None else f"-steps-{warm_start_steps}"
+        self.policy = cache / f"reasoning-policy-{seed}{own}"
 
     def prepare(self) -> None:
         demo.prepare(self.world, self.policy, self.seed, self._warm_start_steps)
