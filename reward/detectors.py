@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
+from common.answer import Answer
 from common.diagnostics import consistent_polymath, lines_pass_adamame, part_adamame, words_pass, words_pass_adamame
 from common.languages import CODES, code_of
 from common.process import FatalError
@@ -50,6 +51,21 @@ class Detector(Protocol):
         Returns:
             For each text its languages; None where the detector does not know the language asked for.
         """
+
+
+def diagnose(detector: Detector, answers: Sequence[Answer]) -> list[tuple[PartLanguages | None, PartLanguages | None]]:
+    """The languages of each answer's thought and of its final answer, by the language that it was asked in.
+
+    Returns:
+        For each answer a pair. That of the thought is None where there is none, and both are where the detector does
+        not know the language.
+    """
+    with_thought = [number for number, answer in enumerate(answers) if answer.thought]
+    texts = [*(answer.final for answer in answers), *(answers[number].thought for number in with_thought)]
+    asked = [*(answer.asked for answer in answers), *(answers[number].asked for number in with_thought)]
+    found = detector.parts(texts, asked)
+    thoughts = dict(zip(with_thought, found[len(answers) :], strict=True))
+    return [(thoughts.get(number), final) for number, final in enumerate(found[: len(answers)])]
 
 
 def make_detector(

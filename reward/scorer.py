@@ -38,7 +38,7 @@ from reward.batching import each_or_error
 from reward.calibration.drift import Drift
 from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
-from reward.detectors import Detector, make_detector
+from reward.detectors import Detector, diagnose, make_detector
 from reward.gate import ComplianceGate, Decision
 from reward.liveness import Liveness
 from reward.scored import ScoredAnswer, UnscoredError
@@ -276,13 +276,10 @@ class Scorer:
         """The decisions, each with the languages of its answer's parts by ``reward.diagnostics``."""
         if self._detector is None:
             return decisions
-        thinking = [answer for answer in answers if answer.thinking]
-        texts = [*(answer.final for answer in answers), *(answer.thinking for answer in thinking)]
-        found = self._detector.parts(texts, [answer.asked for answer in (*answers, *thinking)])
-        thoughts = iter(found[len(answers) :])
+        parts = diagnose(self._detector, answers)
         return [
-            replace(decision, answer=part, thought=next(thoughts) if answer.thinking else None)
-            for answer, decision, part in zip(answers, decisions, found[: len(answers)], strict=True)
+            replace(decision, thought=thought, answer=final)
+            for decision, (thought, final) in zip(decisions, parts, strict=True)
         ]
 
     def _similarity_earns(self, request: ScoreRequest) -> bool:

@@ -32,7 +32,7 @@ def group_as_markdown(group: Group, header: Header) -> str:
         tokens = f"{len(rollout.response_ids)}{' (truncated)' if rollout.truncated else ''}"
         numbers = [f"{score.quality:.3f}", f"{score.reward:.3f}", tokens]
         answer = read_answer(rollout.text, requested, header=header, thinking_opened=rollout.thinking_opened)
-        thought = _literal(answer.thinking) + ("" if answer.thought_closed else " (never ended)")
+        thought = _literal(answer.thought) + ("" if answer.thought_closed else " (never ended)")
         cells = [rollout.language, thought, _literal(answer.final), score.detected, *numbers]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([f"{group.work.id}, answered by {_literal(group.actor)}\n", *lines])

@@ -158,7 +158,7 @@ def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Seque
         answers=[
             GroupAnswer(
                 text=text,
-                thinking=answer.thinking,
+                thinking=answer.thought,
                 final=answer.final,
                 asked=answer.asked,
                 detected=decision.detected,

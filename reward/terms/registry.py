@@ -98,7 +98,7 @@ TERMS: Mapping[str, Term] = {
     "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted, _letters_of(one)))),
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
-    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thinking)),
+    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thought)),
     "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
     "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
     "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),

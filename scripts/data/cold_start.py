@@ -84,7 +84,7 @@ def gather(
             answer = read_answer(text, language)
             accepted = question.accepted or [question.reference]
             good = (
-                gate.detect([answer.thinking]) == [language]
+                gate.detect([answer.thought]) == [language]
                 and bool(answer.final)
                 and verify(answer.final, accepted) == 1
             )
