@@ -59,7 +59,7 @@ def gather(
     languages: list[str],
     acceptance: Acceptance,
     teacher: Endpoint[str],
-    verify: Callable[[str, list[str]], float],
+    verify: Callable[[str, list[str]], float | None],
     header: str,
     seed: int,
 ) -> list[dict[str, Any]]:
@@ -84,7 +84,7 @@ def gather(
             answer = read_answer(text, language)
             accepted = question.accepted or [question.reference]
             good = (
-                gate.detect([answer.thought]) == [language]
+                gate.judge([answer.thought], [language])[0].matches
                 and bool(answer.final)
                 and verify(answer.final, accepted) == 1
             )
