@@ -149,8 +149,8 @@ class Decision:
             [0, 1]; of several judged texts the largest.
         compliant: whether the answer passes the gate.
         short: whether the rewarded text is too short to be identified (``reward.gate_short_characters``).
-        thought: the languages of its thought by ``reward.diagnostics``; None without it, and without a thought.
-        answer: the same of its final answer; None without ``reward.diagnostics``.
+        thought: the languages of its thought by ``reward.diagnostics``; None where these are off, or it has none.
+        answer: the same of its final answer; None where ``reward.diagnostics`` are off.
     """
 
     detected: str
@@ -190,10 +190,11 @@ class ComplianceGate:
     def in_language(self, texts: Sequence[str], asked: Sequence[str]) -> list[bool]:
         """Whether each text counts as being in the language asked for.
 
-        It does where that language, or one near it, is all of it apart from the share ``reward.gate_share``. A text
-        with fewer than ``reward.gate_short_characters`` characters is judged by ``reward.gate_short`` instead:
-        ``detect`` judges it like any other, ``pass`` takes it for compliant, ``fail`` for not compliant. A text without
-        content is in no language, and where none was asked for (``""``) nothing is in it.
+        It does where no larger share of its letters than ``reward.gate_share`` is in other languages; those near that
+        language (``reward.near_languages``) count as it. A text with fewer than ``reward.gate_short_characters``
+        characters is judged by ``reward.gate_short`` instead: ``detect`` judges it like any other, ``pass`` takes it
+        for compliant, ``fail`` for not compliant. A text without content is in no language, and where no language was
+        asked for (``""``), no text is in it.
         """
         found = self.judge(texts, asked)
         return [self._passes(text, code, one) for text, code, one in zip(texts, asked, found, strict=True)]
