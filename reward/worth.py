@@ -5,7 +5,8 @@
 * An answer of whose quality a part is missing is not scored, which is not the same as 0: it takes no part in the mean
   of its group.
 * A group of which too many answers are not scored is handed back, to be scored again. Answers that would be missing
-  every time, as where an embedding is no number, are not counted for this, so that no group is scored for ever.
+  every time, as where an embedding is no number or a judge refuses the answer, are not counted for this, so that no
+  group is scored for ever.
 """
 
 from __future__ import annotations

@@ -96,15 +96,23 @@ class Tools:
         Raises:
             ValueError: there are no judges.
         """
+        found = await self.judge_or_failure(messages, read)
+        return None if isinstance(found, Failure) else found
+
+    async def judge_or_failure(self, messages: Conversation, read: Callable[[str], T]) -> T | Failure:
+        """As :meth:`judge`, with the reason in place of None: a judge that refuses a question does so every time.
+
+        Raises:
+            ValueError: there are no judges.
+        """
         if not self.config.judges:
             raise ValueError('a judge is asked, but reward.judges names none: set it to ["MODEL@URL"]')
         found = await self._endpoints.ask(messages, read)
-        if not isinstance(found, Failure):
-            return found
-        failed = self._endpoints.counts["failed"]
-        if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
-            logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
-        return None
+        if isinstance(found, Failure):
+            failed = self._endpoints.counts["failed"]
+            if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
+                logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
+        return found
 
     async def embed(self, texts: Sequence[str], keep: bool = False) -> Vectors:
         """The embeddings of the texts by ``reward.embedder``, made in one batch with those that other groups ask for.

@@ -196,6 +196,20 @@ def test_a_judge_that_is_slow_limited_and_failing_changes_no_grade(tmp_path: Pat
         again.close()
 
 
+def test_answers_that_a_judge_refuses_are_missing_and_not_asked_about_for_ever() -> None:
+    def answer(request: dict[str, Any]) -> str | tuple[int, str]:
+        return (400, "too long for this model") if "long" in request["messages"][0]["content"] else "5"
+
+    with serving(answer) as url:
+        config = RewardConfig(terms={"default": {"judge": 1.0}}, judges=(f"m@{url}",), judge_prompt="{answer}")
+        one = Scorer(config)
+        answers = [f"This is a {word} answer." for word in ("long", "longer", "short")]
+        first, second, third = one.score([asked(answers, ["en"] * 3)])[0]
+        assert [first.scored, second.scored, third.scored] == [False, False, True] and third.quality == 0.5
+        assert one.counts["unscored"] == 2 and not one.counts["handed_back"]
+        one.close()
+
+
 def test_a_judge_waits_beside_the_batches(functions: Path) -> None:
     release = threading.Event()
 
