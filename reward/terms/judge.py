@@ -20,8 +20,8 @@ _FIELDS = {"question", "reference", "answer", "language"}
 def make_judge(tools: Tools) -> TermFunction:
     """A function that has answers graded by ``reward.judges``: a grade as a share of ``reward.judge_scale``.
 
-    An answer that no endpoint grades in time has the value None. One that an endpoint refuses, as where it is too long for
-    the judge, has the value nan: it would be refused the next time, too.
+    An answer that no endpoint grades in time has the value None. One that an endpoint refuses, as where it is too long
+    for the judge, has the value nan: it would be refused the next time, too.
 
     Raises:
         ConfigError: there are no judges, or the prompt names a field that is unknown.
