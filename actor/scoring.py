@@ -55,6 +55,7 @@ class _Replica:
     earlier_busy_s: float = 0.0  # the same of its earlier lives, each as far as this actor was told
     earlier_idle_s: float = 0.0
     stalled_s: float = 0.0  # for how long it had got on with nothing, when it said so last
+    asked: float = 0.0  # monotonic time of the newest request
     overdue: bool = False  # it has let a request wait for too long, and has finished none since
     waiting: dict[int, asyncio.Future[wire.ScoreReply]] = field(default_factory=dict)  # by request id
 
@@ -66,9 +67,18 @@ class _Replica:
     def silent(self) -> bool:
         return max(time.monotonic() - self.last_heard, self.stalled_s) > _SILENCE_S
 
+    def order(self) -> tuple[bool, bool, int, float]:
+        """The smallest is asked first: the one with the fewest requests, and of these the one asked the longest ago.
+
+        Otherwise all actors would ask the first of several idle ones.
+        """
+        return self.silent, self.overdue, len(self.waiting), self.asked
+
 
 class Scoring:
     """Sends each request to the replica that has the fewest of this actor, and to the next one if that takes too long.
+
+    Of several with as few, it is the one that was asked the longest ago.
 
     Args:
         context: of the sockets.
@@ -153,9 +163,9 @@ class Scoring:
         try:
             while (left_s := deadline - time.monotonic()) > 0:
                 if candidates and (not asked or self._is_overdue([*asked.values()][-1], newest_at)):
-                    replica = min(candidates, key=lambda each: (each.silent, each.overdue, len(each.waiting)))
+                    replica = min(candidates, key=_Replica.order)
                     candidates.remove(replica)
-                    newest_at = began_at[replica.address] = time.monotonic()
+                    newest_at = began_at[replica.address] = replica.asked = time.monotonic()
                     numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
                     asked[asyncio.create_task(self._request(replica, numbered))] = replica
                 if not asked:  # all have refused; those that are full are asked again, after a while

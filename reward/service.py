@@ -26,7 +26,7 @@ logger = logging.getLogger("reward")
 
 _POLL_MS = 500  # the thread notices within this time that it should end
 _LOG_EVERY_S = 60
-_IDLE_S = 55  # a pause between two batches that has ended by then is not mentioned
+_IDLE_S = 55  # the log mentions only longer pauses between two batches
 _MAX_ERROR = 500  # characters of an error message that are sent to an actor
 
 
@@ -47,8 +47,8 @@ class Service:
     """Answers requests from actors. Construction starts the thread that owns the socket; ``run`` scores.
 
     A request that finds the queue full is answered at once with ``full``. One that waited for longer than its sender
-    does is dropped. A health message is answered at once, also before ``run`` is called; it tells for how long the work
-    has not got on.
+    does is dropped. A health message is answered at once, also before ``run`` is called; the answer says for how long
+    the work has made no progress.
 
     ``counts`` holds the requests ``scored``, ``failed``, put off as ``later``, answered as ``full``, and the messages
     ``refused``.

@@ -21,6 +21,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from common.config.config import Config
+from common.config.former import FORMER
 from common.config.section import ConfigError
 
 
@@ -106,12 +107,17 @@ def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for each mistake that pydantic found in a ``model``; an unknown key comes with the nearest known one."""
+    """One line for each mistake that pydantic found in a ``model``.
+
+    A key of an earlier version comes with what has taken its place, any other unknown key with the nearest known one.
+    """
     known = [name if not key else f"{name}.{key}" for name, keys in _keys(model).items() for key in ["", *keys]]
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and key in FORMER:
+            lines.append(f"{key} is gone: {FORMER[key]}")
+        elif item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         elif item["type"] == "value_error":  # from our own validators, whose messages name the value

@@ -61,15 +61,9 @@ class RouterConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _published(cls, given: Any) -> Any:
-        """Fills in the paper's values with logits, and refuses a setting that another one has replaced."""
-        if not isinstance(given, dict):
-            return given
-        if "indifference" in given:
-            raise ValueError(
-                "indifference is now diversity: the expected reward that each drawn answer may give up so that "
-                "languages are drawn more evenly, as in diversity = 0.002"
-            )
-        return PUBLISHED | given if given.get("credit") in ("pooled", "reference") else given
+        """Fills in the paper's values with logits."""
+        logits = isinstance(given, dict) and given.get("credit") in ("pooled", "reference")
+        return PUBLISHED | given if logits else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.config import Config
+from common.header import Header
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
 from learner.report import evaluations
@@ -72,6 +73,7 @@ class Report:
         self._machine = Machine(config)
         self._window = TimeWindow(_WINDOW_S)
         self._watch = MismatchWatch()
+        self._header = Header(config.model.header, config.run.languages)
         self._first: TimeByState = {}
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
         settings = config.run.dir / CONFIG_FILE
@@ -132,7 +134,7 @@ class Report:
             self._series.write_points(number)
         if number % self._steps_per_text == 1 % self._steps_per_text:
             diverse = max(batch, key=lambda group: len({rollout.language for rollout in group.rollouts}))
-            self._tracker.text(number, "sample", group_as_markdown(diverse))
+            self._tracker.text(number, "sample", group_as_markdown(diverse, self._header))
         if number % self._steps_per_text == 0 or number == self._steps:
             for name, png in self._heat_maps.draw():
                 self._tracker.image(number, name, png)

@@ -176,7 +176,7 @@ def parts(answer: ScoredAnswer, plan: Plan, thinking_opened: bool) -> dict[str, 
     """The texts of a right answer by their columns."""
     read = read_answer(answer.text, plan.language, answer.truncated, thinking_opened=thinking_opened)
     texts: dict[Part, str] = {
-        "thought": read.thinking or read.final,
+        "thought": read.thought or read.final,
         "answer": read.final,
         "whole": answer.text.strip(),
     }

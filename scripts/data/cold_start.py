@@ -27,7 +27,7 @@ import typer
 from common.answer import read_answer
 from common.config import ModelConfig
 from common.endpoint import Failure
-from common.languages import code_of, count_as_one
+from common.languages import code_of
 from common.process import FatalError
 from learner.data.problems import Place, Problems, RowError
 from learner.data.rows import QuestionRow, Rules
@@ -91,7 +91,7 @@ def gather(
     openings: Mapping[str, str],
     acceptance: Acceptance,
     teacher: Endpoint[str],
-    verify: Callable[[str, list[str]], float],
+    verify: Callable[[str, list[str]], float | None],
     header: str,
     seed: int,
     problems: Problems,
@@ -131,7 +131,7 @@ def gather(
             answer = read_answer(text, language)
             accepted = question.accepted or [question.reference]
             good = (
-                count_as_one(gate.detect([answer.thinking])[0], language)
+                gate.judge([answer.thought], [language])[0].matches
                 and bool(answer.final)
                 and verify(answer.final, accepted) == 1
             )

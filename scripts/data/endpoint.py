@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from common.endpoint import FORM, Conversation, Endpoints, Failure, read_grade
-from common.languages import count_as_one, english_name
+from common.languages import english_name
 from common.process import FatalError
 from reward.gate import LanguageGate
 
@@ -94,11 +94,11 @@ class Endpoint(Generic[Value]):
 
 
 def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
-    """For ``Endpoint.ask``: takes answer n only if it is in the n-th language."""
+    """For ``Endpoint.ask``: takes answer n only if the gate counts it as being in the n-th language."""
     gate = LanguageGate()
 
     def read(number: int, answer: str) -> str:
-        if not count_as_one(gate.detect([answer])[0], codes[number]):
+        if not gate.judge([answer], [codes[number]])[0].matches:
             raise ValueError(f"it is not in {english_name(codes[number]).capitalize()}")
         return answer
 

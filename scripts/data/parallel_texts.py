@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.endpoint import Failure
-from common.languages import count_as_one
 from common.process import FatalError
 from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Record, Unreadable, read_records
@@ -132,8 +131,8 @@ def translate_references(references: str, rules: Rules, url: str, model: str, la
     answers = translate(f"{model}@{url}", out.with_suffix(".answers.sqlite"), texts)
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
-    spoken = LanguageGate().detect([row["text"] for row in wanted])
-    kept = [row for row, language in zip(wanted, spoken, strict=True) if count_as_one(language, row["language"])]
+    found = LanguageGate().judge([row["text"] for row in wanted], [row["language"] for row in wanted])
+    kept = [row for row, one in zip(wanted, found, strict=True) if one.matches]
     print(f"{len(kept)} of {len(wanted)} texts are in their language")
     if not any(row["translated"] for row in kept):
         raise FatalError(f"{url} gave no translation in the language asked for")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.config import Config, ConfigError, load, usage
+from common.config.former import FORMER
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,9 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
     ("arguments", "complaint"),
     [
         (["--learner.staleness_bound", "2"], "unknown key 'learner.staleness_bound'; did you mean 'learner.staleness'"),
+        (["--reward.gate_piece", "80"], "reward.gate_piece is gone: the language gate has no pieces"),
+        (["--reward.gate_piece", "80"], "as in reward.gate_share = 0.12"),
+        (["--router.indifference", "0.1"], "router.indifference is gone: it is now router.diversity"),
         (["--lerner.lr", "1"], "unknown key 'lerner'; did you mean 'learner'"),
         (["--learner.lr", "fast"], "learner.lr = 'fast'"),
         (["--learner.lr", "-1"], "learner.lr = -1"),
@@ -47,6 +51,14 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
 def test_mistakes_are_named(arguments: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         load(arguments)
+
+
+def test_what_has_taken_the_place_of_a_former_setting_is_one() -> None:
+    known = {line.split()[0].removeprefix("--") for line in usage().splitlines() if line.startswith("  --")}
+    for former, told in FORMER.items():
+        assert former not in known
+        given = re.findall(r"as in (\S+) = (\S+)$", told)
+        assert len(given) == 1 and load([f"--{given[0][0]}", given[0][1]])
 
 
 def test_the_help_has_every_setting_as_it_may_be_given() -> None:

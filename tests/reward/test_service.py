@@ -321,6 +321,29 @@ def test_a_replica_killed_under_load_loses_no_group(tmp_path: Path) -> None:
     assert found == [[GOOD] * 8] * 150
 
 
+def test_replicas_share_requests_that_come_one_by_one(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    counts = [0, 0]
+
+    def counting(number: int) -> ScoreBatch:
+        def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+            counts[number] += len(batch)
+            return [[GOOD] * len(entry.answers) for entry in batch]
+
+        return score
+
+    async def body(one: Scoring) -> None:
+        await all_alive(one)
+        for _ in range(20):
+            assert await one.score(question(), ["a"], ["en"], []) == [GOOD]
+
+    with serving(first, RewardConfig()) as start_first, serving(second, RewardConfig()) as start_second:
+        start_first(counting(0))
+        start_second(counting(1))
+        client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
+    assert sum(counts) >= 20 and min(counts) >= 8, counts
+
+
 def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Path) -> None:
     first, second = addresses(tmp_path)
     told: list[dict[str, float]] = []

@@ -320,8 +320,6 @@ def test_impossible_settings_are_refused() -> None:
         router(exploration=1.5)
     with pytest.raises(ValueError, match=r"temperature_min = 0.3 exceeds temperature = 0.2"):
         router(temperature=0.2)
-    with pytest.raises(ValueError, match="indifference is now diversity"):
-        router(indifference=0.2)
     with pytest.raises(ValueError, match=r"ema has no effect with credit = 'posterior'.*estimated"):
         router(ema=0.3)
     with pytest.raises(ValueError, match="diversity has no effect with credit = 'pooled'"):

@@ -15,6 +15,8 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from common import diagnostics
+from common.header import Header
+from common.languages import POLICY_CHOOSES
 from learner.evaluate.diagnostics import samples, tagged
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group
@@ -28,6 +30,7 @@ from tests.support.groups import LANGUAGES, random_rollout, seeded_generator, wo
 from tests.support.reports import configuration, learned, random_step
 
 ROOT = Path(__file__).parents[3]
+HEADER = Header("<lang_select>\n{code}\n</lang_select>\n", LANGUAGES)
 
 
 def documented() -> list[str]:
@@ -260,12 +263,24 @@ def test_a_text_sample_shows_any_answer_as_it_is(rng: np.random.Generator) -> No
     ]
     group = step["batch"][0]
     rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
-    html = markdown_to_safe_html(group_as_markdown(group.model_copy(update={"rollouts": rollouts})))
+    html = markdown_to_safe_html(group_as_markdown(group.model_copy(update={"rollouts": rollouts}), HEADER))
     assert html.count("<tr>") == 5 and "The capital of France is Paris." in html
     assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "the text must be isolated from what is around it"
     assert "a | b # no heading *nor stars* &lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "\u20682 + 2\u2069" in html and "think" not in html.replace("<th>thought</th>", "")
     assert "<script" not in html and "<a " not in html and "x" * 500 + "…" in html
+
+
+def test_a_text_sample_shows_what_the_reward_saw_and_no_header(rng: np.random.Generator) -> None:
+    group = random_step(rng, 1)["batch"][0]
+    assert group.work.languages[0] == POLICY_CHOOSES
+    header = HEADER.text("de")
+    answers = [f"{header}<think>2 + 2</think>Quatre.", f"{header}Vier.", "5", "6"]
+    rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
+    lines = group_as_markdown(group.model_copy(update={"rollouts": rollouts}), HEADER).splitlines()
+    chosen, asked = (line.split(" | ") for line in lines if "Quatre" in line or "Vier" in line)
+    assert chosen[1:3] == ["\u20682 \\+ 2\u2069", "\u2068Quatre.\u2069"]
+    assert "lang" in asked[2], "where a language was asked for, the reward reads a header as any other text"
 
 
 @pytest.mark.parametrize(("actor", "pool"), [("l40s-12", "l40s"), ("h200_3", "h200"), ("7", "7"), ("gpu", "gpu")])
