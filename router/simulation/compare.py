@@ -2,8 +2,7 @@
 
 A rollout complies with its world's probability. It then has the quality of its cell, plus the difficulty of the
 question and noise, within [0, 1]. The regret of a rollout is the difference between the expected reward of the best
-language and that of the language asked for; it is averaged over all rollouts of the questions that are routed, including
-fixed ones.
+language and that of the language asked for; it is averaged over all rollouts of routed questions, including fixed ones.
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ def play(name: str, strategy: str, seed: int, steps: int, batch: int) -> Outcome
         router.observe(late[step])
     if not count:
         raise ValueError(
-            f"in the world {name!r} with seed {seed} none of the questions is routed, {batch} in each of {steps} steps: "
-            "give more --questions or --steps"
+            f"in the world {name!r} with seed {seed} none of the questions is routed, {batch} in each of {steps} "
+            "steps: give more --questions or --steps"
         )
     chances = np.array([router.distribution(*context) for context in contexts])
     entropy = -(chances * np.log(chances + 1e-300)).sum(1).mean() / np.log(chances.shape[1])

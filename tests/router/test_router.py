@@ -445,6 +445,24 @@ def test_the_log_extends_the_shape_of_the_reference() -> None:
     assert (line["temperature"], line["exploration"], line["version"]) == (bandit.temperature, bandit.exploration, 4)
 
 
+@pytest.mark.parametrize("credit", ["pooled", "reference"])
+def test_the_log_has_the_row_of_a_region_by_itself(credit: str) -> None:
+    """softmax(B[g] / tau), also where regions count for some topics alone, as in the reference's log."""
+    bandit = router(
+        credit=credit, interval=1, region_topics=("Regional Knowledge",), initial={"region:China": {"zh": 1.0}}
+    )
+    about = Context("de", ("Regional Knowledge",), ("China",))
+    for _ in range(4):
+        bandit.observe([Observation(about, ("zh", "zh", "en", "de"), (0.9, 0.8, 0.1, 0.0), (True,) * 4)])
+    row = np.array(bandit.state()["logits"]["region:China"]) / bandit.temperature
+    wanted = np.exp(row) / np.exp(row).sum()
+    assert wanted.max() - wanted.min() > 0.1
+    line = bandit.log()
+    assert list(line["probs"]["region:China"]["softmax"].values()) == pytest.approx(wanted.tolist())
+    effective = (1 - bandit.exploration) * wanted + bandit.exploration / len(LANGUAGES)
+    assert list(line["probs"]["region:China"]["effective"].values()) == pytest.approx(effective.tolist())
+
+
 @pytest.mark.parametrize("credit", CREDITS)
 @given(before=st.lists(policy_steps(), max_size=4), after=st.lists(policy_steps(), min_size=1, max_size=3))
 @settings(max_examples=10)
