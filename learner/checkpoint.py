@@ -125,7 +125,8 @@ class Checkpoints:
         partial = self._root / f"step-{step:06d}{_PARTIAL}"
         if dist.get_rank() == 0:
             try:
-                shutil.rmtree(partial, ignore_errors=True)
+                if partial.exists():
+                    shutil.rmtree(partial)
                 partial.mkdir(parents=True)
                 (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
                 (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
@@ -232,7 +233,7 @@ class Checkpoints:
         return has_anchor
 
     def _complete_when_written(self, written: Future[Any], partial: Path, depends_on: list[Path]) -> None:
-        """On the checkpoint thread: digests, the rename, and the removal of the oldest; each on the disk in turn."""
+        """On the checkpoint thread: digests and the rename, each on the disk in turn; then the oldest are removed."""
         try:
             written.result()
             if dist.get_rank() == 0:  # its part ends last: it writes the metadata when all ranks have finished
@@ -243,10 +244,11 @@ class Checkpoints:
                     sync_to_disk(path)
                 partial.rename(partial.with_suffix(""))
                 sync_to_disk(self._root)
-                for old in self._complete()[: -self._kept]:
-                    shutil.rmtree(old)
         except (OSError, CheckpointException) as error:
             self._fail(partial, error)
+        if dist.get_rank() == 0:
+            for old in self._complete()[: -self._kept]:
+                _remove(old, "the old checkpoint")
 
     def _fail(self, partial: Path, error: OSError | CheckpointException) -> NoReturn:
         """Says why a checkpoint cannot be written, and removes what there is of it, since the disk may be full."""
@@ -266,14 +268,20 @@ class Checkpoints:
         """On rank 0. Removes what is half-written and sets aside what is damaged."""
         for partial in self._root.glob(f"step-*{_PARTIAL}"):
             log.warning("checkpoint %s is half-written: it is removed", partial)
-            shutil.rmtree(partial)
+            _remove(partial, "the half-written checkpoint")
         for path in reversed(self._complete()):
             damage = _damage(path)
             if not damage:
                 return path
             aside = path.with_suffix(_DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            try:
+                path.rename(aside)
+            except OSError as error:
+                raise FatalError(
+                    f"cannot set the damaged checkpoint {path} aside as {aside.name}: {error.strerror}. It is damaged: "
+                    f"{damage}. Move it elsewhere and give the same command again"
+                ) from None
             log.error("checkpoint %s is damaged: %s. It is set aside, and the one before it is used", path, damage)
         damaged = [str(path) for path in self._root.glob(f"step-*{_DAMAGED}")]
         if damaged:
@@ -283,6 +291,17 @@ class Checkpoints:
     def _complete(self) -> list[Path]:
         """Oldest first."""
         return sorted(path for path in self._root.glob("step-*") if not path.suffix)
+
+
+def _remove(directory: Path, what: str) -> None:
+    """Removes a directory that nobody needs. Where that fails, as on a network file system with a file open, it stays.
+
+    What is not removed is no reason to end a run; the log names it.
+    """
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        log.warning("%s %s cannot be removed and stays: %s", what, directory, error.strerror or error)
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:
