@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.config.idle import settings_have_an_effect
 from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
@@ -228,6 +229,16 @@ def loss_has_its_settings(config: Sections) -> Iterator[str]:
         )
 
 
+def warm_up_ends(config: Sections) -> Iterator[str]:
+    """Otherwise no step has the rate that was asked for. Not asked before the number of steps is known."""
+    learner = config.learner
+    if 0 < learner.steps <= learner.warmup_steps:
+        yield (
+            f"learner.warmup_steps = {learner.warmup_steps} must be below the {learner.steps} steps of the run, or the "
+            f"rate rises to learner.lr = {learner.lr:g} only as it ends: lower learner.warmup_steps, or train longer"
+        )
+
+
 def decoupled_parts_exist(config: Sections) -> Iterator[str]:
     """A misspelt part would earn nothing in silence."""
     learner, reward = config.learner, config.reward
@@ -395,7 +406,7 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
     sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
     adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
-    loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, curriculum_knows_what_is_right,
-    evaluation_is_on, steps_are_counted,
-    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist, refill_knows_the_rewards,
+    curriculum_knows_what_is_right, evaluation_is_on, steps_are_counted, warm_up_ends, stages_last_a_step,
+    calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

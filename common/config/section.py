@@ -21,3 +21,11 @@ class Section(BaseModel):
     """A table of the TOML file: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def gives(self, name: str) -> bool:
+        """Whether somebody gave this setting. Where all of a section's are given, as a run writes them, none was."""
+        return name in self.model_fields_set and len(self.model_fields_set) < len(type(self).model_fields)
+
+    def differs(self, name: str) -> bool:
+        """Whether this setting was given and is not the default."""
+        return name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default

@@ -241,7 +241,7 @@ def make_policy(model: Path, dtype: torch.dtype = torch.float32, *, anchored: bo
 def move_anchor(out: Path, model: Path) -> None:
     """Four steps in two stages, the second of which moves the anchor, and the last step again from a checkpoint."""
     stages = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
-    config = configuration(model, *FLAGS, "--learner.stages", stages, "--learner.steps", "4", "--learner.kl", "0")
+    config = configuration(model, *FLAGS, "--learner.stages", stages, "--learner.steps", "4")
     trainer, kept = Trainer(config), Checkpoints(out.parent / f"{out.name}-checkpoints", kept=1)
     assert trainer.reference is None, "a second copy of the model is what adapters spare"
     kls = []

@@ -345,7 +345,7 @@ _STAGES = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
 
 def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int) -> None:
     """Some steps of a run of four, in two stages; one that does not begin with the first starts from a checkpoint."""
-    flags = ["--learner.stages", _STAGES, "--learner.steps", "4", "--learner.kl", "0"]
+    flags = ["--learner.stages", _STAGES, "--learner.steps", "4"]
     trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
     if (latest := kept.latest()) is not None:
         trainer.anchor_moved = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
@@ -374,7 +374,7 @@ def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path
 def stepped(directory: Path, model: Path, seed: int) -> None:
     """Does what a run does with a batch, some of whose answers name no language."""
     rng = np.random.default_rng(seed)
-    flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2"]
+    flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2", "--learner.kl", "0"]
     config = train_configuration(model, *flags, "--run.dir", str(directory))
     trainer, ledger = Trainer(config), Ledger(directory / "ledger.jsonl")
     bandit, report = Router(config.router, LANGUAGES, 0, 2), Report(config, 2, 0)
