@@ -120,7 +120,7 @@ def build_run(
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
         step_reward=StepReward.of(learner),
-        right=config.data.curriculum_right,
+        right=config.data.curriculum_right if config.data.gives("curriculum_right") else None,
         gated=config.reward.is_gated,
     )
 

@@ -271,15 +271,27 @@ def refill_knows_the_rewards(config: Sections) -> Iterator[str]:
         yield (f"learner.refill = {learner.refill} needs learner.drop_zero_variance = true: else every group is of use")
 
 
-def curriculum_knows_what_is_right(config: Sections) -> Iterator[str]:
-    """A reward of several parts, none of which is accuracy, can be above any threshold for an answer that is wrong."""
-    data, reward = config.data, config.reward
-    if data.curriculum < 1 and not reward.tells_right and "curriculum_right" not in data.model_fields_set:
+def right_answers_are_known(config: Sections) -> Iterator[str]:
+    """A reward none of whose parts is accuracy, as a similarity, may have any value for an answer that is wrong."""
+    data, learner, silent = config.data, config.learner, config.reward.silent_about_right
+    if not silent:
+        return
+    cure = (
+        "name one of them 'accuracy'"
+        if config.reward.function
+        else "add a term that does (math, exact, choice or contains)"
+    )
+    if data.curriculum < 1 and not data.gives("curriculum_right"):
         yield (
-            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of reward.parts = "
-            f"{', '.join(reward.parts)} none says so: name one of them 'accuracy', or set data.curriculum_right to the "
-            "quality from which an answer is right"
+            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of {silent} none says "
+            f"so: {cure}, or set data.curriculum_right to the quality from which an answer is right"
         )
+    for number, stage in enumerate(learner.stages, start=1):
+        if stage.success:
+            yield (
+                f"learner.stages: success = {stage.success:g} in stage {number} needs to know which answers are right, "
+                f"and of {silent} none says so: {cure}, or leave success out"
+            )
 
 
 def evaluation_is_on(config: Sections) -> Iterator[str]:
@@ -407,6 +419,6 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
     adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
     loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist, refill_knows_the_rewards,
-    curriculum_knows_what_is_right, evaluation_is_on, steps_are_counted, warm_up_ends, stages_last_a_step,
+    right_answers_are_known, evaluation_is_on, steps_are_counted, warm_up_ends, stages_last_a_step,
     calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

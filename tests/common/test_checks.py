@@ -266,6 +266,22 @@ REFUSED = {
         ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{lc = 1.0, wins = 1.0}"],
         "data.curriculum = 0.5 needs to know which answers are right, and of reward.parts = lc, wins none says so",
     ),
+    "a curriculum by similarity": (
+        ["--data.curriculum", "0.5"],
+        "data.curriculum = 0.5 needs to know which answers are right, and of reward.terms.default = similarity none",
+    ),
+    "a curriculum that knows of one topic": (
+        ["--data.curriculum", "0.5", "--reward.terms", "{default = {exact = 1.0}, Chat = {judge = 1.0}}"],
+        "of reward.terms.Chat = judge none says so: add a term that does",
+    ),
+    "a curriculum by a part that may be anything": (
+        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{agreement = 1.0}"],
+        "of reward.parts = agreement none says so: name one of them 'accuracy'",
+    ),
+    "success without knowing what is right": (
+        ["--learner.stages", "[{until = 0.5}, {success = 0.5}]"],
+        "learner.stages: success = 0.5 in stage 2 needs to know which answers are right, and of reward.terms.default",
+    ),
     "a key to accept that is none": (
         ["--resume.accept", "learner.lrr"],
         "resume.accept: there is no setting 'learner.lrr'",
@@ -310,7 +326,9 @@ def test_every_mistake_is_told_at_once() -> None:
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
         ["--resume.accept", "learner.lr, router,router.initial"],
         ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{acc = 1.0, wins = 1.0}"],
-        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{agreement = 1.0}"],
+        ["--data.curriculum", "0.5", "--reward.terms", "{default = {similarity = 1.0, contains = 0.001}}"],
+        ["--data.curriculum", "0.5", "--data.curriculum_right", "0.5"],
+        ["--learner.stages", "[{success = 0.5}]", "--reward.terms.default.math", "1"],
         [
             "--data.curriculum",
             "0.5",

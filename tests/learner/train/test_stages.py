@@ -137,7 +137,8 @@ def random_choices(rng: np.random.Generator, free: float, kept: float, spoken: t
                 update={
                     "quality": float(rng.choice([0, rng.random(), 1])),
                     "compliant": compliant,
-                    "terms": {"selection": float(rng.random() < 0.8)} if chose else {},
+                    "terms": {"exact": float(rng.choice([0, 0.4, 0.5, 1]))}
+                    | ({"selection": float(rng.random() < 0.8)} if chose else {}),
                 }
             )
             header = int(rng.integers(0, len(rollout.response_ids) + 1)) if chose else 0
@@ -171,7 +172,8 @@ def by_hand(batch: list[Group], stage: StageConfig, before: dict[str, float]) ->
             }
             value += stage.diversity * inverse[rollout.language] / max(inverse.values())
         if rollout.language and any(
-            r.language == rollout.language and r.score.quality >= 0.5 for _, r in peers(group, stage.success_over)
+            r.language == rollout.language and r.score.terms["exact"] >= 0.5
+            for _, r in peers(group, stage.success_over)
         ):
             value += stage.success
         return value
@@ -244,6 +246,16 @@ def test_a_wrong_answer_in_its_language_is_no_success(rng: np.random.Generator) 
     assert "accuracy" not in stages.choice_metrics([unscored])
 
 
+def test_a_similarity_does_not_tell_what_is_right(rng: np.random.Generator) -> None:
+    """Of the cosines of answers nearly all are above 0, which is a quality of 0.5."""
+    answers = [judged(random_rollout(rng), "en", 0.95, {"similarity": 0.95, "selection": 1.0}) for _ in range(2)]
+    group = Group(work=work(0, [POLICY_CHOOSES] * 2), actor="a", rollouts=answers)
+    (rewarded,), _ = stages.stage_rewards([group], StageConfig(success=1.0), {})
+    assert [one.score.terms["success"] for one in rewarded.rollouts] == [0, 0]
+    metrics = stages.choice_metrics([group])
+    assert metrics["compliance"] == 1 and not any(name.startswith("accuracy") for name in metrics)
+
+
 def test_a_routed_answer_is_compared_with_the_free_ones_that_could_be_scored(rng: np.random.Generator) -> None:
     answers = [
         judged(random_rollout(rng), "en", 0.5, {"selection": 1.0}),
@@ -291,7 +303,7 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
     assert metrics["choice_entropy"] == pytest.approx(entropy)
     surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free]
     assert metrics["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
-    right = [rollout.score.quality >= 0.5 and rollout.score.compliant for _, rollout in free]
+    right = [rollout.score.terms["exact"] >= 0.5 and rollout.score.compliant for _, rollout in free]
     assert metrics["accuracy_kept"] == pytest.approx(sum(right) / len(right))
     for code, count in named.items():
         assert metrics[f"share General Knowledge/{code}"] == pytest.approx(count / len(free))
@@ -375,6 +387,7 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
     """Does what a run does with a batch, some of whose answers name no language."""
     rng = np.random.default_rng(seed)
     flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2", "--learner.kl", "0"]
+    flags += ["--reward.terms.default.exact", "1"]
     config = train_configuration(model, *flags, "--run.dir", str(directory))
     trainer, ledger = Trainer(config), Ledger(directory / "ledger.jsonl")
     bandit, report = Router(config.router, LANGUAGES, 0, 2), Report(config, 2, 0)
