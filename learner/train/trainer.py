@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from common.config import Config, LearnerConfig
 from common.wire import Probe
 from learner.groups import Group, StepResult
+from learner.train.anchor import Anchor
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
 from learner.train.gradient_noise import noise_share
@@ -104,7 +105,7 @@ class Trainer:
         ).to(self.device)
         agreement = check_fidelity(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
-        self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
+        self.anchor = Anchor(moved=False, stage=0)
         if config.lora.rank:
             anchored = any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
@@ -237,20 +238,42 @@ class Trainer:
 
     def _apply_stage(self, number: int) -> None:
         """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""
-        stage = self._config.stage(number)
-        if stage is None:
+        current = self._config.stage_number(number)
+        if current is None:
             return
+        stage = self._config.stages[current]
         self._objective = replace(self._objective, kl=stage.kl)
-        begins = number > 0 and self._config.stage(number - 1) is not stage
-        if begins and stage.reset_anchor and self.policy.adapters is not None:
+        # Not asked of the step before: a resume with another number of steps may begin within a later stage.
+        if stage.reset_anchor and self.anchor.stage != current:
+            self._move_anchor()
+            self.anchor = Anchor(moved=True, stage=current)
+        elif current < (self.anchor.stage or 0):  # the run has become longer, and that stage is to begin again
+            self.anchor = replace(self.anchor, stage=current)
+
+    def _move_anchor(self) -> None:
+        """Makes the present policy the reference, where there is one."""
+        if self.policy.adapters is not None:
             self.policy.adapters.move_anchor()
-        elif begins and stage.reset_anchor and self.reference is not None:
+        elif self.reference is not None:
             drop_gathered(self.reference)
             with torch.no_grad():
                 for anchor, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
                     # The shards are copied one by one, because those of the reference may be in host memory.
                     cast(DTensor, anchor).to_local().copy_(cast(DTensor, present).to_local())
-            self.anchor_moved = True
+
+    def resume_anchor(self, anchor: Anchor, step: int) -> None:
+        """Goes on with the reference policy of a checkpoint, which :meth:`Checkpoints.load` has filled.
+
+        Args:
+            anchor: what the checkpoint says of it.
+            step: how many steps were trained until there.
+        """
+        if anchor.stage is None:  # not written yet by who wrote the checkpoint: by the stages as they are now
+            known = anchor.moved or self.policy.adapters is not None
+            last = (self._config.stage_number(step - 1) or 0) if known and step else 0
+            reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
+            anchor = replace(anchor, stage=max(reset, default=0))
+        self.anchor = anchor
 
     def _set_optimizer(self, number: int) -> float:
         """Sets the optimizer as the configuration says. The learning rate of the step."""

@@ -252,7 +252,7 @@ def move_anchor(out: Path, model: Path) -> None:
         kls.append(trainer.step(random_batch(number), number).means["kl"])
     resumed, latest = Trainer(config), kept.latest()
     assert latest is not None
-    kept.load(latest.path, resumed.policy, resumed.optimizer)
+    resumed.resume_anchor(kept.load(latest.path, resumed.policy, resumed.optimizer), 3)
     kls.append(resumed.step(random_batch(3), 3).means["kl"])
     if dist.get_rank() == 0:
         out.write_text(json.dumps(kls))

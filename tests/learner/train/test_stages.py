@@ -355,15 +355,22 @@ def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards(rng: np
 _STAGES = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
 
 
-def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int) -> None:
-    """Some steps of a run of four, in two stages; one that does not begin with the first starts from a checkpoint."""
-    flags = ["--learner.stages", _STAGES, "--learner.steps", "4"]
+def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int, steps: int = 4, told: bool = True) -> None:
+    """Some steps of a run in two stages; one that does not begin with the first starts from a checkpoint.
+
+    Args:
+        steps: of the run, half of them in each stage.
+        told: whether the checkpoint says of which stage the anchor is; those of before did not.
+    """
+    flags = ["--learner.stages", _STAGES, "--learner.steps", str(steps)]
     trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
     if (latest := kept.latest()) is not None:
-        trainer.anchor_moved = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        trainer.resume_anchor(found, latest.state["step"])
     kls = [trainer.step(random_batch(number), number).means["kl"] for number in range(begin, end)]
-    anchor = trainer.reference if trainer.anchor_moved else None
-    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), anchor)
+    anchor = trainer.reference if trainer.anchor.moved else None
+    stage = trainer.anchor.stage if told else None
+    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), anchor, anchor_stage=stage)
     kept.wait()
     torch.save({"kl": kls, "weights": {name: whole.clone() for name, whole in full_weights(trainer.policy)}}, out)
 
@@ -378,6 +385,29 @@ def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path
     assert resumed["kl"] == pytest.approx([fourth], rel=1e-6)
     for name, value in whole["weights"].items():
         torch.testing.assert_close(resumed["weights"][name], value)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_anchor_moves_though_a_resume_with_fewer_steps_begins_within_the_stage(
+    tiny_policy: Path, tmp_path: Path, told: bool
+) -> None:
+    """Of eight steps the second stage would begin with the fifth; with four steps it has begun before the resume."""
+    common = tiny_policy, tmp_path / "checkpoints"
+    assert run_ranks(1, staged, tmp_path / "first", *common, 0, 3, 8, told) == [0]
+    assert run_ranks(1, staged, tmp_path / "second", *common, 3, 4, 4, told) == [0]
+    assert torch.load(tmp_path / "first")["kl"][2] > 1e-6
+    assert torch.load(tmp_path / "second")["kl"] == pytest.approx([0], abs=1e-9)
+
+
+def test_the_anchor_moves_again_where_a_resume_with_more_steps_is_before_the_stage(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    common = tiny_policy, tmp_path / "checkpoints"
+    assert run_ranks(1, staged, tmp_path / "first", *common, 0, 3, 4) == [0]
+    assert run_ranks(1, staged, tmp_path / "second", *common, 3, 6, 8) == [0]
+    assert torch.load(tmp_path / "first")["kl"][2] == pytest.approx(0, abs=1e-9)
+    fourth, fifth, sixth = torch.load(tmp_path / "second")["kl"]
+    assert fourth > 1e-6 and fifth == pytest.approx(0, abs=1e-9) and sixth > 1e-6
 
 
 # -- a step, from the batch to the dashboard -------------------------------------------------------------------------
