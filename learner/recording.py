@@ -42,14 +42,14 @@ class Recorder:
 
     Args:
         every_step: the directory for all, ``learner.record``; None: they are not kept.
-        skipped: the directory for those whose loss or gradient was not finite.
+        skipped: the directory for those with an optimizer step whose loss or gradient was not finite.
     """
 
     def __init__(self, every_step: Path | None, skipped: Path) -> None:
         self._every_step, self._skipped = every_step, skipped
 
     def record(self, number: int, groups: list[Group], result: StepResult) -> None:
-        """Writes step ``number``, counted from 1, where it belongs; a skipped one is named in the log.
+        """Writes step ``number``, counted from 1, where it belongs; what was skipped of it is told in the log.
 
         Raises:
             FatalError: it cannot be written.
@@ -58,7 +58,10 @@ class Recorder:
             write(self._every_step, number, groups, result)
         if result.problem:
             path = write(self._skipped, number, groups, result)
-            log.error("step %d is skipped, %s; its groups are in %s", number, result.problem, path)
+            what = f"step {number} is skipped"
+            if 0 < result.left_out < result.optimizer_steps:
+                what = f"in step {number}, {result.left_out} of {result.optimizer_steps} optimizer steps are skipped"
+            log.error("%s, %s; its groups are in %s", what, result.problem, path)
 
 
 def write(directory: Path, number: int, groups: list[Group], result: StepResult) -> Path:

@@ -32,7 +32,7 @@ from learner.train.policy import Policy, drop_gathered, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
 from learner.train.schedules import learning_rate
-from learner.train.statistics import Axes, make_axes, means, means_along
+from learner.train.statistics import Axes, StepSums, make_axes
 from learner.weights.probe import make_probe_sequence, probe_tolerance
 
 log = logging.getLogger("learner.trainer")
@@ -125,7 +125,7 @@ class Trainer:
     def step(self, batch: Sequence[Group], number: int) -> StepResult:
         """Trains on ``batch``; ``number`` counts steps from 0. A collective: every rank passes the same arguments.
 
-        Where the loss or the gradient of an optimizer step is not finite, that one is left out, and
+        Where the loss or the gradient of an optimizer step is not finite, that one is left out, also of the means, and
         ``StepResult.problem`` says why.
         """
         self._apply_stage(number)
@@ -139,31 +139,38 @@ class Trainer:
         axes = make_axes(samples, batch, languages, number)
         minibatches = self._minibatches(samples)
         group_norms = self._group_norms(minibatches[0], axes) if self._measures_noise(number) else []
-        sums: dict[str, Tensor] = {}
-        norms, problems, room = list[float](), list[str](), 0
+        sums = StepSums()
+        norms, problems, room = list[float](), list[str](), 0  # the norms of all optimizer steps
+        norms_taken = list[float]()  # of those that were taken
         taken = set[int]()  # groups of which some optimizer step was taken
-        for minibatch in minibatches * self._config.passes:
+        for count, minibatch in enumerate(minibatches * self._config.passes):
+            # Against the behaviour policy nobody keeps the log-probabilities under the policy that the step began with,
+            # so that the agreement with the engines shows in the first optimizer step alone.
+            agreement = count == 0 or self._config.proximal == "step"
             gradient = self.backward(minibatch, axes)
             grad_norm, problem = self._update(minibatch, gradient)
             norms.append(grad_norm)
+            room += gradient.room
             if problem:
                 problems.append(problem)
             else:
+                norms_taken.append(grad_norm)
                 taken |= {sample.group for sample in minibatch.samples}
-            room += gradient.room
-            for name, table in gradient.sums.items():
-                sums[name] = sums[name] + table if name in sums else table
+                sums.add(gradient.sums, agreement=agreement)
+        shown = norms_taken or norms  # a step of which nothing was taken shows what was wrong with it
         return StepResult(
-            means={**means(sums), "loss": float(sums["loss"].sum()) / len(norms)},
-            by_language=means_along(sums, 0, axes.languages),
-            by_lag=means_along(sums, 1, range(axes.lags)),
-            by_actor=means_along(sums, 2, axes.actors),
+            means=sums.means() | ({"loss": sums.total("loss") / len(norms_taken)} if norms_taken else {}),
+            by_language=sums.means_along(0, axes.languages),
+            by_lag=sums.means_along(1, range(axes.lags)),
+            by_actor=sums.means_along(2, axes.actors),
             fill=sum(map(len, samples)) * self._config.passes / room,
-            grad_norm=sum(norms) / len(norms),
+            grad_norm=sum(shown) / len(shown),
             gradient_noise=noise_share(group_norms, norms[0]) if len(group_norms) > 1 and norms[0] > 0 else None,
             lr=lr,
             problem=problems[0] if problems else "",
             skipped=frozenset({sample.group for sample in samples} - taken),
+            optimizer_steps=len(norms),
+            left_out=len(problems),
         )
 
     def divide(self, samples: Sequence[Sample]) -> MiniBatch:
