@@ -1,6 +1,7 @@
 """Trained groups on disk: every step of a run with ``learner.record``, and the steps that were skipped.
 
-A recording is a directory with ``config.json`` and one file a step, ``step-000001.msgpack`` and so on.
+A recording is a directory with ``config.json`` and one file a step, ``step-000001.msgpack`` and so on. A run that
+resumed with another configuration keeps it as ``config-from-step-000041.json``, named by the first step that it is of.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from learner.groups import Group, StepResult
 log = logging.getLogger("learner")
 
 _CONFIG_FILE = "config.json"
+_LATER_CONFIG = "config-from-step-"
 
 
 class Step(wire.WireStruct):
@@ -87,38 +89,73 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
 def begin(directory: Path, config: Config, step: int) -> None:
     """Makes a directory ready for the steps after ``step``: recorded later ones, which a resume undoes, are removed.
 
-    Where a run begins, those of another run are set aside.
+    Where a run begins, those of another run are set aside. Where it goes on with another configuration, that of the
+    steps until then is kept.
 
     Raises:
         FatalError: it cannot be written.
     """
+    text = config.model_dump_json(indent=2)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if step == 0 and any(directory.glob("step-*.msgpack")):
-            set_aside(directory, ["step-*.msgpack", _CONFIG_FILE])
+            set_aside(directory, ["step-*.msgpack", _CONFIG_FILE, f"{_LATER_CONFIG}*.json"])
         for path in directory.glob("step-*.msgpack"):
             if _number(path) > step:
                 path.unlink()
-        (directory / _CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+        for number, path in _later_configurations(directory):
+            if number > step:
+                path.unlink()
+        path = directory / _CONFIG_FILE
+        if step and path.exists():
+            *_, (_, newest) = [(1, path), *_later_configurations(directory)]
+            path = directory / f"{_LATER_CONFIG}{step + 1:06d}.json"
+            if newest.read_text(encoding="utf-8") == text:
+                return
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FatalError(f"cannot write to learner.record = {directory}: {error}") from None
 
 
 def read(directory: Path) -> tuple[Config, Iterator[Step]]:
-    """The configuration of a recorded run, and its steps, each read when it is asked for.
+    """The configuration that a recorded run began with, and its steps, each read when it is asked for.
 
     Raises:
         FatalError: it is no recording, does not begin at step 1, has a gap, or a file is damaged.
     """
-    try:
-        config = Config.model_validate_json((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # the latter also where it is no UTF-8 or does not fit
-        raise FatalError(f"{directory} is no record of a run (made with learner.record): {error}") from None
+    config = _read_configuration(directory, directory / _CONFIG_FILE)
     paths = sorted(directory.glob("step-*.msgpack"))
     for expected, path in enumerate(paths, start=1):
         if _number(path) != expected:
             raise FatalError(f"{directory} lacks step {expected}: record a run from its beginning")
     return config, map(_read_step, paths)
+
+
+def later_configurations(directory: Path) -> dict[int, Config]:
+    """The configurations with which a recorded run went on, by the first recorded step that each holds for.
+
+    Raises:
+        FatalError: one cannot be read.
+    """
+    last = max(map(_number, directory.glob("step-*.msgpack")), default=0)
+    return {
+        number: _read_configuration(directory, path)
+        for number, path in _later_configurations(directory)
+        if number <= last
+    }
+
+
+def _later_configurations(directory: Path) -> list[tuple[int, Path]]:
+    """In the order of their steps."""
+    paths = sorted(directory.glob(f"{_LATER_CONFIG}*.json"))
+    return [(int(path.stem.removeprefix(_LATER_CONFIG)), path) for path in paths]
+
+
+def _read_configuration(directory: Path, path: Path) -> Config:
+    try:
+        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # the latter also where it is no UTF-8 or does not fit
+        raise FatalError(f"{directory} is no record of a run (made with learner.record): {error}") from None
 
 
 def _read_step(path: Path) -> Step:
