@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -301,8 +302,11 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
     named = Counter(rollout.language for _, rollout in free if rollout.language)
     entropy = -sum(n / named.total() * math.log(n / named.total()) for n in named.values())
     assert metrics["choice_entropy"] == pytest.approx(entropy)
-    surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free]
-    assert metrics["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
+    surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free if rollout.header]
+    if surprise:
+        assert metrics["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
+    else:
+        assert "header_entropy" not in metrics
     right = [rollout.score.terms["exact"] >= 0.5 and rollout.score.compliant for _, rollout in free]
     assert metrics["accuracy_kept"] == pytest.approx(sum(right) / len(right))
     for code, count in named.items():
@@ -312,7 +316,25 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
         assert answered.languages == [rollout.language for rollout in group.rollouts]
         for asked, rollout, p in zip(group.work.languages, group.rollouts, answered.propensities, strict=True):
             expected = np.prod(np.exp(rollout.logprobs[: rollout.header].astype(np.float64))) if asked == "" else 1
-            assert p == pytest.approx(float(expected), rel=1e-5)
+            expected = np.nan if asked == "" and not rollout.header else expected
+            assert p == pytest.approx(float(expected), rel=1e-5, nan_ok=True)
+
+
+def test_an_answer_without_a_header_is_no_certain_choice(rng: np.random.Generator, tmp_path: Path) -> None:
+    """The policy was to choose a language and did not: no probability, and nothing to the entropy of headers."""
+    answers = [judged(random_rollout(rng), "en" if header else "", 1.0, {}) for header in (1, 0, 0)]
+    for one, header in zip(answers, (1, 0, 0), strict=True):
+        one.header = header
+    group = Group(work=work(0, [POLICY_CHOOSES] * 2 + ["de"]), actor="a", rollouts=answers)
+    surprise = -float(answers[0].logprobs[0])
+    assert stages.choice_metrics([group])["header_entropy"] == pytest.approx(surprise)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.enter(0, 0, "trained", 1, "", stages.work_as_answered(group))
+    ledger.flush()
+    (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    assert json.loads(line)["propensities"] == [pytest.approx(np.exp(-surprise)), None, 1.0]
+    without = group.model_copy(update={"rollouts": answers[1:], "work": work(0, [POLICY_CHOOSES, "de"])})
+    assert "header_entropy" not in stages.choice_metrics([without])
 
 
 # -- routing ---------------------------------------------------------------------------------------------------------
