@@ -182,8 +182,8 @@ def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
     Answers that could not be scored count for the languages, and not for accuracy and compliance.
 
     ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header)
-    over the answers with a header, which estimates its entropy given the question. Both are in nats. The other names are explained in
-    docs/metrics.md, under ``selection``.
+    over the answers with a header, which estimates its entropy given the question. Both are in nats. The other names
+    are explained in docs/metrics.md, under ``selection``.
     """
     free, by_topic = list[Rollout](), defaultdict[str, list[str]](list)
     for group in batch:
