@@ -27,7 +27,8 @@ class Ledger:
 
     The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K], null
     for a language that the policy was to choose and did not, and ``router_version``, with which probability its
-    question was not passed over, in ``question_propensity``, and how it was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
+    question was not passed over, in ``question_propensity``, and how it was made: ``actor``, ``lengths`` [K] in tokens,
+    and ``timing`` as in ``wire.Timing``.
 
     Args:
         path: the file; it is made, with its directory, if it is missing.
