@@ -7,6 +7,7 @@ resumed with another configuration keeps it as ``config-from-step-000041.json``,
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +30,7 @@ class Step(wire.WireStruct):
     Args:
         number: from 1.
         groups: with the rewards that were trained on.
-        loss: of the step.
+        loss: of the step; NaN where it was skipped.
         grad_norm: before it was clipped.
     """
 
@@ -73,7 +74,7 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
         FatalError: it cannot be written. What was written of it is removed.
     """
     path = directory / f"step-{number:06d}.msgpack"
-    step = Step(number=number, groups=groups, loss=result.means.get("loss", 0.0), grad_norm=result.grad_norm)
+    step = Step(number=number, groups=groups, loss=loss_of(result), grad_norm=result.grad_norm)
     partial = path.with_suffix(".partial")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,11 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
             partial.unlink(missing_ok=True)
         raise FatalError(f"cannot record step {number} in {path}: {error.strerror or error}") from None
     return path
+
+
+def loss_of(result: StepResult) -> float:
+    """The loss of a step; 0 where nothing carried gradient, NaN where no optimizer step could be taken."""
+    return result.means.get("loss", math.nan if result.problem else 0.0)
 
 
 def begin(directory: Path, config: Config, step: int) -> None:

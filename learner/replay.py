@@ -55,7 +55,7 @@ def replay(directory: Path) -> bool:
             del trainer  # before there is another: both may not fit
             trainer = _resume(later[step.number], step.number - 1, checkpoint)
         result = trainer.step(step.groups, step.number - 1)
-        now = (result.means.get("loss", 0.0), result.grad_norm)
+        now = (recording.loss_of(result), result.grad_norm)
         same = repr(now) == repr((step.loss, step.grad_norm))  # repr tells all floats apart, and nan equals nan
         trained, differing = trained + 1, differing + (not same)
         if dist.get_rank() == 0:

@@ -274,7 +274,7 @@ def refill_knows_the_rewards(config: Sections) -> Iterator[str]:
 def right_answers_are_known(config: Sections) -> Iterator[str]:
     """A reward none of whose parts is accuracy, as a similarity, may have any value for an answer that is wrong."""
     data, learner, silent = config.data, config.learner, config.reward.silent_about_right
-    if not silent:
+    if not silent or learner.is_whole:  # what a run has written was right when it began
         return
     cure = (
         "name one of them 'accuracy'"

@@ -89,7 +89,7 @@ class RouterConfig(Section):
             "pooled": ("diversity",),
             "reference": ("diversity", "prior", "compliance_weight", "question_language"),
         }[self.credit]
-        if changed := [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]:
+        if changed := [name for name in idle if self.differs(name)]:
             raise ValueError(
                 f"{changed[0]} has no effect with credit = {self.credit!r}: leave it out, or choose another credit"
                 + (" (how fast old rewards fade is estimated)" if changed[0] == "ema" else "")

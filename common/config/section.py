@@ -22,10 +22,15 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every setting was given, as in the JSON that a run writes: then nobody has chosen any of them."""
+        return len(self.model_fields_set) == len(type(self).model_fields)
+
     def gives(self, name: str) -> bool:
-        """Whether somebody gave this setting. Where all of a section's are given, as a run writes them, none was."""
-        return name in self.model_fields_set and len(self.model_fields_set) < len(type(self).model_fields)
+        """Whether somebody chose this setting, be it the default."""
+        return name in self.model_fields_set and not self.is_whole
 
     def differs(self, name: str) -> bool:
-        """Whether this setting was given and is not the default."""
-        return name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default
+        """Whether somebody chose this setting, and not the default."""
+        return self.gives(name) and getattr(self, name) != type(self).model_fields[name].default

@@ -386,9 +386,13 @@ def test_a_configuration_that_a_run_wrote_is_read_again() -> None:
         ["--learner.stages", "[{until = 0.5, kl = 0.1}, {}]"],
         ["--learner.loss", "cispo", "--learner.kl", "0"],
         ["--router.credit", "reference"],
+        ["--data.curriculum", "0.5", "--data.curriculum_right", "0.5"],
     ):
         config = load(flags)
         assert Config.model_validate_json(config.model_dump_json()) == config
+    written = load([]).model_dump(mode="json")
+    written["learner"] |= {"dual_clip": 10.0, "loss": "gspo"}
+    assert Config.model_validate(written).learner.dual_clip == 10, "of a run that was begun before it was refused"
 
 
 def test_a_warm_up_is_compared_with_the_steps_that_the_questions_make() -> None:
