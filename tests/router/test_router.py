@@ -49,7 +49,8 @@ def policy_steps(draw: st.DrawFn) -> list[Observation]:
 
 def trained(credit: str = "posterior", seed: int = 0, **settings: Any) -> Router:
     """Clear preferences: English for chat, Chinese for reasoning and about China."""
-    logits: dict[str, Any] = {} if credit == "posterior" else {"ema": 0.5, "prior": 1, "interval": 1}
+    logits: dict[str, Any] = {} if credit == "posterior" else {"ema": 0.5, "interval": 1}
+    logits |= {"prior": 1} if credit == "pooled" else {}
     result = router(credit=credit, seed=seed, **logits, **settings)
     random = np.random.default_rng(5)
     for _ in range(4):
