@@ -29,6 +29,12 @@ from learner.train.distributed import set_up_distributed
 from learner.train.trainer import Trainer
 
 _COLLECTIVE_TIMEOUT_S = 600
+# Of the section learner, what no trainer reads.
+_NOT_OF_TRAINING = (
+    "address", "torchrun", "restarts", "staleness", "window", "lease_timeout_s", "group_attempts", "group_engines",
+    "batch_timeout_s", "refill", "step_reward", "checkpoint_every", "checkpoints_kept", "record", "evaluate",
+    "evaluate_before", "evaluate_every", "evaluate_questions", "evaluate_samples", "evaluate_unseen",
+)  # fmt: skip
 
 
 def replay(directory: Path) -> bool:
@@ -48,12 +54,13 @@ def replay(directory: Path) -> bool:
     trainer = Trainer(config)
     trained = differing = 0
     for step in steps:
-        if step.number in later:
+        if step.number in later and not _train_alike(config, later[step.number]):
+            config = later[step.number]
             if dist.get_rank() == 0:
                 print(f"from step {step.number} on with the configuration that the run resumed with", flush=True)
             checkpoint = _save(trainer, step.number - 1, directory)
             del trainer  # before there is another: both may not fit
-            trainer = _resume(later[step.number], step.number - 1, checkpoint)
+            trainer = _resume(config, step.number - 1, checkpoint)
         result = trainer.step(step.groups, step.number - 1)
         now = (recording.loss_of(result), result.grad_norm)
         same = repr(now) == repr((step.loss, step.grad_norm))  # repr tells all floats apart, and nan equals nan
@@ -83,6 +90,16 @@ def check_ranks(config: Config, later: Mapping[int, Config]) -> None:
                 "on, which add up in another order: steps of one number of ranks alone can be replayed to the last "
                 f"bit. Move the files of the steps from {number} on elsewhere to replay those before"
             )
+
+
+def _train_alike(one: Config, other: Config) -> bool:
+    """Whether two configurations train in the same way, so that a resume with the other one changes nothing here."""
+
+    def of_training(config: Config) -> tuple[object, ...]:
+        learner = config.learner.model_dump(exclude=set(_NOT_OF_TRAINING))
+        return learner, config.lora, config.model, config.sampling, config.run.seed
+
+    return of_training(one) == of_training(other)
 
 
 def _save(trainer: Trainer, step: int, directory: Path) -> Path:
