@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.config.idle import settings_have_an_effect
 from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
@@ -238,6 +239,16 @@ def loss_has_its_settings(config: Sections) -> Iterator[str]:
         )
 
 
+def warm_up_ends(config: Sections) -> Iterator[str]:
+    """Otherwise no step has the rate that was asked for. Not asked before the number of steps is known."""
+    learner = config.learner
+    if 0 < learner.steps <= learner.warmup_steps:
+        yield (
+            f"learner.warmup_steps = {learner.warmup_steps} must be below the {learner.steps} steps of the run, or the "
+            f"rate rises to learner.lr = {learner.lr:g} only as it ends: lower learner.warmup_steps, or train longer"
+        )
+
+
 def decoupled_parts_exist(config: Sections) -> Iterator[str]:
     """A misspelt part would earn nothing in silence."""
     learner, reward = config.learner, config.reward
@@ -270,15 +281,27 @@ def refill_knows_the_rewards(config: Sections) -> Iterator[str]:
         yield (f"learner.refill = {learner.refill} needs learner.drop_zero_variance = true: else every group is of use")
 
 
-def curriculum_knows_what_is_right(config: Sections) -> Iterator[str]:
-    """A reward of several parts, none of which is accuracy, can be above any threshold for an answer that is wrong."""
-    data, reward = config.data, config.reward
-    if data.curriculum < 1 and not reward.tells_right and "curriculum_right" not in data.model_fields_set:
+def right_answers_are_known(config: Sections) -> Iterator[str]:
+    """A reward none of whose parts is accuracy, as a similarity, may have any value for an answer that is wrong."""
+    data, learner, silent = config.data, config.learner, config.reward.silent_about_right
+    if not silent or learner.is_whole:  # what a run has written was right when it began
+        return
+    cure = (
+        "name one of them 'accuracy'"
+        if config.reward.function
+        else "add a term that does (math, exact, choice or contains)"
+    )
+    if data.curriculum < 1 and not data.gives("curriculum_right"):
         yield (
-            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of reward.parts = "
-            f"{', '.join(reward.parts)} none says so: name one of them 'accuracy', or set data.curriculum_right to the "
-            "quality from which an answer is right"
+            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of {silent} none says "
+            f"so: {cure}, or set data.curriculum_right to the quality from which an answer is right"
         )
+    for number, stage in enumerate(learner.stages, start=1):
+        if stage.success:
+            yield (
+                f"learner.stages: success = {stage.success:g} in stage {number} needs to know which answers are right, "
+                f"and of {silent} none says so: {cure}, or leave success out"
+            )
 
 
 def evaluation_is_on(config: Sections) -> Iterator[str]:
@@ -405,7 +428,7 @@ _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
     waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters,
     targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
-    loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, curriculum_knows_what_is_right,
-    evaluation_is_on, steps_are_counted, stages_last_a_step, calibration_has_its_file, request_fits_the_queue,
-    heldout_is_held_out, accepted_keys_exist,
+    loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist, refill_knows_the_rewards,
+    right_answers_are_known, evaluation_is_on, steps_are_counted, warm_up_ends, stages_last_a_step,
+    calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

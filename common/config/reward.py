@@ -114,14 +114,13 @@ class RewardConfig(Section):
         return not self.function if self.bounded is None else self.bounded
 
     @property
-    def tells_right(self) -> bool:
-        """Whether 0.5 is a threshold that separates right answers from wrong ones.
-
-        It is where a part of the reward says what is right (``ACCURACY_PARTS``): then that part is compared with it. It
-        also is where the quality cannot be more than 1: then the quality is.
-        """
-        most = sum(weight for weight in self.parts.values() if weight > 0)
-        return self.is_bounded or not self.function or most <= 1 or not self.parts.keys().isdisjoint(ACCURACY_PARTS)
+    def silent_about_right(self) -> str:
+        """Which of its rewards has no part that says whether an answer is right, for a message; empty where all do."""
+        rewards = {"reward.parts": self.parts} if self.function else {
+            f"reward.terms.{topic}": weights for topic, weights in self.terms.items()
+        }  # fmt: skip
+        silent = (one for one, parts in rewards.items() if parts.keys().isdisjoint(ACCURACY_PARTS))
+        return next((f"{one} = {', '.join(rewards[one])}" for one in silent), "")
 
     @property
     def is_gated(self) -> bool:

@@ -25,9 +25,10 @@ _NO_END: tuple[Outcome, ...] = ("stale", "passed_over")  # of a group that is st
 class Ledger:
     """An append-only JSONL file whose lines have the keys ``sequence``, ``row``, ``outcome``, ``step`` and ``reason``.
 
-    The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K] and
-    ``router_version``, with which probability its question was not passed over, in ``question_propensity``, and how it
-    was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
+    The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K], null
+    for a language that the policy was to choose and did not, and ``router_version``, with which probability its
+    question was not passed over, in ``question_propensity``, and how it was made: ``actor``, ``lengths`` [K] in tokens,
+    and ``timing`` as in ``wire.Timing``.
 
     Args:
         path: the file; it is made, with its directory, if it is missing.

@@ -6,8 +6,8 @@
 An anchor is what a reward compares answers in other languages with: M-Thinker takes the policy's own English thought to
 the English question. The question is asked in ``--language`` with the prompts and the sampling of a run of this
 configuration, in rounds of so many answers, until one is right: the part of its reward that is its accuracy
-(docs/metrics.md), or its quality where no part is, is at least ``--right``. With reward.gated it must be in that
-language, too. That answer is the anchor:
+(docs/metrics.md) is at least ``--right``, or 0.5; where no part is, ``--right`` must be given, and its quality counts.
+With reward.gated it must be in that language, too. That answer is the anchor:
 its ``thought`` (the final answer, where it has none), its final ``answer``, or the ``whole`` text are written to the
 columns that ``--write`` names, which a run reads by data.columns.
 

@@ -74,10 +74,10 @@ def least_of_right(config: Config, given: float | None) -> float:
     Raises:
         FatalError: it is not given, and no part of the reward says what is right.
     """
-    if given is None and not config.reward.tells_right:
+    if given is None and (silent := config.reward.silent_about_right):
         raise FatalError(
-            f"of reward.parts = {', '.join(config.reward.parts)} none says which answers are right: name one of them "
-            "'accuracy', or give --right, the quality from which an answer is right"
+            f"of {silent} none says which answers are right: name a part of your reward 'accuracy', add one of the "
+            "terms math, exact, choice and contains, or give --right, the quality from which an answer is right"
         )
     return RIGHT if given is None else given
 

@@ -5,9 +5,9 @@
 Every question of data.train is asked in every language in which a run of this configuration may ask it, ``--samples``
 times, with the run's prompts, sampling and rewards: in its own with router.mode = "monolingual"; where languages are
 drawn, in all of run.languages, and in its own if answers are reserved for that. An answer is right if the part of its
-reward that is its accuracy (docs/metrics.md), or its quality where no part is, is at least ``--right``; with
-reward.gated, or ``--consistent``, it must be in the language asked for, too. The engine is the one that an actor would
-use: of its own, or what runs at actor.engine_url.
+reward that is its accuracy (docs/metrics.md) is at least ``--right``, or 0.5; where no part is, ``--right`` must be
+given, and its quality counts. With reward.gated, or ``--consistent``, it must be in the language asked for, too. The
+engine is the one that an actor would use: of its own, or what runs at actor.engine_url.
 
 ``--out`` has the rows of data.train with a column ``pass_rate``, the share of right answers by language. A run with
 data.train = "data/rated.jsonl" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
@@ -123,7 +123,7 @@ def measure(
 
     async def ask(answering: Answering, task: Task) -> None:
         found = await answering(as_question(task.row.place.row, task.row), task.language, samples)
-        journal.add(task, right=sum(solves(one.score, least=right, gated=gated) for one in found), of=len(found))
+        journal.add(task, right=sum(bool(solves(one.score, least=right, gated=gated)) for one in found), of=len(found))
 
     languages = list(dict.fromkeys([*config.run.languages, *(task.language for task in tasks)]))
     what = "answering the questions"

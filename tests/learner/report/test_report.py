@@ -50,7 +50,10 @@ def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) ->
     values = {
         name: 0.5 for name in ("own", "oracle", "best_fixed", "english", "uniform", "routed", "compliance", "unscored")
     }
-    answers = samples([random_rollout(rng) for _ in range(8)])
+    rollouts = [random_rollout(rng) for _ in range(8)]
+    for number, one in enumerate(rollouts):
+        one.score.terms = {"exact": float(number % 2)}
+    answers = samples(rollouts)
     diagnosed = tagged(diagnostics.summarise(answers), "gate")
     done = Evaluation(questions=1, best_fixed_language="en", own_by_language={}, diagnostics=diagnosed, **values)
     for name in ("heldout", "train"):
