@@ -30,27 +30,37 @@ SHAPES = {f"w{number}": [256] for number in range(BUCKETS)}  # 1 KiB each in flo
 PROBE = wire.Probe(ids=np.array([1, 2], np.int32), logprobs=np.array([-1.0], np.float32), tolerance=1.0)
 SOON_S = 30.0  # long for what takes no time, and short beside the deadlines that must not be waited for
 ENDLESS_S = 3600.0
+SLOW_S = 0.1  # of a broadcast; ten of them take the time that all have
 
 
 class Group:
-    """A process group with one engine, which takes broadcasts, or only the first one, which connects it."""
+    """A process group with one engine, which takes broadcasts, or only the first one, which connects it.
+
+    With ``slow`` it takes them all, each within the call that begins it, which nothing can interrupt.
+    """
 
     def __init__(self, name: str, stuck: str) -> None:
         self.group_name, self.stuck = name, stuck
         self.aborted = threading.Event()
         self.received = 0
+        self.looked = 0
         self.calls: list[str] = []
 
     def broadcast(self, *_: object) -> Group:
+        if self.stuck == "slow":
+            time.sleep(SLOW_S)
         if self.stuck == "call" and self.received:  # within which NCCL may wait for a dead peer
             self.block()
         return self
 
     def is_completed(self) -> bool:
+        if self.stuck == "slow":
+            self.looked += 1
+            return self.looked % 2 == 0
         return not (self.stuck and self.received) or self.aborted.is_set()
 
     def wait(self, *_: object) -> None:
-        if self.stuck and self.received:
+        if self.stuck not in ("", "slow") and self.received:
             self.block()
         self.received += 1
 
@@ -60,7 +70,7 @@ class Group:
 
     def destroy(self) -> None:
         self.calls.append("destroy")
-        if self.stuck:
+        if self.stuck not in ("", "slow"):
             self.block()
         self.calls.append("destroyed")
 
@@ -116,7 +126,7 @@ class Sync:
                     client.send(wire.Synced(version=order.version, stage="done", pause_s=0.1))
         client.socket.close(linger=0)
 
-    def publisher(self, **settings: float) -> Publisher:
+    def publisher(self, **settings: Any) -> Publisher:
         sync = SyncConfig(**{"timeout_s": ENDLESS_S, "bucket_mb": 1 / 1024, **settings})
         buckets = cut_into_buckets(SHAPES, "float32", sync.bucket_mb)
         assert len(buckets) == BUCKETS
@@ -181,6 +191,15 @@ def test_what_waits_for_a_slow_engine_is_bounded_until_it_is_lost(sync: Sync, mo
     published = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6).publish(1, sync.gather, PROBE)
     assert set(published.members) == {"good"} and len(kept) == BUCKETS
     assert max(kept) <= 5
+
+
+def test_an_engine_that_is_slow_with_every_bucket_is_lost_and_does_not_end_the_run(sync: Sync) -> None:
+    """Each bucket comes in time, and all together do not. With NCCL a learner looks for itself whether one is there."""
+    sync.start("good")
+    sync.start("slow", "slow")
+    ours = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6, backend="nccl")
+    assert set(ours.publish(1, sync.gather, PROBE).members) == {"good"}
+    assert 5 < sync.groups["slow"].received < BUCKETS and set(sync.server.members()) == {"good"}
 
 
 @pytest.mark.parametrize("stuck", ["broadcast", "call"])
