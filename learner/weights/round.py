@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from common import wire
@@ -148,12 +149,10 @@ class Receiver:
         """The first reply that is expected. Others are of an earlier round, and are dropped."""
         deadline = time.monotonic() + timeout_s
         while True:
-            try:
+            with suppress(queue.Empty):
                 reply = self.actor.replies.get(timeout=POLL_S)
-            except queue.Empty:
-                self.check_present()
-                if time.monotonic() > deadline:
-                    raise ActorLost(problem) from None
-                continue
-            if is_expected(reply):
-                return reply
+                if is_expected(reply):
+                    return reply
+            self.check_present()
+            if time.monotonic() > deadline:
+                raise ActorLost(problem)

@@ -25,6 +25,7 @@ from learner.work.scheduler import WorkQueue
 log = logging.getLogger("learner.server")
 
 MAX_VIOLATIONS = 2  # groups of one actor that break a rule before the actor is given up
+MAX_REPLIES = 100  # of one actor to orders of the weight sync that nobody has read; two or three are usual
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
 # How many attempts may fail for a cause; for the others learner.group_attempts.
@@ -53,7 +54,7 @@ class ActorState:
     seconds: dict[str, float] = field(default_factory=dict)  # time spent in each state, from its last heartbeat
     gauges: dict[str, float] = field(default_factory=dict)  # of its engine, from its last heartbeat
     # Its answers to the orders of a weight sync. The queue is thread-safe; the publisher's threads wait on it.
-    replies: queue.SimpleQueue[wire.Joined | wire.Synced] = field(default_factory=queue.SimpleQueue)
+    replies: queue.Queue[wire.Joined | wire.Synced] = field(default_factory=lambda: queue.Queue(MAX_REPLIES))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from common import wire
 from common.net import sockets
 from common.process import FatalError
 from learner.groups import Group
-from learner.work.actors import ActorRegistry, ActorState, ServedQueue
+from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 
@@ -354,7 +354,10 @@ class WorkServer:
                 self._registry.heartbeat(name, message, now)
                 self._put(actor.peer, wire.Alive().of(lives))
             case wire.Joined() | wire.Synced():
-                actor.replies.put(message)
+                try:
+                    actor.replies.put_nowait(message)
+                except queue.Full:
+                    self.eject(name, actor, f"it sent {MAX_REPLIES} replies that no order had asked for")
             case wire.Leave():
                 log.warning("actor %s leaves: %s", name, message.reason)
                 self._registry.leave(name, message)

@@ -18,6 +18,7 @@ from common.net import sockets
 from common.net.ports import reserve_port
 from common.process import FatalError
 from learner.groups import Group
+from learner.work.actors import MAX_REPLIES
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from tests.support.groups import random_rollout, seeded_generator, work
@@ -335,6 +336,28 @@ def test_an_order_reaches_the_life_that_it_is_meant_for_alone(server: WorkServer
     assert server.members()["a"].replies.empty() and server.counts().get("foreign", 0) == 0
     serve(server)
     assert server.counts()["foreign"] == 1
+
+
+def test_an_actor_that_answers_without_end_is_given_up(server: WorkServer, address: str) -> None:
+    serve(server)
+    actor, other = Client(address, "a"), Client(address, "other")
+    join(server, actor, other, slots=1)
+    state = server.members()["a"]
+    for version in range(MAX_REPLIES + 1):
+        actor.send(wire.Synced(version=version, stage="done", pause_s=0.0))
+    assert "replies that no order had asked for" in actor.receive(wire.Eject).reason
+    assert list(server.members()) == ["other"] and state.replies.qsize() == MAX_REPLIES
+
+
+@pytest.mark.parametrize("field", ["seconds", "gauges"])
+def test_an_actor_cannot_make_metrics_without_end(field: str, server: WorkServer, address: str) -> None:
+    actor = Client(address, "a")
+    actor.hello(slots=1)
+    most = {f"{number:050}": 1.0 for number in range(50)}
+    for figures in ({**most, "one more": 1.0}, {"x" * 51: 1.0}, most):
+        actor.send(wire.Heartbeat(**{"holding": [], "seconds": {}, field: figures}))
+    actor.receive(wire.Alive)
+    assert server.refused == 2 and getattr(server.members()["a"], field) == most
 
 
 def test_a_second_actor_of_a_name_cannot_take_it_nor_what_is_sent_to_the_first(
