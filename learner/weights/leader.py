@@ -297,8 +297,8 @@ class Leader:
                     connection.check()
                 if left_s <= 0:  # a bucket may have arrived a little later than it should
                     raise _Lost(
-                        f"{number} of {len(self._buckets)} buckets took all of the {deadlines.transfer_s:.0f} s that its "
-                        "engine has for the weights"
+                        f"{number} of {len(self._buckets)} buckets took all of the {deadlines.transfer_s:.0f} s that "
+                        "its engine has for the weights"
                     )
                 begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
                 work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s + _LATER_S)

@@ -195,6 +195,13 @@ class ActorRegistry:
         """Whether an engine is there that does not have the current weights."""
         return any(actor.engine_ranks and not actor.has_weights for actor in self.actors.values())
 
+    def excuse_silence(self, seconds: float, now: float) -> None:
+        """Nobody could be heard for so long: it counts neither as silence of the actors nor against their leases."""
+        for actor in self.actors.values():
+            actor.last_heard = min(now, actor.last_heard + seconds)
+        if self.served is not None:
+            self.served.queue.postpone(seconds, now + self._lease_timeout_s)
+
     def remove_silent(self, now: float) -> None:
         """Removes the actors from which nothing was heard for ``lease_timeout_s``."""
         for name, actor in list(self.actors.items()):

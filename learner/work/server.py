@@ -21,6 +21,7 @@ import zmq
 from common import wire
 from common.net import sockets
 from common.process import FatalError
+from common.stood_still import stood_still_s
 from learner.groups import Group
 from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue
 from learner.work.admission import UNLIMITED, Limits
@@ -78,6 +79,7 @@ class WorkServer:
         self._acks: dict[tuple[str, wire.Lives], dict[str, bool]] = {}
         self._closing = False
         self._checked = 0.0  # when deadlines were last checked
+        self._turned = time.monotonic()  # when the thread last came round
         self._crash: BaseException | None = None  # what ended the server's thread
         # Messages are garbage soon, so the collector runs often. It need not walk through all modules every time.
         gc.freeze()
@@ -375,7 +377,11 @@ class WorkServer:
             log.warning("refused an actor: %s", answer.error)
 
     def _check_deadlines(self) -> None:
-        now = time.monotonic()
+        stood_s, now = stood_still_s(self._turned, _POLL_MS / 1000), time.monotonic()
+        self._turned = now
+        if stood_s:
+            log.warning("the learner stood still for %.0f s, in which it could hear no actor", stood_s)
+            self._registry.excuse_silence(stood_s, now)
         if now < self._checked + _POLL_MS / 1000:
             return
         self._checked = now

@@ -161,6 +161,25 @@ def test_groups_of_a_silent_actor_go_to_the_others(server: WorkServer, address: 
     assert busy.submit(got[0])
 
 
+def test_time_in_which_the_server_stood_still_is_no_silence_of_the_actors(tmp_path: Path) -> None:
+    """As when the process is stopped, or a thread that holds the lock waits for a file system."""
+    server = WorkServer(f"ipc://{tmp_path}/queue", lease_timeout_s=2.0)
+    try:
+        serve(server)
+        actor = Client(server.address, "a")
+        join(server, actor, slots=2)
+        leased = actor.leases(2)
+        with server.lock:
+            time.sleep(5)
+        actor.send(wire.Health())
+        told = actor.receive(wire.Status).actors["a"]
+        assert told.groups == 2 and told.silent_s < 2, "it keeps its leases"
+        assert actor.submit(leased[0])
+        wait_for(lambda: not server.members())  # it says nothing more
+    finally:
+        server.close()
+
+
 def test_groups_of_an_actor_that_leaves_go_to_the_others_at_once(server: WorkServer, address: str) -> None:
     serve(server)
     leaving, staying = Client(address, "leaving"), Client(address, "staying")
