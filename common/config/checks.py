@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.config.resume import CONFIG_FILE
 from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
@@ -386,6 +387,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
     for key in config.resume.accept:
         section, dot, name = key.partition(".")
         fields = getattr(type(sections.get(section)), "model_fields", {})
+        if key == CONFIG_FILE:
+            continue
         if section not in sections or (dot and name not in fields):
             yield f"resume.accept: there is no setting {key!r}"
 
