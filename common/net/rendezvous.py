@@ -20,7 +20,7 @@ import psutil
 import zmq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.config import RunConfig
+from common.config import NO_IPV6, RunConfig
 from common.net import sockets
 from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES, AnyMessage, WireError, encode
@@ -29,7 +29,7 @@ log = logging.getLogger("rendezvous")
 
 _POLL_S = 0.25
 _MOST_MIB = MAX_MESSAGE_BYTES >> 20
-_WILDCARDS = ("0.0.0.0", "*", "::")
+_WILDCARDS = ("0.0.0.0", "*")
 
 
 class Place(BaseModel):
@@ -48,12 +48,14 @@ def reachable(address: str) -> str:
     """The address as other hosts reach it. A wildcard host is replaced by ``LRPO_HOST``, or by this host's own address.
 
     Raises:
-        FatalError: this host's name resolves to loopback, or does not resolve.
+        FatalError: this host's name resolves to loopback, or does not resolve to an IPv4 address.
     """
     parts = urlsplit(address)
     if parts.hostname not in _WILDCARDS:
         return address
     name = os.environ.get("LRPO_HOST") or socket.gethostname()
+    if ":" in name:
+        raise FatalError(f"LRPO_HOST = {name!r} {NO_IPV6}")
     try:
         host = socket.gethostbyname(name)
     except OSError:

@@ -18,7 +18,7 @@ import zmq
 from zmq.auth import load_certificate
 from zmq.auth.thread import ThreadAuthenticator
 
-from common.config import is_address
+from common.config import address_problem
 from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES
 
@@ -44,10 +44,10 @@ def check_address(address: str) -> None:
     Raises:
         FatalError: the address is malformed, or would carry prompts and answers unencrypted over a network.
     """
+    if problem := address_problem(address):
+        raise FatalError(f"address {address!r} {problem}")
     if address.startswith("ipc://"):
         return
-    if not is_address(address):
-        raise FatalError(f"address {address!r} is not of the form tcp://HOST:PORT")
     if not _is_loopback(str(urlsplit(address).hostname)) and _keys() is None:
         raise FatalError(
             f"address {address!r} is not loopback, and there are no keys to encrypt and authenticate with: "

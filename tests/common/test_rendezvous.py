@@ -138,6 +138,14 @@ def test_every_interface_is_told_as_this_hosts_address(monkeypatch: pytest.Monke
         rendezvous.reachable("tcp://*:5700")
 
 
+def test_an_ipv6_address_of_this_host_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRPO_HOST", "2001:db8::7")
+    with pytest.raises(FatalError, match=r"LRPO_HOST = '2001:db8::7' is an IPv6 address, and lrpo speaks IPv4"):
+        rendezvous.reachable("tcp://*:5700")
+    with pytest.raises(FatalError, match="is an IPv6 address"):
+        sockets.check_address("tcp://[::1]:5700")
+
+
 def test_several_learner_nodes_need_a_rendezvous() -> None:
     with pytest.raises(ConfigError, match=r"learner\.nodes = 2 needs run\.rendezvous"):
         load(["--learner.nodes", "2"])
