@@ -1,7 +1,7 @@
 """Everything that travels between processes. Import it as a whole: ``from common import wire``."""
 
 from common.wire.base import MAX_MESSAGE_BYTES, PROTOCOL, LifeMessage, Lives, Message, WireError, WireStruct
-from common.wire.codec import AnyMessage, decode, encode, unpack
+from common.wire.codec import AnyMessage, Heading, decode, encode, read_heading, unpack
 from common.wire.groups import (
     Ack,
     Cause,
@@ -33,6 +33,7 @@ __all__ = [
     "Cause",
     "Chat",
     "Eject",
+    "Heading",
     "Health",
     "Healthy",
     "Heartbeat",
@@ -69,5 +70,6 @@ __all__ = [
     "Work",
     "decode",
     "encode",
+    "read_heading",
     "unpack",
 ]

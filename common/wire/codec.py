@@ -79,6 +79,26 @@ def decode(data: bytes | memoryview) -> AnyMessage:
     return _decoded(data, _DECODER)
 
 
+class Heading(msgspec.Struct):
+    """What all versions of this program understand of a message: its kind, and what an answer to it needs."""
+
+    kind: str
+    protocol: int | None = None  # of a hello
+    name: str = ""  # of the actor that says it
+    id: int | str | None = None  # of a request
+
+
+_HEADINGS = msgspec.msgpack.Decoder(Heading)
+
+
+def read_heading(data: bytes | memoryview) -> Heading | None:
+    """What can be read of a message that ``decode`` refuses, as one of another version may be; None: nothing."""
+    try:
+        return _HEADINGS.decode(data)
+    except (ValueError, RecursionError):
+        return None
+
+
 def unpack(data: bytes | memoryview, kind: type[T]) -> T:
     """Reads an object of this type that ``encode`` wrote.
 

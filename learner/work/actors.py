@@ -363,10 +363,17 @@ class ActorRegistry:
         self.served.on_failed(work.sequence, reason)
 
 
+def protocol_problem(name: str, protocol: int) -> str:
+    """Why an actor that speaks this protocol is refused; empty if it is not."""
+    if protocol == wire.PROTOCOL:
+        return ""
+    who = name[:_LONGEST_NAME] or "without a name"
+    return f"this learner speaks protocol {wire.PROTOCOL}, actor {who} speaks {protocol}: update it"
+
+
 def _find_problem(hello: wire.Hello) -> str:
-    if hello.protocol != wire.PROTOCOL:
-        name = hello.name or "without a name"
-        return f"this learner speaks protocol {wire.PROTOCOL}, actor {name} speaks {hello.protocol}: update it"
+    if problem := protocol_problem(hello.name, hello.protocol):
+        return problem
     if not hello.name or len(hello.name) > _LONGEST_NAME or not hello.actor_life:
         return f"an actor needs a name of at most {_LONGEST_NAME} characters, and a life"
     return ""

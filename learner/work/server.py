@@ -23,7 +23,7 @@ from common.net import sockets
 from common.process import FatalError
 from common.stood_still import stood_still_s
 from learner.groups import Group
-from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue
+from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue, protocol_problem
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 
@@ -280,11 +280,14 @@ class WorkServer:
                 peer_frame = self._socket.recv(_DONTWAIT)
             except zmq.Again:
                 break
+            data: memoryview | None = None
             try:
                 data = self._receive_rest()  # before anything is looked at, so that the next message is a whole one
                 peer, message = peer_frame.decode(), wire.decode(data)
             except (wire.WireError, UnicodeDecodeError) as error:
                 self._refuse(peer_frame.decode(errors="replace"), str(error))
+                if data is not None:
+                    self._answer_stranger(peer_frame, data)
                 continue
             with self.lock:
                 self._handle(peer, message, time.monotonic())
@@ -304,6 +307,15 @@ class WorkServer:
         if frames != 2:
             raise wire.WireError(f"{frames} frames instead of 2")
         return frame.buffer
+
+    def _answer_stranger(self, peer_frame: bytes, data: memoryview) -> None:
+        """Tells an actor of another version, whose hello cannot be read as a whole, why it is refused."""
+        heading = wire.read_heading(data)
+        if heading is None or heading.kind != "hello" or heading.protocol is None:
+            return
+        if problem := protocol_problem(heading.name, heading.protocol):
+            with suppress(UnicodeDecodeError):  # no actor has such a name
+                self._put(peer_frame.decode(), wire.Stop(error=problem))
 
     def _refuse(self, peer: str, reason: str) -> None:
         self.refused += 1

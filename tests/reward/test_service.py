@@ -215,8 +215,24 @@ def test_a_flood_of_malformed_messages_is_refused(
         while (refused := health(good).counts.get("refused", 0)) < sent and time.monotonic() < deadline:
             time.sleep(0.1)
         assert refused == sent
-        assert not bad.poll(100)
+        told = [decode(bad.recv()) for _ in iter(lambda: bad.poll(100), 0)]
+        assert {(type(reply), *reply.scores, reply.later) for reply in told} == {(ScoreReply, True)}, "and only those"
+        assert all("another version than the actor" in reply.error for reply in told)
     assert len(caplog.records) < 20, "a flood must not fill the disk"
+
+
+def test_a_request_of_another_version_is_answered_with_the_reason(tmp_path: Path) -> None:
+    """Silence would look as if the replica were dead."""
+    address = f"ipc://{tmp_path}/reward"
+    newer = {**msgpack.unpackb(encode(request(["a"], ["en"], id=7))), "verifier": "of tomorrow"}
+    older = {key: value for key, value in newer.items() if key not in ("verifier", "reference_language")}
+    with serving(address, RewardConfig()), zmq.Context() as context, connect(context, address) as socket:
+        for fields in (newer, older):
+            socket.send(msgpack.packb(fields))
+            (reply,) = replies(socket, 1)
+            assert (reply.id, reply.scores, reply.later) == (7, [], True)
+            assert "another version" in reply.error
+        assert health(socket).counts["refused"] == 2
 
 
 def _valid(frames: list[bytes]) -> bool:

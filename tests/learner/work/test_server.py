@@ -245,6 +245,31 @@ def test_nonsense_does_no_harm(server: WorkServer, address: str) -> None:
     nameless.close()
 
 
+# What an actor of lrpo with protocol 8 said; its process began at a time of day.
+HELLO_8 = {
+    "kind": "hello", "actor_life": "a1b2c3d4e5f6", "protocol": 8, "engine_ranks": 1, "slots": 4, "transport": "group",
+    "name": "l40s-0",
+    "process": {"host": "here", "pid": 4711, "started": 1764424800.25, "machine": "a kernel and a process namespace"},
+}  # fmt: skip
+
+
+def test_an_actor_of_another_version_is_told_why_it_is_refused(server: WorkServer, address: str) -> None:
+    """Whatever its hello is made of. To one that hears nothing the learner seems to be dead."""
+    actor = Client(address, "l40s-0")
+    for protocol in (8, wire.PROTOCOL + 1):
+        with pytest.raises(wire.WireError, match="unknown field `started`"):
+            wire.decode(msgpack.packb(HELLO_8))
+        actor.socket.send(msgpack.packb({**HELLO_8, "protocol": protocol}))
+        refusal = msgpack.unpackb(actor.socket.recv() if actor.socket.poll(1000 * PATIENCE_S) else b"\x80")
+        assert refusal == {
+            "kind": "stop",
+            "error": f"this learner speaks protocol {wire.PROTOCOL}, actor l40s-0 speaks {protocol}: update it",
+        }
+    actor.socket.send(msgpack.packb({**HELLO_8, "protocol": wire.PROTOCOL}))  # not another version, but nonsense
+    actor.send(wire.Health())
+    assert isinstance(actor.receive(), wire.Status) and server.refused == 3 and not server.members()
+
+
 def test_a_lease_that_runs_out_is_given_again_and_then_the_group_is_given_up(server: WorkServer, address: str) -> None:
     queue, failures = serve(server, groups=1, attempts=2)
     actor = Client(address, "a")
