@@ -133,14 +133,14 @@ class Session:
         if self._hello is None:  # else the engine was there first
             await self._say_hello()
         while True:
-            data = await self._learner.socket.recv()
+            frames = await self._learner.socket.recv_multipart()
             self._last_heard = time.monotonic()
             answer.end()
             if first_work is None and self._owner is not None:
                 waiting = Activity("actor", "waiting for the first weights and prompts")
                 first_work = activities.enter_context(waiting)
             try:
-                message = wire.decode(data)
+                message = wire.decode_frames(frames)
             except wire.WireError as error:
                 log.warning("dropped a message of the learner: %s", error)
                 continue

@@ -23,7 +23,9 @@ from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES
 
 _SEND_MS = 10_000
-_PING_MS, _DEAD_MS = 2_000, 10_000  # TCP alone would notice a vanished host after a quarter of an hour
+# Between two pings, and without a sign of life, which is a whole frame (``wire.FRAME_BYTES``). TCP alone would notice a
+# vanished host after a quarter of an hour.
+_PING_MS, _DEAD_MS = 2_000, 10_000
 
 
 class _Router(zmq.Socket[bytes]):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import msgpack
 import msgspec
 import numpy as np
 
-from common.wire.base import WireError
+from common.wire.base import FRAME_BYTES, WireError
 from common.wire.groups import Ack, Leased, Release, Submit
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Taken, Unknown, Welcome
@@ -68,6 +69,35 @@ def encode(message: Any) -> bytes:
         packed = msgpack.packb(plain, unicode_errors="replace")
         assert isinstance(packed, bytes)
         return packed
+
+
+def encode_frames(message: Any) -> list[bytes | memoryview]:
+    """The frames in which a message travels to an actor: the bytes that ``encode`` gives, and the data of an adapter.
+
+    The data comes in views of at most ``FRAME_BYTES``, so that any number of actors may be sent the same memory.
+
+    Raises:
+        TypeError: an array has a dtype other than int32 and float32.
+    """
+    if not isinstance(message, LoadAdapter):
+        return [encode(message)]
+    data = memoryview(message.data)
+    parts = [data[begin : begin + FRAME_BYTES] for begin in range(0, len(data), FRAME_BYTES)]
+    return [encode(message.model_copy({"data": b""})), *parts]
+
+
+def decode_frames(frames: Sequence[bytes]) -> AnyMessage:
+    """Reads a message that ``encode_frames`` wrote.
+
+    Raises:
+        WireError: as ``decode``; or there are frames that do not belong to the message.
+    """
+    message = decode(frames[0])
+    if len(frames) > 1:
+        if not isinstance(message, LoadAdapter) or message.data or message.path:
+            raise WireError(f"{len(frames)} frames instead of 1")
+        message.data = b"".join(frames[1:])
+    return message
 
 
 def decode(data: bytes | memoryview) -> AnyMessage:

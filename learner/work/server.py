@@ -328,9 +328,14 @@ class WorkServer:
     def _flush(self) -> None:
         while not self._outbox.empty():
             peer, message = self._outbox.get()
-            data = wire.encode(message)
-            self._socket.send(peer.encode(), _SNDMORE)
-            self._socket.send(data)
+            *first, last = peer.encode(), *wire.encode_frames(message)
+            for frame in first:
+                self._send_frame(frame, _SNDMORE)
+            self._send_frame(last)
+
+    def _send_frame(self, frame: bytes | memoryview, flags: int = 0) -> None:
+        """Copies short frames; the memory of an adapter is the same for all actors."""
+        self._socket.send(frame, flags, copy=isinstance(frame, bytes))
 
     def _handle(self, peer: str, message: wire.AnyMessage, now: float) -> None:
         match message:

@@ -42,8 +42,8 @@ class FakeRoute:
     async def send(self, message: wire.AnyMessage) -> None:
         self.sent.append(message)
 
-    async def recv(self) -> bytes:
-        return await self.arriving.get()
+    async def recv_multipart(self) -> list[bytes]:
+        return [await self.arriving.get()]
 
     def look(self) -> Place:
         return self.place.model_copy(update={"over": self.over, "life": self.place.life + self.moved})
