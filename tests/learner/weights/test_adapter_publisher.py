@@ -157,6 +157,27 @@ def test_actors_get_the_adapter_in_the_engines_dtype(transport: str, server: Wor
     assert not list(tmp_path.glob("files/*"))
 
 
+def test_only_newcomers_get_an_adapter_that_was_published_before(server: WorkServer, tmp_path: Path) -> None:
+    clients = {"one": Client(server.address, "one")}
+    told: dict[str, list[int]] = {"one": [], "two": []}
+
+    def check() -> None:  # is called while the publisher waits
+        for name, client in clients.items():
+            if client.socket.poll(0):
+                version = client.receive(wire.LoadAdapter).version
+                told[name].append(version)
+                client.send(wire.Synced(version=version, stage="done", pause_s=0.0))
+
+    publisher = AdapterPublisher(server, SyncConfig(directory=tmp_path), {"r": 4}, 256, "bfloat16", check)
+    for version in (7, 7, 8):
+        published = publisher.publish(version, lambda _: iter([(NAME, torch.zeros(4, 64))]), PROBE)
+        assert set(published.members) == set(clients)
+        server.mark_published(published.members)
+        if "two" not in clients:
+            clients["two"] = Client(server.address, "two")
+    assert told == {"one": [7, 8], "two": [7, 8]}
+
+
 def test_an_adapter_that_travels_for_longer_than_a_peer_may_be_silent_arrives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

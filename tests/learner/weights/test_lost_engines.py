@@ -84,6 +84,7 @@ class Sync:
 
     def __init__(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.groups: dict[str, Group] = {}  # by name of the actor
+        self.told: dict[str, list[type[wire.Message]]] = {}  # the orders of the weight sync, by name of the actor
         self.stuck: dict[str, str] = {}  # where an actor's engine blocks
         self.server = WorkServer(address, lease_timeout_s=ENDLESS_S)
         self.most_kept = 0
@@ -116,7 +117,10 @@ class Sync:
         while not self.over.is_set():
             if not client.socket.poll(20):
                 continue
-            match wire.decode(client.socket.recv()):
+            message = wire.decode(client.socket.recv())
+            if isinstance(message, wire.Join | wire.Pause | wire.Receive):
+                self.told.setdefault(name, []).append(type(message))
+            match message:
                 case wire.Join() as order:
                     self.names[order.group] = name
                     client.send(wire.Joined(group=order.group))
@@ -191,6 +195,28 @@ def test_what_waits_for_a_slow_engine_is_bounded_until_it_is_lost(sync: Sync, mo
     published = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6).publish(1, sync.gather, PROBE)
     assert set(published.members) == {"good"} and len(kept) == BUCKETS
     assert max(kept) <= 5
+
+
+def test_only_newcomers_get_a_version_that_was_published_before(sync: Sync) -> None:
+    """The others go on generating, and their groups stay for the next version."""
+    sync.start("good")
+    ours = sync.publisher(timeout_s=PATIENCE_S)
+    in_time(lambda: "good" in sync.server.members())
+    sync.server.mark_published(ours.publish(1, sync.gather, PROBE).members)
+    sync.start("late")
+    in_time(sync.server.has_newcomers)
+    published = ours.publish(1, sync.gather, PROBE)
+    assert set(published.members) == {"good", "late"}
+    good, late = sync.groups["good"], sync.groups["late"]
+    assert (good.received, late.received) == (1 + BUCKETS, 1 + BUCKETS)
+    assert sync.told == {"good": [wire.Join, wire.Pause, wire.Receive], "late": [wire.Join, wire.Pause, wire.Receive]}
+    sync.server.mark_published(published.members)
+    assert set(ours.publish(2, sync.gather, PROBE).members) == {"good", "late"}
+    assert good.received == late.received == 1 + 2 * BUCKETS and not good.calls
+    assert sync.told["good"][3:] == [wire.Pause, wire.Receive], "its group is used again"
+    actor = sync.server.members()["good"]
+    sync.server.eject("good", actor, "it leaves")
+    assert set(ours.publish(2, sync.gather, PROBE).members) == {"late"}, "one that is gone has no weights"
 
 
 def test_an_engine_that_is_slow_with_every_bucket_is_lost_and_does_not_end_the_run(sync: Sync) -> None:
