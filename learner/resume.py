@@ -153,13 +153,12 @@ def _changes_since(config: Config) -> list[Change]:
         if not isinstance(before, dict):
             raise ValueError("it is no table of settings")
     except (OSError, ValueError) as error:
-        problem = f"cannot compare with the configuration that the run had so far, {path}: {error}"
         if CONFIG_FILE not in config.resume.accept:
             raise FatalError(
-                f"{problem}; put the file back, begin another run.dir, or accept all settings as they are now with "
-                f"--resume.accept {CONFIG_FILE}"
+                f"cannot compare with the configuration that the run had so far, {path}: {error}; put the file back, "
+                f"begin another run.dir, or accept all settings as they are now with --resume.accept {CONFIG_FILE}"
             ) from None
-        log.warning("%s", problem)
+        log.warning("cannot compare with the configuration that the run had so far, %s: %s", path, error)
         return []
     return changes(before, config)
 

@@ -25,7 +25,7 @@ def mistakes(config: Sections) -> Iterator[str]:
         yield from rule(config)
 
 
-NO_IPV6 = "is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that stands for one"
+_NO_IPV6 = "is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that stands for one"
 _FORM = "is not of the form tcp://HOST:PORT or ipc://PATH"
 
 
@@ -47,7 +47,7 @@ def address_problem(address: str) -> str:
             return _FORM
     except ValueError:  # the port is no number, or too large, or a bracket is missing
         return _FORM
-    return NO_IPV6 if ":" in parts.hostname else ""
+    return _NO_IPV6 if ":" in parts.hostname else ""
 
 
 def policy_may_choose(config: Sections) -> Iterator[str]:
@@ -103,10 +103,10 @@ def addresses_are_well_formed(config: Sections) -> Iterator[str]:
             keys = dict.fromkeys(key for key, given in services if given == address)
             yield f"{' and '.join(keys)}: {address} is given to {count} services, and each needs one of its own"
     if problem := address_problem(f"tcp://{config.learner.torchrun}"):
-        what = problem if problem is NO_IPV6 else "is not of the form HOST:PORT"
+        what = problem if problem is _NO_IPV6 else "is not of the form HOST:PORT"
         yield f"learner.torchrun = {config.learner.torchrun!r} {what}"
     if config.sync.host.count(":") > 1:
-        yield f"sync.host = {config.sync.host!r} {NO_IPV6}"
+        yield f"sync.host = {config.sync.host!r} {_NO_IPV6}"
     if (url := config.actor.engine_url) and not _is_http(url):
         yield f"actor.engine_url = {url!r} is not of the form http://HOST:PORT"
 

@@ -20,7 +20,7 @@ import psutil
 import zmq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.config import NO_IPV6, RunConfig
+from common.config import RunConfig
 from common.net import sockets
 from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES, AnyMessage, WireError, encode
@@ -55,7 +55,10 @@ def reachable(address: str) -> str:
         return address
     name = os.environ.get("LRPO_HOST") or socket.gethostname()
     if ":" in name:
-        raise FatalError(f"LRPO_HOST = {name!r} {NO_IPV6}")
+        raise FatalError(
+            f"LRPO_HOST = {name!r} is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that "
+            "stands for one"
+        )
     try:
         host = socket.gethostbyname(name)
     except OSError:

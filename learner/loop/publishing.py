@@ -7,6 +7,7 @@ import time
 from common.config import Config
 from common.process import FatalError
 from common.progress import BRIEF_S, Activity
+from common.stood_still import stood_still_s
 from common.stopwatch import Stopwatch
 from learner.loop.interrupts import Interrupts
 from learner.ranks import Ranks
@@ -84,8 +85,10 @@ class Publishing:
         )
         with Activity("learner", f"waiting for an actor at {address}", missing=missing):
             while not self._server.members():
+                began = time.monotonic()
                 with self._stopwatch("start"):
                     time.sleep(_POLL_S)
+                deadline += stood_still_s(began, _POLL_S)
                 self._interrupts.check()
                 if time.monotonic() > deadline:
                     raise FatalError(

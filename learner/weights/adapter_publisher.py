@@ -30,7 +30,7 @@ from learner.weights.bucket_queue import POLL_S
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 from learner.weights.publisher import Gather, Published
 from learner.weights.round import fitting_actors, split_off_resting
-from learner.work.actors import ActorState
+from learner.work.actors import MAX_REPLIES, ActorState
 from learner.work.server import WorkServer
 
 log = logging.getLogger("learner.publisher")
@@ -154,10 +154,11 @@ class AdapterPublisher:
 
 def _has_loaded(actor: ActorState, version: int) -> bool:
     """Whether the actor has said so. What it said of earlier versions is dropped; does not block."""
-    while True:
+    for _ in range(MAX_REPLIES):  # an actor may send more while these are read
         try:
             reply = actor.replies.get_nowait()
         except queue.Empty:
-            return False
+            break
         if isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("done", version):
             return True
+    return False
