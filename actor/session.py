@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from contextlib import ExitStack, suppress
@@ -81,7 +82,7 @@ class Session:
         learner: the connected route to it.
         name: of the actor.
         process: of the actor.
-        lease_timeout_s: seconds after which a finished group is sent again, or hello is said again to a silent learner.
+        lease_timeout_s: seconds after which a finished group is sent again.
         silence_timeout_s: seconds after which a silent learner is given up, counted from ``begin``.
     """
 
@@ -214,6 +215,9 @@ class Session:
     async def send_heartbeats(self) -> NoReturn:
         """Sends a heartbeat every two seconds; to a learner that has not answered it says hello, again and again.
 
+        The groups of a learner that falls silent are kept: it may have been stopped for a while. One that has given
+        this actor up meanwhile, or has started again, answers the next heartbeat with ``Unknown``.
+
         Raises:
             FatalError: the learner was silent for ``silence_timeout_s`` seconds.
             RunEnded: the learner is silent because the run is over.
@@ -233,8 +237,6 @@ class Session:
                 raise FatalError(f"the learner at {address} has sent nothing for {silence_s:.0f} s")
             if self._learner.follow(place):
                 await self._start_over(f"the learner has moved to {self._learner.place.address}")
-            elif silence_s > self._lease_timeout_s and self._hello is None:
-                await self._start_over(f"the learner at {address} has sent nothing for {silence_s:.0f} s")
             await self.send_heartbeat()
 
     async def _look(self) -> Place | None:
@@ -277,6 +279,9 @@ class Session:
     async def deliver(self, message: wire.Submit | wire.Release) -> None:
         """Sends a group again and again until the learner acknowledges it; the learner recognises duplicates.
 
+        To a learner that is silent it is not sent again, as it waits in the connection, or is lost with that, which the
+        learner's next word shows.
+
         The message must be marked with the lives that the group was leased to.
 
         Waits without a deadline; the learner's silence has one, see ``send_heartbeats``.
@@ -286,13 +291,16 @@ class Session:
         """
         acknowledged = self._acknowledged[message.id] = asyncio.Event()
         try:
+            sent = -math.inf
             while not acknowledged.is_set():
-                await self._learner.send(message)
-                try:
+                if self._last_heard > sent:
+                    if math.isfinite(sent):
+                        log.warning("group %s is not acknowledged yet: sending it again", message.id)
+                    sent = time.monotonic()
+                    await self._learner.send(message)
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._lease_timeout_s):
                         await acknowledged.wait()
-                except TimeoutError:
-                    log.warning("group %s is not acknowledged yet: sending it again", message.id)
         finally:
             del self._acknowledged[message.id]
 

@@ -240,6 +240,8 @@ def test_a_group_is_sent_until_it_is_acknowledged() -> None:
         await actor.be_welcome()
         release = wire.Release(id="0:train-0", reason="").of(actor.lives)
         delivering = asyncio.create_task(actor.session.deliver(release))
+        await actor.route.until_sent(wire.Release, 1)
+        actor.route.put(wire.Alive().of(actor.lives))
         await actor.route.until_sent(wire.Release, 2)
         assert not delivering.done()
         actor.route.put(wire.Ack(accepted={"0:train-0": True, "another": True}).of(actor.lives))
@@ -327,10 +329,34 @@ def test_time_in_which_the_actor_itself_stood_still_is_no_silence_of_the_learner
         beats = len(actor.route.of_kind(wire.Heartbeat))
         await actor.route.until_sent(wire.Heartbeat, beats + 1)
         assert actor.lives == lives and actor.work == ["1"]
-        await actor.until(lambda: actor.lives != lives)  # it still notices that the learner is silent
-        assert not actor.work
+        with pytest.raises(FatalError, match="has sent nothing for"):  # it still notices that the learner is silent
+            await actor.tasks[-1]
 
-    play(scene, lease_timeout_s=1.5)
+    play(scene, silence_timeout_s=1.5)
+
+
+def test_a_learner_that_was_silent_for_a_while_gets_the_groups_that_it_has_leased() -> None:
+    """It may have been stopped, and knows the actor as before; one that has forgotten it says so."""
+
+    async def scene(actor: FakeActor) -> None:
+        await actor.be_welcome()
+        actor.route.put(leased("1").of(actor.lives))
+        await actor.until(lambda: actor.work)
+        lives = actor.lives
+        actor.tasks.append(asyncio.create_task(actor.session.send_heartbeats()))
+        await asyncio.sleep(0.5)  # ten times the lease timeout
+        delivering = asyncio.create_task(actor.session.deliver(wire.Submit(id="1", rollouts=[]).of(lives)))
+        await asyncio.sleep(0.5)
+        assert len(actor.route.of_kind(wire.Submit)) == 1, "copies do not pile up in the connection"
+        actor.route.put(wire.Alive().of(lives))  # it goes on, but the group was lost on the way
+        await actor.route.until_sent(wire.Submit, 2)
+        actor.route.put(wire.Alive().of(lives), wire.Ack(accepted={"1": True}).of(lives))
+        await delivering
+        assert actor.lives == lives and actor.work == ["1"]
+        actor.route.put(wire.Unknown().of(lives))
+        await actor.until(lambda: not actor.work)
+
+    play(scene, lease_timeout_s=0.05)
 
 
 def test_a_rendezvous_whose_file_system_hangs_holds_nothing_up(tmp_path: Path) -> None:
