@@ -28,7 +28,7 @@ from common.config import HEARTBEAT_S
 from common.net.rendezvous import Place, Route
 from common.process import FatalError
 from common.progress import Activity
-from common.stood_still import stood_still_s
+from common.stood_still import WORTH_TELLING_S, stood_still_s
 
 log = logging.getLogger("actor")
 
@@ -226,7 +226,8 @@ class Session:
             asleep = time.monotonic()
             await asyncio.sleep(HEARTBEAT_S)
             if stood_s := stood_still_s(asleep, HEARTBEAT_S):
-                log.warning("this actor stood still for %.0f s, in which it could hear nobody", stood_s)
+                level = logging.WARNING if stood_s > WORTH_TELLING_S else logging.DEBUG
+                log.log(level, "this actor stood still for %.0f s, in which it could hear nobody", stood_s)
                 self._last_heard = min(time.monotonic(), self._last_heard + stood_s)
             silence_s = time.monotonic() - self._last_heard
             address = self._learner.place.address

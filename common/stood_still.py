@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 
+WORTH_TELLING_S = 5.0  # a pause that a user should hear of
 _USUAL_S = 1.0  # by which a busy process may be late
 
 

@@ -21,7 +21,7 @@ import zmq
 from common import wire
 from common.net import sockets
 from common.process import FatalError
-from common.stood_still import stood_still_s
+from common.stood_still import WORTH_TELLING_S, stood_still_s
 from learner.groups import Group
 from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue, protocol_problem
 from learner.work.admission import UNLIMITED, Limits
@@ -397,7 +397,8 @@ class WorkServer:
         stood_s, now = stood_still_s(self._turned, _POLL_MS / 1000), time.monotonic()
         self._turned = now
         if stood_s:
-            log.warning("the learner stood still for %.0f s, in which it could hear no actor", stood_s)
+            level = logging.WARNING if stood_s > WORTH_TELLING_S else logging.DEBUG
+            log.log(level, "the learner stood still for %.0f s, in which it could hear no actor", stood_s)
             self._registry.excuse_silence(stood_s, now)
         if now < self._checked + _POLL_MS / 1000:
             return
