@@ -112,8 +112,10 @@ class Run:
             log.info("interrupted after step %d; the same command resumes", self.state.step)
             raise
         finally:
-            self.reporting.close()
-            self.state.ledger.flush()  # lines since the last step, of groups that were given up
+            try:
+                self.state.ledger.flush()  # lines since the last step, of groups that were given up
+            finally:
+                self.reporting.close()  # last, as it may wait for somebody else's service
 
     def begin(self) -> None:
         """Publishes, evaluates what no step has trained yet, and has training groups handed out."""

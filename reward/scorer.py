@@ -119,7 +119,7 @@ class Scorer:
         )
         offline = quantile_path(config.calibration) if config.calibration else None
         self._drift = Drift(Quantiles.read(offline) if offline and offline.exists() else None, config.drift_warning)
-        judgements = directory / "judgements.sqlite" if directory is not None else None
+        judgements = directory / f"judgements-{config.replica}.sqlite" if directory is not None else None
         self._tools = Tools(config, self.calibrate, self._embed_for_tools, judgements, languages)
         self._custom = CustomReward(config.function, config.parts, config.is_bounded) if config.function else None
         self._terms = None if self._custom is not None else QualityTerms(config.terms, self._tools, config.is_bounded)

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.config.idle import settings_have_an_effect
+from common.config.resume import CONFIG_FILE
 from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
@@ -25,15 +26,29 @@ def mistakes(config: Sections) -> Iterator[str]:
         yield from rule(config)
 
 
+_NO_IPV6 = "is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that stands for one"
+_FORM = "is not of the form tcp://HOST:PORT or ipc://PATH"
+
+
 def is_address(address: str) -> bool:
-    """Whether an address has the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535."""
+    """Whether there is nothing that ``address_problem`` finds."""
+    return not address_problem(address)
+
+
+def address_problem(address: str) -> str:
+    """Why an address cannot be used, as the rest of a sentence; empty if it can.
+
+    It must have the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535 and no IPv6 address.
+    """
     if address.startswith("ipc://"):
-        return len(address) > len("ipc://")
-    parts = urlsplit(address)
+        return "" if len(address) > len("ipc://") else _FORM
     try:
-        return bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
-    except ValueError:  # the port is no number, or too large
-        return False
+        parts = urlsplit(address)
+        if not (parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path):
+            return _FORM
+    except ValueError:  # the port is no number, or too large, or a bracket is missing
+        return _FORM
+    return _NO_IPV6 if ":" in parts.hostname else ""
 
 
 def policy_may_choose(config: Sections) -> Iterator[str]:
@@ -82,21 +97,24 @@ def addresses_are_well_formed(config: Sections) -> Iterator[str]:
     services = [("learner.address", config.learner.address)]
     services += [("reward.addresses", address) for address in config.reward.addresses]
     for key, address in services:
-        if not is_address(address):
-            yield f"{key} = {address!r} is not of the form tcp://HOST:PORT or ipc://PATH"
+        if problem := address_problem(address):
+            yield f"{key} = {address!r} {problem}"
     for address, count in Counter(address for _, address in services).items():
         if count > 1 and not _is_wildcard(address):
             keys = dict.fromkeys(key for key, given in services if given == address)
             yield f"{' and '.join(keys)}: {address} is given to {count} services, and each needs one of its own"
-    if not is_address(f"tcp://{config.learner.torchrun}"):
-        yield f"learner.torchrun = {config.learner.torchrun!r} is not of the form HOST:PORT"
+    if problem := address_problem(f"tcp://{config.learner.torchrun}"):
+        what = problem if problem is _NO_IPV6 else "is not of the form HOST:PORT"
+        yield f"learner.torchrun = {config.learner.torchrun!r} {what}"
+    if config.sync.host.count(":") > 1:
+        yield f"sync.host = {config.sync.host!r} {_NO_IPV6}"
     if (url := config.actor.engine_url) and not _is_http(url):
         yield f"actor.engine_url = {url!r} is not of the form http://HOST:PORT"
 
 
 def _is_wildcard(address: str) -> bool:
     """Whether every host has an interface of its own for the address, so that two hosts may use it."""
-    return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0", "::")
+    return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0")
 
 
 def _is_http(url: str) -> bool:
@@ -419,6 +437,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
     for key in config.resume.accept:
         section, dot, name = key.partition(".")
         fields = getattr(type(sections.get(section)), "model_fields", {})
+        if key == CONFIG_FILE:
+            continue
         if section not in sections or (dot and name not in fields):
             yield f"resume.accept: there is no setting {key!r}"
 

@@ -16,7 +16,7 @@ from common.header import Header
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
 from learner.report import evaluations
-from learner.report.best_effort import BestEffortFiles
+from learner.report.best_effort import BestEffortFiles, replace_text
 from learner.report.bottleneck import Bottleneck, find_bottleneck
 from learner.report.heat_maps import HeatMaps
 from learner.report.machine import Machine
@@ -79,7 +79,7 @@ class Report:
         settings = config.run.dir / CONFIG_FILE
         with self._files.writing(settings):
             settings.parent.mkdir(parents=True, exist_ok=True)
-            settings.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            replace_text(settings, config.model_dump_json(indent=2) + "\n")
         self._router_log = RouterLog(config.run.dir / "router.jsonl", begin, self._files)
 
     def begin(self, seconds: TimeByState) -> None:
@@ -199,7 +199,7 @@ class Report:
         """Writes ``summary.json``."""
         path = self._config.run.dir / "summary.json"
         with self._files.writing(path):
-            path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            replace_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Writes what has not been written yet, and closes the trackers."""

@@ -83,8 +83,12 @@ class Ledger:
         except OSError as error:  # of lines before it, for which the buffer had no room left
             self._fail(error)
 
+    def size(self) -> int:
+        """Bytes of all lines so far, which the checkpoint keeps; some may still be in the buffer. Does not block."""
+        return self._file.tell()
+
     def flush(self) -> int:
-        """Gives the buffer to the system. Returns the file's size in bytes, which the checkpoint keeps.
+        """Gives the buffer to the system, which blocks for as long as the file system does. Returns ``size``.
 
         The lines are on the disk when a checkpoint is that depends on the file, see ``learner.checkpoint``.
 
@@ -95,7 +99,7 @@ class Ledger:
             self._file.flush()
         except OSError as error:
             self._fail(error)
-        return self._file.tell()
+        return self.size()
 
     def _fail(self, error: OSError) -> NoReturn:
         raise FatalError(f"cannot write the ledger {self._path}: {error.strerror}") from None

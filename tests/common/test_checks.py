@@ -324,7 +324,12 @@ def test_every_mistake_is_told_at_once() -> None:
         ["--router.credit", "pooled", "--router.question_language", "false", "--router.prior", "2"],
         ["--learner.steps", "26", "--learner.warmup_steps", "25"],
         ["--learner.ranks", "2", "--learner.nodes", "3", "--learner.replicas", "6", "--run.rendezvous", "r"],
-        ["--learner.address", "tcp://[::1]:5700", "--reward.addresses", '["ipc://a", "tcp://*:5701", "tcp://*:5701"]'],
+        [
+            "--learner.address",
+            "tcp://localhost:5700",
+            "--reward.addresses",
+            '["ipc://a", "tcp://*:5701", "tcp://*:5701"]',
+        ],
         ["--learner.steps", "10", "--learner.stages", "[{until = 0.3}, {until = 0.4}, {}]"],
         ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
@@ -353,13 +358,28 @@ def test_what_is_at_the_edge_is_accepted(flags: list[str]) -> None:
     ("address", "good"),
     [
         ("tcp://127.0.0.1:5700", True), ("tcp://*:1", True), ("tcp://host.example:65535", True),
-        ("tcp://[::1]:80", True), ("ipc:///tmp/queue", True), ("ipc://", False), ("tcp://host:0", False),
+        ("tcp://[::1]:80", False), ("tcp://[::]:80", False), ("tcp://[::1:80", False),
+        ("ipc:///tmp/queue", True), ("ipc://", False), ("tcp://host:0", False),
         ("tcp://host:65536", False), ("tcp://host:port", False), ("tcp://:5700", False), ("http://host:80", False),
         ("", False), ("tcp:/host:1", False), ("tcp://host:1/path", False),
     ],
 )  # fmt: skip
 def test_addresses(address: str, good: bool) -> None:
     assert is_address(address) is good
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learner.address", "tcp://[2001:db8::7]:5700"], ["--reward.addresses", '["tcp://[::1]:5701"]'],
+        ["--learner.torchrun", "[::1]:29500"], ["--sync.host", "2001:db8::7"],
+    ],
+)  # fmt: skip
+def test_ipv6_is_refused_by_its_name(flags: list[str]) -> None:
+    """ZeroMQ would say that the argument is invalid, and the process groups that the address family is wrong."""
+    found = re.escape(f"{flags[0][2:]} = ") + ".*is an IPv6 address, and lrpo speaks IPv4"
+    with pytest.raises(ConfigError, match=found):
+        load(flags)
 
 
 def test_a_calibration_is_by_the_mean_unless_it_is_said_otherwise() -> None:

@@ -183,6 +183,8 @@ def test_a_judge_that_is_slow_limited_and_failing_changes_no_grade(tmp_path: Pat
         assert one.counts["judge_cached"] + sum(judge.calls["answered"] for judge in judges) == 24
         assert one.counts["judge_tokens_read"] > 0
         one.close()
+        files = [path.name for path in tmp_path.glob("judgements*.sqlite")]
+        assert files == ["judgements-0.sqlite"], "of this replica alone, as the others may run elsewhere"
 
         for judge in judges:
             judge.down = True

@@ -244,6 +244,32 @@ def test_a_full_disk_is_reported_once_and_the_run_continues(
     assert [point.step for point in run.Scalars("learning/reward")] == [1]
 
 
+def test_a_full_disk_leaves_the_configuration_of_before(tmp_path: Path) -> None:
+    """It is what the next resume compares with."""
+    Report(configuration(tmp_path, 10), 2, 0).close()
+    before = (tmp_path / "config.json").read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        Report(configuration(tmp_path, 20), 2, 5).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert (tmp_path / "config.json").read_bytes() == before and not list(tmp_path.glob("*.partial"))
+    Report(configuration(tmp_path, 20), 2, 5).close()
+    assert json.loads((tmp_path / "config.json").read_text())["learner"]["steps"] == 20
+
+
+def test_a_clock_that_was_set_back_costs_a_resumed_run_no_points(tmp_path: Path) -> None:
+    """The names of event files are times, and TensorBoard reads them in the order of their names."""
+    write(tmp_path, 10, last=8)
+    for path in sorted((tmp_path / "tensorboard").rglob("events.out.tfevents.*")):
+        _, _, _, seconds, rest = path.name.split(".", 4)
+        path.rename(path.with_name(f"events.out.tfevents.{int(seconds) + 86_400}.{rest}"))
+    run = write(tmp_path, 10, first=6)
+    assert [point.step for point in run.Scalars("learning/reward")] == list(range(1, 11))
+    again = write(tmp_path, 12, first=11)
+    assert [point.step for point in again.Scalars("learning/reward")] == list(range(1, 13))
+
+
 def test_a_run_begins_on_a_full_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
