@@ -16,10 +16,11 @@ from common.process import FatalError
 from scripts.study.experiments.knowledge import Knowledge
 from scripts.study.experiments.transfer import measure_transfer, read_rewards
 
-# Settings that say where things lie, how fast they go, or what is measured, and not what is trained.
+# Settings that say where things lie, how long they may take, or what is measured, and not what is trained.
 _NOT_TRAINED = (
     "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
-    "learner.gradient_noise_every",
+    "learner.gradient_noise_every", "learner.group_timeout_s", "learner.lease_timeout_s", "actor.request_timeout_s",
+    "actor.start_timeout_s", "reward.request_timeout_s", "sync.timeout_s",
 )  # fmt: skip
 _GRADIENT_NOISE, _REWARD_STD = "learning/gradient_noise", "learning/reward_std"
 
