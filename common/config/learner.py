@@ -201,10 +201,14 @@ class LearnerConfig(Section):
         """The number of steps after which each stage ends, ⌈until · steps⌉; the run's number of steps must be known."""
         return [math.ceil(_exact(stage.until) * self.steps) for stage in self.stages]
 
+    def stage_number(self, step: int) -> int | None:
+        """The number of the stage of a step, both counted from 0; None where the run has no stages, or has ended."""
+        return next((number for number, end in enumerate(self.stage_ends()) if step < end), None)
+
     def stage(self, step: int) -> StageConfig | None:
         """The stage of a step, which is counted from 0; None where the run has no stages."""
-        pairs = zip(self.stages, self.stage_ends(), strict=True)
-        return next((stage for stage, end in pairs if step < end), None)
+        number = self.stage_number(step)
+        return None if number is None else self.stages[number]
 
 
 def _exact(value: float) -> Exact:

@@ -6,6 +6,7 @@ import time
 
 from common.process import FatalError
 from common.progress import BRIEF_S, Activity
+from common.stood_still import stood_still_s
 from common.stopwatch import Stopwatch
 from learner.groups import Group
 from learner.loop.interrupts import Interrupts
@@ -58,8 +59,10 @@ class Batches:
         with Activity("learner", what, detail=self._progress, missing=self._missing, silent_s=BRIEF_S):
             while True:
                 self._interrupts.check()
+                began = time.monotonic()
                 with self._stopwatch(state):
                     batch = self._server.take(_TURN_S)
+                deadline += stood_still_s(began, _TURN_S)
                 if batch is not None:
                     return batch
                 self._publishing.publish_to_newcomers()

@@ -137,11 +137,12 @@ class Evaluator:
         before its end. Where actors come or go meanwhile, it only publishes. Blocks and raises as :meth:`evaluate`.
 
         Returns:
-            Seconds that belong to no step: those of the evaluation; 0 where there was none.
+            Seconds that belong to no step: those of the evaluation; 0 where there was none. The wait for the groups
+            that were out and the publishing belong to the next step, which trains the tokens that came meanwhile.
         """
-        began, step = time.monotonic(), self._state.step
+        step = self._state.step
         what = "waiting for the groups that are under way, before an evaluation"
-        with self._stopwatch("evaluate"), Activity("learner", what, silent_s=BRIEF_S):
+        with self._stopwatch("wait"), Activity("learner", what, silent_s=BRIEF_S):
             quiet = self._server.wait_until_all_finished(self._config.group_timeout_s, self._check)
         if not quiet:
             why = (
@@ -155,11 +156,13 @@ class Evaluator:
             return 0.0
         self._serve(_queue(0), self._training_work.make, self._training_work.enter_failure)  # nothing is handed out
         self._publishing.publish(step)
+        began = time.monotonic()
         self.evaluate(f"step-{step}")
+        seconds = time.monotonic() - began
         with self._state.lock:
             self._state.queue.mark_published()
         self._training_work.serve()
-        return time.monotonic() - began
+        return seconds
 
     def _check(self) -> None:
         self._interrupts.check()

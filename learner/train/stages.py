@@ -138,7 +138,8 @@ def stage_rewards(
 def work_as_answered(group: Group) -> Work:
     """The group's work with the languages that the policy chose filled in, for the ledger.
 
-    The propensity of a chosen language is the probability that the policy gave to the header it wrote.
+    The propensity of a chosen language is the probability that the policy gave to the header it wrote; NaN where it
+    wrote none, which the ledger has as null.
     """
     work, languages = group.work, [rollout.language for rollout in group.rollouts]
     triples = zip(work.languages, work.propensities, group.rollouts, strict=True)
@@ -150,7 +151,9 @@ def work_as_answered(group: Group) -> Work:
 
 
 def header_logp(rollout: Rollout) -> float:
-    """Behaviour log-probability of the header that a free rollout begins with, in nats."""
+    """Behaviour log-probability of the header that a free rollout begins with, in nats; NaN where it has none."""
+    if not rollout.header:  # the sum over no tokens would be that of a certain header
+        return math.nan
     return float(rollout.logprobs[: rollout.header].sum(dtype=np.float64))
 
 
@@ -178,9 +181,9 @@ def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
 
     Answers that could not be scored count for the languages, and not for accuracy and compliance.
 
-    ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header),
-    which estimates the entropy of the header given the question. Both are in nats. The other names are explained in
-    docs/metrics.md, under ``selection``.
+    ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header)
+    over the answers with a header, which estimates its entropy given the question. Both are in nats. The other names
+    are explained in docs/metrics.md, under ``selection``.
     """
     free, by_topic = list[Rollout](), defaultdict[str, list[str]](list)
     for group in batch:
@@ -199,10 +202,11 @@ def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
         if (some := [r for r in scored if r.language == one])
         for metric, v in accuracy(some).items()
     }
+    if headers := [header_logp(rollout) for rollout in free if rollout.header]:
+        metrics["header_entropy"] = -float(np.mean(headers))
     for topic, languages in by_topic.items():
         metrics |= {f"share {topic}/{one}": count / len(languages) for one, count in Counter(languages).items()}
     return metrics | (accuracy(scored) if scored else {}) | {
         "choice_entropy": -sum(n / named.total() * math.log(n / named.total()) for n in named.values()),
-        "header_entropy": -float(np.mean([header_logp(rollout) for rollout in free])),
         "well_formed": float(np.mean([rollout.score.terms.get("selection", 0.0) for rollout in free])),
     }  # fmt: skip

@@ -2,9 +2,9 @@
 
     python -m scripts.data.check CONFIG.toml ... [--section.key value]
 
-Prints how many questions there are by language and topic, and lists the rows
-that are not used, and those whose accepted answers the term "math" cannot read.
-The exit code is 1 where the learner would refuse the data.
+Prints how many questions there are by language and topic, and lists the rows that are not used, those whose accepted
+answers math-verify cannot read, where the term "math" or the reward function asks it, and those without a further
+column that data.columns names. The exit code is 1 where the learner would refuse the data.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from common.config import load
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
+from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
 from scripts.ops.command_line import command
 
@@ -42,8 +43,12 @@ def main(context: typer.Context) -> None:
         print(_summary("data.heldout", found.heldout))
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
     for source in filter(None, (config.data.train, config.data.heldout)):
-        for line in unread_golds(source, config).lines("unread"):
-            logging.warning("unread: %s", line)
+        for kind, problems in (
+            ("unread", unread_golds(source, config)),
+            ("lacks", rows_without_columns(source, config)),
+        ):
+            for line in problems.lines(kind):
+                logging.warning("%s: %s", kind, line)
 
 
 if __name__ == "__main__":

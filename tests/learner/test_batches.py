@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from common import stood_still
 from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.loop import batches as batches_module
@@ -22,14 +23,16 @@ class Waiting:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, comes: list[int], batch: list[Any]) -> None:
         self.now, self.turns, self.count, self.comes, self.batch = 0.0, 0, 0, comes, batch
-        self.ranks = Mock()
-        monkeypatch.setattr(batches_module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.ranks, self.stands_still_s = Mock(), 0.0
+        monkeypatch.setattr(batches_module, "time", clock := SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(stood_still, "time", clock)
+        monkeypatch.setattr(batches_module, "_TURN_S", TURN_S)
         server = Mock(take=self.take, accepted=lambda: self.count)
         server.counts.return_value, server.members.return_value = {"leased": 2}, {"a": None}
         self.batches = Batches(server, Mock(), self.ranks, TIMEOUT_S, Stopwatch(), Mock())
 
     def take(self, timeout_s: float) -> list[Any] | None:
-        self.now += TURN_S
+        self.now += TURN_S + (self.stands_still_s if self.turns == 0 else 0.0)
         self.count += self.turns in self.comes
         self.turns += 1
         return self.batch if self.turns > len(self.comes) else None
@@ -50,3 +53,9 @@ def test_a_wait_in_which_no_group_comes_ends(monkeypatch: pytest.MonkeyPatch) ->
     ):
         waiting.batches.next_batch()
     assert waiting.now == 3 * TURN_S + 2 * TURN_S, "counted from the newest group"
+
+
+def test_time_in_which_the_learner_stood_still_is_not_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = Waiting(monkeypatch, [-1], batch := [object()])
+    waiting.stands_still_s = 50 * TIMEOUT_S  # as if the process were stopped in the first wait
+    assert waiting.batches.next_batch() is batch

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import Any
 from unittest.mock import Mock
 
@@ -74,3 +76,25 @@ def test_an_evaluation_between_steps_that_cannot_be_made_says_why(
     check()
     [kept_s] = mocks.ranks.keep_waiting.call_args.args
     assert mocks.interrupts.check.called and kept_s <= timeout_s / 2, "the other ranks do not run out of time"
+
+
+def test_what_is_waited_for_before_an_evaluation_belongs_to_the_next_step() -> None:
+    """It trains the tokens that come in this time; without its seconds they would seem to come faster than they do."""
+    evaluator, mocks = make_evaluator()
+    mocks.state.lock = threading.Condition()
+
+    def slow(seconds: float, result: Any = None) -> Any:
+        def call(*_: object) -> Any:
+            time.sleep(seconds)
+            return result
+
+        return call
+
+    mocks.server.wait_until_all_finished.side_effect = slow(0.4, True)
+    mocks.publishing.publish.side_effect = slow(0.4)
+    mocks.training_work.serve.side_effect = slow(0.4)
+    mocks.batches.next_batch.side_effect = [[answered(0, scored=True)], [answered(1, scored=True)]]
+    began = time.monotonic()
+    assert evaluator.publish_and_evaluate() < 0.3
+    assert time.monotonic() - began > 1.2
+    assert mocks.report.evaluation.call_count == 2 and mocks.training_work.serve.call_count == 1

@@ -31,6 +31,7 @@ from scripts.study.benchmarks.rows import LETTERS, BenchmarkRow
 from scripts.study.statistics import Floats, Interval, percentile_interval
 
 _CHUNK = 64  # answers that are given to the verifier at a time, which has 40 s for them
+_ROUNDS = 5  # in which those of them that the verifier did not get to are given to it
 _RESAMPLES = 1000
 OURS = "ours"
 LIKELIHOOD = "lm-eval (log-likelihood)"
@@ -49,18 +50,39 @@ Check = Callable[[str, list[str], str], bool]
 
 
 class Verifier:
-    """Compares formulas in the limited workers of ``reward.terms.math.MathVerifier``, started when first needed."""
+    """Compares formulas in the limited workers of ``reward.terms.math.MathVerifier``, started when first needed.
+
+    Nothing counts as wrong because the workers did not get to it: it is verified again.
+    """
 
     def __init__(self) -> None:
         self._workers: MathVerifier | None = None
 
     def __call__(self, asked: Sequence[tuple[str, list[str], str]], check: Check | None = None) -> list[float]:
-        """1 or 0 for each text, its golds and its language. Blocks; ``check`` is a published rule in place of ours."""
-        found: list[float] = []
+        """1 or 0 for each text, its golds and its language. Blocks; ``check`` is a published rule in place of ours.
+
+        Raises:
+            FatalError: the workers did not get to some text, again and again.
+        """
+        found = [0.0] * len(asked)
         for start in range(0, len(asked), _CHUNK):
-            if self._workers is None:
-                self._workers = MathVerifier()
-            found += self._workers.verify(asked[start : start + _CHUNK], check)
+            waiting = list(range(start, min(start + _CHUNK, len(asked))))
+            for _ in range(_ROUNDS):
+                if self._workers is None:
+                    self._workers = MathVerifier()
+                values = self._workers.verify([asked[n] for n in waiting], check)
+                found_now = {n: value for n, value in zip(waiting, values, strict=True) if value is not None}
+                for n, value in found_now.items():
+                    found[n] = value
+                waiting = [n for n in waiting if n not in found_now]
+                if not waiting:
+                    break
+            else:
+                raise FatalError(
+                    f"{len(waiting)} answers could not be verified in {_ROUNDS} rounds, as the first, which ends with "
+                    f"{asked[waiting[0]][0][-80:]!r}. Is the machine overloaded? The responses are kept: run the same "
+                    "command again"
+                )
         return found
 
     def close(self) -> None:
@@ -162,19 +184,57 @@ def by_difficulty(counts: Mapping[tuple[str, str], int]) -> Weights:
     return {key: level[key[1]] / totals[key[0]] / len(totals) for key in counts}
 
 
+@dataclass(frozen=True)
+class Stratum:
+    """The questions of one language and group.
+
+    Attributes:
+        values: [questions] the mean of a question's responses.
+        ids: [questions] what numbers a question in its group, in all languages alike.
+    """
+
+    values: Floats
+    ids: Sequence[str]
+
+
 def weighted_mean(
-    values: Mapping[tuple[str, str], Floats], weights: Weights, generator: np.random.Generator
+    strata: Mapping[tuple[str, str], Stratum], weights: Weights, generator: np.random.Generator
 ) -> Interval:
-    """A weighted mean of the means of strata, with the 95% interval of a bootstrap over the questions of each.
+    """A weighted mean of the means of strata, with the 95% interval of a bootstrap over questions.
+
+    A question and its translations are one question: it is drawn once for all languages that ask it. Languages that
+    share none of a group's questions are drawn each by itself, and so are groups.
 
     Args:
-        values: language, group -> [questions] the mean of a question's responses.
+        strata: by language and group.
     """
     estimates: NDArray[np.float64] = np.zeros(1 + _RESAMPLES)
-    for key, some in values.items():
-        resampled = some[generator.integers(0, len(some), (_RESAMPLES, len(some)))].mean(1)
-        estimates += weights[key] * np.concatenate([[some.mean()], resampled])
+    for keys in _with_shared_questions(strata):
+        number = {id: n for n, id in enumerate(dict.fromkeys(id for key in keys for id in strata[key].ids))}
+        drawn = generator.multinomial(len(number), np.full(len(number), 1 / len(number)), _RESAMPLES)
+        for key in keys:
+            values, columns = strata[key].values, [number[id] for id in strata[key].ids]
+            times = drawn[:, columns]  # [resamples, questions] how often each was drawn
+            count = times.sum(1)
+            # Of a language with few of the questions none may be drawn.
+            resampled = np.where(count, times @ values / np.maximum(count, 1), values.mean())
+            estimates += weights[key] * np.concatenate([[values.mean()], resampled])
     return percentile_interval(estimates)
+
+
+def _with_shared_questions(strata: Mapping[tuple[str, str], Stratum]) -> list[list[tuple[str, str]]]:
+    """The strata of each group, those together that have a question in common, or are linked by others that have."""
+    found: list[tuple[str, set[str], list[tuple[str, str]]]] = []  # group, ids, strata
+    for key, stratum in strata.items():
+        ids, keys = {*stratum.ids}, [key]
+        apart = []
+        for group, others, linked in found:
+            if group == key[1] and not ids.isdisjoint(others):
+                ids, keys = ids | others, [*linked, *keys]
+            else:
+                apart.append((group, others, linked))
+        found = [*apart, (key[1], ids, keys)]
+    return [keys for _, _, keys in found]
 
 
 @dataclass(frozen=True)
