@@ -81,7 +81,7 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
     )
     zero = {"de": 0.0, "en": 0.0, "fr": 0.0}
     before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero}}
-    after = {
+    after: dict[str, Any] = {
         "train": {
             "0": {"de": 0.75, "en": 1.0, "fr": 0.25}, "1": {"de": None, "en": 1.0, "fr": 0.5},
             "2": {"de": 1.0, "en": 1.0, "fr": 0.0},
