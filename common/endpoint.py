@@ -304,7 +304,7 @@ class Endpoints:
                     raise
                 if problem.denied:
                     denials[server.name] = problem.reason
-                    _set_aside(server, problem.reason)
+                    _leave_to_others(server, problem.reason)
                     continue
                 made += 1
                 if self._attempts is not None and made >= self._attempts:
@@ -436,7 +436,7 @@ def _pause(server: _Server, wanted_s: float | None, began: float) -> None:
         server.resumes = max(server.resumes, now + wanted_s)
 
 
-def _set_aside(server: _Server, reason: str) -> None:
+def _leave_to_others(server: _Server, reason: str) -> None:
     """Leaves the work to the other endpoints after one has denied a question for its key or model."""
     if not server.denial:
         log.warning("%s. It is asked again after %.0f s, until then where no other can be", reason, _LONGEST_PAUSE_S)
