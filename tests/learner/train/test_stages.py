@@ -315,9 +315,9 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
         answered = stages.work_as_answered(group)
         assert answered.languages == [rollout.language for rollout in group.rollouts]
         for asked, rollout, p in zip(group.work.languages, group.rollouts, answered.propensities, strict=True):
-            expected = np.prod(np.exp(rollout.logprobs[: rollout.header].astype(np.float64))) if asked == "" else 1
-            expected = np.nan if asked == "" and not rollout.header else expected
-            assert p == pytest.approx(float(expected), rel=1e-5, nan_ok=True)
+            header = np.exp(rollout.logprobs[: rollout.header].astype(np.float64))
+            written = float(np.prod(header)) if rollout.header else math.nan
+            assert p == pytest.approx(written if asked == "" else 1.0, rel=1e-5, nan_ok=True)
 
 
 def test_an_answer_without_a_header_is_no_certain_choice(rng: np.random.Generator, tmp_path: Path) -> None:
