@@ -19,7 +19,7 @@ from common.config import load
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
-from scripts.data.golds import unread_golds
+from scripts.data.unread import warn_of_unread_golds
 from scripts.ops.command_line import command
 
 
@@ -41,9 +41,7 @@ def main(context: typer.Context) -> None:
     if found.heldout:
         print(_summary("data.heldout", found.heldout))
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
-    for source in filter(None, (config.data.train, config.data.heldout)):
-        for line in unread_golds(source, config).lines("unread"):
-            logging.warning("unread: %s", line)
+    warn_of_unread_golds(config)
 
 
 if __name__ == "__main__":
