@@ -32,9 +32,10 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 
 
-def survives(engine: str, events: int, seed: int, directory: Path) -> None:
+def survives(engine: str, events: int, seed: int, directory: Path, kinds: str = "") -> dict[str, int]:
+    """Fails if the run does not survive its events, and returns how many there were of each kind."""
     command = [sys.executable, "-m", "scripts.bench.chaos", "--engine", engine, "--events", str(events)]
-    command += ["--seed", str(seed), "--dir", str(directory), "--json"]
+    command += ["--seed", str(seed), "--dir", str(directory), "--kinds", kinds, "--json"]
     done = processes.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -44,17 +45,27 @@ def survives(engine: str, events: int, seed: int, directory: Path) -> None:
     assert found["staleness_max"] <= found["staleness_bound"] and found["leftover_processes"] == 0
     assert found["longest_stall_s"] <= found["stall_bound_s"]
     assert found["groups"] and found["versions_confirmed"], "the observer has seen nothing"
+    counts: dict[str, int] = found["kinds"]
+    assert sum(counts.values()) == events
+    return counts
 
 
-def test_a_few_disasters(tmp_path: Path) -> None:
-    survives("light", 4, 1230, tmp_path)  # another engine beneath an actor, a dead leader, a clock that jumps, a cut
+def test_a_few_disasters(tmp_path: Path, seed: int) -> None:
+    """Another engine beneath an actor, a dead leader, a clock that jumps where one can, and a cut."""
+    clock = [] if Clocks(tmp_path).missing else ["clock"]
+    kinds = ["restart", "kill leader", *clock, "cut"]
+    found = survives("light", len(kinds), seed, tmp_path / "run", ",".join(kinds))
+    told = sorted(found)
+    assert "restart engine beneath its actor" in told and "kill leader in transfer" in told, told
+    assert [name.split()[0] for name in told] == sorted(kind.split()[0] for kind in kinds), told
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("engine", "events"), [("light", 100), ("sglang", 50)])
 def test_many_disasters(engine: str, events: int, tmp_path: Path) -> None:
-    survives(engine, events, 0, tmp_path)
+    found = survives(engine, events, 0, tmp_path)
+    assert len(found) >= 8, found
 
 
 # -- deaths in the middle of a weight sync -----------------------------------------------------------------------------

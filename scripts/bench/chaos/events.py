@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ import zmq
 from actor.engine.errors import EngineLost
 from common import wire
 from common.net import sockets
+from common.process import FatalError
 from scripts.bench.chaos.cluster import ATTACHED, ATTACHED_ENGINE, GROUP_ACTORS, LEADER, Cluster
 from scripts.bench.chaos.world import SIZES
 
@@ -53,10 +55,21 @@ class Aim:
 
 
 class Events:
-    """Causes random events, drawn with a seed."""
+    """Causes random events, drawn with a seed.
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
-        self._cluster, self._random = cluster, random.Random(seed)
+    Args:
+        kinds: those of the events, in this order and then from the first again; empty for random ones.
+
+    Raises:
+        FatalError: there is no such kind, or it cannot be caused on this machine.
+    """
+
+    def __init__(self, cluster: Cluster, seed: int, kinds: Sequence[str] = ()) -> None:
+        if unknown := set(kinds) - set(_KINDS):
+            raise FatalError(f"--kinds {unknown.pop()}: there are {', '.join(_KINDS)}")
+        if "clock" in kinds and cluster.clocks.missing:
+            raise FatalError(f"--kinds clock: {cluster.clocks.missing}")
+        self._cluster, self._random, self._kinds = cluster, random.Random(seed), kinds
         self._timers: list[threading.Timer] = []
         self._aim: Aim | None = None
         self.count: Counter[str] = Counter()
@@ -65,7 +78,7 @@ class Events:
         """Causes an event. Returns whether there was one: a process that is being started again cannot be hit."""
         if self._aim is not None:
             return self._look_at_aim(self._aim)
-        kind = self._random.choices(list(_KINDS), list(_KINDS.values()))[0]
+        kind = self._next_kind()
         try:
             event = self._cause(kind)
         except PermissionError:
@@ -75,6 +88,11 @@ class Events:
         if event:
             self._enter(event)
         return bool(event)
+
+    def _next_kind(self) -> str:
+        if self._kinds:
+            return self._kinds[self.count.total() % len(self._kinds)]
+        return self._random.choices(list(_KINDS), list(_KINDS.values()))[0]
 
     def reached(self, actor: str, phase: str) -> None:
         """The weight sync of this actor's engine is about to enter a phase. Called from the thread of the proxies."""
