@@ -197,7 +197,9 @@ def search(gate: LanguageGate, texts: dict[str, list[str]], tries: int) -> None:
     try_to_pass()
 
 
-def test_no_mixture_of_two_languages_passes_of_which_a_quarter_is_foreign(gate: LanguageGate, declaration: dict[str, list[str]]) -> None:
+def test_no_mixture_of_two_languages_passes_of_which_a_quarter_is_foreign(
+    gate: LanguageGate, declaration: dict[str, list[str]]
+) -> None:
     search(gate, declaration, 150)
 
 
