@@ -12,8 +12,8 @@ from common.process import FatalError
 log = logging.getLogger("learner")
 
 _OF_A_RUN = (
-    "ledger.jsonl", "router.jsonl", "summary.json", "config.json", "config-until-step-*.json", "tensorboard", "wandb",
-    "trackio", "skipped", "model", "adapter",
+    "ledger.jsonl", "router.jsonl", "summary.json", "config.json", "config-until-step-*.json", "evaluations",
+    "tensorboard", "wandb", "trackio", "skipped", "model", "adapter",
 )  # fmt: skip
 # Whatever one of these holds is of a run that has trained.
 _SHOWS_TRAINING = ("ledger.jsonl", "router.jsonl", "summary.json", "model", "adapter")

@@ -37,6 +37,9 @@ class EvaluationReport(Protocol):
     def evaluation(self, number: int, name: str, evaluation: Evaluation) -> None:
         """Of the question set ``name``, after step ``number``."""
 
+    def answered(self, name: str, groups: Sequence[Group]) -> None:
+        """The greedy answers of the evaluation ``name``, whose figures :meth:`evaluation` is given."""
+
     def sampled_evaluation(self, number: int, name: str, told: dict[str, float]) -> None:
         """As :meth:`evaluation`, for sampled answers where the policy chooses its language."""
 
@@ -161,6 +164,7 @@ class Evaluator:
     def _evaluate_greedy(self, name: str, questions: list[wire.Question]) -> Evaluation | None:
         languages = [list(dict.fromkeys([*self._languages, question.language])) for question in questions]
         groups = self._answers(name, questions, languages, greedy=True)
+        self._report.answered(name, groups)
         return read_reward_matrix(groups, self._languages, self._state.router, self._detector)
 
     def _evaluate_choices(self, name: str, questions: list[wire.Question]) -> dict[str, float]:

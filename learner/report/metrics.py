@@ -115,6 +115,7 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "zero_variance": outcomes["zero_variance"] / len(batch),
+        "reward_std": np.mean([_reward_std(group) for group in batch]),
     }
     if result.gradient_noise is not None:
         metrics["gradient_noise"] = result.gradient_noise
@@ -125,6 +126,12 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
     terms = {term: np.mean(values) for term, values in values_by_term.items()}
     choices = stages.choice_metrics(batch)
     return _tagged("learning", metrics) | _tagged("terms", terms) | _tagged("selection", choices)
+
+
+def _reward_std(group: Group) -> float:
+    """The standard deviation of a group's scored rewards, which is what its advantages are made of; 0 without any."""
+    rewards = [rollout.score.reward for rollout in group.rollouts if rollout.score.scored]
+    return float(np.std(rewards)) if rewards else 0.0
 
 
 def diagnostic_metrics(batch: Sequence[Group], detector: str) -> dict[str, float]:

@@ -8,11 +8,13 @@ import logging
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import Any
 
 from common.config import Config
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
+from learner.report import evaluations
 from learner.report.best_effort import BestEffortFiles
 from learner.report.bottleneck import Bottleneck, find_bottleneck
 from learner.report.heat_maps import HeatMaps
@@ -47,9 +49,10 @@ _SHUFFLES = 20  # of these draws, for its value by chance
 
 
 class Report:
-    """Writes metrics to ``run.trackers``, and ``config.json``, ``router.jsonl`` and ``summary.json`` to ``run.dir``.
+    """Writes metrics to ``run.trackers``, and files about the run to ``run.dir``.
 
-    It also logs the progress. docs/metrics.md lists the metrics. A long run has one point for several steps. A file
+    The files are ``config.json``, ``router.jsonl``, ``evaluations/`` and ``summary.json``. It also logs the progress.
+    docs/metrics.md lists the metrics. A long run has one point for several steps. A file
     that cannot be written costs a warning and never the run.
 
     Args:
@@ -173,6 +176,13 @@ class Report:
                 "%.1f%% of the answers of this evaluation could not be scored and are left out; where these are mostly "
                 "good or mostly bad answers, its figures are off", 100 * evaluation.unscored,
             )  # fmt: skip
+
+    def answered(self, name: str, groups: Sequence[Group]) -> None:
+        """Writes the rewards of the evaluation ``name``, question by question, to ``evaluations/NAME.jsonl``."""
+        path = self._config.run.dir / evaluations.DIRECTORY / f"{name}.jsonl"
+        with self._files.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(evaluations.rewards_as_lines(groups), encoding="utf-8")
 
     def sampled_evaluation(self, number: int, name: str, metrics: dict[str, float]) -> None:
         """Reports an evaluation of the question set ``name``, with sampled answers, after ``number`` steps."""

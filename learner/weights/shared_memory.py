@@ -6,6 +6,11 @@ and ``actor/engine/shared_memory.py`` makes of it what SGLang takes.
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,7 +25,7 @@ def allocate_shared_buffer(size: int, device: torch.device) -> Tensor:
     """
     buffer = torch.empty(size, dtype=torch.uint8, device=device)
     if not buffer.is_cuda:
-        buffer.untyped_storage()._share_filename_cpu_()
+        _share_file(buffer.untyped_storage())
     return buffer
 
 
@@ -32,6 +37,26 @@ def create_handle(buffer: Tensor) -> wire.SharedMemoryHandle:
     storage = buffer.untyped_storage()
     if storage.is_cuda:
         return wire.SharedMemoryHandle(cuda=True, fields=list(storage._share_cuda_()))
-    fields = list(storage._share_filename_cpu_())
+    fields = _share_file(storage)
     storage._shared_incref()
     return wire.SharedMemoryHandle(cuda=False, fields=fields)
+
+
+def _share_file(storage: torch.UntypedStorage) -> list[Any]:
+    """The fields of a handle of host memory, which becomes a shared file if it is none yet.
+
+    For the first one torch starts a process and reads from it. Where a signal interrupts that read, torch 2.13 loops
+    for ever with Python's lock held, and only SIGKILL ends the process. So no signal is handled meanwhile.
+    """
+    with _signals_wait():
+        return list(storage._share_filename_cpu_())
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """A block in which this thread is given no signal; those that come are handled after it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -49,6 +49,10 @@ def test_a_set_whose_questions_were_given_up_or_not_scored_has_no_figures(caplog
         assert evaluator.evaluate("before").keys() == {"heldout"}
     assert "evaluation before-train: all 1 questions were given up" in caplog.text
     assert mocks.report.evaluation.call_args.args[:2] == (7, "heldout")
+    told = [call.args for call in mocks.report.answered.call_args_list]
+    assert [(name, [group.work.question.index for group in groups]) for name, groups in told] == [
+        ("before-train", []), ("before-heldout", [1]),
+    ], "the rewards of each question are kept"  # fmt: skip
     mocks.batches.next_batch.side_effect = [[answered(0, scored=False)], [answered(1, scored=True)]]
     assert evaluator.evaluate("after").keys() == {"heldout"}
     assert "evaluation after-train has no figures" in caplog.text

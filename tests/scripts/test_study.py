@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from common.config import load
 from scripts.study.experiments import __main__ as study
 from scripts.study.experiments import runner
 from scripts.study.experiments.arm_tables import compare_arms, overview
-from scripts.study.experiments.arms import BEST_FIXED, OURS, arms_of
+from scripts.study.experiments.arms import IN_HINDSIGHT, OURS, arms_of
 from scripts.study.experiments.facts_world import FactsWorld
-from scripts.study.experiments.figures import MEANING, best_language, read_figures, read_knowledge
+from scripts.study.experiments.figures import MEANING, read_figures
+from scripts.study.experiments.knowledge import Knowledge, best_language, read_knowledge
+from scripts.study.experiments.transfer import measure_transfer
 from scripts.world import build as world
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
@@ -50,7 +53,9 @@ def leave_behind(run: Path, own: float) -> None:
 
 def test_figures_of_a_run(tmp_path: Path) -> None:
     leave_behind(tmp_path / "run", 0.7)
-    found = read_figures(tmp_path / "run", {0: {"en"}, 1: {"de"}})
+    found = read_figures(
+        tmp_path / "run", Knowledge({"train": {0: {"en"}, 1: {"de"}}, "heldout": {}}, {0: "a", 1: "b"})
+    )
     assert list(found) == list(MEANING)
     assert found["tokens"] == 18 and found["known"] == 2 / 4 and found["zero_variance"] == 1 / 4
     assert found["diversity"] == 2, "of the two answered groups"
@@ -64,6 +69,39 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert read_figures(tmp_path / "run", None)["gradient_noise"] == 0.625
     before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
     assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
+
+
+def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
+    # Rows 0 and 1 ask for fact a, in two languages; English knows it. Fact b, row 2, is known in German.
+    knowledge = Knowledge(
+        {"train": {0: {"en"}, 1: {"en"}, 2: {"de"}}, "heldout": {0: {"fr"}}}, {0: "a", 1: "a", 2: "b"}
+    )
+    zero = {"de": 0.0, "en": 0.0, "fr": 0.0}
+    before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero}}
+    after = {
+        "train": {
+            "0": {"de": 0.75, "en": 1.0, "fr": 0.25}, "1": {"de": None, "en": 1.0, "fr": 0.5},
+            "2": {"de": 1.0, "en": 1.0, "fr": 0.0},
+        },
+        "heldout": {"0": {"de": 0.125, "en": 0.375, "fr": 1.0}},
+    }  # fmt: skip
+    found = measure_transfer(before, after, {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}, knowledge)
+    # German was trained for row 1, and so for row 0, which asks for the same; row 2 in English. Held out: 0.25.
+    assert found["taught"] == pytest.approx((0.5 + 1.0) / 2 - 0.25)
+    assert found["transfer"] == pytest.approx((0.25 + 0.5 + 0.0) / 3 - 0.25)
+    alone = measure_transfer(before, after, {0: {"en"}}, None)
+    assert alone["taught"] == pytest.approx(1.0 - 0.5), "every language and each row counts for itself"
+    assert measure_transfer({}, after, {}, knowledge) == {"taught": None, "transfer": None}
+
+    leave_behind(tmp_path / "run", 0.7)
+    for when, rewards in (("before", before), ("after", after)):
+        for name, rows in rewards.items():
+            lines = [json.dumps({"row": int(row), "language": "de", "rewards": each}) for row, each in rows.items()]
+            path = tmp_path / "run" / "evaluations" / f"{when}-{name}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n".join(lines) + "\n")
+    figures = read_figures(tmp_path / "run", knowledge)  # the ledger: row 0 in German and English, row 1 in German
+    assert (figures["taught"], figures["transfer"]) == pytest.approx((0.5 - 0.25, (0.25 + 0.5 + 1.0 + 0.0) / 4 - 0.25))
 
 
 def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path) -> None:
@@ -83,7 +121,7 @@ def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp
     place, hashes = FactsWorld("region", 0, tmp_path, arms_of(name)), set()
     for arm in arms_of(name):
         config = load(place.settings(arm))
-        assert (config.router.fixed_language is not None) == (arm == BEST_FIXED)
+        assert (config.router.fixed_language is not None) == (arm in IN_HINDSIGHT)
         hashes.add(place.settings_hash(arm))
     assert len(hashes) == len(arms_of(name))
     elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
@@ -96,8 +134,10 @@ def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
         world.main(["--out", str(tmp_path / regime), "--knowledge", regime, "--seed", "3"])
         knowledge = read_knowledge(tmp_path / regime)
         described = json.loads((tmp_path / regime / "world.json").read_text())
-        shares = {lang: np.mean([lang in known for known in knowledge.values()]) for lang in LANGUAGES}
-        assert all(knowledge.values()), "some language knows every trained question"
+        trained = knowledge.languages["train"].values()
+        shares = {lang: np.mean([lang in known for known in trained]) for lang in LANGUAGES}
+        assert all(trained), "some language knows every trained question"
+        assert sorted(Counter(knowledge.facts.values()).values()) == [len(LANGUAGES)] * (len(trained) // len(LANGUAGES))
         questions.add((tmp_path / regime / "train.parquet").read_bytes())
         if regime == "one-language":
             assert best_language(knowledge) == described["best_language"]

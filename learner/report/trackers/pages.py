@@ -83,6 +83,7 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
         Chart("Share of the squared gradient norm that is noise", ("learning/gradient_noise",)),
         Chart("Loss", ("learning/loss",)),
         Chart("Share of groups with zero variance", ("learning/zero_variance",), SHARE),
+        Chart("Standard deviation of the rewards of a group (mean)", ("learning/reward_std",)),
         Chart("Mean importance weight", ("learning/importance_weight",), SHARE),
         Chart(
             "Share of tokens with a clipped ratio, and with a limited importance weight",

@@ -8,7 +8,8 @@
 at a time. All arms of a seed and a world have the same questions, the same warm-started policy, equally many steps and
 rollouts. In the world ``region`` a question's region and topic decide which languages know its answer; in
 ``one-language`` one language knows all; in ``equal`` each question has three languages of its own, and nothing tells
-them. The arm ``best-fixed`` draws the one language that knows most of the trained questions, which is hindsight.
+them. The arms ``best-fixed`` and ``fixed-only`` draw the one language that knows most of the trained questions, which
+only hindsight tells.
 
 ``recipes`` trains the policy of the reasoning world with each published recipe, and measures in which language it then
 thinks and how often it is right (docs/papers.md). Model, lengths, groups and steps are the world's.
@@ -87,7 +88,9 @@ def main(
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Steps of a run; default: 40, and 100 of recipes.")] = None,
     base: Annotated[str, typer.Option(help="Files and flags with your own model and data, instead of a world.")] = "",
-    best_language: Annotated[str | None, typer.Option(help="With --base, the language of the arm best-fixed.")] = None,
+    best_language: Annotated[
+        str | None, typer.Option(help="With --base, the language of best-fixed and fixed-only.")
+    ] = None,
     actors: Annotated[int | None, typer.Option(help="Actors of each run; default: one, or as many as GPUs.")] = None,
     warm_start_steps: Annotated[int | None, typer.Option(help="Steps of the warm start.")] = None,
     out: Annotated[

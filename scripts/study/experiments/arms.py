@@ -8,6 +8,8 @@ Name = Literal["router", "mechanism", "recipes"]
 
 OURS = "ours"  # the arm that all others are compared with
 BEST_FIXED = "best-fixed"  # needs a language that is known in hindsight: router.fixed_language
+FIXED_ONLY = "fixed-only"  # likewise; no answer is in another language, so what others gain has carried over
+IN_HINDSIGHT = (BEST_FIXED, FIXED_ONLY)
 
 # Name of an arm -> its flags. Nothing but the choice of languages differs.
 _ROUTER: dict[str, tuple[str, ...]] = {
@@ -32,6 +34,7 @@ _MECHANISM: dict[str, tuple[str, ...]] = {
     **{f"rollouts-{count}": ("--router.rollouts", str(count)) for count in (4, 16)},
     **{f"staleness-{steps}": ("--learner.staleness", str(steps)) for steps in (0, 2, 4, 8)},
     **{f"own-{count}": ("--router.own_language", str(count)) for count in (0, 4)},
+    FIXED_ONLY: ("--router.mode", "fixed", "--router.own_language", "0"),
     "diversity-0": ("--router.diversity", "0"),
     "split": ("--learner.advantage", "split"),
     "no-gate": ("--reward.gated", "false"),

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from common.process import FatalError
-from scripts.study.experiments.arms import BEST_FIXED
+from scripts.study.experiments.arms import IN_HINDSIGHT
 from scripts.study.experiments.figures import (
-    best_language,
     read_evaluation_before,
     read_figures,
-    read_knowledge,
     settings_hash,
 )
+from scripts.study.experiments.knowledge import best_language, read_knowledge
 from scripts.study.experiments.place import Figures
 from scripts.study.experiments.warm_start import WarmStart
 from scripts.world import demo
@@ -64,7 +63,7 @@ class FactsWorld:
     def settings(self, arm: str) -> list[str]:
         calibration = str(self._world / "facts.csv")
         flags = [flag.replace("{calibration}", calibration) for flag in self._arms[arm]]
-        if arm == BEST_FIXED:
+        if arm in IN_HINDSIGHT:
             flags += ["--router.fixed_language", best_language(read_knowledge(self._world))]
         return [*self._shared, *flags, *self._given]
 
@@ -84,7 +83,7 @@ class OwnData:
     Args:
         base: files and flags that name them.
         arms: name -> flags that set it apart.
-        best: the language of the arm ``best-fixed``; None: not known.
+        best: the language of the arms ``best-fixed`` and ``fixed-only``; None: not known.
     """
 
     regime = OWN_DATA
@@ -99,9 +98,9 @@ class OwnData:
         if any("{calibration}" in flag for flag in self._arms[arm]):
             raise FatalError(f"the arm {arm} is for the offline world; leave it out with --arms")
         fixed: list[str] = []
-        if arm == BEST_FIXED:
+        if arm in IN_HINDSIGHT:
             if self._best is None:
-                raise FatalError("the arm best-fixed needs --best-language, or leave it out with --arms")
+                raise FatalError(f"the arm {arm} needs --best-language, or leave it out with --arms")
             fixed = ["--router.fixed_language", self._best]
         return [*self._base, *self._arms[arm], *fixed]
 

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import load
 from common.process import FatalError
+from scripts.study.experiments.knowledge import Knowledge
+from scripts.study.experiments.transfer import measure_transfer, read_rewards
 
 # Settings that say where things lie, how fast they go, or what is measured, and not what is trained.
 _NOT_TRAINED = (
     "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
     "learner.gradient_noise_every",
 )  # fmt: skip
-_GRADIENT_NOISE = "learning/gradient_noise"
+_GRADIENT_NOISE, _REWARD_STD = "learning/gradient_noise", "learning/reward_std"
 
 # Name -> what it means, for the tables. All are of the policy at the end, unless they say otherwise.
 MEANING = {
@@ -40,25 +41,28 @@ MEANING = {
     "compliance": "share of the trained questions' answers that are in their own language",
     "forgetting": "mean loss over languages of own held-out rewards, where they fell",
     "zero_variance": "share of the prompt groups whose answers had equal rewards",
+    "reward_std": "standard deviation of the rewards of a prompt group, mean over the groups of the training",
+    "taught": "gain of trained questions in trained languages that did not know them, less the gain of held-out ones",
+    "transfer": "the same in languages in which no answer to the question was trained",
     "gradient_noise": "share of the squared gradient norm that is noise, mean over the steps where it was measured",
     "tokens": "tokens of all training answers",
 }
 
 
 def read_evaluation_before(run: Path) -> dict[str, Any]:
-    """What the evaluation of the warm start found, by set of questions; empty if the run had none."""
+    """What the evaluation of the warm start found, by set of questions, and all its ``rewards``; empty without one."""
     found: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["evaluation_before"]
-    return found
+    return {**found, "rewards": read_rewards(run, "before")} if found else {}
 
 
 def read_figures(
-    run: Path, knowledge: Mapping[int, set[str]] | None, before: Mapping[str, Any] | None = None
+    run: Path, knowledge: Knowledge | None, before: Mapping[str, Any] | None = None
 ) -> dict[str, float | None]:
     """The figures of :data:`MEANING`; None where a run does not have one.
 
     Args:
         run: directory of the run.
-        knowledge: row of a trained question -> languages that know its answer; None: not known.
+        knowledge: who knows what before the training; None: not known.
         before: the evaluation of the warm start, for a run that has not made it.
 
     Raises:
@@ -66,14 +70,15 @@ def read_figures(
     """
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-        before, after = before or summary["evaluation_before"], summary["evaluation_after"]
+        before, after = before or read_evaluation_before(run), summary["evaluation_after"]
         trained, heldout = after["train"], after["heldout"]
         languages = heldout["own_by_language"]
         losses = [max(0.0, before["heldout"]["own_by_language"][one] - languages[one]) for one in languages]
     except (OSError, ValueError, LookupError) as error:
         raise FatalError(f"{run} holds no finished and evaluated run: {error}") from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
-    routing = _read_routing(run / "ledger.jsonl", knowledge)
+    routing, answered = _read_routing(run / "ledger.jsonl", knowledge)
+    transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), answered, knowledge)
     return {
         "own_heldout": heldout["own"],
         "own_train": trained["own"],
@@ -91,6 +96,9 @@ def read_figures(
         "compliance": trained["compliance"],
         "forgetting": sum(losses) / len(losses),
         "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
+        "reward_std": _mean_of_metric(run, _REWARD_STD),
+        "taught": transfer["taught"],
+        "transfer": transfer["transfer"],
         "gradient_noise": _mean_of_metric(run, _GRADIENT_NOISE),
         "tokens": routing["tokens"],
     }
@@ -113,9 +121,13 @@ def _mean_of_metric(run: Path, tag: str) -> float | None:
     return float(np.mean([point.value for point in points]))
 
 
-def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[str, float | None]:
-    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger."""
+def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, float | None], dict[int, set[str]]]:
+    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger.
+
+    Also, for each row of the questions, the languages in which it was answered.
+    """
     groups, tokens, answers, known, different = 0, 0, 0, 0, 0
+    answered: dict[int, set[str]] = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
@@ -123,32 +135,15 @@ def _read_routing(path: Path, knowledge: Mapping[int, set[str]] | None) -> dict[
             tokens += sum(entry.get("lengths") or [])
             groups, answers = groups + bool(languages), answers + len(languages)
             different += len({*languages})
+            answered.setdefault(entry["row"], set()).update(languages)
             if knowledge is not None:
-                known += sum(language in knowledge[entry["row"]] for language in languages)
-    return {
+                known += sum(language in knowledge.languages["train"][entry["row"]] for language in languages)
+    figures = {
         "tokens": float(tokens),
         "known": known / answers if answers and knowledge is not None else None,
         "diversity": different / groups if groups else None,
     }
-
-
-def read_knowledge(world: Path) -> dict[int, set[str]]:
-    """Row of ``train.parquet`` -> languages that know its answer, of an offline world."""
-    by_reference: dict[str, set[str]] = {}
-    for row in pq.read_table(world / "warm_start.parquet").to_pylist():
-        for question in row["questions"]:
-            by_reference.setdefault(question["text"], set()).update([row["language"]] if row["sureness"] == 1.0 else [])
-    questions = pq.read_table(world / "train.parquet")["question"].to_pylist()
-    return {number: by_reference[text] for number, text in enumerate(questions)}
-
-
-def best_language(knowledge: Mapping[int, set[str]]) -> str:
-    """The language that knows most questions, which only hindsight tells; of equals the first by name."""
-    counts: dict[str, int] = {}
-    for languages in knowledge.values():
-        for language in languages:
-            counts[language] = counts.get(language, 0) + 1
-    return min(counts, key=lambda language: (-counts[language], language))
+    return figures, answered
 
 
 def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import resource
@@ -16,13 +17,14 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from common import diagnostics
 from learner.evaluate.diagnostics import samples, tagged
 from learner.evaluate.languages import Evaluation
+from learner.groups import Group
 from learner.report import report as report_module
 from learner.report.metrics import pool_of
 from learner.report.report import Report
 from learner.report.text_samples import group_as_markdown
 from learner.report.trackers.pages import BAND_FLOOR, PAGES, Chart
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS, RUNS, TensorBoardTracker
-from tests.support.groups import LANGUAGES, random_rollout, seeded_generator
+from tests.support.groups import LANGUAGES, random_rollout, seeded_generator, work
 from tests.support.reports import configuration, learned, random_step
 
 ROOT = Path(__file__).parents[3]
@@ -67,6 +69,26 @@ def scalars(run_dir: Path) -> dict[str, str]:
         found |= dict.fromkeys(tags, sub)
     del found[BAND_FLOOR]
     return found
+
+
+def test_an_evaluation_is_kept_question_by_question(tmp_path: Path) -> None:
+    rng = seeded_generator()
+    groups = [
+        Group(work(number, list(LANGUAGES)), "actor", [random_rollout(rng, reward=rng.random()) for _ in LANGUAGES])
+        for number in (3, 1)
+    ]
+    missing = groups[0].rollouts[1]
+    groups[0].rollouts[1] = missing.model_copy(update={"score": missing.score.model_copy(update={"scored": False})})
+    report = Report(configuration(tmp_path, 3), 2, 0)
+    report.answered("after-heldout", groups)
+    report.close()
+    lines = [json.loads(line) for line in (tmp_path / "evaluations" / "after-heldout.jsonl").read_text().splitlines()]
+    assert [line["row"] for line in lines] == [1, 3], "in the order of the rows"
+    for line, group in zip(lines, reversed(groups), strict=True):
+        rewards = [one.score.reward if one.score.scored else None for one in group.rollouts]
+        wanted = dict(zip(group.work.languages, rewards, strict=True))
+        assert (line["language"], line["rewards"]) == (group.work.question.language, wanted)
+    assert None in lines[1]["rewards"].values()
 
 
 def test_every_metric_is_documented_and_every_documented_metric_is_written(tmp_path: Path) -> None:
