@@ -37,9 +37,9 @@ from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from scripts.bench import membership
 from scripts.bench.queue import K, make_rollouts, take_groups
+from scripts.bench.support.groups import work
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
-from tests.support.groups import work
 
 _GROUPS_PER_STEP, _STALENESS = 512, 5
 _SLOTS = 4  # leases of an actor

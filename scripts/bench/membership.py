@@ -36,8 +36,8 @@ from learner.work.ledger import Ledger, audit
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from scripts.bench.queue import K, make_rollouts
+from scripts.bench.support.groups import work
 from scripts.bench.table import Row
-from tests.support.groups import work
 
 _GROUPS_PER_STEP, _STALENESS, _SLOTS = 128, 15, 4
 _PROCESSES = 4

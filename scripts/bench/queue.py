@@ -28,9 +28,9 @@ from learner.work.admission import Limits
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
+from scripts.bench.support.groups import work
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
-from tests.support.groups import work
 
 K, _TOKENS, _VOCABULARY = 8, 1024, 10_000
 _GROUPS_PER_STEP, _SLOTS = 64, 64

@@ -18,8 +18,8 @@ from common.process import FatalError
 from common.scripts import normalise_word
 from reward.gate import LanguageGate, shipped_model
 from reward.lid import LanguageModel
+from scripts.bench.support.scoring import LANGUAGES, SENTENCES
 from scripts.world.sources import paragraphs
-from tests.support.scoring import LANGUAGES, SENTENCES
 
 DECLARATION = Path(__file__).parents[1] / "support" / "texts" / "declaration.jsonl"
 

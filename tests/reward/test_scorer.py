@@ -16,7 +16,7 @@ from common.wire import PartLanguages, Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics, pair_of
 from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
-from tests.support.scoring import LANGUAGES, SENTENCES, request
+from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from reward.terms.quality import QualityTerms, quality
 from reward.terms.registry import TERMS
 from reward.terms.text import contains, exact, normalised, repetition
 from reward.terms.tools import Tools
-from tests.support.scoring import SENTENCES
+from scripts.bench.support.scoring import SENTENCES
 
 
 def quality_terms(weights: dict[str, dict[str, float]]) -> QualityTerms:

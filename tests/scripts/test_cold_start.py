@@ -16,9 +16,9 @@ import pytest
 
 from common import endpoint
 from common.config import ModelConfig
+from scripts.bench.support.scoring import SENTENCES
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
-from tests.support.scoring import SENTENCES
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ from learner.work.ledger import Ledger
 from reward.scorer import Scorer
 from router import Observation, Router
 from router.observations import Context
+from scripts.bench.support.reports import random_step
+from scripts.bench.support.scoring import SENTENCES, request
 from tests.support.groups import LANGUAGES, question, random_rollout, work
-from tests.support.reports import random_step
-from tests.support.scoring import SENTENCES, request
 from tests.support.train_once import configuration as train_configuration
 from tests.support.train_once import random_batch, run_ranks
 

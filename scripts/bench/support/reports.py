@@ -16,7 +16,7 @@ from learner.report.metrics import StepContext
 from learner.weights.publisher import Published
 from learner.work.actors import ActorState
 from router import Context, Observation, Router
-from tests.support.groups import LANGUAGES, random_rollout, work
+from scripts.bench.support.groups import LANGUAGES, random_rollout, work
 
 MEANS = (
     "loss", "kl", "clip_share", "importance_weight", "importance_limited", "mismatch", "entropy", "outside_bounds",
