@@ -142,7 +142,7 @@ def serve_actors(scratch: Path, actors: int, pace_s: float, seconds: float) -> M
         done, memory_most = number, max(memory_most, process.memory_info().rss)
         if time.monotonic() > begin + seconds:
             break
-    finished = server.counts()["finished"] + done
+    finished = server.counts()["waiting"] + done
     spent, cpu = time.monotonic() - begin, time.process_time() - cpu
     server.close()
     latencies = [results.get(timeout=_START_S) for _ in parts]

@@ -287,7 +287,7 @@ def serve(scratch: Path, actors: int, seconds: float) -> Measured:
         ledger.flush()
         found = audit(path, queue.next_sequence, queue.untaken())
     return Measured(
-        told, rest, rest_cpu_s, busy_share, entered + counts["finished"], counts["foreign"], counts["failed"],
+        told, rest, rest_cpu_s, busy_share, entered + counts["waiting"], counts["foreign"], counts["failed"],
         found.lost, found.duplicated,
     )  # fmt: skip
 
