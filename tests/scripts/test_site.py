@@ -56,6 +56,31 @@ def test_links_to_files_of_the_repository_lead_there_or_are_reported(caplog: pyt
     assert "some.md links to ../learner/gone.py, which does not exist" in caplog.text
 
 
+_PATH = re.compile(r"[\w.-]+(?:/[\w.-]+)*(?:/|\.(?:py|md|toml|txt|yml|sbatch))")
+_FOLDERS = ("actor", "common", "configs", "docs", "learner", "reward", "router", "scripts", "tests")
+
+
+def test_the_map_of_the_code_names_files_that_are_there() -> None:
+    """A name without a folder is in one that its line names."""
+    for line in (ROOT / "docs" / "code.md").read_text(encoding="utf-8").splitlines():
+        quoted = [text for text in re.findall(r"`([^`]+)`", line) if _PATH.fullmatch(text)]
+        whole = [text for text in quoted if "/" in text or (ROOT / text).exists()]
+        assert all((ROOT / text).exists() for text in whole), line
+        folders = [ROOT / text if text.endswith("/") else (ROOT / text).parent for text in whole]
+        lost = [text for text in quoted if text not in whole and not any((one / text).exists() for one in folders)]
+        assert not lost, f"{lost} in none of the folders of: {line}"
+
+
+def test_paths_in_the_documentation_are_there() -> None:
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]:
+        quoted = re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+        paths = [
+            text for text in quoted if _PATH.fullmatch(text) and text.partition("/")[0] in _FOLDERS and "/" in text
+        ]
+        gone = [text for text in paths if not (ROOT / text).exists() and "YOURS" not in text]
+        assert not gone, f"{page.name} names {gone}, which are not there"
+
+
 _ERRORS = ("FatalError", "ConfigError", "EveryQuestionGivenUp", "ChildFailed")
 # What a user of a run meets: its processes, and the commands that start, plan, show and publish one.
 _COMPARED = ("common", "actor", "reward", "learner", "scripts/ops", "scripts/pool")
