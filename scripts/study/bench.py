@@ -7,9 +7,10 @@ directory or file in the published layout, or the name of the data set on the hu
 Face directory or hub name, for which an engine is started, or NAME@URL of an engine that is already up.
 
 Every question is asked --samples times, in its language; the engine answers many at a time. The table has, for each
-scoring, the mean with its 95% interval (a bootstrap over questions), pass@k by the unbiased estimator, and by language
-Acc, LC, LC&Acc, LCPR and code switching, by the detector that it names. --out has all of it, and the file beside it
-every response. What was answered is kept: the same command goes on where it was interrupted.
+scoring, the mean with its 95% interval (a bootstrap over questions, a question and its translations together), pass@k
+by the unbiased estimator, and by language Acc, LC, LC&Acc, LCPR and code switching, by the detector that it names.
+--out has all of it, and the file beside it every response. What was answered is kept: the same command goes on where it
+was interrupted.
 
 docs/benchmarks.md has for each benchmark where its rows are, how it is asked, and how it is scored.
 """
@@ -41,9 +42,17 @@ from scripts.study.benchmarks.consistency import published_consistency
 from scripts.study.benchmarks.letters import likeliest
 from scripts.study.benchmarks.prompts import prompt, read_templates
 from scripts.study.benchmarks.rows import BenchmarkRow
-from scripts.study.benchmarks.scoring import BENCHMARKS, LIKELIHOOD, OURS, Benchmark, Response, Verifier, weighted_mean
+from scripts.study.benchmarks.scoring import (
+    BENCHMARKS,
+    LIKELIHOOD,
+    OURS,
+    Benchmark,
+    Response,
+    Stratum,
+    Verifier,
+    weighted_mean,
+)
 from scripts.study.served_model import Asking, answers, served
-from scripts.study.statistics import Floats
 
 _TIMEOUT_S = 3600.0  # for one response, which may have tens of thousands of tokens
 _CHARACTERS_PER_TOKEN = 4  # where no tokenizer is known, as AdaMame counts
@@ -100,11 +109,14 @@ def summarise(
     for scoring, by_question in scores.items():
         generator = np.random.default_rng(seed)
 
-        def by_stratum(values: Sequence[float]) -> dict[tuple[str, str], Floats]:
-            gathered: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+        def by_stratum(values: Sequence[float]) -> dict[tuple[str, str], Stratum]:
+            gathered: defaultdict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
             for row, value in zip(rows, values, strict=True):
-                gathered[row.language, row.group].append(value)
-            return {key: np.array(some, np.float64) for key, some in gathered.items()}
+                gathered[row.language, row.group].append((value, row.id))
+            return {
+                key: Stratum(np.array([value for value, _ in some], np.float64), [id for _, id in some])
+                for key, some in gathered.items()
+            }
 
         means = by_stratum([float(np.mean(some)) for some in by_question])
         n = min(map(len, by_question))
@@ -122,7 +134,7 @@ def summarise(
             "means": {name: weighted_mean(means, one, generator) for name, one in weights.items()},
             "pass@k": {k: weighted_mean(values, headline, generator) for k, values in chance.items()},
             "groups": {
-                group: float(np.concatenate([some for key, some in means.items() if key[1] == group]).mean())
+                group: float(np.concatenate([some.values for key, some in means.items() if key[1] == group]).mean())
                 for group in groups
             },
             "languages": {language: diagnostics.summarise(some) for language, some in sorted(judged.items())},
@@ -253,7 +265,8 @@ def main(
     found = {
         "benchmark": name, "model": model, "detector": detector, "questions": len(rows), "samples": n,
         "sampling": {**sampling, "max_tokens": longest, "seed": seed}, "prompts": str(prompts) if prompts else "ours",
-        "interval": "95%, bootstrap over questions", "published_consistency": consistency,
+        "interval": "95%, bootstrap over questions, a question and its translations together",
+        "published_consistency": consistency,
         "scorings": summarise(benchmark, rows, scores, per_question, seed),
     }  # fmt: skip
     out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -261,7 +274,7 @@ def main(
         for number, one in enumerate(flat):
             line = {
                 "language": one.row.language, "group": one.row.group, "file": one.row.place.file,
-                "row": one.row.place.row, "gold": one.row.answer, "response": one.raw,
+                "row": one.row.place.row, "id": one.row.id, "gold": one.row.answer, "response": one.raw,
                 "scores": {scoring: values[number] for scoring, values in scorings.items()},
             }  # fmt: skip
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
 """Scores a model on the benchmarks of the paper: one table, and every answer with its score in ``--out``.
 
     python -m scripts.study.evaluate MODEL --out scores.json --judge MODEL@URL \\
-        --care-pro care_pro.jsonl --care care.parquet --mgsm mgsm.jsonl --lm-eval global_mmlu_zh,include_base_44_chinese
+        --care-pro care_pro.jsonl --care care.parquet --mgsm mgsm.jsonl --lm-eval global_mmlu_zh,global_mmlu_es
 
 MODEL is a run directory, a Hugging Face directory or hub name, for which an engine is started, or NAME@URL. Each prompt
 is answered once, greedily. Files are of any form that scripts.data.prepare takes; of a data set of the hub the split
@@ -11,9 +11,13 @@ test is read where it has one and none is named (``owner/name@split``).
   counts.
 * CARE: a judge's 1 to 10, times ten.
 * mGSM: the last number of the answer is the reference's.
-* Tasks of lm-evaluation-harness (or of your own files, with ``--include-path``) are scored on the weights.
+* Tasks of lm-evaluation-harness (or of your own files, with ``--include-path``) are scored on the weights. Those of
+  Global-MMLU-Lite (``global_mmlu_zh``) share the column G-MMLU-Lite, where every question weighs the same. Any other
+  task has a column of its own: the harness has no INCLUDE-Lite, which ``lrpo bench`` has.
 
-Intervals are 95%, from a bootstrap over questions. Answers that no judge could label are counted and left out.
+Intervals are 95%, from a bootstrap over questions. A question and its translations are one question if they have the
+same id; where a set that asks the same in several languages has no ids, its interval is too narrow. Answers that no
+judge could label are counted and left out.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,6 +43,13 @@ class Item:
     label: str
     answer: str
     compliant: bool | None  # the answer is in the question's language; None where it is a choice
+    question: str  # marks the question, so that no other one is paired with it, whatever file it came from
+    id: str = ""  # numbers the question, in all languages that it was translated to alike; empty where nothing does
+
+
+def question_ids(items: Sequence[Item]) -> list[str]:
+    """What numbers the question of each item; an item whose question has no number is of one of its own."""
+    return [f"id {item.id}" if item.id else f"item {number}" for number, item in enumerate(items)]
 
 
 def read_label(_: int, said: str) -> str:
@@ -91,7 +100,13 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
             return None
         return label / 10 if isinstance(label, int) else float(label == "CORRECT")
 
+    marks = [mark(row.language, row.prompt, row.reference) for row in rows]
     return [
-        Item(row.language, score(label), str(label), answer, compliant=one.matches)
-        for row, label, answer, one in zip(rows, labels, said, judged, strict=True)
+        Item(row.language, score(label), str(label), answer, one.matches, question, row.id)
+        for row, label, answer, one, question in zip(rows, labels, said, judged, marks, strict=True)
     ]
+
+
+def mark(*parts: str) -> str:
+    """Twelve digits that tell a question from others by its parts."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

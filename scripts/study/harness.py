@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import Any
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError
-from scripts.study.grading import Item
+from scripts.study.grading import Item, mark
 
-_COLUMNS = {"global_mmlu": "G-MMLU-Lite", "include": "Include-Lite"}  # by what the names of the tasks begin with
+# The harness's tasks of Global-MMLU-Lite: a group for each language, and its subjects. ``global_mmlu_full_*`` are of
+# Global-MMLU itself, and ``include_base_44_*`` of INCLUDE-Base; of INCLUDE-Lite there are none.
+_GLOBAL_MMLU_LITE = re.compile(
+    r"global_mmlu_(ar|bn|de|en|es|fr|hi|id|it|ja|ko|pt|sw|yo|zh)"
+    r"(_(business|humanities|medical|other|social_sciences|stem))?"
+)
 _METRICS = ("acc", "exact_match", "acc_norm")  # in this order, the one that is reported
 
 
@@ -45,13 +51,37 @@ def score_tasks(model: str, tasks: Sequence[str], include: Path | None, limit: i
         batch_size=8,
         device="cuda" if has_cuda() else "cpu",
     )
-    return items_of((found or {})["samples"])
+    assert found is not None, "only another rank than the first one gets nothing"
+    return items_of(found["samples"], groups_of(tasks, found["group_subtasks"]))
 
 
-def items_of(samples_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Item]]:
+def groups_of(asked: Sequence[str], members: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Task -> the group of tasks that was asked for and that it belongs to, at any depth.
+
+    Args:
+        members: of each group the tasks and groups in it.
+    """
+    found: dict[str, str] = {}
+    for group in asked:
+        left = list(members.get(group, ()))
+        while left:
+            task = left.pop()
+            found.setdefault(task, group)
+            left += members.get(task, ())
+    return found
+
+
+def items_of(
+    samples_of: Mapping[str, Sequence[Mapping[str, Any]]], group_of: Mapping[str, str] | None = None
+) -> dict[str, list[Item]]:
     """Items by column of the table, of the samples that the harness logged by task.
 
-    A task with several filters of its answers has a sample of each question for each of them, and so a column each.
+    Tasks of Global-MMLU-Lite share the column of the paper's table. Any other has a column of its own, or one with the
+    rest of its group. A task with several filters of its answers has a sample of each question for each of them, and so
+    a column each.
+
+    Args:
+        group_of: task -> the group that was asked for; a task that is not in it was asked for itself.
 
     Raises:
         FatalError: no task has a metric of single questions.
@@ -64,11 +94,14 @@ def items_of(samples_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str,
             named = sorted({name for sample in samples for name in sample.get("metrics", ())})
             left_out.append(f"{task} ({', '.join(named) or 'no metric'})")
             continue
-        column = next((name for prefix, name in _COLUMNS.items() if task.startswith(prefix)), task)
+        column = "G-MMLU-Lite" if _GLOBAL_MMLU_LITE.fullmatch(task) else (group_of or {}).get(task, task)
         several = len({sample.get("filter") for sample in samples}) > 1
         for sample in samples:
             score = float(sample[metric])
-            item = Item(_language_of(task), score, str(score), str(sample["filtered_resps"])[:200], None)
+            question = mark(task, str(sample["doc_id"]), str(sample["doc_hash"]))
+            id = str(sample["doc"].get("sample_id") or "")  # Global-MMLU's, the same in all languages
+            said = str(sample["filtered_resps"])[:200]
+            item = Item(_language_of(task), score, str(score), said, None, question, id)
             items.setdefault(f"{column} ({sample['filter']})" if several else column, []).append(item)
     if left_out:
         text = f"no metric that scores single questions from 0 to 1: {', '.join(left_out)}"
@@ -91,8 +124,11 @@ def _metric_of(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _language_of(task: str) -> str:
-    """The last part of a task's name that names a language: in ``lambada_mt_de`` the first is no language."""
-    for part in reversed(task.split("_")):
+    """The last part of a task's name that names a language: in ``lambada_mt_de`` the first is no language.
+
+    That of the prompt is none: ``include_base_44_chinese_few_shot_en_stem`` asks in Chinese.
+    """
+    for part in reversed(task.replace("few_shot_en", "").split("_")):
         with suppress(ValueError):
             return code_of(part)
     return ""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.study.grading import Item
+from scripts.study.grading import Item, question_ids
 from scripts.study.statistics import mean_interval
 
 _COLUMNS = ("CARE", "CARE-pro", "mGSM", "G-MMLU-Lite", "Include-Lite")  # in the order of the paper's table
@@ -23,7 +23,8 @@ def summary(items: Sequence[Item], seen: Sequence[str], seed: int = 0) -> dict[s
         known = [value for value in values if value is not None]
         return 100 * float(np.mean(known)) if known else None
 
-    interval = mean_interval(np.array([100 * (i.score or 0) for i in scored]), np.random.default_rng(seed))
+    values = np.array([100 * (item.score or 0) for item in scored])
+    interval = mean_interval(values, np.random.default_rng(seed), question_ids(scored))
     languages = sorted({item.language for item in scored})
     return {
         **dict(zip(("mean", "low", "high"), interval, strict=True)),

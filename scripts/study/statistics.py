@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special, stats
 
 from common.intervals import half_width
 
@@ -24,9 +24,20 @@ def percentile_interval(values: Sequence[float] | Floats) -> Interval:
     return float(values[0]), float(low), float(high)
 
 
-def mean_interval(values: Floats, generator: np.random.Generator) -> Interval:
-    """The mean of values [n], with the interval of a bootstrap over them."""
-    resampled = generator.choice(values, (_MEAN_RESAMPLES, len(values))).mean(1)
+def mean_interval(values: Floats, generator: np.random.Generator, ids: Sequence[str] | None = None) -> Interval:
+    """The mean of values [n], with the interval of a bootstrap over them.
+
+    Args:
+        ids: [n] of the question that each value is of. A question and its translations have one id, and are drawn
+            together; None: each value is of a question of its own.
+    """
+    if ids is None or len({*ids}) == len(ids):
+        resampled = generator.choice(values, (_MEAN_RESAMPLES, len(values))).mean(1)
+    else:
+        question = np.unique(ids, return_inverse=True)[1]
+        totals, counts = np.bincount(question, values), np.bincount(question)
+        drawn = generator.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), _MEAN_RESAMPLES)
+        resampled = drawn @ totals / (drawn @ counts)
     return percentile_interval(np.concatenate([[values.mean()], resampled]))
 
 
@@ -59,6 +70,22 @@ def crossed_interval(values: Floats) -> Interval:
     return mean, mean - half, mean + half
 
 
+def translated_interval(values: Floats, ids: Sequence[str]) -> Interval:
+    """As :func:`crossed_interval`, of values [seeds, items] some of which are of translations of one question.
+
+    Args:
+        ids: [items] of the question that each is of; translations have the same one.
+    """
+    question = np.unique(ids, return_inverse=True)[1]
+    count = int(question.max()) + 1
+    if count == len(ids):
+        return crossed_interval(values)
+    totals = np.stack([np.bincount(question, row, count) for row in _filled(values)])
+    mean, low, high = crossed_interval(totals * count / len(ids))  # whose mean is that of the items
+    center = float(np.nanmean(values))
+    return center, center - (mean - low), center + (high - mean)
+
+
 def _filled(values: Floats) -> Floats:
     """The values with what the additive model of rows and columns says in the place of nan."""
     missing = np.isnan(values)
@@ -80,14 +107,25 @@ def seed_interval(values: Floats) -> Interval:
 def paired_test(differences: Floats) -> tuple[float, float]:
     """Of paired differences [n], one a seed: the p-value of the t test against 0, and the effect size g.
 
-    g is the mean in standard deviations of the differences, with Hedges' correction 1 - 3 / (4 (n - 1) - 1) for few
-    seeds. Both are nan with one seed, or where all differences are equal.
+    g is the mean in standard deviations of the differences, without the bias of few seeds. Both are nan with one seed,
+    or where all differences are equal; g also with two, whose standard deviation says too little for any correction.
     """
     count, deviation = len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     if deviation == 0:
         return float("nan"), float("nan")
-    g = float(differences.mean()) / deviation * (1 - 3 / (4 * (count - 1) - 1))
+    g = float(differences.mean()) / deviation * _correction(count - 1)
     return float(stats.ttest_1samp(differences, 0).pvalue), g
+
+
+def _correction(freedom: int) -> float:
+    """Hedges' correction Gamma(f/2) / (sqrt(f/2) Gamma((f - 1)/2)) for f degrees of freedom (Hedges 1981, equation 6e).
+
+    nan for f = 1: the mean over standard deviation of two values has no expectation, and the correction would be 0.
+    """
+    if freedom < 2:
+        return float("nan")
+    logarithm = special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2) - np.log(freedom / 2) / 2
+    return float(np.exp(logarithm))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ from common.answer import read_answer
 from common.process import FatalError
 from learner.data.problems import Place
 from reward.terms import math
-from scripts.study import bench
+from scripts.study import bench, coverage
 from scripts.study.benchmarks import published, rows, scoring
 from scripts.study.benchmarks.letters import likeliest
 from scripts.study.benchmarks.prompts import prompt, read_templates
@@ -146,6 +146,51 @@ def test_rows_are_read_as_they_are_published(name: str, tmp_path: Path) -> None:
     assert [row.language for row in chosen] == [language for language, *_ in wanted if language == one]
     with pytest.raises(FatalError, match=r"no question in (de, )?yo"):
         BENCHMARKS[name].read(str(tmp_path), ["yo", one])
+
+
+def test_a_question_has_one_id_in_all_languages(tmp_path: Path) -> None:
+    files: dict[str, dict[str, Any]] = {
+        "mmath": {f"{one}.json": [{**MMATH, "lang": one, "gid": n} for n in order]
+                  for one, order in (("de", (3, 1)), ("fr", (1, 3)))},
+        "polymath": {f"{one}/low.parquet": [{"id": f"low-{one}-{n}", "question": "?", "answer": "1"} for n in order]
+                     for one, order in (("de", (3, 1)), ("fr", (1, 3)))},
+        "mgsm": {"mgsm_de.tsv": "question\tanswer\nDrei?\t3\nEins?\t1\n", "mgsm_fr.tsv": "Trois?\t3\nUn?\t1\n"},
+        "msvamp": {f"test_{one}.json": lines(*({"m_query": f"{n}?", "response": "1.0"} for n in (3, 1)))
+                   for one in ("German", "French")},
+        "global-mmlu-lite": {
+            f"{one}/test.parquet": [{"sample_id": f"x/{n}", "question": "?", **OPTIONS, "answer": "A"} for n in order]
+            for one, order in (("de", (3, 1)), ("fr", (1, 3)))},
+        "mclm": {"mt-math100.parquet": [{"de": f"{n}?", "fr": f"{n} ?", "answer": str(n)} for n in (3, 1)]},
+    }  # fmt: skip
+    for name, some in files.items():
+        by_language: dict[str, list[str]] = {}
+        for row in BENCHMARKS[name].read(write(tmp_path / name, some), []):
+            by_language.setdefault(row.language, []).append(row.id)
+        assert {*by_language["de"]} == {*by_language["fr"]} and len({*by_language["de"]}) == 2, name
+    english = {**INCLUDE, "language": "English"}
+    found = BENCHMARKS["include-lite"].read(
+        write(tmp_path / "include", {"German/test.parquet": [INCLUDE], "English/test.parquet": [english]}), []
+    )
+    assert len({row.id for row in found}) == 2, "every language has its own"
+
+
+def test_only_the_names_of_files_and_folders_of_the_data_count(tmp_path: Path) -> None:
+    question = {"en": "1 + 1?", "answer": "2"}
+    for place in ("home/simon", "aime/mclm", "it"):
+        path = write(tmp_path / place, {"mt-math100.parquet": [question], "MT-AIME2024/test.parquet": [question],
+                                        "m-imo.parquet": [question], "M-MO/test-0.parquet": [question]})  # fmt: skip
+        assert [row.group for row in rows.read_mclm(path, [])] == ["MT-AIME2024", "MT-MATH100"], place
+        assert rows.read_mclm(f"{path}/mt-math100.parquet", [])[0].group == "MT-MATH100"
+        assert rows.read_mclm(f"{path}/MT-AIME2024", [])[0].group == "MT-AIME2024"
+        assert rows.read_mclm(f"{path}/MT-AIME2024/test.parquet", [])[0].group == "MT-AIME2024"
+        with pytest.raises(FatalError, match="names no language"):
+            rows.read_mgsm(write(tmp_path / place / "own", {"mgsm.tsv": "Quanti?\t4\n"}), [])
+    with pytest.raises(FatalError, match="names no language"):
+        rows.read_mgsm(write(tmp_path / "it" / "de", {"mgsm.tsv": "Quanti?\t4\n"}), [])
+    with pytest.raises(FatalError, match=r"is named after a part of MCLM; these are MT-MATH100"):
+        rows.read_mclm(write(tmp_path / "other", {"questions.parquet": [question]}), [])
+    with pytest.raises(FatalError, match="has no question"):
+        rows.read_mclm(write(tmp_path / "proofs", {"m-imo.parquet": [question]}), [])
 
 
 @pytest.mark.parametrize(
@@ -282,6 +327,11 @@ def test_scores_as_published_and_as_they_should_be(verifier: scoring.Verifier) -
         BENCHMARKS["msvamp"].ours([respond("5", "five")], verifier)
 
 
+def stratum(values: Any, first: int = 0) -> scoring.Stratum:
+    """Questions that are numbered from ``first`` on."""
+    return scoring.Stratum(values, [str(number) for number in range(first, first + len(values))])
+
+
 def test_means_weigh_languages_sources_and_levels_as_published(rng: np.random.Generator) -> None:
     values = {
         (language, level): (rng.random(int(rng.integers(1, 30))) < 0.5).astype(float)
@@ -291,7 +341,8 @@ def test_means_weigh_languages_sources_and_levels_as_published(rng: np.random.Ge
     counts = {key: len(some) for key, some in values.items()}
 
     def estimate(weigh: Any) -> float:
-        return scoring.weighted_mean(values, weigh(counts), np.random.default_rng(0))[0]
+        strata = {key: stratum(some) for key, some in values.items()}
+        return scoring.weighted_mean(strata, weigh(counts), np.random.default_rng(0))[0]
 
     of = {key: some.mean() for key, some in values.items()}
     both = ("de", "fr")
@@ -303,9 +354,41 @@ def test_means_weigh_languages_sources_and_levels_as_published(rng: np.random.Ge
     found = [estimate(weigh) for weigh in (scoring.over_questions, scoring.over_sources, scoring.by_difficulty)]
     assert found == pytest.approx(wanted)
     some = (rng.random(200) < 0.3).astype(float)
-    mean, low, high = scoring.weighted_mean({("de", ""): some}, {("de", ""): 1.0}, rng)
+    mean, low, high = scoring.weighted_mean({("de", ""): stratum(some)}, {("de", ""): 1.0}, rng)
     independent = stats.bootstrap((some,), np.mean, n_resamples=2000, method="percentile", rng=rng).confidence_interval
     assert (mean, low, high) == pytest.approx((some.mean(), independent.low, independent.high), abs=0.02)
+
+
+@pytest.mark.parametrize("languages", [1, 10])
+def test_intervals_hold_for_other_questions_in_all_languages_at_once(languages: int, rng: np.random.Generator) -> None:
+    trials = 300
+    found = coverage.bench_coverage(languages, 2.0, trials, rng, questions=60)
+    spread = 4 * (0.95 * 0.05 / trials) ** 0.5  # four standard deviations of a share of 0.95
+    assert found["together"].share > 0.94 - spread, "the bootstrap of 60 questions is a little too narrow"
+    if languages > 1:
+        assert found["apart"].share < 0.8, "translations are no questions of their own"
+        assert found["together"].width > 1.5 * found["apart"].width
+
+
+def test_questions_of_one_language_alone_are_drawn_by_themselves(rng: np.random.Generator) -> None:
+    """As of INCLUDE: the interval is that of independent means, and of partly translated sets in between."""
+    german, french = ((rng.random(400) < 0.5).astype(float) for _ in range(2))
+    weights = {("de", ""): 0.5, ("fr", ""): 0.5}
+
+    def width(first: int, some: Any = french) -> float:
+        """With French questions that are numbered from ``first`` on; the German ones are, from 0."""
+        strata = {("de", ""): stratum(german), ("fr", ""): stratum(some, first)}
+        _, low, high = scoring.weighted_mean(strata, weights, rng)
+        return high - low
+
+    alone = 2 * 1.96 * (german.var() + french.var()) ** 0.5 / 2 / 20
+    assert width(400) == pytest.approx(alone, rel=0.15)
+    assert width(0, german) == pytest.approx(2 * 1.96 * german.std() / 20, rel=0.15), "the same answers, word for word"
+    assert width(0, 1 - german) == 0, "one language makes up for the other"
+    half = np.concatenate([1 - german[200:], french[:200]])
+    assert width(200, half) == pytest.approx(alone / 2**0.5, rel=0.2), "half of the questions are shared"
+    few = {("de", ""): stratum(german), ("fr", ""): stratum(french[:1], 7)}
+    assert np.isfinite(scoring.weighted_mean(few, weights, rng)).all(), "its one question is not always drawn"
 
 
 def test_a_question_is_asked_in_its_language(tmp_path: Path) -> None:

@@ -13,12 +13,20 @@ import pytest
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.config import load
 from learner.data.problems import Place
 from learner.data.rows import Rules, parse_row
 from scripts.data import label, sft, warm_start_data
 from scripts.data import prepare as prepare_data
 from scripts.study import compare, coverage, evaluate
-from scripts.study.statistics import crossed_interval, holm, paired_test, seed_interval
+from scripts.study.statistics import (
+    crossed_interval,
+    holm,
+    mean_interval,
+    paired_test,
+    seed_interval,
+    translated_interval,
+)
 from tests.scripts.test_evaluate import judge
 from tests.support.chat import serving
 from tests.support.processes import forked
@@ -33,8 +41,13 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def scores(path: Path, values: np.ndarray[Any, Any]) -> str:
-    path.write_text(json.dumps({"items": {"CARE": [{"score": None if np.isnan(v) else v} for v in values.tolist()]}}))
+def scores(path: Path, values: np.ndarray[Any, Any], first: int = 0) -> str:
+    """A file of scores, whose questions are numbered from ``first`` on."""
+    items = [
+        {"score": None if np.isnan(v) else v, "question": str(number)}
+        for number, v in enumerate(values.tolist(), first)
+    ]
+    path.write_text(json.dumps({"items": {"CARE": items}}))
     return str(path)
 
 
@@ -49,6 +62,29 @@ def test_intervals_contain_the_truth_as_often_as_they_say(
     assert 0.95 - spread <= found["ours"].share
     if seeds == 2:
         assert found["bootstrap"].share < 0.9, "two seeds drawn again do not show how far seeds differ"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_translations_are_one_question(seeds: int, rng: np.random.Generator) -> None:
+    """40 questions in six languages, some of which lack some; a question is as hard in all."""
+    trials, ids = 300, [f"{n}" for language in range(6) for n in range(40) if (n + language) % 5]
+    number = np.array([int(one) for one in ids])
+    together, apart, drawn = list[bool](), list[bool](), list[bool]()
+    for _ in range(trials):
+        values = rng.normal(0, 1, 40)[number] + rng.normal(0, 0.5, (seeds, len(ids)))
+        for kept, (_, low, high) in (
+            (together, translated_interval(values, ids)),
+            (apart, crossed_interval(values)),
+            (drawn, mean_interval(values[0], rng, ids)),
+        ):
+            kept.append(low <= 0 <= high)
+    spread = 4 * (0.95 * 0.05 / trials) ** 0.5  # four standard deviations of a share of 0.95
+    assert np.mean(together) >= 0.95 - spread and np.mean(drawn) >= 0.93 - spread and np.mean(apart) < 0.75
+    values = rng.normal(0, 1, (seeds, len(ids)))
+    assert (
+        translated_interval(values, ids)[0] == pytest.approx(values.mean()) == np.mean(translated_interval(values, ids))
+    )
+    assert translated_interval(values, [*map(str, range(len(ids)))]) == crossed_interval(values)
 
 
 def test_intervals_are_those_of_textbooks(rng: np.random.Generator) -> None:
@@ -79,15 +115,26 @@ def test_many_comparisons_are_adjusted(rng: np.random.Generator) -> None:
     differences = rng.normal(0.5, 1, 5)
     p, effect = paired_test(differences)
     assert p == pytest.approx(stats.ttest_rel(differences + 3, np.full(5, 3.0)).pvalue)
-    assert effect == pytest.approx(differences.mean() / differences.std(ddof=1) * (1 - 3 / 15))
+    exact = (2 / np.pi) ** 0.5  # Gamma(2) / (sqrt(2) Gamma(3 / 2))
+    assert effect == pytest.approx(differences.mean() / differences.std(ddof=1) * exact)
     assert np.isnan(paired_test(differences[:1])).all()
+    two = paired_test(differences[:2])
+    assert two[0] == pytest.approx(stats.ttest_1samp(differences[:2], 0).pvalue) and np.isnan(two[1])
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_effect_size_is_right_on_average(seeds: int, rng: np.random.Generator) -> None:
+    drawn = rng.normal(0.8, 1, (20_000, seeds))
+    effects = [paired_test(row)[1] for row in drawn[:4000]]
+    error = 4 * np.std(effects) / len(effects) ** 0.5
+    assert np.mean(effects) == pytest.approx(0.8, abs=error)
 
 
 def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(7)
     hard = rng.random(200)
     one = np.clip(hard + rng.normal(0, 0.02, (2, 200)), 0, 1)
-    better, same = one + 0.03, one + rng.normal(0, 0.02, one.shape)
+    better, same = one + np.array([[0.03005], [0.02995]]), one + rng.normal(0, 0.02, one.shape)
     better[0, 0] = np.nan
     files = {
         name: ",".join(scores(tmp_path / f"{name}{n}.json", row) for n, row in enumerate(values))
@@ -97,15 +144,176 @@ def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsy
     compare.main([*arms, "--scores", "--out", str(tmp_path / "out"), "--json"])
     printed = capsys.readouterr().out.splitlines()
     rows = {row["arm"]: row for row in json.loads(printed[-1])["rows"]}
-    assert rows["better"]["difference"][0] == pytest.approx(3) and rows["better"]["difference"][1] > 2.9
+    assert rows["better"]["difference"][0] == pytest.approx(3, abs=0.001) and rows["better"]["difference"][1] > 2.9
     assert rows["same"]["difference"][1] < 0 < rows["same"]["difference"][2]
     assert rows["better"]["mean"][1] < rows["base"]["mean"][2], "unpaired, the intervals overlap"
     assert [line.endswith("more than chance") for line in printed[1:4]] == [False, True, False]
+    assert "g " not in printed[2], "two seeds have no effect size"
     short = scores(tmp_path / "short.json", hard[:5])
     with pytest.raises(SystemExit, match="base and short cannot be paired"):
         compare.main([arms[0], f"short={short}", "--scores", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="no finished run"):
         compare.main([f"base={tmp_path}", "--runs", "--out", str(tmp_path / "out")])
+
+
+def arm(values: Any, **more: Any) -> dict[str, compare.Measured]:
+    found = np.atleast_2d(np.asarray(values, np.float64))
+    return {"CARE": compare.Measured(found, [str(n) for n in range(found.shape[1])], **more)}
+
+
+def test_a_difference_is_more_than_chance_by_its_adjusted_p_value_alone(rng: np.random.Generator) -> None:
+    base = rng.random((3, 50))
+    gains = np.array([[0.03], [0.05], [0.08]])  # p is 0.06 of two sides; each below has it smaller or larger
+    clear = np.array([[0.050], [0.055], [0.060]])
+    arms = {"base": arm(base), "clear": arm(base + clear), "gains": arm(base + gains)}
+    arms |= {f"other-{n}": arm(base + 0.3 * gains) for n in range(4)}
+    rows = {row["arm"]: row for row in compare.compare(arms)}
+    few = {row["arm"]: row for row in compare.compare({name: arms[name] for name in ("base", "clear")})}
+    assert few["clear"]["p_adjusted"] < 0.05 and few["clear"]["more_than_chance"]
+    assert rows["clear"]["difference"][1] > 0 and rows["clear"]["p"] < 0.05, "by itself it would be"
+    assert rows["clear"]["p_adjusted"] == pytest.approx(6 * rows["clear"]["p"])
+    for name, row in rows.items():
+        if name != "base":
+            assert row["more_than_chance"] == (row["p_adjusted"] < 0.05)
+    shown = {line.split()[1]: line for line in compare.table([*rows.values()]).splitlines()[1:]}
+    assert shown["clear"].endswith("more than chance") == (rows["clear"]["p_adjusted"] < 0.05)
+
+
+def test_one_seed_has_no_verdict(rng: np.random.Generator) -> None:
+    base = rng.random((1, 200))
+    rows = compare.compare({"base": arm(base), "better": arm(base + 0.1)})
+    assert rows[1]["difference"][1] > 0 and rows[1]["more_than_chance"] is None
+    shown = compare.table(rows)
+    assert "nan" not in shown and "more than chance\n" not in shown and shown.endswith("called more than chance.")
+
+
+def test_questions_are_paired_with_themselves(tmp_path: Path, rng: np.random.Generator) -> None:
+    values = rng.random(20)
+    same, other = scores(tmp_path / "same.json", values), scores(tmp_path / "other.json", values, first=1)
+    again = scores(tmp_path / "again.json", values)
+    out = ["--scores", "--out", str(tmp_path / "out")]
+    compare.main([f"base={same}", f"again={again}", *out])
+    with pytest.raises(
+        SystemExit, match=r"CARE: base and other cannot be paired: 20 of 20 questions differ, the first"
+    ):
+        compare.main([f"base={same}", f"other={other}", *out])
+    with pytest.raises(SystemExit, match="their questions of CARE are not the same"):
+        compare.main([f"base={same},{other}", *out])
+    found = json.loads(Path(again).read_text())
+    Path(again).write_text(
+        json.dumps({"items": {"CARE": [{"score": item["score"]} for item in found["items"]["CARE"]]}})
+    )
+    with pytest.raises(SystemExit, match=r"an earlier version wrote them.*score again"):
+        compare.main([f"base={same}", f"again={again}", *out])
+    Path(again).write_text(json.dumps({"items": {**found["items"], "mGSM": []}}))
+    with pytest.raises(SystemExit, match="lacks the sets mGSM"):
+        compare.main([f"base={same},{again}", *out])
+    with pytest.raises(SystemExit, match="is given twice"):
+        compare.main([f"base={same},{same}", *out])
+    with pytest.raises(SystemExit, match="the arm 'base' is given twice"):
+        compare.main([f"base={same}", f"base={again}", *out])
+
+
+def finished(run: Path, words: list[str], reward: float) -> None:
+    """What a finished run leaves behind, as far as a comparison reads it."""
+    config = load(words)
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.json").write_text(config.model_dump_json())
+    own = {"reward_after": reward, "heldout_after": None, "compliance_after": reward / 2}
+    (run / "summary.json").write_text(json.dumps({**own, "config": config.model_dump(mode="json")}))
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the runs that were trained; each leaves behind what a run does. Their questions are where they are
+    looked for.
+    """
+    names: list[str] = []
+    (tmp_path / "data").mkdir()
+    for name in ("train", "heldout"):
+        pq.write_table(pa.table({"question": [f"{name}?"], "answer": ["1"]}), tmp_path / "data" / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)
+
+    def run_all(settings: list[str], run: Path, actors: int) -> None:
+        names.append(run.name)
+        finished(run, settings, 0.5 + 0.01 * len(names))
+
+    monkeypatch.setattr(compare, "run_all", run_all)
+    return names
+
+
+def test_rewards_of_different_scales_are_not_compared(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arms = ["lrpo=", "grpo=--router.mode monolingual", "raw=--reward.similarity_range [0,1]"]
+    arms += ["same=--reward.gated true --reward.batch_texts 8"]  # what holds anyway, and what changes no reward
+    compare.main([*arms, "--seeds", "0,1", "--out", str(tmp_path), "--json"])
+    *shown, last = capsys.readouterr().out.splitlines()
+    rows = {(row["metric"], row["arm"]): row for row in json.loads(last)["rows"]}
+    raw = rows["reward_after", "raw"]
+    assert "difference" not in raw and raw["defined_otherwise"] == ["reward.similarity_range"]
+    assert all("difference" in rows["reward_after", arm] for arm in ("grpo", "same"))
+    assert "difference" in rows["compliance_after", "raw"], "the same gate tells the languages"
+    told = [line for line in shown if line.startswith("reward_after       raw")]
+    assert len(told) == 1 and told[0].endswith("not comparable: reward.similarity_range")
+    assert (
+        shown[-1].startswith("Where the settings that define a run's own figure differ") and "--evaluate" in shown[-1]
+    )
+    (tmp_path / "own.jsonl").write_text("{}\n")
+    own = f"own=--data.train {tmp_path / 'own.jsonl'}"
+    compare.main(["lrpo=", own, "--seeds", "0,1", "--out", str(tmp_path / "out"), "--json"])
+    rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert rows["reward_after", "own"]["defined_otherwise"] == ["data.train"]
+    summary = json.loads((tmp_path / "out" / "lrpo-0" / "summary.json").read_text())
+    for run in ("lrpo-0", "lrpo-1"):
+        (tmp_path / "out" / run / "summary.json").write_text(json.dumps({**summary, "heldout_after": 0.5}))
+    both = [f"{arm}={','.join(str(tmp_path / 'out' / f'{arm}-{seed}') for seed in (0, 1))}" for arm in ("lrpo", "own")]
+    compare.main([*both, "--runs", "--out", str(tmp_path / "out"), "--json"])
+    rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
+    assert ("heldout_after", "lrpo") in rows and ("heldout_after", "own") not in rows
+
+
+def test_a_run_of_other_settings_is_not_taken_for_the_present_one(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+
+    def evaluated(words: list[str]) -> None:
+        scored.append(Path(words[0]).name)
+        item = {"score": 0.5, "question": "one"}
+        Path(words[2]).write_text(json.dumps({"items": {"CARE": [item, {**item, "question": "two"}]}}))
+
+    monkeypatch.setattr(evaluate, "main", evaluated)
+    base = ["lrpo=", "--seeds", "0,1", "--out", str(tmp_path), "--evaluate", "--care a.jsonl"]
+    compare.main([*base, "grpo=--router.mode monolingual"])
+    assert trained == scored == ["lrpo-0", "lrpo-1", "grpo-0", "grpo-1"]
+    compare.main([*base, "grpo=--router.mode monolingual --actor.request_timeout_s 99"])
+    assert len(trained) == len(scored) == 4, "it is done, and what differs changes nothing"
+    changed = [*base, "uniform=--router.mode uniform", "grpo=--router.mode monolingual --learner.lr 2e-6"]
+    with pytest.raises(
+        SystemExit, match=r"(?s)grpo-0 holds a finished run of other settings.*learner\.lr: 1e-06 -> 2e-06"
+    ):
+        compare.main(changed)
+    assert len(trained) == 4, "nothing is trained before that is said"
+    with pytest.raises(SystemExit, match=r"learner\.steps: 64 -> 80"):
+        compare.main([*base, "--base", "--learner.steps 80"])
+    with pytest.raises(SystemExit, match=r"scores\.json was made with the flags --care a\.jsonl"):
+        compare.main([*base[:-1], "--care b.jsonl", "grpo=--router.mode monolingual"])
+    (tmp_path / "own.jsonl").write_text("{}\n")
+    own = ["own=", "--base", f"--data.train {tmp_path / 'own.jsonl'}", "--seeds", "0", "--out", str(tmp_path / "own")]
+    compare.main(own)
+    compare.main(own)
+    (tmp_path / "own.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(SystemExit, match=r"own-0 holds a finished run of other rows of data\.train"):
+        compare.main(own)
+    assert trained.pop() == "own-0"
+    (tmp_path / "grpo-1" / "summary.json").write_text('{"steps"')  # killed while it wrote
+    (tmp_path / "grpo-1" / "scores.json").unlink()
+    compare.main([*base, "grpo=--router.mode monolingual"])
+    assert (trained[4:], scored[4:]) == (["grpo-1"], ["grpo-1"])
+    with pytest.raises(SystemExit) as wrong:
+        compare.main(["new=", "other=--router.mod uniform", "--out", str(tmp_path / "new")])
+    assert wrong.value.code == 2 and not (tmp_path / "new").exists(), "before the first arm is trained"
 
 
 @pytest.mark.e2e

@@ -42,7 +42,7 @@ def judge(request: dict[str, Any]) -> str:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> str:
-    rows = [{"question": q, "answer": a, "language": code} for code, q, a in QUESTIONS]
+    rows = [{"question": q, "answer": a, "language": code, "id": "capital"} for code, q, a in QUESTIONS]
     (tmp_path / "care_pro.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(tmp_path / "care_pro.jsonl")
 
@@ -73,7 +73,9 @@ def test_care_pro_counts_right_answers_in_the_right_language_alone(
     assert one["low"] <= one["mean"] <= one["high"]
     assert found["CARE"]["mean"] == pytest.approx({"references": 90, "one": 130 / 3}.get(knows, 20))
     assert found["CARE-pro"]["compliance"] == pytest.approx({"references": 100, "one": 100 / 3}.get(knows, 0))
-    labels = [item["label"] for item in json.loads((tmp_path / "s.json").read_text())["items"]["CARE-pro"]]
+    items = json.loads((tmp_path / "s.json").read_text())["items"]["CARE-pro"]
+    labels = [item["label"] for item in items]
+    assert [item["id"] for item in items] == ["capital"] * 3, "translations of one question"
     wanted = {"references": 0, "english": 1, "nothing": 3}
     assert knows == "one" or labels == [LABELS[wanted[knows]]] * 3
 
@@ -155,7 +157,7 @@ def test_the_harness_scores_the_exported_model(
     (tmp_path / "task.yaml").write_text(json.dumps(task))  # which is YAML too
     command = [str(tiny_policy), "--out", str(tmp_path / "s.json"), "--include-path", str(tmp_path), "--json"]
     main([*command, "--lm-eval", "global_mmlu_de_local"])
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])["sets"]["G-MMLU-Lite"]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["sets"]["global_mmlu_de_local"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_policy), AutoTokenizer.from_pretrained(tiny_policy)
     right = []
     for row in rows:
@@ -212,12 +214,47 @@ def test_a_question_with_two_filters_counts_once_in_each(tmp_path: Path, capsys:
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = simple_evaluate(Sure(), tasks=["sums_de"], task_manager=manager, bootstrap_iters=0)
     items = harness.items_of(found["samples"])
+    assert len({item.question for some in items.values() for item in some}) == 5, "whatever the filter"
     assert {name: sum(item.score or 0 for item in some) for name, some in items.items()} == {
         "sums_de (strict)": 0, "sums_de (flexible)": 5,
     }  # fmt: skip
     assert all(len(some) == 5 and some[0].language == "de" for some in items.values())
+    (tmp_path / "other.yaml").write_text(json.dumps({**task, "task": "more_de"}))
+    (tmp_path / "group.yaml").write_text(json.dumps({"group": "both", "task": ["sums_de", "more_de"]}))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    grouped = simple_evaluate(Sure(), tasks=["both"], task_manager=manager, bootstrap_iters=0)
+    items = harness.items_of(grouped["samples"], harness.groups_of(["both"], grouped["group_subtasks"]))
+    assert {name: len(some) for name, some in items.items()} == {"both (strict)": 10, "both (flexible)": 10}
     no_metric = [{**sample, "exact_match": [1, 2]} for sample in found["samples"]["sums_de"]]
     with pytest.raises(FatalError, match=r"--lm-eval: no metric .*: sums_de \(exact_match\)"):
         harness.items_of({"sums_de": no_metric})
     assert harness.items_of({"other_mt_en": found["samples"]["sums_de"], "sums_de": no_metric})
     assert "left out: no metric" in capsys.readouterr().out
+
+
+def test_only_tasks_of_the_lite_set_are_shown_as_such() -> None:
+    """By the names of the harness's own tasks, and the groups that it says they are in."""
+    sample = {
+        "acc": 1.0, "metrics": ["acc"], "filter": "none", "filtered_resps": ["A"], "doc_id": 0, "doc_hash": "x",
+        "doc": {"sample_id": "virology/test/7"},
+    }  # fmt: skip
+    members = {
+        "global_mmlu_zh": ["global_mmlu_zh_stem", "global_mmlu_zh_other"],
+        "global_mmlu_full_zh": ["global_mmlu_full_zh_stem", "global_mmlu_full_zh_other"],
+        "global_mmlu_full_zh_stem": ["global_mmlu_full_zh_anatomy"],
+        "include_base_44_chinese": ["include_base_44_chinese_stem", "include_base_44_chinese_driving_license"],
+    }
+    group_of = harness.groups_of([*members, "global_mmlu_de_medical"], members)
+    leaves = [
+        "global_mmlu_zh_stem", "global_mmlu_zh_other", "global_mmlu_de_medical", "global_mmlu_full_zh_anatomy",
+        "global_mmlu_full_zh_other", "include_base_44_chinese_stem", "include_base_44_chinese_driving_license",
+    ]  # fmt: skip
+    items = harness.items_of({leaf: [sample] for leaf in leaves}, group_of)
+    assert {column: len(some) for column, some in items.items()} == {
+        "G-MMLU-Lite": 3, "global_mmlu_full_zh": 2, "include_base_44_chinese": 2,
+    }  # fmt: skip
+    assert {item.language for item in items["G-MMLU-Lite"]} == {"zh", "de"}
+    assert {item.id for item in items["G-MMLU-Lite"]} == {"virology/test/7"}
+    asked = harness.items_of({"include_base_44_chinese_few_shot_en_stem": [sample]})
+    assert [item.language for some in asked.values() for item in some] == ["zh"], "not that of the prompt"
+    assert len({item.question for some in items.values() for item in some}) == len(leaves), "tasks are told apart"

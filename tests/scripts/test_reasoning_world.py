@@ -303,3 +303,15 @@ def test_an_unknown_reward_is_refused_before_anything_is_made(
         demo.main(["--world", "reasoning", "--arms", "naive,strickt", "--cache", str(tmp_path)])
     assert "there is no 'strickt'; there are naive, slc, strict" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_arm_of_other_settings_is_not_shown_as_the_present_one(tmp_path: Path) -> None:
+    words = ["--world", "reasoning", "--arms", "slc", "--cache", str(tmp_path / "cache"), "--run-dir", str(tmp_path)]
+    finished = tmp_path / "slc"
+    finished.mkdir()
+    (finished / "summary.json").write_text("{}")
+    config = load([*map(str, CONFIGS), "--run.seed", "0", *REWARDS["slc"]])
+    (finished / "config.json").write_text(config.model_dump_json())
+    with pytest.raises(SystemExit, match=r"slc holds a finished run of other settings[^$]*learner\.steps: \d+ -> 7"):
+        demo.main([*words, "--steps", "7"])
+    assert not (tmp_path / "cache").exists(), "before the world is made"

@@ -74,6 +74,7 @@ def test_settings_have_hashes_of_their_own(tmp_path: Path) -> None:
     assert ReasoningWorld(7, tmp_path / "elsewhere").settings_hash(BASE) == hashes[BASE]
     for other in (ReasoningWorld(0, tmp_path, ["--learner.steps", "5"]), ReasoningWorld(0, tmp_path, (), 30)):
         assert other.settings_hash(BASE) != hashes[BASE]
+    assert other.policy != place.policy, "another warm start does not replace the one that a study is using"
 
 
 def test_what_cannot_run_is_refused_with_the_reason(tmp_path: Path) -> None:

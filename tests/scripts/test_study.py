@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +15,15 @@ import pytest
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
-from common.config import load
+from common.config import Config, load
 from scripts.study.experiments import __main__ as study
-from scripts.study.experiments import runner
-from scripts.study.experiments.arm_tables import compare_arms, overview
+from scripts.study.experiments import results, runner
+from scripts.study.experiments.arm_tables import compare_arms, draw, overview
 from scripts.study.experiments.arms import IN_HINDSIGHT, OURS, arms_of
-from scripts.study.experiments.facts_world import FactsWorld
+from scripts.study.experiments.facts_world import FactsWorld, OwnData
 from scripts.study.experiments.figures import MEANING, read_figures
 from scripts.study.experiments.knowledge import Knowledge, best_language, read_knowledge
+from scripts.study.experiments.report import records_of, write_report
 from scripts.study.experiments.transfer import measure_transfer
 from scripts.world import build as world
 
@@ -126,6 +129,9 @@ def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp
     assert len(hashes) == len(arms_of(name))
     elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
     assert elsewhere.settings_hash(OURS) == place.settings_hash(OURS)
+    shorter = FactsWorld("region", 0, tmp_path, arms_of(name), (), ["--steps", "5"])
+    policies = {load([*one.settings(OURS)]).model.path for one in (place, shorter)}
+    assert len(policies) == 2, "another warm start does not replace the one that a study is using"
 
 
 def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
@@ -215,6 +221,173 @@ def test_a_study_goes_on_where_it_was_stopped(
         study.main(["router", "--arms", "monolingua", "--out", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="needs --best-language"):
         study.main(["router", "--arms", "best-fixed", "--base", "--model.path x", "--out", str(tmp_path / "none")])
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> list[str]:
+    """Words of a study of one's own model and data, which is told by its directory OUT."""
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"{name}?", "answer": "1"}) + "\n")
+    (tmp_path / "own.toml").write_text('[model]\npath = "some/model"\n[run]\nlanguages = ["de", "en"]\n')
+    base = f"--data.train {tmp_path}/train.jsonl --data.heldout {tmp_path}/heldout.jsonl {tmp_path}/own.toml"
+    return ["router", "--base", base, "--seeds", "0", "--out", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Config]]:
+    """The runs that were trained, and their settings; each leaves behind what a run does."""
+    runs: list[tuple[str, Config]] = []
+
+    def run_all(settings: Sequence[str], run: Path, actors: int | None) -> None:
+        config = load(settings)
+        runs.append((run.name, config))
+        shutil.rmtree(run, ignore_errors=True)
+        leave_behind(run, 0.6)
+        (run / "config.json").write_text(config.model_dump_json())
+
+    monkeypatch.setattr(runner, "run_all", run_all)
+    return runs
+
+
+def test_nothing_is_trained_before_all_arms_are_known_to_run(
+    own_data: list[str], trained: list[tuple[str, Config]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="the arm best-fixed needs --best-language"):
+        study.main(own_data)  # all arms, of which ours, paper and uniform come first
+    with pytest.raises(SystemExit, match=r"learner\.evaluate = false: the figures of this study are evaluations"):
+        study.main([*own_data, "--arms", "ours", "--learner.evaluate", "false"])
+    with pytest.raises(SystemExit, match=r"data\.heldout is empty"):
+        study.main([*own_data, "--arms", "ours", "--data.heldout", ""])
+    with pytest.raises(SystemExit, match="the arm similarity is for the offline world"):
+        study.main(["mechanism", *own_data[1:], "--arms", "ours,similarity"])
+    with pytest.raises(SystemExit):
+        study.main(["router", "--arms", "ours", "--out", own_data[-1], "--learner.step", "3"])
+    assert "did you mean 'learner.steps'" in capsys.readouterr().err
+    for wrong in ("-1", "0,", "one"):
+        with pytest.raises(SystemExit, match=f"--seeds {wrong}: whole numbers, separated by commas"):
+            study.main([*own_data, "--seeds", wrong])
+    assert not trained
+    study.main([*own_data, "--arms", "ours,ours,best-fixed", "--seeds", "0,0,1", "--best-language", "de"])
+    assert [name for name, _ in trained] == ["ours-0", "best-fixed-0", "ours-1", "best-fixed-1"], "each of them once"
+    assert trained[1][1].router.fixed_language == "de"
+    trained.clear()
+    study.main(["mechanism", *own_data[1:-1], f"{own_data[-1]}-mechanism", "--best-language", "de"])
+    assert "left out, as they are for the offline world: similarity, similarity-raw" in capsys.readouterr().out
+    assert [name.removesuffix("-0") for name, _ in trained] == [
+        arm for arm in arms_of("mechanism") if not arm.startswith("similarity")
+    ]
+
+
+def test_own_data_of_another_content_are_another_study(
+    own_data: list[str], trained: list[tuple[str, Config]], tmp_path: Path
+) -> None:
+    words = [*own_data, "--arms", "ours,best-fixed", "--best-language", "de"]
+    study.main(words)
+    study.main([*words, "--data.train", f"{tmp_path}/../{tmp_path.name}/train.jsonl"])
+    assert len(trained) == 2, "wherever they lie"
+    refused = pytest.raises(SystemExit, match="seed 0 with other settings: choose another --out")
+    with refused:
+        study.main([*words[:-1], "en"])
+    with refused:
+        study.main([*words, "--model.path", "another/model"])
+    before = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(before + before.replace("train?", "more?"))
+    with refused:
+        study.main(words)
+    (tmp_path / "out" / "results.json").unlink()  # as the message says: the record and the runs
+    shutil.rmtree(tmp_path / "out" / "data" / "ours-0")
+    shutil.rmtree(tmp_path / "out" / "data" / "best-fixed-0")
+    study.main(words)
+    assert [config.learner.evaluate_before for _, config in trained] == [True, False, True, False], (
+        "the evaluation of the warm start is kept, but not that of other questions"
+    )
+
+
+def test_a_run_that_was_stopped_before_its_record_is_told_from_others(
+    own_data: list[str], trained: list[tuple[str, Config]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    words = [*own_data, "--arms", "ours"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(OwnData, "figures", interrupted)
+        study.main(words)
+    assert len(trained) == 1 and not (tmp_path / "out" / "results.json").exists()
+    with pytest.raises(SystemExit, match=r"(?s)ours-0 holds a finished run of other settings.*learner\.lr"):
+        study.main([*words, "--learner.lr", "3e-6"])
+    study.main(words)
+    assert len(trained) == 1 and len(json.loads((tmp_path / "out" / "results.json").read_text())) == 1
+    (tmp_path / "out" / "results.json").unlink()
+    (tmp_path / "out" / "data" / "ours-0" / "summary.json").write_text('{"evaluation_')  # killed while it wrote
+    study.main(words)
+    assert len(trained) == 2
+
+
+def test_one_study_at_a_time_writes_to_a_directory(own_data: list[str], trained: list[Any], tmp_path: Path) -> None:
+    with (
+        results.sole_user(tmp_path / "out"),
+        pytest.raises(SystemExit, match=r"another study is under way in .*out: wait for its end"),
+    ):
+        study.main([*own_data, "--arms", "ours"])
+    assert not trained
+    study.main([*own_data, "--arms", "ours"])
+    (tmp_path / "out" / "results.json").write_text('[{"arm": "ours"}]')
+    with pytest.raises(SystemExit, match=r"results\.json, record 0 \(from 0\) lacks config, figures, regime, seed"):
+        study.main([*own_data, "--report"])
+
+
+def test_rewards_of_different_scales_are_not_subtracted(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Of a file that holds the arms of two studies."""
+    arms = (OURS, "split", "no-gate", "similarity-raw", "uniform")
+    records = [
+        {"regime": "region", "arm": arm, "seed": seed, "figures": dict.fromkeys(MEANING, float(value))}
+        for seed in (0, 1)
+        for arm, value in zip(arms, rng.random(len(arms)), strict=True)
+    ]
+    text = write_report("mechanism", records_of("mechanism", records), tmp_path)
+    assert "| uniform |" not in text and "Rewards of `no-gate`, `similarity-raw` are on scales of their own" in text
+    for figure in ("own_heldout", "gain_train", "forgetting", "accuracy_heldout", "both_heldout", "compliance"):
+        table = text.partition(f"**region: {figure}**")[2].partition("**region")[0]
+        lines = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("|")]
+        rows = {cells[1]: cells[4] for cells in lines}
+        assert rows["split"], "its reward is that of the others"
+        told = figure in ("accuracy_heldout", "both_heldout", "compliance")
+        assert bool(rows["no-gate"]) == bool(rows["similarity-raw"]) == told, figure
+    router = write_report("router", records_of("router", records), tmp_path)
+    assert "scales of their own" not in router and "| uniform |" in router and "split" not in router
+
+
+def test_the_picture_names_each_arm_in_every_regime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study was stopped when one arm had not been run in the second regime."""
+    from matplotlib import pyplot
+
+    drawn: list[Any] = []
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    values = {OURS: 0.0, "paper": -1.0, "uniform": -2.0}
+    records = [
+        {"regime": regime, "arm": arm, "seed": seed, "figures": {"own_heldout": value + 0.01 * seed * value}}
+        for regime in ("region", "equal")
+        for arm, value in values.items()
+        for seed in (0, 1)
+        if (regime, arm) != ("equal", "paper")
+    ]
+    draw(records, OURS, "own_heldout", tmp_path / "drawn.png")
+    names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    for panel, arms in zip(drawn[0].axes, (("paper", "uniform"), ("uniform",)), strict=True):
+        dots = [line for line in panel.lines if line.get_marker() == "o"]
+        assert {names[int(line.get_ydata()[0])]: round(float(line.get_xdata()[0])) for line in dots} == {
+            arm: round(-values[arm]) for arm in arms
+        }
+
+
+def test_the_version_is_that_of_this_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.setattr(results, "_ROOT", tmp_path / "site-packages")
+    assert results.code_version() == "unknown", "the repository is somebody else's"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert results.code_version() == "unknown", "and there is no git"
 
 
 @pytest.mark.e2e

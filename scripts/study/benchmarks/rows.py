@@ -22,9 +22,12 @@ from learner.data.records import SUFFIXES, Record, Unreadable, read_records
 LETTERS = "ABCDEFGH"
 _HUB = re.compile(r"[\w-]+/[\w.-]+")
 _LEVELS = ("low", "medium", "high", "top")  # of PolyMath; its code says "middle" where its files say "medium"
-_POLYMATH_ID = re.compile(r"(low|medium|high|top)-(\w+)-\d+")
+_POLYMATH_ID = re.compile(r"(low|medium|high|top)-(\w+)-(\d+)")
 _SOURCES = ("AIME2024", "AIME2025", "CNMO", "MATH500")  # of MMATH
+_MCLM_TAKEN = ("MT-MATH100", "MT-AIME2024")
+_MCLM_PARTS = (*_MCLM_TAKEN, "M-IMO", "M-MO")
 _SPLIT = "test"
+_NOT_ASKED = re.compile(r"(dev|train|validation)([\W_]|$)|replaced_questions")  # names of files
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class BenchmarkRow:
         answer: as published: a formula, a number, or the letter of the right option.
         group: what the benchmark divides its questions by: the source, the level, the kind; ``""`` for nothing.
         choices: the texts of the options; empty where the answer is free.
+        id: within its group; the same in every language that the question was translated to.
     """
 
     language: str
@@ -44,21 +48,22 @@ class BenchmarkRow:
     place: Place
     group: str = ""
     choices: tuple[str, ...] = ()
+    id: str = ""
 
 
 def read_mmath(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
-    """MMATH: ``LANGUAGE.json`` with question, answer, data_source and lang.
+    """MMATH: ``LANGUAGE.json`` with question, answer, data_source and lang, and gid, which numbers the questions.
 
     Raises:
         FatalError: as for all readers here, of a source that cannot be read or a row that is not as it should be.
     """
 
     def row(record: Record, place: Place) -> BenchmarkRow:
-        source = _text(record, "data_source", place)
+        source = _text(record, "data_source", place).upper()  # the first version of the data has lower case
         if source not in _SOURCES:
             raise FatalError(f"{place}: data_source is {source!r}, which is none of {', '.join(_SOURCES)}")
         language = _language(_text(record, "lang", place), place)
-        return BenchmarkRow(language, *_both(record, place), place, source)
+        return BenchmarkRow(language, *_both(record, place), place, source, id=_id(record, "gid", place))
 
     return _rows(source, languages, row)
 
@@ -70,7 +75,7 @@ def read_polymath(source: str, languages: Collection[str]) -> list[BenchmarkRow]
         found = _POLYMATH_ID.fullmatch(id := _text(record, "id", place))
         if found is None:
             raise FatalError(f"{place}: the id {id!r} is not of the form LEVEL-LANGUAGE-NUMBER, as low-de-0")
-        return BenchmarkRow(_language(found[2], place), *_both(record, place), place, found[1])
+        return BenchmarkRow(_language(found[2], place), *_both(record, place), place, found[1], id=found[3])
 
     configurations = [f"{language}@{level}" for language in languages or _POLYMATH for level in _LEVELS]
     return _rows(source, languages, row, hub=configurations)
@@ -83,7 +88,8 @@ def read_mgsm(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
         answer = _text(record, "answer_number", place)
         if not re.fullmatch(r"-?[\d,]+(\.0+)?", answer):
             raise FatalError(f"{place}: the answer {answer!r} is no whole number")
-        return BenchmarkRow(_language_of_place(place), _text(record, "question", place), answer, place)
+        question = _text(record, "question", place)
+        return BenchmarkRow(_language_of_place(place), question, answer, place, id=_id(record, "number", place))
 
     return _rows(source, languages, row, hub=[*(languages or _MGSM)], records=_mgsm_records)
 
@@ -93,7 +99,7 @@ def read_msvamp(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
 
     def row(record: Record, place: Place) -> BenchmarkRow:
         question, answer = _text(record, "m_query", place), _text(record, "response", place)
-        return BenchmarkRow(_language_of_place(place), question, answer, place)
+        return BenchmarkRow(_language_of_place(place), question, answer, place, id=str(place.row))
 
     return _rows(source, languages, row, hub=[*(languages or _MSVAMP)])
 
@@ -106,8 +112,9 @@ def read_global_mmlu(source: str, languages: Collection[str]) -> list[BenchmarkR
         choices = tuple(_text(record, f"option_{letter}", place) for letter in "abcd")
         if answer not in LETTERS[:4]:
             raise FatalError(f"{place}: answer is {answer!r}, which is none of A, B, C, D")
-        kind = str(record.get("cultural_sensitivity_label") or "")
-        return BenchmarkRow(_language_of_place(place), _text(record, "question", place), answer, place, kind, choices)
+        kind, question = str(record.get("cultural_sensitivity_label") or ""), _text(record, "question", place)
+        id = _id(record, "sample_id", place)
+        return BenchmarkRow(_language_of_place(place), question, answer, place, kind, choices, id)
 
     return _rows(source, languages, row, hub=[*(languages or _GLOBAL_MMLU)])
 
@@ -131,7 +138,8 @@ def read_include(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 4:
             raise _wrong(record, "answer", place, "a whole number from 0 to 3")
         question, kind = _text(record, "question", place), str(record.get("regional_feature") or "")
-        return BenchmarkRow(language, question, LETTERS[number], place, kind, tuple(given))
+        id = f"{language} {place.file} {place.row}"  # every language has questions of its own
+        return BenchmarkRow(language, question, LETTERS[number], place, kind, tuple(given), id)
 
     wanted = languages or _INCLUDE
     return _rows(source, languages, row, hub=[name for code, name in _INCLUDE.items() if code in wanted])
@@ -140,11 +148,13 @@ def read_include(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
 def read_mclm(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
     """MCLM: configurations with a column for each language, and answer. Questions that a language lacks are null.
 
-    Only MT-MATH100 and MT-AIME2024 are taken, whose answers can be compared by a rule; those of M-IMO need a judge.
+    Only MT-MATH100 and MT-AIME2024 are taken, whose answers can be compared by a rule; those of M-IMO and M-MO need a
+    judge. Files and folders are named after them, as ``mt-math100.parquet``.
     """
     rows: list[BenchmarkRow] = []
-    for place, record in _records(source, ["MT-MATH100", "MT-AIME2024"], _plain_records):
-        if "imo" in place.file.lower():
+    for place, record in _records(source, _MCLM_TAKEN, _plain_records):
+        group = _mclm_part(source, place)
+        if group not in _MCLM_TAKEN:
             continue
         columns = {}
         for name in record:
@@ -153,13 +163,32 @@ def read_mclm(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
         if not columns:
             raise FatalError(f"{place}: no column is named after a language; there are {', '.join(record)}")
         answer = _text(record, "answer", place)
-        group = "MT-AIME2024" if "aime" in place.file.lower() else "MT-MATH100"
         rows += [
-            BenchmarkRow(code, str(record[name]), answer, place, group)
+            BenchmarkRow(code, str(record[name]), answer, place, group, id=str(place.row))
             for name, code in columns.items()
             if record[name] and (not languages or code in languages)
         ]
     return _nonempty(rows, source, languages)
+
+
+def _mclm_part(source: str, place: Place) -> str:
+    """The configuration that a row is of, by the name of its file, or else of a folder within the source.
+
+    Whatever else is in the path says nothing: /home/simon holds no olympiads.
+
+    Raises:
+        FatalError: these name none.
+    """
+    name, _, configuration = place.file.partition(":")
+    path = Path(name)
+    within = path.relative_to(source).parts[-2::-1] if Path(source).is_dir() else (path.parent.name,)
+    for candidate in [configuration.partition("@")[0]] if configuration else [path.stem, *within, Path(source).name]:
+        for part in _MCLM_PARTS:
+            if re.match(part.replace("-", "[-_ ]?"), candidate, re.IGNORECASE):
+                return part
+    raise FatalError(
+        f"{place.file}: neither file nor folder is named after a part of MCLM; these are {', '.join(_MCLM_PARTS)}"
+    )
 
 
 # -- what the readers share ----------------------------------------------------------------------------------------
@@ -193,7 +222,7 @@ def _records(
     path = Path(source)
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
-        files = [file for file in files if not re.match(r"(dev|train|validation)\b|replaced_questions", file.name)]
+        files = [file for file in files if not _NOT_ASKED.match(file.name)]
         if not files:
             raise FatalError(f"the directory {source} holds no file of rows ({', '.join(SUFFIXES)})")
         for file in files:
@@ -222,13 +251,16 @@ def _mgsm_records(source: str) -> Iterator[tuple[Place, Record]]:
         lines = list(csv.reader(Path(source).read_text(encoding="utf-8-sig").splitlines(), "excel-tab", quoting=3))
     except (OSError, ValueError) as error:
         raise FatalError(f"cannot read {source}: {error}") from None
+    header = 0
     for number, cells in enumerate(lines):
         place = Place(source, number)
-        if not cells or (number == 0 and [cell.lower() for cell in cells] == ["question", "answer"]):
+        if number == 0 and [cell.lower() for cell in cells] == ["question", "answer"]:
+            header = 1
+        if not cells or number < header:
             continue
         if len(cells) != 2:
             raise FatalError(f"{place}: it has {len(cells)} columns; a question, a tab and an answer are needed")
-        yield place, {"question": cells[0], "answer_number": cells[1].strip()}
+        yield place, {"question": cells[0], "answer_number": cells[1].strip(), "number": number - header}
 
 
 def _both(record: Record, place: Place) -> tuple[str, str]:
@@ -242,6 +274,11 @@ def _text(record: Record, name: str, place: Place) -> str:
     if not isinstance(value, str) or not value.strip():
         raise _wrong(record, name, place, "a text or a number")
     return value
+
+
+def _id(record: Record, name: str, place: Place) -> str:
+    """What numbers the questions in all languages alike; where there is no such column, the row in the file."""
+    return str(place.row) if record.get(name) is None else str(record[name])
 
 
 def _wrong(record: Record, name: str, place: Place, wanted: str) -> FatalError:
@@ -261,7 +298,9 @@ def _language_of_place(place: Place) -> str:
     """The language that a file is named after, as mgsm_de.tsv, test_German.json or de/test-0.parquet; or a data set."""
     name, _, configuration = place.file.partition(":")
     path = Path(name)
-    candidates = [path.stem.rpartition("_")[2], path.parent.name]
+    candidates = [path.stem.rpartition("_")[2]]
+    if re.match(r"test\b", path.name):  # any other folder may have a name like a language's by chance
+        candidates.append(path.parent.name)
     if configuration:
         candidates = [configuration.partition("@")[0]]
     for candidate in candidates:

@@ -162,19 +162,57 @@ def by_difficulty(counts: Mapping[tuple[str, str], int]) -> Weights:
     return {key: level[key[1]] / totals[key[0]] / len(totals) for key in counts}
 
 
+@dataclass(frozen=True)
+class Stratum:
+    """The questions of one language and group.
+
+    Attributes:
+        values: [questions] the mean of a question's responses.
+        ids: [questions] what numbers a question in its group, in all languages alike.
+    """
+
+    values: Floats
+    ids: Sequence[str]
+
+
 def weighted_mean(
-    values: Mapping[tuple[str, str], Floats], weights: Weights, generator: np.random.Generator
+    strata: Mapping[tuple[str, str], Stratum], weights: Weights, generator: np.random.Generator
 ) -> Interval:
-    """A weighted mean of the means of strata, with the 95% interval of a bootstrap over the questions of each.
+    """A weighted mean of the means of strata, with the 95% interval of a bootstrap over questions.
+
+    A question and its translations are one question: it is drawn once for all languages that ask it. Languages that
+    share none of a group's questions are drawn each by itself, and so are groups.
 
     Args:
-        values: language, group -> [questions] the mean of a question's responses.
+        strata: by language and group.
     """
     estimates: NDArray[np.float64] = np.zeros(1 + _RESAMPLES)
-    for key, some in values.items():
-        resampled = some[generator.integers(0, len(some), (_RESAMPLES, len(some)))].mean(1)
-        estimates += weights[key] * np.concatenate([[some.mean()], resampled])
+    for keys in _with_shared_questions(strata):
+        number = {id: n for n, id in enumerate(dict.fromkeys(id for key in keys for id in strata[key].ids))}
+        drawn = generator.multinomial(len(number), np.full(len(number), 1 / len(number)), _RESAMPLES)
+        for key in keys:
+            values, columns = strata[key].values, [number[id] for id in strata[key].ids]
+            times = drawn[:, columns]  # [resamples, questions] how often each was drawn
+            count = times.sum(1)
+            # Of a language with few of the questions none may be drawn.
+            resampled = np.where(count, times @ values / np.maximum(count, 1), values.mean())
+            estimates += weights[key] * np.concatenate([[values.mean()], resampled])
     return percentile_interval(estimates)
+
+
+def _with_shared_questions(strata: Mapping[tuple[str, str], Stratum]) -> list[list[tuple[str, str]]]:
+    """The strata of each group, those together that have a question in common, or are linked by others that have."""
+    found: list[tuple[str, set[str], list[tuple[str, str]]]] = []  # group, ids, strata
+    for key, stratum in strata.items():
+        ids, keys = {*stratum.ids}, [key]
+        apart = []
+        for group, others, linked in found:
+            if group == key[1] and not ids.isdisjoint(others):
+                ids, keys = ids | others, [*linked, *keys]
+            else:
+                apart.append((group, others, linked))
+        found = [*apart, (key[1], ids, keys)]
+    return [keys for _, _, keys in found]
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,17 @@ thinks and how often it is right (docs/papers.md). Model, lengths, groups and st
 
 Seeds are the outermost loop, so the study is balanced whenever it is stopped; the same command goes on, in the middle
 of a run as well. ``OUT/results.json`` has a record for each finished run: its figures, a hash of its settings, the
-version of the code, its seconds. ``--report`` only reads it. With ``--base`` nothing is prepared: its files and flags
-name the model and the data. Further flags ``--section.key value`` are settings of all arms.
+version of the code, and the seconds since the run was last begun. ``--report`` only reads it.
+
+With ``--base`` nothing is prepared: its files and flags name the model and the data. Further flags
+``--section.key value`` are settings of all arms.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -33,12 +36,12 @@ import typer
 from common.process import FatalError
 from scripts.ops.command_line import command, files_first
 from scripts.study.experiments import recipes
-from scripts.study.experiments.arms import Name, arms_of
+from scripts.study.experiments.arms import Name, arms_of, needs_world
 from scripts.study.experiments.facts_world import REGIMES, FactsWorld, OwnData
 from scripts.study.experiments.place import Place
 from scripts.study.experiments.reasoning_world import ReasoningWorld
-from scripts.study.experiments.report import left_out, write_report
-from scripts.study.experiments.results import Results
+from scripts.study.experiments.report import left_out, records_of, write_report
+from scripts.study.experiments.results import Results, sole_user
 from scripts.study.experiments.runner import missing_runs, train_missing
 
 _ROOT = Path(__file__).parents[3]
@@ -50,7 +53,7 @@ def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
     Raises:
         FatalError: one is not known.
     """
-    names = [name.strip() for name in given.split(",") if name.strip()] or list(known)
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip())) or list(known)
     if unknown := sorted(set(names) - set(known)):
         raise FatalError(f"--{what} {unknown[0]}: there are {', '.join(known)}")
     return names
@@ -68,10 +71,10 @@ def _recipes(given: str) -> list[str]:
 
 
 def _seeds(given: str) -> list[int]:
-    try:
-        return [int(seed) for seed in given.split(",")]
-    except ValueError:
-        raise FatalError(f"--seeds {given}: whole numbers, separated by commas") from None
+    seeds = [seed.strip() for seed in given.split(",")]
+    if not all(seed.isdecimal() for seed in seeds):
+        raise FatalError(f"--seeds {given}: whole numbers, separated by commas")
+    return list(dict.fromkeys(map(int, seeds)))
 
 
 @command(name="lrpo study", passes_flags_on=True)
@@ -86,13 +89,15 @@ def main(
     arms: Annotated[
         str, typer.Option("--arms", "--recipes", help="Arms, separated by commas; default: all of the study.")
     ] = "",
-    steps: Annotated[int | None, typer.Option(help="Steps of a run; default: 40, and 100 of recipes.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run; default: 40, and 100 of recipes.")] = None,
     base: Annotated[str, typer.Option(help="Files and flags with your own model and data, instead of a world.")] = "",
     best_language: Annotated[
         str | None, typer.Option(help="With --base, the language of best-fixed and fixed-only.")
     ] = None,
-    actors: Annotated[int | None, typer.Option(help="Actors of each run; default: one, or as many as GPUs.")] = None,
-    warm_start_steps: Annotated[int | None, typer.Option(help="Steps of the warm start.")] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Actors of each run; default: one, or as many as GPUs.")
+    ] = None,
+    warm_start_steps: Annotated[int | None, typer.Option(min=1, help="Steps of the warm start.")] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Directory of results.json, the tables and the runs; default: runs/study or runs/recipes."),
@@ -108,6 +113,9 @@ def main(
     given = [*context.args, *(("--learner.steps", str(steps)) if steps else ())]
     cache, out = cache.absolute(), (out or Path("runs") / ("recipes" if of_recipes else "study")).absolute()
     chosen = _recipes(arms) if of_recipes else _chosen("arms", arms, list(arms_of(name)))
+    if base and not arms and (left_to_world := [arm for arm in chosen if needs_world(arms_of(name)[arm])]):
+        print(f"left out, as they are for the offline world: {', '.join(left_to_world)}")
+        chosen = [arm for arm in chosen if arm not in left_to_world]
     numbers = _seeds(seeds)
     places: list[Place]
     if of_recipes:
@@ -123,9 +131,9 @@ def main(
     if not base:
         # The worlds are for the CPU, even on a machine with a GPU: with NCCL, learner and engine cannot share one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    results, runs = Results(out / "results.json"), [(place, arm) for place in places for arm in chosen]
+    runs = [(place, arm) for place in places for arm in chosen]
     if dry:
-        left = len(missing_runs(runs, results))
+        left = len(missing_runs(runs, Results(out / "results.json")))
         print(f"{left} of {len(runs)} runs are left to do" + ("; each of them needs:" if base else ""))
         if of_recipes:
             print(left_out())
@@ -135,10 +143,16 @@ def main(
             dry_run.main(files_first(places[0].settings(chosen[0])))
         return
     if not report:
-        train_missing(runs, results, out, actors or (None if base else 1), keep)
-    if not results.records:
-        raise FatalError(f"{out / 'results.json'} has no finished run yet")
-    print(write_report(name, results.records, out))
+        with sole_user(out):
+            try:
+                train_missing(runs, Results(out / "results.json"), out, actors or (None if base else 1), keep)
+            except KeyboardInterrupt:
+                print(f"\ninterrupted; the same command goes on, --report shows what is in {out}", file=sys.stderr)
+                raise
+    records = records_of(name, Results(out / "results.json").records)
+    if not records:
+        raise FatalError(f"{out / 'results.json'} has no finished run of this study yet")
+    print(write_report(name, records, out))
 
 
 if __name__ == "__main__":

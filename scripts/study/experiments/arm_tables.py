@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scripts.study.choices import markdown
+from scripts.study.experiments.figures import REWARDS
 from scripts.study.statistics import Floats, Interval, holm, paired_test, seed_interval
 
 Records = Sequence[Mapping[str, Any]]  # of results.json: regime, arm, seed, figures, ...
 
 
-def compare_arms(records: Records, regime: str, base: str, figure: str) -> list[dict[str, Any]]:
+def compare_arms(
+    records: Records, regime: str, base: str, figure: str, incomparable: Container[str] = ()
+) -> list[dict[str, Any]]:
     """A row for each arm of a regime: mean over seeds, and the base's advantage over it, paired by seed.
 
     ``difference`` is the base less the arm, on the seeds that both have, with a 95% interval of Student's t. The
     p-value is that of the paired t test; it also comes adjusted by Holm's method for the number of arms. g is the
     effect size.
+
+    Args:
+        incomparable: arms whose figure is on another scale than the base's; they have no difference.
     """
     by_arm: dict[str, dict[int, float]] = {}
     for record in records:
@@ -31,7 +37,7 @@ def compare_arms(records: Records, regime: str, base: str, figure: str) -> list[
     for arm, values in by_arm.items():
         row: dict[str, Any] = {"arm": arm, "seeds": len(values), "mean": seed_interval(_array(values.values()))}
         shared = sorted(values.keys() & by_arm.get(base, {}).keys())
-        if arm != base and shared:
+        if arm != base and shared and arm not in incomparable:
             differences = _array(by_arm[base][seed] - values[seed] for seed in shared)
             row["difference"] = seed_interval(differences)
             row["p"], row["effect"] = paired_test(differences)
@@ -64,17 +70,25 @@ def _short(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def tables(records: Records, base: str, figures: Mapping[str, str]) -> str:
+def tables(records: Records, base: str, figures: Mapping[str, str], own_reward: Collection[str] = ()) -> str:
     """For each regime an overview, and for each of its figures a table in Markdown.
 
     Args:
         figures: name -> what it means.
+        own_reward: arms with another reward than the base's. Where a figure is a reward, they have no difference.
     """
     parts = []
+    if own := [arm for arm in dict.fromkeys(record["arm"] for record in records) if arm in own_reward]:
+        comparable = ", ".join(f"`{figure}`" for figure in figures if figure not in REWARDS)
+        parts.append(
+            f"Rewards of {', '.join(f'`{arm}`' for arm in own)} are on scales of their own, and have no difference to "
+            f"those of `{base}`. All arms can be compared by {comparable}."
+        )
     for regime in dict.fromkeys(record["regime"] for record in records):
         parts.append(f"**{regime}: means** over so many seeds\n\n{overview(records, regime, figures)}")
         for figure in figures:
-            rows = [_cells(row) for row in compare_arms(records, regime, base, figure)]
+            incomparable = own_reward if figure in REWARDS else ()
+            rows = [_cells(row) for row in compare_arms(records, regime, base, figure, incomparable)]
             if rows:
                 head = ["arm", "seeds", figure, f"{base} less this", "p, adjusted", "g"]
                 parts.append(f"**{regime}: {figure}**, {figures[figure]}\n\n{markdown(head, rows)}")
@@ -101,7 +115,11 @@ def _interval(one: Interval, sign: str = "") -> str:
 
 
 def draw(records: Records, base: str, figure: str, path: Path) -> None:
-    """Draws the base's advantage over every arm with its interval, a panel for each regime."""
+    """Draws the base's advantage over every arm with its interval, a panel for each regime.
+
+    Args:
+        figure: one that is on the same scale for all arms.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -111,15 +129,23 @@ def draw(records: Records, base: str, figure: str, path: Path) -> None:
     drawing, axes = pyplot.subplots(
         1, len(regimes), figsize=(4.2 * len(regimes), 3.4), sharey=True, layout="constrained", squeeze=False
     )
+    rows = {
+        regime: {
+            row["arm"]: row["difference"]
+            for row in compare_arms(records, regime, base, figure)
+            if "difference" in row and not math.isnan(row["difference"][1])  # one seed has no interval
+        }
+        for regime in regimes
+    }
+    # The panels share their vertical axis, and a study that goes on has not all arms in all regimes.
+    arms = list(dict.fromkeys(arm for differences in rows.values() for arm in differences))
     for panel, regime in zip(axes[0], regimes, strict=True):
-        compared = [row for row in compare_arms(records, regime, base, figure) if "difference" in row]
-        rows = [row for row in compared if not math.isnan(row["difference"][1])]  # one seed has no interval
-        for place, row in enumerate(rows):
-            mean, low, high = row["difference"]
+        for arm, (mean, low, high) in rows[regime].items():
+            place = arms.index(arm)
             panel.plot([low, high], [place, place], color="C0", lw=2)
             panel.plot(mean, place, "o", color="C0")
         panel.axvline(0, color="grey", ls=":")
-        panel.set_yticks(range(len(rows)), [row["arm"] for row in rows])
+        panel.set_yticks(range(len(arms)), arms)
         panel.locator_params(axis="x", nbins=5)
         panel.set(title=regime, xlabel=f"{figure}: {base} less the arm")
     drawing.savefig(path, dpi=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 Name = Literal["router", "mechanism", "recipes"]
@@ -50,3 +51,15 @@ def arms_of(study: Name) -> dict[str, tuple[str, ...]]:
     ``{calibration}`` in a flag stands for the calibration file of the world.
     """
     return _ARMS[study]
+
+
+def needs_world(flags: Sequence[str]) -> bool:
+    """Whether an arm is for the offline world alone, which has a calibration."""
+    return any("{calibration}" in flag for flag in flags)
+
+
+def has_own_reward(flags: Sequence[str]) -> bool:
+    """Whether an arm has another reward than the others: what it earns, and its evaluation of the warm start, are on a
+    scale of their own.
+    """
+    return any(flag.startswith("--reward.") for flag in flags)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from common.config import Config, load
 from common.process import FatalError
-from scripts.study.experiments.arms import IN_HINDSIGHT
+from scripts.ops.command_line import files_first
+from scripts.study.experiments.arms import IN_HINDSIGHT, has_own_reward, needs_world
 from scripts.study.experiments.figures import (
     read_evaluation_before,
     read_figures,
@@ -16,7 +19,9 @@ from scripts.study.experiments.figures import (
 )
 from scripts.study.experiments.knowledge import best_language, read_knowledge
 from scripts.study.experiments.place import Figures
+from scripts.study.experiments.sockets import own_sockets
 from scripts.study.experiments.warm_start import WarmStart
+from scripts.study.iterate.record import digest_of_file, digest_of_source
 from scripts.world import demo
 from scripts.world.settings import Knowledge
 
@@ -47,7 +52,9 @@ class FactsWorld:
         warm_start: Sequence[str] = (),
     ) -> None:
         self.regime, self.seed, self._arms, self._given, self._warm_start = regime, seed, arms, given, warm_start
-        self._world, self._policy = cache / f"world-{regime}-{seed}", cache / f"policy-select-{regime}-{seed}"
+        self._world = cache / f"world-{regime}-{seed}"
+        # Another warm start has a place of its own, so that it replaces none that another study is using.
+        self._policy = cache / "-".join(["policy-select", regime, str(seed), *(word.strip("-") for word in warm_start)])
         self._shared = [
             *_CONFIGS,
             *("--data.train", str(self._world / "train.parquet")),
@@ -68,13 +75,22 @@ class FactsWorld:
         return [*self._shared, *flags, *self._given]
 
     def settings_hash(self, arm: str) -> str:
+        # Which language is best in hindsight is known when the world is there.
+        flags = [] if arm in IN_HINDSIGHT else [flag.replace("{calibration}", "facts.csv") for flag in self._arms[arm]]
+        _check_evaluated(load(files_first([*self._shared, *flags, *self._given])))
         return settings_hash(self._shared, [*self._arms[arm], *self._given, *self._warm_start])
 
-    def around(self, arm: str, run: Path) -> AbstractContextManager[Sequence[str]]:
-        return _evaluated_once(run, self.seed, self._arms[arm])
+    @contextmanager
+    def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:
+        with own_sockets() as sockets, _evaluated_once(run, self._start(run), self._arms[arm]) as flags:
+            yield [*sockets, *flags]
 
     def figures(self, arm: str, run: Path) -> Figures:
-        return read_figures(run, read_knowledge(self._world), _evaluation_before(run, self.seed, self._arms[arm]))
+        before = {} if has_own_reward(self._arms[arm]) else self._start(run).evaluation
+        return read_figures(run, read_knowledge(self._world), before)
+
+    def _start(self, run: Path) -> WarmStart:
+        return _warm_start(run, self.seed, settings_hash(self._shared, [*self._given, *self._warm_start]))
 
 
 class OwnData:
@@ -89,13 +105,13 @@ class OwnData:
     regime = OWN_DATA
 
     def __init__(self, seed: int, base: Sequence[str], arms: Mapping[str, Sequence[str]], best: str | None) -> None:
-        self.seed, self._base, self._arms, self._best = seed, base, arms, best
+        self.seed, self._base, self._arms, self._best = seed, files_first(base), arms, best
 
     def prepare(self) -> None:
         pass
 
     def settings(self, arm: str) -> list[str]:
-        if any("{calibration}" in flag for flag in self._arms[arm]):
+        if needs_world(self._arms[arm]):
             raise FatalError(f"the arm {arm} is for the offline world; leave it out with --arms")
         fixed: list[str] = []
         if arm in IN_HINDSIGHT:
@@ -105,33 +121,54 @@ class OwnData:
         return [*self._base, *self._arms[arm], *fixed]
 
     def settings_hash(self, arm: str) -> str:
-        return settings_hash(self._base, self._arms[arm])
+        settings = self.settings(arm)
+        _check_evaluated(load(files_first(settings)))
+        return settings_hash(self._base, [*settings[len(self._base) :], *self._content])
 
     def around(self, arm: str, run: Path) -> AbstractContextManager[Sequence[str]]:
-        return _evaluated_once(run, self.seed, self._arms[arm])
+        return _evaluated_once(run, self._start(run), self._arms[arm])
 
     def figures(self, arm: str, run: Path) -> Figures:
-        return read_figures(run, None, _evaluation_before(run, self.seed, self._arms[arm]))
+        return read_figures(run, None, {} if has_own_reward(self._arms[arm]) else self._start(run).evaluation)
+
+    @cached_property
+    def _content(self) -> list[str]:
+        """What model and questions these are, which the hash of settings leaves out: a world's follow from its seed."""
+        config = load(self._base)
+        sources = {"data.train": config.data.train, "data.heldout": config.data.heldout}
+        found = [f"{key} {digest_of_source(source)}" for key, source in sources.items() if source]
+        if config.reward.calibration is not None:
+            found.append(f"reward.calibration {digest_of_file(config.reward.calibration)}")
+        return [f"model.path {config.model.path}", *found]
+
+    def _start(self, run: Path) -> WarmStart:
+        return _warm_start(run, self.seed, settings_hash(self._base, self._content))
 
 
 @contextmanager
-def _evaluated_once(run: Path, seed: int, flags: Sequence[str]) -> Iterator[Sequence[str]]:
-    """A block in which a run is trained, that evaluates the warm start only if no run of its place has done so."""
-    before = _evaluation_before(run, seed, flags)
+def _evaluated_once(run: Path, start: WarmStart, flags: Sequence[str]) -> Iterator[Sequence[str]]:
+    """A block in which a run is trained, that evaluates the warm start only if no run of its place has done so.
+
+    Args:
+        flags: of the arm. One with its own reward evaluates the warm start by itself.
+    """
+    before = {} if has_own_reward(flags) else start.evaluation
     yield ("--learner.evaluate_before", str(not before).lower())
-    if not before and not _has_own_reward(flags):
-        _warm_start(run, seed).keep(read_evaluation_before(run))
+    if not has_own_reward(flags):
+        start.keep(read_evaluation_before(run))
 
 
-def _evaluation_before(run: Path, seed: int, flags: Sequence[str]) -> dict[str, Any]:
-    """The evaluation of the warm start by another run; empty where none is of use to an arm with these flags."""
-    return {} if _has_own_reward(flags) else _warm_start(run, seed).evaluation
+def _warm_start(run: Path, seed: int, settings: str) -> WarmStart:
+    return WarmStart(run.parent / f"warm-start-{seed}.json", settings)
 
 
-def _has_own_reward(flags: Sequence[str]) -> bool:
-    """Whether an arm has another reward than the others, so that its evaluation of the warm start is its own."""
-    return any(flag.startswith("--reward.") for flag in flags)
+def _check_evaluated(config: Config) -> None:
+    """Refuses runs that leave no figures behind, before they are trained.
 
-
-def _warm_start(run: Path, seed: int) -> WarmStart:
-    return WarmStart(run.parent / f"warm-start-{seed}.json")
+    Raises:
+        FatalError: they are not evaluated.
+    """
+    if not config.learner.evaluate:
+        raise FatalError("learner.evaluate = false: the figures of this study are evaluations, so leave it out")
+    if not config.data.heldout:
+        raise FatalError("data.heldout is empty: this study needs questions that are not trained on, so name a file")

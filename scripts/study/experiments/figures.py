@@ -48,6 +48,11 @@ MEANING = {
     "tokens": "tokens of all training answers",
 }
 
+# What an arm with another reward has on a scale of its own. The others are about right answers, languages and counts.
+REWARDS = frozenset(MEANING) - {
+    "accuracy_heldout", "both_heldout", "known", "diversity", "compliance", "zero_variance", "gradient_noise", "tokens",
+}  # fmt: skip
+
 
 def read_evaluation_before(run: Path) -> dict[str, Any]:
     """What the evaluation of the warm start found, by set of questions, and all its ``rewards``; empty without one."""
@@ -73,9 +78,13 @@ def read_figures(
         before, after = before or read_evaluation_before(run), summary["evaluation_after"]
         trained, heldout = after["train"], after["heldout"]
         languages = heldout["own_by_language"]
-        losses = [max(0.0, before["heldout"]["own_by_language"][one] - languages[one]) for one in languages]
+        earlier = before["heldout"]["own_by_language"]
+        losses = [max(0.0, earlier[one] - languages[one]) for one in languages if one in earlier]
+        gains = {part: after[part]["own"] - before[part]["own"] for part in ("train", "heldout")}
     except (OSError, ValueError, LookupError) as error:
-        raise FatalError(f"{run} holds no finished and evaluated run: {error}") from None
+        raise FatalError(
+            f"{run} holds no finished and evaluated run: {error!r}; remove it, so that it is trained again"
+        ) from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
     routing, answered = _read_routing(run / "ledger.jsonl", knowledge)
     transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), answered, knowledge)
@@ -88,13 +97,13 @@ def read_figures(
         "oracle_heldout": heldout["oracle"],
         "accuracy_heldout": _diagnostic(heldout, "consistency/accuracy"),
         "both_heldout": _diagnostic(heldout, "both_right"),
-        "gain_heldout": heldout["own"] - before["heldout"]["own"],
-        "gain_train": trained["own"] - before["train"]["own"],
+        "gain_heldout": gains["heldout"],
+        "gain_train": gains["train"],
         "regret_heldout": None if heldout["routed"] is None else heldout["oracle"] - heldout["routed"],
         "known": routing["known"],
         "diversity": routing["diversity"],
         "compliance": trained["compliance"],
-        "forgetting": sum(losses) / len(losses),
+        "forgetting": sum(losses) / len(losses) if losses else None,
         "zero_variance": summary["groups_zero_variance"] / groups if groups else None,
         "reward_std": _mean_of_metric(run, _REWARD_STD),
         "taught": transfer["taught"],

@@ -43,8 +43,11 @@ class Place(Protocol):
     def settings_hash(self, arm: str) -> str:
         """Twelve digits that tell the settings of an arm from others, wherever its files lie.
 
+        It is asked for before anything is prepared or trained, so that nothing is found wrong after hours.
+
         Raises:
             ConfigError: the settings are wrong.
+            FatalError: the arm cannot run here, or would leave no figures behind.
         """
 
     def around(self, arm: str, run: Path) -> AbstractContextManager[Sequence[str]]:

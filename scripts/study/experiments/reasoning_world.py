@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from common.config import Config, load
 from common.process import FatalError
@@ -16,6 +15,7 @@ from scripts.study.experiments.place import Figures
 from scripts.study.experiments.reasoning_figures import SAMPLES, measure_policy, measure_warm_start, read_figures
 from scripts.study.experiments.recipes import adaptation
 from scripts.study.experiments.sizes import world_sizes
+from scripts.study.experiments.sockets import own_sockets
 from scripts.world.reasoning import demo
 from scripts.world.reasoning.judge import serve_judge
 
@@ -35,7 +35,10 @@ class ReasoningWorld:
 
     def __init__(self, seed: int, cache: Path, given: Sequence[str] = (), warm_start_steps: int | None = None) -> None:
         self.seed, self._given, self._warm_start_steps = seed, given, warm_start_steps
-        self.world, self.policy = cache / f"reasoning-world-{seed}", cache / f"reasoning-policy-{seed}"
+        self.world = cache / f"reasoning-world-{seed}"
+        # Another warm start has a place of its own, so that it replaces none that another study is using.
+        own = "" if warm_start_steps is None else f"-steps-{warm_start_steps}"
+        self.policy = cache / f"reasoning-policy-{seed}{own}"
 
     def prepare(self) -> None:
         demo.prepare(self.world, self.policy, self.seed, self._warm_start_steps)
@@ -61,9 +64,7 @@ class ReasoningWorld:
     @contextmanager
     def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:
         with ExitStack() as stack:
-            sockets = stack.enter_context(TemporaryDirectory(prefix="lrpo-"))  # so that another run may be under way
-            flags = ["--learner.address", f"ipc://{sockets}/learner"]
-            flags += ["--reward.addresses", json.dumps([f"ipc://{sockets}/reward"])]
+            flags = stack.enter_context(own_sockets())
             if adaptation(arm).judged:
                 judge = stack.enter_context(serve_judge())
                 flags += ["--reward.judges", json.dumps([judge])]

@@ -4,22 +4,35 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from scripts.ops.recipes import recipe_files
 from scripts.study.experiments import figures
 from scripts.study.experiments.arm_tables import Records, draw, tables
-from scripts.study.experiments.arms import Name, arms_of
+from scripts.study.experiments.arms import Name, arms_of, has_own_reward
+from scripts.study.experiments.reasoning_world import REGIME
 from scripts.study.experiments.recipe_table import recipe_table
 from scripts.study.experiments.recipes import BASE, LEFT_OUT, adaptation, runnable
 
+# What the picture shows of a study. Some arms of ``mechanism`` have other rewards, so there it is about right answers.
+_DRAWN: dict[Name, str] = {"router": "own_heldout", "mechanism": "accuracy_heldout", "recipes": "both"}
+
+
+def records_of(name: Name, records: Records) -> Records:
+    """The records of a study, of a file that may hold those of others as well."""
+    of_recipes = name == "recipes"
+    arms = recipe_files() if of_recipes else arms_of(name)
+    return [record for record in records if record["arm"] in arms and (record["regime"] == REGIME) == of_recipes]
+
 
 def write_report(name: Name, records: Records, out: Path) -> str:
-    """Writes tables and picture of the finished runs into a directory, and returns the tables."""
+    """Writes tables and picture of the finished runs of a study into a directory, and returns the tables."""
     if name == "recipes":
-        text, base, drawn = f"{recipe_table(records)}\n\n{what_differs()}\n\n{left_out()}", BASE, "both"
+        text, base = f"{recipe_table(records)}\n\n{what_differs()}\n\n{left_out()}", BASE
     else:
-        base, drawn = next(iter(arms_of(name))), "own_heldout"
-        text = tables(records, base, figures.MEANING)
+        base = next(iter(arms_of(name)))
+        own_reward = [arm for arm, flags in arms_of(name).items() if has_own_reward(flags)]
+        text = tables(records, base, figures.MEANING, own_reward)
     (out / "tables.md").write_text(text + "\n", encoding="utf-8")
-    draw(records, base, drawn, out / "differences.png")
+    draw(records, base, _DRAWN[name], out / "differences.png")
     return text
 
 

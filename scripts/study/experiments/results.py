@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ from common.process import FatalError
 from scripts.study.experiments.files import write_whole
 
 _ROOT = Path(__file__).parents[3]
+_LOCK_FILE = "study.lock"  # it stays, and means nothing unless a process holds the lock
+_KEYS = {"regime", "arm", "seed", "config", "figures"}
 
 
 class Results:
@@ -25,7 +31,10 @@ class Results:
         try:
             text = path.read_text(encoding="utf-8") if path.exists() else "[]"
             self.records: list[dict[str, Any]] = json.loads(text)
-        except (OSError, ValueError) as error:
+            for number, one in enumerate(self.records):
+                if missing := _KEYS - one.keys():
+                    raise FatalError(f"{path}, record {number} (from 0) lacks {', '.join(sorted(missing))}")
+        except (OSError, ValueError, AttributeError, TypeError) as error:
             raise FatalError(f"cannot read {path}: {error}; move it away, and the runs are read again") from None
 
     def has(self, regime: str, arm: str, seed: int, config: str) -> bool:
@@ -54,10 +63,34 @@ class Results:
         write_whole(self._path, f"[\n{lines}\n]\n")
 
 
+@contextmanager
+def sole_user(out: Path) -> Iterator[None]:
+    """A block in which no other study writes to a directory, which would lose the records of one of them.
+
+    Raises:
+        FatalError: another one does.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / _LOCK_FILE).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FatalError(f"another study is under way in {out}: wait for its end, or give another --out") from None
+        except OSError as error:  # a file system without locks
+            print(f"cannot lock {out} ({error.strerror}): make sure that no other study writes there", file=sys.stderr)
+        yield
+
+
 def code_version() -> str:
-    """The commit of the code, with "+" where files differ from it; "unknown" outside of a repository."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude", "*"],
-        cwd=_ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return described.stdout.strip() or "unknown"
+    """The commit of the code, with "+" where files differ from it; "unknown" outside of a repository of its own."""
+    try:
+        top = _git("rev-parse", "--show-toplevel")
+    except OSError:  # no git
+        return "unknown"
+    if not top or Path(top).resolve() != _ROOT.resolve():  # installed below somebody else's repository
+        return "unknown"
+    return _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude", "*") or "unknown"
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=_ROOT, capture_output=True, text=True, check=False).stdout.strip()

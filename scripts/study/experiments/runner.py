@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.config import load
 from scripts.ops.command_line import files_first
+from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all
 from scripts.study.experiments.place import Figures, Place
 from scripts.study.experiments.results import Results, code_version
@@ -18,18 +19,20 @@ Run = tuple[Place, str]  # where, and the name of the arm
 _LARGE = ("checkpoints", "model")  # of a run's directory; no table is made from them
 
 
-def missing_runs(runs: Sequence[Run], results: Results) -> list[Run]:
-    """The runs that have no record yet, in their order.
+def missing_runs(runs: Sequence[Run], results: Results) -> list[tuple[Place, str, str]]:
+    """The runs that have no record yet, in their order, each with the hash of its settings.
 
     Raises:
         ConfigError: the settings of one are wrong.
-        FatalError: there is a record of one with other settings.
+        FatalError: there is a record of one with other settings, or one cannot run.
     """
     hashes: dict[str, str] = {}  # the same for every regime and seed
     for place, arm in runs:
         if arm not in hashes:
             hashes[arm] = place.settings_hash(arm)
-    return [(place, arm) for place, arm in runs if not results.has(place.regime, arm, place.seed, hashes[arm])]
+    return [
+        (place, arm, hashes[arm]) for place, arm in runs if not results.has(place.regime, arm, place.seed, hashes[arm])
+    ]
 
 
 def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int | None, keep: bool) -> None:
@@ -46,10 +49,10 @@ def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int 
         ChildFailed: a process of a run failed.
     """
     left, prepared = missing_runs(runs, results), list[Place]()
-    for number, (place, arm) in enumerate(left, 1):
+    for number, (place, arm, settings) in enumerate(left, 1):
         print(f"run {number} of {len(left)}: {place.regime}, {arm}, seed {place.seed}", flush=True)
         began = time.monotonic()
-        record = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": place.settings_hash(arm)}
+        record = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": settings}
         if place not in prepared:
             place.prepare()
             prepared.append(place)
@@ -62,11 +65,17 @@ def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int 
 
 
 def _train(place: Place, arm: str, run: Path, actors: int | None) -> Figures:
-    """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes."""
+    """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes.
+
+    Raises:
+        FatalError: it is done, with other settings.
+    """
     with place.around(arm, run) as further:
         own = ["--run.dir", str(run), "--run.seed", str(place.seed), *further]
         settings = files_first([*place.settings(arm), *own])
-        load(settings)  # so that a wrong flag is an error before anything is started
-        if not (run / "summary.json").exists():
+        config = load(settings)  # so that a wrong flag is an error before anything is started
+        if read_summary(run) is None:
             run_all(settings, run, actors)
+        else:  # it was stopped before its record was written
+            check_settings(run, config)
     return place.figures(arm, run)

@@ -19,6 +19,7 @@ from learner.data.rows import QuestionRow, mean_pass_rate
 from scripts.data.anchors import Plan, anchored_records, make, told, without_columns
 from scripts.data.pass_rate import measure, question_key, rated_records, table
 from scripts.data.tables import write
+from scripts.ops.finished_run import read_summary
 from scripts.ops.local_run import gains, run_all
 from scripts.study.iterate.record import digest_of_file
 
@@ -169,9 +170,9 @@ def train(
     flags = ["--data.train", str(questions), "--run.dir", str(run_dir)]
     for column in anchors:
         flags += [f"--data.columns.{column}", column]
-    if _summary(run_dir) is None:
+    if read_summary(run_dir) is None:
         run_all([*words, *flags], run_dir, actors)
-    summary = _summary(run_dir)  # the last thing that a run writes
+    summary = read_summary(run_dir)
     if summary is None:
         raise FatalError(
             f"iteration {number}: {run_dir} has ended without a summary; its logs are in {run_dir / 'logs'}"
@@ -187,14 +188,6 @@ def train(
         **{f"{figure}_{when}": summary[f"{figure}_{when}"] for figure in figures for when in ("before", "after")},
         "digest": digest_of_file(run_dir / "summary.json"),
     }  # fmt: skip
-
-
-def _summary(run_dir: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or the run was killed while it wrote it
-        return None
-    return found
 
 
 def _write_lines(path: Path, entries: Iterable[Mapping[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from common.config import ConfigError, load
+from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all, run_to_end
 from scripts.world.reasoning.measure import Figures, figures, measure
 
@@ -46,7 +47,8 @@ def run_arms(
 ) -> None:
     """Prepares world and policy, trains an arm after the other, and prints the table. Blocks until all is done.
 
-    An arm that has finished in ``run_dir`` is not trained again; one that was interrupted is resumed.
+    An arm that has finished in ``run_dir`` is not trained again, and with other settings it is an error; one that was
+    interrupted is resumed.
 
     Args:
         arms: keys of ``REWARDS``.
@@ -55,6 +57,7 @@ def run_arms(
 
     Raises:
         ConfigError: an arm or a setting is unknown.
+        FatalError: an arm has finished with other settings.
     """
     if unknown := [name for name in arms if name not in REWARDS]:
         raise ConfigError(f"--arms: there is no {unknown[0]!r}; there are {', '.join(REWARDS)}")
@@ -73,14 +76,16 @@ def run_arms(
     settings = {
         name: [*shared, *REWARDS[name], "--run.dir", str(run_dir.absolute() / name)] for name in dict.fromkeys(arms)
     }
-    for given in settings.values():
-        load(given)  # now, so that a wrong flag is an error before the preparation
+    for name, given in settings.items():  # now, so that what is wrong is an error before the preparation
+        config = load(given)
+        if read_summary(directory := run_dir.absolute() / name) is not None:
+            check_settings(directory, config)
     prepare(world, policy, seed, warm_start_steps)
     measured = {"before": _measure(policy, world, seed)}
     print(f"before: {describe(measured['before'])}", flush=True)
     for name, given in settings.items():
         directory = run_dir.absolute() / name
-        if (directory / "summary.json").exists():
+        if read_summary(directory) is not None:
             print(f"{name}: {directory} has finished before; remove it to train again", flush=True)
         else:
             run_all(given, directory, actors)
