@@ -11,19 +11,26 @@ import itertools
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 import zmq.asyncio
 
+from actor.threads import OneCall
 from common import wire
-from common.net.rendezvous import Route
+from common.net.rendezvous import Place, Route
+from common.stood_still import stood_still_s
 
 log = logging.getLogger("actor.scoring")
 
 _HEALTH_S = 1.0  # between two requests for a replica's health
 _WARN_S = 60.0  # of silence of all replicas, after which each such time brings a warning
 _SILENCE_S = 5.0  # a replica that has sent nothing for so long, or got on with nothing, is asked last
+_LOOK_S = 5.0  # how long the file that says where a silent replica is may take
+# Of silence, after each of which the connection is made anew. Its own pings have given it up by then, and what waits in
+# it would reach the replica when nobody waits for the scores any more.
+_CUT_S = 15.0
 _FULL_BACK_OFF_S = 0.1  # before asking again when all queues are full; doubles up to _HEALTH_S
 _LATENCIES = 100  # of the newest scores, from which the patience with a replica follows
 _LEAST_LATENCIES = 8  # before so many are known, the patience is _SILENCE_S
@@ -55,6 +62,7 @@ class _Replica:
     earlier_busy_s: float = 0.0  # the same of its earlier lives, each as far as this actor was told
     earlier_idle_s: float = 0.0
     stalled_s: float = 0.0  # for how long it had got on with nothing, when it said so last
+    asked: float = 0.0  # monotonic time of the newest request
     overdue: bool = False  # it has let a request wait for too long, and has finished none since
     waiting: dict[int, asyncio.Future[wire.ScoreReply]] = field(default_factory=dict)  # by request id
 
@@ -66,9 +74,23 @@ class _Replica:
     def silent(self) -> bool:
         return max(time.monotonic() - self.last_heard, self.stalled_s) > _SILENCE_S
 
+    def order(self) -> tuple[bool, bool, int, float]:
+        """The smallest is asked first: the one with the fewest requests, and of these the one asked the longest ago.
+
+        Otherwise all actors would ask the first of several idle ones.
+        """
+        return self.silent, self.overdue, len(self.waiting), self.asked
+
+    def ask_again(self) -> None:
+        """What was asked of it is lost, as it has started again or its connection was made anew."""
+        for future in self.waiting.values():
+            future.cancel()
+
 
 class Scoring:
     """Sends each request to the replica that has the fewest of this actor, and to the next one if that takes too long.
+
+    Of several with as few, it is the one that was asked the longest ago.
 
     Args:
         context: of the sockets.
@@ -100,7 +122,8 @@ class Scoring:
         Raises:
             FatalError: a replica does not admit this actor's connection.
         """
-        await asyncio.gather(self._check_health(), *(self._receive(replica) for replica in self._replicas))
+        each = ((self._check_health(replica), self._receive(replica)) for replica in self._replicas)
+        await asyncio.gather(self._warn(), *itertools.chain.from_iterable(each))
 
     async def score(
         self,
@@ -153,9 +176,9 @@ class Scoring:
         try:
             while (left_s := deadline - time.monotonic()) > 0:
                 if candidates and (not asked or self._is_overdue([*asked.values()][-1], newest_at)):
-                    replica = min(candidates, key=lambda each: (each.silent, each.overdue, len(each.waiting)))
+                    replica = min(candidates, key=_Replica.order)
                     candidates.remove(replica)
-                    newest_at = began_at[replica.address] = time.monotonic()
+                    newest_at = began_at[replica.address] = replica.asked = time.monotonic()
                     numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
                     asked[asyncio.create_task(self._request(replica, numbered))] = replica
                 if not asked:  # all have refused; those that are full are asked again, after a while
@@ -169,7 +192,7 @@ class Scoring:
                 done, _ = await asyncio.wait(asked, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     replica, reply = asked.pop(task), task.result()
-                    if reply is None:  # it has started again, and is asked again
+                    if reply is None:  # it has started again, or its connection was made anew
                         problems[replica.address] = "it started again"
                         candidates.append(replica)
                     elif reply.full:
@@ -210,7 +233,7 @@ class Scoring:
         return overdue
 
     async def _request(self, replica: _Replica, request: wire.ScoreRequest) -> wire.ScoreReply | None:
-        """Asks one replica and waits for its reply until it is cancelled. None: the replica has started again."""
+        """Asks one replica and waits for its reply until it is cancelled. None: the request is lost; ask again."""
         future = replica.waiting[request.id] = asyncio.get_running_loop().create_future()
         try:
             await replica.route.send(request)
@@ -219,7 +242,8 @@ class Scoring:
         finally:
             del replica.waiting[request.id]
 
-    async def _check_health(self) -> NoReturn:
+    async def _warn(self) -> NoReturn:
+        """Says now and then that no replica answers."""
         warned = began = time.monotonic()
         while True:
             now, heard = time.monotonic(), max(replica.last_heard for replica in self._replicas)
@@ -230,11 +254,30 @@ class Scoring:
                     "no reward process has answered at %s for %.0f s: start one with scripts/launch_reward.sh and the "
                     "same configuration, or correct reward.addresses", addresses, now - heard,
                 )  # fmt: skip
-            for replica in self._replicas:
-                if replica.silent and replica.route.follow():
-                    log.warning("the reward process has moved to %s", replica.address)
-                await replica.route.send(wire.Health())
             await asyncio.sleep(_HEALTH_S)
+
+    async def _check_health(self, replica: _Replica) -> NoReturn:
+        """Asks a replica for its health, and looks for it while it is silent."""
+        looking, since = OneCall(replica.route.look), time.monotonic()  # since when it could have answered
+        while True:
+            if replica.silent:
+                place: Place | None = None
+                with suppress(TimeoutError):  # the file system hangs, and the health of the others is no matter of it
+                    place = await looking.result(_LOOK_S)
+                if replica.route.follow(place):
+                    log.warning("the reward process has moved to %s", replica.address)
+                    replica.ask_again()
+                    since = time.monotonic()
+                elif time.monotonic() - max(replica.last_heard, since) > _CUT_S:
+                    replica.route.reconnect()
+                    replica.ask_again()
+                    since = time.monotonic()
+            await replica.route.send(wire.Health())
+            asleep = time.monotonic()
+            await asyncio.sleep(_HEALTH_S)
+            if stood_s := stood_still_s(asleep, _HEALTH_S):
+                since = time.monotonic()
+                replica.last_heard = min(since, replica.last_heard + stood_s)
 
     async def _receive(self, replica: _Replica) -> NoReturn:
         while True:
@@ -246,8 +289,7 @@ class Scoring:
             replica.last_heard = time.monotonic()
             if isinstance(message, wire.Healthy):
                 if replica.life not in ("", message.life):  # it has started again and knows nothing of its requests
-                    for future in replica.waiting.values():
-                        future.cancel()
+                    replica.ask_again()
                     replica.earlier_busy_s += replica.busy_s
                     replica.earlier_idle_s += replica.idle_s
                     replica.busy_s = replica.idle_s = 0.0  # its clocks begin anew

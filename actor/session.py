@@ -14,18 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NoReturn, Protocol
 
 from actor.engine.errors import EngineError
 from actor.identity import is_gone
+from actor.threads import OneCall
 from common import wire
 from common.config import HEARTBEAT_S
-from common.net.rendezvous import Route
+from common.net.rendezvous import Place, Route
 from common.process import FatalError
 from common.progress import Activity
+from common.stood_still import WORTH_TELLING_S, stood_still_s
 
 log = logging.getLogger("actor")
 
@@ -34,6 +37,7 @@ _NO_LEARNER = (
     "learner.address"
 )
 _SILENCE_S = 3 * HEARTBEAT_S  # after which the session looks whether the learner has moved, or the run is over
+_LOOK_S = 5.0  # how long it waits for the rendezvous file
 _OVER_S = 120.0  # how long an actor that comes when the run is over waits for a learner that resumes it
 
 
@@ -78,7 +82,7 @@ class Session:
         learner: the connected route to it.
         name: of the actor.
         process: of the actor.
-        lease_timeout_s: seconds after which a finished group is sent again, or hello is said again to a silent learner.
+        lease_timeout_s: seconds after which a finished group is sent again.
         silence_timeout_s: seconds after which a silent learner is given up, counted from ``begin``.
     """
 
@@ -97,7 +101,8 @@ class Session:
         self._lease_timeout_s = lease_timeout_s
         self._silence_timeout_s = silence_timeout_s
         self._began = self._last_heard = time.monotonic()
-        self._over_before = learner.is_over()  # an earlier run in the same place: its learner may be about to resume
+        self._over_before = learner.place.over  # an earlier run in the same place: its learner may be about to resume
+        self._looking = OneCall(learner.look)
         self._hello: wire.Hello | None = None  # that the learner has not answered yet
         self._lives = wire.Lives("", "")  # of now; the learner's is empty until it has answered
         self._taken_since: float | None = None  # since when another actor is known to hold the name
@@ -129,14 +134,14 @@ class Session:
         if self._hello is None:  # else the engine was there first
             await self._say_hello()
         while True:
-            data = await self._learner.socket.recv()
+            frames = await self._learner.socket.recv_multipart()
             self._last_heard = time.monotonic()
             answer.end()
             if first_work is None and self._owner is not None:
                 waiting = Activity("actor", "waiting for the first weights and prompts")
                 first_work = activities.enter_context(waiting)
             try:
-                message = wire.decode(data)
+                message = wire.decode_frames(frames)
             except wire.WireError as error:
                 log.warning("dropped a message of the learner: %s", error)
                 continue
@@ -210,27 +215,40 @@ class Session:
     async def send_heartbeats(self) -> NoReturn:
         """Sends a heartbeat every two seconds; to a learner that has not answered it says hello, again and again.
 
+        The groups of a learner that falls silent are kept: it may have been stopped for a while. One that has given
+        this actor up meanwhile, or has started again, answers the next heartbeat with ``Unknown``.
+
         Raises:
             FatalError: the learner was silent for ``silence_timeout_s`` seconds.
             RunEnded: the learner is silent because the run is over.
         """
         while True:
+            asleep = time.monotonic()
             await asyncio.sleep(HEARTBEAT_S)
+            if stood_s := stood_still_s(asleep, HEARTBEAT_S):
+                level = logging.WARNING if stood_s > WORTH_TELLING_S else logging.DEBUG
+                log.log(level, "this actor stood still for %.0f s, in which it could hear nobody", stood_s)
+                self._last_heard = min(time.monotonic(), self._last_heard + stood_s)
             silence_s = time.monotonic() - self._last_heard
             address = self._learner.place.address
-            if silence_s > _SILENCE_S and self._is_over():
+            place = await self._look() if silence_s > _SILENCE_S else None
+            if place is not None and place.over and self._has_waited():
                 raise RunEnded("")
             if self._owner is not None and silence_s > self._silence_timeout_s:
                 raise FatalError(f"the learner at {address} has sent nothing for {silence_s:.0f} s")
-            if silence_s > _SILENCE_S and self._learner.follow():
+            if self._learner.follow(place):
                 await self._start_over(f"the learner has moved to {self._learner.place.address}")
-            elif silence_s > self._lease_timeout_s and self._hello is None:
-                await self._start_over(f"the learner at {address} has sent nothing for {silence_s:.0f} s")
             await self.send_heartbeat()
 
-    def _is_over(self) -> bool:
-        patience_s = _OVER_S if self._over_before else 0.0
-        return self._learner.is_over() and time.monotonic() - self._began > patience_s
+    async def _look(self) -> Place | None:
+        """What the learner's file says. Without an answer of the file system in time, as if there were none."""
+        with suppress(TimeoutError):
+            return await self._looking.result(_LOOK_S)
+        return None
+
+    def _has_waited(self) -> bool:
+        """Whether a learner would have resumed the run by now, if one was to."""
+        return time.monotonic() - self._began > (_OVER_S if self._over_before else 0.0)
 
     async def send_heartbeat(self) -> None:
         """Sends one heartbeat now, or the hello that the learner has not answered yet.
@@ -262,6 +280,9 @@ class Session:
     async def deliver(self, message: wire.Submit | wire.Release) -> None:
         """Sends a group again and again until the learner acknowledges it; the learner recognises duplicates.
 
+        To a learner that is silent it is not sent again, as it waits in the connection, or is lost with that, which the
+        learner's next word shows.
+
         The message must be marked with the lives that the group was leased to.
 
         Waits without a deadline; the learner's silence has one, see ``send_heartbeats``.
@@ -271,13 +292,16 @@ class Session:
         """
         acknowledged = self._acknowledged[message.id] = asyncio.Event()
         try:
+            sent = -math.inf
             while not acknowledged.is_set():
-                await self._learner.send(message)
-                try:
+                if self._last_heard > sent:
+                    if math.isfinite(sent):
+                        log.warning("group %s is not acknowledged yet: sending it again", message.id)
+                    sent = time.monotonic()
+                    await self._learner.send(message)
+                with suppress(TimeoutError):
                     async with asyncio.timeout(self._lease_timeout_s):
                         await acknowledged.wait()
-                except TimeoutError:
-                    log.warning("group %s is not acknowledged yet: sending it again", message.id)
         finally:
             del self._acknowledged[message.id]
 

@@ -6,9 +6,35 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
+
+
+class OneCall(Generic[Result]):
+    """A call that may hang, made again and again: never on a second thread while the first one still hangs."""
+
+    def __init__(self, call: Callable[[], Result]) -> None:
+        self._call = call
+        self._hangs = False
+
+    async def result(self, timeout_s: float) -> Result:
+        """What the call returns; waits at most ``timeout_s`` seconds, and not at all while an earlier one hangs.
+
+        Raises:
+            TimeoutError: it has not ended in time.
+            Exception: what the call raises.
+        """
+        if self._hangs:
+            raise TimeoutError
+        self._hangs = True
+        return await call_in_thread(self._run, timeout_s)
+
+    def _run(self) -> Result:
+        try:
+            return self._call()
+        finally:
+            self._hangs = False
 
 
 async def call_in_thread(call: Callable[[], Result], timeout_s: float) -> Result:

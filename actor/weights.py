@@ -143,12 +143,11 @@ class WeightUpdates:
         Returns:
             The order that came instead of the weights, from a learner that has started again; otherwise None.
         """
-        begin = time.monotonic()
         await self._end_proof()
         self._weights.pause()
         with self._times.syncing():
             try:
-                await self._engine.pause(self._sync.timeout_s, self._sync.drain_s)
+                stopped = await self._engine.pause(self._sync.timeout_s, self._sync.drain_s)
                 self._weights.paused()
                 await self._send(wire.Synced(version=pause.version, stage="ready", pause_s=0.0).of(pause.lives))
                 order = await self._wait_for_weights(pause)
@@ -164,8 +163,8 @@ class WeightUpdates:
                         await asyncio.wait_for(self._engine.recover(RECOVERY_S / 2), RECOVERY_S)
                 raise
         if isinstance(order, wire.Receive):
-            took_s = time.monotonic() - begin
-            await self._send(wire.Synced(version=order.version, stage="done", pause_s=took_s).of(order.lives))
+            pause_s = time.monotonic() - stopped
+            await self._send(wire.Synced(version=order.version, stage="done", pause_s=pause_s).of(order.lives))
             self._weights.received()
             self._received = order
         else:

@@ -28,7 +28,7 @@ class Answer:
 
     Attributes:
         header: what the answer begins with where the policy chose its language; ``""`` where it has none.
-        thinking: the thought, without its tags; ``""`` where there is none.
+        thought: the thought, without its tags; ``""`` where there is none.
         final: the answer after the thought: what is rewarded. Empty where the answer has no content, and where its
             thought never ended, because a thought is no answer.
         thought_opened_by: "template" where the prompt ended with ``<think>``, "policy" where the answer contains it (or
@@ -43,7 +43,7 @@ class Answer:
     """
 
     header: str
-    thinking: str
+    thought: str
     final: str
     thought_opened_by: ThoughtOpening
     thought_closed: bool
@@ -61,13 +61,14 @@ class Answer:
         """The texts that must be in the language asked for, each by itself. A text without content is in none.
 
         Args:
-            span: "all" are the final answer and, where there is one, the thought; "thinking" and "answer" one of them.
+            span: "all" are the final answer and, where there is one, the thought; "thinking" is the thought alone, also
+                where there is none, and "answer" the final answer alone.
             rewarded_too: adds the final answer to the span "thinking": similarity may be earned only in the language
                 asked for.
         """
-        thinking = [self.thinking] if span == "thinking" or (span == "all" and self.thinking) else []
+        thought = [self.thought] if span == "thinking" or (span == "all" and self.thought) else []
         final = [self.final] if span != "thinking" or rewarded_too else []
-        return thinking + final
+        return thought + final
 
 
 def read_answer(
@@ -102,13 +103,13 @@ def read_answer(
     if thinking_opened:
         opened_by = "template"
     before, tag, after = text.rpartition(_CLOSE)
-    thinking, final = (before, after) if tag else (text, "") if thinking_opened else ("", text)
+    thought, final = (before, after) if tag else (text, "") if thinking_opened else ("", text)
     unfinished = _OPEN in final
     if unfinished:
-        thinking, final = f"{thinking}\n{final}", ""
+        thought, final = f"{thought}\n{final}", ""
     return Answer(
         header=named,
-        thinking=thinking.replace(_OPEN, "").replace(_CLOSE, "").strip(),
+        thought=thought.replace(_OPEN, "").replace(_CLOSE, "").strip(),
         final=final.strip(),
         thought_opened_by=opened_by,
         thought_closed=not unfinished and (bool(tag) or not thinking_opened),

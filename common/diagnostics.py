@@ -35,7 +35,7 @@ from common.wire.groups import PartLanguages, Score
 Detect = Callable[[str], str]  # the code of the language that a text is most probably in; "" for none
 DetectAll = Callable[[str], Sequence[str]]  # the codes of all languages that a detector finds in a text
 
-RIGHT = 0.5  # a quality, term or part of at least this counts as right
+RIGHT = 0.5  # a term or part of at least this counts as right, where nobody has said another value
 
 _CLOSE = "</think>"
 _FEW = 15  # characters: a shorter text passes every check of M-Thinker and PolyMath
@@ -64,7 +64,7 @@ class Sample:
     Attributes:
         thought: languages of the thought; None where the answer has none.
         answer: languages of the final answer; None where no detector told them.
-        right: None where nobody could tell, or where nothing says so.
+        right: None where nobody could tell, or where nothing says so, see :func:`is_right`.
         tokens: of the whole response.
     """
 
@@ -112,16 +112,26 @@ def summarise(samples: Sequence[Sample]) -> dict[str, float]:
     return figures
 
 
-def is_right(quality: float, parts: Mapping[str, float], least: float = RIGHT) -> bool:
+def is_right(quality: float, parts: Mapping[str, float], least: float | None = None) -> bool | None:
     """Whether an answer with this quality, and these terms or parts of its reward, counts as right.
 
-    The first of ``ACCURACY_PARTS`` that there is decides, or else the quality: it must be at least ``least``.
+    The first of ``ACCURACY_PARTS`` that there is decides: it must be at least ``least``. Where there is none the
+    quality decides if somebody has said from what on, and otherwise nothing: the similarity of a wrong answer to the
+    reference may have any value.
+
+    Args:
+        least: what somebody has said; None: :data:`RIGHT` of a part, and no value of a quality.
+
+    Returns:
+        None where nothing tells.
     """
     name = next((name for name in ACCURACY_PARTS if name in parts), None)
-    return (quality if name is None else parts[name]) >= least
+    if name is not None:
+        return parts[name] >= (RIGHT if least is None else least)
+    return None if least is None else quality >= least
 
 
-def solves(score: Score, *, least: float = RIGHT, gated: bool) -> bool:
+def solves(score: Score, *, least: float | None = None, gated: bool) -> bool | None:
     """Whether an answer is right and, where the gate is on, in its language: else it earns nothing, however right.
 
     The reward itself does not tell: it may be made of more than being right, and go beyond 1.
@@ -130,8 +140,12 @@ def solves(score: Score, *, least: float = RIGHT, gated: bool) -> bool:
         score: of an answer that could be scored.
         least: see :func:`is_right`.
         gated: ``reward.gated``, as ``RewardConfig.is_gated`` has it.
+
+    Returns:
+        None where nothing tells whether it is right.
     """
-    return is_right(score.quality, score.terms, least) and (score.compliant or not gated)
+    right = is_right(score.quality, score.terms, least)
+    return right if right is None else right and (score.compliant or not gated)
 
 
 def pass_rates(parts: Sequence[PartLanguages]) -> tuple[float, float]:

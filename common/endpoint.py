@@ -1,17 +1,20 @@
 """Answers of OpenAI-compatible endpoints: many calls at a time, rate limits, a cache on disk, and what it cost.
 
 The official ``openai`` client speaks HTTP. Here is what it leaves to its user: endpoints share the work, and one that
-fails or asks for patience (``Retry-After``) leaves it to the others; answers are kept on disk by the content of the
-question; an answer that cannot be used is sent back with the reason; and every wait has a deadline. A call that fails
-gives a :class:`Failure`, never a value.
+fails, asks for patience (``Retry-After``) or takes no key or model leaves it to the others; answers are kept on disk by
+the content of the question; an answer that cannot be used is sent back with the reason; and every wait has a deadline.
+A call that fails gives a :class:`Failure`, never a value.
 
-The key is read from OPENAI_API_KEY and is in no message, file or log.
+The key is read from OPENAI_API_KEY, or else from the file ``openai_api_key`` in the directory of LRPO_KEYS, and is in
+no message, log or other file. An endpoint on the internet is reached through the proxy of the environment, if there is
+one (HTTPS_PROXY, NO_PROXY); one on this machine or network never is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -25,10 +28,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
+from urllib.parse import urlsplit
 
+import httpx
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
+from common.net.proxies import may_use_proxy
 from common.process import FatalError
 
 log = logging.getLogger("endpoint")
@@ -36,11 +42,17 @@ log = logging.getLogger("endpoint")
 Conversation = list[dict[str, str]]  # chat messages
 Value = TypeVar("Value")
 
+KEY_FILE = "openai_api_key"  # in the directory of LRPO_KEYS, so that every host of a run finds it
 FORM = 'MODEL@URL of an OpenAI-compatible endpoint, as "judge-7b@http://127.0.0.1:8000/v1"; key in OPENAI_API_KEY'
 _ANSWERS = 3  # answers of a question that cannot be used before it is given up
 _REFUSED = frozenset({400, 413, 422})  # the status of a refusal of this question; others may be answered
-_DENIED = frozenset({401, 403, 404})  # a wrong key or model: another attempt fails, too
+_DENIED = {  # statuses for a key or model that an endpoint does not take, whatever it is asked, and what to do
+    401: "set OPENAI_API_KEY to a key that it takes",
+    403: "set OPENAI_API_KEY to a key that may use this model",
+    404: "check the model's name, and that the URL is right up to its /v1",
+}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # of an endpoint after failures that name no time; doubles each time
+_DOUBLINGS = 6  # after which the pause is the longest one
 _LOCK_S = 0.5  # how long the cache waits for another process that writes to it
 
 
@@ -62,32 +74,37 @@ class Failure:
 
 
 class AnswerCache:
-    """Usable answers by the hash of what was asked, in an SQLite file that several processes may use at a time.
+    """Usable answers by the hash of what was asked, in an SQLite file that several processes of a host may use.
+
+    Those of several hosts may not, as what they share of such a file is memory.
 
     Args:
-        path: of the file; it is made where there is none.
+        path: of the file; it is made where there is none, and one that is damaged is set aside.
 
     Raises:
         FatalError: the file cannot be used.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path, self._problems = path, 0
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(path, timeout=_LOCK_S, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+            try:
+                self._connection = _open(path)
+            except sqlite3.OperationalError:
+                raise  # it is locked, or may not be written
+            except sqlite3.DatabaseError as error:
+                log.warning("answers are asked for anew: %s is set aside as %s: %s", path, _set_aside(path), error)
+                self._connection = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise FatalError(f"cannot keep answers in {path}: {error}") from None
-        self._path = path
 
     def get(self, key: str) -> str | None:
         """The answer, or None where there is none."""
         try:
             row = self._connection.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
-            log.warning("cannot read answers from %s: %s", self._path, error)
+            self._warn("cannot read answers from", error)
             return None
         return None if row is None else str(row[0])
 
@@ -97,10 +114,36 @@ class AnswerCache:
             with suppress(UnicodeEncodeError):  # SQLite takes no lone surrogates
                 self._connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
         except sqlite3.Error as error:
-            log.warning("cannot keep an answer in %s: %s", self._path, error)
+            self._warn("cannot keep an answer in", error)
 
     def close(self) -> None:
         self._connection.close()
+
+    def _warn(self, what: str, error: sqlite3.Error) -> None:
+        self._problems += 1
+        if self._problems & (self._problems - 1) == 0:  # the 1st, 2nd, 4th, …: there are two calls for each question
+            log.warning("%s %s (%d problems so far): %s", what, self._path, self._problems, error)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_LOCK_S, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, answer TEXT NOT NULL)")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames a file that is damaged, and what SQLite keeps beside it; returns its new name."""
+    free = next(one for n in itertools.count(1) if not (one := path.with_name(f"{path.name}.damaged-{n}")).exists())
+    for suffix in ("", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(free.with_name(free.name + suffix))
+    return free
 
 
 @dataclass
@@ -111,8 +154,15 @@ class _Server:
     url: str
     client: openai.AsyncOpenAI
     under_way: int = 0
+    asked: float = 0.0  # monotonic time of the newest call
+    paused: float = 0.0  # monotonic time at which its newest pause began
     resumes: float = 0.0  # monotonic time before which it is not asked
-    failures: int = 0  # in a row
+    failures: int = 0  # in a row; those of calls that were under way together count once
+    denial: str = ""  # why it took no question, for a wrong key or model; "" once it has answered one
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.url}"
 
 
 @dataclass
@@ -121,7 +171,7 @@ class _Problem(Exception):
 
     reason: str
     refused: bool = False  # this question alone
-    denied: bool = False  # all questions, now and later
+    denied: bool = False  # all questions: another attempt there fails, too
     pause_s: float | None = None  # which the endpoint asked for
 
 
@@ -147,7 +197,7 @@ class Endpoints:
         sampling: further fields of a request; ``temperature`` is 0 unless given.
 
     Raises:
-        FatalError: a name has no @, or the cache cannot be used.
+        FatalError: a name has no @, or the cache, the key file or the proxy cannot be used.
     """
 
     def __init__(
@@ -168,15 +218,16 @@ class Endpoints:
         self._sampling = {"temperature": 0.0, **(sampling or {})}
         self.counts: Counter[str] = Counter()
 
-    async def ask(self, conversation: Conversation, read: Callable[[str], Value]) -> Value | Failure:
+    async def ask(self, conversation: Conversation, read: Callable[[str], Value], sample: str = "") -> Value | Failure:
         """What ``read`` returns for the answer.
 
         Args:
             conversation: chat messages.
             read: raises ValueError for an answer that is of no use; the model is then told why and asked again.
+            sample: tells apart several answers to the same conversation, each of which is kept; "" where there is one.
         """
         for model in dict.fromkeys(server.model for server in self._servers):
-            known = self._cache.get(self._key(model, conversation)) if self._cache is not None else None
+            known = self._cache.get(self._key(model, conversation, sample)) if self._cache is not None else None
             if known is not None:
                 with suppress(ValueError):  # an answer that was usable once may not be today
                     value = read(known)
@@ -185,7 +236,7 @@ class Endpoints:
         newest = _Newest()
         try:
             async with asyncio.timeout(self._deadline_s), self._free:
-                found = await self._usable_answer(conversation, read, newest)
+                found = await self._usable_answer(conversation, read, newest, sample)
         except TimeoutError:
             found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", "unreachable")
         self.counts["failed"] += isinstance(found, Failure)
@@ -198,12 +249,14 @@ class Endpoints:
         if self._cache is not None:
             self._cache.close()
 
-    def _key(self, model: str, conversation: Conversation) -> str:
+    def _key(self, model: str, conversation: Conversation, sample: str) -> str:
         request = {"model": model, "messages": conversation, **self._sampling}
+        if sample:
+            request["sample"] = sample
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     async def _usable_answer(
-        self, conversation: Conversation, read: Callable[[str], Value], newest: _Newest
+        self, conversation: Conversation, read: Callable[[str], Value], newest: _Newest, sample: str
     ) -> Value | Failure:
         asked, reason = conversation, ""
         for _ in range(_ANSWERS):
@@ -219,7 +272,7 @@ class Endpoints:
                 asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
                 continue
             if self._cache is not None:
-                self._cache.put(self._key(model, conversation), answer)
+                self._cache.put(self._key(model, conversation, sample), answer)
             return value
         return Failure(reason, "unusable")
 
@@ -227,28 +280,53 @@ class Endpoints:
         """An answer and the model that gave it, from the endpoint that is free first.
 
         Raises:
-            _Problem: the question was refused, or the attempts are used up.
+            _Problem: the question was refused, every endpoint has denied it, or the attempts are used up.
         """
         made = 0
+        denials: dict[str, str] = {}  # endpoint -> why it denies this question
         while True:
-            server = min(self._servers, key=lambda one: (max(one.resumes, time.monotonic()), one.under_way))
-            await asyncio.sleep(max(0.0, server.resumes - time.monotonic()))
+            server = self._choose(denials)
+            pause_s = 0.0 if server.denial else server.resumes - time.monotonic()
+            if pause_s > 0:
+                await asyncio.sleep(pause_s)
+                continue  # another one may be the better choice by now
+            began = server.asked = time.monotonic()
             server.under_way += 1
             try:
                 answer = await self._call(server, conversation)
-                server.failures = 0
+                if server.denial:
+                    server.resumes = 0.0
+                server.failures, server.denial = 0, ""
                 return answer, server.model
             except _Problem as problem:
-                made += 1
                 newest.reason = problem.reason
-                if problem.refused or problem.denied or (self._attempts is not None and made >= self._attempts):
+                if problem.refused:
                     raise
-                pause_s = min(_FIRST_PAUSE_S * 2**server.failures, _LONGEST_PAUSE_S)
-                server.failures += 1
-                wanted_s = pause_s if problem.pause_s is None else problem.pause_s
-                server.resumes = max(server.resumes, time.monotonic() + wanted_s)
+                if problem.denied:
+                    denials[server.name] = problem.reason
+                    _set_aside(server, problem.reason)
+                    continue
+                made += 1
+                if self._attempts is not None and made >= self._attempts:
+                    raise
+                _pause(server, problem.pause_s, began)
             finally:
                 server.under_way -= 1
+
+    def _choose(self, denials: Mapping[str, str]) -> _Server:
+        """The endpoint that may be asked first: of several the one with the fewest calls, asked the longest ago.
+
+        One that was set aside for its denials is asked where there is no other: the key may be right by now.
+
+        Raises:
+            _Problem: every endpoint has denied the question.
+        """
+        left = [one for one in self._servers if one.name not in denials]
+        if not left:
+            raise _Problem("; ".join(denials.values()))
+        now = time.monotonic()  # one time for all, or the first of those that may be asked now would always be chosen
+        able = [one for one in left if not one.denial or one.resumes <= now]
+        return min(able or left, key=lambda one: (max(one.resumes, now) if able else 0.0, one.under_way, one.asked))
 
     async def _call(self, server: _Server, conversation: Conversation) -> str:
         """
@@ -268,9 +346,11 @@ class Endpoints:
             return (said.choices[0].message.content or "").strip()
         except openai.APIStatusError as error:
             problem = f"status {error.status_code}: {error.response.text[:300]}"
-            refused, denied = error.status_code in _REFUSED, error.status_code in _DENIED
-            reason = problem if refused else where + problem
-            raise _Problem(reason, refused, denied, _retry_after(error.response.headers)) from None
+            if error.status_code in _REFUSED:
+                raise _Problem(problem, refused=True) from None
+            if error.status_code in _DENIED:
+                raise _Problem(f"{where}{problem} ({_DENIED[error.status_code]})", denied=True) from None
+            raise _Problem(where + problem, pause_s=_retry_after(error.response.headers)) from None
         except openai.APIConnectionError as error:
             raise _Problem(f"{where}{type(error).__name__} {error.__cause__ or error}") from None
         except (ValueError, LookupError, TypeError, AttributeError) as error:  # the client does not check what it reads
@@ -295,13 +375,72 @@ def _connect(name: str, timeout_s: float) -> _Server:
         raise FatalError(f"{name!r} names no endpoint: it takes the form {FORM}")
     client = openai.AsyncOpenAI(
         base_url=url.rstrip("/"),
-        api_key=os.environ.get("OPENAI_API_KEY", "none"),
+        api_key=read_api_key() or "none",
         timeout=openai.Timeout(timeout_s, connect=min(10, timeout_s)),
         max_retries=0,  # the next attempt may go to another endpoint
-        # Most endpoints are on this machine or network, where the proxies of the environment do not lead.
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
+        http_client=_http_client(name, urlsplit(url).hostname or ""),
     )
     return _Server(model, url.rstrip("/"), client)
+
+
+def _http_client(name: str, host: str) -> httpx.AsyncClient:
+    if not may_use_proxy(host):
+        return openai.DefaultAsyncHttpxClient(trust_env=False)
+    try:
+        return openai.DefaultAsyncHttpxClient(trust_env=True)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        # The message of an unknown scheme holds the address, which httpx shows without its password.
+        raise FatalError(
+            f"cannot use the proxy of the environment for {name}: {error}; mend HTTPS_PROXY, HTTP_PROXY or ALL_PROXY, "
+            f"or name {host} in NO_PROXY"
+        ) from None
+
+
+def read_api_key() -> str:
+    """The key of endpoints: OPENAI_API_KEY, or else the file in the directory of LRPO_KEYS; empty where there is none.
+
+    Raises:
+        FatalError: there is such a file and it cannot be read, or is not one word.
+    """
+    if key := os.environ.get("OPENAI_API_KEY", ""):
+        return key
+    if not os.environ.get("LRPO_KEYS"):
+        return ""
+    path = Path(os.environ["LRPO_KEYS"]) / KEY_FILE
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise FatalError(f"cannot read the key of endpoints from {path}: {reason}") from None
+    if len(words) != 1:
+        raise FatalError(f"cannot read the key of endpoints from {path}: it holds {len(words)} words instead of one")
+    return words[0]
+
+
+def _pause(server: _Server, wanted_s: float | None, began: float) -> None:
+    """Leaves an endpoint alone for a while after a call failed.
+
+    Args:
+        wanted_s: the seconds that it asked for; None where it named none.
+        began: monotonic time at which the call began. Where the endpoint has been paused since, the failure tells of
+            the same trouble: a hiccup with many calls under way is one failure and not as many.
+    """
+    now = time.monotonic()
+    if began >= server.paused:
+        own_s = min(_FIRST_PAUSE_S * 2 ** min(server.failures, _DOUBLINGS), _LONGEST_PAUSE_S)
+        server.failures += 1
+        server.paused, wanted_s = now, own_s if wanted_s is None else wanted_s
+    if wanted_s is not None:
+        server.resumes = max(server.resumes, now + wanted_s)
+
+
+def _set_aside(server: _Server, reason: str) -> None:
+    """Leaves the work to the other endpoints after one has denied a question for its key or model."""
+    if not server.denial:
+        log.warning("%s. It is asked again after %.0f s, until then where no other can be", reason, _LONGEST_PAUSE_S)
+    server.denial, server.resumes = reason, time.monotonic() + _LONGEST_PAUSE_S
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -123,7 +123,8 @@ def tag(code: str) -> str:
 def count_as_one(first: str, second: str) -> bool:
     """Whether two codes mean the same language: they are equal, or both are Norwegian.
 
-    Languages that are near one another and yet differ, as Indonesian and Malay, are ``reward.near_languages``.
+    This is about codes. Whether a text counts as being in a language, which it also may where it is in one that is
+    near, as Malay for Indonesian (``reward.near_languages``), is for the language gate to tell (``reward/gate.py``).
     """
     return first == second or {first, second} == _NORWEGIAN
 

@@ -4,12 +4,15 @@ import atexit
 import logging
 import os
 import sys
+import threading
 import traceback
 
 from common.config import Config
 from common.parent import die_with_launcher
 from common.process import main
 from common.progress import LOGGER, Activity
+
+_EXIT_S = 60.0  # how long the functions that libraries have registered for the end may take
 
 
 def run(config: Config) -> None:
@@ -36,8 +39,10 @@ def run_to_the_end() -> None:
     except BaseException:  # a mistake of this program, shown as Python would show it
         traceback.print_exc()
         code = 1
-    if code == 0:
-        atexit._run_exitfuncs()  # of libraries that write at the end
+    if code == 0:  # libraries write at the end; a tracker that its service does not answer would do so for ever
+        ending = threading.Thread(target=atexit._run_exitfuncs, name="exit functions", daemon=True)
+        ending.start()
+        ending.join(_EXIT_S)
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

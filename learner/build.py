@@ -69,7 +69,7 @@ def build_run(
         interrupts: end every wait.
 
     Raises:
-        ConfigError: the step term cannot be loaded.
+        ConfigError: the step term cannot be loaded, or does not fit the other settings.
         FatalError: the router's settings or the checkpoint do not fit, or the weights'
             address is taken.
     """
@@ -87,7 +87,7 @@ def build_run(
         resume.keep_configuration(config, state.step)
     report = Report(config, bound, state.step)
     publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
-    batches = Batches(server, publishing, learner.batch_timeout_s, stopwatch, interrupts)
+    batches = Batches(server, publishing, ranks, learner.group_timeout_s, stopwatch, interrupts)
     curriculum = Curriculum(questions, config.data.curriculum, state.curriculum)
     training_work = TrainingWork(server, state, curriculum, publishing, limits)
     evaluator = Evaluator(
@@ -119,8 +119,8 @@ def build_run(
         reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
-        step_reward=StepReward(learner.step_reward, learner.steps) if learner.step_reward else None,
-        right=config.data.curriculum_right,
+        step_reward=StepReward.of(learner),
+        right=config.data.curriculum_right if config.data.gives("curriculum_right") else None,
         gated=config.reward.is_gated,
     )
 

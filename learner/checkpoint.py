@@ -39,6 +39,7 @@ from common import wire
 from common.process import FatalError
 from learner.groups import Group
 from learner.ranks import broadcast
+from learner.train.anchor import Anchor
 from learner.train.lora import check_same_adapters, is_anchor, saved_parameters
 from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
@@ -49,6 +50,7 @@ log = logging.getLogger("learner.checkpoint")
 STATE_FILE = "run.json"
 _ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they are
 _OPTIMIZER_FILE = "optimizer.json"  # only where its state is not in float32: in which form it is
+_ANCHOR_FILE = "anchor.json"  # only where the run has stages: for which of them the policy of the KL was last set
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
 _FINISH_S = 5.0  # what a run that has failed gives the checkpoint that is being written
@@ -73,7 +75,8 @@ class Checkpoints:
     """The directories ``step-000010`` under ``root``: sharded model and optimizer, ``queued.msgpack``, ``run.json``.
 
     Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are. Where the
-    state of the optimizer is in 8 bits, ``optimizer.json`` says so.
+    state of the optimizer is in 8 bits, ``optimizer.json`` says so. Where a run has stages, ``anchor.json`` says of
+    which one the policy is that the KL is taken to.
 
     One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
     its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
@@ -106,6 +109,7 @@ class Checkpoints:
         queued: Sequence[Group] = (),
         anchor: Policy | None = None,
         depends_on: Sequence[Path] = (),
+        anchor_stage: int | None = None,
     ) -> None:
         """Begins to write a checkpoint; all ranks call it together.
 
@@ -116,6 +120,7 @@ class Checkpoints:
             state: JSON; what rank 0 gives is kept.
             queued: as ``state``.
             anchor: the policy that the KL is taken to, where it is no longer the one the run began with.
+            anchor_stage: the stage for which the KL's policy was last set, from 0; None where there are no stages.
             depends_on: files without which the state means nothing, as they are now; they reach the disk before it.
 
         Raises:
@@ -125,12 +130,18 @@ class Checkpoints:
         partial = self._root / f"step-{step:06d}{_PARTIAL}"
         if dist.get_rank() == 0:
             try:
-                shutil.rmtree(partial, ignore_errors=True)
+                if partial.exists():
+                    shutil.rmtree(partial)
                 partial.mkdir(parents=True)
                 (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
                 (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
                 adapters = None if policy.adapters is None else policy.adapters.description()
-                for name, described in ((_ADAPTERS_FILE, adapters), (_OPTIMIZER_FILE, describe_state(optimizer))):
+                kl_anchor = None if anchor_stage is None else {"stage": anchor_stage}
+                for name, described in (
+                    (_ADAPTERS_FILE, adapters),
+                    (_OPTIMIZER_FILE, describe_state(optimizer)),
+                    (_ANCHOR_FILE, kl_anchor),
+                ):
                     if described is not None:
                         (partial / name).write_text(json.dumps(described), encoding="utf-8")
             except OSError as error:
@@ -193,11 +204,13 @@ class Checkpoints:
             queued=wire.unpack((path / _QUEUED_FILE).read_bytes(), list[Group]),
         )
 
-    def load(self, path: Path, policy: Policy, optimizer: torch.optim.Optimizer, anchor: Policy | None = None) -> bool:
+    def load(
+        self, path: Path, policy: Policy, optimizer: torch.optim.Optimizer, anchor: Policy | None = None
+    ) -> Anchor:
         """Fills model and optimizer, and the anchor if the checkpoint has one; all ranks, however many, call it.
 
         Returns:
-            Whether the anchor was filled: the checkpoint has one, and one was given to fill.
+            Whether the anchor was filled, because the checkpoint has one and one was given to fill, and its stage.
 
         Raises:
             FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer.
@@ -229,10 +242,11 @@ class Checkpoints:
         set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim, options=options)
         if anchor is not None and has_anchor:
             set_model_state_dict(anchor, tensors["anchor"])
-        return has_anchor
+        described = _read_description(path / _ANCHOR_FILE)
+        return Anchor(moved=has_anchor, stage=None if described is None else described["stage"])
 
     def _complete_when_written(self, written: Future[Any], partial: Path, depends_on: list[Path]) -> None:
-        """On the checkpoint thread: digests, the rename, and the removal of the oldest; each on the disk in turn."""
+        """On the checkpoint thread: digests and the rename, each on the disk in turn; then the oldest are removed."""
         try:
             written.result()
             if dist.get_rank() == 0:  # its part ends last: it writes the metadata when all ranks have finished
@@ -243,10 +257,11 @@ class Checkpoints:
                     sync_to_disk(path)
                 partial.rename(partial.with_suffix(""))
                 sync_to_disk(self._root)
-                for old in self._complete()[: -self._kept]:
-                    shutil.rmtree(old)
         except (OSError, CheckpointException) as error:
             self._fail(partial, error)
+        if dist.get_rank() == 0:
+            for old in self._complete()[: -self._kept]:
+                _remove(old, "the old checkpoint")
 
     def _fail(self, partial: Path, error: OSError | CheckpointException) -> NoReturn:
         """Says why a checkpoint cannot be written, and removes what there is of it, since the disk may be full."""
@@ -266,14 +281,20 @@ class Checkpoints:
         """On rank 0. Removes what is half-written and sets aside what is damaged."""
         for partial in self._root.glob(f"step-*{_PARTIAL}"):
             log.warning("checkpoint %s is half-written: it is removed", partial)
-            shutil.rmtree(partial)
+            _remove(partial, "the half-written checkpoint")
         for path in reversed(self._complete()):
             damage = _damage(path)
             if not damage:
                 return path
             aside = path.with_suffix(_DAMAGED)
             shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            try:
+                path.rename(aside)
+            except OSError as error:
+                raise FatalError(
+                    f"cannot set the damaged checkpoint {path} aside as {aside.name}: {error.strerror}. It is damaged: "
+                    f"{damage}. Move it elsewhere and give the same command again"
+                ) from None
             log.error("checkpoint %s is damaged: %s. It is set aside, and the one before it is used", path, damage)
         damaged = [str(path) for path in self._root.glob(f"step-*{_DAMAGED}")]
         if damaged:
@@ -283,6 +304,17 @@ class Checkpoints:
     def _complete(self) -> list[Path]:
         """Oldest first."""
         return sorted(path for path in self._root.glob("step-*") if not path.suffix)
+
+
+def _remove(directory: Path, what: str) -> None:
+    """Removes a directory that nobody needs. Where that fails, as on a network file system with a file open, it stays.
+
+    What is not removed is no reason to end a run; the log names it.
+    """
+    try:
+        shutil.rmtree(directory)
+    except OSError as error:
+        log.warning("%s %s cannot be removed and stays: %s", what, directory, error.strerror or error)
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:

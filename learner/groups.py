@@ -58,12 +58,14 @@ class StepResult:
         fill: share of the micro-batches' capacity, ``learner.microbatch_tokens`` each, that the tokens fill.
         grad_norm: norm of the gradient before it was clipped, the mean over the optimizer steps.
         lr: learning rate of the step.
-        problem: empty, or which loss or gradient was not finite; that optimizer step was left out.
+        problem: empty, or which loss or gradient was not finite; that optimizer step was left out, and counts in no
+            mean.
         by_lag: statistic -> lag in policy updates -> the mean over the tokens of this lag.
         by_actor: statistic -> actor -> the mean over the tokens that this actor made.
         skipped: indices of the batch's groups whose optimizer steps were all left out.
         gradient_noise: the share of the first optimizer step's squared gradient norm that is noise
             (``learner/train/gradient_noise.py``); None where it was not measured.
+        optimizer_steps: how many there were to take, and how many of them were ``left_out``.
     """
 
     means: dict[str, float]
@@ -76,3 +78,5 @@ class StepResult:
     by_actor: dict[str, dict[str, float]] = field(default_factory=dict)
     skipped: frozenset[int] = frozenset()
     gradient_noise: float | None = None
+    optimizer_steps: int = 1
+    left_out: int = 0

@@ -121,16 +121,18 @@ def _train(
     if latest is not None:
         Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read
         with Activity("learner", f"reading the checkpoint {latest.path}"):
-            trainer.anchor_moved = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+            anchor = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+            trainer.resume_anchor(anchor, latest.state["step"])
     run: Run | None = None  # of rank 0, once it is built
 
     def save(command: Command) -> None:
         rendezvous.confirm(config.run, "learner", place)  # two learners must not write over each other
         snapshot, queued = run.state.capture() if run is not None else (None, [])
         state = {} if snapshot is None else snapshot.as_json()
-        anchor = trainer.reference if trainer.anchor_moved else None
+        reference = trainer.reference if trainer.anchor.moved else None
+        stage = trainer.anchor.stage if config.learner.stages else None
         ledger = [config.run.dir / LEDGER_FILE] if leads else []
-        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, anchor, ledger)
+        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, reference, ledger, stage)
 
     def export_model() -> None:
         with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):

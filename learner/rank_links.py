@@ -32,6 +32,9 @@ _CONNECT_S = 60.0  # until all ranks are connected; they have just met in a coll
 _ACCEPT_S = 0.1  # between two looks at who has said that it is a rank
 _SEND_S = 1  # to send to one rank
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 10, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}  # seconds, seconds, number
+# How long what was sent may stay unacknowledged; keepalive asks nothing while such data is under way, and Linux repeats
+# it for a quarter of an hour by itself. Milliseconds.
+_USER_TIMEOUT_MS = 25_000
 _LONGEST_HELLO = 1000  # bytes
 
 
@@ -188,4 +191,6 @@ def _kept_alive(connection: socket.socket) -> socket.socket:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option, value in _KEEPALIVE.items():
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    if (user_timeout := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, user_timeout, _USER_TIMEOUT_MS)
     return connection

@@ -8,8 +8,8 @@ Commands, and the batches they need, go over the default process group (gloo). T
 * **Rank 0 raises** while the others are known to wait for a command: :meth:`Ranks.stop` lets them end normally first.
   Otherwise they may be in another collective, where nothing that rank 0 sends would reach them, and it sends nothing.
 * **A collective takes too long** (a rank hangs): after the timeout of the default group, ``collective_timeout_s``, it
-  raises on the ranks that wait. So rank 0 must run some action within that time: the action ``wait`` does nothing but
-  begin the time anew, before a long wait for actors.
+  raises on the ranks that wait. So rank 0 must run some action within that time: in a long wait for actors
+  :meth:`Ranks.keep_waiting` runs one now and then that does nothing but begin the time anew.
 * **torchrun dies**: Linux kills every rank with it (``common.parent.die_with_parent``).
 
 No rank goes on alone, and no step is half taken: a checkpoint is either whole, from all ranks, or not used.
@@ -18,6 +18,7 @@ No rank goes on alone, and no step is half taken: a checkpoint is either whole, 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -70,6 +71,7 @@ class Ranks:
     def __init__(self, actions: dict[str, Action]) -> None:
         self._actions: dict[str, Action] = {**actions, _STOP: lambda _: None, _WAIT: lambda _: None}
         self._busy = 0  # number of actions and walks in which the other ranks may still be
+        self._acted = time.monotonic()  # when the newest action ended
 
     def run(self, action: str, number: int = 0, batch: list[Group] | None = None, data: bytes = b"") -> Any:
         """Runs an action on every rank; only rank 0 calls this.
@@ -83,6 +85,14 @@ class Ranks:
             RuntimeError: another rank has ended, or a collective timed out.
         """
         return self._run(Command(action=action, number=number, batch=batch or [], data=data), None)
+
+    def keep_waiting(self, every_s: float) -> None:
+        """Begins the others' time to wait for a command anew, if no action has run for ``every_s`` seconds.
+
+        Only rank 0 calls this, as often as it likes, while the others listen. Raises as :meth:`run` does.
+        """
+        if time.monotonic() - self._acted > every_s:
+            self.run(_WAIT)
 
     def walk(self, items: Iterator[_Item]) -> Iterator[_Item]:
         """Hands out ``items``, in whose making all ranks take part: the others listen again only after the last."""
@@ -113,6 +123,7 @@ class Ranks:
             broadcast(wire.encode(command), timeout_s)
         result = self._actions[command.action](command)
         self._busy -= 1
+        self._acted = time.monotonic()
         return result
 
     def follow(self) -> None:
@@ -130,7 +141,7 @@ class Ranks:
 
 def collective_timeout_s(config: Config) -> float:
     """How long a rank waits for the others in a collective of the default group, in seconds."""
-    return config.learner.batch_timeout_s + config.actor.start_timeout_s
+    return config.learner.group_timeout_s + config.actor.start_timeout_s
 
 
 def broadcast(data: bytes, timeout_s: float | None = None) -> bytes:

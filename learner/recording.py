@@ -1,11 +1,13 @@
 """Trained groups on disk: every step of a run with ``learner.record``, and the steps that were skipped.
 
-A recording is a directory with ``config.json`` and one file a step, ``step-000001.msgpack`` and so on.
+A recording is a directory with ``config.json`` and one file a step, ``step-000001.msgpack`` and so on. A run that
+resumed with another configuration keeps it as ``config-from-step-000041.json``, named by the first step that it is of.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from learner.groups import Group, StepResult
 log = logging.getLogger("learner")
 
 _CONFIG_FILE = "config.json"
+_LATER_CONFIG = "config-from-step-"
 
 
 class Step(wire.WireStruct):
@@ -27,7 +30,7 @@ class Step(wire.WireStruct):
     Args:
         number: from 1.
         groups: with the rewards that were trained on.
-        loss: of the step.
+        loss: of the step; NaN where it was skipped.
         grad_norm: before it was clipped.
     """
 
@@ -42,14 +45,14 @@ class Recorder:
 
     Args:
         every_step: the directory for all, ``learner.record``; None: they are not kept.
-        skipped: the directory for those whose loss or gradient was not finite.
+        skipped: the directory for those with an optimizer step whose loss or gradient was not finite.
     """
 
     def __init__(self, every_step: Path | None, skipped: Path) -> None:
         self._every_step, self._skipped = every_step, skipped
 
     def record(self, number: int, groups: list[Group], result: StepResult) -> None:
-        """Writes step ``number``, counted from 1, where it belongs; a skipped one is named in the log.
+        """Writes step ``number``, counted from 1, where it belongs; what was skipped of it is told in the log.
 
         Raises:
             FatalError: it cannot be written.
@@ -58,7 +61,10 @@ class Recorder:
             write(self._every_step, number, groups, result)
         if result.problem:
             path = write(self._skipped, number, groups, result)
-            log.error("step %d is skipped, %s; its groups are in %s", number, result.problem, path)
+            what = f"step {number} is skipped"
+            if 0 < result.left_out < result.optimizer_steps:
+                what = f"in step {number}, {result.left_out} of {result.optimizer_steps} optimizer steps are skipped"
+            log.error("%s, %s; its groups are in %s", what, result.problem, path)
 
 
 def write(directory: Path, number: int, groups: list[Group], result: StepResult) -> Path:
@@ -68,7 +74,7 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
         FatalError: it cannot be written. What was written of it is removed.
     """
     path = directory / f"step-{number:06d}.msgpack"
-    step = Step(number=number, groups=groups, loss=result.means.get("loss", 0.0), grad_norm=result.grad_norm)
+    step = Step(number=number, groups=groups, loss=loss_of(result), grad_norm=result.grad_norm)
     partial = path.with_suffix(".partial")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -81,41 +87,81 @@ def write(directory: Path, number: int, groups: list[Group], result: StepResult)
     return path
 
 
+def loss_of(result: StepResult) -> float:
+    """The loss of a step; 0 where nothing carried gradient, NaN where no optimizer step could be taken."""
+    return result.means.get("loss", math.nan if result.problem else 0.0)
+
+
 def begin(directory: Path, config: Config, step: int) -> None:
     """Makes a directory ready for the steps after ``step``: recorded later ones, which a resume undoes, are removed.
 
-    Where a run begins, those of another run are set aside.
+    Where a run begins, those of another run are set aside. Where it goes on with another configuration, that of the
+    steps until then is kept.
 
     Raises:
         FatalError: it cannot be written.
     """
+    text = config.model_dump_json(indent=2)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if step == 0 and any(directory.glob("step-*.msgpack")):
-            set_aside(directory, ["step-*.msgpack", _CONFIG_FILE])
+            set_aside(directory, ["step-*.msgpack", _CONFIG_FILE, f"{_LATER_CONFIG}*.json"])
         for path in directory.glob("step-*.msgpack"):
             if _number(path) > step:
                 path.unlink()
-        (directory / _CONFIG_FILE).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+        for number, path in _later_configurations(directory):
+            if number > step:
+                path.unlink()
+        path = directory / _CONFIG_FILE
+        if step and path.exists():
+            *_, (_, newest) = [(1, path), *_later_configurations(directory)]
+            path = directory / f"{_LATER_CONFIG}{step + 1:06d}.json"
+            if newest.read_text(encoding="utf-8") == text:
+                return
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FatalError(f"cannot write to learner.record = {directory}: {error}") from None
 
 
 def read(directory: Path) -> tuple[Config, Iterator[Step]]:
-    """The configuration of a recorded run, and its steps, each read when it is asked for.
+    """The configuration that a recorded run began with, and its steps, each read when it is asked for.
 
     Raises:
         FatalError: it is no recording, does not begin at step 1, has a gap, or a file is damaged.
     """
-    try:
-        config = Config.model_validate_json((directory / _CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # the latter also where it is no UTF-8 or does not fit
-        raise FatalError(f"{directory} is no record of a run (made with learner.record): {error}") from None
+    config = _read_configuration(directory, directory / _CONFIG_FILE)
     paths = sorted(directory.glob("step-*.msgpack"))
     for expected, path in enumerate(paths, start=1):
         if _number(path) != expected:
             raise FatalError(f"{directory} lacks step {expected}: record a run from its beginning")
     return config, map(_read_step, paths)
+
+
+def later_configurations(directory: Path) -> dict[int, Config]:
+    """The configurations with which a recorded run went on, by the first recorded step that each holds for.
+
+    Raises:
+        FatalError: one cannot be read.
+    """
+    last = max(map(_number, directory.glob("step-*.msgpack")), default=0)
+    return {
+        number: _read_configuration(directory, path)
+        for number, path in _later_configurations(directory)
+        if number <= last
+    }
+
+
+def _later_configurations(directory: Path) -> list[tuple[int, Path]]:
+    """In the order of their steps."""
+    paths = sorted(directory.glob(f"{_LATER_CONFIG}*.json"))
+    return [(int(path.stem.removeprefix(_LATER_CONFIG)), path) for path in paths]
+
+
+def _read_configuration(directory: Path, path: Path) -> Config:
+    try:
+        return Config.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # the latter also where it is no UTF-8 or does not fit
+        raise FatalError(f"{directory} is no record of a run (made with learner.record): {error}") from None
 
 
 def _read_step(path: Path) -> Step:

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
+from common.config.resume import CONFIG_FILE
 from common.process import FatalError
 
 log = logging.getLogger("learner.resume")
 
-CONFIG_FILE = "config.json"  # in run.dir
 # A setting is harmless if every step is what it would have been without the change, apart from rounding and from what
 # is random in an asynchronous run. A section's name stands for all of it.
 _HARMLESS = frozenset({
@@ -33,7 +33,7 @@ _HARMLESS = frozenset({
     "reward.request_timeout_s", "reward.diagnostics",
     "learner.steps", "learner.epochs",
     "learner.address", "learner.ranks", "learner.nodes", "learner.torchrun", "learner.restarts", "learner.replicas",
-    "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.batch_timeout_s",
+    "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.group_timeout_s",
     "learner.optimizer_on_cpu", "learner.reference_on_cpu", "learner.microbatch_tokens", "learner.head_chunk",
     "learner.activation_checkpointing", "learner.checkpointed_layers", "learner.compile", "learner.keep_gathered",
     "learner.checkpoint_every", "learner.checkpoints_kept", "learner.record",
@@ -89,7 +89,8 @@ def check(config: Config) -> None:
         config: with the number of steps that it will make.
 
     Raises:
-        FatalError: settings have changed that are neither harmless nor accepted, or that no run can change; or
+        FatalError: settings have changed that are neither harmless nor accepted, or that no run can change; or what
+            they were cannot be read, and that is not accepted; or
             ``model.path`` is this run's own export, so that the KL penalty would be to the policy that it has trained.
     """
     directory, model = config.run.dir, config.model.path
@@ -149,7 +150,14 @@ def _changes_since(config: Config) -> list[Change]:
     path = config.run.dir / CONFIG_FILE
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict):
+            raise ValueError("it is no table of settings")
     except (OSError, ValueError) as error:
+        if CONFIG_FILE not in config.resume.accept:
+            raise FatalError(
+                f"cannot compare with the configuration that the run had so far, {path}: {error}; put the file back, "
+                f"begin another run.dir, or accept all settings as they are now with --resume.accept {CONFIG_FILE}"
+            ) from None
         log.warning("cannot compare with the configuration that the run had so far, %s: %s", path, error)
         return []
     return changes(before, config)

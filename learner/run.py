@@ -20,7 +20,6 @@ import logging
 from collections.abc import Sequence
 
 from common.config import LearnerConfig
-from common.diagnostics import RIGHT
 from common.progress import BRIEF_S, Activity
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
@@ -50,7 +49,7 @@ class Run:
     Args:
         config: the section ``learner``.
         languages: of the run, as the router has them.
-        right: the accuracy, or without any the quality, from which an answer counts as right, for the curriculum.
+        right: from what on an answer counts as right for the curriculum, where somebody has said it.
         gated: whether it must be in its language, too.
         step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
@@ -81,7 +80,7 @@ class Run:
         saving: Saving,
         stopwatch: Stopwatch,
         step_reward: StepReward | None = None,
-        right: float = RIGHT,
+        right: float | None = None,
         gated: bool = True,
     ) -> None:
         self.config, self.languages, self.state, self.ranks = config, list(languages), state, ranks
@@ -115,8 +114,10 @@ class Run:
             log.info("interrupted after step %d; the same command resumes", self.state.step)
             raise
         finally:
-            self.reporting.close()
-            self.state.ledger.flush()  # lines since the last step, of groups that were given up
+            try:
+                self.state.ledger.flush()  # lines since the last step, of groups that were given up
+            finally:
+                self.reporting.close()  # last, as it may wait for somebody else's service
 
     def begin(self) -> None:
         """Publishes, evaluates what no step has trained yet, and has training groups handed out."""

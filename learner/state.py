@@ -184,7 +184,7 @@ class RunState:
                 groups_retried=self.queue.retried,
                 groups_orphaned=self.queue.lost,
                 groups_failed=self.queue.failed,
-                ledger_size=self.ledger.flush(),
+                ledger_size=self.ledger.size(),
                 router=self.router.state(),
                 totals=msgspec.structs.replace(self.totals),  # a copy
                 evaluation_before=self.evaluation_before,
@@ -193,7 +193,9 @@ class RunState:
                 curriculum=self.curriculum.capture(self.queue.untaken()),
                 wall_seconds=self.wall_seconds(),
             )
-            return snapshot, list(self.queue.finished().values())
+            queued = list(self.queue.finished().values())
+        self.ledger.flush()  # without the lock: the server answers actors while a file system hangs
+        return snapshot, queued
 
     @classmethod
     def restore(

@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 def each_or_error(
     function: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]
 ) -> list[Result | Exception]:
-    """Calls a batch function so that an item that it cannot take does not affect the others. Blocks until that is done.
+    """Calls a function on a batch; items on which it fails do not affect the others. Blocks until that is done.
 
-    A batch that fails is halved until the failing item stands alone. This also completes a batch that is too large for
-    the memory.
+    A batch that fails is halved until the failing item stands alone. In the same way a batch that is too large for the
+    memory is completed in parts.
 
     Returns:
         For each item its result, or the error.
@@ -60,9 +60,9 @@ class QueuedRequest:
 class RequestQueue:
     """A queue of requests, bounded by their number of texts. Any thread may add to it, one thread takes batches.
 
-    The requests that were taken and are not finished are bounded alike: with more, no batch is given, so that slow
-    judges fill the queue and not the memory. ``late`` counts the requests that were dropped because their sender no
-    longer waits.
+    The requests that were taken and are not finished yet are bounded by the same number of texts: while there are more,
+    no batch is given. So slow judges fill the queue and not the memory. ``late`` counts the requests that were
+    dropped because their sender no longer waits.
 
     Args:
         max_texts: the queue takes no request that would make it hold more texts. A request that is larger than that is

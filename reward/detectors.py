@@ -1,7 +1,7 @@
 """The detectors by which answers are diagnosed: the language gate, langdetect, lingua.
 
-A figure compares with another one of the same detector only, so each detector comes with the definitions of those who
-publish with it (``common/diagnostics.py``):
+Figures can be compared only where they come from the same detector. So each detector comes with the definitions of
+those who publish with it (``common/diagnostics.py``):
 
     gate        lid.176 as the language gate reads it (``reward/gate.py``); our own definitions
     langdetect  PolyMath's and M-Thinker's consistency; TRIT and mCoT use it, too
@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
+from common.answer import Answer
 from common.diagnostics import consistent_polymath, lines_pass_adamame, part_adamame, words_pass, words_pass_adamame
 from common.languages import CODES, code_of
 from common.process import FatalError
@@ -25,14 +26,14 @@ from reward.gate import LanguageGate
 
 DetectorName: TypeAlias = Literal["gate", "langdetect", "lingua"]
 
-# Among which AdaMame's metrics.py chooses for MGSM; its list for MSVAMP lacks bn, de, ru and sw, which are four of the
-# ten languages of MSVAMP, so that no answer in them is ever consistent there.
+# The languages among which AdaMame's metrics.py chooses for MGSM. Its list for MSVAMP lacks four of the ten languages
+# of MSVAMP (bn, de, ru, sw), so that no answer in them is ever consistent there.
 ADAMAME_MGSM = ("bn", "de", "en", "es", "fr", "ja", "ko", "ru", "sw", "te", "th", "zh")
 ADAMAME_MSVAMP = ("ar", "en", "es", "fr", "ja", "ko", "pt", "th", "vi", "zh")
 
 _SEED = 42  # of langdetect, which is random; M-Thinker sets the same one
-# A shorter line may be in any language: nobody can tell that of "Schritt 1" or "OK". Letters of scripts without case
-# count twice, because their words are shorter.
+# A line with fewer letters passes in any language, because that of "Schritt 1" or "OK" cannot be told. Letters of
+# scripts without case count twice, because words in these scripts are shorter.
 _LINE_LETTERS = 20
 
 
@@ -50,6 +51,21 @@ class Detector(Protocol):
         Returns:
             For each text its languages; None where the detector does not know the language asked for.
         """
+
+
+def diagnose(detector: Detector, answers: Sequence[Answer]) -> list[tuple[PartLanguages | None, PartLanguages | None]]:
+    """The languages of each answer's thought and of its final answer, judged by the language asked for.
+
+    Returns:
+        For each answer a pair. That of the thought is None where there is none, and both are where the detector does
+        not know the language.
+    """
+    with_thought = [number for number, answer in enumerate(answers) if answer.thought]
+    texts = [*(answer.final for answer in answers), *(answers[number].thought for number in with_thought)]
+    asked = [*(answer.asked for answer in answers), *(answers[number].asked for number in with_thought)]
+    found = detector.parts(texts, asked)
+    thoughts = dict(zip(with_thought, found[len(answers) :], strict=True))
+    return [(thoughts.get(number), final) for number, final in enumerate(found[: len(answers)])]
 
 
 def make_detector(
@@ -71,11 +87,11 @@ def make_detector(
 
 
 class GateDetector:
-    """The language gate: a text is in a language apart from a share of ``reward.gate_share``, languages that are near
-    one another count as one, and all of a text is read.
+    """The language gate. It reads all of a text, which is in a language where no more than the share
+    ``reward.gate_share`` of its letters is foreign; languages that are near one another count as one.
 
-    A line counts where it has 20 letters or more. A text holds two languages where it is not in the language that most
-    of it is in, by the same share. An empty text is in no language and passes nothing.
+    Lines of 20 letters or more are judged. A text switches between languages where more than that share is foreign even
+    to the language that most of it is in. An empty text is in no language and passes in nothing.
     """
 
     name: DetectorName = "gate"
@@ -92,7 +108,7 @@ class GateDetector:
         single = {n for n, text in enumerate(texts) if "\n" not in text.strip()}  # lines that are judged already
         failing = {n for n in single if lines[n] and not judged[n].matches and judged[n].language not in ("", asked[n])}
         failing |= self._foreign_lines([[] if n in single else some for n, some in enumerate(lines)], asked)
-        # A text that is in no single language is looked at again, by the language that most of it is in.
+        # A text that does not match is judged again, by the language that most of it is in.
         doubtful = [n for n, one in enumerate(judged) if not one.matches and one.language]
         again = self._gate.judge([texts[n] for n in doubtful], [judged[n].language for n in doubtful])
         switching = {n for n, one in zip(doubtful, again, strict=True) if not one.matches}
@@ -110,7 +126,7 @@ class GateDetector:
         return found
 
     def _foreign_lines(self, lines: Sequence[Sequence[str]], asked: Sequence[str]) -> set[int]:
-        """The numbers of the texts of which a line is taken for another language and is not accepted by the gate."""
+        """The numbers of the texts with a line that is taken for another language and that the gate does not accept."""
         flat = [(n, line) for n, some in enumerate(lines) for line in some]
         best = self._gate.detect([line for _, line in flat])
         doubtful = [(n, line) for (n, line), code in zip(flat, best, strict=True) if code not in ("", asked[n])]
@@ -193,7 +209,7 @@ class Lingua:
             _refuse("lingua-language-detector")
         of_code: dict[str, Any] = {}
         for language in lingua.Language.all():
-            with suppress(ValueError):  # one that lid.176 does not know, and nobody can ask for
+            with suppress(ValueError):  # lid.176 does not know it, so nobody can ask for it
                 of_code.setdefault(code_of(language.iso_code_639_1.name.lower()), language)
         chosen = {code: of_code[code] for code in dict.fromkeys(languages) if code in of_code}
         if len(chosen) < 2:

@@ -42,7 +42,7 @@ class Units:
 
     Attributes:
         sums: [U, D] the sum of the vectors of each unit's word and n-grams.
-        counts: [U] how many vectors that are.
+        counts: [U] how many vectors were added up.
         letters: [U] letters and combining marks in each unit.
         scripts: [U] the scripts of these letters, a bit each, see :func:`common.scripts.scripts_of_language`.
         owner: [U] the index of the text that a unit belongs to; never decreasing.
@@ -97,7 +97,7 @@ class LanguageModel:
             rows = range(len(words) + len(kept))
             self._vectors = np.stack([model.get_input_vector(row) for row in rows]).astype(np.float32)
         end = self._rows_of_words.get(_END_OF_LINE)
-        # Copies, because the library's memory goes with the library's object.
+        # Copies, because the library frees this memory together with its model.
         self._end = self._vectors[end] if end is not None else np.zeros(self._vectors.shape[1], np.float32)
         self._end_count = float(end is not None)
         self._tree = np.array(model.f.getOutputMatrix(), np.float32)[: len(labels) - 1]
@@ -296,7 +296,7 @@ def _paths(frequencies: list[int]) -> tuple[Floats, Floats]:
 def _read_pruning(file: Path) -> Ints | None:
     """Which buckets a compressed model has kept: [n, 2] of bucket and row among the n-grams. None: it has all.
 
-    The library does not tell. The layout is that of ``Args::load`` and ``Dictionary::load`` of fastText 0.9.
+    The library does not say which. The layout is that of ``Args::load`` and ``Dictionary::load`` of fastText 0.9.
     """
     with file.open("rb") as stream:
         magic, _version = struct.unpack("<ii", stream.read(8))

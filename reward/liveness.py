@@ -1,4 +1,4 @@
-"""What a reward process is doing: how long it has worked, and whether what it does gets on."""
+"""How long a reward process has worked, and for how long the step that it is at has not ended."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Liveness:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
         self._began: dict[int, float] = {}  # the steps under way, and when each began
-        self._busy_s = 0.0  # until the present time of work began
-        self._busy_since = 0.0  # when it began
+        self._busy_s = 0.0  # seconds with a step under way, without those since the steps of now began
+        self._busy_since = 0.0  # when the first of them began
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ class ReferenceCache:
     """Embeds references, each once while it stays in the cache.
 
     A question is asked many times in a run, and its reference is embedded only the first time. New embeddings are
-    appended to the file at once, so that a process that is killed loses none; nothing is ever written again.
+    appended to the file at once, so that a process that is killed loses none.
     ``counts`` holds how many references came from the cache (``references_cached``) and how many were embedded
     (``references_embedded``).
 

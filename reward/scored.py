@@ -1,4 +1,4 @@
-"""What the scorer says of an answer, and what it says where it cannot."""
+"""The score of an answer with what it is made of, and the error where a group cannot be scored now."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # these import for seconds, and a service that cannot bind it
 
 
 class UnscoredError(RuntimeError):
-    """Too many answers of a group could not be scored now, for no fault of theirs; another time may be different."""
+    """Too many answers of a group could not be scored now. That is no fault of theirs, and may be different later."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,13 @@ class ScoredAnswer:
     Attributes:
         decision: what the gate says.
         pair: the two languages whose calibration was used; None where no similarity was needed.
-        calibrated: the similarity after calibration, in [0, 1]; None where none was needed.
+        calibrated: the similarity after calibration, in [0, 1]; None where none was needed, or it is no number.
+        lasting: whether the answer is not scored for a reason that another time will not change, as an embedding that
+            is no number.
     """
 
     score: Score
     decision: Decision
     pair: Pair | None
     calibrated: float | None
+    lasting: bool = False

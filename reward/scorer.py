@@ -1,4 +1,4 @@
-"""Scores answers, many requests at a time. It calls each step in order and decides nothing itself.
+"""Scores answers, many requests at a time. It calls each step in order; what a step decides stands in its own file.
 
 common/answer.py         what of an answer is read
 reward/gate.py           whether the answer is in the language asked of it
@@ -6,6 +6,7 @@ reward/detectors.py      which languages its thought and its final answer are in
 reward/embedder.py       how similar the answer is to the reference
 reward/calibration/      what this similarity is worth for the pair of languages
 reward/terms/            the quality of the answer: terms by topic, or a function of the user's own
+reward/worth.py          what the answer is worth, and when a group is scored again
 
 Three kinds of work run side by side: the caller's thread reads and tokenises a batch while the batch before it is
 embedded in a second thread; a third one identifies languages; and an event loop waits for judges, verifiers and reward
@@ -38,7 +39,7 @@ from reward.batching import each_or_error
 from reward.calibration.drift import Drift
 from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
-from reward.detectors import Detector, make_detector
+from reward.detectors import Detector, diagnose, make_detector
 from reward.gate import ComplianceGate, Decision
 from reward.liveness import Liveness
 from reward.scored import ScoredAnswer, UnscoredError
@@ -47,6 +48,7 @@ from reward.terms.inputs import TermInput
 from reward.terms.quality import QualityTerms
 from reward.terms.tools import Tools
 from reward.waits import WaitingThread
+from reward.worth import Worth, says_nothing
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import, and a run without similarities needs neither
     from reward.embedder import Embedder, TokenisedTexts, Vectors
@@ -61,7 +63,7 @@ _HEADER = ModelConfig().header
 
 @dataclass(frozen=True)
 class _Embedded:
-    """The embeddings of one request: of its answers [K, dimension], and their cosines to the reference, each [K]."""
+    """The embeddings of one request's answers, [K, dimension], and their K cosine similarities to the reference."""
 
     vectors: Vectors
     similarities: list[float]
@@ -85,7 +87,8 @@ class Scorer:
 
     ``counts`` holds how many answers were scored, how many were odd by kind (``empty``, ``not_finite``, ``short``,
     ``no_language``, ``not_compliant``, ``uncalibrated``, ``unencodable``, ``over_long``, ``unscored``), how many groups
-    were ``handed_back``, and the counters of the embedder, of the reference cache and of the judges.
+    were ``handed_back``, and the counters of the embedder, of the reference cache and of the judges. An ``empty``
+    answer is not counted as ``short``, ``no_language`` or ``not_compliant``, too.
 
     Args:
         config: the section ``reward``.
@@ -116,11 +119,11 @@ class Scorer:
         )
         offline = quantile_path(config.calibration) if config.calibration else None
         self._drift = Drift(Quantiles.read(offline) if offline and offline.exists() else None, config.drift_warning)
-        judgements = directory / "judgements.sqlite" if directory is not None else None
-        self._tools = Tools(config, self.calibrate, self._embed_for_tools, judgements)
-        self._custom = CustomReward(config.function, config.parts) if config.function else None
+        judgements = directory / f"judgements-{config.replica}.sqlite" if directory is not None else None
+        self._tools = Tools(config, self.calibrate, self._embed_for_tools, judgements, languages)
+        self._custom = CustomReward(config.function, config.parts, config.is_bounded) if config.function else None
         self._terms = None if self._custom is not None else QualityTerms(config.terms, self._tools, config.is_bounded)
-        self._gate = ComplianceGate(config, languages)
+        self._gate, self._worth = ComplianceGate(config, languages), Worth(config)
         self._detector: Detector | None = None
         if config.diagnostics != "off":
             self._detector = make_detector(config.diagnostics, self._gate.language_gate, {*languages, "en"})
@@ -139,7 +142,7 @@ class Scorer:
             self._load_encoder()
 
     def warm_up(self) -> None:
-        """Runs everything once that loads lazily, so that the first request is as fast as the others."""
+        """Loads what is otherwise loaded when it is first used, so that the first request is as fast as the others."""
         texts = ["The capital of Japan is Tokyo.", "日本の首都は東京です。", "one " * 1000]
         if self._needs_embeddings:
             self._load_encoder()[0].embed(texts)
@@ -198,7 +201,7 @@ class Scorer:
         return self.liveness.busy_s()
 
     def stalled_s(self) -> float:
-        """For how long no step of the work has ended, while one is under way; see ``Healthy.stalled_s``."""
+        """For how many seconds the work has made no progress; see ``Healthy.stalled_s``."""
         return max(self.liveness.stalled_s(), self._waits.stalled_s())
 
     # -- in the caller's thread ------------------------------------------------------------------------------------
@@ -276,13 +279,10 @@ class Scorer:
         """The decisions, each with the languages of its answer's parts by ``reward.diagnostics``."""
         if self._detector is None:
             return decisions
-        thinking = [answer for answer in answers if answer.thinking]
-        texts = [*(answer.final for answer in answers), *(answer.thinking for answer in thinking)]
-        found = self._detector.parts(texts, [answer.asked for answer in (*answers, *thinking)])
-        thoughts = iter(found[len(answers) :])
+        parts = diagnose(self._detector, answers)
         return [
-            replace(decision, answer=part, thought=next(thoughts) if answer.thinking else None)
-            for answer, decision, part in zip(answers, decisions, found[: len(answers)], strict=True)
+            replace(decision, thought=thought, answer=final)
+            for decision, (thought, final) in zip(decisions, parts, strict=True)
         ]
 
     def _similarity_earns(self, request: ScoreRequest) -> bool:
@@ -316,14 +316,12 @@ class Scorer:
             else:
                 assert self._terms is not None
                 scored = await self._score_by_terms(self._terms, job, decisions, vectors)
-        self._count(job, scored)
-        missing = sum(not one.score.scored for one in scored)
-        if missing > self._config.missing_max * len(scored):
+        self._count(job, decisions, scored)
+        try:
+            self._worth.check_group(scored)
+        except UnscoredError:
             self.counts["handed_back"] += 1
-            raise UnscoredError(
-                f"{missing} of {len(scored)} answers could not be scored, more than reward.missing_max = "
-                f"{self._config.missing_max:g} allows; the log of the reward process says why"
-            )
+            raise
         return scored
 
     async def _score_by_function(
@@ -333,10 +331,7 @@ class Scorer:
         scored = []
         for answer, decision, parts in zip(job.answers, decisions, found, strict=True):
             quality = None if parts is None else function.value(parts)
-            if quality is not None and self._config.is_bounded:
-                quality = min(1.0, max(0.0, quality))
-            score = self._as_score(answer, decision, parts or {}, quality, 0.0, 0.0)
-            scored.append(ScoredAnswer(score, decision, None, None))
+            scored.append(ScoredAnswer(self._worth.score(answer, decision, parts or {}, quality), decision, None, None))
         return scored
 
     async def _score_by_terms(
@@ -344,72 +339,60 @@ class Scorer:
     ) -> list[ScoredAnswer]:
         request = job.request
         language = code_of(request.reference_language)
-        similarities = embedded.similarities if embedded is not None else [0.0] * len(job.answers)
-        inputs: list[TermInput] = []
-        rows: list[tuple[Answer, Decision, float, Pair | None, TermInput | None]] = []
+        inputs: dict[int, TermInput] = {}  # by the number of the answer; those that say nothing have none
         for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
-            similarity = similarities[number]
-            problem = "empty" if not answer.rewarded else "" if math.isfinite(similarity) else "not_finite"
-            if problem:  # nothing was said, or it cannot be compared: it is worth nothing, whatever the terms are
-                self.counts[problem] += 1
-                rows.append((answer, decision, 0.0, None, None))
+            if says_nothing(answer):
                 continue
             other = decision.detected or answer.asked
-            given = TermInput(
+            similarity = embedded.similarities[number] if embedded is not None else math.nan
+            inputs[number] = TermInput(
                 answer=answer,
                 detected=decision.detected,
                 accepted=request.accepted or [request.reference],
-                similarity=self.calibrate(similarity, language, other) if embedded is not None else 0.0,
+                similarity=self.calibrate(similarity, language, other),
                 vector=embedded.vectors[number] if embedded is not None else None,
                 request=request,
             )
-            inputs.append(given)
-            rows.append((answer, decision, similarity, pair_of(language, other) if embedded else None, given))
-        found = iter(await terms.evaluate(inputs, request.topics) if inputs else [])
+        valued = await terms.evaluate(list(inputs.values()), request.topics) if inputs else []
+        found = dict(zip(inputs, valued, strict=True))
         scored = []
-        for answer, decision, similarity, pair, term_input in rows:
-            if term_input is None:
-                score = self._as_score(answer, decision, {}, 0.0, 0.0, 0.0)
-                scored.append(ScoredAnswer(score, decision, None, None))
+        for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
+            if number not in inputs:
+                scored.append(ScoredAnswer(self._worth.nothing(answer, decision), decision, None, None))
                 continue
-            values, quality = next(found)
+            values, quality, lasting = found[number]
+            similarity, drift = 0.0, 0.0
+            pair: Pair | None = None
+            calibrated: float | None = None
+            if embedded is not None and math.isfinite(embedded.similarities[number]):
+                similarity, calibrated = embedded.similarities[number], inputs[number].similarity
+                pair = pair_of(language, inputs[number].language)
+                self.counts["uncalibrated"] += not self.calibrate.knows(*pair)
+                drift = self._drift.observe(similarity, *pair) if decision.compliant else 0.0
+            elif embedded is not None:
+                self._count_not_finite(request)
+            score = self._worth.score(answer, decision, values, quality, similarity, drift)
+            scored.append(ScoredAnswer(score, decision, pair, calibrated, lasting))
+        return scored
+
+    def _count_not_finite(self, request: ScoreRequest) -> None:
+        self.counts["not_finite"] += 1
+        times = self.counts["not_finite"]
+        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+            logger.warning(
+                "the embedder %s gives no numbers for an answer to question %d, or for its reference, so that they "
+                "cannot be compared (%d so far)", self._config.embedder, request.row, times,
+            )  # fmt: skip
+
+    def _count(self, job: _Job, decisions: Sequence[Decision], scored: Sequence[ScoredAnswer]) -> None:
+        self.counts["answers"] += len(scored)
+        for answer, decision in zip(job.answers, decisions, strict=True):
+            if says_nothing(answer):
+                self.counts["empty"] += 1
+                continue
             self.counts["short"] += decision.short
             self.counts["no_language"] += not decision.detected
             self.counts["not_compliant"] += not decision.compliant
-            drift = 0.0
-            if pair is not None:
-                self.counts["uncalibrated"] += not self.calibrate.knows(*pair)
-                drift = self._drift.observe(similarity, *pair) if decision.compliant else 0.0
-            score = self._as_score(answer, decision, values, quality, similarity, drift)
-            scored.append(ScoredAnswer(score, decision, pair, term_input.similarity if pair is not None else None))
-        return scored
-
-    def _as_score(
-        self,
-        answer: Answer,
-        decision: Decision,
-        values: dict[str, float],
-        quality: float | None,
-        similarity: float,
-        drift: float,
-    ) -> Score:
-        earns = quality is not None and (decision.compliant or not self._config.is_gated)
-        return Score(
-            reward=quality if quality is not None and earns else 0.0,
-            quality=quality if quality is not None else 0.0,
-            similarity=similarity,
-            compliant=decision.compliant,
-            detected=decision.detected,
-            language=answer.asked,
-            terms=values | answer.selection,
-            drift=drift,
-            scored=quality is not None,
-            thought=decision.thought,
-            answer=decision.answer,
-        )
-
-    def _count(self, job: _Job, scored: Sequence[ScoredAnswer]) -> None:
-        self.counts["answers"] += len(scored)
         self.counts["unscored"] += sum(not one.score.scored for one in scored)
         for name in ODDITIES:
             self.counts[name] += sum(name in answer.oddities for answer in job.answers)
@@ -421,7 +404,7 @@ class Scorer:
 
 
 async def _wait(future: Future[list[_T]]) -> list[_T]:
-    # Shielded, because what one request no longer waits for, the others of its batch do.
+    # Shielded, because the other requests of the batch wait for it even if this one no longer does.
     return await asyncio.shield(asyncio.wrap_future(future))
 
 
@@ -439,7 +422,7 @@ def _failed(error: Exception) -> Future[list[ScoredAnswer]]:
 
 
 def _reference(request: ScoreRequest) -> str:
-    """What answers are compared with: without code, as they are, unless it is nothing but code."""
+    """What answers are compared with: like them without code, unless it is nothing but code."""
     text = replace_surrogates(request.reference).strip()
     return without_code(text).strip() or text
 

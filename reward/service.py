@@ -18,7 +18,7 @@ import zmq
 from common.config import RewardConfig
 from common.process import FatalError
 from common.progress import Activity
-from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode
+from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode, read_heading
 from reward.batching import QueuedRequest, RequestQueue
 from reward.scored import ScoredAnswer, UnscoredError
 
@@ -26,7 +26,7 @@ logger = logging.getLogger("reward")
 
 _POLL_MS = 500  # the thread notices within this time that it should end
 _LOG_EVERY_S = 60
-_IDLE_S = 55  # a pause between two batches that has ended by then is not mentioned
+_IDLE_S = 55  # the log mentions only longer pauses between two batches
 _MAX_ERROR = 500  # characters of an error message that are sent to an actor
 
 
@@ -47,8 +47,8 @@ class Service:
     """Answers requests from actors. Construction starts the thread that owns the socket; ``run`` scores.
 
     A request that finds the queue full is answered at once with ``full``. One that waited for longer than its sender
-    does is dropped. A health message is answered at once, also before ``run`` is called; it tells for how long the work
-    has not got on.
+    does is dropped. A health message is answered at once, also before ``run`` is called; the answer says for how long
+    the work has made no progress.
 
     ``counts`` holds the requests ``scored``, ``failed``, put off as ``later``, answered as ``full``, and the messages
     ``refused``.
@@ -184,11 +184,24 @@ class Service:
                 self._admit(QueuedRequest(frames[0], message, time.monotonic() + message.deadline_s))
             else:
                 raise WireError(f"a reward process does not take messages of the kind {message.kind!r}")
-        except WireError as error:  # a message that cannot be read has no id that could be answered
+        except WireError as error:
+            self._answer_stranger(frames, error)
             self.counts["refused"] += 1
             times = self.counts["refused"]
             if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: a flood must not fill the disk
                 logger.warning("refused a message (%d so far): %s", times, error)
+
+    def _answer_stranger(self, frames: list[bytes], error: WireError) -> None:
+        """Tells an actor of another version, whose request cannot be read as a whole, why there are no scores."""
+        heading = read_heading(frames[1]) if len(frames) == 2 else None
+        if heading is not None and heading.kind == "score" and isinstance(heading.id, int):
+            reason = (
+                f"the reward process cannot read the request, perhaps it is of another version than the actor: {error}"
+            )
+            reply = ScoreReply(
+                id=heading.id, scores=[], error=reason[:_MAX_ERROR], busy_s=0.0, waiting_s=0.0, later=True
+            )
+            self._socket.send_multipart([frames[0], encode(reply)])
 
     def _health(self) -> Healthy:
         return Healthy(

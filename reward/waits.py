@@ -1,4 +1,4 @@
-"""An event loop in a thread: judges, verifiers and reward functions are waited for beside the making of batches."""
+"""An event loop in a thread, which waits for judges, verifiers and reward functions while batches are made."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WaitingThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def stalled_s(self) -> float:
-        """For how many seconds a coroutine has kept the loop from going round, because it computes or blocks."""
+        """For how many seconds a coroutine that computes or blocks has kept all others from running."""
         return max(0.0, time.monotonic() - self._beat - 2 * _BEAT_S)
 
     def close(self) -> None:

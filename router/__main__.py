@@ -19,7 +19,7 @@ from router.simulation.worlds import WORLDS
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command. Exits with 1, and a message, where a file cannot be read or written."""
+    """Runs the command. Exits with 1, and a message, where a file cannot be read or written, or nothing is compared."""
     parser = _parser()
     args = parser.parse_args(arguments)
     if args.command == "show":
@@ -60,7 +60,11 @@ def _show(args: argparse.Namespace) -> None:
 
 def _simulate(args: argparse.Namespace) -> None:
     began = time.monotonic()
-    found = compare.compare(args.worlds, args.strategies, args.seeds, args.steps, args.questions, args.processes)
+    try:
+        found = compare.compare(args.worlds, args.strategies, args.seeds, args.steps, args.questions, args.processes)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     print(compare.table(found, began))
     if args.json:
         print(json.dumps({"name": "router-simulation", "rows": compare.rows(found)}))

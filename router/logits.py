@@ -63,6 +63,10 @@ class Logits:
                 z += self.rows.get(name, 0.0)
         return result
 
+    def alone(self, names: Sequence[str]) -> Array:
+        """The rows of these names, as they are: float64 [rows, L]."""
+        return np.array([self.rows.get(name, np.zeros(self.arms)) for name in names])
+
     def reference(self, batch: Batch) -> None:
         """Updates the logits as LRPO's public code (arXiv 2605.25360) does, with its faults.
 

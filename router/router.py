@@ -206,12 +206,26 @@ class Router:
         if not draws_are_learned(self._config) or not contexts:
             return np.full((len(contexts), len(self._languages)), 1 / len(self._languages))
         if self._config.credit != "posterior":
-            scaled = self._logits.of(contexts) / self.temperature
-            weights: Array = np.exp(scaled - scaled.max(1, keepdims=True))
-            weights /= weights.sum(1, keepdims=True)
-            return weights
+            return self._softmax(self._logits.of(contexts))
         mean, variance = self._beliefs.worth(contexts, self._config.compliance_weight)
         return spread(best(mean, self.temperature**2 * variance), mean, self._config.diversity)
+
+    def _chances_of_rows(self, names: Sequence[str]) -> Array:
+        """p where nothing is known of a question but what one row is about: [rows, L].
+
+        Of the paper's logits it is softmax(row / tau), whatever ``region_topics`` says of the questions to which the
+        row of a region is applied.
+        """
+        if self._config.credit == "posterior" or not draws_are_learned(self._config) or not names:
+            return self._chances([_context_of_row(name) for name in names])
+        return self._softmax(self._logits.alone(names))
+
+    def _softmax(self, logits: Array) -> Array:
+        """softmax(z / tau): [C, L]."""
+        scaled = logits / self.temperature
+        weights: Array = np.exp(scaled - scaled.max(1, keepdims=True))
+        weights /= weights.sum(1, keepdims=True)
+        return weights
 
     def _effective(self, chances: Array) -> Array:
         """(1 - epsilon) p + epsilon / L: [C, L]."""
@@ -273,12 +287,13 @@ class Router:
         counts = beliefs.counts()
         most = set(sorted(counts, key=lambda name: -counts[name].sum())[:_LOGGED])
         seen = {name: row for name, row in counts.items() if name in most}
-        alone = {name: _context_of_row(name) for name in seen if not name.startswith("shared:")}
+        alone = [name for name in seen if not name.startswith("shared:")]
         quality, compliance = beliefs.terms(QUALITY), beliefs.terms(COMPLIANCE)
         pairs = {
             f"{'+'.join(one.topics) or '-'} | {'+'.join(one.regions) or '-'}": one for one in beliefs.met[:_LOGGED]
         }
-        chances = dict(zip([*alone, *pairs], self._chances([*alone.values(), *pairs.values()]), strict=True))
+        chances = dict(zip(alone, self._chances_of_rows(alone), strict=True))
+        chances |= zip(pairs, self._chances([*pairs.values()]), strict=True)
 
         def by_language(values: Array) -> dict[str, float]:
             return dict(zip(self._languages, values.tolist(), strict=True))

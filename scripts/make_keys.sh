@@ -17,4 +17,4 @@ from zmq.auth import create_certificates
 create_certificates(sys.argv[1], "server")
 create_certificates(f"{sys.argv[1]}/clients", "actor")
 PYTHON
-echo "export LRPO_KEYS=$(realpath "$dir")"
+printf 'export LRPO_KEYS=%q\n' "$(realpath "$dir")"

@@ -316,11 +316,14 @@ class Engine:
         """
         await self.call("/destroy_weights_update_group", {"group_name": group}, timeout_s, missing_ok=True)
 
-    async def pause(self, timeout_s: float, drain_s: float) -> None:
+    async def pause(self, timeout_s: float, drain_s: float) -> float:
         """Stops generation, so that the weights can be replaced.
 
         ``retract`` puts running requests back into the server's queue, ``in_place`` freezes them, and ``drain`` first
         gives them ``drain_s`` seconds to end. Each of the up to three calls waits at most ``timeout_s`` seconds.
+
+        Returns:
+            Since when nothing is generated, in seconds of the monotonic clock.
 
         Raises:
             EngineError: a call failed.
@@ -331,11 +334,14 @@ class Engine:
             deadline = time.monotonic() + drain_s
             while self._running and time.monotonic() < deadline:
                 await asyncio.sleep(_DRAIN_POLL_S)
-            if not self._running:  # the server frees a request a moment after it has sent the answer
-                await self.call(f"/flush_cache?timeout={timeout_s / 2:.1f}", {}, timeout_s)
+        stopped = time.monotonic()
+        if self.pause_mode == "drain" and not self._running:
+            # The server frees a request a moment after it has sent the answer.
+            await self.call(f"/flush_cache?timeout={timeout_s / 2:.1f}", {}, timeout_s)
         mode = "in_place" if self.pause_mode == "in_place" else "retract"
         await self.call("/pause_generation", {"mode": mode}, timeout_s)
         await self._flush_cache(timeout_s)
+        return stopped
 
     async def receive_weights(self, order: wire.Receive) -> None:
         """Has the paused server take new weights from a file, from shared memory or from the weight group.

@@ -182,6 +182,10 @@ def adapter_flags(config: Config) -> dict[str, Any]:
 def _environment(*, with_adapters: bool) -> dict[str, str]:
     environment = dict(os.environ)
     set_nccl_defaults(environment)
+    # While it starts, SGLang asks its own HTTP address, and would do so through a proxy that does not lead back here.
+    spared = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    if spared != "*":
+        environment["no_proxy"] = environment["NO_PROXY"] = ",".join(filter(None, [spared, "127.0.0.1", "localhost"]))
     if not has_cuda():
         # The stand-ins replace packages that exist for CUDA alone. The server gets one thread, because more would
         # compete with the other processes on a machine without GPUs.

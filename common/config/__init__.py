@@ -1,7 +1,7 @@
 """One typed configuration for a run. Imports neither torch nor anything else that is slow."""
 
 from common.config.actor import ActorConfig
-from common.config.checks import HEARTBEAT_S, is_address
+from common.config.checks import HEARTBEAT_S, address_problem, is_address
 from common.config.config import Config
 from common.config.learner import LearnerConfig, StageConfig
 from common.config.load import explain, load, read_toml, usage
@@ -14,9 +14,7 @@ from common.config.section import ConfigError, Section
 from common.config.sync import SyncConfig
 
 __all__ = [
-    "HEARTBEAT_S", "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "LoraConfig", "ModelConfig",
-    "ResumeConfig",
-    "RewardConfig", "RouterConfig", "RunConfig", "SamplingConfig", "Section", "StageConfig", "SyncConfig", "explain",
-    "is_address", "load",
-    "read_toml", "usage",
+    "HEARTBEAT_S", "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "LoraConfig",
+    "ModelConfig", "ResumeConfig", "RewardConfig", "RouterConfig", "RunConfig", "SamplingConfig", "Section",
+    "StageConfig", "SyncConfig", "address_problem", "explain", "is_address", "load", "read_toml", "usage",
 ]  # fmt: skip

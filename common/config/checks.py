@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from common.config.idle import settings_have_an_effect
+from common.config.resume import CONFIG_FILE
 from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
@@ -24,15 +26,29 @@ def mistakes(config: Sections) -> Iterator[str]:
         yield from rule(config)
 
 
+_NO_IPV6 = "is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that stands for one"
+_FORM = "is not of the form tcp://HOST:PORT or ipc://PATH"
+
+
 def is_address(address: str) -> bool:
-    """Whether an address has the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535."""
+    """Whether there is nothing that ``address_problem`` finds."""
+    return not address_problem(address)
+
+
+def address_problem(address: str) -> str:
+    """Why an address cannot be used, as the rest of a sentence; empty if it can.
+
+    It must have the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535 and no IPv6 address.
+    """
     if address.startswith("ipc://"):
-        return len(address) > len("ipc://")
-    parts = urlsplit(address)
+        return "" if len(address) > len("ipc://") else _FORM
     try:
-        return bool(parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path)
-    except ValueError:  # the port is no number, or too large
-        return False
+        parts = urlsplit(address)
+        if not (parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path):
+            return _FORM
+    except ValueError:  # the port is no number, or too large, or a bracket is missing
+        return _FORM
+    return _NO_IPV6 if ":" in parts.hostname else ""
 
 
 def policy_may_choose(config: Sections) -> Iterator[str]:
@@ -81,21 +97,24 @@ def addresses_are_well_formed(config: Sections) -> Iterator[str]:
     services = [("learner.address", config.learner.address)]
     services += [("reward.addresses", address) for address in config.reward.addresses]
     for key, address in services:
-        if not is_address(address):
-            yield f"{key} = {address!r} is not of the form tcp://HOST:PORT or ipc://PATH"
+        if problem := address_problem(address):
+            yield f"{key} = {address!r} {problem}"
     for address, count in Counter(address for _, address in services).items():
         if count > 1 and not _is_wildcard(address):
             keys = dict.fromkeys(key for key, given in services if given == address)
             yield f"{' and '.join(keys)}: {address} is given to {count} services, and each needs one of its own"
-    if not is_address(f"tcp://{config.learner.torchrun}"):
-        yield f"learner.torchrun = {config.learner.torchrun!r} is not of the form HOST:PORT"
+    if problem := address_problem(f"tcp://{config.learner.torchrun}"):
+        what = problem if problem is _NO_IPV6 else "is not of the form HOST:PORT"
+        yield f"learner.torchrun = {config.learner.torchrun!r} {what}"
+    if config.sync.host.count(":") > 1:
+        yield f"sync.host = {config.sync.host!r} {_NO_IPV6}"
     if (url := config.actor.engine_url) and not _is_http(url):
         yield f"actor.engine_url = {url!r} is not of the form http://HOST:PORT"
 
 
 def _is_wildcard(address: str) -> bool:
     """Whether every host has an interface of its own for the address, so that two hosts may use it."""
-    return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0", "::")
+    return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0")
 
 
 def _is_http(url: str) -> bool:
@@ -165,6 +184,16 @@ def lease_outlasts_heartbeats(config: Sections) -> Iterator[str]:
         )
 
 
+def waiting_outlasts_generation(config: Sections) -> Iterator[str]:
+    """In a synchronous step all groups may begin at once, so that none comes before the first call has ended."""
+    group_s, call_s = config.learner.group_timeout_s, config.actor.request_timeout_s
+    if group_s <= call_s:
+        yield (
+            f"learner.group_timeout_s = {group_s:g} must be above actor.request_timeout_s = {call_s:g}: the run would "
+            "end with an error while a generation call may still go on; twice as long leaves time for a second attempt"
+        )
+
+
 def sequences_fit_a_microbatch(config: Sections) -> Iterator[str]:
     """The learner cuts what does not fit, which would train on the beginnings of answers alone."""
     prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
@@ -228,6 +257,16 @@ def loss_has_its_settings(config: Sections) -> Iterator[str]:
         )
 
 
+def warm_up_ends(config: Sections) -> Iterator[str]:
+    """Otherwise no step has the rate that was asked for. Not asked before the number of steps is known."""
+    learner = config.learner
+    if 0 < learner.steps <= learner.warmup_steps:
+        yield (
+            f"learner.warmup_steps = {learner.warmup_steps} must be below the {learner.steps} steps of the run, or the "
+            f"rate rises to learner.lr = {learner.lr:g} only as it ends: lower learner.warmup_steps, or train longer"
+        )
+
+
 def decoupled_parts_exist(config: Sections) -> Iterator[str]:
     """A misspelt part would earn nothing in silence."""
     learner, reward = config.learner, config.reward
@@ -260,15 +299,27 @@ def refill_knows_the_rewards(config: Sections) -> Iterator[str]:
         yield (f"learner.refill = {learner.refill} needs learner.drop_zero_variance = true: else every group is of use")
 
 
-def curriculum_knows_what_is_right(config: Sections) -> Iterator[str]:
-    """A reward of several parts, none of which is accuracy, can be above any threshold for an answer that is wrong."""
-    data, reward = config.data, config.reward
-    if data.curriculum < 1 and not reward.tells_right and "curriculum_right" not in data.model_fields_set:
+def right_answers_are_known(config: Sections) -> Iterator[str]:
+    """A reward none of whose parts is accuracy, as a similarity, may have any value for an answer that is wrong."""
+    data, learner, silent = config.data, config.learner, config.reward.silent_about_right
+    if not silent or learner.is_whole:  # what a run has written was right when it began
+        return
+    cure = (
+        "name one of them 'accuracy'"
+        if config.reward.function
+        else "add a term that does (math, exact, choice or contains)"
+    )
+    if data.curriculum < 1 and not data.gives("curriculum_right"):
         yield (
-            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of reward.parts = "
-            f"{', '.join(reward.parts)} none says so: name one of them 'accuracy', or set data.curriculum_right to the "
-            "quality from which an answer is right"
+            f"data.curriculum = {data.curriculum:g} needs to know which answers are right, and of {silent} none says "
+            f"so: {cure}, or set data.curriculum_right to the quality from which an answer is right"
         )
+    for number, stage in enumerate(learner.stages, start=1):
+        if stage.success:
+            yield (
+                f"learner.stages: success = {stage.success:g} in stage {number} needs to know which answers are right, "
+                f"and of {silent} none says so: {cure}, or leave success out"
+            )
 
 
 def evaluation_is_on(config: Sections) -> Iterator[str]:
@@ -386,6 +437,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
     for key in config.resume.accept:
         section, dot, name = key.partition(".")
         fields = getattr(type(sections.get(section)), "model_fields", {})
+        if key == CONFIG_FILE:
+            continue
         if section not in sections or (dot and name not in fields):
             yield f"resume.accept: there is no setting {key!r}"
 
@@ -393,9 +446,9 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
     engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
-    sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters, targets_differ,
-    adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
-    loss_has_its_settings, decoupled_parts_exist, refill_knows_the_rewards, curriculum_knows_what_is_right,
-    evaluation_is_on, steps_are_counted,
-    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters,
+    targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
+    loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist, refill_knows_the_rewards,
+    right_answers_are_known, evaluation_is_on, steps_are_counted, warm_up_ends, stages_last_a_step,
+    calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip

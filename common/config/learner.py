@@ -54,7 +54,7 @@ class LearnerConfig(Section):
     # So many engines may end by themselves while they generate a group. Then it is leased alone, and entered as failed
     # if it was alone when the last of them ended.
     group_engines: int = Field(2, gt=0)
-    batch_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when a step has no groups for so long
+    group_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when no group has come for so long
 
     # Optimizer
     # AdamW with its state in float32, 8 bytes for each parameter; or in 8 bits, 2 bytes, by the package torchao.
@@ -201,10 +201,14 @@ class LearnerConfig(Section):
         """The number of steps after which each stage ends, ⌈until · steps⌉; the run's number of steps must be known."""
         return [math.ceil(_exact(stage.until) * self.steps) for stage in self.stages]
 
+    def stage_number(self, step: int) -> int | None:
+        """The number of the stage of a step, both counted from 0; None where the run has no stages, or has ended."""
+        return next((number for number, end in enumerate(self.stage_ends()) if step < end), None)
+
     def stage(self, step: int) -> StageConfig | None:
         """The stage of a step, which is counted from 0; None where the run has no stages."""
-        pairs = zip(self.stages, self.stage_ends(), strict=True)
-        return next((stage for stage, end in pairs if step < end), None)
+        number = self.stage_number(step)
+        return None if number is None else self.stages[number]
 
 
 def _exact(value: float) -> Exact:

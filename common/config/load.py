@@ -1,5 +1,10 @@
 """Reads a configuration: TOML files merged from left to right, then ``--section.key value`` flags.
 
+A later value of a key takes the place of an earlier one. That holds of a table whose keys are names of the user's own,
+too, as ``reward.terms``: a reward that a later file or flag gives is not mixed with the one before it. The tables of
+``_ADDED_UP`` are the exception among files. A flag with a longer key, as ``--reward.terms.default.exact 1``, adds to a
+table or changes one of its values.
+
 Unknown keys are refused with the nearest known one.
 
 Example:
@@ -21,7 +26,12 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from common.config.config import Config
+from common.config.former import FORMER
 from common.config.section import ConfigError
+
+# Tables of which every file says its part: the columns that a recipe needs and those of one's own data, the engine's
+# flags of a model and of a machine. A flag with the whole table takes their place all the same.
+_ADDED_UP = frozenset({"data.columns", "model.template_args", "actor.engine_args"})
 
 
 def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config:
@@ -37,7 +47,7 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
     merged = copy.deepcopy(base or {})
     rest = list(arguments)
     while rest and not rest[0].startswith("--"):
-        _merge(merged, read_toml(Path(rest.pop(0))))
+        _add_file(merged, read_toml(Path(rest.pop(0))))
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
@@ -47,10 +57,7 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
             if not rest:
                 raise ConfigError(f"flag --{key} needs a value")
             value = rest.pop(0)
-        nested: Any = _parse(value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        _merge(merged, nested)
+        _set(merged, key.split("."), _parse(value))
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -97,21 +104,51 @@ def _parse(value: str) -> Any:
         return value  # a string without quotes, as people write it in a shell
 
 
-def _merge(base: dict[str, Any], update: dict[str, Any]) -> None:
-    for key, value in update.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
+def _add_file(base: dict[str, Any], tables: dict[str, Any]) -> None:
+    """Lays the sections of a file over ``base``, key by key."""
+    for section, values in tables.items():
+        before = base.get(section)
+        if isinstance(before, dict) and isinstance(values, dict):
+            for key in _keys_added_up(section, before, values):
+                values[key] = before[key] | values[key]
+            before |= values
         else:
-            base[key] = value
+            base[section] = values
+
+
+def _keys_added_up(section: str, before: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    return [
+        key
+        for key in before.keys() & values.keys()
+        if f"{section}.{key}" in _ADDED_UP and isinstance(before[key], dict) and isinstance(values[key], dict)
+    ]
+
+
+def _set(base: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets the value at a path of keys, and makes the tables on the way to it. A section is set key by key."""
+    if len(path) == 1 and isinstance(value, dict):
+        for key, inner in value.items():
+            _set(base, [*path, key], inner)
+        return
+    for part in path[:-1]:
+        if not isinstance(base.get(part), dict):
+            base[part] = {}
+        base = base[part]
+    base[path[-1]] = value
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for each mistake that pydantic found in a ``model``; an unknown key comes with the nearest known one."""
+    """One line for each mistake that pydantic found in a ``model``.
+
+    A key of an earlier version comes with what has taken its place, any other unknown key with the nearest known one.
+    """
     known = [name if not key else f"{name}.{key}" for name, keys in _keys(model).items() for key in ["", *keys]]
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and key in FORMER:
+            lines.append(f"{key} is gone: {FORMER[key]}")
+        elif item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
             lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         elif item["type"] == "value_error":  # from our own validators, whose messages name the value

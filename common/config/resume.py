@@ -8,6 +8,8 @@ from pydantic import BeforeValidator
 
 from common.config.section import Section
 
+CONFIG_FILE = "config.json"  # in run.dir: the configuration that a run has had so far
+
 
 def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
@@ -18,4 +20,5 @@ class ResumeConfig(Section):
 
     # Settings that may differ from those the run has had so far, as in "learner.lr"; a section's name means all of it.
     # In a shell also with commas: --resume.accept learner.lr,learner.kl
+    # "config.json": whatever has changed, where that file of the run cannot be read.
     accept: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()

@@ -21,7 +21,8 @@ Answer to grade:
 How well does the answer to grade answer the question? Reply with one whole number from 0 (wrong or useless) to 10
 (right and complete), and nothing else."""
 
-# By lid.176's codes. Varieties that it takes texts of the language for, and pairs of languages that it confuses.
+# For a language, by lid.176's codes, those that count as it: varieties for which lid.176 takes texts in it, and
+# languages with which lid.176 confuses it.
 NEAR_LANGUAGES: dict[str, tuple[str, ...]] = {
     "id": ("ms",), "ms": ("id",),
     "hr": ("sr", "bs", "sh"), "sr": ("hr", "bs", "sh", "mk"), "bs": ("hr", "sr", "sh"), "sh": ("hr", "sr", "bs"),
@@ -46,7 +47,7 @@ class RewardConfig(Section):
     parts: dict[str, float] = {}  # the parts that the function returns, with their weights in the reward
     bounded: bool | None = None  # cut the quality to [0, 1]; by default with terms, not with a function
     gated: bool | None = None  # an answer in another language earns 0; by default with terms, not with a function
-    missing_max: Fraction = 0.5  # a group of which more could not be scored is scored again, up to this it is trained
+    missing_max: Fraction = 0.5  # larger share of a group that cannot be scored now: the group is scored again
     pivot: str = ""  # column with the answer in a pivot language, which the term "pivot" compares with
     pivot_language: LanguageCode = "en"  # of that column
     judges: tuple[str, ...] = ()  # MODEL@URL of OpenAI-compatible endpoints, which share the work; key: OPENAI_API_KEY
@@ -62,7 +63,7 @@ class RewardConfig(Section):
     gate_short_characters: int = Field(0, ge=0)  # texts with fewer characters are too short to identify; 0 means none
     gate_short: Literal["detect", "pass", "fail"] = "detect"  # what is done with such a text
     gate_share: float = Field(0.12, ge=0, lt=1)  # most letters in other languages; an estimate, so below the wanted 1/4
-    # For a language those that count as it, because lid.176 cannot tell them apart.
+    # For a language those that count as it, because lid.176 cannot tell their texts apart.
     near_languages: dict[str, tuple[str, ...]] = NEAR_LANGUAGES
     # By which detector thoughts and answers are diagnosed (docs/metrics.md): "gate" is lid.176 as the gate reads it;
     # "langdetect" and "lingua" are packages of their own, with the definitions of those who publish with them.
@@ -113,10 +114,13 @@ class RewardConfig(Section):
         return not self.function if self.bounded is None else self.bounded
 
     @property
-    def tells_right(self) -> bool:
-        """Whether 0.5 parts right answers from wrong ones: some part says what is right, or the quality ends at 1."""
-        most = sum(weight for weight in self.parts.values() if weight > 0)
-        return self.is_bounded or not self.function or most <= 1 or not self.parts.keys().isdisjoint(ACCURACY_PARTS)
+    def silent_about_right(self) -> str:
+        """Which of its rewards has no part that says whether an answer is right, for a message; empty where all do."""
+        rewards = {"reward.parts": self.parts} if self.function else {
+            f"reward.terms.{topic}": weights for topic, weights in self.terms.items()
+        }  # fmt: skip
+        silent = (one for one, parts in rewards.items() if parts.keys().isdisjoint(ACCURACY_PARTS))
+        return next((f"{one} = {', '.join(rewards[one])}" for one in silent), "")
 
     @property
     def is_gated(self) -> bool:

@@ -50,7 +50,8 @@ class RouterConfig(Section):
     interval: int = Field(1, gt=0)  # policy steps between two updates of the router [M]
     ema: float = Field(0.1, gt=0, lt=1)  # with logits, the rate at which a logit moves towards its credit [alpha]
     prior: float = Field(16.0, gt=0)  # with "pooled", the rollouts after which a logit moves half as far as with many
-    compliance_weight: float = Field(1.0, ge=0)  # what a lost language costs, in mean rewards; 0 counts quality alone
+    # Not with "reference", as the next: what a lost language costs, in mean rewards; 0 counts quality alone.
+    compliance_weight: float = Field(1.0, ge=0)
     question_language: bool = True  # learn from the question's language too, and not from topic and region alone
     group_norm: Literal["none", "center", "zscore"] = "zscore"  # of the logits' credit, over a context's languages
     region_topics: tuple[str, ...] = ()  # with logits, regions count for these topics alone; empty means all topics
@@ -61,15 +62,9 @@ class RouterConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _published(cls, given: Any) -> Any:
-        """Fills in the paper's values with logits, and refuses a setting that another one has replaced."""
-        if not isinstance(given, dict):
-            return given
-        if "indifference" in given:
-            raise ValueError(
-                "indifference is now diversity: the expected reward that each drawn answer may give up so that "
-                "languages are drawn more evenly, as in diversity = 0.002"
-            )
-        return PUBLISHED | given if given.get("credit") in ("pooled", "reference") else given
+        """Fills in the paper's values with logits."""
+        logits = isinstance(given, dict) and given.get("credit") in ("pooled", "reference")
+        return PUBLISHED | given if logits else given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -83,8 +78,12 @@ class RouterConfig(Section):
         for name in ("temperature", "exploration"):
             if getattr(self, f"{name}_min") > getattr(self, name):
                 raise ValueError(f"{name}_min = {getattr(self, f'{name}_min')} exceeds {name} = {getattr(self, name)}")
-        idle = ("ema", "prior", "group_norm", "region_topics") if self.credit == "posterior" else ("diversity",)
-        if changed := [name for name in idle if getattr(self, name) != type(self).model_fields[name].default]:
+        idle = {
+            "posterior": ("ema", "prior", "group_norm", "region_topics"),
+            "pooled": ("diversity",),
+            "reference": ("diversity", "prior", "compliance_weight", "question_language"),
+        }[self.credit]
+        if changed := [name for name in idle if self.differs(name)]:
             raise ValueError(
                 f"{changed[0]} has no effect with credit = {self.credit!r}: leave it out, or choose another credit"
                 + (" (how fast old rewards fade is estimated)" if changed[0] == "ema" else "")

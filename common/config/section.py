@@ -21,3 +21,16 @@ class Section(BaseModel):
     """A table of the TOML file: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every setting was given, as in the JSON that a run writes: then nobody has chosen any of them."""
+        return len(self.model_fields_set) == len(type(self).model_fields)
+
+    def gives(self, name: str) -> bool:
+        """Whether somebody chose this setting, be it the default."""
+        return name in self.model_fields_set and not self.is_whole
+
+    def differs(self, name: str) -> bool:
+        """Whether somebody chose this setting, and not the default."""
+        return self.gives(name) and getattr(self, name) != type(self).model_fields[name].default

@@ -29,7 +29,7 @@ log = logging.getLogger("rendezvous")
 
 _POLL_S = 0.25
 _MOST_MIB = MAX_MESSAGE_BYTES >> 20
-_WILDCARDS = ("0.0.0.0", "*", "::")
+_WILDCARDS = ("0.0.0.0", "*")
 
 
 class Place(BaseModel):
@@ -48,12 +48,17 @@ def reachable(address: str) -> str:
     """The address as other hosts reach it. A wildcard host is replaced by ``LRPO_HOST``, or by this host's own address.
 
     Raises:
-        FatalError: this host's name resolves to loopback, or does not resolve.
+        FatalError: this host's name resolves to loopback, or does not resolve to an IPv4 address.
     """
     parts = urlsplit(address)
     if parts.hostname not in _WILDCARDS:
         return address
     name = os.environ.get("LRPO_HOST") or socket.gethostname()
+    if ":" in name:
+        raise FatalError(
+            f"LRPO_HOST = {name!r} is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that "
+            "stands for one"
+        )
     try:
         host = socket.gethostbyname(name)
     except OSError:
@@ -181,23 +186,35 @@ class Route:
                 f"the {self._name} at {self.place.address} takes no messages: is LRPO_KEYS the same here?"
             ) from None
 
-    def is_over(self) -> bool:
-        """Whether the service has ended for good; False without a rendezvous, where nobody can say."""
-        place = _read(self._path, self._run) if self._path is not None else None
-        return place is not None and place.over
+    def look(self) -> Place | None:
+        """What the service's file says now; None without a rendezvous, or if there is no file.
 
-    def follow(self) -> bool:
-        """Connects to the service again if it has started anew, perhaps elsewhere. Returns whether it has."""
-        place = _read(self._path, self._run) if self._path is not None else None
+        Blocks for as long as the file system does, so not on an event loop; any thread may call it.
+
+        Raises:
+            FatalError: the file is unreadable or of another run.
+        """
+        return _read(self._path, self._run) if self._path is not None else None
+
+    def follow(self, place: Place | None) -> bool:
+        """Connects to the service again if ``place``, from ``look``, says that it has started anew, perhaps elsewhere.
+
+        Returns:
+            Whether it has.
+        """
         if place is None or place.over or place == self.place:
             return False
         sockets.check_address(place.address)
-        self.socket.disconnect(self.place.address)  # messages that were on their way are lost
-        if place.key:
-            self.socket.curve_serverkey = place.key.encode()
-        self.socket.connect(place.address)
-        self.place = place
+        self.reconnect(place)
         return True
+
+    def reconnect(self, place: Place | None = None) -> None:
+        """Connects anew, to ``place`` if one is given. Messages that were on their way, or waited for it, are lost."""
+        self.socket.disconnect(self.place.address)
+        self.place = place or self.place
+        if self.place.key:
+            self.socket.curve_serverkey = self.place.key.encode()
+        self.socket.connect(self.place.address)
 
 
 def _write(path: Path, place: Place) -> None:

@@ -18,12 +18,14 @@ import zmq
 from zmq.auth import load_certificate
 from zmq.auth.thread import ThreadAuthenticator
 
-from common.config import is_address
+from common.config import address_problem
 from common.process import FatalError
 from common.wire import MAX_MESSAGE_BYTES
 
 _SEND_MS = 10_000
-_PING_MS, _DEAD_MS = 2_000, 10_000  # TCP alone would notice a vanished host after a quarter of an hour
+# Between two pings, and without a sign of life, which is a whole frame (``wire.FRAME_BYTES``). TCP alone would notice a
+# vanished host after a quarter of an hour.
+_PING_MS, _DEAD_MS = 2_000, 10_000
 
 
 class _Router(zmq.Socket[bytes]):
@@ -44,10 +46,10 @@ def check_address(address: str) -> None:
     Raises:
         FatalError: the address is malformed, or would carry prompts and answers unencrypted over a network.
     """
+    if problem := address_problem(address):
+        raise FatalError(f"address {address!r} {problem}")
     if address.startswith("ipc://"):
         return
-    if not is_address(address):
-        raise FatalError(f"address {address!r} is not of the form tcp://HOST:PORT")
     if not _is_loopback(str(urlsplit(address).hostname)) and _keys() is None:
         raise FatalError(
             f"address {address!r} is not loopback, and there are no keys to encrypt and authenticate with: "

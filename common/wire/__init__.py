@@ -1,7 +1,16 @@
 """Everything that travels between processes. Import it as a whole: ``from common import wire``."""
 
-from common.wire.base import MAX_MESSAGE_BYTES, PROTOCOL, LifeMessage, Lives, Message, WireError, WireStruct
-from common.wire.codec import AnyMessage, decode, encode, unpack
+from common.wire.base import (
+    FRAME_BYTES,
+    MAX_MESSAGE_BYTES,
+    PROTOCOL,
+    LifeMessage,
+    Lives,
+    Message,
+    WireError,
+    WireStruct,
+)
+from common.wire.codec import AnyMessage, Heading, decode, decode_frames, encode, encode_frames, read_heading, unpack
 from common.wire.groups import (
     Ack,
     Cause,
@@ -22,6 +31,7 @@ from common.wire.status import ActorStatus, Health, Healthy, Status
 from common.wire.weights import Bucket, Join, Joined, LoadAdapter, Pause, Probe, Receive, SharedMemoryHandle, Synced
 
 __all__ = [
+    "FRAME_BYTES",
     "MAX_MESSAGE_BYTES",
     "PROTOCOL",
     "Ack",
@@ -33,6 +43,7 @@ __all__ = [
     "Cause",
     "Chat",
     "Eject",
+    "Heading",
     "Health",
     "Healthy",
     "Heartbeat",
@@ -68,6 +79,9 @@ __all__ = [
     "WireStruct",
     "Work",
     "decode",
+    "decode_frames",
     "encode",
+    "encode_frames",
+    "read_heading",
     "unpack",
 ]

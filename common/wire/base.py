@@ -9,8 +9,11 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-PROTOCOL = 9  # number of this protocol; an actor whose hello has another one is refused
+PROTOCOL = 10  # number of this protocol; an actor whose hello has another one is refused
 MAX_MESSAGE_BYTES = 256 << 20  # sockets drop the connection of a peer that sends more
+# Data of a message that is larger travels in frames of this size. A socket takes whole frames alone for a sign of life,
+# and gives up a peer after some seconds without one, however fast the bytes come.
+FRAME_BYTES = 1 << 20
 INT32, FLOAT32 = np.dtype("<i4"), np.dtype("<f4")  # the two types of array that travel
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import msgpack
 import msgspec
 import numpy as np
 
-from common.wire.base import WireError
+from common.wire.base import FRAME_BYTES, WireError
 from common.wire.groups import Ack, Leased, Release, Submit
 from common.wire.scoring import ScoreReply, ScoreRequest
 from common.wire.session import Alive, Eject, Heartbeat, Hello, Leave, Stop, Taken, Unknown, Welcome
@@ -70,6 +71,35 @@ def encode(message: Any) -> bytes:
         return packed
 
 
+def encode_frames(message: Any) -> list[bytes | memoryview]:
+    """The frames in which a message travels to an actor: the bytes that ``encode`` gives, and the data of an adapter.
+
+    The data comes in views of at most ``FRAME_BYTES``, so that any number of actors may be sent the same memory.
+
+    Raises:
+        TypeError: an array has a dtype other than int32 and float32.
+    """
+    if not isinstance(message, LoadAdapter):
+        return [encode(message)]
+    data = memoryview(message.data)
+    parts = [data[begin : begin + FRAME_BYTES] for begin in range(0, len(data), FRAME_BYTES)]
+    return [encode(message.model_copy({"data": b""})), *parts]
+
+
+def decode_frames(frames: Sequence[bytes]) -> AnyMessage:
+    """Reads a message that ``encode_frames`` wrote.
+
+    Raises:
+        WireError: as ``decode``; or there are frames that do not belong to the message.
+    """
+    message = decode(frames[0])
+    if len(frames) > 1:
+        if not isinstance(message, LoadAdapter) or message.data or message.path:
+            raise WireError(f"{len(frames)} frames instead of 1")
+        message.data = b"".join(frames[1:])
+    return message
+
+
 def decode(data: bytes | memoryview) -> AnyMessage:
     """Reads a message that has arrived.
 
@@ -77,6 +107,26 @@ def decode(data: bytes | memoryview) -> AnyMessage:
         WireError: it is no MessagePack, is of an unknown kind, or a field is missing or has the wrong type.
     """
     return _decoded(data, _DECODER)
+
+
+class Heading(msgspec.Struct):
+    """What all versions of this program understand of a message: its kind, and what an answer to it needs."""
+
+    kind: str
+    protocol: int | None = None  # of a hello
+    name: str = ""  # of the actor that says it
+    id: int | str | None = None  # of a request
+
+
+_HEADINGS = msgspec.msgpack.Decoder(Heading)
+
+
+def read_heading(data: bytes | memoryview) -> Heading | None:
+    """What can be read of a message that ``decode`` refuses, as one of another version may be; None: nothing."""
+    try:
+        return _HEADINGS.decode(data)
+    except (ValueError, RecursionError):
+        return None
 
 
 def unpack(data: bytes | memoryview, kind: type[T]) -> T:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
 
 from common.wire.base import Count, LifeMessage, Seconds, WireStruct
+
+# Figures by their names, which are metrics of the run: neither is without end, whatever an actor sends.
+Named: TypeAlias = Annotated[dict[Annotated[str, Meta(max_length=50)], Seconds], Meta(max_length=50)]
 
 
 class ActorProcess(WireStruct):
@@ -71,10 +74,10 @@ class Heartbeat(LifeMessage):
     """Actor to learner, every two seconds: keeps leases alive and tells where the actor's time went so far."""
 
     holding: list[str]  # ids of its leases
-    seconds: dict[str, Seconds]  # time in each state since it started; "reward_busy" and "reward_wait" of its reward
+    seconds: Named  # time in each state since it started; "reward_busy" and "reward_wait" of its reward
     slots: Count | None = None  # most leases it can hold from now on
     # Of its engine: "usage" of KV memory in [0, 1], requests "running" and "waiting"; "probe_error" in nats a token.
-    gauges: dict[str, Seconds] = {}
+    gauges: Named = {}
 
 
 class Alive(LifeMessage):

@@ -84,7 +84,8 @@ class LoadAdapter(LifeMessage):
     """Learner to actor: load this LoRA adapter beside those before it, and use it for all that begins from now on.
 
     The actor answers with ``Synced(stage="done")``; there is no pause. The adapter is a safetensors file with PEFT's
-    names: in ``data``, or at ``path``. The other one of the two is empty.
+    names: in ``data``, or at ``path``. The other one of the two is empty. ``data`` travels in frames of its own, see
+    ``encode_frames``.
     """
 
     version: int  # of the policy

@@ -36,7 +36,7 @@ async def score_as_published(group: Group, tools: Tools) -> Parts:
     return _parts(group, spoken, right, unknown=0)
 
 
-def _parts(group: Group, spoken: list[str], right: list[float], unknown: int) -> Parts:
+def _parts(group: Group, spoken: list[str], right: list[float | None], unknown: int) -> Parts:
     counts = Counter(spoken)
     return [
         {

@@ -42,14 +42,17 @@ class Measured(NamedTuple):
 
     is_whole: bool  # it has exactly one </think>
     is_consistent: bool  # thought and final answer are both in the question's language
-    is_right: bool
+    is_right: bool | None  # None where the verifier did not get to it
 
 
 async def measure(group: Group, tools: Tools) -> list[Measured]:
     """By the gate, which judges thought and final answer each by itself (``reward.gate_span = "all"``)."""
     right = await tools.verify_all([(one.final, group.accepted, one.detected or one.asked) for one in group.answers])
     pairs = zip(group.answers, right, strict=True)
-    return [Measured(one.text.count(_CLOSE) == 1, one.compliant, value == 1) for one, value in pairs]
+    return [
+        Measured(one.text.count(_CLOSE) == 1, one.compliant, None if value is None else value == 1)
+        for one, value in pairs
+    ]
 
 
 def measure_as_published(group: Group, detect: DetectAll) -> list[Measured]:
@@ -66,18 +69,26 @@ def slc_parts(answers: Sequence[GroupAnswer], measured: Sequence[Measured], leas
     """r = 0.9 acc + 0.1 lc; both are 0 unless the answer is whole and has more than ``least`` characters."""
     counted = [m.is_whole and len(one.text) > least for one, m in zip(answers, measured, strict=True)]
     return [
-        {"acc": float(ok and m.is_right), "lc": float(ok and m.is_consistent)}
-        for ok, m in zip(counted, measured, strict=True)
+        {"acc": accuracy(m, ok), "lc": float(ok and m.is_consistent)} for ok, m in zip(counted, measured, strict=True)
     ]
 
 
-def strict_parts(measured: Sequence[Measured]) -> list[dict[str, float]]:
+def strict_parts(measured: Sequence[Measured]) -> list[dict[str, float | None]]:
     """r = lc + acc: -1 where format or language fails, else 1 or 0 by the answer."""
     kept = [m.is_whole and m.is_consistent for m in measured]
-    return [{"lc": float(ok) - 1, "acc": float(ok and m.is_right)} for ok, m in zip(kept, measured, strict=True)]
+    return [{"lc": float(ok) - 1, "acc": accuracy(m, ok)} for ok, m in zip(kept, measured, strict=True)]
 
 
-async def cta_parts(group: Group, strict: Sequence[dict[str, float]], tools: Tools, failed: float | None) -> Parts:
+def accuracy(measured: Measured, counted: bool) -> float | None:
+    """Whether an answer is right, as far as it counts; None where that would matter and nobody knows."""
+    if not counted:
+        return 0.0
+    return None if measured.is_right is None else float(measured.is_right)
+
+
+async def cta_parts(
+    group: Group, strict: Sequence[dict[str, float | None]], tools: Tools, failed: float | None
+) -> Parts:
     """Adds the cross-lingual thinking alignment r_cta in [0, 1] of the right answers.
 
     Args:
@@ -86,14 +97,13 @@ async def cta_parts(group: Group, strict: Sequence[dict[str, float]], tools: Too
     english = group.extra.get("english_thought", "").strip()
     question = group.extra.get("english_question", "").strip() or group.messages[-1].content
 
-    async def whole(one: GroupAnswer, parts: dict[str, float]) -> dict[str, float] | None:
+    async def whole(one: GroupAnswer, parts: dict[str, float | None]) -> dict[str, float | None]:
         if not parts["acc"] or not english:
             return {**parts, "cta": 0.0}
         language = english_name(group.language).capitalize()
         asked = ALIGNMENT.format(language=language, question=question, english=english, thought=one.thinking)
         share = await tools.judge([{"role": "user", "content": asked}], read_share)
-        share = failed if share is None else share
-        return None if share is None else {**parts, "cta": share}
+        return {**parts, "cta": failed if share is None else share}
 
     return await asyncio.gather(*map(whole, group.answers, strict))
 

@@ -44,7 +44,7 @@ def _texts(group: Group) -> list[str]:
     return [f"{one.thinking}\n{one.final}" for one in group.answers]
 
 
-def _parts(group: Group, right: list[float], shares: list[float]) -> Parts:
+def _parts(group: Group, right: list[float | None], shares: list[float]) -> Parts:
     whole = [_CLOSE in one.text and last_box(one.text) is not None for one in group.answers]
     return [
         {"acc": acc, "format": float(ok), "language": share}

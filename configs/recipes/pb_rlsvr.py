@@ -6,6 +6,7 @@ The paper's code is not public. It scores the final answer by COMET, in whose pl
 from __future__ import annotations
 
 import asyncio
+import math
 
 from reward.terms.custom import Group, GroupAnswer, Parts
 from reward.terms.tools import Tools
@@ -25,8 +26,8 @@ from 0 (nothing of it) to 100 (all of it and nothing else), and nothing else."""
 async def score(group: Group, tools: Tools) -> Parts:
     """``answer``: the judge's grade of the final answer; ``reasoning``: max(0, cosine) of the thought; both in [0, 1].
 
-    An answer without a thought is compared as a whole. The row needs the columns ``english_answer`` and
-    ``english_reasoning``.
+    An answer without a thought is compared as a whole, and one whose embedding is no number cannot be scored. The row
+    needs the columns ``english_answer`` and ``english_reasoning``.
     """
     english, reasoning = (column(group, name) for name in ("english_answer", "english_reasoning"))
     thoughts = [one.thinking or one.final for one in group.answers]
@@ -39,11 +40,9 @@ async def score(group: Group, tools: Tools) -> Parts:
         return await tools.judge([{"role": "user", "content": asked}], read_grade)
 
     grades = await asyncio.gather(*map(grade, group.answers))
-    near = [max(0.0, float(vector @ reference)) for vector in vectors]
-    return [
-        None if answer is None else {"answer": answer, "reasoning": similarity}
-        for answer, similarity in zip(grades, near, strict=True)
-    ]
+    cosines = [float(vector @ reference) for vector in vectors]
+    near = [None if math.isnan(cosine) else max(0.0, cosine) for cosine in cosines]
+    return [{"answer": grade, "reasoning": similarity} for grade, similarity in zip(grades, near, strict=True)]
 
 
 def column(group: Group, name: str) -> str:

@@ -58,7 +58,7 @@ async def _score(group: Group, tools: Tools, share_of: Callable[[Sequence[bool |
     given = [(one.final, group.accepted, one.detected or one.asked) for one in answers]
     right, results = await asyncio.gather(tools.verify_all(given), compare(group, tools))
     shares = tools.language_shares([one.final for one in answers], [one.asked for one in answers])
-    parts: list[dict[str, float] | None] = []
+    parts: list[dict[str, float | None] | None] = []
     for one, acc, share, made in zip(answers, right, shares, results, strict=True):
         wins = share_of(made)
         boxed = float(last_box(one.text) is not None)

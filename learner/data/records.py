@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +24,16 @@ import pyarrow.parquet as pq
 from common.process import FatalError
 from learner.data.problems import Place
 
+log = logging.getLogger("learner.data")
+
 SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 FORMS = "parquet, JSON, JSONL, CSV, TSV, a directory of such files, or a data set of the hub as owner/name"
+# Files of a directory that may hold rows and are not read, which is then said.
+_UNREAD_SUFFIXES = (
+    ".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".feather", ".orc", ".avro", ".txt", ".xls",
+    ".xlsx", ".ods", ".pkl", ".pickle",
+)  # fmt: skip
+_SHOWN = 5  # names that a message has
 _HUB = re.compile(r"(?P<name>[\w-]+/[\w.-]+)(?::(?P<configuration>[^@]+))?(?:@(?P<split>.+))?")
 _BATCH = 1000  # rows of parquet that are turned into Python objects at a time
 _HUB_TIMEOUT_S = 10
@@ -42,6 +52,8 @@ Record: TypeAlias = dict[str, Any]
 def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tuple[Place, Record | Unreadable]]:
     """Every row of a source, in order, with its place. Files of a directory come in the order of their names.
 
+    Of a directory a warning names the files that may hold rows and are not read, as compressed ones.
+
     Args:
         source: the path of a file or directory; or a data set of the hub, as ``owner/name``, with ``:configuration``
             and ``@split`` where they are needed. With ``HF_HUB_OFFLINE`` it must be in the local cache.
@@ -53,12 +65,9 @@ def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tu
     """
     path = Path(source)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-        if not files:
-            raise FatalError(f"the directory {source} holds no file that ends in {', '.join(SUFFIXES)}")
-        for file in files:
+        for file in files_of(path):
             yield from _read_file(file)
-    elif path.exists() or path.suffix in SUFFIXES or not (hub := _HUB.fullmatch(source)):
+    elif path.exists() or _suffix(path) in SUFFIXES or not (hub := _HUB.fullmatch(source)):
         yield from _read_file(path)
     else:
         name, configuration, split = hub.group("name", "configuration", "split")
@@ -66,28 +75,46 @@ def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tu
         yield from _number(source, _of_batches(table.to_batches(max_chunksize=_BATCH)))
 
 
-def read_rows(source: str) -> list[Record]:
-    """Every row of a source, for files that our own commands wrote.
+def files_of(directory: Path) -> list[Path]:
+    """The files of a directory, also of folders below, that can be read, in the order of their names.
 
     Raises:
-        FatalError: as of ``read_records``, or a row is no record.
+        FatalError: there is none.
     """
-    rows = []
-    for place, record in read_records(source):
-        if isinstance(record, Unreadable):
-            raise FatalError(f"{place}: {record.reason}")
-        rows.append(record)
-    return rows
+    every = sorted(file for file in directory.rglob("*") if file.is_file())
+    files = [file for file in every if _suffix(file) in SUFFIXES]
+    unread = [str(file.relative_to(directory)) for file in every if _suffix(file) in _UNREAD_SUFFIXES]
+    names = ", ".join(unread[:_SHOWN]) + (f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else "")
+    if not files:
+        there = f"; {names} cannot be read: unpack or convert what holds rows" if unread else ""
+        raise FatalError(f"the directory {directory} holds no file that ends in {', '.join(SUFFIXES)}{there}")
+    if unread:
+        _warn_once(
+            f"{len(unread)} files of {directory} are not read, because their names do not end in "
+            f"{', '.join(SUFFIXES)}: {names}. Unpack or convert those that hold rows"
+        )
+    return files
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """A source is read several times in a process."""
+    log.warning("%s", message)
+
+
+def _suffix(path: Path) -> str:
+    """In lower case: files that come from elsewhere are also called ROWS.CSV."""
+    return path.suffix.lower()
 
 
 def _read_file(path: Path) -> Iterator[tuple[Place, Record | Unreadable]]:
     try:
-        if path.suffix == ".parquet":
+        if _suffix(path) == ".parquet":
             with pq.ParquetFile(path) as file:
                 yield from _number(str(path), _of_batches(file.iter_batches(batch_size=_BATCH)))
-        elif path.suffix in (".csv", ".tsv"):
-            yield from _number(str(path), _read_csv(path, "\t" if path.suffix == ".tsv" else ","))
-        elif path.suffix in SUFFIXES:
+        elif _suffix(path) in (".csv", ".tsv"):
+            yield from _number(str(path), _read_csv(path, "\t" if _suffix(path) == ".tsv" else ","))
+        elif _suffix(path) in SUFFIXES:
             yield from _read_json(path)
         elif path.exists():
             raise FatalError(f"cannot read {path}: its name does not end in {', '.join(SUFFIXES)}")

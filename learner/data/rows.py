@@ -91,6 +91,7 @@ class Rules:
     where: Mapping[str, str] = field(default_factory=dict)  # column -> the value that a row must have there
     splits: Sequence[str] = ("train",)  # as for read_records
     needs_language: bool = True  # whether a row without a language is broken
+    needs_answer: bool = True  # whether a row without an answer is broken; otherwise answers are not even looked at
 
 
 def read_question_rows(
@@ -151,7 +152,8 @@ class _Found:
 
 
 def _parse_values(values: dict[str, Any], record: Record, place: Place, rules: Rules, found: _Found) -> QuestionRow:
-    if missing := next((name for name in ("question", "answer") if name not in values), None):
+    needed = ("question", "answer") if rules.needs_answer else ("question",)
+    if missing := next((name for name in needed if name not in values), None):
         raise RowError(missing, f"there is no such column among {', '.join(record)}: name yours in data.columns, or "
                        f"with --columns {missing}=NAME")  # fmt: skip
     language = values.get("language")
@@ -163,7 +165,7 @@ def _parse_values(values: dict[str, Any], record: Record, place: Place, rules: R
     rating, source = values.get("rating"), record.get("data_source")
     return QuestionRow(
         messages=_parse_messages(values["question"]),
-        reference=_parse_answer(values["answer"]),
+        reference=_parse_answer(values["answer"]) if rules.needs_answer else "",
         language=parse_language(language) if language else "",
         topics=_parse_texts(values.get("topic"), "topic"),
         regions=_parse_texts(values.get("region"), "region"),
@@ -383,8 +385,12 @@ def check_text(value: Any, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A further column as rewards see it: texts as they are, anything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """A further column as rewards see it: texts as they are, what JSON has as JSON, anything else, as dates, by str.
+
+    So a row means the same when it is read from JSON, to which a command may have written it.
+    """
+    has_json = isinstance(value, Mapping | list | int | float)
+    return json.dumps(value, ensure_ascii=False, default=str) if has_json else str(value)
 
 
 def _quote(value: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from common import diagnostics
 from common.config import LearnerConfig
-from common.diagnostics import is_right
+from common.diagnostics import is_right, solves
 from common.languages import POLICY_CHOOSES
 from common.wire import Question, Rollout
 from learner.evaluate.diagnostics import samples, tagged
@@ -56,7 +56,7 @@ def compare_settings(
 
         pass@k = 1 - C(n - c, k) / C(n, k)
 
-    of which c are right and in their language.
+    of which c are right and in their language. Where nothing says which answers are right there is no pass@k.
 
     Args:
         groups: one a question, with the answers of all its settings one after the other.
@@ -84,19 +84,27 @@ def compare_settings(
 
 
 def pass_at_k(by_question: Sequence[Sequence[Rollout]]) -> dict[str, float]:
-    """``pass@1``, ``pass@2``, ``pass@4`` … of equally many answers to each question; see :func:`compare_settings`."""
+    """``pass@1``, ``pass@2``, ``pass@4`` … of equally many answers to each question; see :func:`compare_settings`.
+
+    Questions of which some answer may be right or not, for all that is known, are left out.
+    """
     n = len(by_question[0])
-    right = [sum(_right(one) and one.score.compliant for one in answers) for answers in by_question]
+    solved = [[solves(one.score, gated=True) for one in answers] for answers in by_question]
+    right = [sum(map(bool, answers)) for answers in solved if None not in answers]
+    if not right:
+        return {}
     powers = (2**exponent for exponent in range(n.bit_length()))
     return {f"pass@{k}": float(np.mean([diagnostics.pass_at_k(n, c, k) for c in right])) for k in powers}
 
 
 def accuracy(rollouts: Iterable[Rollout]) -> dict[str, float]:
-    """Shares of the rollouts: ``accuracy`` right, ``compliance`` in their language, ``accuracy_kept`` both."""
-    pairs = np.array([(_right(rollout), rollout.score.compliant) for rollout in rollouts])
-    right, kept = pairs.mean(0).tolist()
-    return {"accuracy": right, "accuracy_kept": float(pairs.all(1).mean()), "compliance": kept}
+    """Shares of the rollouts: ``compliance`` in their language, ``accuracy`` right, ``accuracy_kept`` both.
 
-
-def _right(rollout: Rollout) -> bool:
-    return is_right(rollout.score.quality, rollout.score.terms)
+    The last two are of the rollouts of which something says whether they are right, and left out where there are none.
+    """
+    pairs = [(is_right(one.score.quality, one.score.terms), one.score.compliant) for one in rollouts]
+    known = np.array([(right, kept) for right, kept in pairs if right is not None], np.bool_)
+    found = {"compliance": float(np.mean([kept for _, kept in pairs]))}
+    if len(known):
+        found |= {"accuracy": float(known[:, 0].mean()), "accuracy_kept": float(known.all(1).mean())}
+    return found

@@ -103,8 +103,8 @@ class Evaluator:
         Every question is answered greedily in each language of the run and in its own. With ``evaluate_samples`` it is
         then also answered by sampling, in languages that the policy chooses or is given.
 
-        Blocks until all questions are answered or given up, at most ``learner.batch_timeout_s`` a set; then it raises
-        FatalError. Raises Interrupted when the process is asked to end.
+        Blocks until all questions are answered or given up; raises FatalError where no answers came for
+        ``learner.group_timeout_s``, and Interrupted when the process is asked to end.
 
         Args:
             when: "before", "after", "step-10"; part of the names of the work.
@@ -137,29 +137,36 @@ class Evaluator:
         before its end. Where actors come or go meanwhile, it only publishes. Blocks and raises as :meth:`evaluate`.
 
         Returns:
-            Seconds that belong to no step: those of the evaluation; 0 where there was none.
+            Seconds that belong to no step: those of the evaluation; 0 where there was none. The wait for the groups
+            that were out and the publishing belong to the next step, which trains the tokens that came meanwhile.
         """
-        began, step = time.monotonic(), self._state.step
+        step = self._state.step
         what = "waiting for the groups that are under way, before an evaluation"
-        with self._stopwatch("evaluate"), Activity("learner", what, silent_s=BRIEF_S):
-            quiet = self._server.wait_until_all_finished(self._config.batch_timeout_s, self._interrupts.check)
-        self._ranks.run("wait")  # the other ranks' time to wait begins anew
+        with self._stopwatch("wait"), Activity("learner", what, silent_s=BRIEF_S):
+            quiet = self._server.wait_until_all_finished(self._config.group_timeout_s, self._check)
         if not quiet:
             why = (
                 "an actor has come or lost its weights"
                 if self._server.has_newcomers()
-                else f"groups are still under way after learner.batch_timeout_s = {self._config.batch_timeout_s:.0f} s"
+                else "groups are still under way, and none has come for learner.group_timeout_s = "
+                f"{self._config.group_timeout_s:.0f} s"
             )
             log.warning("no evaluation after step %d: %s", step, why)
             self._publishing.publish(step)
             return 0.0
         self._serve(_queue(0), self._training_work.make, self._training_work.enter_failure)  # nothing is handed out
         self._publishing.publish(step)
+        began = time.monotonic()
         self.evaluate(f"step-{step}")
+        seconds = time.monotonic() - began
         with self._state.lock:
             self._state.queue.mark_published()
         self._training_work.serve()
-        return time.monotonic() - began
+        return seconds
+
+    def _check(self) -> None:
+        self._interrupts.check()
+        self._ranks.keep_waiting(self._config.group_timeout_s / 2)
 
     def _evaluate_greedy(self, name: str, questions: list[wire.Question]) -> Evaluation | None:
         languages = [list(dict.fromkeys([*self._languages, question.language])) for question in questions]
@@ -197,7 +204,6 @@ class Evaluator:
 
         queue = _queue(len(questions))
         self._serve(queue, make, leave_out)
-        self._ranks.run("wait")  # the other ranks' time to wait begins anew: this may take a whole batch timeout
         try:
             return self._batches.next_batch("evaluate")
         except EveryQuestionGivenUp:

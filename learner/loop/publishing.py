@@ -7,6 +7,7 @@ import time
 from common.config import Config
 from common.process import FatalError
 from common.progress import BRIEF_S, Activity
+from common.stood_still import stood_still_s
 from common.stopwatch import Stopwatch
 from learner.loop.interrupts import Interrupts
 from learner.ranks import Ranks
@@ -44,7 +45,7 @@ class Publishing:
         self._untold = list[Published]()  # the rounds that take_rounds has not given yet
 
     def publish(self, version: int) -> None:
-        """Publishes the current weights as ``version`` to every actor that is there.
+        """Publishes the current weights as ``version`` to every actor that is there and does not have them.
 
         Blocks until each has them or was given up, and first until there is an actor.
 
@@ -53,7 +54,9 @@ class Publishing:
             Interrupted: the process was asked to end.
         """
         self._wait_for_an_actor()
-        engines = f"publishing the weights of step {version} to {', '.join(self._server.members())}"
+        members = self._server.members().items()
+        needing = [name for name, actor in members if version != self.version or not actor.has_weights]
+        engines = f"publishing the weights of step {version} to {', '.join(needing)}"
         with self._stopwatch("publish"), Activity("learner", engines, silent_s=BRIEF_S):
             probe = self._ranks.run("probe")
             published = self._publisher.publish(version, lambda plan: self._ranks.run("gather", data=plan), probe)
@@ -82,8 +85,10 @@ class Publishing:
         )
         with Activity("learner", f"waiting for an actor at {address}", missing=missing):
             while not self._server.members():
+                began = time.monotonic()
                 with self._stopwatch("start"):
                     time.sleep(_POLL_S)
+                deadline += stood_still_s(began, _POLL_S)
                 self._interrupts.check()
                 if time.monotonic() > deadline:
                     raise FatalError(

@@ -20,9 +20,9 @@ def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
 
     Answers that could not be scored count for the languages, and not for accuracy and compliance.
 
-    ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header),
-    which estimates the entropy of the header given the question. Both are in nats. The other names are explained in
-    docs/metrics.md, under ``selection``.
+    ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header)
+    over the answers with a header, which estimates its entropy given the question. Both are in nats. The other names
+    are explained in docs/metrics.md, under ``selection``.
     """
     free, by_topic = list[Rollout](), defaultdict[str, list[str]](list)
     for group in batch:
@@ -41,10 +41,11 @@ def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
         if (some := [r for r in scored if r.language == one])
         for metric, v in accuracy(some).items()
     }
+    if headers := [header_logp(rollout) for rollout in free if rollout.header]:
+        metrics["header_entropy"] = -float(np.mean(headers))
     for topic, languages in by_topic.items():
         metrics |= {f"share {topic}/{one}": count / len(languages) for one, count in Counter(languages).items()}
     return metrics | (accuracy(scored) if scored else {}) | {
         "choice_entropy": -sum(n / named.total() * math.log(n / named.total()) for n in named.values()),
-        "header_entropy": -float(np.mean([header_logp(rollout) for rollout in free])),
         "well_formed": float(np.mean([rollout.score.terms.get("selection", 0.0) for rollout in free])),
     }  # fmt: skip

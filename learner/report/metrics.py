@@ -85,7 +85,7 @@ def health_metrics(
         "staleness_mean": lags.mean(), "staleness_p50": p50, "staleness_p99": p99, "staleness_max": lags.max(),
         "staleness_bound": bound,
         "masked": outcomes["masked"] / len(batch),
-        "skipped_steps": bool(result.problem),
+        "skipped_steps": result.left_out / result.optimizer_steps,
         "unscored": np.mean([not rollout.score.scored for group in batch for rollout in group.rollouts]),
         "calibration_drift": max(rollout.score.drift for group in batch for rollout in group.rollouts),
         "sync_seconds": context.published.seconds,

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.config import Config
+from common.header import Header
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
 from learner.report import evaluations
-from learner.report.best_effort import BestEffortFiles
+from learner.report.best_effort import BestEffortFiles, replace_text
 from learner.report.bottleneck import Bottleneck, find_bottleneck
 from learner.report.heat_maps import HeatMaps
 from learner.report.machine import Machine
@@ -72,12 +73,13 @@ class Report:
         self._machine = Machine(config)
         self._window = TimeWindow(_WINDOW_S)
         self._watch = MismatchWatch()
+        self._header = Header(config.model.header, config.run.languages)
         self._first: TimeByState = {}
         self._draws: deque[tuple[str, str]] = deque(maxlen=_DRAWS)  # region, language
         settings = config.run.dir / CONFIG_FILE
         with self._files.writing(settings):
             settings.parent.mkdir(parents=True, exist_ok=True)
-            settings.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            replace_text(settings, config.model_dump_json(indent=2) + "\n")
         self._router_log = RouterLog(config.run.dir / "router.jsonl", begin, self._files)
 
     def begin(self, seconds: TimeByState) -> None:
@@ -132,7 +134,7 @@ class Report:
             self._series.write_points(number)
         if number % self._steps_per_text == 1 % self._steps_per_text:
             diverse = max(batch, key=lambda group: len({rollout.language for rollout in group.rollouts}))
-            self._tracker.text(number, "sample", group_as_markdown(diverse))
+            self._tracker.text(number, "sample", group_as_markdown(diverse, self._header))
         if number % self._steps_per_text == 0 or number == self._steps:
             for name, png in self._heat_maps.draw():
                 self._tracker.image(number, name, png)
@@ -197,7 +199,7 @@ class Report:
         """Writes ``summary.json``."""
         path = self._config.run.dir / "summary.json"
         with self._files.writing(path):
-            path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            replace_text(path, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         """Writes what has not been written yet, and closes the trackers."""

@@ -28,12 +28,25 @@ class RouterLog:
     def __init__(self, path: Path, begin: int, files: BestEffortFiles) -> None:
         self._path, self._files = path, files
         with files.writing(path):
-            lines = path.read_bytes().split(b"\n") if path.exists() else []
-            path.write_bytes(b"".join(line + b"\n" for line in lines if _step_of(line) <= begin))
+            if path.exists():
+                self._cut(begin)
 
     def append(self, line: Mapping[str, Any]) -> None:
         with self._files.writing(self._path), self._path.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _cut(self, begin: int) -> None:
+        """Cuts off the lines of later steps. What stays is not written again, so that nothing of it can be lost."""
+        with self._path.open("r+b") as lines:
+            position, end, is_whole = 0, 0, True
+            for line in lines:
+                position += len(line)
+                if _step_of(line) <= begin:
+                    end, is_whole = position, line.endswith(b"\n")
+            lines.truncate(end)
+            if not is_whole:
+                lines.seek(end)
+                lines.write(b"\n")
 
 
 def _step_of(line: bytes) -> float:

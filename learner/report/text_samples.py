@@ -6,13 +6,18 @@ import html
 import re
 
 from common.answer import read_answer
+from common.header import Header
 from learner.groups import Group
 
 _LONGEST = 500  # characters of a question or an answer
 
 
-def group_as_markdown(group: Group) -> str:
-    """The question, its reference answer, and a table of the group's answers with their scores."""
+def group_as_markdown(group: Group, header: Header) -> str:
+    """The question, its reference answer, and a table of the group's answers with their scores.
+
+    Args:
+        header: reads the header of an answer whose language the policy chose. It is cut off, as it was for the reward.
+    """
     question = group.work.question
     about = ", ".join([question.language, *question.topics, *question.regions])
     lines = [f"**{name}** {_literal(text)}\n" for name, text in [
@@ -22,12 +27,12 @@ def group_as_markdown(group: Group) -> str:
         "| language | thought | answer | detected language | quality | reward | tokens |",
         "|---|---|---|---|---|---|---|",
     ]
-    for rollout in group.rollouts:
+    for requested, rollout in zip(group.work.languages, group.rollouts, strict=True):
         score = rollout.score
         tokens = f"{len(rollout.response_ids)}{' (truncated)' if rollout.truncated else ''}"
         numbers = [f"{score.quality:.3f}", f"{score.reward:.3f}", tokens]
-        answer = read_answer(rollout.text, rollout.language or "en", thinking_opened=rollout.thinking_opened)
-        thought = _literal(answer.thinking) + ("" if answer.thought_closed else " (never ended)")
+        answer = read_answer(rollout.text, requested, header=header, thinking_opened=rollout.thinking_opened)
+        thought = _literal(answer.thought) + ("" if answer.thought_closed else " (never ended)")
         cells = [rollout.language, thought, _literal(answer.final), score.detected, *numbers]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([f"{group.work.id}, answered by {_literal(group.actor)}\n", *lines])

@@ -75,7 +75,8 @@ def step_advantages(groups: Sequence[Group], config: LearnerConfig) -> list[Floa
     found = [group_advantages(group, config) for group in groups]
     if config.advantage != "decoupled" or not found:
         return found
-    scored = np.array([rollout.score.scored for group in groups for rollout in group.rollouts])
+    # Advantages that a step term gave are taken as they are.
+    scored = np.array([one.score.scored and not group.advantages for group in groups for one in group.rollouts])
     joined = np.concatenate(found)
     joined[scored] = whiten(joined[scored])
     return np.split(joined, np.cumsum([len(values) for values in found])[:-1])

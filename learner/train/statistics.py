@@ -14,6 +14,7 @@ from learner.train.packing import MicroBatch, Sample
 
 _MOST_LAGS = 64  # rows of a table; older tokens are counted with the last of them
 _FOR_SAMPLE_SIZE = ("raw_weight", "raw_weight_squared")
+_AGREEMENT = frozenset({"mismatch", "outside_bounds", *_FOR_SAMPLE_SIZE})  # of engines and learner
 Name = TypeVar("Name")
 
 
@@ -42,6 +43,40 @@ class Axes:
         """The cell of each response token in a flattened table, [R] int64."""
         lag_R = (self.version - batch.versions_R).clamp(0, self.lags - 1)
         return (batch.language_R * self.lags + lag_R) * len(self.actors) + batch.actor_R
+
+
+class StepSums:
+    """Sums of the statistics of a step over its optimizer steps, each a table [languages, lags, actors].
+
+    Those that say how well engines and learner agree may be of fewer optimizer steps than the others.
+    """
+
+    def __init__(self) -> None:
+        self._training: dict[str, Tensor] = {}
+        self._agreement: dict[str, Tensor] = {}
+
+    def add(self, sums: Mapping[str, Tensor], *, agreement: bool) -> None:
+        """Adds the sums of an optimizer step; those of the agreement only if ``agreement``."""
+        for name, table in sums.items():
+            if name not in _AGREEMENT:
+                self._training[name] = self._training.get(name, torch.zeros_like(table)) + table
+            if agreement and (name in _AGREEMENT or name == "tokens"):
+                self._agreement[name] = self._agreement.get(name, torch.zeros_like(table)) + table
+
+    def total(self, name: str) -> float:
+        """The sum of a statistic over all cells."""
+        return float(self._training[name].sum())
+
+    def means(self) -> dict[str, float]:
+        """See :func:`means`; empty where nothing was added."""
+        return {name: value for sums in self._parts() for name, value in means(sums).items()}
+
+    def means_along(self, axis: int, names: Sequence[Name]) -> dict[str, dict[Name, float]]:
+        """See :func:`means_along`; empty where nothing was added."""
+        return {name: one for sums in self._parts() for name, one in means_along(sums, axis, names).items()}
+
+    def _parts(self) -> list[Mapping[str, Tensor]]:
+        return [sums for sums in (self._training, self._agreement) if sums]
 
 
 def make_axes(samples: Sequence[Sample], batch: Sequence[Group], languages: Sequence[str], version: int) -> Axes:
@@ -84,6 +119,7 @@ def means_along(sums: Mapping[str, Tensor], axis: int, names: Sequence[Name]) ->
 def _means(sums: Mapping[str, Tensor]) -> dict[str, list[float]]:
     tokens = sums["tokens"].clamp(min=1)
     plain = {name: one / tokens for name, one in sums.items() if name not in ("tokens", *_FOR_SAMPLE_SIZE)}
-    weights, squares = (sums[name] for name in _FOR_SAMPLE_SIZE)
-    plain["effective_sample"] = torch.where(squares > 0, weights**2 / (tokens * squares), 1.0)
+    if all(name in sums for name in _FOR_SAMPLE_SIZE):
+        weights, squares = (sums[name] for name in _FOR_SAMPLE_SIZE)
+        plain["effective_sample"] = torch.where(squares == 0, 1.0, weights**2 / (tokens * squares))  # NaN stays NaN
     return {name: one.tolist() for name, one in plain.items()}

@@ -7,15 +7,15 @@ will train its answers. docs/rewards.md shows how to write one.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ConfigError
+from common.config import ConfigError, LearnerConfig
 from common.process import FatalError
 from common.user_code import describe_failure, load_user_object, user_file
 from learner.groups import Group
@@ -77,6 +77,30 @@ class StepReward:
         if not callable(self._term) or self._gives not in _GIVES:
             raise ConfigError(f'learner.step_reward = "{where}" must be callable, and its `gives` one of {_GIVES}')
 
+    @classmethod
+    def of(cls, config: LearnerConfig) -> StepReward | None:
+        """The step term of a configuration; None where it has none.
+
+        Raises:
+            ConfigError: it cannot be loaded; or what it gives would not be used, or leave another setting unused.
+        """
+        if not config.step_reward:
+            return None
+        term = cls(config.step_reward, config.steps)
+        if term._gives == "rewards" and config.advantage == "decoupled" and "reward" not in config.decoupled_parts:
+            raise ConfigError(
+                f'learner.step_reward = "{config.step_reward}" gives rewards, which learner.advantage = "decoupled" '
+                "uses only as the part 'reward': name it in learner.decoupled_parts with its weight, or choose another "
+                "learner.advantage"
+            )
+        if term._gives == "advantages" and config.overlong_limit:
+            raise ConfigError(
+                f'learner.step_reward = "{config.step_reward}" gives advantages, from which no penalty for long '
+                f"answers is taken: leave learner.overlong_limit = {config.overlong_limit} out, or have the term give "
+                "rewards"
+            )
+        return term
+
     def __call__(
         self, batch: Sequence[Group], number: int, state: Mapping[str, Any]
     ) -> tuple[list[Group], dict[str, Any]]:
@@ -98,7 +122,12 @@ class StepReward:
         except Exception as error:  # whatever somebody else's code raises is told with its place
             reason = describe_failure(error, self._path)
             raise FatalError(f"learner.step_reward failed in step {number}: {reason}") from error
-        found = np.array(values, np.float64)
+        try:
+            found = np.array(values, np.float64)
+        except (TypeError, ValueError) as error:  # texts, or lists of different lengths
+            raise FatalError(
+                f"{self._path} returned {self._gives} in step {number} that are no array of numbers: {error}"
+            ) from None
         if found.shape != step.scored.shape:
             raise FatalError(f"{self._path} returned values of shape {found.shape}; {step.scored.shape} is needed")
         scored = step.scored & ~np.isnan(found) if self._gives == "rewards" else step.scored
@@ -122,10 +151,13 @@ class StepReward:
         return groups
 
     def _checked(self, state: Any, number: int) -> dict[str, Any]:
-        """The state after a way through JSON, so that a resumed run sees what one that was never interrupted sees."""
+        """The state after a way through JSON, so that a resumed run sees what one that was never interrupted sees.
+
+        It is the JSON of checkpoints, in which infinity and NaN stay what they are.
+        """
         try:
             if isinstance(state, dict):
-                found: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(state, enc_hook=_plain), type=dict)
+                found: dict[str, Any] = json.loads(json.dumps(state, default=_plain))
                 return found
             raise TypeError(f"it is a {type(state).__name__}, not a dict")
         except (TypeError, ValueError) as error:

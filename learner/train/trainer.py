@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from common.config import Config, LearnerConfig
 from common.wire import Probe
 from learner.groups import Group, StepResult
+from learner.train.anchor import Anchor
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
 from learner.train.gradient_noise import noise_share
@@ -31,7 +32,7 @@ from learner.train.policy import Policy, drop_gathered, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.samples import group_samples
 from learner.train.schedules import learning_rate
-from learner.train.statistics import Axes, make_axes, means, means_along
+from learner.train.statistics import Axes, StepSums, make_axes
 from learner.weights.probe import make_probe_sequence, probe_tolerance
 
 log = logging.getLogger("learner.trainer")
@@ -104,7 +105,7 @@ class Trainer:
         ).to(self.device)
         agreement = check_fidelity(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
-        self.anchor_moved = False  # whether the reference is no longer the policy that the run began with
+        self.anchor = Anchor(moved=False, stage=0)
         if config.lora.rank:
             anchored = any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
@@ -124,7 +125,7 @@ class Trainer:
     def step(self, batch: Sequence[Group], number: int) -> StepResult:
         """Trains on ``batch``; ``number`` counts steps from 0. A collective: every rank passes the same arguments.
 
-        Where the loss or the gradient of an optimizer step is not finite, that one is left out, and
+        Where the loss or the gradient of an optimizer step is not finite, that one is left out, also of the means, and
         ``StepResult.problem`` says why.
         """
         self._apply_stage(number)
@@ -138,31 +139,38 @@ class Trainer:
         axes = make_axes(samples, batch, languages, number)
         minibatches = self._minibatches(samples)
         group_norms = self._group_norms(minibatches[0], axes) if self._measures_noise(number) else []
-        sums: dict[str, Tensor] = {}
-        norms, problems, room = list[float](), list[str](), 0
+        sums = StepSums()
+        norms, problems, room = list[float](), list[str](), 0  # the norms of all optimizer steps
+        norms_taken = list[float]()  # of those that were taken
         taken = set[int]()  # groups of which some optimizer step was taken
-        for minibatch in minibatches * self._config.passes:
+        for count, minibatch in enumerate(minibatches * self._config.passes):
+            # Against the behaviour policy nobody keeps the log-probabilities under the policy that the step began with,
+            # so that the agreement with the engines shows in the first optimizer step alone.
+            agreement = count == 0 or self._config.proximal == "step"
             gradient = self.backward(minibatch, axes)
             grad_norm, problem = self._update(minibatch, gradient)
             norms.append(grad_norm)
+            room += gradient.room
             if problem:
                 problems.append(problem)
             else:
+                norms_taken.append(grad_norm)
                 taken |= {sample.group for sample in minibatch.samples}
-            room += gradient.room
-            for name, table in gradient.sums.items():
-                sums[name] = sums[name] + table if name in sums else table
+                sums.add(gradient.sums, agreement=agreement)
+        shown = norms_taken or norms  # a step of which nothing was taken shows what was wrong with it
         return StepResult(
-            means={**means(sums), "loss": float(sums["loss"].sum()) / len(norms)},
-            by_language=means_along(sums, 0, axes.languages),
-            by_lag=means_along(sums, 1, range(axes.lags)),
-            by_actor=means_along(sums, 2, axes.actors),
+            means=sums.means() | ({"loss": sums.total("loss") / len(norms_taken)} if norms_taken else {}),
+            by_language=sums.means_along(0, axes.languages),
+            by_lag=sums.means_along(1, range(axes.lags)),
+            by_actor=sums.means_along(2, axes.actors),
             fill=sum(map(len, samples)) * self._config.passes / room,
-            grad_norm=sum(norms) / len(norms),
+            grad_norm=sum(shown) / len(shown),
             gradient_noise=noise_share(group_norms, norms[0]) if len(group_norms) > 1 and norms[0] > 0 else None,
             lr=lr,
             problem=problems[0] if problems else "",
             skipped=frozenset({sample.group for sample in samples} - taken),
+            optimizer_steps=len(norms),
+            left_out=len(problems),
         )
 
     def divide(self, samples: Sequence[Sample]) -> MiniBatch:
@@ -238,20 +246,42 @@ class Trainer:
 
     def _apply_stage(self, number: int) -> None:
         """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""
-        stage = self._config.stage(number)
-        if stage is None:
+        current = self._config.stage_number(number)
+        if current is None:
             return
+        stage = self._config.stages[current]
         self._objective = replace(self._objective, kl=stage.kl)
-        begins = number > 0 and self._config.stage(number - 1) is not stage
-        if begins and stage.reset_anchor and self.policy.adapters is not None:
+        # Not asked of the step before: a resume with another number of steps may begin within a later stage.
+        if stage.reset_anchor and self.anchor.stage != current:
+            self._move_anchor()
+            self.anchor = Anchor(moved=True, stage=current)
+        elif current < (self.anchor.stage or 0):  # the run has become longer, and that stage is to begin again
+            self.anchor = replace(self.anchor, stage=current)
+
+    def _move_anchor(self) -> None:
+        """Makes the present policy the reference, where there is one."""
+        if self.policy.adapters is not None:
             self.policy.adapters.move_anchor()
-        elif begins and stage.reset_anchor and self.reference is not None:
+        elif self.reference is not None:
             drop_gathered(self.reference)
             with torch.no_grad():
                 for anchor, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
                     # The shards are copied one by one, because those of the reference may be in host memory.
                     cast(DTensor, anchor).to_local().copy_(cast(DTensor, present).to_local())
-            self.anchor_moved = True
+
+    def resume_anchor(self, anchor: Anchor, step: int) -> None:
+        """Goes on with the reference policy of a checkpoint, which :meth:`Checkpoints.load` has filled.
+
+        Args:
+            anchor: what the checkpoint says of it.
+            step: how many steps were trained until there.
+        """
+        if anchor.stage is None:  # not written yet by who wrote the checkpoint: by the stages as they are now
+            known = anchor.moved or self.policy.adapters is not None
+            last = (self._config.stage_number(step - 1) or 0) if known and step else 0
+            reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
+            anchor = replace(anchor, stage=max(reset, default=0))
+        self.anchor = anchor
 
     def _set_optimizer(self, number: int) -> float:
         """Sets the optimizer as the configuration says. The learning rate of the step."""

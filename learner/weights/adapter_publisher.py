@@ -29,8 +29,8 @@ from common.run_files import owned_directory
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 from learner.weights.publisher import Gather, Published
-from learner.weights.round import fitting_actors
-from learner.work.actors import ActorState
+from learner.weights.round import fitting_actors, split_off_resting
+from learner.work.actors import MAX_REPLIES, ActorState
 from learner.work.server import WorkServer
 
 log = logging.getLogger("learner.publisher")
@@ -68,6 +68,7 @@ class AdapterPublisher:
     ) -> None:
         self._longest_s = SHARE_OF_COLLECTIVE * collective_s
         self._server, self._config, self._check = server, config, check
+        self._published: int | None = None  # the version of the last round
         self._peft_config = json.dumps(peft_config)
         self._dtype: torch.dtype = getattr(torch, dtype)
         size, most = parameters * self._dtype.itemsize, wire.MAX_MESSAGE_BYTES - _ROOM_BYTES
@@ -79,7 +80,7 @@ class AdapterPublisher:
             )
 
     def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:
-        """Sends the adapters as ``version`` to all actors that are present now.
+        """Sends the adapters as ``version`` to all actors that are present now, as ``Publisher.publish``.
 
         Blocks until every actor has loaded them, left, or was given up: after ``sync.timeout_s`` plus the time that the
         bytes of all engines take at ``sync.slowest_mb_per_s``.
@@ -100,7 +101,8 @@ class AdapterPublisher:
         begin = time.monotonic()
         self._server.begin_version(version)
         data = save({name: value.to("cpu", self._dtype).contiguous() for name, value in gather(b"")}, {"format": "pt"})
-        actors = fitting_actors(self._server, [TRANSPORT])
+        present = fitting_actors(self._server, [TRANSPORT])
+        actors, resting = split_off_resting(present, is_new=version != self._published)
         transfer_s = len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
         deadline_s = min(self._config.timeout_s + transfer_s, self._longest_s)
         with ExitStack() as files:
@@ -113,6 +115,8 @@ class AdapterPublisher:
             for actor in actors.values():
                 self._server.send(actor, order.model_copy({}))  # each is marked with the lives of its actor
             members = self._collect(version, actors, deadline_s)
+        self._published = version
+        members |= {name: actor for name, actor in resting.items() if self._server.is_present(name, actor)}
         return Published(members, time.monotonic() - begin, 0.0)
 
     def _write(self, files: ExitStack, data: bytes) -> Path:
@@ -150,10 +154,11 @@ class AdapterPublisher:
 
 def _has_loaded(actor: ActorState, version: int) -> bool:
     """Whether the actor has said so. What it said of earlier versions is dropped; does not block."""
-    while True:
+    for _ in range(MAX_REPLIES):  # an actor may send more while these are read
         try:
             reply = actor.replies.get_nowait()
         except queue.Empty:
-            return False
+            break
         if isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("done", version):
             return True
+    return False

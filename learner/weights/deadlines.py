@@ -77,7 +77,7 @@ def round_deadlines(
     factor = min(1.0, max(longest_s - 2 * shorter_s - drain_s, longest_s / 6) / short_s)
     log.warning(
         "%d engines of one node and %.1f GB may take %.0f s at sync.slowest_mb_per_s = %g, but the learner's ranks "
-        "wait for one another for %.0f s (learner.batch_timeout_s + actor.start_timeout_s): an engine has %.0f s to "
+        "wait for one another for %.0f s (learner.group_timeout_s + actor.start_timeout_s): an engine has %.0f s to "
         "take weights",
         engines, total_bytes / 1e9, found.round_s(drain_s), config.slowest_mb_per_s, collective_s, shorter_s,
     )  # fmt: skip

@@ -156,7 +156,7 @@ class Leader:
     # -- the thread that gathers ---------------------------------------------------------------------------------------
 
     def begin_round(self, plan: RoundPlan, rank: int, *, reuse: bool = True) -> None:
-        """Drops the groups that have no part in the round, and gets ready to gather for the others.
+        """Drops the groups that are not in the plan, and gets ready to gather for those that have a share in it.
 
         Args:
             plan: of the round.
@@ -170,7 +170,7 @@ class Leader:
             room=max(2, _KEPT_BYTES // max(self._largest, 1)),
         )
         with self._lock:
-            left = [name for name in self._connections if name not in share]
+            left = [name for name in self._connections if name not in share and name not in plan.resting]
             self._round = _Round(plan, share, queue)
         for name in left:
             self._drop(name)
@@ -295,6 +295,11 @@ class Leader:
             for number, bucket in enumerate(self._buckets):
                 while (buffer := round_.queue.get(name, number)) is None:
                     connection.check()
+                if left_s <= 0:  # a bucket may have arrived a little later than it should
+                    raise _Lost(
+                        f"{number} of {len(self._buckets)} buckets took all of the {deadlines.transfer_s:.0f} s that "
+                        "its engine has for the weights"
+                    )
                 begin, limit_s = time.monotonic(), min(left_s, deadlines.bucket_s)
                 work = start_broadcast(group, buffer[: bytes_of(bucket)], limit_s + _LATER_S)
                 while not wait_briefly(work, connection.backend, min(POLL_S, limit_s)):

@@ -22,6 +22,7 @@ class RoundPlan(wire.WireStruct):
     # By the rank of the leader, then by the group of each of its engines: how long the first bucket may be held, which
     # includes that the engine joins and pauses, in seconds.
     shares: dict[int, dict[str, float]]
+    resting: list[str]  # groups of engines that have these weights already: they stay, and nothing is sent
 
 
 class FormGroup(wire.Message):

@@ -40,7 +40,7 @@ from learner.weights.deadlines import round_deadlines
 from learner.weights.leader import Gathering, Leader, group_backend
 from learner.weights.leader_messages import CHANNEL, LeaderOrder, LeaderReport
 from learner.weights.process_group import GroupStore
-from learner.weights.round import ActorLost, Receiver, Round, fitting_actors
+from learner.weights.round import ActorLost, Receiver, Round, fitting_actors, split_off_resting
 from learner.weights.transports import DiskTransport, GroupTransport, SharedMemoryTransport, Transport
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
@@ -98,6 +98,7 @@ class Publisher:
         self._server, self._config, self._buckets, self._check_interrupts = server, config, buckets, check
         self._collective_s, self._links = collective_s, links
         self._numbers = itertools.count(1)
+        self._published: int | None = None  # the version of the last round
         self._cancelled = threading.Event()
         self._mistake = ""  # of a leader
         backend, run_id = group_backend(config, device), uuid.uuid4().hex[:8]
@@ -117,6 +118,8 @@ class Publisher:
 
     def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:
         """Sends the weights as ``version`` to all actors that are present now.
+
+        If it is the version of the round before, those that are marked to have it go on generating and are left alone.
 
         Blocks until every actor has them, left, or was given up, which happens within the deadlines of
         ``learner/weights/deadlines.py``.
@@ -162,11 +165,15 @@ class Publisher:
             for transport in self._used(round_):
                 transport.end_round(round_)
         seconds = time.monotonic() - begin
-        return Published({name: round_.actors[name] for name in pauses}, seconds, max(pauses.values(), default=0.0))
+        self._published = version
+        members = {name: actor for name, actor in round_.resting.items() if self._server.is_present(name, actor)}
+        members |= {name: round_.actors[name] for name in pauses}
+        return Published(members, seconds, max(pauses.values(), default=0.0))
 
     def _make_round(self, version: int, probe: wire.Probe) -> Round:
-        actors = fitting_actors(self._server, self.transports)
-        leaders = self._groups.assign(actors)
+        present = fitting_actors(self._server, self.transports)
+        actors, resting = split_off_resting(present, is_new=version != self._published)
+        leaders = {name: rank for name, rank in self._groups.assign(present).items() if name in actors}
         # What shared memory and files take is this node's, as is what its leader sends.
         senders = [leaders.get(name, _OWN) for name in actors]
         sizes = list(map(bytes_of, self._buckets)) or [0]
@@ -177,6 +184,7 @@ class Publisher:
             buckets=self._buckets,
             actors=actors,
             leaders=leaders,
+            resting=resting,
             deadlines=round_deadlines(
                 self._config,
                 engines=max(map(senders.count, senders), default=0),

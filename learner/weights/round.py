@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from common import wire
@@ -54,6 +55,8 @@ class Round:
     actors: dict[str, ActorState]  # who takes part, by name
     leaders: dict[str, int]  # the rank that sends to it, by name, of those that take weights through a process group
     deadlines: Deadlines
+    # Who has the weights already and goes on generating, by name; none where the version is a new one.
+    resting: dict[str, ActorState] = field(default_factory=dict)
     gathered: Gathered = field(default_factory=Gathered)
 
     def uses(self, transport: str) -> bool:
@@ -89,6 +92,18 @@ def fitting_actors(server: WorkServer, transports: Collection[str]) -> dict[str,
                 "give both the same lora.rank and lora.sync",
             )  # fmt: skip
     return {name: actor for name, actor in actors.items() if actor.transport in transports}
+
+
+def split_off_resting(
+    actors: dict[str, ActorState], *, is_new: bool
+) -> tuple[dict[str, ActorState], dict[str, ActorState]]:  # fmt: skip
+    """Those who need the weights of a version, and those who have them since it was published before.
+
+    Args:
+        is_new: the version has not been published before.
+    """
+    resting = {} if is_new else {name: actor for name, actor in actors.items() if actor.has_weights}
+    return {name: actor for name, actor in actors.items() if name not in resting}, resting
 
 
 class Receiver:
@@ -148,12 +163,10 @@ class Receiver:
         """The first reply that is expected. Others are of an earlier round, and are dropped."""
         deadline = time.monotonic() + timeout_s
         while True:
-            try:
+            with suppress(queue.Empty):
                 reply = self.actor.replies.get(timeout=POLL_S)
-            except queue.Empty:
-                self.check_present()
-                if time.monotonic() > deadline:
-                    raise ActorLost(problem) from None
-                continue
-            if is_expected(reply):
-                return reply
+                if is_expected(reply):
+                    return reply
+            self.check_present()
+            if time.monotonic() > deadline:
+                raise ActorLost(problem)

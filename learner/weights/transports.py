@@ -164,8 +164,9 @@ class GroupTransport(Transport):
 
     def begin_round(self, round_: Round) -> None:
         for name, connection in list(self._connections.items()):
-            stays = round_.actors.get(name) is connection.actor and round_.leaders.get(name) == connection.leader
-            if not stays:
+            takes_part = round_.actors.get(name) is connection.actor
+            stays = takes_part and round_.leaders.get(name) == connection.leader
+            if not stays and round_.resting.get(name) is not connection.actor:
                 self.disconnect(name, connection.actor)
         for name, leader in round_.leaders.items():
             if name not in self._connections:
@@ -178,10 +179,14 @@ class GroupTransport(Transport):
     def plan(self, round_: Round) -> RoundPlan:
         """What all leaders must know of a round that has begun."""
         shares: dict[int, dict[str, float]] = {leader: {} for leader in self._leaders}
-        for connection in self._connections.values():
+        resting: list[str] = []
+        for name, connection in self._connections.items():
+            if name in round_.resting:
+                resting.append(connection.group)
+                continue
             first_s = round_.deadlines.first_bucket_s(connection.actor.drain_s)
             shares[connection.leader][connection.group] = first_s
-        return RoundPlan(round_.number, round_.deadlines, shares)
+        return RoundPlan(round_.number, round_.deadlines, shares, resting)
 
     def prepare(self, receiver: Receiver, round_: Round) -> None:
         receiver.check_present()
@@ -268,7 +273,8 @@ class SharedMemoryTransport(Transport):
     """Gathers into memory that engines on this machine read where it is.
 
     Every bucket has memory of its own, which is the same one in each round: nobody reports when a GPU has finished
-    reading, so it must not be used for another bucket. It is freed in the first round in which no actor needs it.
+    reading, so it must not be used for another bucket. It is freed in the first round in which no actor of this
+    transport is present.
 
     Args:
         buckets: how the weights are cut.
@@ -280,7 +286,7 @@ class SharedMemoryTransport(Transport):
         self._buffers: list[Tensor] = []  # one for each bucket that was gathered so far
 
     def begin_round(self, round_: Round) -> None:
-        if not round_.uses("shared"):
+        if not any(actor.transport == "shared" for actor in (*round_.actors.values(), *round_.resting.values())):
             self._buffers.clear()
 
     def buffer(self, number: int) -> Tensor:

@@ -25,6 +25,7 @@ from learner.work.scheduler import WorkQueue
 log = logging.getLogger("learner.server")
 
 MAX_VIOLATIONS = 2  # groups of one actor that break a rule before the actor is given up
+MAX_REPLIES = 100  # of one actor to orders of the weight sync that nobody has read; two or three are usual
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
 # How many attempts may fail for a cause; for the others learner.group_attempts.
@@ -53,7 +54,7 @@ class ActorState:
     seconds: dict[str, float] = field(default_factory=dict)  # time spent in each state, from its last heartbeat
     gauges: dict[str, float] = field(default_factory=dict)  # of its engine, from its last heartbeat
     # Its answers to the orders of a weight sync. The queue is thread-safe; the publisher's threads wait on it.
-    replies: queue.SimpleQueue[wire.Joined | wire.Synced] = field(default_factory=queue.SimpleQueue)
+    replies: queue.Queue[wire.Joined | wire.Synced] = field(default_factory=lambda: queue.Queue(MAX_REPLIES))
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class ActorRegistry:
         foreign: number of messages that were dropped because they belong to other lives.
         newest_version: the newest policy version that an engine may have by now. The next training step starts from it.
         refused: number of groups that were refused because their answers broke a rule.
+        accepted: number of groups that were accepted, of all queues.
 
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
@@ -89,7 +91,7 @@ class ActorRegistry:
         self.actors: dict[str, ActorState] = {}
         self.served: ServedQueue | None = None
         self.newest_version = 0
-        self.refused = 0
+        self.refused = self.accepted = 0
         self.life = secrets.token_hex(6)
         self.foreign = 0
         self._names: dict[str, str] = {}  # of the actors that are present, by life
@@ -194,6 +196,13 @@ class ActorRegistry:
         """Whether an engine is there that does not have the current weights."""
         return any(actor.engine_ranks and not actor.has_weights for actor in self.actors.values())
 
+    def excuse_silence(self, seconds: float, now: float) -> None:
+        """Nobody could be heard for so long: it counts neither as silence of the actors nor against their leases."""
+        for actor in self.actors.values():
+            actor.last_heard = min(now, actor.last_heard + seconds)
+        if self.served is not None:
+            self.served.queue.postpone(seconds, now + self._lease_timeout_s)
+
     def remove_silent(self, now: float) -> None:
         """Removes the actors from which nothing was heard for ``lease_timeout_s``."""
         for name, actor in list(self.actors.items()):
@@ -281,7 +290,9 @@ class ActorRegistry:
             return False
         rollouts, note = admission.cut_to_fit(message.rollouts, self.served.limits)
         group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
-        return self.served.queue.submit(work.sequence, name, group)
+        accepted = self.served.queue.submit(work.sequence, name, group)
+        self.accepted += accepted
+        return accepted
 
     def is_untrustworthy(self, name: str) -> bool:
         """Whether so many groups of an actor have broken rules that no other may be leased to it."""
@@ -356,10 +367,17 @@ class ActorRegistry:
         self.served.on_failed(work.sequence, reason)
 
 
+def protocol_problem(name: str, protocol: int) -> str:
+    """Why an actor that speaks this protocol is refused; empty if it is not."""
+    if protocol == wire.PROTOCOL:
+        return ""
+    who = name[:_LONGEST_NAME] or "without a name"
+    return f"this learner speaks protocol {wire.PROTOCOL}, actor {who} speaks {protocol}: update it"
+
+
 def _find_problem(hello: wire.Hello) -> str:
-    if hello.protocol != wire.PROTOCOL:
-        name = hello.name or "without a name"
-        return f"this learner speaks protocol {wire.PROTOCOL}, actor {name} speaks {hello.protocol}: update it"
+    if problem := protocol_problem(hello.name, hello.protocol):
+        return problem
     if not hello.name or len(hello.name) > _LONGEST_NAME or not hello.actor_life:
         return f"an actor needs a name of at most {_LONGEST_NAME} characters, and a life"
     return ""

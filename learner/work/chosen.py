@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from common.languages import POLICY_CHOOSES
@@ -12,7 +14,8 @@ from learner.groups import Group
 def work_as_answered(group: Group) -> Work:
     """The group's work with the languages that the policy chose filled in, for the ledger.
 
-    The propensity of a chosen language is the probability that the policy gave to the header it wrote.
+    The propensity of a chosen language is the probability that the policy gave to the header it wrote; NaN where it
+    wrote none, which the ledger has as null.
     """
     work, languages = group.work, [rollout.language for rollout in group.rollouts]
     triples = zip(work.languages, work.propensities, group.rollouts, strict=True)
@@ -24,5 +27,7 @@ def work_as_answered(group: Group) -> Work:
 
 
 def header_logp(rollout: Rollout) -> float:
-    """Behaviour log-probability of the header that a free rollout begins with, in nats."""
+    """Behaviour log-probability of the header that a free rollout begins with, in nats; NaN where it has none."""
+    if not rollout.header:  # the sum over no tokens would be that of a certain header
+        return math.nan
     return float(rollout.logprobs[: rollout.header].sum(dtype=np.float64))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from common.diagnostics import RIGHT, solves
+from common.diagnostics import solves
 from common.wire import Question, Score
 from learner.work.questions import ShuffledQuestions
 
@@ -74,18 +74,19 @@ class CurriculumState:
         return cls(saved.next_place, asked, dict(saved.streaks), next_sequence)
 
     def record(
-        self, sequence: int, row: int, scores: Sequence[Score], right: float = RIGHT, *, gated: bool = True
+        self, sequence: int, row: int, scores: Sequence[Score], right: float | None = None, *, gated: bool = True
     ) -> None:
-        """Learns from a group that a step has taken; answers that could not be scored say nothing.
+        """Learns from a group that a step has taken; answers that could not be scored, or judged, say nothing.
 
         Args:
             row: of its question.
-            right: the accuracy, or without any the quality, from which an answer is right. Rewards do not tell:
-                they may be of a stage or of a step term, or have further parts.
+            right: from what on an answer is right, see :func:`common.diagnostics.is_right`. Rewards do not tell: they
+                may be of a stage or of a step term, or have further parts.
             gated: whether an answer in another language teaches nothing, as ``reward.gated`` has it.
         """
         self.asked.pop(sequence, None)
-        solved = [solves(score, least=right, gated=gated) for score in scores if score.scored]
+        known = [solves(score, least=right, gated=gated) for score in scores if score.scored]
+        solved = [one for one in known if one is not None]
         if not solved:
             return
         if any(solved) and not all(solved):

@@ -25,9 +25,10 @@ _NO_END: tuple[Outcome, ...] = ("stale", "passed_over")  # of a group that is st
 class Ledger:
     """An append-only JSONL file whose lines have the keys ``sequence``, ``row``, ``outcome``, ``step`` and ``reason``.
 
-    The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K] and
-    ``router_version``, with which probability its question was not passed over, in ``question_propensity``, and how it
-    was made: ``actor``, ``lengths`` [K] in tokens, and ``timing`` as in ``wire.Timing``.
+    The line of a group that was answered also says how it was routed, in ``languages`` [K], ``propensities`` [K], null
+    for a language that the policy was to choose and did not, and ``router_version``, with which probability its
+    question was not passed over, in ``question_propensity``, and how it was made: ``actor``, ``lengths`` [K] in tokens,
+    and ``timing`` as in ``wire.Timing``.
 
     Args:
         path: the file; it is made, with its directory, if it is missing.
@@ -82,8 +83,12 @@ class Ledger:
         except OSError as error:  # of lines before it, for which the buffer had no room left
             self._fail(error)
 
+    def size(self) -> int:
+        """Bytes of all lines so far, which the checkpoint keeps; some may still be in the buffer. Does not block."""
+        return self._file.tell()
+
     def flush(self) -> int:
-        """Gives the buffer to the system. Returns the file's size in bytes, which the checkpoint keeps.
+        """Gives the buffer to the system, which blocks for as long as the file system does. Returns ``size``.
 
         The lines are on the disk when a checkpoint is that depends on the file, see ``learner.checkpoint``.
 
@@ -94,7 +99,7 @@ class Ledger:
             self._file.flush()
         except OSError as error:
             self._fail(error)
-        return self._file.tell()
+        return self.size()
 
     def _fail(self, error: OSError) -> NoReturn:
         raise FatalError(f"cannot write the ledger {self._path}: {error.strerror}") from None

@@ -222,6 +222,11 @@ class WorkQueue(Generic[Result]):
             if slot is not None and slot.actor == actor:
                 slot.deadline = deadline
 
+    def postpone(self, seconds: float, latest: float) -> None:
+        """Moves the deadlines of all leases by so many seconds, but not beyond ``latest``."""
+        for slot in self._alive.values():
+            slot.deadline = max(slot.deadline, min(latest, slot.deadline + seconds))
+
     def release(self, sequence: int, actor: str, cause: str = "", attempts: float | None = None) -> bool:
         """Ends a lease without a result and counts a failed attempt.
 

@@ -21,8 +21,9 @@ import zmq
 from common import wire
 from common.net import sockets
 from common.process import FatalError
+from common.stood_still import WORTH_TELLING_S, stood_still_s
 from learner.groups import Group
-from learner.work.actors import ActorRegistry, ActorState, ServedQueue
+from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue, protocol_problem
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 
@@ -78,6 +79,7 @@ class WorkServer:
         self._acks: dict[tuple[str, wire.Lives], dict[str, bool]] = {}
         self._closing = False
         self._checked = 0.0  # when deadlines were last checked
+        self._turned = time.monotonic()  # when the thread last came round
         self._crash: BaseException | None = None  # what ended the server's thread
         # Messages are garbage soon, so the collector runs often. It need not walk through all modules every time.
         gc.freeze()
@@ -166,22 +168,29 @@ class WorkServer:
         with self.lock:
             return self._registry.has_newcomers()
 
+    def accepted(self) -> int:
+        """How many groups were accepted since this process began: while the number rises, a wait makes progress."""
+        with self.lock:
+            return self._registry.accepted
+
     def wait_until_all_finished(self, timeout_s: float, check: Callable[[], None]) -> bool:
-        """Blocks until every group handed out is finished, for at most ``timeout_s``.
+        """Blocks until every group handed out is finished, as long as they come.
 
         Args:
-            timeout_s: how long to wait.
+            timeout_s: how long to wait for the next group.
             check: called several times a second; raises to end the wait.
 
-        Returns: whether all are finished. False if the time is up or an actor has come that needs weights.
+        Returns: whether all are finished. False if none came for so long, or an actor has come that needs weights.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, accepted = time.monotonic() + timeout_s, self.accepted()
         while time.monotonic() < deadline and not self.has_newcomers():
             check()
             with self.lock:
                 self._check()
                 if self._registry.all_finished():
                     return True
+                if self._registry.accepted > accepted:
+                    deadline, accepted = time.monotonic() + timeout_s, self._registry.accepted
             time.sleep(_POLL_MS / 1000)
         return False
 
@@ -278,11 +287,14 @@ class WorkServer:
                 peer_frame = self._socket.recv(_DONTWAIT)
             except zmq.Again:
                 break
+            data: memoryview | None = None
             try:
                 data = self._receive_rest()  # before anything is looked at, so that the next message is a whole one
                 peer, message = peer_frame.decode(), wire.decode(data)
             except (wire.WireError, UnicodeDecodeError) as error:
                 self._refuse(peer_frame.decode(errors="replace"), str(error))
+                if data is not None:
+                    self._answer_stranger(peer_frame, data)
                 continue
             with self.lock:
                 self._handle(peer, message, time.monotonic())
@@ -303,6 +315,15 @@ class WorkServer:
             raise wire.WireError(f"{frames} frames instead of 2")
         return frame.buffer
 
+    def _answer_stranger(self, peer_frame: bytes, data: memoryview) -> None:
+        """Tells an actor of another version, whose hello cannot be read as a whole, why it is refused."""
+        heading = wire.read_heading(data)
+        if heading is None or heading.kind != "hello" or heading.protocol is None:
+            return
+        if problem := protocol_problem(heading.name, heading.protocol):
+            with suppress(UnicodeDecodeError):  # no actor has such a name
+                self._put(peer_frame.decode(), wire.Stop(error=problem))
+
     def _refuse(self, peer: str, reason: str) -> None:
         self.refused += 1
         if self.refused & (self.refused - 1) == 0:  # only the 1st, 2nd, 4th, 8th, … so that a flood fills no disk
@@ -314,9 +335,14 @@ class WorkServer:
     def _flush(self) -> None:
         while not self._outbox.empty():
             peer, message = self._outbox.get()
-            data = wire.encode(message)
-            self._socket.send(peer.encode(), _SNDMORE)
-            self._socket.send(data)
+            *first, last = peer.encode(), *wire.encode_frames(message)
+            for frame in first:
+                self._send_frame(frame, _SNDMORE)
+            self._send_frame(last)
+
+    def _send_frame(self, frame: bytes | memoryview, flags: int = 0) -> None:
+        """Copies short frames; the memory of an adapter is the same for all actors."""
+        self._socket.send(frame, flags, copy=isinstance(frame, bytes))
 
     def _handle(self, peer: str, message: wire.AnyMessage, now: float) -> None:
         match message:
@@ -354,7 +380,10 @@ class WorkServer:
                 self._registry.heartbeat(name, message, now)
                 self._put(actor.peer, wire.Alive().of(lives))
             case wire.Joined() | wire.Synced():
-                actor.replies.put(message)
+                try:
+                    actor.replies.put_nowait(message)
+                except queue.Full:
+                    self.eject(name, actor, f"it sent {MAX_REPLIES} replies that no order had asked for")
             case wire.Leave():
                 log.warning("actor %s leaves: %s", name, message.reason)
                 self._registry.leave(name, message)
@@ -372,7 +401,12 @@ class WorkServer:
             log.warning("refused an actor: %s", answer.error)
 
     def _check_deadlines(self) -> None:
-        now = time.monotonic()
+        stood_s, now = stood_still_s(self._turned, _POLL_MS / 1000), time.monotonic()
+        self._turned = now
+        if stood_s:
+            level = logging.WARNING if stood_s > WORTH_TELLING_S else logging.DEBUG
+            log.log(level, "the learner stood still for %.0f s, in which it could hear no actor", stood_s)
+            self._registry.excuse_silence(stood_s, now)
         if now < self._checked + _POLL_MS / 1000:
             return
         self._checked = now

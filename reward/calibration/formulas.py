@@ -6,6 +6,7 @@ correction this offset would reward the choice of a language, not a good answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -139,7 +140,12 @@ class Calibration:
         return self._mode == "raw" or pair_of(language, other) in known
 
     def __call__(self, similarity: float, language: str, other: str) -> float:
-        """The quality in [0, 1] of a similarity in [-1, 1] between texts in two languages, in either order."""
+        """The quality in [0, 1] of a similarity in [-1, 1] between texts in two languages, in either order.
+
+        That of nan is nan.
+        """
+        if math.isnan(similarity):  # which min and max would take for one of the bounds
+            return math.nan
         pair = pair_of(language, other)
         if self._quantiles is not None:
             return quantile_quality(similarity, pair, self._quantiles)

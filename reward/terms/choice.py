@@ -86,7 +86,7 @@ _MARKED: tuple[tuple[str, re.Pattern[str]], ...] = (  # kind -> the pattern; an 
     ("colon", re.compile(rf"[:：][ \t]*({_CAPITAL})(?=[ \t]*(?:[).。]|$))(?!\.[ \t]*[A-Z]\.)", re.MULTILINE)),
     ("numbered", re.compile(rf"{_BEFORE}({_CAPITAL}){_AFTER}[).:](?=[ \t]*[^\s).:])")),
 )  # fmt: skip
-_ALIKE = {"line": "numbered", "colon": "numbered"}  # kind -> the kind with which options are gone through
+_ALIKE = {"line": "numbered", "colon": "numbered"}  # kind -> the kind that it may stand in one list with
 _LISTED = re.compile(
     rf"{_BEFORE}{_CAPITAL}(?:[\s,，、;/]+(?:[^\W\d_]{{1,5}}\s+)?{_CAPITAL}{_AFTER}){{2,}}"
 )  # "A, B or C"
@@ -193,7 +193,7 @@ def _stated(text: str, letters: str, other_alphabet: bool) -> Iterator[str]:
 def _marked(text: str, letters: str, other_alphabet: bool) -> list[_Marked]:
     """The letters that are marked as options, in the order of the text, each once.
 
-    Those of the kind "numbered", as "B." in the middle of a line, decide nothing; they may be options gone through.
+    Those of the kind "numbered", as "B." in the middle of a line, decide nothing; they may be listed options.
     """
     found: dict[int, _Marked] = {}
     for kind, pattern in _MARKED:
@@ -204,7 +204,7 @@ def _marked(text: str, letters: str, other_alphabet: bool) -> list[_Marked]:
 
 
 def _runs(marked: list[_Marked], least: int) -> Iterator[list[_Marked]]:
-    """Stretches of at least so many letters that are marked alike and rise: options that are gone through."""
+    """Runs of at least ``least`` letters that are marked alike and go up the alphabet: options that are listed."""
     by_kind: dict[str, list[_Marked]] = {}
     for one in marked:
         by_kind.setdefault(_ALIKE.get(one.kind, one.kind), []).append(one)

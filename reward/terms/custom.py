@@ -72,8 +72,9 @@ class Group:
     answers: list[GroupAnswer]
 
 
-# For each of the K answers its parts by name, or None where it cannot be scored (which is not 0).
-Parts: TypeAlias = Sequence[Mapping[str, float] | None]
+# For each of the K answers its parts by name, or None where it cannot be scored (which is not 0). One of whose parts is
+# None cannot be scored either.
+Parts: TypeAlias = Sequence[Mapping[str, float | None] | None]
 GroupReward: TypeAlias = Callable[[Group, Tools], Awaitable[Parts] | Parts]
 
 
@@ -87,13 +88,14 @@ class CustomReward:
     Args:
         where: ``FILE.py:NAME``. A class is called without arguments, and its object is then called for each group.
         parts: the names that every result must have, with their weights.
+        bounded: whether what they add up to is cut to [0, 1].
 
     Raises:
         ConfigError: the function cannot be loaded.
     """
 
-    def __init__(self, where: str, parts: Mapping[str, float]) -> None:
-        self._path, self._parts = user_file(where), dict(parts)
+    def __init__(self, where: str, parts: Mapping[str, float], bounded: bool = False) -> None:
+        self._path, self._parts, self._bounded = user_file(where), dict(parts), bounded
         self._function: Any = load_user_object(where, "reward.function")
         if not callable(self._function):
             raise ConfigError(f'reward.function = "{where}": it cannot be called')
@@ -121,11 +123,12 @@ class CustomReward:
             raise RewardFunctionError(f"{describe_failure(error, self._path)} ({_question(request)})") from error
         if problem := self._problem(result, len(answers)):
             raise RewardFunctionError(f"{self._path} {problem} ({_question(request)})")
-        return [None if one is None else {name: float(value) for name, value in one.items()} for one in result]
+        return [_if_complete(one) for one in result]
 
     def value(self, parts: Mapping[str, float]) -> float:
-        """sum of w_j part_j over the parts j."""
-        return sum(weight * parts[name] for name, weight in self._parts.items())
+        """sum of w_j part_j over the parts j, cut to [0, 1] where it is bounded."""
+        total = sum(weight * parts[name] for name, weight in self._parts.items())
+        return min(1.0, max(0.0, total)) if self._bounded else total
 
     def _problem(self, result: Any, answers: int) -> str:
         if not isinstance(result, Sequence) or len(result) != answers:
@@ -138,12 +141,17 @@ class CustomReward:
                 names = sorted(map(str, one)) if isinstance(one, Mapping) else repr(one)
                 return f"returned {names} for answer {number}; reward.parts names {sorted(self._parts)}"
             try:
-                finite = all(math.isfinite(value) for value in one.values())
+                finite = all(value is None or math.isfinite(value) for value in one.values())
             except TypeError:
                 finite = False
             if not finite:
-                return f"returned {dict(one)} for answer {number}; the values must be finite numbers, or None for all"
+                return f"returned {dict(one)} for answer {number}; the values must be finite numbers, or None"
         return ""
+
+
+def _if_complete(parts: Mapping[str, float | None] | None) -> dict[str, float] | None:
+    known = {name: float(value) for name, value in (parts or {}).items() if value is not None}
+    return known if parts is not None and len(known) == len(parts) else None
 
 
 def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision]) -> Group:
@@ -158,7 +166,7 @@ def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Seque
         answers=[
             GroupAnswer(
                 text=text,
-                thinking=answer.thinking,
+                thinking=answer.thought,
                 final=answer.final,
                 asked=answer.asked,
                 detected=decision.detected,

@@ -21,8 +21,10 @@ class TermInput:
         answer: the answer, cut into its parts.
         detected: the language that the gate found it in, ``""`` where it found none.
         accepted: the answers that count as right; at least one.
-        similarity: the calibrated similarity of the answer to its reference, in [0, 1].
-        vector: [dimension] float32, the embedding of the answer; None where no term of the run uses embeddings.
+        similarity: the calibrated similarity of the answer to its reference, in [0, 1]; nan where the embedder gave no
+            numbers, or no term of the run uses embeddings.
+        vector: [dimension] float32, the embedding of the answer; None where no term of the run uses embeddings. May
+            hold nan.
         request: the question, its reference and the further columns of its row.
     """
 
@@ -44,6 +46,7 @@ class TermInput:
         return self.detected or self.answer.asked
 
 
-# The values of a term for the K answers to one question, in their order; None where a value cannot be had. Values are
-# in [0, 1] for all terms here. One of your own may have any range, if ``reward.bounded`` is off.
+# The values of a term for the K answers to one question, in their order; None where a value cannot be had now, and nan
+# where it never can. Values are in [0, 1] for all terms here. One of your own may have any range, if
+# ``reward.bounded`` is off.
 TermFunction: TypeAlias = Callable[[Sequence[TermInput]], Awaitable[Sequence[float | None]]]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from functools import partial
 from string import Formatter
 
 from common.config import ConfigError
-from common.endpoint import read_grade
+from common.endpoint import Failure, read_grade
 from common.languages import english_name
 from reward.terms.inputs import TermFunction, TermInput
 from reward.terms.tools import Tools
@@ -19,7 +20,8 @@ _FIELDS = {"question", "reference", "answer", "language"}
 def make_judge(tools: Tools) -> TermFunction:
     """A function that has answers graded by ``reward.judges``: a grade as a share of ``reward.judge_scale``.
 
-    An answer that no endpoint grades in time has the value None.
+    An answer that no endpoint grades in time has the value None. One that an endpoint refuses, as where it is too long
+    for the judge, has the value nan: it would be refused the next time, too.
 
     Raises:
         ConfigError: there are no judges, or the prompt names a field that is unknown.
@@ -38,8 +40,11 @@ def make_judge(tools: Tools) -> TermFunction:
             answer=given.text,
             language=english_name(given.answer.asked).capitalize() if given.answer.asked else "any language",
         )
-        found = await tools.judge([{"role": "user", "content": asked}], partial(read_grade, least=least, most=most))
-        return None if found is None else (found - least) / (most - least)
+        read = partial(read_grade, least=least, most=most)
+        found = await tools.judge_or_failure([{"role": "user", "content": asked}], read)
+        if isinstance(found, Failure):
+            return math.nan if found.kind == "refused" else None
+        return (found - least) / (most - least)
 
     async def values(given: Sequence[TermInput]) -> list[float | None]:
         return list(await asyncio.gather(*map(grade, given)))

@@ -25,10 +25,12 @@ import resource
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,12 +47,14 @@ logger = logging.getLogger("reward")
 WORKERS = 4
 _STEP_S = 1  # math-verify's own limit, by a signal, for each formula that is read and for each comparison
 _DEADLINE_S = 2.0  # for a whole answer, counted from when a worker takes it
-_BATCH_S = 40.0  # for all answers of a batch; what is not verified by then is worth 0
+_BATCH_S = 40.0  # for all answers of a batch; of what is not verified by then nothing is known
 _START_S = 240.0  # for a worker to start and import everything, on a busy machine
 _END_S = 5.0  # for a pool to end once its workers are killed
 _STARTS = 3  # tries to start the pool, with growing pauses between them
 _BACK_OFF_S = 1.0  # after the first failed start
 _MEMORY = 1 << 30  # bytes that an answer may take, beyond what the worker has when it starts
+_KILLS = 2  # times in a row that an answer exceeds its limits, with which it is worth 0
+_REMEMBERED = 4096  # answers that exceeded their limits
 _LONGEST = 20_000  # characters at the end of an answer that are read: the result stands there
 # A power of a power, a power of more than four digits, 200 digits in a row, factorials of large numbers.
 _TOWER = re.compile(r"(?:\^|\*\*)[{(]?\d+[})]?(?:\^|\*\*)|(?:\^|\*\*)[{(]?\d{5}|\d{201}|\d{4}!|!!")
@@ -64,11 +68,13 @@ pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep
 class MathVerifier:
     """Gives 1 where the formula that an answer ends with equals an accepted one, and 0 where it does not.
 
-    An answer is also worth 0 where this cannot be found out: where the formula cannot be read, or where it exceeds the
-    limit of time or memory. A hostile answer costs only itself.
+    An answer is also worth 0 where its own text is why this cannot be found out: its formula cannot be read, or it
+    exceeds a limit of time or memory, or ends its worker, twice in a row. Such answers are remembered, so that
+    they cost no time when their groups are scored again. Once may be the fault of a busy machine, or of somebody who
+    kills processes. Where no worker was done with an answer, nothing is known of it: its value is None, which is not 0.
 
-    ``counts`` holds the answers ``math_killed``, which exceeded a limit and made a worker end, those ``math_refused``
-    because they ask for astronomical numbers, those left ``math_unverified`` when the time of their batch was over, and
+    ``counts`` holds the answers ``math_killed`` for exceeding a limit twice, those ``math_refused`` because they ask
+    for astronomical numbers, those left ``math_unverified`` when the time of their batch was over, and
     ``math_restarts`` of the whole pool.
 
     Args:
@@ -88,15 +94,17 @@ class MathVerifier:
         self.counts: Counter[str] = Counter()
         self._restarting = threading.Lock()  # several threads may verify at a time
         self._is_stuck = False
+        # How often answers, by hash, exceeded their limits; those that did so last stand at the end.
+        self._kills: OrderedDict[bytes, int] = OrderedDict()
         self._pool = self._start_pool()
 
-    def __call__(self, answer: str, accepted: list[str], language: str = "") -> float:
+    def __call__(self, answer: str, accepted: list[str], language: str = "") -> float | None:
         """Verifies one answer; see :meth:`verify`."""
         return self.verify([(answer, accepted, language)])[0]
 
     def verify(
         self, answers: Sequence[tuple[str, list[str], str]], check: Callable[[str, list[str], str], bool] | None = None
-    ) -> list[float]:
+    ) -> list[float | None]:
         """Compares the formula of each answer with its accepted ones, several answers at a time.
 
         Blocks for 40 s at most. When the pool has died, or has finished none of the answers of an earlier call, it also
@@ -108,51 +116,84 @@ class MathVerifier:
                 means; ``""``: not known.
             check: compares one answer in a worker, in place of our own rules; a function of a module.
 
+        Returns:
+            For each answer 1, 0, or None where no worker was done with it in time.
+
         Raises:
             FatalError: the workers do not start any more.
         """
-        read = [text[-_LONGEST:] for text, _, _ in answers]
-        harmless = [number for number, text in enumerate(read) if not _is_hostile(text)]
+        read = [(text[-_LONGEST:], accepted, language) for text, accepted, language in answers]
+        keys = [_key(one, check) for one in read]
+        harmless = [number for number, (text, _, _) in enumerate(read) if not _is_hostile(text)]
         self.counts["math_refused"] += len(answers) - len(harmless)
+        values: list[float | None] = [0.0] * len(answers)
+        waiting = [number for number in harmless if not self._is_to_blame(keys[number])]
+        for number in waiting:
+            values[number] = None
         with self._restarting:
-            if not self._pool.active or self._is_stuck:
-                self._restart_pool()
-            pool, ends = self._pool, time.monotonic() + _BATCH_S
+            self._restart_if_needed()
+        ends = time.monotonic() + _BATCH_S
+        while waiting and time.monotonic() < ends:
+            outcomes = self._attempt([read[number] for number in waiting], check or _verify, ends)
+            again = []  # what was killed for the first time, or scheduled in a pool that another thread has replaced
+            for number, outcome in zip(waiting, outcomes, strict=True):
+                if isinstance(outcome, float):
+                    values[number] = outcome
+                    self._kills.pop(keys[number], None)
+                elif outcome is not None and self._blame(keys[number], outcome):
+                    values[number] = 0.0
+                else:
+                    again.append(number)
+            waiting = again
+        self.counts["math_unverified"] += sum(value is None for value in values)
+        return values
+
+    def _attempt(
+        self, answers: Sequence[tuple[str, list[str], str]], check: Callable[[str, list[str], str], bool], ends: float
+    ) -> list[float | _Killed | None]:
+        """What came of each answer until this monotonic time; None where no worker took it."""
+        with self._restarting:
+            self._restart_if_needed()
+            pool, began = self._pool, time.monotonic()
             futures: dict[int, Future[bool]] = {
-                number: _schedule(pool, check or _verify, read[number], answers[number][1:])
-                for number in sorted(harmless, key=lambda number: reading_cost(read[number]))
+                number: _schedule(pool, check, answers[number][0], answers[number][1:])
+                for number in sorted(range(len(answers)), key=lambda number: reading_cost(answers[number][0]))
             }
-        values = {number: self._result(future, ends) for number, future in futures.items()}
-        if values and all(value is None for value in values.values()):
+        outcomes = {number: _outcome(future, ends) for number, future in futures.items()}
+        nothing_done = all(one is None or (isinstance(one, _Killed) and one.hung) for one in outcomes.values())
+        if nothing_done and ends - began >= _BATCH_S / 2:
             with self._restarting:
                 self._is_stuck |= pool is self._pool
-        return [values.get(number) or 0.0 for number in range(len(answers))]
+        return [outcomes[number] for number in range(len(answers))]
 
-    def _result(self, future: Future[bool], ends: float) -> float | None:
-        """What an answer is worth; None where no worker was done with it in time."""
-        try:
-            # A worker that hangs before it takes an answer is not seen by pebble's own timeout.
-            error = future.exception(max(0.0, ends - time.monotonic()))
-        except (FutureTimeout, CancelledError):  # cancelled: another thread has replaced the pool
-            future.cancel()
-            self.counts["math_unverified"] += 1
-            return None
-        if error is None:
-            return float(future.result())
+    def _is_to_blame(self, key: bytes) -> bool:
+        with self._restarting:
+            return self._kills.get(key, 0) >= _KILLS
+
+    def _blame(self, key: bytes, outcome: _Killed) -> bool:
+        """Enters that an answer exceeded its limits; whether it has done so often enough to be worth 0."""
+        with self._restarting:
+            times = self._kills[key] = self._kills.pop(key, 0) + 1
+            if len(self._kills) > _REMEMBERED:
+                self._kills.popitem(last=False)
+        if times < _KILLS:
+            return False
         self.counts["math_killed"] += 1
         killed = self.counts["math_killed"]
         if killed & (killed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
-            logger.warning("a mathematical answer exceeded its limits (%d so far): %r", killed, error)
-        return 0.0
+            logger.warning("a mathematical answer exceeded its limits (%d so far): %r", killed, outcome.error)
+        return True
 
     def close(self) -> None:
         """Ends the workers. Blocks for at most a few seconds."""
         _stop(self._pool)
 
-    def _restart_pool(self) -> None:
-        self.counts["math_restarts"] += 1
-        self.close()
-        self._pool, self._is_stuck = self._start_pool(), False
+    def _restart_if_needed(self) -> None:
+        """Replaces a pool that has died or is stuck; to be called under the lock."""
+        if not self._pool.active or self._is_stuck:
+            self.counts["math_restarts"] += 1
+            self.close()
+            self._pool, self._is_stuck = self._start_pool(), False
 
     def _start_pool(self) -> ProcessPool:
         for attempt in range(_STARTS):
@@ -170,6 +211,37 @@ class MathVerifier:
         raise FatalError(
             f"math-verify did not start in {_STARTS} attempts of up to {_START_S:.0f} s; is its installation complete?"
         )
+
+
+@dataclass(frozen=True)
+class _Killed:
+    """A worker took the answer and did not come through it: its time was up, or the worker ended.
+
+    Attributes:
+        hung: whether the worker was at it until the end, although its time was up long before.
+    """
+
+    error: BaseException
+    hung: bool = False
+
+
+def _outcome(future: Future[bool], ends: float) -> float | _Killed | None:
+    """What came of an answer until this monotonic time; None where no worker took it."""
+    try:
+        # A worker that hangs before it takes an answer is not seen by pebble's own timeout.
+        error = future.exception(max(0.0, ends - time.monotonic()))
+    except CancelledError:  # another thread has replaced the pool
+        return None
+    except FutureTimeout as late:
+        hung = future.running()
+        future.cancel()
+        return _Killed(late, hung=True) if hung else None
+    return float(future.result()) if error is None else _Killed(error)
+
+
+def _key(answer: tuple[str, list[str], str], check: Callable[[str, list[str], str], bool] | None) -> bytes:
+    name = check.__qualname__ if check is not None else ""
+    return blake2b(repr((answer, name)).encode(), digest_size=16).digest()
 
 
 def _schedule(
@@ -220,7 +292,7 @@ def _is_hostile(text: str) -> bool:
 
 
 def reading_cost(text: str) -> int:
-    """How long an answer may take to verify, in a unit without a name: what looks cheap should come first."""
+    """How long an answer may take to verify, on a scale of its own: what looks cheap should come first."""
     return len(text) + 1000 * (text.count("^") + text.count("**") + text.count("!"))
 
 
@@ -271,7 +343,7 @@ def _verify(answer: str, accepted: list[str], language: str) -> bool:
 
 
 def _says_number(shown: str, value: Any, language: str, boxed: bool) -> bool:
-    """Whether a box consists of a number, apart from a unit, or a text without a box ends with it."""
+    """Whether a box holds this number, with or without a unit, or a text without a box ends with it."""
     if not boxed:
         formula = "$" in shown or "\\" in shown or "/" in shown or "^" in shown
         return not formula and value in (last_number(shown, language), last_number(shown, "en"))

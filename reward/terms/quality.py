@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from common.config import ConfigError
 from reward.terms.inputs import TermInput
@@ -13,6 +15,20 @@ from reward.terms.tools import Tools
 
 _DEFAULT = "default"  # the name of the weights for questions whose topics have none of their own
 _BY_DEFAULT: Mapping[str, Mapping[str, float]] = {_DEFAULT: {"similarity": 1.0}}
+
+
+class Valued(NamedTuple):
+    """The terms of one answer.
+
+    Attributes:
+        values: of the terms that could be had, by name.
+        quality: None where one could not be had.
+        lasting: whether one could not be had for a reason that another time will not change: its value is nan.
+    """
+
+    values: dict[str, float]
+    quality: float | None
+    lasting: bool
 
 
 class QualityTerms:
@@ -46,22 +62,17 @@ class QualityTerms:
         """The weights of a question's terms by name: those of its first topic that has weights, or of "default"."""
         return choose_weights(self._weights, topics)
 
-    async def evaluate(
-        self, given: Sequence[TermInput], topics: Sequence[str]
-    ) -> list[tuple[dict[str, float], float | None]]:
-        """Computes the terms of the K answers to one question.
-
-        Returns:
-            For each answer the value of each term of the question's topic that could be had, by name, and the quality;
-            None where a term's value is missing.
-        """
+    async def evaluate(self, given: Sequence[TermInput], topics: Sequence[str]) -> list[Valued]:
+        """Computes the terms of the K answers to one question, which are those of its topic."""
         weights = self.weights_of(topics)
         columns = await asyncio.gather(*(self._functions[name](given) for name in weights))
         found = []
         for row in zip(*columns, strict=True):
-            values = {name: value for name, value in zip(weights, row, strict=True) if value is not None}
+            known = {name: value for name, value in zip(weights, row, strict=True) if value is not None}
+            values = {name: value for name, value in known.items() if not math.isnan(value)}
             complete = len(values) == len(weights)
-            found.append((values, quality(values, weights, self._bounded) if complete else None))
+            worth = quality(values, weights, self._bounded) if complete else None
+            found.append(Valued(values, worth, lasting=len(values) < len(known)))
         return found
 
 

@@ -6,6 +6,7 @@ table ``[reward.terms."TOPIC"]``; names are checked when the reward process star
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,20 +47,19 @@ def _each(value: Callable[[TermInput], float | None]) -> Callable[[Tools], TermF
 def _load_math(tools: Tools) -> TermFunction:
     tools.start_verifier()
 
-    async def values(given: Sequence[TermInput]) -> Sequence[float]:
+    async def values(given: Sequence[TermInput]) -> Sequence[float | None]:
         return await tools.verify_all([(one.text, one.accepted, one.language) for one in given])
 
     return values
 
 
 def _load_language_of(part: Callable[[Answer], str]) -> Callable[[Tools], TermFunction]:
-    """1 where a part of the answer is in the language asked for, 0 where it is in another one or empty."""
+    """1 where a part of the answer counts as in the language asked for, as the gate has it; 0 where it is empty."""
 
     def load(tools: Tools) -> TermFunction:
         async def values(given: Sequence[TermInput]) -> list[float]:
-            found = tools.languages([part(one.answer) for one in given])
-            pairs = zip(found, given, strict=True)
-            return [float(bool(language) and language == one.answer.asked) for language, one in pairs]
+            texts, asked = [part(one.answer) for one in given], [one.answer.asked for one in given]
+            return [float(kept) for kept in await asyncio.to_thread(tools.in_language, texts, asked)]
 
         return values
 
@@ -98,7 +98,7 @@ TERMS: Mapping[str, Term] = {
     "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted, _letters_of(one)))),
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
-    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thinking)),
+    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thought)),
     "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
     "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
     "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from common.config import RewardConfig
 from common.endpoint import Conversation, Endpoints, Failure
 from reward.calibration.formulas import Calibration
-from reward.gate import LanguageGate
+from reward.gate import ComplianceGate
 from reward.terms.math import MathVerifier
 from reward.terms.verifying import VerifyingQueue
 
@@ -42,6 +42,7 @@ class Tools:
         calibrate: turns a similarity into a quality, given the two languages.
         embed_batch: embeds texts in a thread of its own; the second argument says whether they are kept.
         cache: SQLite file of judgements; None: nowhere.
+        languages: codes of the languages of the run.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Tools:
         calibrate: Calibration,
         embed_batch: Callable[[list[str], bool], asyncio.Future[Vectors]],
         cache: Path | None = None,
+        languages: Collection[str] = (),
     ) -> None:
         self.config, self.calibrate = config, calibrate
-        self._embed_batch, self._cache = embed_batch, cache
+        self._embed_batch, self._cache, self._languages = embed_batch, cache, languages
         self._verifier: MathVerifier | None = None
         self._starting = asyncio.Lock()
         self._verifying: VerifyingQueue | None = None
@@ -94,24 +96,32 @@ class Tools:
         Raises:
             ValueError: there are no judges.
         """
+        found = await self.judge_or_failure(messages, read)
+        return None if isinstance(found, Failure) else found
+
+    async def judge_or_failure(self, messages: Conversation, read: Callable[[str], T]) -> T | Failure:
+        """As :meth:`judge`, with the reason in place of None: a judge that refuses a question does so every time.
+
+        Raises:
+            ValueError: there are no judges.
+        """
         if not self.config.judges:
             raise ValueError('a judge is asked, but reward.judges names none: set it to ["MODEL@URL"]')
         found = await self._endpoints.ask(messages, read)
-        if not isinstance(found, Failure):
-            return found
-        failed = self._endpoints.counts["failed"]
-        if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
-            logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
-        return None
+        if isinstance(found, Failure):
+            failed = self._endpoints.counts["failed"]
+            if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
+                logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
+        return found
 
     async def embed(self, texts: Sequence[str], keep: bool = False) -> Vectors:
-        """The embeddings of the texts by ``reward.embedder``, together with those that other groups ask for.
+        """The embeddings of the texts by ``reward.embedder``, made in one batch with those that other groups ask for.
 
         Args:
             keep: keep them on disk, for texts that come again, as a question's columns do.
 
         Returns:
-            [n, dimension] float32, rows of length 1.
+            [n, dimension] float32, rows of length 1; nan in the row of a text for which the embedder gave no numbers.
         """
         future: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
         waiting = self._waiting[keep]
@@ -148,15 +158,18 @@ class Tools:
             self._verifier = MathVerifier()
             self._verifying = VerifyingQueue(self._verifier)
 
-    async def verify(self, text: str, accepted: list[str], language: str = "") -> float:
+    async def verify(self, text: str, accepted: list[str], language: str = "") -> float | None:
         """1 where the formula that a text ends with equals an accepted one by math-verify; otherwise 0.
 
         Args:
             language: of the text, which decides what 1.234 means; ``""``: not known.
+
+        Returns:
+            None where the verifier did not get to it in time: the value is missing, which is not 0.
         """
         return (await self.verify_all([(text, accepted, language)]))[0]
 
-    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
+    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float | None]:
         """:meth:`verify` for many answers at a time, each with its accepted ones and its language."""
         async with self._starting:
             if self._verifying is None:
@@ -165,9 +178,24 @@ class Tools:
         assert queue is not None
         return list(await asyncio.gather(*(queue.verify(*answer) for answer in answers)))
 
+    def in_language(self, texts: Sequence[str], languages: Sequence[str]) -> list[bool]:
+        """Whether each text counts as being in its language, by the same rules as the language gate.
+
+        So a text in a language near it does, and a bare number; see ``ComplianceGate.in_language``. An empty text is in
+        no language.
+
+        Args:
+            languages: for each text the code of the language that is looked for; in ``""`` is no text.
+        """
+        return self._gate.in_language(texts, languages)
+
     def languages(self, texts: Sequence[str]) -> list[str]:
-        """The language of each text by lid.176, as a code; ``""`` for a text without a language."""
-        return self._gate.detect(texts)
+        """The language that each text as a whole is most probably in, as a code; ``""`` for a text without a language.
+
+        A text in one of several languages that are near one another may be taken for another of them. Whether a text is
+        in a given language is for :meth:`in_language` to tell.
+        """
+        return self._gate.language_gate.detect(texts)
 
     def language_shares(self, texts: Sequence[str], languages: Sequence[str]) -> list[float]:
         """The share of each text's letters that are in its language, in [0, 1]; 0 for a text without content.
@@ -175,13 +203,13 @@ class Tools:
         Args:
             languages: for each text the code of the language that is looked for.
         """
-        judged = self._gate.judge(texts, languages)
-        pairs = zip(texts, judged, strict=True)
+        pairs = zip(texts, self._gate.judge(texts, languages), strict=True)
         return [1 - one.foreign if any(map(str.isalnum, text)) else 0.0 for text, one in pairs]
 
     @cached_property
-    def _gate(self) -> LanguageGate:
-        return LanguageGate(self.config.language_model, near=self.config.near_languages)
+    def _gate(self) -> ComplianceGate:
+        """One of its own, so that nobody waits for the gate of the answers, which judges whole batches."""
+        return ComplianceGate(self.config, self._languages)
 
     async def close(self) -> None:
         """Ends the processes and connections."""

@@ -2,7 +2,7 @@
 
 A rollout complies with its world's probability. It then has the quality of its cell, plus the difficulty of the
 question and noise, within [0, 1]. The regret of a rollout is the difference between the expected reward of the best
-language and that of the language asked for; it is averaged over all rollouts, including fixed ones.
+language and that of the language asked for; it is averaged over all rollouts of routed questions, including fixed ones.
 """
 
 from __future__ import annotations
@@ -40,24 +40,29 @@ class Outcome:
 
 
 def play(name: str, strategy: str, seed: int, steps: int, batch: int) -> Outcome:
-    """Plays one strategy in one world. The world and its questions depend on the seed alone.
+    """Plays one strategy in one world. The world, its questions and how late they come depend on the seed alone.
 
     Args:
         name: the world.
         strategy: a name in ``STRATEGIES``.
-        seed: of the world, its questions, and the draws.
+        seed: of the world, its questions, the rewards, and the draws, each with random numbers of its own.
         steps: policy steps.
         batch: questions in each step.
+
+    Raises:
+        ValueError: no question of any step is routed.
     """
-    random = np.random.default_rng(seed)
-    world = make_world(name, random)
+    # Rewards have a generator of their own, because a Beta draw takes more or fewer random numbers by its parameters,
+    # and these depend on the languages that the strategy has chosen.
+    of_world, of_questions, of_rewards = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
+    world = make_world(name, of_world)
     router = STRATEGIES[strategy](LANGUAGES, seed, steps)
-    home = random.integers(0, 15, 24)
-    regrets: list[float] = []
-    fixed = np.zeros(len(LANGUAGES))  # regret of each language, had it had all draws
+    home = of_world.integers(0, 15, 24)
+    regret, count = 0.0, 0  # sum over the routed questions of the mean over their rollouts; how many these are
+    fixed = np.zeros(len(LANGUAGES))  # the sum for each language, had it had all draws
     late: list[list[Observation]] = [[] for _ in range(steps + world.delay + 1)]
     for step in range(steps):
-        topic, region, own = questions(world, random, batch, home)
+        topic, region, own = questions(world, of_questions, batch, home)
         contexts = [
             Context(LANGUAGES[o], (world.topics[t],), (REGIONS[r],) if r >= 0 else ())
             for t, r, o in zip(topic.tolist(), region.tolist(), own.tolist(), strict=True)
@@ -67,20 +72,25 @@ def play(name: str, strategy: str, seed: int, steps: int, batch: int) -> Outcome
         quality, compliance = world.expected(topic, region, own, step / steps)
         lost = (quality * compliance).max(1, keepdims=True) - quality * compliance
         routed = np.array([world.topics[t] != TRANSLATION for t in topic.tolist()])
-        regrets.append(float(np.take_along_axis(lost, arms, 1)[routed].mean()))
-        reserved = np.take_along_axis(lost, own[:, None], 1)[routed].mean() * _RESERVED
-        fixed += (reserved + (1 - _RESERVED) * lost[routed].mean(0)) / steps
-        compliant = random.random(arms.shape) < np.take_along_axis(compliance, arms, 1)
-        rewards = world.rewards(random, topic, arms, quality) * compliant
-        arrival = step + random.integers(0, world.delay + 1, batch)
+        regret += float(np.take_along_axis(lost, arms, 1)[routed].mean(1).sum())
+        count += int(routed.sum())
+        fixed += (_RESERVED * np.take_along_axis(lost, own[:, None], 1) + (1 - _RESERVED) * lost)[routed].sum(0)
+        compliant = of_rewards.random(arms.shape) < np.take_along_axis(compliance, arms, 1)
+        rewards = world.rewards(of_rewards, topic, arms, quality) * compliant
+        arrival = step + of_questions.integers(0, world.delay + 1, batch)
         for context, draw, reward, kept, when in zip(
             contexts, draws, rewards.tolist(), compliant.tolist(), arrival.tolist(), strict=True
         ):
             late[when].append(Observation(context, tuple(draw.languages), tuple(reward), tuple(kept)))
         router.observe(late[step])
+    if not count:
+        raise ValueError(
+            f"in the world {name!r} with seed {seed} none of the questions is routed, {batch} in each of {steps} "
+            "steps: give more --questions or --steps"
+        )
     chances = np.array([router.distribution(*context) for context in contexts])
     entropy = -(chances * np.log(chances + 1e-300)).sum(1).mean() / np.log(chances.shape[1])
-    return Outcome(float(fixed.min() if strategy == BEST_FIXED else np.mean(regrets)), float(entropy))
+    return Outcome(float(fixed.min() if strategy == BEST_FIXED else regret) / count, float(entropy))
 
 
 def compare(

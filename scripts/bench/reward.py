@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoTokenizer, ModernBertConfig, ModernBertM
 from common.config import RewardConfig
 from common.wire import Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics
-from reward.gate import Judgement, LanguageGate, shipped_model
+from reward.gate import Finding, LanguageGate, shipped_model
 from reward.scorer import Scorer
 from scripts.bench.support.scoring import request
 from scripts.bench.table import Json, Row, run, timed
@@ -176,7 +176,7 @@ def measure(path: Path, pairs: int, lengths: str, seed: int) -> list[Row]:
     slow_gate, labels = timed(lambda: [plain.language(text) for text in spoken], 5)
     languages = [pair[1] for pair in made]
 
-    def judge_anew() -> list[Judgement]:
+    def judge_anew() -> list[Finding]:
         gate.judge([], [])  # after which it remembers nothing of the last round
         return gate.judge(spoken, languages)
 

@@ -1,13 +1,13 @@
 """Has a model answer each training question in a strong language, and writes the data with a right answer as anchor.
 
-    python -m scripts.data.anchors CONFIG.toml ... --out data/anchored.parquet --write english_thought=thought
+    python -m scripts.data.anchors CONFIG.toml ... --out data/anchored.jsonl --write english_thought=thought
         [--language en] [--question english_question] [--rounds 1,8,16,32] [--section.key value]
 
 An anchor is what a reward compares answers in other languages with: M-Thinker takes the policy's own English thought to
 the English question. The question is asked in ``--language`` with the prompts and the sampling of a run of this
 configuration, in rounds of so many answers, until one is right: the part of its reward that is its accuracy
-(docs/metrics.md), or its quality where no part is, is at least ``--right``. With reward.gated it must be in that
-language, too. That answer is the anchor:
+(docs/metrics.md) is at least ``--right``, or 0.5; where no part is, ``--right`` must be given, and its quality counts.
+With reward.gated it must be in that language, too. That answer is the anchor:
 its ``thought`` (the final answer, where it has none), its final ``answer``, or the ``whole`` text are written to the
 columns that ``--write`` names, which a run reads by data.columns.
 
@@ -41,7 +41,7 @@ from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow
 from learner.work.questions import as_question, usable_rows
 from scripts.data.answering import Answering, Journal, RightOption, ScoredAnswer, Task, answer_tasks, least_of_right
-from scripts.data.tables import write
+from scripts.data.tables import check_holds, write
 from scripts.ops.command_line import command
 
 Part = Literal["thought", "answer", "whole"]
@@ -110,7 +110,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
             could not be asked is listed in ``*.problems.jsonl``.
 
     Raises:
-        FatalError: the data cannot be read, there is no engine, or eight questions in a row could not be asked.
+        FatalError: the data cannot be read, there is no engine, or as of ``answer_tasks``.
     """
     config = without_columns(config, plan.columns)
     tokenizer, problems, lost = load_tokenizer(config.model.path), Problems(), Counter[str]()
@@ -143,16 +143,10 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
                 return
         journal.add(task, round=None, texts=None)
 
+    languages = list(dict.fromkeys([*config.run.languages, plan.language]))
+    what = f"answering the questions in {plan.language} for their anchors"
     try:
-        missing = [task for task in tasks if task.key not in journal.entries]
-        if known := len(tasks) - len(missing):
-            print(
-                f"the anchors of {known} of {len(tasks)} questions are known from {out.with_suffix('.answers.jsonl')}"
-            )
-        if missing:
-            languages = list(dict.fromkeys([*config.run.languages, plan.language]))
-            what = f"answering the questions in {plan.language} for their anchors"
-            answer_tasks(config, tokenizer, missing, ask, problems, name="anchors", what=what, languages=languages)
+        answer_tasks(config, tokenizer, tasks, journal, ask, problems, name="anchors", what=what, languages=languages)
     finally:
         journal.close()
         problems.write(out.with_suffix(".problems.jsonl"))
@@ -182,7 +176,7 @@ def parts(answer: ScoredAnswer, plan: Plan, thinking_opened: bool) -> dict[str, 
     """The texts of a right answer by their columns."""
     read = read_answer(answer.text, plan.language, answer.truncated, thinking_opened=thinking_opened)
     texts: dict[Part, str] = {
-        "thought": read.thinking or read.final,
+        "thought": read.thought or read.final,
         "answer": read.final,
         "whole": answer.text.strip(),
     }
@@ -232,7 +226,9 @@ def told(found: Anchored, plan: Plan) -> str:
 def main(
     context: typer.Context,
     *,
-    out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
+    ],
     columns: Annotated[
         list[str],
         typer.Option("--write", metavar="COLUMN=PART", help="PART: thought, answer or whole. May be repeated."),
@@ -245,6 +241,7 @@ def main(
     config = load(context.args)
     least = least_of_right(config, right)
     plan = Plan(parse_columns(columns), code_of(language), question, parse_rounds(rounds), least)
+    check_holds(out, config.data.train)
     found = make(config, out, plan)
     write(anchored_records(config.data.train, found.rows, found.anchors, plan.columns), out)
     for kind in ("broken", "not measured"):

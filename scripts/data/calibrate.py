@@ -5,8 +5,9 @@
 
 ``texts.parquet`` has the columns ``id``, ``article``, ``language`` (code or English name) and ``text``, or those that
 ``--columns`` names in this order. Texts of one id mean the same; texts of different articles do not. The second form
-translates the references of a data set (rows as in ``learner/work/questions.py``) through an OpenAI-compatible
-endpoint, and keeps the texts in ``*.parallel.parquet``; a text that is not in its language is left out.
+translates the references of a data set (questions of any form that scripts.data.prepare takes, with its ``--columns``
+and ``--language``) through an OpenAI-compatible endpoint, and keeps the texts in ``*.parallel.parquet``; a text that is
+not in its language is left out.
 
 Of each unordered pair of languages it takes three kinds of text pairs: *equivalent* (one id), *mismatched* (a text and
 10 random ones of other articles) and *hard* (a text and the 2 most similar ones of other ids). It writes
@@ -31,12 +32,14 @@ import typer
 
 from common.languages import code_of
 from common.process import FatalError
+from learner.data.rows import Rules
 from reward.calibration.files import KINDS, quantile_path
 from reward.calibration.formulas import Calibration
 from reward.embedder import Embedder
 from scripts.data.calibration_modes import calibrated, judge
 from scripts.data.calibration_report import report
 from scripts.data.parallel_texts import Texts, halves, read_parallel, translate_references
+from scripts.data.prepare import pairs
 from scripts.data.similarity_samples import pair_statistics, quantiles, sample_pairs
 from scripts.ops.command_line import command
 
@@ -79,10 +82,15 @@ def calibrate(parallel: dict[str, Texts], embedder: Embedder, out: Path, seed: i
 def main(
     *,
     parallel: Annotated[Path | None, typer.Option(help="Parquet file of parallel texts.")] = None,
-    references: Annotated[
-        Path | None, typer.Option(help="Parquet file of training questions, whose references are translated.")
-    ] = None,
-    columns: Annotated[str, typer.Option(help="Columns of --parallel, in this order.")] = _COLUMNS,
+    references: Annotated[str, typer.Option(help="Training questions, whose references are translated.")] = "",
+    columns: Annotated[
+        str,
+        typer.Option(
+            help=f"Columns of --parallel in this order, {_COLUMNS} by default; of --references OURS=THEIRS,... as for "
+            "scripts.data.prepare."
+        ),
+    ] = "",
+    language: Annotated[str, typer.Option(help="Language of the --references that do not name one.")] = "",
     translate: Annotated[
         str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint, up to /v1; key in OPENAI_API_KEY.")
     ] = "",
@@ -93,13 +101,16 @@ def main(
     device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of mismatched pairs, halves and resamples.")] = 0,
 ) -> None:
-    if parallel is not None and references is None:
-        texts = read_parallel(parallel, columns)
-    elif references is not None and parallel is None:
+    if parallel is not None and not references:
+        if language:
+            raise FatalError("--language belongs to --references; --parallel has a column of languages")
+        texts = read_parallel(parallel, columns or _COLUMNS)
+    elif references and parallel is None:
         if not (translate and languages):
             raise FatalError("--references needs --translate URL and --languages")
         path = out.with_suffix(".parallel.parquet")
-        translate_references(references, translate, model, [code_of(name) for name in languages.split(",")], path)
+        codes = [code_of(name) for name in languages.split(",")]
+        translate_references(references, Rules(pairs(columns), language), translate, model, codes, path)
         texts = read_parallel(path, _COLUMNS)
     else:
         raise FatalError("give either --parallel or --references")

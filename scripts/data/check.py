@@ -2,9 +2,9 @@
 
     python -m scripts.data.check CONFIG.toml ... [--section.key value]
 
-Prints how many questions there are by language and topic, and lists the rows
-that are not used, and those whose accepted answers the term "math" cannot read.
-The exit code is 1 where the learner would refuse the data.
+Prints how many questions there are by language and topic, and lists the rows that are not used, those whose accepted
+answers math-verify cannot read, where the term "math" or the reward function asks it, and those without a further
+column that data.columns names. The exit code is 1 where the learner would refuse the data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common.config import load
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
-from scripts.data.unread import warn_of_unread_golds
+from scripts.data.unscorable import warn_of_rows
 from scripts.ops.command_line import command
 
 
@@ -41,7 +41,7 @@ def main(context: typer.Context) -> None:
     if found.heldout:
         print(_summary("data.heldout", found.heldout))
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
-    warn_of_unread_golds(config)
+    warn_of_rows(config)
 
 
 if __name__ == "__main__":

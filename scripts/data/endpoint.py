@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from common.endpoint import FORM, Conversation, Endpoints, Failure, read_grade
-from common.languages import count_as_one, english_name
+from common.languages import english_name
 from common.process import FatalError
 from reward.gate import LanguageGate
 
@@ -51,26 +51,34 @@ class Endpoint(Generic[Value]):
         self._name, self._cache, self._calls, self._timeout_s = name, cache, calls, timeout_s
         self._sampling = sampling
 
-    def ask(self, conversations: Sequence[Conversation], read: Callable[[int, str], Value]) -> list[Value | Failure]:
+    def ask(
+        self,
+        conversations: Sequence[Conversation],
+        read: Callable[[int, str], Value],
+        samples: Sequence[str] | None = None,
+    ) -> list[Value | Failure]:
         """What ``read(number, answer)`` returns for each answer; it is to raise ValueError for an answer of no use.
 
         Blocks until every conversation is answered, refused, or given up after three unusable answers.
 
+        Args:
+            samples: for each conversation what tells this answer apart from others to the same one, in the cache.
+
         Raises:
-            FatalError: the cache cannot be used; or the endpoint cannot be reached, or refuses everything. What was
-                answered until then is kept.
+            FatalError: the cache cannot be used; or the endpoint cannot be reached, or denies access. What was answered
+                until then is kept.
         """
-        return asyncio.run(self._ask(conversations, read))
+        return asyncio.run(self._ask(conversations, read, samples or [""] * len(conversations)))
 
     async def _ask(
-        self, conversations: Sequence[Conversation], read: Callable[[int, str], Value]
+        self, conversations: Sequence[Conversation], read: Callable[[int, str], Value], samples: Sequence[str]
     ) -> list[Value | Failure]:
         endpoints = Endpoints(
             [self._name], self._cache, calls=self._calls, timeout_s=self._timeout_s, sampling=self._sampling
         )
 
         async def ask_one(number: int, conversation: Conversation) -> Value | Failure:
-            found = await endpoints.ask(conversation, partial(read, number))
+            found = await endpoints.ask(conversation, partial(read, number), samples[number])
             if isinstance(found, Failure) and found.kind == "unreachable":
                 raise _Unreachable(found.reason)
             return found
@@ -86,11 +94,11 @@ class Endpoint(Generic[Value]):
 
 
 def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
-    """For ``Endpoint.ask``: takes answer n only if it is in the n-th language."""
+    """For ``Endpoint.ask``: takes answer n only if the gate counts it as being in the n-th language."""
     gate = LanguageGate()
 
     def read(number: int, answer: str) -> str:
-        if not count_as_one(gate.detect([answer])[0], codes[number]):
+        if not gate.judge([answer], [codes[number]])[0].matches:
             raise ValueError(f"it is not in {english_name(codes[number]).capitalize()}")
         return answer
 

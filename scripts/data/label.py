@@ -191,7 +191,10 @@ def main(
         print(f"broken, and not written: {line}")
     rest = [n for n, one in enumerate(labels) if not isinstance(one, tuple)]
     if classifier:
-        examples = rows if classifier == "auto" else read_all(classifier, Rules(pairs(columns), language), Problems())
+        unlearned = Problems()
+        examples = rows if classifier == "auto" else read_all(classifier, Rules(pairs(columns), language), unlearned)
+        for line in unlearned.lines("broken"):
+            print(f"broken, and not learned from: {line}")
         known = labels if classifier == "auto" else [label_of(row) for row in examples]
         taught = [(row, one) for row, one in zip(examples, known, strict=True) if isinstance(one, tuple)]
         if not taught:

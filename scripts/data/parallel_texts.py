@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.endpoint import Failure
-from common.languages import count_as_one
 from common.process import FatalError
 from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Record, Unreadable, read_records
@@ -19,7 +18,7 @@ from learner.data.rows import Rules, check_text, parse_language
 from reward.embedder import Vectors
 from reward.gate import LanguageGate
 from scripts.data.endpoint import translate
-from scripts.data.sources import read
+from scripts.data.sources import read, tell
 from scripts.data.tables import write
 
 _KEYS = ("id", "article", "language", "text")
@@ -108,16 +107,18 @@ def halves(parallel: Mapping[str, Texts], seed: int) -> list[dict[str, Texts]]:
     ]
 
 
-def translate_references(references: Path, url: str, model: str, languages: list[str], out: Path) -> None:
+def translate_references(references: str, rules: Rules, url: str, model: str, languages: list[str], out: Path) -> None:
     """Writes the references of a data set and their translations as parallel texts; blocks until all are translated.
+
+    Args:
+        rules: how the rows of the data set are read.
 
     Raises:
         FatalError: the references cannot be read, or no translation was usable.
     """
     problems = Problems()
-    sources = {row.reference: row.language for row in read([str(references)], Rules(), problems)}
-    for line in problems.lines("broken"):
-        print(f"broken: {line}")
+    sources = {row.reference: row.language for row in read([references], rules, problems)}
+    tell(problems, out.with_suffix(".problems.jsonl"))
     if not sources:
         raise FatalError(f"{references} has no good row: {next(iter(problems.found), 'it is empty')}")
     wanted: list[dict[str, Any]] = [
@@ -130,8 +131,8 @@ def translate_references(references: Path, url: str, model: str, languages: list
     answers = translate(f"{model}@{url}", out.with_suffix(".answers.sqlite"), texts)
     for row, answer in zip(asked, answers, strict=True):
         row["text"] = "" if isinstance(answer, Failure) else answer
-    spoken = LanguageGate().detect([row["text"] for row in wanted])
-    kept = [row for row, language in zip(wanted, spoken, strict=True) if count_as_one(language, row["language"])]
+    found = LanguageGate().judge([row["text"] for row in wanted], [row["language"] for row in wanted])
+    kept = [row for row, one in zip(wanted, found, strict=True) if one.matches]
     print(f"{len(kept)} of {len(wanted)} texts are in their language")
     if not any(row["translated"] for row in kept):
         raise FatalError(f"{url} gave no translation in the language asked for")

@@ -1,19 +1,19 @@
 """Measures how often a model answers each training question rightly, and writes the data with that column.
 
-    python -m scripts.data.pass_rate CONFIG.toml ... --out data/rated.parquet [--samples 8] [--section.key value]
+    python -m scripts.data.pass_rate CONFIG.toml ... --out data/rated.jsonl [--samples 8] [--section.key value]
 
 Every question of data.train is asked in every language in which a run of this configuration may ask it, ``--samples``
 times, with the run's prompts, sampling and rewards: in its own with router.mode = "monolingual"; where languages are
 drawn, in all of run.languages, and in its own if answers are reserved for that. An answer is right if the part of its
-reward that is its accuracy (docs/metrics.md), or its quality where no part is, is at least ``--right``; with
-reward.gated it must be in the language asked for, too. The engine is the one that an actor would use: of its own, or
-what runs at actor.engine_url.
+reward that is its accuracy (docs/metrics.md) is at least ``--right``, or 0.5; where no part is, ``--right`` must be
+given, and its quality counts. With reward.gated, or ``--consistent``, it must be in the language asked for, too. The
+engine is the one that an actor would use: of its own, or what runs at actor.engine_url.
 
 ``--out`` has the rows of data.train with a column ``pass_rate``, the share of right answers by language. A run with
-data.train = "data/rated.parquet" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
+data.train = "data/rated.jsonl" and data.pass_rate = [0.1, 0.9] then trains on what it can neither always do nor
 never. What was measured is kept in ``*.answers.jsonl`` beside ``--out`` as it comes, and the same command goes on from
 there. Rows that cannot be asked, and questions that could not be answered or scored, are listed in
-``*.problems.jsonl``; the former are not written, the latter have no rate.
+``*.problems.jsonl``; the former are not written, the latter have no rate. The same command tries these once more.
 """
 
 from __future__ import annotations
@@ -39,8 +39,16 @@ from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow, normal_form
 from learner.work.questions import as_question, usable_rows
 from router.modes import fixed_languages
-from scripts.data.answering import Answering, Journal, RightOption, Task, answer_tasks, least_of_right
-from scripts.data.tables import write
+from scripts.data.answering import (
+    Answering,
+    ConsistentOption,
+    Journal,
+    RightOption,
+    Task,
+    answer_tasks,
+    least_of_right,
+)
+from scripts.data.tables import check_holds, write
 from scripts.ops.command_line import command
 
 _BINS = ((0.0, 0.0), (0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 1.0))  # of the table that is printed
@@ -81,7 +89,13 @@ def languages_asked(config: Config, row: QuestionRow) -> list[str]:
 
 
 def measure(
-    config: Config, out: Path, samples: int, right: float, *, without: frozenset[str] = frozenset()
+    config: Config,
+    out: Path,
+    samples: int,
+    right: float,
+    *,
+    consistent: bool = False,
+    without: frozenset[str] = frozenset(),
 ) -> Measured:
     """Measures the pass rates of the rows of ``data.train``. Blocks until all are measured, and says how far it is.
 
@@ -90,10 +104,11 @@ def measure(
             rows that are not measured are listed in ``*.problems.jsonl``.
         samples: answers to each question in each language.
         right: from what on an answer is right, see :func:`common.diagnostics.solves`.
+        consistent: whether a right answer must be in the language asked for, also where the reward does not care.
         without: the ``question_key`` of questions that are not asked; they are listed, too, as "used before".
 
     Raises:
-        FatalError: the data cannot be read, there is no engine, or eight questions in a row could not be measured.
+        FatalError: the data cannot be read, there is no engine, or as of ``answer_tasks``.
     """
     tokenizer, problems = load_tokenizer(config.model.path), Problems()
     rows = []
@@ -102,22 +117,18 @@ def measure(
             problems.add(row.place, RowError("", "an earlier iteration was trained on it", "used before"))
         else:
             rows.append(row)
-    tasks = make_tasks(config, rows, samples, right)
-    answers = out.with_suffix(".answers.jsonl")
-    journal, gated = Journal(answers), config.reward.is_gated
+    gated = config.reward.is_gated or consistent
+    tasks = make_tasks(config, rows, samples, right, gated=gated)
+    journal = Journal(out.with_suffix(".answers.jsonl"))
 
     async def ask(answering: Answering, task: Task) -> None:
         found = await answering(as_question(task.row.place.row, task.row), task.language, samples)
-        journal.add(task, right=sum(solves(one.score, least=right, gated=gated) for one in found), of=len(found))
+        journal.add(task, right=sum(bool(solves(one.score, least=right, gated=gated)) for one in found), of=len(found))
 
+    languages = list(dict.fromkeys([*config.run.languages, *(task.language for task in tasks)]))
+    what = "answering the questions"
     try:
-        missing = [task for task in tasks if task.key not in journal.entries]
-        if known := len(tasks) - len(missing):
-            print(f"{known} of {len(tasks)} questions and languages are known from {answers}")
-        if missing:
-            languages = list(dict.fromkeys([*config.run.languages, *(task.language for task in missing)]))
-            what = "answering the questions"
-            answer_tasks(config, tokenizer, missing, ask, problems, name="pass-rate", what=what, languages=languages)
+        answer_tasks(config, tokenizer, tasks, journal, ask, problems, name="pass-rate", what=what, languages=languages)
     finally:
         journal.close()
         problems.write(out.with_suffix(".problems.jsonl"))
@@ -128,13 +139,15 @@ def measure(
     return Measured(rows, dict(rates), problems)
 
 
-def make_tasks(config: Config, rows: Sequence[QuestionRow], samples: int, least: float) -> list[Task]:
+def make_tasks(config: Config, rows: Sequence[QuestionRow], samples: int, least: float, *, gated: bool) -> list[Task]:
     """Every row in every language in which it may be asked."""
+    stricter = {"consistent": True} if gated and not config.reward.is_gated else {}
     how = json.dumps(
         {
             "model": config.model.model_dump(mode="json"), "sampling": config.sampling.model_dump(mode="json"),
             "reward": config.reward.model_dump(mode="json", exclude={"addresses", "device"}),
             "samples": samples, "least": least, "by": "accuracy or quality",
+            **stricter,
         },
         sort_keys=True,
     )  # fmt: skip
@@ -175,12 +188,16 @@ def table(rates: Mapping[str, Sequence[float]]) -> str:
 def main(
     context: typer.Context,
     *,
-    out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
+    ],
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language.")] = 8,
     right: RightOption = None,
+    consistent: ConsistentOption = False,
 ) -> None:
     config = load(context.args)
-    found = measure(config, out, samples, least_of_right(config, right))
+    check_holds(out, config.data.train)
+    found = measure(config, out, samples, least_of_right(config, right), consistent=consistent)
     write(rated_records(config.data.train, found.rows, found.rates), out)
     for kind in ("broken", "not measured"):
         for line in found.problems.lines(kind):

@@ -9,12 +9,13 @@ recognised; ``--columns question=q,answer=a`` names the columns of others.
 What is written has the columns of verl's rows (docs/data.md), and those that the source has besides. A row that is
 broken (no answer, a wrong type, an unknown language, an id twice), repeated or too long is in ``problems.jsonl`` with
 file, row (from 0), key and reason, and so is what is left out on purpose; the others are kept. ``--strict`` makes
-broken, repeated and too long rows an error.
+broken, repeated and too long rows an error. Rows of one id in several languages are translations of one another; they
+are held out together.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +33,7 @@ from scripts.data.sources import read
 from scripts.data.tables import write
 from scripts.ops.command_line import command
 
+_TRANSLATED = "~"  # stands beside the languages, behind all of them, for rows that are translations of one another
 _STRUCTS = ("reward_model", "extra_info")
 _TEXT, _TEXTS = pa.string(), pa.list_(pa.string())
 SCHEMA = pa.schema(
@@ -87,14 +89,24 @@ def _record(row: QuestionRow, place: Mapping[str, Any], *, several_topics: bool)
 
 
 def split(rows: Sequence[QuestionRow], share: float, seed: int) -> tuple[list[QuestionRow], list[QuestionRow]]:
-    """Train and held-out rows: of each language ``share`` is held out, rounded, drawn with the seed; order is kept."""
-    by_language: dict[str, list[int]] = {}
+    """Train and held-out rows: of each language ``share`` is held out, rounded, drawn with the seed; order is kept.
+
+    Of rows whose id is in several languages, which are translations of one another, this share of the ids is held out
+    in all their languages, because a translation of a question that was trained on is not held out.
+    """
+    spoken: defaultdict[str, set[str]] = defaultdict(set)  # the languages of an id
+    for row in rows:
+        spoken[row.id].add(row.language)
+    groups: defaultdict[str, defaultdict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(rows):
-        by_language.setdefault(row.language, []).append(number)
+        is_translated = bool(row.id) and len(spoken[row.id]) > 1
+        group, member = (_TRANSLATED, row.id) if is_translated else (row.language, str(number))
+        groups[group][member].append(number)
     held: set[int] = set()
-    for number, language in enumerate(sorted(by_language)):
-        members = np.random.default_rng([seed, number]).permutation(by_language[language])
-        held.update(members[: round(share * len(members))].tolist())
+    for number, group in enumerate(sorted(groups)):
+        members = list(groups[group].values())
+        drawn = np.random.default_rng([seed, number]).permutation(len(members))[: round(share * len(members))]
+        held.update(row for one in drawn.tolist() for row in members[one])
     return [r for n, r in enumerate(rows) if n not in held], [r for n, r in enumerate(rows) if n in held]
 
 
@@ -150,7 +162,9 @@ def main(
     ] = "",
     language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
     where: Annotated[str, typer.Option(help="COLUMN=VALUE,...: only these rows.")] = "",
-    heldout: Annotated[float, typer.Option(help="Share of each language that is held out.")] = 0.1,
+    heldout: Annotated[
+        float, typer.Option(help="Share of each language, and of ids in several, that is held out.")
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
     tokenizer: Annotated[
         str, typer.Option(help="A model, in whose tokens lengths are counted; without it they are in characters.")

@@ -2,8 +2,9 @@
 
     python -m scripts.data.sft MODEL EXAMPLES.parquet --out DIR [--prompt-style tag] [--ranks 4]
 
-EXAMPLES has the columns messages (chat), language and answer, as scripts.data.warm_start_data and
-scripts.data.cold_start write them. With the style ``tag``, tags that the tokenizer lacks are added to it, and rows are
+EXAMPLES has the columns messages (chat, or a text), language and answer, as scripts.data.warm_start_data and
+scripts.data.cold_start write them, or those that ``--columns question=NAME,answer=NAME,language=NAME`` names. A row
+that cannot be taught is an error. With the style ``tag``, tags that the tokenizer lacks are added to it, and rows are
 added to the embeddings where there are too few. The loss of a step is the mean cross-entropy over the answer tokens of
 all its examples. Weights are kept in float32; a GPU computes in bfloat16. Ranks share the examples of a step; on GPUs
 they also shard the weights, with FSDP.
@@ -12,6 +13,7 @@ they also shard the weights, with FSDP.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -25,9 +27,35 @@ from common.parent import die_with_launcher
 from common.process import FatalError
 from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
-from learner.data.records import read_rows
+from learner.data.problems import Problems
+from learner.data.rows import Rules, read_question_rows
 from learner.launch import launch
+from scripts.data.prepare import pairs
 from scripts.ops.command_line import command
+
+
+def read_examples(source: str, columns: Mapping[str, str], language: str) -> list[dict[str, Any]]:
+    """The examples of a source: messages, language, answer.
+
+    Args:
+        columns: the source's names of question, answer and language, where they are not messages, answer and language.
+        language: of the rows that name none.
+
+    Raises:
+        FatalError: the source cannot be read, a row is no example, or there is none.
+    """
+    problems = Problems()
+    rules = Rules({"question": "messages", **columns}, language)
+    rows = [
+        {"messages": row.messages, "language": row.language, "answer": row.reference}
+        for row in read_question_rows(source, rules, problems)
+    ]
+    if problems.found:
+        listed = "; ".join(line for kind in problems.counts for line in problems.lines(kind))
+        raise FatalError(f"{len(problems.found)} rows of {source} cannot be taught. Mend or remove them: {listed}")
+    if not rows:
+        raise FatalError(f"{source} holds no examples")
+    return rows
 
 
 def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> dict[str, list[int]]:
@@ -119,12 +147,14 @@ def build_trainer(
     return SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer)
 
 
-@command(KeyError)
+@command()
 def main(
     model: Annotated[str, typer.Argument(help="Hugging Face directory or hub name.")],
-    examples: Annotated[str, typer.Argument(help="Parquet file of messages, language and answer.")],
+    examples: Annotated[str, typer.Argument(help="File of messages, language and answer.")],
     *,
     out: Annotated[Path, typer.Option(help="Directory of the model to write.")],
+    columns: Annotated[str, typer.Option(help="OURS=THEIRS,... where ours are question, answer and language.")] = "",
+    language: Annotated[str, typer.Option(help="Language of the examples that do not name one.")] = "",
     prompt_style: Annotated[
         Literal["tag", "system", "select"], typer.Option(help="How the language is asked for; as model.prompt_style.")
     ] = "tag",
@@ -137,8 +167,10 @@ def main(
 ) -> None:
     if batch % ranks:
         raise FatalError(f"--batch {batch} is not a multiple of --ranks {ranks}")
+    rows = read_examples(examples, pairs(columns), language)  # before ranks are started: an error is said once
     if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
+        words += ["--columns", columns, "--language", language]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
     if "RANK" in os.environ:
@@ -146,7 +178,6 @@ def main(
     else:
         # One rank uses one GPU: with several visible, the trainer would use DataParallel, which TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    rows = read_rows(examples)
     trainer = build_trainer(
         model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr, seed=seed
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from common.languages import CODES
 from common.process import FatalError
@@ -47,6 +48,40 @@ def read(
             fitting.append(row)
     named = _detect_languages(fitting, problems) if rules.needs_language else fitting
     return drop_repeated(named, problems, by_id=True)
+
+
+def read_whole(source: str, rules: Rules) -> list[QuestionRow]:
+    """Every question of a source, in order, also long ones and those that are there twice, as a benchmark is scored.
+
+    Of several answers to a question that are rated, as CARE has them, the best one is the reference.
+
+    Raises:
+        FatalError: the source cannot be read, a row of it is no question, or there is none.
+    """
+    problems, missing = Problems(), set[str]()
+    rows = list(read_question_rows(source, rules, problems, missing))
+    if rows and missing:
+        raise FatalError(f"no row of {source} has a column {min(missing)!r}")
+    rows = _detect_languages(rows, problems) if rules.needs_language else rows
+    if broken := problems.of("broken"):
+        listed = "; ".join(problems.lines("broken"))
+        raise FatalError(f"{source} is read as a whole or not at all, and {len(broken)} rows are broken: {listed}")
+    if not rows:
+        raise FatalError(f"{source} has no question: {next(iter(problems.found), 'it is empty')}")
+    best = {row.place for row in drop_repeated([row for row in rows if row.rating is not None], Problems())}
+    return [row for row in rows if row.rating is None or row.place in best]
+
+
+def tell(problems: Problems, path: Path) -> None:
+    """Prints the first 20 problems of each kind, and writes all of them to a file, which is not there without any."""
+    if not problems.found:
+        path.unlink(missing_ok=True)  # that of an earlier call
+        return
+    for kind in problems.counts:
+        for line in problems.lines(kind):
+            print(f"{kind}: {line}")
+    problems.write(path)
+    print(f"{path} lists all: " + ", ".join(f"{count} {kind}" for kind, count in problems.counts.most_common()))
 
 
 def _detect_languages(rows: list[QuestionRow], problems: Problems) -> list[QuestionRow]:

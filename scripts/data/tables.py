@@ -1,4 +1,4 @@
-"""Writes rows as parquet, whatever further columns they have."""
+"""Writes rows to a file, as parquet or as lines of JSON, so that they mean the same when they are read again."""
 
 from __future__ import annotations
 
@@ -10,21 +10,92 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.process import FatalError
+from learner.data.records import Unreadable, read_records
+
+_SHOWN = 40  # characters of a value that a message quotes
+
 
 def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | None = None) -> None:
-    """Writes a parquet file, whole or not at all; its directory is made where it is missing.
+    """Writes a file, whole or not at all; its directory is made where it is missing.
+
+    A name that ends in ``.jsonl`` gets lines of JSON, which hold values of any types side by side; what JSON does not
+    have, as dates, becomes its text. Any other name gets parquet, which has one type for each column.
 
     Args:
-        schema: the types of the columns that are known. Other columns, and other keys of known columns, get the type of
-            their values, or are written as JSON where these have no common type.
+        schema: of parquet, the types of the columns that are known. Other columns, and other keys of known columns, get
+            the type of their values. Where these have none in common the column becomes texts, which is how rewards
+            see a further column in any case: texts as they are, anything else as JSON.
+
+    Raises:
+        FatalError: without a schema, parquet would not give back the rows as they are.
     """
-    known = {} if schema is None else {field.name: field.type for field in schema}
-    names = list(dict.fromkeys([*known, *(name for row in rows for name in row)]))
-    columns = [_column([row.get(name) for row in rows], known.get(name)) for name in names]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pq.write_table(pa.Table.from_arrays(columns, names), partial)
+    if _is_jsonl(path):
+        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        with partial.open("wb") as file:  # half of a character is written as the escape that JSON has for it
+            file.writelines(line.encode("utf-8", "backslashreplace") for line in lines)
+    else:
+        if schema is None:
+            _refuse_mixed(rows, path)
+        known = {} if schema is None else {field.name: field.type for field in schema}
+        names = list(dict.fromkeys([*known, *_names(rows)]))
+        columns = [_column([row.get(name) for row in rows], known.get(name)) for name in names]
+        pq.write_table(pa.Table.from_arrays(columns, names), partial)
     partial.rename(path)
+
+
+def check_holds(path: Path, source: str) -> None:
+    """Refuses a file that could not hold the rows of a source as they are, before anything else is done.
+
+    Raises:
+        FatalError: it could not; or the source cannot be read.
+    """
+    if not _is_jsonl(path):
+        _refuse_mixed([row for _, row in read_records(source) if not isinstance(row, Unreadable)], path)
+
+
+def _is_jsonl(path: Path) -> bool:
+    return path.suffix.lower() == ".jsonl"
+
+
+def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _refuse_mixed(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    for name in _names(rows):
+        values = [row.get(name) for row in rows]
+        try:
+            array = pa.array(values)
+            good = _can_be_written(array.type) and all(map(_is_same, values, array.to_pylist()))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            good = False
+        if not good:
+            there = [value for value in values if value is not None]
+            other = next((value for value in there if type(value) is not type(there[0])), None)
+            quoted = "" if other is None else f", as {_quote(there[0])} and {_quote(other)}"
+            raise FatalError(
+                f"{path} cannot hold the column {name!r} as it is: parquet has one type for all values of a column, "
+                f"and these are of several{quoted}. Give a file whose name ends in .jsonl"
+            )
+
+
+def _quote(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _is_same(given: Any, read: Any) -> bool:
+    """Whether a value has come back as it was; a key that is missing and one that is null are the same."""
+    if isinstance(given, Mapping):
+        keys = given.keys() | read.keys() if isinstance(read, Mapping) else ()
+        return isinstance(read, Mapping) and all(_is_same(given.get(key), read.get(key)) for key in keys)
+    if isinstance(given, list | tuple):
+        return isinstance(read, list) and len(given) == len(read) and all(map(_is_same, given, read))
+    is_other_type = type(given) is not type(read) and type(given) in (bool, int, float, str)  # 42 is not 42.0
+    return not is_other_type and bool(given == read or given != given)  # the latter is NaN
 
 
 def _column(values: list[Any], known: pa.DataType | None) -> pa.Array:
@@ -42,7 +113,12 @@ def _column(values: list[Any], known: pa.DataType | None) -> pa.Array:
             return column.cast(pa.string())
         if _can_be_written(column.type):
             return column
-    return pa.array([None if one is None else json.dumps(one, default=str) for one in values], pa.string())
+    return pa.array([None if one is None else _as_text(one) for one in values], pa.string())
+
+
+def _as_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text.encode("utf-8", "backslashreplace").decode()  # half of a character would be refused
 
 
 def _can_be_written(kind: pa.DataType) -> bool:

@@ -5,103 +5,150 @@
 
 Each prompt gets ``--answers`` answers, each in another language, drawn with the seed. A teacher is asked in that
 language; where it answers in another one it is asked again, and in the end the prompt is listed and left out.
-PROMPTS are of any form that scripts.data.prepare takes; ``--without FILE`` leaves out those of the training data, which
-should not be taught. PARALLEL has the columns id, language, question and answer, where rows of one id mean the same.
+PROMPTS are of any form that scripts.data.prepare takes, and need no answers. PARALLEL has the columns id, language,
+question and answer, where rows of one id mean the same. ``--columns`` names other columns.
+
+``--without FILE`` leaves out the questions of the training data, which should not be taught, of PARALLEL with all rows
+of their ids; ``--without-columns`` names its columns. Rows that are not used are listed in ``*.problems.jsonl`` beside
+``--out``.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from common.endpoint import Failure
-from common.languages import code_of
+from common.languages import code_of, english_name
 from common.process import FatalError
 from common.prompts import add_instruction
 from learner.data.problems import Problems, RowError
 from learner.data.rows import QuestionRow, Rules, normal_form, read_question_rows
 from scripts.data.endpoint import Endpoint, EndpointOption, in_languages
-from scripts.data.sources import read
+from scripts.data.prepare import pairs
+from scripts.data.sources import read, tell
 from scripts.data.tables import write
 from scripts.ops.command_line import command
 
 
+def questions_of(source: str, rules: Rules) -> set[str]:
+    """The normal forms of the questions of a source.
+
+    Raises:
+        FatalError: it cannot be read, or the question of a row cannot: then nobody knows whether it is among others.
+    """
+    problems, missing = Problems(), set[str]()
+    rules = replace(rules, needs_language=False, needs_answer=False)
+    found = {normal_form(row.messages) for row in read_question_rows(source, rules, problems, missing)}
+    if missing:
+        raise FatalError(f"--without {source}: no row has a column {min(missing)!r}")
+    if broken := problems.of("broken"):
+        raise FatalError(
+            f"--without {source}: the questions of {len(broken)} rows cannot be read, and so not be left out. Name "
+            f"their column with --without-columns question=NAME, or mend them. {broken[0]}"
+        )
+    if not found:
+        raise FatalError(f"--without {source} holds no questions")
+    return found
+
+
 def teach(
     sources: Sequence[str],
+    rules: Rules,
     teacher: str,
     languages: Sequence[str],
     answers: int,
     prompts: int | None,
-    without: str,
+    known: Collection[str],
     seed: int,
     cache: Path,
+    problems: Problems,
 ) -> list[dict[str, Any]]:
     """Examples whose answers the teacher gave: messages, language, answer.
 
     Blocks until the teacher has answered everything; what it answered is kept in ``cache``.
 
+    Args:
+        known: the normal forms of questions that are left out.
+        problems: gets the rows that are not used, and what the teacher did not answer.
+
     Raises:
         FatalError: a source cannot be read, or the teacher does not answer.
     """
-    problems, rng = Problems(), random.Random(seed)
-    others = read([without], Rules(), Problems()) if without else []
-    known = {normal_form(row.messages) for row in others}
-    rows = [row for row in read(sources, Rules(), problems) if normal_form(row.messages) not in known][:prompts]
-    wanted = [(row.messages, language) for row in rows for language in rng.sample(languages, answers)]
-    talks = [add_instruction(messages, language) for messages, language in wanted]
+    rng, every = random.Random(seed), read(sources, replace(rules, needs_answer=False), problems)
+    rows = [row for row in every if normal_form(row.messages) not in known]
+    print(f"{len(every)} prompts; {len(every) - len(rows)} are in --without and left out")
+    wanted = [(row, language) for row in rows[:prompts] for language in rng.sample(languages, answers)]
+    talks = [add_instruction(row.messages, language) for row, language in wanted]
     said = Endpoint[str](teacher, cache).ask(talks, in_languages([language for _, language in wanted]))
-    failed = [one.reason for one in said if isinstance(one, Failure)]
-    for reason in failed:
-        print(f"left out: {reason}")
-    print(f"{len(rows)} prompts ({problems.counts.total()} rows of no use), {len(failed)} answers of no use")
-    return [
-        {"messages": messages, "language": language, "answer": answer}
-        for (messages, language), answer in zip(wanted, said, strict=True)
-        if isinstance(answer, str)
-    ]
+    made = []
+    for (row, language), answer in zip(wanted, said, strict=True):
+        if isinstance(answer, Failure):
+            reason = f"no answer in {english_name(language).capitalize()}: {answer}"
+            problems.add(row.place, RowError("", reason, "not answered"))
+        else:
+            made.append({"messages": row.messages, "language": language, "answer": answer})
+    return made
 
 
 def pair_parallel(
-    source: str, languages: Sequence[str], answers: int, prompts: int | None, seed: int
+    sources: Sequence[str],
+    rules: Rules,
+    languages: Sequence[str],
+    answers: int,
+    prompts: int | None,
+    known: Collection[str],
+    seed: int,
+    problems: Problems,
 ) -> list[dict[str, Any]]:
     """Examples whose answers are rows of the same id in other languages: messages, language, answer.
 
+    Args:
+        known: the normal forms of questions that are left out, with all rows of their ids.
+        problems: gets the rows that are not used.
+
     Raises:
-        FatalError: no row has an id, a known language, a question and an answer. Broken rows are printed.
+        FatalError: no row has an id, a known language, a question and an answer.
     """
     rng, by_id = random.Random(seed), defaultdict[str, dict[str, QuestionRow]](dict)
-    problems = Problems()
-    for row in read_question_rows(source, Rules(), problems):
-        if row.id:
-            by_id[row.id][row.language] = row
-        else:
-            problems.add(row.place, RowError("id", "it is missing (null)"))
-    for line in problems.lines("broken"):
-        print(f"broken: {line}")
+    for source in sources:
+        for row in read_question_rows(source, rules, problems):
+            first = by_id[row.id].setdefault(row.language, row) if row.id else None
+            if first is None:
+                problems.add(row.place, RowError("id", "it is missing (null)"))
+            elif first is not row:
+                problems.add(
+                    row.place, RowError("id", f"{first.place} has the same id {row.id!r} in the same language")
+                )
     if not by_id:
         raise FatalError(
-            f"{source} is no parallel data of id, language, question and answer: "
+            f"{', '.join(sources)}: no parallel data of id, language, question and answer: "
             f"{next(iter(problems.found), 'it is empty')}"
         )
+    free = [rows for rows in by_id.values() if not any(normal_form(one.messages) in known for one in rows.values())]
+    print(f"{len(by_id)} ids; {len(by_id) - len(free)} have a question that is in --without and are left out")
     made: list[dict[str, Any]] = []
-    for known in by_id.values():
-        targets = [language for language in languages if language in known]
-        for row in known.values():
+    for rows in free:
+        targets = [language for language in languages if language in rows]
+        for row in rows.values():
             for language in rng.sample(targets, min(answers, len(targets))):
-                made.append({"messages": row.messages, "language": language, "answer": known[language].reference})
+                made.append({"messages": row.messages, "language": language, "answer": rows[language].reference})
     return made[: prompts and prompts * answers]
 
 
 @command(ValueError)
 def main(
-    source: Annotated[list[str], typer.Argument(help="Prompts; with --parallel one parquet file.")],
+    source: Annotated[list[str], typer.Argument(help="Prompts; with --parallel rows of the same ids.")],
     *,
-    out: Annotated[Path, typer.Option(help="Parquet file to write.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
+    ],
     languages: Annotated[str, typer.Option(help="Languages to answer in, separated by commas.")],
     teacher: EndpointOption = "",
     parallel: Annotated[
@@ -109,18 +156,27 @@ def main(
     ] = False,
     answers: Annotated[int, typer.Option(help="Answers of each prompt, each in another language.")] = 2,
     prompts: Annotated[int | None, typer.Option(help="At most this many prompts; LRPO took 420.")] = None,
-    without: Annotated[str, typer.Option(help="Training data, whose prompts are left out.")] = "",
+    columns: Annotated[str, typer.Option(help="OURS=THEIRS,... as for scripts.data.prepare.")] = "",
+    language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
+    without: Annotated[str, typer.Option(help="Training data, whose questions are left out.")] = "",
+    without_columns: Annotated[str, typer.Option(help="OURS=THEIRS,... of --without.")] = "",
     seed: Annotated[int, typer.Option(help="Seed of the languages that are drawn.")] = 0,
 ) -> None:
     if bool(teacher) == parallel:
         raise FatalError("give either --teacher or --parallel")
-    codes = [code_of(name) for name in languages.split(",")]
+    codes = list(dict.fromkeys(code_of(name) for name in languages.split(",")))
     if answers > len(codes):
         raise FatalError(f"--answers {answers} in different languages need as many --languages")
-    if parallel:
-        rows = pair_parallel(source[0], codes, answers, prompts, seed)
-    else:
-        rows = teach(source, teacher, codes, answers, prompts, without, seed, out.with_suffix(".answers.sqlite"))
+    rules, problems = Rules(pairs(columns), language), Problems()
+    known = questions_of(without, Rules(pairs(without_columns))) if without else set[str]()
+    try:
+        if parallel:
+            rows = pair_parallel(source, rules, codes, answers, prompts, known, seed, problems)
+        else:
+            cache = out.with_suffix(".answers.sqlite")
+            rows = teach(source, rules, teacher, codes, answers, prompts, known, seed, cache, problems)
+    finally:
+        tell(problems, out.with_suffix(".problems.jsonl"))
     if not rows:
         raise FatalError(f"no example could be made of {', '.join(source)}")
     write(rows, out)

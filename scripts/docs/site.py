@@ -39,6 +39,8 @@ _API = {  # title -> modules whose docstrings are shown
     "Rewards": [
         "reward.scorer",
         "reward.gate",
+        "reward.foreign_letters",
+        "reward.worth",
         "common.answer",
         "reward.terms.registry",
         "reward.calibration.formulas",

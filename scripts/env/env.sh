@@ -3,7 +3,8 @@
 #   require_env || exit 1   for every command: refuses with one line if the device's environment is missing or out of date
 #   ensure_env || exit 1    for setup.sh, demo.sh and test.sh: builds it from scripts/env/*.txt in that case
 #
-# Both then export LRPO_PYTHON, LRPO_DEVICE and the settings that every process needs. Two variables change what they do:
+# Both then export LRPO_PYTHON, LRPO_DEVICE and the settings that every process needs, and in LRPO_ENV_SET the names of those
+# variables that were set here and not by the user, as they may not suit another host. Two variables change what they do:
 #
 #   PYTHON=/path/to/python   the interpreter to build with; by default the first suitable one of python3.11 ... python3
 #   LRPO_DEVICE=cpu|gpu      the device; by default gpu where nvidia-smi lists one
@@ -38,8 +39,9 @@ _env_error() {
 
 _env_find_device() {
     if [[ -z ${LRPO_DEVICE:-} ]]; then
-        LRPO_DEVICE=cpu
-        if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then LRPO_DEVICE=gpu; fi
+        local found=cpu
+        if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then found=gpu; fi
+        _env_default LRPO_DEVICE "$found"
     fi
     [[ $LRPO_DEVICE == cpu || $LRPO_DEVICE == gpu ]] || _env_error "LRPO_DEVICE is '$LRPO_DEVICE'; set it to cpu or gpu" || return 1
     _ENV_NAME=".venv-$LRPO_DEVICE"
@@ -57,8 +59,18 @@ _env_use() {
     if [[ $LRPO_DEVICE == cpu ]]; then
         # The CPU build of torch cannot use a GPU that is there. Two OpenMP threads on a busy machine cost five to ten times
         # the time of one.
-        export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+        unset CUDA_VISIBLE_DEVICES
+        _env_default CUDA_VISIBLE_DEVICES ""
+        _env_default OMP_NUM_THREADS 1
+        _env_default HF_HUB_OFFLINE 1
     fi
+}
+
+# Exports the variable $1 as $2 unless the user has set it. A script that another one has started knows by LRPO_ENV_SET.
+_env_default() {
+    [[ -z ${!1:-} ]] || return 0
+    export "$1=$2"
+    [[ " ${LRPO_ENV_SET:-} " == *" $1 "* ]] || export LRPO_ENV_SET="${LRPO_ENV_SET:+$LRPO_ENV_SET }$1"
 }
 
 _env_refuse() {

@@ -154,7 +154,7 @@ class _Sender:
         if connects:
             await asyncio.gather(self._join(engine), asyncio.to_thread(self._expect, GroupFormed))
         await engine.pause(self._timeout_s, 0.0)
-        plan = RoundPlan(version, self._deadlines, {0: {_GROUP: self._deadlines.first_bucket_s(0.0)}})
+        plan = RoundPlan(version, self._deadlines, {0: {_GROUP: self._deadlines.first_bucket_s(0.0)}}, [])
         self._leader.begin_round(plan, 0)
         self._leader.take(SendWeights(_GROUP, version, connects))
         buckets = [*([smallest_tensor(self.buckets)] if connects else []), *self.buckets]

@@ -227,11 +227,13 @@ def _weigh(options: _Options, result: Converted) -> None:
         set_to["learner.loss"] = "ppo" if mode == "vanilla" else mode, options.origin(name)
     else:
         result.left.append(f"{name} = {mode}: ours are vanilla, gspo and cispo")
+    if mode in ("gspo", "cispo"):
+        set_to.pop("learner.dual_clip", None)  # these losses have none
     used = options(f"{_ACTOR}.use_kl_loss")
     kl = f"{_ACTOR}.kl_loss_coef" if used else f"{_ACTOR}.use_kl_loss"
     set_to["learner.kl"] = options(kl) if used else 0.0, options.origin(kl)
     form, name = options(f"{_ACTOR}.kl_loss_type"), f"{_ACTOR}.kl_loss_type"
-    if form in _KL_FORMS:
+    if used and form in _KL_FORMS:
         set_to["learner.kl_form"] = _KL_FORMS[form], options.origin(name)
     elif used:
         result.left.append(f"{name} = {form}: ours are {', '.join(_KL_FORMS)}")

@@ -22,6 +22,7 @@ from scripts.ops.command_line import command
 
 _DEADLINE_S = 5.0
 _STALLED_S = 120.0  # a reward process whose present step takes longer hangs
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to an engine of ours
 
 
 def find_problem(role: str, config: Config) -> str:
@@ -29,7 +30,7 @@ def find_problem(role: str, config: Config) -> str:
     if role == "actor":
         url = config.actor.engine_url or f"http://127.0.0.1:{config.actor.engine_port}"
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=_DEADLINE_S):
+            with _DIRECT.open(f"{url}/health", timeout=_DEADLINE_S):
                 return ""
         except OSError as error:
             return f"the engine at {url} does not answer: {error}"

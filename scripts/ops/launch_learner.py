@@ -1,10 +1,10 @@
-"""Starts the learner's ranks on this machine, and beside them names accepted answers that no reward can read.
+"""Starts the learner's ranks on this machine, and beside them names the rows whose answers can earn nothing.
 
     scripts/launch_learner.sh CONFIG.toml ... [--section.key value]
 
 The ranks are those of ``learner.launch``, which takes this process over. Reading the accepted answers of large data
-takes minutes, so another process does it meanwhile, and ends with this one. A learner that torchrun starts again does
-not read them again.
+takes minutes, so another process does it meanwhile, and ends with this one (``scripts.data.unscorable``). Ranks that
+torchrun starts again have them read no more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     if not {"-h", "--help"} & {*arguments}:
         subprocess.Popen(
-            [sys.executable, "-m", "scripts.data.unread", *arguments],
+            [sys.executable, "-m", "scripts.data.unscorable", *arguments],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the learner, whose end ends it
             preexec_fn=partial(die_with_parent, os.getpid()),

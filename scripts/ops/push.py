@@ -10,6 +10,7 @@ is none. Only the model and the card are uploaded; the card shows no paths or ad
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{repo}")
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
 ```"""
+# Settings that name files, hosts, processes or addresses of whoever trained, with a slash in them or without.
+_PLACES = frozenset({
+    "run.dir", "run.rendezvous", "data.train", "data.heldout", "model.path", "actor.name", "actor.engine_url",
+    "actor.engine_port", "reward.addresses", "reward.replica", "reward.function", "reward.judges",
+    "reward.language_model", "reward.calibration", "learner.address", "learner.torchrun", "learner.record",
+    "learner.step_reward", "sync.host", "sync.port", "sync.directory",
+})  # fmt: skip
+# Further flags of an engine that do so; what they are called is the engine's affair.
+_PLACE_FLAG = re.compile(r"addr|host|url|port|path|dir|file|log|name|key|token|endpoint|proxy", re.IGNORECASE)
 _PROMPTS = {
     "tag": "A question is asked with the language's tag in front of it, as in training.",
     "system": "The language of the answer is asked for by an instruction in the system prompt, as in training.",
@@ -162,11 +172,14 @@ def _changed_settings(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     defaults = Config().model_dump(mode="json")
     for section, values in settings.items():
         for key, value in values.items():
-            if value != defaults.get(section, {}).get(key) and not _names_a_place(value):
-                yield f"{section}.{key}", json.dumps(value, ensure_ascii=False)
+            name = f"{section}.{key}"
+            if name == "actor.engine_args":
+                value = {flag: one for flag, one in value.items() if not _PLACE_FLAG.search(flag)}
+            if value != defaults.get(section, {}).get(key) and name not in _PLACES and not _looks_like_a_place(value):
+                yield name, json.dumps(value, ensure_ascii=False)
 
 
-def _names_a_place(value: Any) -> bool:
+def _looks_like_a_place(value: Any) -> bool:
     return "/" in json.dumps(value)
 
 

@@ -15,10 +15,10 @@ from typing import Annotated
 
 import typer
 
-from common.config import ConfigError
+from common.config import ConfigError, read_toml
 from scripts.ops.command_line import command
 
-_CONFIGS = Path(__file__).parents[2] / "configs"
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def recipe_files() -> dict[str, Path]:
@@ -48,7 +48,9 @@ def first_line(path: Path) -> str:
 def recipe_settings(name: str, words: Sequence[str]) -> list[str]:
     """The command line, as ``common.config.load`` reads it, of a recipe with a model and data.
 
-    Files are merged after the recipe, flags after all else.
+    Files are merged after the recipe, flags after all else. Nothing is held out unless HELDOUT or a file says so, and
+    the run is in ``runs/NAME`` unless a file does, for which those of configs/models/ do not count: theirs is the
+    place of runs that have no other name.
 
     Args:
         name: of the recipe.
@@ -56,7 +58,7 @@ def recipe_settings(name: str, words: Sequence[str]) -> list[str]:
             it names the model, so ``TRAIN`` comes next.
 
     Raises:
-        ConfigError: there is no such recipe, or the model or the data are missing.
+        ConfigError: there is no such recipe, the model or the data are missing, or a file cannot be read.
     """
     recipe = find_recipe(name)
     count = next((number for number, word in enumerate(words) if word.startswith("--")), len(words))
@@ -70,9 +72,19 @@ def recipe_settings(name: str, words: Sequence[str]) -> list[str]:
             "MODEL is a directory, a hub name or a file such as configs/models/qwen2.5-1.5b.toml; given was "
             f"{' '.join(words[:count]) or 'nothing'}"
         )
-    train, heldout = given[0], given[1] if len(given) == 2 else ""
-    own = [*model, "--data.train", train, "--data.heldout", heldout, "--run.dir", f"runs/{name}"]
+    own = [*model, "--data.train", given[0]]
+    if len(given) == 2:
+        own += ["--data.heldout", given[1]]
+    elif not any(_sets(file, "data", "heldout") for file in files):
+        own += ["--data.heldout", ""]
+    if not any(_sets(file, "run", "dir") for file in files if Path(file).resolve().parent != _CONFIGS / "models"):
+        own += ["--run.dir", f"runs/{name}"]
     return [str(recipe), *files, *own, *words[count:]]
+
+
+def _sets(file: str, section: str, key: str) -> bool:
+    found = read_toml(Path(file)).get(section)
+    return isinstance(found, dict) and key in found
 
 
 @command()

@@ -195,7 +195,8 @@ OPTIONS: Mapping[str, Option] = {
     f"{_ACTOR}.use_kl_loss": Computed("learner.kl", "0 where it is false", boolean, "False"),
     f"{_ACTOR}.kl_loss_coef": Computed("learner.kl", "as it is, with use_kl_loss", number, "0.001"),
     f"{_ACTOR}.kl_loss_type": Computed(
-        "learner.kl_form", "low_var_kl and k3 are k3, kl and k1 are k1, mse and k2 are k2", str, "low_var_kl"
+        "learner.kl_form", "low_var_kl and k3 are k3, kl and k1 are k1, mse and k2 are k2, with use_kl_loss", str,
+        "low_var_kl",
     ),
     f"{_ACTOR}.entropy_coeff": Carried("learner.entropy_bonus", number, "0"),
     f"{_ACTOR}.clip_ratio": Unneeded("clip_ratio_low and clip_ratio_high take its place"),

@@ -15,6 +15,7 @@ import os
 import shlex
 import subprocess
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -29,8 +30,8 @@ from scripts.pool.pool_file import Nodes, Pool, read_pool
 _ROOT = Path(__file__).parents[2]
 _QUEUE_PORT, _REWARD_PORT, _TORCHRUN_PORT = 5700, 5701, 29400
 _RESTARTS = 1000
-# What scripts/env/env.sh has set for a host without a GPU. Slurm would hand it on to nodes that may have GPUs.
-_OF_THIS_HOST = {"LRPO_DEVICE": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+_SET_HERE = "LRPO_ENV_SET"  # names of the variables that scripts/env/env.sh has set for this host, and not the user
+_CARRIED = ("LRPO_KEYS", "LRPO_DEVICE", "HF_HUB_OFFLINE")  # variables of the user that every host gets; none is secret
 _SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10"]
 # 255 is ssh's own failure. Closing its input is how the other side learns that this one has ended or is cut off.
 _HERE = (
@@ -61,9 +62,14 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
     """The flags that follow from the pool for every process of the run.
 
     Raises:
-        ConfigError: the learner nodes differ in their number of engines.
+        ConfigError: the learner nodes differ in their number of engines, or would not find each other.
     """
     learners = [nodes for nodes in pool.nodes if nodes.role == "learner"]
+    if len(learners) > 1 and any(nodes.partition for nodes in learners):
+        raise ConfigError(
+            "nodes: learner nodes of a partition meet on the first of them, which those of another [[nodes]] do not "
+            "know: give all learner nodes in one [[nodes]], or all by hosts"
+        )
     if len({nodes.engines for nodes in learners}) > 1:
         raise ConfigError("nodes: all learner nodes need the same number of engines, which are its ranks")
     flags = [] if config.run.rendezvous else ["--run.rendezvous", str(config.run.dir / "rendezvous")]
@@ -74,11 +80,19 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
         flags += ["--learner.nodes", str(count), "--learner.ranks", str(learners[0].engines)]
         if learners[0].hosts:
             flags += ["--learner.torchrun", f"{learners[0].hosts[0]}:{_TORCHRUN_PORT}"]
-    rewards = [[*range(nodes.engines)] * nodes.machines for nodes in pool.nodes if nodes.role == "reward"]
-    if rewards:
-        addresses = [f"tcp://*:{_REWARD_PORT + n}" for numbers in rewards for n in numbers]
-        flags += ["--reward.addresses", json.dumps(addresses)]
+    if replicas := sum(nodes.number for nodes in pool.nodes if nodes.role == "reward"):
+        # A port for each, as replicas of two [[nodes]] may come to lie on one machine.
+        flags += ["--reward.addresses", json.dumps([f"tcp://*:{_REWARD_PORT + n}" for n in range(replicas)])]
     return flags
+
+
+def number_replicas(pool: Pool) -> list[tuple[Nodes, int]]:
+    """Each of the nodes with the number of its first reward replica; learners come first, else as in the file."""
+    found, replica = [], 0
+    for nodes in sorted(pool.nodes, key=lambda nodes: nodes.role != "learner"):
+        found.append((nodes, replica))
+        replica += nodes.number if nodes.role == "reward" else 0
+    return found
 
 
 def own_flags(nodes: Nodes) -> list[str]:
@@ -91,38 +105,59 @@ def own_flags(nodes: Nodes) -> list[str]:
     return flags
 
 
-def processes(pool: list[Nodes], flags: list[str]) -> list[Process]:
-    """The processes on hosts. Each gets the next GPUs of its host."""
-    found, taken, replica = [], Counter[str](), 0
-    for nodes in pool:
+def users_own(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that other hosts may get: without those that scripts/env/env.sh has set for this one."""
+    set_here = {_SET_HERE, *environment.get(_SET_HERE, "").split()}
+    return {name: value for name, value in environment.items() if name not in set_here}
+
+
+def processes(numbered: list[tuple[Nodes, int]], flags: list[str], role: str | None = None) -> list[Process]:
+    """The processes on hosts, those of one role or all. Each gets the next GPUs of its host, after those of the others.
+
+    Args:
+        numbered: all nodes of the pool, as ``number_replicas`` gives them.
+        flags: which all processes get.
+        role: of the processes that are wanted.
+    """
+    found, gpus, names = [], Counter[str](), Counter[str]()
+    carried = [f"{name}={value}" for name, value in users_own(os.environ).items() if name in _CARRIED and value]
+    for nodes, replica in numbered:
         for host in nodes.hosts:
-            for n in range(nodes.tasks):
-                visible = ",".join(str(taken[host] + gpu) for gpu in range(nodes.task_gpus))
-                taken[host] += nodes.task_gpus
-                name = f"{nodes.role}-{host}-{n}"
-                environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}"]
-                environment += [f"LRPO_KEYS={os.environ['LRPO_KEYS']}"] if os.environ.get("LRPO_KEYS") else []
-                # Each host finds its own device, unless all are told to use this one.
-                environment += ["LRPO_DEVICE=gpu"] if os.environ.get("LRPO_DEVICE") == "gpu" else []
+            for _ in range(nodes.tasks):
+                visible = ",".join(str(gpus[host] + gpu) for gpu in range(nodes.task_gpus))
+                gpus[host] += nodes.task_gpus
+                kind = f"{nodes.role}-{host}"
+                name = f"{kind}-{names[kind]}"
+                names[kind] += 1
+                environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}", *carried]
                 command = ["env", *environment, f"scripts/launch_{nodes.role}.sh", *flags, *own_flags(nodes)]
                 if nodes.role == "actor":
                     command += ["--actor.name", name]
                 if nodes.role == "reward":
                     command += ["--reward.replica", str(replica)]
                     replica += 1
-                found.append(Process(name, host, command))
+                if role in (None, nodes.role):
+                    found.append(Process(name, host, command))
     return found
 
 
-def jobs(pool: list[Nodes], flags: list[str], together: bool) -> list[list[str]]:
-    """The sbatch commands of the nodes in partitions; ``together``: one heterogeneous job."""
+def jobs(
+    numbered: list[tuple[Nodes, int]], flags: list[str], role: str | None = None, *, together: bool = False
+) -> list[list[str]]:
+    """The sbatch commands of the nodes in partitions, with arguments as of ``processes``.
+
+    Args:
+        together: one heterogeneous job.
+    """
     parts = []
-    for nodes in pool:
-        if nodes.partition:
+    for nodes, replica in numbered:
+        if nodes.partition and role in (None, nodes.role):
             options = [f"--partition={nodes.partition}", f"--nodes={nodes.count}"]
             options += [f"--gpus-per-task={nodes.task_gpus}"] if nodes.task_gpus else []
+            options += [f"--cpus-per-task={nodes.task_cpus}"] if nodes.task_cpus else []
+            options += [f"--mem={nodes.memory}"] if nodes.memory else []
             options += [f"--ntasks-per-node={nodes.tasks}"]
-            parts.append((options, [nodes.role, *flags, *own_flags(nodes)]))
+            parts.append((options, [nodes.role, str(replica), str(nodes.task_cpus), *flags, *own_flags(nodes)]))
     script = "scripts/deploy/slurm/pool.sbatch"
     if not together or not parts:
         return [["sbatch", f"--job-name=lrpo-{words[0]}", *options, script, *words] for options, words in parts]
@@ -148,8 +183,7 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
             print(f"# Slurm\n{shlex.join(command)}")
         return
     for command in batches:
-        own = {name: value for name, value in os.environ.items() if _OF_THIS_HOST.get(name) != value}
-        subprocess.run(command, cwd=_ROOT, env=own, check=True)
+        subprocess.run(command, cwd=_ROOT, env=users_own(os.environ), check=True)
     if over_ssh:
         with Children(logs) as children:
             for process in over_ssh:
@@ -175,9 +209,9 @@ def main(
     pool, config = read_pool(pool_file), load(context.args)
     flags = [*context.args, *shared_flags(pool, config)]
     load(flags)
-    kept = [nodes for nodes in pool.nodes if role in (None, nodes.role)]
-    kept.sort(key=lambda nodes: nodes.role != "learner")
-    start(jobs(kept, flags, together), processes(kept, flags), config.run.dir / "logs", dry_run)
+    numbered = number_replicas(pool)
+    batches, over_ssh = jobs(numbered, flags, role, together=together), processes(numbered, flags, role)
+    start(batches, over_ssh, config.run.dir / "logs", dry_run)
 
 
 if __name__ == "__main__":

@@ -35,11 +35,19 @@ class Nodes(Section):
     tp: int = Field(1, gt=0)  # GPUs of an engine; the rates of [gpus] are those of the whole engine
     groups_in_flight: int | None = Field(None, gt=0)  # of an actor; default: actor.groups_in_flight
     network_gb_s: Positive | None = None  # gigabytes that leave a learner's node in a second
+    # Of a partition; without them Slurm gives what the site has as its defaults, often one core for each process.
+    cpus: int | None = Field(None, gt=0)  # cores of each engine: actor, learner rank or reward replica
+    memory: str | None = Field(None, pattern=r"^\d+[KMGT]?$")  # of each node, as --mem of sbatch: "200G"; "0" is all
 
     @model_validator(mode="after")
     def _check_places(self) -> Self:
         if bool(self.hosts) == bool(self.partition and self.count):
             raise ValueError(f"nodes of role {self.role!r} need either hosts, or partition and count")
+        if self.hosts and (self.cpus or self.memory):
+            raise ValueError(
+                f"cpus and memory are what Slurm is asked for in a partition; {', '.join(self.hosts)} are reached by "
+                "ssh, where a process takes what it needs: leave them out"
+            )
         return self
 
     @property
@@ -56,6 +64,11 @@ class Nodes(Section):
     def tasks(self) -> int:
         """Processes that are started on a machine; a learner's starts its ranks itself."""
         return 1 if self.role == "learner" else self.engines
+
+    @property
+    def task_cpus(self) -> int:
+        """Cores of each such process; 0: the site's default."""
+        return (self.cpus or 0) * (self.engines if self.role == "learner" else 1)
 
     @property
     def task_gpus(self) -> int:

@@ -35,7 +35,7 @@ from common.languages import code_of
 from common.process import FatalError
 from common.progress import Activity
 from learner.data.rows import QuestionRow
-from reward.detectors import Detector, DetectorName, make_detector
+from reward.detectors import Detector, DetectorName, diagnose, make_detector
 from reward.gate import LanguageGate
 from scripts.ops.command_line import command
 from scripts.study.benchmarks.consistency import published_consistency
@@ -75,14 +75,10 @@ def cut(row: BenchmarkRow, raw: str, opened: bool) -> Response:
     return Response(row, raw, read_answer(raw, row.language, thinking_opened=opened))
 
 
-def diagnose(responses: Sequence[Response], detector: Detector, tokens: Sequence[int]) -> list[Sample]:
+def as_samples(responses: Sequence[Response], detector: Detector, tokens: Sequence[int]) -> list[Sample]:
     """The language of each response's parts; whether it is right is not told here."""
-    thinking = [n for n, one in enumerate(responses) if one.answer.thinking]
-    texts = [one.answer.final for one in responses] + [responses[n].answer.thinking for n in thinking]
-    asked = [one.row.language for one in responses] + [responses[n].row.language for n in thinking]
-    found = detector.parts(texts, asked)
-    thoughts = dict(zip(thinking, found[len(responses) :], strict=True))
-    return [Sample(thoughts.get(n), found[n], None, tokens[n]) for n in range(len(responses))]
+    parts = diagnose(detector, [one.answer for one in responses])
+    return [Sample(thought, final, None, count) for (thought, final), count in zip(parts, tokens, strict=True)]
 
 
 def summarise(
@@ -255,7 +251,7 @@ def main(
             }
         finally:
             verifier.close()
-        diagnosed = diagnose(flat, tells, lengths)
+        diagnosed = as_samples(flat, tells, lengths)
         consistency = published_consistency(name, responses)
     scores = {scoring: [values[q * n : q * n + n] for q in range(len(rows))] for scoring, values in scorings.items()}
     if letters:

@@ -53,8 +53,12 @@ class FinishedRun:
         Args:
             when: "before" or "after" training.
             questions: "train" or "heldout".
+
+        Returns:
+            NaN where the run does not have it, as an accuracy where nothing says what is right.
         """
-        return float(self.summary[f"evaluation_{when}"][f"{questions}_settings"][f"{setting}_{metric}"])
+        found: Mapping[str, float] = self.summary[f"evaluation_{when}"][f"{questions}_settings"]
+        return float(found.get(f"{setting}_{metric}", np.nan))
 
 
 def read_run(directory: Path) -> FinishedRun:

@@ -32,11 +32,10 @@ import typer
 from common.endpoint import FORM
 from common.languages import code_of
 from common.process import FatalError
-from learner.data.problems import Problems
 from learner.data.rows import QuestionRow, Rules
 from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import pairs
-from scripts.data.sources import read
+from scripts.data.sources import read_whole
 from scripts.ops.command_line import command
 from scripts.study.grading import Item, grade
 from scripts.study.harness import score_tasks
@@ -45,6 +44,19 @@ from scripts.study.served_model import Asking, answers, served
 
 _SEEN = "zh,ja,ar,ko,es,fr,pt,de,ru,it,nl,vi,pl,id"  # languages of the paper's training data
 Questions = Annotated[str, typer.Option(metavar="FILE", help="Questions with reference answers.")]
+
+
+def seen_languages(given: str, run: Path | None) -> list[str]:
+    """The codes of the languages of the training data, for which scores are reported apart.
+
+    Args:
+        given: names, separated by commas; empty: those of the run.
+        run: whose model it is; None: it is of no run, and the languages are those of the paper's training data.
+    """
+    if given or run is None:
+        return [code_of(name) for name in (given or _SEEN).split(",")]
+    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    return list(settings["run"]["languages"])
 
 
 @command(ValueError, OSError)
@@ -69,22 +81,20 @@ def main(
         Literal["auto", "tag", "system", "plain"],
         typer.Option(help="How the language is asked for; auto: by a tag where the tokenizer has it, else plain."),
     ] = "auto",
-    seen: Annotated[str, typer.Option(help="Languages of the training data.")] = _SEEN,
+    seen: Annotated[
+        str, typer.Option(help="Languages of the training data: by default those of the run, else of the paper's data.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of the table.")] = False,
 ) -> None:
     own = Path(model) / "model"
     weights = str(own) if (own / "config.json").exists() else model
+    codes = seen_languages(seen, own.parent if weights == str(own) else None)
     rows: dict[str, list[QuestionRow]] = {}
     for name, source in {"CARE-pro": care_pro, "CARE": care, "mGSM": mgsm}.items():
         if source:
             if name != "mGSM" and not judge:
                 raise FatalError(f"{name} needs --judge: {FORM}")
-            problems = Problems()
-            rules = Rules(pairs(columns), language, splits=("test", "validation", "train"))
-            rows[name] = read([source], rules, problems)
-            if not rows[name] or problems.of("broken"):  # a benchmark is scored whole or not at all
-                broken = "; ".join(problems.lines("broken")) or f"{source} is empty"
-                raise FatalError(f"{name}: {len(rows[name])} good rows, {len(problems.of('broken'))} broken: {broken}")
+            rows[name] = read_whole(source, Rules(pairs(columns), language, splits=("test", "validation", "train")))
     grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
     if rows:
@@ -96,13 +106,15 @@ def main(
         items |= score_tasks(weights, lm_eval.split(","), include_path, limit)
     if not items:
         raise FatalError("nothing to evaluate: give --care-pro, --care, --mgsm or --lm-eval")
-    codes = [code_of(name) for name in seen.split(",")]
     sets = {name: summary(some, codes) for name, some in items.items()}
-    found = {"model": model, "sets": sets}
+    found = {"model": model, "seen": codes, "sets": sets}
     every = {**found, "items": {name: [asdict(item) for item in some] for name, some in items.items()}}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(json.dumps(found, ensure_ascii=False) if as_json else table(model, sets))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print(f"{table(model, sets)}\nseen are {', '.join(codes)}")
 
 
 if __name__ == "__main__":

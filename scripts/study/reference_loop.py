@@ -516,6 +516,11 @@ def main(
     micro_batch: Annotated[int, typer.Option(help="Answers in a forward pass.")] = 8,
 ) -> None:
     config = load(context.args) if record is None else recording.read(record)[0]
+    if record is not None and (later := recording.later_configurations(record)):
+        raise FatalError(
+            f"{record} is of a run that resumed with another configuration from step {min(later)} on, and the "
+            "reference loop trains with one: move the files of the steps from there on elsewhere"
+        )
     check(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -62,7 +62,10 @@ class Fact:
 
 
 def facts(countries: Mapping[str, Mapping[str, Any]], gate: LanguageGate) -> list[Fact]:
-    """Every fact whose references all pass the language gate of the reward.
+    """Every fact whose references are all taken for exactly their languages, each as a whole.
+
+    This is not the rule by which the gate judges an answer, which also takes near languages and allows names; another
+    rule would make other worlds of the same seeds.
 
     Args:
         countries: by ISO code, as the package ``countries-list`` has them.

@@ -5,18 +5,24 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Awaitable, Callable
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import pytest
+import zmq.asyncio
 
 from actor import session
 from actor.engine.errors import EngineError
 from actor.identity import is_gone, own_process
 from actor.session import RunEnded, Session
 from common import wire
+from common.config import RunConfig
+from common.net import rendezvous
+from common.net.rendezvous import Place, Route
 from common.process import FatalError
 from tests.support.groups import question
 
@@ -27,24 +33,26 @@ class FakeRoute:
     """A connection whose other end is the test."""
 
     def __init__(self) -> None:
-        self.place = SimpleNamespace(address="ipc://learner")
+        self.place = Place(address="ipc://learner")
         self.socket = self
         self.sent: list[wire.AnyMessage] = []
         self.arriving: asyncio.Queue[bytes] = asyncio.Queue()
-        self.moved = self.over = False
+        self.moved = self.over = False  # what the learner's file says
 
     async def send(self, message: wire.AnyMessage) -> None:
         self.sent.append(message)
 
-    async def recv(self) -> bytes:
-        return await self.arriving.get()
+    async def recv_multipart(self) -> list[bytes]:
+        return [await self.arriving.get()]
 
-    def is_over(self) -> bool:
-        return self.over
+    def look(self) -> Place:
+        return self.place.model_copy(update={"over": self.over, "life": self.place.life + self.moved})
 
-    def follow(self) -> bool:
-        moved, self.moved = self.moved, False
-        return moved
+    def follow(self, place: Place | None) -> bool:
+        if place is None or place.over or place == self.place:
+            return False
+        self.place, self.moved = place, False
+        return True
 
     def put(self, *messages: wire.Message) -> None:
         for message in messages:
@@ -232,6 +240,8 @@ def test_a_group_is_sent_until_it_is_acknowledged() -> None:
         await actor.be_welcome()
         release = wire.Release(id="0:train-0", reason="").of(actor.lives)
         delivering = asyncio.create_task(actor.session.deliver(release))
+        await actor.route.until_sent(wire.Release, 1)
+        actor.route.put(wire.Alive().of(actor.lives))
         await actor.route.until_sent(wire.Release, 2)
         assert not delivering.done()
         actor.route.put(wire.Ack(accepted={"0:train-0": True, "another": True}).of(actor.lives))
@@ -296,7 +306,7 @@ def test_a_silent_learner_whose_run_is_over_is_not_waited_for(before: bool, monk
     monkeypatch.setattr(session, "_OVER_S", 0.2 if before else 1000.0)
 
     async def scene(actor: FakeActor) -> None:
-        actor.route.over = before
+        actor.route.place = Place(address="ipc://learner", over=before)
         actor.session = Session(cast(Any, actor.route), "a", OWN, lease_timeout_s=0.05, silence_timeout_s=1000)
         await actor.begin()
         actor.route.over = True
@@ -304,6 +314,81 @@ def test_a_silent_learner_whose_run_is_over_is_not_waited_for(before: bool, monk
             await actor.session.send_heartbeats()
 
     play(scene)
+
+
+def test_time_in_which_the_actor_itself_stood_still_is_no_silence_of_the_learner() -> None:
+    async def scene(actor: FakeActor) -> None:
+        await actor.be_welcome()
+        actor.route.put(leased("1").of(actor.lives))
+        await actor.until(lambda: actor.work)
+        lives = actor.lives
+        actor.tasks.append(asyncio.create_task(actor.session.send_heartbeats()))
+        beats = len(actor.route.of_kind(wire.Heartbeat))
+        await actor.route.until_sent(wire.Heartbeat, beats + 1)
+        time.sleep(3)  # as if the process were stopped
+        beats = len(actor.route.of_kind(wire.Heartbeat))
+        await actor.route.until_sent(wire.Heartbeat, beats + 1)
+        assert actor.lives == lives and actor.work == ["1"]
+        with pytest.raises(FatalError, match="has sent nothing for"):  # it still notices that the learner is silent
+            await actor.tasks[-1]
+
+    play(scene, silence_timeout_s=1.5)
+
+
+def test_a_learner_that_was_silent_for_a_while_gets_the_groups_that_it_has_leased() -> None:
+    """It may have been stopped, and knows the actor as before; one that has forgotten it says so."""
+
+    async def scene(actor: FakeActor) -> None:
+        await actor.be_welcome()
+        actor.route.put(leased("1").of(actor.lives))
+        await actor.until(lambda: actor.work)
+        lives = actor.lives
+        actor.tasks.append(asyncio.create_task(actor.session.send_heartbeats()))
+        await asyncio.sleep(0.5)  # ten times the lease timeout
+        delivering = asyncio.create_task(actor.session.deliver(wire.Submit(id="1", rollouts=[]).of(lives)))
+        await asyncio.sleep(0.5)
+        assert len(actor.route.of_kind(wire.Submit)) == 1, "copies do not pile up in the connection"
+        actor.route.put(wire.Alive().of(lives))  # it goes on, but the group was lost on the way
+        await actor.route.until_sent(wire.Submit, 2)
+        actor.route.put(wire.Alive().of(lives), wire.Ack(accepted={"1": True}).of(lives))
+        await delivering
+        assert actor.lives == lives and actor.work == ["1"]
+        actor.route.put(wire.Unknown().of(lives))
+        await actor.until(lambda: not actor.work)
+
+    play(scene, lease_timeout_s=0.05)
+
+
+def test_a_rendezvous_whose_file_system_hangs_holds_nothing_up(tmp_path: Path) -> None:
+    """A pipe in the place of the file: opening it blocks until somebody writes."""
+    run = RunConfig(dir=Path("runs/one"), rendezvous=tmp_path)
+    rendezvous.announce(run, "learner", f"ipc://{tmp_path}/queue")
+    file = tmp_path / "learner.json"
+    told = file.read_text()
+    route = Route(run, "learner", "", 1)
+
+    async def listen() -> None:
+        file.unlink()
+        os.mkfifo(file)
+        context = zmq.asyncio.Context()
+        route.connect(context)
+        learner = Session(route, "a", OWN, lease_timeout_s=1000, silence_timeout_s=1000)
+        ending = asyncio.create_task(learner.send_heartbeats())
+        longest_s, before = 0.0, asyncio.get_running_loop().time()
+        for _ in range(50):
+            await asyncio.sleep(0.01)
+            now = asyncio.get_running_loop().time()
+            longest_s, before = max(longest_s, now - before), now
+        assert longest_s < 3 and not ending.done(), "the loop goes on"
+        assert sum(thread.name == "a call that may block" for thread in threading.enumerate()) == 1, "one hangs"
+        file.replace(tmp_path / "pipe")
+        file.write_text(told.replace('"over":false', '"over":true'))
+        (tmp_path / "pipe").write_text(told)  # which frees the thread
+        with pytest.raises(RunEnded):
+            await asyncio.wait_for(ending, _PATIENCE_S)
+        context.destroy(linger=0)
+
+    asyncio.run(listen())
 
 
 def test_a_name_is_waited_for_and_the_learner_told_for_how_long() -> None:

@@ -21,6 +21,7 @@ from common.config import SyncConfig
 
 PROBE = wire.Probe(ids=np.zeros(2, np.int32), logprobs=np.zeros(1, np.float32), tolerance=1.0)
 _PATIENCE_S = 30
+_LATER_S = 0.5
 
 
 class FakeEngine(Engine):
@@ -152,6 +153,30 @@ def test_a_pause_waits_for_the_proof_and_then_cuts_it_off(monkeypatch: pytest.Mo
         await learner.reach(WeightState.PROVED)
         assert engine.version == 3 and learner.updates.proved_updates == 2
         assert learner.may_send(1, 3) and learner.may_send(2, 3) is False
+
+    play(FakeEngine, scene)
+
+
+def test_the_pause_that_is_reported_begins_when_the_engine_stops() -> None:
+    """Not with the order: until the proof before it has ended, and while answers end, the engine generates."""
+
+    async def scene(engine: FakeEngine, learner: Learner) -> None:
+        learner.pause(1)
+        learner.publish(1)
+        await learner.reach(WeightState.PROVING)
+        engine.pause_mode, engine._running = "drain", 1
+        learner.pause(2)
+        learner.publish(2)
+        await asyncio.sleep(_LATER_S)
+        assert learner.updates.state is WeightState.PROVING
+        engine.probed.set()
+        await learner.reach(WeightState.PAUSING)
+        await asyncio.sleep(_LATER_S)
+        assert learner.updates.state is WeightState.PAUSING
+        engine._running = 0
+        await learner.reach(WeightState.PROVED)
+        pauses = [message.pause_s for message in learner.sent if isinstance(message, wire.Synced)]
+        assert len(pauses) == 4 and pauses[3] < _LATER_S, pauses
 
     play(FakeEngine, scene)
 

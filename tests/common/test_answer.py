@@ -26,7 +26,7 @@ def test_the_thought_is_not_rewarded_and_the_span_says_what_is_judged(
     span: GateSpan, rewarded_too: bool, judged: list[str]
 ) -> None:
     answer = read_answer(" <think>one</think> two ", "German", True)
-    assert (answer.thinking, answer.final, answer.rewarded) == ("one", "two", "two")
+    assert (answer.thought, answer.final, answer.rewarded) == ("one", "two", "two")
     assert answer.judged(span, rewarded_too) == judged
     bare = read_answer("two", "de").judged(span, rewarded_too)
     assert bare == {"all": ["two"], "thinking": ["", "two"][: 1 + rewarded_too], "answer": ["two"]}[span]
@@ -35,7 +35,7 @@ def test_the_thought_is_not_rewarded_and_the_span_says_what_is_judged(
 
 
 @pytest.mark.parametrize(
-    ("raw", "opened", "thinking", "final", "opened_by", "closed"),
+    ("raw", "opened", "thought", "final", "opened_by", "closed"),
     [
         ("two", False, "", "two", "", True),
         ("one</think>two", True, "one", "two", "template", True),
@@ -48,10 +48,10 @@ def test_the_thought_is_not_rewarded_and_the_span_says_what_is_judged(
     ],
 )
 def test_a_thought_that_never_ended_is_no_answer(
-    raw: str, opened: bool, thinking: str, final: str, opened_by: str, closed: bool
+    raw: str, opened: bool, thought: str, final: str, opened_by: str, closed: bool
 ) -> None:
     answer = read_answer(raw, "de", thinking_opened=opened)
-    assert (answer.thinking, answer.final) == (thinking, final)
+    assert (answer.thought, answer.final) == (thought, final)
     assert (answer.thought_opened_by, answer.thought_closed) == (opened_by, closed)
 
 
@@ -74,10 +74,10 @@ def test_lone_surrogates_are_replaced_and_long_answers_cut() -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.booleans())
-def test_thinking_ends_at_its_tag(before: str, after: str, opened: bool) -> None:
+def test_a_thought_ends_at_its_tag(before: str, after: str, opened: bool) -> None:
     tag = "" if opened else "<think>"
     if "think>" not in before + after:
         answer = read_answer(f"{tag}{before}</think>{after}", "de", thinking_opened=opened)
-        assert (answer.thinking, answer.final, answer.thought_closed) == (before.strip(), after.strip(), True)
+        assert (answer.thought, answer.final, answer.thought_closed) == (before.strip(), after.strip(), True)
         unfinished = read_answer(f"{tag}{before}", "de", thinking_opened=opened)
-        assert (unfinished.thinking, unfinished.final, unfinished.thought_closed) == (before.strip(), "", False)
+        assert (unfinished.thought, unfinished.final, unfinished.thought_closed) == (before.strip(), "", False)

@@ -46,6 +46,62 @@ REFUSED = {
         ["--learner.dual_clip", "0.5"],
         "dual_clip = 0.5 must be above 1, or 0 for no bound",
     ),
+    "a constant length that nothing divides by": (
+        ["--learner.aggregation_length", "100"],
+        "learner.aggregation_length = 100 has no effect with learner.aggregation = 'token': choose",
+    ),
+    "a weight of compliance that nothing is weighed by": (
+        ["--learner.compliance_weight", "0.5"],
+        "learner.compliance_weight = 0.5 has no effect with learner.advantage = 'gated'",
+    ),
+    "a kind of deviation by which nothing is divided": (
+        ["--learner.advantage_std", "false", "--learner.std_ddof", "0"],
+        "learner.std_ddof = 0 has no effect with learner.advantage_std = false",
+    ),
+    "a penalty without a limit": (
+        ["--learner.overlong_penalty", "0.5"],
+        "learner.overlong_penalty = 0.5 has no effect with learner.overlong_limit = 0",
+    ),
+    "a dual clip of GSPO": (
+        ["--learner.loss", "gspo", "--learner.dual_clip", "10"],
+        "learner.dual_clip = 10.0 has no effect with learner.loss = 'gspo'",
+    ),
+    "a form of no KL": (
+        ["--learner.kl", "0", "--learner.kl_form", "k1"],
+        "learner.kl_form = 'k1' has no effect with no KL penalty",
+    ),
+    "a weighted KL that there is not": (
+        ["--learner.stages", "[{until = 0.5}, {}]", "--learner.kl_importance", "true"],
+        "learner.kl_importance = True has no effect with no KL penalty",
+    ),
+    "a mask where there is no weight": (
+        [*_MASK, "--learner.proximal", "behaviour"],
+        "learner.importance = 'mask' has no effect with learner.proximal = 'behaviour'",
+    ),
+    "layers without checkpointing": (
+        ["--learner.checkpointed_layers", "0.5"],
+        "learner.checkpointed_layers = 0.5 has no effect with learner.activation_checkpointing = false",
+    ),
+    "a KL beside stages that have none": (
+        ["--learner.kl", "0.001", "--learner.stages", "[{until = 0.5, kl = 0.001}, {}]"],
+        "learner.kl = 0.001 has no effect with learner.stages: stage 2 names no kl, so its KL has the weight 0",
+    ),
+    "a KL that the stages have another of": (
+        ["--learner.kl", "0.01", "--learner.stages", "[{until = 0.5, kl = 0.1}, {kl = 0.0}]"],
+        "learner.kl = 0.01 has no effect with learner.stages, whose kl is 0.1, 0",
+    ),
+    "a compliance that the public router does not weigh": (
+        ["--router.credit", "reference", "--router.compliance_weight", "0.5"],
+        "compliance_weight has no effect with credit = 'reference'",
+    ),
+    "a question's language that the public router does not see": (
+        ["--router.credit", "reference", "--router.question_language", "false"],
+        "question_language has no effect with credit = 'reference'",
+    ),
+    "a warm-up as long as the run": (
+        ["--learner.steps", "25", "--learner.warmup_steps", "25"],
+        "learner.warmup_steps = 25 must be below the 25 steps of the run",
+    ),
     "parts that are missing": (
         ["--learner.advantage", "decoupled"],
         "learner.advantage = 'decoupled' needs learner.decoupled_parts",
@@ -57,6 +113,10 @@ REFUSED = {
     "a part that the reward has not": (
         [*_DECOUPLED, "{similarity = 1.0, speling = 1.0}"],
         "learner.decoupled_parts: the reward has no speling; it has similarity",
+    ),
+    "a wait that ends before a call may": (
+        ["--learner.group_timeout_s", "600"],
+        "learner.group_timeout_s = 600 must be above actor.request_timeout_s = 600",
     ),
     "a refill that comes too late": (
         ["--learner.refill", "8", "--learner.step_reward", "f.py:f"],
@@ -210,6 +270,22 @@ REFUSED = {
         ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{lc = 1.0, wins = 1.0}"],
         "data.curriculum = 0.5 needs to know which answers are right, and of reward.parts = lc, wins none says so",
     ),
+    "a curriculum by similarity": (
+        ["--data.curriculum", "0.5"],
+        "data.curriculum = 0.5 needs to know which answers are right, and of reward.terms.default = similarity none",
+    ),
+    "a curriculum that knows of one topic": (
+        ["--data.curriculum", "0.5", "--reward.terms", "{default = {exact = 1.0}, Chat = {judge = 1.0}}"],
+        "of reward.terms.Chat = judge none says so: add a term that does",
+    ),
+    "a curriculum by a part that may be anything": (
+        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{agreement = 1.0}"],
+        "of reward.parts = agreement none says so: name one of them 'accuracy'",
+    ),
+    "success without knowing what is right": (
+        ["--learner.stages", "[{until = 0.5}, {success = 0.5}]"],
+        "learner.stages: success = 0.5 in stage 2 needs to know which answers are right, and of reward.terms.default",
+    ),
     "a key to accept that is none": (
         ["--resume.accept", "learner.lrr"],
         "resume.accept: there is no setting 'learner.lrr'",
@@ -240,14 +316,28 @@ def test_every_mistake_is_told_at_once() -> None:
         [*_MASK, "--learner.importance_floor", "1", "--learner.importance_cap", "1"],
         ["--learner.importance_floor", "3"],  # for "mask" alone
         ["--learner.importance", "none", "--learner.importance_cap", "0.5"],  # not looked at
+        ["--learner.importance", "none", "--learner.proximal", "behaviour"],  # there is none, as it says
+        ["--learner.loss", "gspo", "--learner.dual_clip", "0"],
+        ["--learner.overlong_penalty", "1.0", "--learner.kl", "0", "--learner.kl_form", "k3"],  # as a recipe has it
+        ["--learner.kl", "0.05", "--learner.stages", "[{until = 0.5, kl = 0.05}, {kl = 0.1}]"],  # of the file before
+        ["--learner.kl", "0", "--learner.stages", "[{until = 0.5, kl = 0.05}, {}]"],
+        ["--router.credit", "pooled", "--router.question_language", "false", "--router.prior", "2"],
+        ["--learner.steps", "26", "--learner.warmup_steps", "25"],
         ["--learner.ranks", "2", "--learner.nodes", "3", "--learner.replicas", "6", "--run.rendezvous", "r"],
-        ["--learner.address", "tcp://[::1]:5700", "--reward.addresses", '["ipc://a", "tcp://*:5701", "tcp://*:5701"]'],
+        [
+            "--learner.address",
+            "tcp://localhost:5700",
+            "--reward.addresses",
+            '["ipc://a", "tcp://*:5701", "tcp://*:5701"]',
+        ],
         ["--learner.steps", "10", "--learner.stages", "[{until = 0.3}, {until = 0.4}, {}]"],
         ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
         ["--resume.accept", "learner.lr, router,router.initial"],
         ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{acc = 1.0, wins = 1.0}"],
-        ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{agreement = 1.0}"],
+        ["--data.curriculum", "0.5", "--reward.terms", "{default = {similarity = 1.0, contains = 0.001}}"],
+        ["--data.curriculum", "0.5", "--data.curriculum_right", "0.5"],
+        ["--learner.stages", "[{success = 0.5}]", "--reward.terms.default.math", "1"],
         [
             "--data.curriculum",
             "0.5",
@@ -268,13 +358,28 @@ def test_what_is_at_the_edge_is_accepted(flags: list[str]) -> None:
     ("address", "good"),
     [
         ("tcp://127.0.0.1:5700", True), ("tcp://*:1", True), ("tcp://host.example:65535", True),
-        ("tcp://[::1]:80", True), ("ipc:///tmp/queue", True), ("ipc://", False), ("tcp://host:0", False),
+        ("tcp://[::1]:80", False), ("tcp://[::]:80", False), ("tcp://[::1:80", False),
+        ("ipc:///tmp/queue", True), ("ipc://", False), ("tcp://host:0", False),
         ("tcp://host:65536", False), ("tcp://host:port", False), ("tcp://:5700", False), ("http://host:80", False),
         ("", False), ("tcp:/host:1", False), ("tcp://host:1/path", False),
     ],
 )  # fmt: skip
 def test_addresses(address: str, good: bool) -> None:
     assert is_address(address) is good
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--learner.address", "tcp://[2001:db8::7]:5700"], ["--reward.addresses", '["tcp://[::1]:5701"]'],
+        ["--learner.torchrun", "[::1]:29500"], ["--sync.host", "2001:db8::7"],
+    ],
+)  # fmt: skip
+def test_ipv6_is_refused_by_its_name(flags: list[str]) -> None:
+    """ZeroMQ would say that the argument is invalid, and the process groups that the address family is wrong."""
+    found = re.escape(f"{flags[0][2:]} = ") + ".*is an IPv6 address, and lrpo speaks IPv4"
+    with pytest.raises(ConfigError, match=found):
+        load(flags)
 
 
 def test_a_calibration_is_by_the_mean_unless_it_is_said_otherwise() -> None:
@@ -297,6 +402,29 @@ def test_a_stage_ends_after_the_step_that_was_written(hundredths: int, steps: in
     assert learner.stage_ends() == [end, steps]
     assert learner.stage(end - 1) is learner.stages[0] and learner.stage(end) is learner.stages[1]
     assert learner.stage(steps - 1) is learner.stages[1] and learner.stage(steps) is None
+
+
+def test_a_configuration_that_a_run_wrote_is_read_again() -> None:
+    """It gives every setting, also those that its user left alone and that have no effect."""
+    for flags in (
+        ["--learner.stages", "[{until = 0.5, kl = 0.1}, {}]"],
+        ["--learner.loss", "cispo", "--learner.kl", "0"],
+        ["--router.credit", "reference"],
+        ["--data.curriculum", "0.5", "--data.curriculum_right", "0.5"],
+    ):
+        config = load(flags)
+        assert Config.model_validate_json(config.model_dump_json()) == config
+    written = load([]).model_dump(mode="json")
+    written["learner"] |= {"dual_clip": 10.0, "loss": "gspo"}
+    assert Config.model_validate(written).learner.dual_clip == 10, "of a run that was begun before it was refused"
+
+
+def test_a_warm_up_is_compared_with_the_steps_that_the_questions_make() -> None:
+    flags = ["--learner.epochs", "10", "--learner.steps", "500", "--learner.groups_per_step", "512"]
+    config = load([*flags, "--learner.warmup_steps", "25"])
+    assert config.with_questions(100_000).learner.steps == 500
+    with pytest.raises(ConfigError, match=r"learner\.warmup_steps = 25 must be below the 19 steps of the run"):
+        config.with_questions(1_000)
 
 
 def test_steps_and_epochs_the_smaller_rules() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.config import Config, ConfigError, load, usage
+from common.config.former import FORMER
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,10 +21,87 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
     assert config.run.languages == ("en", "zh") and config.run.dir == Path("runs/x")
 
 
+_OWN_KEYS = {
+    "reward.terms": ("{default = {math = 1.0}}", "{default = {similarity = 1.0}}"),
+    "reward.near_languages": ('{hr = ["sr"]}', '{id = ["ms"]}'),
+    "reward.judge_sampling": ("{seed = 1}", "{top_p = 0.5}"),
+    "reward.parts": ("{acc = 1.0}", "{lc = 1.0}"),
+    "learner.decoupled_parts": ("{quality = 1.0}", "{compliance = 1.0}"),
+    "router.initial": ('{"topic:Chat" = {en = 0.1}}', '{"topic:Reasoning" = {de = 0.1}}'),
+    "data.columns": ('{question = "a"}', '{answer = "b"}'),
+    "model.template_args": ("{enable_thinking = true}", '{date_string = "today"}'),
+    "actor.engine_args": ("{tp = 2}", "{max_running_requests = 4}"),
+}
+_NEEDS = {
+    "reward.parts": ("--reward.function", "mine.py:score"),
+    "learner.decoupled_parts": ("--learner.advantage", "decoupled"),
+}
+_ADDED_UP = {"data.columns", "model.template_args", "actor.engine_args"}
+
+
+@pytest.mark.parametrize("key", _OWN_KEYS)
+def test_a_whole_table_takes_the_place_of_the_one_before(tmp_path: Path, key: str) -> None:
+    """A flag always; a later file but for the tables of which every file says its part. A longer key adds."""
+    (section, _, name), (first, second) = key.partition("."), _OWN_KEYS[key]
+
+    def loaded(*arguments: str) -> dict[str, object]:
+        found = getattr(
+            getattr(load([*arguments, "--run.languages", '["en", "de"]', *_NEEDS.get(key, ())]), section), name
+        )
+        return dict(found)
+
+    for file, value in (("a.toml", first), ("b.toml", second)):
+        (tmp_path / file).write_text(f"[{section}]\n{name} = {value}\n")
+    one, other = loaded(f"--{key}", first), loaded(f"--{key}", second)
+    assert one != other
+    assert loaded(str(tmp_path / "a.toml"), f"--{key}", second) == other
+    assert loaded(f"--{key}", first, f"--{section}", f"{{{name} = {second}}}") == other
+    assert loaded(str(tmp_path / "a.toml"), str(tmp_path / "b.toml")) == (one | other if key in _ADDED_UP else other)
+
+
+def test_a_longer_key_adds_to_a_table_or_changes_a_value_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[reward.terms.default]\nmath = 1.0\n[actor.engine_args]\ntp = 2\n")
+    flags = [
+        "--reward.terms.default.choice",
+        "0.5",
+        "--reward.terms.Chat.judge",
+        "1",
+        "--reward.judges",
+        '["m@http://j"]',
+    ]
+    config = load([str(tmp_path / "a.toml"), *flags, "--actor.engine_args.tp", "4"])
+    assert config.reward.terms == {"default": {"math": 1.0, "choice": 0.5}, "Chat": {"judge": 1.0}}
+    assert config.actor.engine_args == {"tp": 4}
+    assert load([str(tmp_path / "a.toml"), "--reward.terms.default", "{exact = 1.0}"]).reward.terms == {
+        "default": {"exact": 1.0}
+    }
+
+
+def test_what_is_no_table_in_place_of_a_section_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[learner]\nlr = 1e-5\n")
+    (tmp_path / "b.toml").write_text("learner = 3\n")
+    with pytest.raises(ConfigError, match="learner = 3"):
+        load([str(tmp_path / "a.toml"), str(tmp_path / "b.toml")])
+
+
+def test_a_recipes_reward_is_replaced_and_its_columns_are_kept(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[reward.terms.default]\nsimilarity = 1.0\n[data.columns]\nquestion = "prompt"\n')
+    recipes = ROOT / "configs" / "recipes"
+    assert load([str(recipes / "dapo.toml"), str(mine)]).reward.terms == {"default": {"similarity": 1.0}}
+    flag = ["--reward.terms", "{default={similarity=1.0}}"]
+    assert load([str(recipes / "dapo.toml"), *flag]).reward.terms == {"default": {"similarity": 1.0}}
+    columns = load([str(recipes / "m-thinker.toml"), str(mine)]).data.columns
+    assert columns["question"] == "prompt" and {"english_question", "english_thought"} <= columns.keys()
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--learner.staleness_bound", "2"], "unknown key 'learner.staleness_bound'; did you mean 'learner.staleness'"),
+        (["--reward.gate_piece", "80"], "reward.gate_piece is gone: the language gate has no pieces"),
+        (["--reward.gate_piece", "80"], "as in reward.gate_share = 0.12"),
+        (["--router.indifference", "0.1"], "router.indifference is gone: it is now router.diversity"),
         (["--lerner.lr", "1"], "unknown key 'lerner'; did you mean 'learner'"),
         (["--learner.lr", "fast"], "learner.lr = 'fast'"),
         (["--learner.lr", "-1"], "learner.lr = -1"),
@@ -47,6 +125,14 @@ def test_later_files_and_flags_win(tmp_path: Path) -> None:
 def test_mistakes_are_named(arguments: list[str], complaint: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         load(arguments)
+
+
+def test_what_has_taken_the_place_of_a_former_setting_is_one() -> None:
+    known = {line.split()[0].removeprefix("--") for line in usage().splitlines() if line.startswith("  --")}
+    for former, told in FORMER.items():
+        assert former not in known
+        given = re.findall(r"as in (\S+) = (\S+)$", told)
+        assert len(given) == 1 and load([f"--{given[0][0]}", given[0][1]])
 
 
 def test_the_help_has_every_setting_as_it_may_be_given() -> None:

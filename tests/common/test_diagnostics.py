@@ -47,7 +47,8 @@ def test_the_figures_of_a_hand_made_table() -> None:
 def test_the_first_part_that_says_so_decides_what_is_right() -> None:
     assert diagnostics.is_right(0.1, {"math": 1.0, "format": 0.0})
     assert not diagnostics.is_right(0.9, {"accuracy": 0.0, "math": 1.0})
-    assert diagnostics.is_right(0.5, {"similarity": 0.2}) and not diagnostics.is_right(0.49, {})
+    assert diagnostics.is_right(0.99, {"similarity": 0.99}) is None and diagnostics.is_right(0.0, {}) is None
+    assert diagnostics.is_right(0.5, {"similarity": 0.2}, 0.5) and diagnostics.is_right(0.49, {}, 0.5) is False
     assert not diagnostics.is_right(3.0, {"acc": 0.5}, 0.6) and diagnostics.is_right(0.0, {"acc": 0.6}, 0.6)
 
 
@@ -58,7 +59,10 @@ def test_a_question_is_solved_in_its_language_where_the_gate_is_on(compliant: bo
     score = Score(reward=0, quality=1, similarity=0, compliant=compliant, detected="en", terms={"math": 1.0})
     assert diagnostics.solves(score, gated=gated) is solved
     beaten = score.model_copy(update={"reward": 3.0, "quality": 3.0, "terms": {"acc": 0.0, "box": 1.0, "wins": 1.0}})
-    assert not diagnostics.solves(beaten, gated=gated), "sp3f: boxed, in its language and better than the others"
+    assert diagnostics.solves(beaten, gated=gated) is False, "sp3f: boxed, in its language and better than the others"
+    similar = score.model_copy(update={"quality": 0.95, "terms": {"similarity": 0.95}})
+    assert diagnostics.solves(similar, gated=gated) is None
+    assert diagnostics.solves(similar, least=0.9, gated=gated) is solved
 
 
 def test_pass_at_k_is_the_share_of_the_choices_with_a_right_answer(rng: np.random.Generator) -> None:

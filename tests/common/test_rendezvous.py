@@ -54,7 +54,7 @@ def answers(route: Route, timeout_s: float = 60) -> bool:
 
 def test_without_a_rendezvous_the_configured_address_counts(tmp_path: Path) -> None:
     route = Route(RunConfig(), "learner", "tcp://127.0.0.1:5700", 0)
-    assert route.place.address == "tcp://127.0.0.1:5700" and not route.follow()
+    assert route.place.address == "tcp://127.0.0.1:5700" and route.look() is None and not route.follow(None)
     assert rendezvous.announce(RunConfig(), "learner", "tcp://127.0.0.1:5700") is None
 
 
@@ -98,17 +98,23 @@ def test_lives_are_counted_and_the_former_learner_may_not_write(run: RunConfig) 
     rendezvous.confirm(run, "learner", second)  # a shared file system that is away for a moment is no successor
 
 
+def is_over(route: Route) -> bool:
+    place = route.look()
+    assert place is not None
+    return place.over
+
+
 def test_who_comes_late_is_told_that_the_run_is_over(run: RunConfig) -> None:
     first = rendezvous.announce(run, "learner", "tcp://127.0.0.1:5700")
     early = Route(run, "learner", "", 1)
-    assert not early.is_over()
+    assert not is_over(early)
     rendezvous.retire(run, "learner", first)
-    assert early.is_over() and Route(run, "learner", "", 1).is_over() and not early.follow()
+    assert is_over(early) and Route(run, "learner", "", 1).place.over and not early.follow(early.look())
     second = rendezvous.announce(run, "learner", "tcp://127.0.0.1:5800")
     rendezvous.retire(run, "learner", first)
-    assert not early.is_over(), "a learner that resumes the run is there"
+    assert not is_over(early), "a learner that resumes the run is there"
     rendezvous.retire(RunConfig(), "learner", None)
-    assert second is not None and not Route(RunConfig(), "learner", "tcp://127.0.0.1:5700", 0).is_over()
+    assert second is not None
 
 
 def test_a_file_of_another_run_and_a_broken_one_are_named(run: RunConfig) -> None:
@@ -130,6 +136,14 @@ def test_every_interface_is_told_as_this_hosts_address(monkeypatch: pytest.Monke
     monkeypatch.setenv("LRPO_HOST", "localhost")
     with pytest.raises(FatalError, match="Set LRPO_HOST"):
         rendezvous.reachable("tcp://*:5700")
+
+
+def test_an_ipv6_address_of_this_host_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LRPO_HOST", "2001:db8::7")
+    with pytest.raises(FatalError, match=r"LRPO_HOST = '2001:db8::7' is an IPv6 address, and lrpo speaks IPv4"):
+        rendezvous.reachable("tcp://*:5700")
+    with pytest.raises(FatalError, match="is an IPv6 address"):
+        sockets.check_address("tcp://[::1]:5700")
 
 
 def test_several_learner_nodes_need_a_rendezvous() -> None:
@@ -161,13 +175,13 @@ def test_a_client_follows_a_service_that_moves(
                 monkeypatch.setenv("LRPO_KEYS", str(tmp_path / "client"))
             route = Route(run, "learner", "", 1)
             route.connect(context, "actor")
-            assert answers(route) and not route.follow()
+            assert answers(route) and not route.follow(route.look())
             servers[0].close()
     try:
         if encrypted:
             monkeypatch.setenv("LRPO_KEYS", str(tmp_path / "client"))
         assert not answers(route, 0.5)
-        assert route.follow() and answers(route)
+        assert route.follow(route.look()) and answers(route)
     finally:
         servers[1].close()
 

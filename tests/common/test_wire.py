@@ -39,6 +39,23 @@ def test_work_arrives() -> None:
     assert wire.decode(wire.encode(sent)) == sent
 
 
+def test_the_data_of_an_adapter_travels_in_frames_and_is_copied_for_nobody(rng: np.random.Generator) -> None:
+    probe = wire.Probe(ids=np.array([1, 2], np.int32), logprobs=np.array([-1.0], np.float32), tolerance=1.0)
+    for size, count in ((0, 1), (1, 2), (wire.FRAME_BYTES, 2), (2 * wire.FRAME_BYTES + 1, 4)):
+        sent = wire.LoadAdapter(
+            version=3, config="{}", data=rng.bytes(size), path="", sha256="0", probe=probe, timeout_s=1.0
+        ).of(wire.Lives("one", "two"))
+        frames = wire.encode_frames(sent)
+        assert len(frames) == count and max(map(len, frames)) <= wire.FRAME_BYTES
+        assert all(isinstance(frame, memoryview) and frame.obj is sent.data for frame in frames[1:])
+        back = wire.decode_frames([bytes(frame) for frame in frames])
+        assert isinstance(back, wire.LoadAdapter)
+        assert (back.data, back.version, back.lives) == (sent.data, 3, sent.lives)
+    for message in (wire.Welcome(), sent):
+        with pytest.raises(wire.WireError, match="2 frames instead of 1"):
+            wire.decode_frames([wire.encode(message), b"more"])
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_noise_is_refused(data: bytes) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import re
 import resource
 import shutil
@@ -133,6 +135,45 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_it_stays(tiny_pol
     for message in told:
         assert message.startswith(f"cannot write the checkpoint {tmp_path}/checkpoints/step-000002: ")
         assert "File too large" in message and "\n" not in message and "kept (step-000001)" in message
+
+
+def save_where_nothing_can_be_removed(out: Path, model: Path) -> None:
+    """As on a network file system on which somebody has a file of the directory open."""
+    logging.basicConfig(filename=out.parent / "removal.log", force=True)
+    root = out.parent / "checkpoints"
+    trainer, checkpoints = Trainer(configuration(model)), Checkpoints(root, 1)
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+
+    remove, shutil.rmtree = shutil.rmtree, refuse  # type: ignore[assignment]
+    for step in (1, 2):
+        checkpoints.save(trainer.policy, trainer.optimizer, step, {"step": step})
+        checkpoints.wait()
+    (root / "step-000003.partial").mkdir()
+    latest = checkpoints.latest()
+    assert latest is not None and latest.state["step"] == 2
+    stayed = sorted(path.name for path in root.iterdir())
+    with pytest.raises(FatalError, match="step-000003: Directory not empty"):
+        checkpoints.save(trainer.policy, trainer.optimizer, 3, {})
+    shutil.rmtree = remove
+    checkpoints.save(trainer.policy, trainer.optimizer, 3, {})
+    checkpoints.wait()
+    out.write_text(json.dumps([stayed, sorted(path.name for path in root.iterdir())]))
+
+
+def test_a_directory_that_cannot_be_removed_ends_no_run_and_is_removed_when_it_can_be(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    assert run_ranks(1, save_where_nothing_can_be_removed, tmp_path / "told", tiny_policy, output=tmp_path / "log") == [
+        0
+    ], (tmp_path / "log").read_text()
+    stayed, left = json.loads((tmp_path / "told").read_text())
+    assert stayed == ["step-000001", "step-000002", "step-000003.partial"] and left == ["step-000003"]
+    logged = (tmp_path / "removal.log").read_text()
+    for what in ("the old checkpoint", "the half-written checkpoint"):
+        assert f"{what} {tmp_path}/checkpoints/step-00000" in logged and "stays: Directory not empty" in logged
 
 
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_after_what_it_depends_on(

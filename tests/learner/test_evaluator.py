@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from typing import Any
 from unittest.mock import Mock
 
@@ -59,7 +61,8 @@ def test_a_set_whose_questions_were_given_up_or_not_scored_has_no_figures(caplog
 
 
 @pytest.mark.parametrize(
-    ("newcomers", "told"), [(True, "an actor has come"), (False, "groups are still under way after learner.batch_")]
+    ("newcomers", "told"),
+    [(True, "an actor has come"), (False, "under way, and none has come for learner.group_timeout_s = 1800 s")],
 )
 def test_an_evaluation_between_steps_that_cannot_be_made_says_why(
     newcomers: bool, told: str, caplog: pytest.LogCaptureFixture
@@ -69,4 +72,29 @@ def test_an_evaluation_between_steps_that_cannot_be_made_says_why(
     mocks.server.has_newcomers.return_value = newcomers
     assert evaluator.publish_and_evaluate() == 0.0
     assert told in caplog.text and mocks.publishing.publish.call_args.args == (7,)
-    assert mocks.ranks.run.call_args.args == ("wait",), "the other ranks do not run out of time"
+    timeout_s, check = mocks.server.wait_until_all_finished.call_args.args
+    check()
+    [kept_s] = mocks.ranks.keep_waiting.call_args.args
+    assert mocks.interrupts.check.called and kept_s <= timeout_s / 2, "the other ranks do not run out of time"
+
+
+def test_what_is_waited_for_before_an_evaluation_belongs_to_the_next_step() -> None:
+    """It trains the tokens that come in this time; without its seconds they would seem to come faster than they do."""
+    evaluator, mocks = make_evaluator()
+    mocks.state.lock = threading.Condition()
+
+    def slow(seconds: float, result: Any = None) -> Any:
+        def call(*_: object) -> Any:
+            time.sleep(seconds)
+            return result
+
+        return call
+
+    mocks.server.wait_until_all_finished.side_effect = slow(0.4, True)
+    mocks.publishing.publish.side_effect = slow(0.4)
+    mocks.training_work.serve.side_effect = slow(0.4)
+    mocks.batches.next_batch.side_effect = [[answered(0, scored=True)], [answered(1, scored=True)]]
+    began = time.monotonic()
+    assert evaluator.publish_and_evaluate() < 0.3
+    assert time.monotonic() - began > 1.2
+    assert mocks.report.evaluation.call_count == 2 and mocks.training_work.serve.call_count == 1

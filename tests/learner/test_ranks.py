@@ -265,6 +265,26 @@ def test_a_rank_that_waits_for_the_others_ends_when_torchrun_asks_it_to(tmp_path
         rank.wait()
 
 
+def rank_0_says_now_and_then_that_it_still_waits() -> None:
+    heard, ranks = list[str](), Ranks({"done": lambda _: None})
+    ranks._actions["wait"] = lambda command: heard.append(command.action)
+    if dist.get_rank():
+        ranks.follow()
+    else:
+        ranks.run("done")
+        ranks.keep_waiting(1000)
+        assert not heard, "an action has just run"
+        for _ in range(3):
+            time.sleep(0.02)
+            ranks.keep_waiting(0.01)
+        ranks.run("stop")
+    assert heard == ["wait"] * 3
+
+
+def test_the_others_hear_from_rank_0_in_a_long_wait() -> None:
+    assert run_ranks(2, rank_0_says_now_and_then_that_it_still_waits) == [0, 0]
+
+
 def test_every_rank_runs_what_rank_0_runs() -> None:
     assert run_ranks(2, all_ranks_act) == [0, 0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,15 @@ def test_a_step_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         assert not any(path.parent.iterdir()), "what was written of it would only take up room"
         recorder.record(7, *a_step(problem))
         assert [found.name for found in path.parent.iterdir()] == ["step-000007.msgpack"]
+
+
+def test_what_was_skipped_of_a_step_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    groups, result = a_step("not finite: loss")
+    for steps, left_out in ((16, 1), (4, 4)):
+        Recorder(None, tmp_path).record(7, groups, replace(result, optimizer_steps=steps, left_out=left_out))
+    first, second = caplog.messages
+    assert first.startswith("in step 7, 1 of 16 optimizer steps are skipped, not finite: loss; its groups are in ")
+    assert second.startswith("step 7 is skipped, not finite: loss; its groups are in ")
 
 
 @pytest.mark.parametrize(

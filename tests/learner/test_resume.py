@@ -94,15 +94,21 @@ def test_a_run_that_has_no_checkpoint_has_nothing_to_keep_to(tmp_path: Path) -> 
     resume.check(going_on(tmp_path / "new", "--learner.lr", "1"))
 
 
-@pytest.mark.parametrize("content", [None, "{", "\udcff"])
-def test_without_a_configuration_to_compare_with_a_warning_says_so(
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "\udcff"])
+def test_without_a_configuration_to_compare_with_whatever_changed_must_be_accepted(
     content: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun(tmp_path)
     path = tmp_path / resume.CONFIG_FILE
     path.unlink() if content is None else path.write_bytes(content.encode(errors="surrogateescape"))
-    resume.check(going_on(tmp_path, "--learner.lr", "1"))
-    assert f"cannot compare with the configuration that the run had so far, {path}" in caplog.text
+    problem = f"cannot compare with the configuration that the run had so far, {path}"
+    for accepted in ([], ["--resume.accept", "learner"]):
+        with pytest.raises(FatalError) as error:
+            resume.check(going_on(tmp_path, "--learner.lr", "1", *accepted))
+        assert str(error.value).startswith(problem)
+        assert str(error.value).endswith("accept all settings as they are now with --resume.accept config.json")
+    resume.check(going_on(tmp_path, "--learner.lr", "1", "--resume.accept", "config.json"))
+    assert problem in caplog.text
 
 
 def test_a_setting_that_one_program_alone_knows_is_no_change(tmp_path: Path) -> None:

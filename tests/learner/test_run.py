@@ -149,5 +149,20 @@ def test_an_interrupted_run_saves_the_step_that_it_has_trained(tmp_path: Path) -
     assert parts.saving.save.call_args.args == (1,)
 
 
+def test_the_ledger_is_written_before_a_tracker_is_waited_for(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3))
+    written = list[str]()
+
+    def publish(version: int) -> None:
+        run.state.ledger.enter(70, 7, "failed", version)
+        raise Interrupted
+
+    parts.publishing.publish.side_effect = publish
+    parts.reporting.close.side_effect = lambda: written.append((tmp_path / LEDGER_FILE).read_text())
+    with pytest.raises(Interrupted):
+        run.train()
+    assert '"sequence":70' in written[0]
+
+
 def _tokens(batch: list[Group]) -> int:
     return sum(len(rollout.response_ids) for group in batch for rollout in group.rollouts)

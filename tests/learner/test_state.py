@@ -106,6 +106,32 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert resumed.as_json() | {"wall_seconds": 0} == snapshot.as_json() | {"wall_seconds": 0}
 
 
+def test_a_file_system_that_hangs_does_not_keep_the_server_from_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = busy_state(configuration(tmp_path))
+    flush, got = state.ledger.flush, list[bool]()
+
+    def hang() -> int:
+        def take() -> None:
+            got.append(state.lock.acquire(timeout=5))
+            state.ledger.enter(9, 0, "failed", 2)  # by the server, in the meantime
+            if got[0]:
+                state.lock.release()
+
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+        return flush()
+
+    monkeypatch.setattr(state.ledger, "flush", hang)
+    snapshot, _ = state.capture()
+    assert got == [True]
+    written = (tmp_path / LEDGER_FILE).read_bytes()
+    assert written[: snapshot.ledger_size].count(b"\n") == 2, "what came after the snapshot is none of it"
+    assert len(written) > snapshot.ledger_size
+
+
 def test_a_checkpoint_of_the_old_layout_is_refused(tmp_path: Path) -> None:
     old = {
         "step": 3, "questions": "d", "next_sequence": 9, "pending": [7, 8], "so_far": [1, 0, 0], "ledger_size": 0,

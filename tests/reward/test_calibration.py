@@ -419,3 +419,13 @@ def test_references_are_translated_and_checked(calibrate: Calibrate, endpoint: s
     assert {(row["id"], row["language"], row["text"]) for row in kept} == {
         (index, code, text) for code in ("de", "en") for index, text in enumerate(TEXTS[code])
     }
+
+
+def test_references_may_have_columns_of_their_own(calibrate: Calibrate, endpoint: str, tmp_path: Path) -> None:
+    rows = [{"q": f"{n}?", "a": text} for n, text in enumerate(TEXTS["en"])] + [{"q": "none?", "a": ""}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "pairs.csv"
+    source = ("--references", str(tmp_path / "train.jsonl"), "--translate", endpoint, "--languages", "German")
+    printed = calibrate(*source, "--columns", "question=q,answer=a", "--language", "en", "--out", str(out))
+    assert "train.jsonl, row 3, a: it is empty" in printed and "6 of 6 texts are in their language" in printed
+    assert json.loads((tmp_path / "pairs.parallel.problems.jsonl").read_text())["row"] == 3

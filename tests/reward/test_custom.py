@@ -33,6 +33,9 @@ def some_missing(group, tools):
     time.sleep(0.01)  # a plain function may block
     return [None if "missing" in one.text else {"long": 1.0, "kept": 0.0} for one in group.answers]
 
+async def one_part_missing(group, tools):
+    return [{"long": None if "missing" in one.text else 1.0, "kept": 0.0} for one in group.answers]
+
 async def broken(group, tools):
     return [{"long": 1 / len(one.text.strip("x")), "kept": 0.0} for one in group.answers]
 
@@ -74,12 +77,18 @@ def test_a_reward_function_sees_the_group_and_its_parts_are_weighed(functions: P
     assert right.terms == {"long": len(answers[0]) / 2, "kept": 0.0}
     assert right.reward == right.quality == len(answers[0]), "neither bounded nor gated"
     assert wrong.reward == len(answers[1]) - 1 and not wrong.compliant
+    # The odd answers are counted as they are with terms.
+    one = scorer(functions, "lengths", gate_short_characters=3)
+    one.score([asked(["42", ""], ["de", "de"], tokens=[3, 5], extra={"bonus": "0.5"}), given])
+    names = ("answers", "empty", "short", "no_language", "not_compliant")
+    assert [one.counts[name] for name in names] == [4, 1, 1, 1, 1]
     ((bounded, gated),) = scorer(functions, "lengths", bounded=True, gated=True).score([given])
     assert (bounded.reward, gated.quality, gated.reward) == (1, 1, 0)
 
 
-def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions: Path) -> None:
-    one = scorer(functions, "some_missing")
+@pytest.mark.parametrize("name", ["some_missing", "one_part_missing"])
+def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions: Path, name: str) -> None:
+    one = scorer(functions, name)
     ((fine, missing),) = one.score([asked(["fine", "missing"], ["en", "en"])])
     assert (fine.scored, missing.scored, missing.terms) == (True, False, {})
     assert one.counts["unscored"] == 1
@@ -91,7 +100,7 @@ def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("broken", r"mine\.py:15 in <listcomp>: ZeroDivisionError: division by zero \(question 7: 'How long\?'\)"),
+        ("broken", r"mine\.py:18 in <listcomp>: ZeroDivisionError: division by zero \(question 7: 'How long\?'\)"),
         ("incomplete", r"mine\.py returned \['long'\] for answer 1; reward\.parts names \['kept', 'long'\]"),
         ("endless", r"for answer 1; the values must be finite numbers"),
     ],
@@ -174,6 +183,8 @@ def test_a_judge_that_is_slow_limited_and_failing_changes_no_grade(tmp_path: Pat
         assert one.counts["judge_cached"] + sum(judge.calls["answered"] for judge in judges) == 24
         assert one.counts["judge_tokens_read"] > 0
         one.close()
+        files = [path.name for path in tmp_path.glob("judgements*.sqlite")]
+        assert files == ["judgements-0.sqlite"], "of this replica alone, as the others may run elsewhere"
 
         for judge in judges:
             judge.down = True
@@ -185,6 +196,20 @@ def test_a_judge_that_is_slow_limited_and_failing_changes_no_grade(tmp_path: Pat
             again.score([fresh])
         assert time.monotonic() - began < 20, "the deadline holds"
         again.close()
+
+
+def test_answers_that_a_judge_refuses_are_missing_and_not_asked_about_for_ever() -> None:
+    def answer(request: dict[str, Any]) -> str | tuple[int, str]:
+        return (400, "too long for this model") if "long" in request["messages"][0]["content"] else "5"
+
+    with serving(answer) as url:
+        config = RewardConfig(terms={"default": {"judge": 1.0}}, judges=(f"m@{url}",), judge_prompt="{answer}")
+        one = Scorer(config)
+        answers = [f"This is a {word} answer." for word in ("long", "longer", "short")]
+        first, second, third = one.score([asked(answers, ["en"] * 3)])[0]
+        assert [first.scored, second.scored, third.scored] == [False, False, True] and third.quality == 0.5
+        assert one.counts["unscored"] == 2 and not one.counts["handed_back"]
+        one.close()
 
 
 def test_a_judge_waits_beside_the_batches(functions: Path) -> None:
@@ -226,6 +251,37 @@ def test_pivot_compares_with_a_column_and_languages_are_told_of_both_parts() -> 
     assert second.terms["thought_language"] == 0, "where there is no thought, it is in no language"
     with pytest.raises(ValueError, match=r"has no 'english', which reward\.pivot names"):
         one.score([request([SENTENCES["de"]], ["de"])])
+
+
+MALAY = "Semua manusia dilahirkan bebas dan samarata dari segi kemuliaan dan hak-hak."
+SERBIAN = "Glavni grad Japana je Tokio, a to je veoma veliki grad na obali mora."
+MIXED = f"{SENTENCES['de']} Danach spricht sie weiter. We walk home by the river, and the weather is fine today."
+
+
+@pytest.mark.parametrize(
+    ("flags", "in_it"),
+    [
+        ({}, [1, 1, 1, 1, 0, 0, 0, 0]),
+        ({"gate_share": 0.7}, [1, 1, 1, 1, 0, 1, 0, 0]),
+        ({"gate_short": "pass", "gate_short_characters": 10}, [1, 1, 1, 1, 0, 0, 1, 1]),
+        ({"near_languages": {}}, [1, 0, 0, 1, 0, 0, 0, 0]),
+    ],
+)
+def test_the_terms_and_tools_of_language_say_what_the_gate_says(flags: dict[str, Any], in_it: list[int]) -> None:
+    cases = [("42", "de"), (MALAY, "ms"), (SERBIAN, "hr"), (SENTENCES["de"], "de"), (SENTENCES["en"], "de"),
+             (MIXED, "de"), ("😀", "de"), ("12 ok", "ja")]  # fmt: skip
+    answers = [f"<think>{text}</think>{text}" for text, _ in cases] + [SENTENCES["de"], "<think>1</think>"]
+    given = request(answers, [*(language for _, language in cases), "de", "de"])
+    terms = {"default": {"thought_language": 1.0, "answer_language": 1.0}}
+    texts, languages = zip(*cases, strict=True)
+    # The last two answers have no thought, and nothing but a thought; the second of them is not valued at all.
+    for span, name, last in (("thinking", "thought_language", [0, 1]), ("answer", "answer_language", [1, 0])):
+        one = Scorer(RewardConfig(terms=terms, gate_span=span, **flags))
+        (scores,) = one.score([given])
+        assert [score.compliant for score in scores] == in_it + last
+        assert [score.terms[name] for score in scores[:-1]] == in_it + last[:1] and not scores[-1].terms
+        assert one._tools.in_language(texts, languages) == in_it
+        one.close()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

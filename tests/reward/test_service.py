@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from actor import scoring
 from actor.scoring import Scoring, ScoringError
 from common.config import RewardConfig, RunConfig
+from common.net import rendezvous
 from common.net.rendezvous import Route
 from common.net.sockets import bind, connect
 from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
@@ -214,8 +215,24 @@ def test_a_flood_of_malformed_messages_is_refused(
         while (refused := health(good).counts.get("refused", 0)) < sent and time.monotonic() < deadline:
             time.sleep(0.1)
         assert refused == sent
-        assert not bad.poll(100)
+        told = [decode(bad.recv()) for _ in iter(lambda: bad.poll(100), 0)]
+        assert {(type(reply), *reply.scores, reply.later) for reply in told} == {(ScoreReply, True)}, "and only those"
+        assert all("another version than the actor" in reply.error for reply in told)
     assert len(caplog.records) < 20, "a flood must not fill the disk"
+
+
+def test_a_request_of_another_version_is_answered_with_the_reason(tmp_path: Path) -> None:
+    """Silence would look as if the replica were dead."""
+    address = f"ipc://{tmp_path}/reward"
+    newer = {**msgpack.unpackb(encode(request(["a"], ["en"], id=7))), "verifier": "of tomorrow"}
+    older = {key: value for key, value in newer.items() if key not in ("verifier", "reference_language")}
+    with serving(address, RewardConfig()), zmq.Context() as context, connect(context, address) as socket:
+        for fields in (newer, older):
+            socket.send(msgpack.packb(fields))
+            (reply,) = replies(socket, 1)
+            assert (reply.id, reply.scores, reply.later) == (7, [], True)
+            assert "another version" in reply.error
+        assert health(socket).counts["refused"] == 2
 
 
 def _valid(frames: list[bytes]) -> bool:
@@ -319,6 +336,29 @@ def test_a_replica_killed_under_load_loses_no_group(tmp_path: Path) -> None:
     with process_replica(first) as process, replica(second):
         found = client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
     assert found == [[GOOD] * 8] * 150
+
+
+def test_replicas_share_requests_that_come_one_by_one(tmp_path: Path) -> None:
+    first, second = addresses(tmp_path)
+    counts = [0, 0]
+
+    def counting(number: int) -> ScoreBatch:
+        def score(batch: Sequence[ScoreRequest]) -> list[list[Score]]:
+            counts[number] += len(batch)
+            return [[GOOD] * len(entry.answers) for entry in batch]
+
+        return score
+
+    async def body(one: Scoring) -> None:
+        await all_alive(one)
+        for _ in range(20):
+            assert await one.score(question(), ["a"], ["en"], []) == [GOOD]
+
+    with serving(first, RewardConfig()) as start_first, serving(second, RewardConfig()) as start_second:
+        start_first(counting(0))
+        start_second(counting(1))
+        client(body, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
+    assert sum(counts) >= 20 and min(counts) >= 8, counts
 
 
 def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Path) -> None:
@@ -456,3 +496,79 @@ def test_errors_and_silence_name_the_replicas(tmp_path: Path) -> None:
         client(ask, RewardConfig(addresses=(first, second), request_timeout_s=_PATIENCE_S))
     with pytest.raises(ScoringError, match=r"within 1 s: ipc://.*reward-0: no answer"):
         client(ask, RewardConfig(addresses=(first,), request_timeout_s=1))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_was_asked_of_a_dead_replica_does_not_wait_for_its_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would score for nobody. What is still waited for is asked again."""
+    (address,) = addresses(tmp_path, 1)
+    monkeypatch.setattr(scoring, "_HEALTH_S", 0.02)
+    monkeypatch.setattr(scoring, "_CUT_S", 0.5)
+    given_up = 30
+
+    async def body(one: Scoring) -> list[Score]:
+        for _ in range(given_up):
+            with pytest.raises(ScoringError, match="no answer"):
+                await one.score(question(), ["a"], ["en"], [])
+        one._timeout_s = _PATIENCE_S
+        asked = asyncio.create_task(one.score(question(), ["b"], ["en"], []))
+        await asyncio.sleep(1)
+        with zmq.Context() as context, bind(context, address) as socket:
+            await asyncio.sleep(1)
+            found = [decode(socket.recv_multipart()[1]) for _ in iter(lambda: socket.poll(0), 0)]
+            requests = [message for message in found if isinstance(message, ScoreRequest)]
+            assert {entry.answers[0] for entry in requests} == {"b"} and len(requests) <= 5
+            assert len(found) < 200
+        with replica(address):
+            return await asked
+
+    assert client(body, RewardConfig(addresses=(address,), request_timeout_s=0.1)) == [GOOD]
+
+
+def test_replicas_that_are_equally_busy_are_asked_alike(tmp_path: Path) -> None:
+    """One request at a time, as the last ones of a step are: each actor would ask the first replica alone."""
+    three = addresses(tmp_path, 3)
+
+    async def body(one: Scoring) -> list[float]:
+        await all_alive(one)
+        for _ in range(60):
+            await one.score(question(), ["a"], ["en"], [])
+        return [each.busy_s for each in one._replicas]
+
+    with replica(three[0]), replica(three[1]), replica(three[2]):
+        found = client(body, RewardConfig(addresses=three, request_timeout_s=_PATIENCE_S, batch_window_ms=0))
+    assert min(found) >= 0.04, found
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_rendezvous_that_hangs_makes_no_other_replica_silent(tmp_path: Path) -> None:
+    """A pipe in the place of the file of a replica that is gone: opening it blocks until somebody writes."""
+    run = RunConfig(dir=Path("runs/one"), rendezvous=tmp_path / "rendezvous")
+    both = addresses(tmp_path)
+    for number, address in enumerate(both):
+        rendezvous.announce(run, f"reward-{number}", address)
+    routes = [Route(run, f"reward-{number}", "", 1) for number in range(2)]
+    file = tmp_path / "rendezvous" / "reward-0.json"
+    told = file.read_text()
+    file.unlink()
+    os.mkfifo(file)
+
+    async def body() -> None:
+        context = zmq.asyncio.Context()
+        one = Scoring(context, _PATIENCE_S, routes)
+        listening = asyncio.create_task(one.listen())
+        try:
+            while not one._replicas[0].silent:
+                await asyncio.sleep(0.05)
+            for _ in range(30):
+                assert await one.score(question(), ["a"], ["en"], []) == [GOOD]
+                assert not one._replicas[1].silent
+        finally:
+            listening.cancel()
+            file.write_text(told)  # which frees the thread
+            context.destroy(linger=0)
+
+    with replica(both[1]):
+        asyncio.run(body())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import signal
@@ -9,8 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import psutil
@@ -21,13 +25,16 @@ from hypothesis import strategies as st
 from common.config import ConfigError, RewardConfig, load
 from common.process import FatalError
 from reward.calibration.formulas import Calibration
+from reward.scored import UnscoredError
+from reward.scorer import Scorer
 from reward.terms import math as verifiers
-from reward.terms.math import MathVerifier, read_gold
+from reward.terms.math import WORKERS, MathVerifier, read_gold
 from reward.terms.quality import QualityTerms, quality
 from reward.terms.registry import TERMS
 from reward.terms.text import contains, exact, normalised, repetition
 from reward.terms.tools import Tools
-from scripts.bench.support.scoring import SENTENCES
+from reward.terms.verifying import VerifyingQueue
+from scripts.bench.support.scoring import SENTENCES, request
 
 
 def quality_terms(weights: dict[str, dict[str, float]]) -> QualityTerms:
@@ -191,15 +198,15 @@ def test_a_pool_that_hangs_or_dies_is_replaced(math: MathVerifier, monkeypatch: 
     monkeypatch.setattr("reward.terms.math._BATCH_S", 1.0)
     (worker,) = workers()
     worker.suspend()
-    before = math.counts.copy()
-    assert math("$2$", ["2"]) == 0 and math.counts != before, "it never takes the answer"
+    before = math.counts["math_unverified"]
+    assert math("$2$", ["2"]) is None and math.counts["math_unverified"] == before + 1, "it never takes the answer"
     worker.resume()  # it may hold the lock of pebble's pipe when it is killed
     worker.kill()
     monkeypatch.undo()
     assert math("$2$", ["2"]) == 1, "a pool that has finished nothing is replaced"
     (worker,) = workers()
     worker.kill()
-    math("$2$", ["2"])  # may meet the dead worker
+    assert math("$2$", ["2"]) in (1, None), "it may meet the dead worker, which is not the answer's fault"
     assert math("$2$", ["2"]) == 1
 
 
@@ -222,8 +229,65 @@ def test_an_answer_that_takes_too_long_is_killed_and_worth_nothing(
         signal.sigtimedwait, ([signal.SIGUSR1], 60), timeout=0.5))  # fmt: skip
     assert math.verify([("1", ["1"], ""), ("2", ["2"], "")]) == [0, 0]
     assert math.counts["math_killed"] == before + 2
+    began = time.monotonic()
+    assert math.verify([("1", ["1"], ""), ("2", ["2"], "")]) == [0, 0]
+    assert time.monotonic() - began < 0.5, "it is remembered, so that its group costs nothing when it is scored again"
     monkeypatch.undo()
     assert math("$2$", ["2"]) == 1
+
+
+def test_a_worker_that_somebody_kills_costs_no_answer_its_worth(
+    math: MathVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert math("$2$", ["2"]) == 1
+    killed: list[int] = []
+
+    def kill_the_first(pool: Any, check: Any, text: str, rest: Any) -> Any:
+        if killed:
+            return pool.schedule(check, (text, *rest), timeout=60)
+        future = pool.schedule(signal.sigtimedwait, ([signal.SIGUSR1], 60), timeout=60)
+        while not future.running():
+            time.sleep(0.01)
+        (worker,) = workers()
+        killed.append(worker.pid)
+        worker.kill()
+        return future
+
+    monkeypatch.setattr("reward.terms.math._schedule", kill_the_first)
+    assert math("$3$", ["3"]) == 1 and killed
+
+
+def test_an_answer_whose_turn_never_comes_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward.terms.verifying._PATIENCE_S", 0.2)
+    release = threading.Event()
+    busy = SimpleNamespace(counts=Counter(), verify=lambda answers: [float(release.wait(60))])
+
+    async def ask() -> list[float | None]:
+        queue = VerifyingQueue(busy)  # type: ignore[arg-type]
+        try:
+            return list(await asyncio.gather(*(queue.verify("$2$", ["2"]) for _ in range(WORKERS + 1))))
+        finally:
+            release.set()
+            queue.close()
+
+    assert asyncio.run(ask()) == [None] * (WORKERS + 1)
+    assert busy.counts["math_unverified"] == WORKERS + 1
+
+
+def test_a_group_of_which_too_much_was_not_verified_is_scored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    values: list[float | None] = [1.0, None, None]
+    monkeypatch.setattr(Tools, "start_verifier", lambda _: None)
+
+    async def verify_all(_: Tools, answers: Sequence[Any]) -> list[float | None]:
+        return values[: len(answers)]
+
+    monkeypatch.setattr(Tools, "verify_all", verify_all)
+    scorer = Scorer(RewardConfig(terms={"default": {"math": 1.0}}))
+    right, missing = scorer.score([request(["$2$", "$2$"], ["en"] * 2)])[0]
+    assert (right.reward, right.scored, missing.reward, missing.scored) == (1, True, 0, False)
+    with pytest.raises(UnscoredError, match="2 of 3 answers could not be scored"):
+        scorer.score([request(["$2$"] * 3, ["en"] * 3)])
+    scorer.close()
 
 
 def test_setting_the_clock_neither_ends_an_answer_nor_lets_it_go_on(

@@ -101,8 +101,8 @@ def test_a_topic_with_many_regions_moves_once_for_each_in_the_reference_and_once
         for n in range(24)
     ]
     moved = {}
-    for credit in ("reference", "pooled"):
-        bandit = router(credit=credit, prior=1e-9)
+    for credit, more in (("reference", {}), ("pooled", {"prior": 1e-9})):
+        bandit = router(credit=credit, **more)
         bandit.observe(seen)
         moved[credit] = bandit.state()["logits"]["topic:Chat"][1]
     assert moved["reference"] == pytest.approx(1 - 0.9**24, abs=1e-4)  # effective rate 0.92 of a z-score of 1

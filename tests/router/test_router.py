@@ -49,7 +49,8 @@ def policy_steps(draw: st.DrawFn) -> list[Observation]:
 
 def trained(credit: str = "posterior", seed: int = 0, **settings: Any) -> Router:
     """Clear preferences: English for chat, Chinese for reasoning and about China."""
-    logits: dict[str, Any] = {} if credit == "posterior" else {"ema": 0.5, "prior": 1, "interval": 1}
+    logits: dict[str, Any] = {} if credit == "posterior" else {"ema": 0.5, "interval": 1}
+    logits |= {"prior": 1} if credit == "pooled" else {}
     result = router(credit=credit, seed=seed, **logits, **settings)
     random = np.random.default_rng(5)
     for _ in range(4):
@@ -320,8 +321,6 @@ def test_impossible_settings_are_refused() -> None:
         router(exploration=1.5)
     with pytest.raises(ValueError, match=r"temperature_min = 0.3 exceeds temperature = 0.2"):
         router(temperature=0.2)
-    with pytest.raises(ValueError, match="indifference is now diversity"):
-        router(indifference=0.2)
     with pytest.raises(ValueError, match=r"ema has no effect with credit = 'posterior'.*estimated"):
         router(ema=0.3)
     with pytest.raises(ValueError, match="diversity has no effect with credit = 'pooled'"):
@@ -443,6 +442,24 @@ def test_the_log_extends_the_shape_of_the_reference() -> None:
     )
     assert line["counts"]["topic:Chat"] == dict.fromkeys(LANGUAGES, 8.0)
     assert (line["temperature"], line["exploration"], line["version"]) == (bandit.temperature, bandit.exploration, 4)
+
+
+@pytest.mark.parametrize("credit", ["pooled", "reference"])
+def test_the_log_has_the_row_of_a_region_by_itself(credit: str) -> None:
+    """softmax(B[g] / tau), also where regions count for some topics alone, as in the reference's log."""
+    bandit = router(
+        credit=credit, interval=1, region_topics=("Regional Knowledge",), initial={"region:China": {"zh": 1.0}}
+    )
+    about = Context("de", ("Regional Knowledge",), ("China",))
+    for _ in range(4):
+        bandit.observe([Observation(about, ("zh", "zh", "en", "de"), (0.9, 0.8, 0.1, 0.0), (True,) * 4)])
+    row = np.array(bandit.state()["logits"]["region:China"]) / bandit.temperature
+    wanted = np.exp(row) / np.exp(row).sum()
+    assert wanted.max() - wanted.min() > 0.1
+    line = bandit.log()
+    assert list(line["probs"]["region:China"]["softmax"].values()) == pytest.approx(wanted.tolist())
+    effective = (1 - bandit.exploration) * wanted + bandit.exploration / len(LANGUAGES)
+    assert list(line["probs"]["region:China"]["effective"].values()) == pytest.approx(effective.tolist())
 
 
 @pytest.mark.parametrize("credit", CREDITS)

@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from common.config import RouterConfig as Settings
-from router import Context, Observation, Router, mutual_information
+from router import Context, Draw, Observation, Router, mutual_information
 from router import __main__ as command
 from router.simulation import compare as simulate
 from router.simulation.textbook import LinearThompson
@@ -83,6 +83,43 @@ def test_a_world_is_the_same_for_all_strategies_and_regret_is_counted_right() ->
     assert one == again
     uniform = simulate.play("one-language", "uniform", 3, 5, 400)
     assert 0.085 < uniform.regret < 0.115  # of utilities -0.1 ... 0.1 at compliance 0.97, uniform loses 0.097
+
+
+def asked_questions(monkeypatch: pytest.MonkeyPatch, world: str, strategy: str) -> list[tuple[Context, ...]]:
+    """The questions of each step that a strategy is asked for."""
+    asked: list[tuple[Context, ...]] = []
+
+    def listening(self: Router | LinearThompson, contexts: list[Context]) -> list[Draw]:
+        asked.append(tuple(contexts))
+        return route[type(self)](self, contexts)
+
+    route = {Router: Router.route, LinearThompson: LinearThompson.route}
+    with monkeypatch.context() as patch:
+        for kind in route:
+            patch.setattr(kind, "route", listening)
+        simulate.play(world, strategy, 5, 6, 20)
+    return asked
+
+
+@pytest.mark.parametrize("world", ["beta-late", "random", "everything"])
+def test_all_strategies_are_asked_the_same_questions(monkeypatch: pytest.MonkeyPatch, world: str) -> None:
+    """Also where the rewards of what they answer take more or fewer random numbers."""
+    first, *others = (
+        asked_questions(monkeypatch, world, strategy) for strategy in ("posterior", "monolingual", "thompson-0.1")
+    )
+    assert len(first) == 6 and all(other == first for other in others)
+
+
+def test_steps_of_one_question_have_a_regret_and_a_run_without_any_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where each step has one question, some steps have only one that is not routed."""
+    one = simulate.play("topic", "uniform", 0, 60, 1)
+    assert 0 < one.regret < 0.5
+    arguments = ["simulate", "--worlds", "topic", "--strategies", "uniform", "--steps", "1", "--questions", "1"]
+    with pytest.raises(SystemExit, match="1"):
+        command.main([*arguments, "--seeds", "60"])
+    assert "none of the questions is routed, 1 in each of 1 steps" in capsys.readouterr().err
 
 
 def test_late_rewards_arrive_after_up_to_eight_steps_and_none_for_a_lost_language(

@@ -33,7 +33,9 @@ ENGLISH = "First we count the apples in the basket, and then the pears that lie 
 class InThisProcess:
     """Compares formulas without the workers, which take seconds to start; tests/reward has theirs."""
 
-    def verify(self, answers: Sequence[tuple[str, list[str], str]], check: scoring.Check | None = None) -> list[float]:
+    def verify(
+        self, answers: Sequence[tuple[str, list[str], str]], check: scoring.Check | None = None
+    ) -> list[float | None]:
         return [float((check or math._verify)(*one)) for one in answers]
 
     def close(self) -> None:
@@ -44,6 +46,22 @@ class InThisProcess:
 def verifier(monkeypatch: pytest.MonkeyPatch) -> scoring.Verifier:
     monkeypatch.setattr(scoring, "MathVerifier", InThisProcess)
     return scoring.Verifier()
+
+
+def test_what_the_verifier_does_not_get_to_is_verified_again_and_never_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(InThisProcess):
+        """Gets to the first two answers of a call."""
+
+        def verify(
+            self, answers: Sequence[tuple[str, list[str], str]], check: scoring.Check | None = None
+        ) -> list[float | None]:
+            return [*super().verify(answers[:2], check), *[None] * (len(answers) - 2)][: len(answers)]
+
+    monkeypatch.setattr(scoring, "MathVerifier", Slow)
+    asked = [(f"$\\boxed{{{n}}}$", ["3" if n % 2 else str(n)], "") for n in range(8)]
+    assert scoring.Verifier()(asked) == [1, 0, 1, 1, 1, 0, 1, 0]
+    with pytest.raises(FatalError, match=r"2 answers could not be verified in 5 rounds.*run the same command again"):
+        scoring.Verifier()([*asked, *asked[:4]])
 
 
 def lines(*records: dict[str, Any]) -> str:

@@ -11,7 +11,10 @@ from threading import Timer
 import pytest
 
 from common.config import Config, load
+from scripts.data import check
+from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
+from scripts.ops.recipes import find_recipe
 
 ROOT = Path(__file__).parents[2]
 # The forms in which data sets write a result, and one that is none. Only the topic "sums" is verified as mathematics.
@@ -19,10 +22,14 @@ GOLDS = ["42", r"\boxed{\frac{3}{4}}", "２\\sqrt{3}", "nobody knows", "1,000", 
 TOPICS = ["words" if gold.startswith("Paris") else "sums" for gold in GOLDS]
 
 
-def _config(tmp_path: Path, rows: Sequence[Mapping[str, object]]) -> Config:
+def _written(tmp_path: Path, rows: Sequence[Mapping[str, object]]) -> str:
     path = tmp_path / "questions.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return load(["--data.train", str(path), "--reward.terms.sums.math", "1.0"])
+    return str(path)
+
+
+def _config(tmp_path: Path, rows: Sequence[Mapping[str, object]]) -> Config:
+    return load(["--data.train", _written(tmp_path, rows), "--reward.terms.sums.math", "1.0"])
 
 
 def test_results_that_the_verifier_cannot_read_are_named_with_their_row(tmp_path: Path) -> None:
@@ -72,3 +79,54 @@ def test_a_learner_that_is_started_alone_names_them_too(tiny_policy: Path, tmp_p
         learner.terminate()
         rest = learner.communicate()[1]
     assert "WARNING" in told[-1] and f"{config.data.train}, row 1, answer" in told[-1], "".join(told) + rest
+
+
+@pytest.mark.parametrize(
+    ("recipe", "verifies"),
+    [
+        ("naive-grpo", True), ("strict-lc", True), ("slc-rl", True), ("m-thinker", True), ("adamame", True),
+        ("sp3f", True), ("mcot", True), ("csc", False), ("pb-rlsvr", False), ("lrpo", False),
+    ],
+)  # fmt: skip
+def test_a_reward_function_that_verifies_answers_is_asked_for_golds_that_can_be_read(
+    recipe: str, verifies: bool, tmp_path: Path
+) -> None:
+    rows = [{"question": f"Number {number}?", "answer": gold, "language": "en"} for number, gold in enumerate(GOLDS)]
+    config = load([str(find_recipe(recipe)), "--model.path", "m", "--data.train", _written(tmp_path, rows)])
+    found = unread_golds(config.data.train, config).found
+    assert [problem.row for problem in found] == ([3, 5] if verifies else [])
+
+
+@pytest.mark.parametrize(
+    ("line", "verifies"),
+    [
+        ("await tools.verify(group.answers[0].final, group.accepted)", True),
+        ("await tools.verify_all([(one.final, [group.reference], '') for one in group.answers])", True),
+        ("await tools.verify(group.answers[0].final, [group.answers[1].final])", False),
+        ("group.accepted", False),
+    ],
+)
+def test_so_is_one_of_the_users_own(line: str, verifies: bool, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"async def score(group, tools):\n    return {line}\n")
+    train = _written(tmp_path, [{"question": "?", "answer": "nobody knows", "language": "en"}])
+    config = load([
+        "--data.train", train, "--reward.function", f"{tmp_path}/mine.py:score", "--reward.parts", "{a = 1.0}",
+    ])  # fmt: skip
+    found = unread_golds(train, config).found
+    assert [f"{tmp_path}/mine.py:score calls" in problem.reason for problem in found] == [True] * verifies
+
+
+def test_rows_without_a_column_that_is_named_are_listed(
+    tiny_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hints: list[dict[str, object]] = [{"hint": "h"}, {}, {"hint": None}, {"hint": " "}, {"hint": {"a": 1}}]
+    rows = [{"question": f"{n}?", "answer": "a", "language": "en", "meta": one} for n, one in enumerate(hints)]
+    flags = ["--data.train", _written(tmp_path, rows), "--data.columns", "{hint = 'meta.hint', topic = 'meta.topic'}"]
+    config = load(flags)
+    found = rows_without_columns(config.data.train, config).found
+    assert [(one.row, one.key, one.kind) for one in found] == [(n, "meta.hint", "lacks") for n in (1, 2, 3)]
+    rows[0]["meta"] = {"hint": "h", "topic": "sums"}
+    _written(tmp_path, rows)
+    check.main([*flags, "--model.path", str(tiny_policy), "--run.dir", str(tmp_path / "run")])
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("lacks: ")]
+    assert len(said) == 3 and "questions.jsonl, row 1, meta.hint: it is missing or empty" in said[0]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,8 @@ from common.config import ModelConfig
 from scripts.bench.support.scoring import SENTENCES
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
+from tests.support.chat import serving
+from tests.support.rows import read_rows
 
 
 @pytest.fixture
@@ -83,10 +86,118 @@ def test_traces_are_kept_when_they_verify_in_their_language(
     pairs = [(row["language"], row["messages"][0]["content"]) for row in rows]
     assert len(set(pairs)) == len(pairs), "no question twice in a language"
     assert all(body["continue_final_message"] for body in asked) and "de: kept 0 of" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main([*asking, "--languages", "xx", "--out", "x"])
+    with pytest.raises(SystemExit, match="unknown language 'xx'"):
+        main([*asking, "--languages", "xx", "--out", str(tmp_path / "x.parquet")])
     with pytest.raises(SystemExit, match="gives no answer"):
-        main([*asking[:2], "--url", "http://127.0.0.1:9/v1", "--model", "m", *wanted])
+        main([*asking[:2], "--url", "http://127.0.0.1:9/v1", "--model", "other", *wanted])
+
+
+def answers_in_its_language(request: dict[str, Any]) -> str:
+    """Every third answer by the number of the question is wrong."""
+    asked, opening = request["messages"][-2]["content"], request["messages"][-1]["content"].removeprefix("<think>")
+    language = next((code for code, words in OPENINGS.items() if words == opening), "ru")
+    return f"{SENTENCES[language]}</think>{'Osaka' if int(asked[1:].split(')')[0]) % 3 == 0 else 'Tokyo'}"
+
+
+def command(tmp_path: Path, url: str, languages: str, *flags: str) -> list[dict[str, Any]]:
+    out = tmp_path / "traces.jsonl"
+    main([
+        "--questions", str(tmp_path / "q.parquet"), "--url", url, "--model", "m", "--languages", languages, "--term",
+        "exact", "--out", str(out), *flags,
+    ])  # fmt: skip
+    return read_rows(str(out))
+
+
+def test_a_question_that_the_teacher_refuses_is_listed_and_the_others_are_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: dict[str, Any]) -> str | tuple[int, str]:
+        too_long = request["messages"][-2]["content"].startswith("(7)")
+        return (400, "the prompt is too long") if too_long else answers_in_its_language(request)
+
+    questions(tmp_path / "q.parquet", 12)
+    with serving(answer) as url:
+        rows = command(tmp_path, url, "English, German,en, zh-Hant", "--each", "7")
+    assert Counter(row["language"] for row in rows) == {"en": 7, "de": 7, "zh": 7}
+    assert not any(row["messages"][0]["content"].startswith("(7)") for row in rows)
+    (listed,) = read_rows(str(tmp_path / "traces.problems.jsonl"))
+    assert (listed["row"], listed["kind"]) == (7, "refused") and "the prompt is too long" in listed["reason"]
+    assert "zh: kept" in capsys.readouterr().out
+    with serving(lambda _: (400, "no continue_final_message")) as url, pytest.raises(SystemExit) as refused:
+        command(tmp_path, url, "en", "--seed", "1")
+    assert "m refuses all of the first" in str(refused.value) and "no continue_final_message" in str(refused.value)
+
+
+def test_an_interrupted_command_asks_only_for_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a question is asked again because its first answer was wrong, and sampling makes the second right."""
+    asked = Counter[str]()
+
+    def answer(request: dict[str, Any]) -> str:
+        talk = json.dumps(request["messages"])
+        asked[talk] += 1
+        return answers_in_its_language(request).replace("Osaka", "Osaka" if asked[talk] == 1 else "Tokyo")
+
+    def interrupted(*_: object) -> list[str]:
+        if asked:
+            raise KeyboardInterrupt
+        return following(*_)
+
+    following: Any = Acceptance.next
+    questions(tmp_path / "q.parquet", 12)
+    wanted = ["en,de", "--each", "12"]
+    with serving(answer) as url:
+        whole = command(tmp_path, url, *wanted)
+        needed = asked.copy()
+        assert len(whole) == 24 and needed.total() == 24 + 8
+        (tmp_path / "traces.answers.sqlite").unlink()
+        asked.clear()
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(Acceptance, "next", interrupted)
+            command(tmp_path, url, *wanted)
+        assert 0 < asked.total() < needed.total()
+        assert command(tmp_path, url, *wanted) == whole
+        assert asked == needed, "what was answered is not asked again"
+        assert command(tmp_path, url, *wanted) == whole and asked == needed
+        command(tmp_path, url, *wanted, "--seed", "1")
+        assert asked.total() > needed.total(), "another seed wants other answers"
+    with serving(lambda _: (401, "the key has expired")) as url, pytest.raises(SystemExit, match="the key has expired"):
+        command(tmp_path, url, *wanted, "--seed", "2")
+
+
+def test_openings_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = set()
+
+    def answer(request: dict[str, Any]) -> str:
+        begun.add(request["messages"][-1]["content"])
+        return answers_in_its_language(request)
+
+    questions(tmp_path / "q.parquet", 3)
+    (tmp_path / "openings.toml").write_text('ckb = "باشە. "\nGerman = "Nun. "\n')
+    own = ["--openings", str(tmp_path / "openings.toml"), "--each", "1"]
+    with serving(answer) as url, pytest.raises(SystemExit, match="no trace was right and in its language"):
+        command(tmp_path, url, "ckb,de,eo", *own)
+    assert begun == {"<think>باشە. ", "<think>Nun. ", "<think>"}
+    assert "a thought begins with nothing in eo: --openings" in capsys.readouterr().out
+    for text, why in (
+        ("x = 1", "x is no text"),
+        ('xx = "a"', "unknown language 'xx'"),
+        ("=", "cannot read --openings"),
+    ):
+        (tmp_path / "openings.toml").write_text(text)
+        with pytest.raises(SystemExit, match=why):
+            command(tmp_path, "http://127.0.0.1:9/v1", "ckb", *own)
+
+
+def test_questions_may_have_columns_of_their_own(tmp_path: Path) -> None:
+    row = {"ask": "(1) What is the capital of Japan?", "right": "Tokyo"}
+    pq.write_table(pa.Table.from_pylist([row, {**row, "ask": "(2)?", "right": ""}]), tmp_path / "q.parquet")
+    with serving(answers_in_its_language) as url:
+        rows = command(tmp_path, url, "en", "--each", "1", "--columns", "question=ask,answer=right")
+        assert rows[0]["messages"] == [{"role": "user", "content": row["ask"]}]
+        (broken,) = read_rows(str(tmp_path / "traces.problems.jsonl"))
+        assert (broken["row"], broken["key"], broken["kind"]) == (1, "right", "broken")
+        with pytest.raises(SystemExit, match=r"name yours .* with --columns question=NAME"):
+            command(tmp_path, url, "en", "--each", "1")
 
 
 def test_tries_make_up_for_rare_acceptance(seed: int) -> None:

@@ -37,7 +37,7 @@ SETTINGS = {
     "model.dtype": "float32", "run.languages": json.dumps(LANGUAGES), "router.rollouts": 4, "router.own_language": 1,
     "sampling.max_new_tokens": 12, "learner.steps": 3, "learner.groups_per_step": 4, "learner.lr": 1e-4,
     "learner.kl": 0.0, "learner.param_dtype": "float32", "learner.evaluate_every": 1, "learner.evaluate_questions": 4,
-    "learner.batch_timeout_s": 400, "actor.start_timeout_s": 400,
+    "learner.group_timeout_s": 700, "actor.start_timeout_s": 400,
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def test_several_optimizer_steps_and_the_reference_of_a_stage_are_counted(capsys
     none, parts = counted("--learner.kl", "0"), counted("--learner.kl", "0", "--learner.minibatches", "4")
     forward = once[work] - none[work]  # that of the reference policy
     assert parts[work] - none[work] == pytest.approx(0.75 * forward), "of all mini-batches but the first"
-    staged = counted("--learner.kl", "0", "--learner.stages", "[{until = 1.0, kl = 0.1}]")
+    staged = counted("--learner.kl", "0", "--learner.stages", "[{until = 0.5, kl = 0.0}, {kl = 0.1}]")
     assert none["learner: reference"] == 0 < staged["learner: reference"] == once["learner: reference"]
     assert staged[work] == once[work]
 

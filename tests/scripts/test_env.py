@@ -160,6 +160,25 @@ def test_a_cpu_environment_is_made_beside_a_gpu_that_is_too_old(sandbox: Sandbox
     assert shown.stdout == "[]\n", "no process is shown the GPU"
 
 
+def test_what_is_set_for_this_host_is_told_from_what_the_user_has_set(sandbox: Sandbox) -> None:
+    sandbox.python(pip=CPU_WHEEL)
+    assert sandbox.run().returncode == 0
+    show = (
+        'require_env && LRPO_PYTHON="$LRPO_ENV_SET: $LRPO_DEVICE $OMP_NUM_THREADS $HF_HUB_OFFLINE'
+        ' [$CUDA_VISIBLE_DEVICES]"'
+    )
+
+    def shown(**environment: str) -> str:
+        return sandbox.run(show, **environment).stdout.strip()
+
+    assert shown(LRPO_DEVICE="") == "LRPO_DEVICE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS HF_HUB_OFFLINE: cpu 1 1 []"
+    assert shown(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="0") == "CUDA_VISIBLE_DEVICES: cpu 1 0 []"
+    assert shown(CUDA_VISIBLE_DEVICES="3") == "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS HF_HUB_OFFLINE: cpu 1 1 []"
+    # In a script that another one has started: all is set, and the names are those of the first.
+    first = {"LRPO_ENV_SET": "OMP_NUM_THREADS CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    assert shown(**first) == "OMP_NUM_THREADS CUDA_VISIBLE_DEVICES: cpu 1 1 []"
+
+
 def test_a_cuda_build_is_refused_before_it_is_fetched(sandbox: Sandbox) -> None:
     for name in ("python3.11", "python3.12"):
         sandbox.python(name, pip=CUDA_WHEEL)

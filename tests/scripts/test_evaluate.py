@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.config import load
 from common.process import FatalError
 from learner.data.problems import Place
 from learner.data.rows import QuestionRow
 from scripts.data.endpoint import whole_number
-from scripts.study import harness
+from scripts.study import evaluate, harness
 from scripts.study.evaluate import main
 from scripts.study.grading import LABELS, grade, read_label
 from tests.support.chat import serving
@@ -101,6 +105,70 @@ def test_judgements_are_kept_and_useless_ones_left_out(
         main([f"m@{model}", "--out", str(tmp_path / "s.json"), "--care", questions])
     with pytest.raises(SystemExit, match="nothing to evaluate"):
         main(["m@http://127.0.0.1:1", "--out", str(tmp_path / "s.json")])
+
+
+def test_seen_are_the_languages_of_the_run(
+    tiny_policy: Path,
+    questions: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, known = tmp_path / "run", {question: reference for _, question, reference in QUESTIONS}
+    (run / "model").mkdir(parents=True)
+    shutil.copytree(tiny_policy, run / "model", dirs_exist_ok=True)
+    (run / "config.json").write_text(load(["--run.languages", '["Hindi", "es"]']).model_dump_json())
+
+    @contextmanager
+    def served(weights: str, *_: object) -> Iterator[str]:
+        assert weights == str(run / "model")
+        with serving(lambda r: "" if "日本" in (q := r["messages"][-1]["content"]) else known[q]) as url:
+            yield f"m@{url}"
+
+    monkeypatch.setattr(evaluate, "served", served)
+    with serving(judge) as judges:
+        command = ["--out", str(tmp_path / "s.json"), "--judge", f"j@{judges}", "--care-pro", questions]
+        command += ["--prompt-style", "plain"]
+        main([str(run), *command])
+        assert "seen are hi, es" in capsys.readouterr().out
+        found = json.loads((tmp_path / "s.json").read_text())
+        assert found["seen"] == ["hi", "es"]
+        assert (found["sets"]["CARE-pro"]["seen"], found["sets"]["CARE-pro"]["unseen"]) == (100, 0)
+        main([str(run), *command, "--seen", "Chinese"])
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (found["sets"]["CARE-pro"]["seen"], found["sets"]["CARE-pro"]["unseen"]) == (0, 100)
+
+
+def test_a_benchmark_is_scored_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, Any]] = [
+        {"question": "2 + 2 =", "answer": "4", "language": code, "id": 1} for code in ("de", "en", "en")
+    ]
+    rows += [{"question": "x" * 200_000, "answer": "1", "language": "en"}]
+    (tmp_path / "mgsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(lambda request: "2" if "1 + 1" in request["messages"][-1]["content"] else "4") as model:
+        command = [f"m@{model}", "--out", str(tmp_path / "s.json"), "--mgsm", str(tmp_path / "mgsm.jsonl"), "--json"]
+        main(command)
+        one = json.loads(capsys.readouterr().out)["sets"]["mGSM"]
+        assert (one["questions"], one["mean"], one["by_language"]) == (4, 75, {"de": 100, "en": pytest.approx(200 / 3)})
+        with (tmp_path / "mgsm.jsonl").open("a") as file:
+            file.write('{"question": "?", "language": "en", "answer": null}\n')
+        with pytest.raises(SystemExit, match=r"1 rows are broken: .*mgsm\.jsonl, row 4, answer: it is missing"):
+            main(command)
+        rated = [
+            {
+                "question": "1 + 1 =",
+                "answer": None,
+                "response": text,
+                "human_rating": rating,
+                "culture": "x",
+                "language": "en",
+            }
+            for text, rating in (("3", 2.0), ("2", 9.0), ("1", 5.0))
+        ]
+        (tmp_path / "mgsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rated))
+        main(command)
+    items = json.loads((tmp_path / "s.json").read_text())["items"]["mGSM"]
+    assert [item["score"] for item in items] == [1], "the best rated of several responses is the reference"
 
 
 def test_mgsm_takes_the_last_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

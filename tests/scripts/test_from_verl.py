@@ -133,7 +133,8 @@ def test_a_script_of_dapo_becomes_a_run_of_dapo(tmp_path: Path, capsys: pytest.C
         reward_model.overlong_buffer.penalty_factor=1.0 actor_rollout_ref.actor.optim.lr_scheduler_type=cosine \\
         actor_rollout_ref.actor.optim.min_lr_ratio=0.1 actor_rollout_ref.actor.optim.lr=2e-6 \\
         actor_rollout_ref.actor.optim.lr_warmup_steps_ratio=0.1 trainer.total_training_steps=200 \\
-        actor_rollout_ref.actor.ppo_epochs=2 actor_rollout_ref.actor.kl_loss_type=mse"""
+        actor_rollout_ref.actor.ppo_epochs=2 actor_rollout_ref.actor.kl_loss_type=mse \\
+        actor_rollout_ref.actor.use_kl_loss=True"""
     learner = written(tmp_path, script).learner
     assert (learner.minibatches, learner.passes, learner.refill, learner.drop_zero_variance) == (16, 2, 14848, True)
     assert (learner.clip_low, learner.clip_high, learner.dual_clip, learner.entropy_bonus) == (0.2, 0.28, 10, 0.001)
@@ -148,6 +149,8 @@ def test_a_script_of_dapo_becomes_a_run_of_dapo(tmp_path: Path, capsys: pytest.C
     [
         ({"policy_loss.loss_mode": "gspo", "clip_ratio_low": "3e-4"}, {"loss": "gspo", "aggregation": "sequence"}),
         ({"policy_loss.loss_mode": "cispo", "clip_ratio_low": "10"}, {"loss": "cispo", "clip_low": 10.0}),
+        ({"policy_loss.loss_mode": "gspo", "clip_ratio_c": "10"}, {"loss": "gspo", "dual_clip": 3.0}),
+        ({"kl_loss_type": "mse"}, {"kl": 0.0, "kl_form": "k3"}),  # of a KL that is not used
         (
             {"loss_agg_mode": "seq-mean-token-sum-norm", "loss_scale_factor": "100"},
             {"aggregation": "constant", "aggregation_length": 100},

@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from common.config import load
@@ -22,6 +21,7 @@ from scripts.study.iterate import __main__ as iterate
 from scripts.study.iterate import stages
 from scripts.study.iterate.record import Record
 from tests.support.processes import forked
+from tests.support.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +64,7 @@ def words(tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "{right = 1.0}", "--reward.gated", "false", "--reward.addresses", f'["ipc://{tmp_path}/r"]',
         "--learner.address", f"ipc://{tmp_path}/q", "--learner.steps", "2", "--learner.groups_per_step", "2",
         "--learner.lr", "1e-2", "--learner.param_dtype", "float32", "--learner.evaluate", "false",
-        "--learner.batch_timeout_s", "400", "--actor.start_timeout_s", "400",
+        "--learner.group_timeout_s", "700", "--actor.start_timeout_s", "400",
     ]  # fmt: skip
 
 
@@ -145,9 +145,9 @@ def test_two_iterations_that_are_interrupted(
         directory = out / f"iteration-{number}"
         record = Record(directory)
         assert list(record.stages) == ["filter", "anchors", "train"]
-        rated = pq.read_table(directory / stages.FILTERED_FILE).to_pylist()
+        rated = read_rows(str(directory / stages.FILTERED_FILE))
         assert all(0 < rate < 1 for row in rated for rate in row["pass_rate"].values() if rate is not None)
-        anchored = pq.read_table(directory / stages.ANCHORED_FILE).to_pylist()
+        anchored = read_rows(str(directory / stages.ANCHORED_FILE))
         assert [row["prompt"] for row in anchored] == [row["prompt"] for row in rated]
         has = {row["prompt"]: row["english_thought"] is not None for row in anchored}
         assert has == {row["prompt"]: not row["strong"]["question"].endswith("9") for row in rated}

@@ -17,7 +17,7 @@ from common.process import FatalError
 from learner.data.problems import Place
 from learner.data.rows import QuestionRow, Rules, parse_row
 from reward.embedder import Embedder
-from scripts.data.endpoint import Endpoint
+from scripts.data.endpoint import Endpoint, in_languages
 from scripts.data.label import TOPICS, Classifier, label_of, main, read_label
 from tests.support.chat import serving
 
@@ -87,6 +87,15 @@ def test_a_refusal_is_of_one_question_a_wrong_key_of_all(monkeypatch: pytest.Mon
         with pytest.raises(FatalError, match="status 401") as error:
             Endpoint[str](f"m@{url}").ask([conversation("key")], lambda _, answer: answer)
         assert "secret-key" not in str(error.value)
+
+
+def test_a_translation_is_in_its_language_where_the_gate_says_so() -> None:
+    malay = "Semua manusia dilahirkan bebas dan samarata dari segi kemuliaan dan hak-hak."
+    half = "Alle Menschen sind frei und gleich an Würde geboren. All human beings are born free and equal in dignity."
+    read = in_languages(["ms", "de", "de"])
+    assert read(0, malay) == malay and read(1, "42") == "42"
+    with pytest.raises(ValueError, match="it is not in German"):
+        read(2, half)
 
 
 def parsed(row: dict[str, Any]) -> QuestionRow:

@@ -22,6 +22,7 @@ from common.config import Config, load
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
 from scripts.pool.launch import Process
+from tests.support.chat import serving
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 240  # of what should come, on a busy machine
@@ -100,6 +101,109 @@ def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> No
     assert len(set(names)) == 4
 
 
+SPREAD = """
+[gpus.h100]
+[[nodes]]
+role = "reward"
+hosts = ["alpha"]
+[[nodes]]
+role = "reward"
+partition = "cpu"
+count = 2
+cpus = 12
+memory = "48G"
+[[nodes]]
+role = "reward"
+partition = "h100"
+count = 1
+engines = 2
+[[nodes]]
+role = "reward"
+hosts = ["alpha"]
+[[nodes]]
+role = "actor"
+gpu = "h100"
+hosts = ["alpha"]
+engines = 2
+[[nodes]]
+role = "actor"
+gpu = "h100"
+hosts = ["alpha"]
+tp = 2
+[[nodes]]
+role = "learner"
+gpu = "h100"
+partition = "h100"
+count = 1
+engines = 4
+cpus = 12
+"""
+
+
+def over_ssh(told: subprocess.CompletedProcess[str]) -> list[tuple[dict[str, str], str, Config]]:
+    assert told.returncode == 0, told.stderr
+    return [started(shlex.split(line)[2]) for line in told.stdout.splitlines() if line.startswith("ssh ")]
+
+
+def test_processes_of_several_nodes_entries_do_not_collide(tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", "--together", *CONFIG, pool=SPREAD)
+    found = over_ssh(told)
+    [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    assert slurm(tmp_path / "job", command, SLURM_HET_SIZE="3", TASKS="2", CALLS="5").wait(_PATIENCE_S) == 0
+    calls = [json.loads(line) for line in (tmp_path / "job" / "told").read_text().splitlines()]
+    replicas = [config.reward.replica for _, role, config in found if role == "reward"]
+    replicas += [load(rest).reward.replica for _, script, *rest in calls if script == "launch_reward.sh"]
+    assert sorted(replicas) == [*range(6)], "each is served by one process"
+    configs = [config for *_, config in found] + [load(rest) for _, _, *rest in calls]
+    assert {config.reward.addresses for config in configs} == {tuple(f"tcp://*:{5701 + n}" for n in range(6))}
+    actors = [(config.actor.name, own["CUDA_VISIBLE_DEVICES"]) for own, role, config in found if role == "actor"]
+    assert actors == [("actor-alpha-0", "0"), ("actor-alpha-1", "1"), ("actor-alpha-2", "2,3")]
+    alone = over_ssh(launch(tmp_path, "--dry-run", "--role", "actor", *CONFIG, pool=POOL.format(**HOSTS)))
+    assert [own["CUDA_VISIBLE_DEVICES"] for own, *_ in alone] == ["3,4", "5,6", "0,1", "2,3"], "beside the learner's"
+
+
+def test_slurm_is_asked_for_cores_and_memory(tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=SPREAD)
+    commands = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    asked = [[word for word in command if re.match("--(cpus|mem)", word)] for command in commands]
+    assert asked == [["--cpus-per-task=48"], ["--cpus-per-task=12", "--mem=48G"], []]
+    job = tmp_path / "job"
+    assert slurm(job, commands[0], TASKS="1").wait(_PATIENCE_S) == 0
+    assert (job / "told.srun").read_text().split() == ["--cpus-per-task=48", "--kill-on-bad-exit=0"]
+
+
+def test_what_the_user_has_set_reaches_every_host_and_what_this_host_has_does_not(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nenv >"$TOLD"\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told"), "OPENAI_API_KEY": "secret-key"}
+    own |= {"LRPO_DEVICE": "", "LRPO_ENV_SET": "", "OMP_NUM_THREADS": "", "LRPO_KEYS": str(tmp_path)}
+    for given in ("1", ""):
+        own["HF_HUB_OFFLINE"] = given
+        told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), **own)
+        for environment, *_ in over_ssh(told):
+            assert environment.get("HF_HUB_OFFLINE", "") == given and "LRPO_DEVICE" not in environment
+        assert "secret-key" not in told.stdout + told.stderr, "the list of processes shows a command to everybody"
+        told = launch(tmp_path, *CONFIG, pool=POOL.format(**PARTITIONS), **own)
+        assert told.returncode == 0, told.stderr
+        job = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
+        assert job.get("HF_HUB_OFFLINE", "") == given and job["OPENAI_API_KEY"] == "secret-key"
+        assert not job.keys() & {"LRPO_DEVICE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LRPO_ENV_SET"}
+    own["LRPO_DEVICE"] = "cpu"
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), **own)
+    assert all(environment["LRPO_DEVICE"] == "cpu" for environment, *_ in over_ssh(told)), "the user has said so"
+
+
+def test_the_keys_are_found_where_the_line_says_that_make_keys_prints(tmp_path: Path) -> None:
+    keys = tmp_path / "my 'keys' $HOME"
+    script = 'eval "$("$0" "$1")" && printf %s "$LRPO_KEYS"'
+    done = subprocess.run(
+        ["bash", "-c", script, str(ROOT / "scripts" / "make_keys.sh"), str(keys)],
+        capture_output=True, text=True, check=False, timeout=_PATIENCE_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, str(keys.resolve())), done.stderr
+    assert (keys / "server.key_secret").exists()
+
+
 SSH = """#!/usr/bin/env bash
 # ssh to a host that cannot be reached at first: another session, which has nothing of us but our input and its output.
 while [[ $1 == -o ]]; do shift 2; done
@@ -143,7 +247,7 @@ def within(condition: Callable[[], object]) -> None:
 SRUN = """#!/usr/bin/env bash
 # Slurm's srun as far as it matters here: the tasks of a component, one after the other.
 group=0
-while [[ $1 == --* ]]; do [[ $1 != --het-group=* ]] || group=${1#*=}; shift; done
+while [[ $1 == --* ]]; do echo "$1" >>"$TOLD.srun"; [[ $1 != --het-group=* ]] || group=${1#*=}; shift; done
 for ((task = 0; task < TASKS; task++)); do
     SLURM_PROCID=$task GROUP=$group "$@" &
     touch "$TOLD.$!"
@@ -153,7 +257,7 @@ done
 """
 SCANCEL = """#!/usr/bin/env bash
 [[ $* == "--signal=TERM 42" ]] || exit 1
-for task in "$TOLD".*; do [[ ! -e $task ]] || kill -TERM "${task##*.}"; done
+for task in "$TOLD".[0-9]*; do [[ ! -e $task ]] || kill -TERM "${task##*.}"; done
 """
 LAUNCH = """#!/usr/bin/env bash
 trap 'echo ended >>"$TOLD"; exit 130' TERM
@@ -212,7 +316,7 @@ def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) 
     [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     job = tmp_path / "job"
     process = slurm(job, command, TASKS="1", CALLS="99")
-    within(lambda: (job / "told").exists() and (job / "told").read_text() and [*job.glob("told.*")])
+    within(lambda: (job / "told").exists() and (job / "told").read_text() and [*job.glob("told.[0-9]*")])
     process.send_signal(signal.SIGTERM)
     process.wait(_PATIENCE_S)
     assert (job / "told").read_text().splitlines()[1:] == ["ended", "requeue 42"]
@@ -220,7 +324,19 @@ def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) 
 
 def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
-    for pool, complaint in ((uneven, "same number of engines"), (POOL.format(**HOSTS) + "x = 1", "unknown key")):
+    apart = (
+        POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\npartition = "a"\ncount = 1\nengines = 3\n'
+    )
+    wrong = {
+        uneven: "same number of engines",
+        apart: "give all learner nodes in one",
+        POOL.format(**HOSTS) + "x = 1": "unknown key",
+    }
+    wrong |= {
+        POOL.format(**HOSTS) + "cpus = 4": "gamma, alpha are reached by ssh",
+        SPREAD + 'memory = "4 GB"': "memory = '4 GB'",
+    }
+    for pool, complaint in wrong.items():
         told = launch(tmp_path, "--dry-run", *CONFIG, pool=pool)
         assert told.returncode == 2 and re.search(f"error: .*{complaint}", told.stderr), told.stderr
 
@@ -303,7 +419,7 @@ def test_the_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_health_is_that_of_the_process(tmp_path: Path) -> None:
+def test_health_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--learner.address", f"ipc://{tmp_path}/queue", "--actor.engine_url", "http://127.0.0.1:9"]
     config = load(flags)
     server = WorkServer(config.learner.address, lease_timeout_s=60)
@@ -312,4 +428,6 @@ def test_health_is_that_of_the_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scripts.ops.health", "learner", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
     assert done.returncode == 1 and "nothing answers at ipc://" in done.stderr
-    assert "http://127.0.0.1:9 does not answer" in find_problem("actor", config)
+    with serving(lambda _: "by the proxy") as proxy:
+        monkeypatch.setenv("http_proxy", proxy)
+        assert "http://127.0.0.1:9 does not answer: <urlopen error [Errno 111]" in find_problem("actor", config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from actor.engine.errors import EngineError
 from common.config import load
 from common.languages import POLICY_CHOOSES
 from common.process import FatalError
@@ -16,8 +18,11 @@ from common.tokenizer import load_tokenizer
 from learner.data.problems import Place, Problems
 from learner.data.rows import QuestionRow, Rules, read_question_rows
 from learner.work.questions import read_questions
+from reward.scored import UnscoredError
+from reward.terms.custom import RewardFunctionError
 from router import Router
 from scripts.data import anchors, pass_rate
+from scripts.data.answering import Journal, Task, _Doing
 from scripts.data.prepare import records
 from tests.learner.work.test_questions import configured
 
@@ -124,6 +129,128 @@ def test_the_accuracy_says_what_is_right_and_not_a_reward_of_many_parts(
     monkeypatch.setattr(pass_rate, "measure", None)
     with pytest.raises(SystemExit, match=r"of reward.parts = box, lc none says which answers are right"):
         run(tmp_path, tiny_policy, *flags, parts="{box = 1.0, lc = 1.0}")
+
+
+# Scores rows with a hint alone, as PB-RLSVR does those with an English answer.
+NEEDS_A_HINT = """
+def graded(group, tools):
+    if not group.extra.get("hint"):
+        raise ValueError("its row has no hint")
+    return [{"right": float(n < 2)} for n, _ in enumerate(group.answers)]
+"""
+
+
+def test_rows_that_the_reward_cannot_score_are_listed_and_keep_nothing_from_its_end(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
+    rows = [{"question": f"{n}?", "answer": "a", "language": "en", "hint": "h" if n > 9 else None} for n in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "hints.py").write_text(NEEDS_A_HINT)
+    flags = ["--reward.function", f"{tmp_path}/hints.py:graded", "--data.columns", "{hint = 'hint'}",
+             "--router.mode", "monolingual"]  # fmt: skip
+    nowhere = ["--actor.engine_url", "http://127.0.0.1:1"]
+
+    def failures() -> list[dict[str, Any]]:
+        lines = (tmp_path / "out" / "rated.problems.jsonl").read_text().splitlines()
+        return sorted(map(json.loads, lines), key=lambda one: int(one["row"]))
+
+    found = run(tmp_path, tiny_policy, *flags)
+    assert [row["pass_rate"] for row in found] == [None] * 10 + [{"en": 0.5}] * 10
+    first = failures()
+    assert [one["row"] for one in first] == [*range(10)] and "its row has no hint" in first[0]["reason"]
+    with pytest.raises(SystemExit, match="no SGLang server answers"):
+        run(tmp_path, tiny_policy, *flags, *nowhere)  # they are tried once more
+    assert run(tmp_path, tiny_policy, *flags) == found
+    capsys.readouterr()
+    assert run(tmp_path, tiny_policy, *flags, *nowhere) == found, "nothing is left to ask"
+    said = capsys.readouterr().out
+    assert "10 of 20 are known" in said and "10 of 20 have failed 2 times and are not tried again" in said
+    assert failures() == first
+    (tmp_path / "hints.py").write_text(NEEDS_A_HINT + "# mended\n")
+    with pytest.raises(SystemExit, match="no SGLang server answers"):
+        run(tmp_path, tiny_policy, *flags, *nowhere)
+
+
+def test_right_answers_in_another_language_do_not_count_where_that_is_wanted(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the recipes naive-grpo and slc-rl filter, which pay for right answers in any language."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
+    rows = [{"question": f"{n} of 4", "answer": "yes", "language": "en"} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "noted.py").write_text(
+        "import json\n"
+        "def graded(group, tools):\n"
+        f"    with open({str(tmp_path / 'seen.jsonl')!r}, 'a') as file:\n"
+        "        seen = [one.compliant for one in group.answers]\n"
+        "        file.write(json.dumps([group.messages[-1].content, group.answers[0].asked, seen]) + '\\n')\n"
+        "    return [{'right': float(n != 1)} for n, _ in enumerate(group.answers)]\n"
+    )
+    flags = ["--reward.function", f"{tmp_path}/noted.py:graded", "--sampling.max_new_tokens", "12"]
+    loose = run(tmp_path, tiny_policy, *flags)
+    assert all(row["pass_rate"] == {"en": 0.75, "de": 0.75} for row in loose)
+    (tmp_path / "seen.jsonl").unlink()
+    strict = {row["question"]: row["pass_rate"] for row in run(tmp_path, tiny_policy, *flags, "--consistent")}
+    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert len(seen) == 12, "what was measured without it is not taken for it"
+    for question, language, compliant in seen:
+        assert strict[question][language] == sum(kept for n, kept in enumerate(compliant) if n != 1) / 4
+    assert any(rate < 0.75 for rates in strict.values() for rate in rates.values())
+
+
+def test_only_an_outage_ends_the_work(tmp_path: Path) -> None:
+    """Eight answers in a row that the engine or the judges did not give, or a reward that never works."""
+
+    def done(errors: dict[int, Exception], count: int = 30, journal: str = "a") -> tuple[list[int], str]:
+        """Which tasks were tried, and why the work ended; the errors are by the number of the attempt."""
+        tried: list[int] = []
+        problems, kept = Problems(), Journal(tmp_path / f"{journal}.jsonl")
+        tasks = [
+            Task(QuestionRow([], "", "en", [], [], "", Place("rows.jsonl", n)), "en", f"{n}") for n in range(count)
+        ]
+
+        async def work(task: Task) -> None:
+            await asyncio.sleep(0.001)  # as an engine takes its time
+            tried.append(task.row.place.row)
+            if error := errors.get(len(tried) - 1):
+                raise error
+            kept.add(task, right=1)
+
+        new = [task for task in tasks if task.key not in kept.entries and not kept.attempts(task, "")]
+        again = [task for task in tasks if kept.attempts(task, "") == 1]
+        doing = _Doing(new, again, kept, problems, "", has_found=bool(kept.entries))
+        try:
+            asyncio.run(doing.all_of_them(work, 1, "test", "trying"))
+        except FatalError as error:
+            return tried, str(error)
+        finally:
+            kept.close()
+        return tried, ""
+
+    of_row, of_judge, of_engine = RewardFunctionError("no column"), UnscoredError("no judge"), EngineError("gone")
+    tried, why = done(dict.fromkeys(range(10, 999), of_row), count=200, journal="d")
+    assert len(tried) == 138 and "128 questions in a row could not be measured" in why
+    tried, why = done(dict.fromkeys(range(62, 999), of_row), count=200, journal="d")
+    assert (len(tried), why) == (62 + 128, ""), "those that have failed before come last, and end nothing"
+    tried, why = done(dict.fromkeys(range(1, 29), of_row))
+    assert (len(tried), why) == (30, ""), "rows that cannot be scored keep no other row from being asked"
+    tried, why = done(dict.fromkeys(range(28), of_row))
+    assert (len(tried), why) == (28, ""), "they are tried once more, and never end the work"
+    assert done({}) == ([], ""), "and not a third time"
+    tried, why = done(dict.fromkeys(range(30), of_row), journal="b")
+    assert len(tried) == 8 and "the first 8 questions could not be measured" in why and "rows.jsonl, row 7" in why
+    for error in (of_judge, of_engine, TimeoutError("late")):
+        tried, why = done(dict.fromkeys(range(3, 30), error), journal=type(error).__name__)
+        assert len(tried) == 11 and "8 questions in a row could not be measured, the last one: rows.jsonl" in why
+    tried, why = done({n: of_judge for n in range(30)}, journal="UnscoredError")
+    assert len(tried) == 8 and set(tried) == {*range(11, 19)}, "new ones come first"
+    tried, why = done({n: of_judge for n in range(11, 60)}, journal="UnscoredError")
+    assert (len(tried), why) == (27, ""), "what cannot be scored again is left, and the work comes to its end"
+    tried, why = done({n: of_engine for n in range(60)}, journal="TimeoutError")
+    assert len(tried) == 8 and "the engine" in why
+    with pytest.raises(FatalError, match="cannot go on"):
+        raise FatalError(done({3: FatalError("cannot go on")}, journal="c")[1])
 
 
 def test_a_run_trains_on_the_questions_within_the_bounds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from common.config import load
+from common.config import Config, load
 from scripts.ops import push
 
 
@@ -20,6 +21,16 @@ def finished_run(directory: Path, policy: Path, rng: np.random.Generator, base: 
     (directory / "model").symlink_to(policy)
     flags = ["--run.dir", str(directory), "--data.train", str(directory / "secret.parquet"), "--model.path", base]
     flags += ["--run.languages", '["de", "sw"]', "--learner.lr", "0.00025", "--learner.address", "tcp://10.1.2.3:5700"]
+    flags += [
+        "--learner.torchrun",
+        "gpu-node17.corp:29400",
+        "--sync.host",
+        "gpu-node17",
+        "--actor.name",
+        "gpu-node17-0",
+    ]
+    flags += ["--learner.step_reward", "secret.py:mine", "--run.rendezvous", "secret", "--actor.engine_args.tp", "2"]
+    flags += ["--actor.engine_args.dist_init_addr", "gpu-node17:5000", "--reward.judges", '["m@http://gpu-node17:1"]']
     summary = {
         "config": load(flags).model_dump(mode="json"), "steps": int(rng.integers(2, 900)), "groups_trained": 77,
         "staleness_max": 1, "staleness_bound": 2, "reward_by_language": {"sw": float(rng.random()), "de": 0.5},
@@ -49,7 +60,30 @@ def test_the_directory_holds_the_model_and_a_card_of_the_summary(
     assert f"| sw | {summary['reward_by_language']['sw']:.3f} |" in card.text
     assert f"{summary['steps']} steps" in card.text and "| `learner.lr` | `0.00025` |" in card.text
     whole = (out / "README.md").read_text(encoding="utf-8")
-    assert str(tmp_path) not in whole and "secret" not in whole and "10.1.2.3" not in whole
+    assert not any(word in whole for word in (str(tmp_path), "secret", "10.1.2.3", "gpu-node17")), whole
+    assert '| `actor.engine_args` | `{"tp": 2}` |' in card.text
+
+
+# Settings that may hold a text and name no place: they may be shown.
+_NO_PLACES = {
+    "run.languages", "data.columns", "data.language", "model.header", "model.template_args", "router.fixed_language",
+    "router.region_topics", "router.initial", "actor.engine_args", "reward.terms", "reward.parts", "reward.pivot",
+    "reward.pivot_language", "reward.judge_prompt", "reward.judge_sampling", "reward.near_languages", "reward.embedder",
+    "reward.device", "learner.decoupled_parts", "learner.evaluate_unseen", "lora.targets", "resume.accept",
+}  # fmt: skip
+
+
+def test_of_every_setting_it_is_decided_whether_the_card_may_show_it() -> None:
+    """One that may hold any text, not only a few words of ours, may hold a host or a directory."""
+    texts = {
+        f"{section}.{key}"
+        for section, model in Config.model_fields.items()
+        for key, field in getattr(model.annotation, "model_fields", {}).items()
+        if re.search(r"\bstr\b|Path|Any", str(field.annotation))
+    }
+    assert texts - push._PLACES == _NO_PLACES, "decide whether push._PLACES is to name it"
+    known = {f"{section}.{key}" for section, values in Config().model_dump().items() for key in values}
+    assert known >= push._PLACES, "these settings exist"
 
 
 def test_an_upload_is_one_commit_of_the_same_files(

@@ -392,7 +392,7 @@ def test_an_answer_ends_with_the_token_that_ends_a_turn(tiny_policy: Path) -> No
         ["--learner.mask_truncated", "true"],
         ["--learner.refill", "1"],
         ["--learner.stages", "[{}]"],
-        ["--data.curriculum", "0.5"],
+        ["--data.curriculum", "0.5", "--data.curriculum_right", "0.5"],
     ],
 )
 def test_settings_that_the_file_does_not_implement_are_refused(flags: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -112,6 +113,40 @@ def test_the_header_of_a_selected_language_is_learned(tiny_policy: Path, tmp_pat
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] / 2, losses
+
+
+def test_an_example_that_cannot_be_taught_is_named(tiny_policy: Path, tmp_path: Path) -> None:
+    path, good = tmp_path / "examples.jsonl", rows(["en"])[0]
+    words = [str(tiny_policy), str(path), "--out", str(tmp_path / "model")]
+
+    def refused(*examples: dict[str, Any], flags: tuple[str, ...] = ()) -> str:
+        path.write_text("".join(json.dumps(one) + "\n" for one in examples))
+        with pytest.raises(SystemExit) as error:
+            sft.main([*words, *flags])
+        return str(error.value)
+
+    said = refused(
+        good,
+        {**good, "answer": None},
+        {"messages": good["messages"], "language": "en"},
+        {**good, "language": "xx"},
+        {**good, "messages": [{"role": "user", "text": "?"}]},
+        {**good, "answer": " "},
+    )
+    assert f"5 rows of {path} cannot be taught" in said
+    for place in (
+        "row 1, answer: it is missing", "row 2, answer: there is no such column among messages, language",
+        "row 3, language: unknown language 'xx'", "row 4, messages[0]: it is no message", "row 5, answer: it is empty",
+    ):  # fmt: skip
+        assert f"{path}, {place}" in said
+    theirs = {"ask": "?", "reply": "!"}
+    said = refused(theirs)
+    assert "messages: there is no such column among ask, reply" in said and "with --columns question=NAME" in said
+    assert "language: the row names no language" in refused(theirs, flags=("--columns", "question=ask,answer=reply"))
+    assert "holds no examples" in refused()
+    path.write_text(json.dumps(theirs))
+    found = sft.read_examples(str(path), {"question": "ask", "answer": "reply"}, "German")
+    assert found == [{"messages": [{"role": "user", "content": "?"}], "language": "de", "answer": "!"}]
 
 
 def test_what_cannot_be_trained_is_said_in_one_line(tiny_policy: Path, tmp_path: Path) -> None:

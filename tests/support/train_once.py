@@ -187,6 +187,26 @@ def record_steps(directory: Path, model: Path, steps: int, *flags: str) -> None:
             recording.write(directory, number + 1, batch, result)
 
 
+def record_with_a_resume(directory: Path, model: Path, first: list[str], second: list[str]) -> None:
+    """Records two steps, and two more after a resume with other settings, as a run does."""
+    checkpoints = Checkpoints(directory.parent / f"{directory.name}-checkpoints", kept=1)
+    for begin, flags in ((0, first), (2, second)):
+        config = configuration(model, *flags)
+        trainer = Trainer(config)
+        if (latest := checkpoints.latest()) is not None:
+            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+            trainer.resume_anchor(found, begin)
+        if dist.get_rank() == 0:
+            recording.begin(directory, config, begin)
+        for number in (begin, begin + 1):
+            batch = random_batch(number, groups=4)
+            result = trainer.step(batch, number)
+            if dist.get_rank() == 0:
+                recording.write(directory, number + 1, batch, result)
+        checkpoints.save(trainer.policy, trainer.optimizer, begin + 2, {}, anchor_stage=trainer.anchor.stage)
+        checkpoints.wait()
+
+
 def train_poisoned(out: Path, model: Path) -> None:
     """A step in which one behaviour log-probability is not a number, then one without; writes what became of them."""
     trainer = Trainer(configuration(model))

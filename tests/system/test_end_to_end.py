@@ -54,7 +54,7 @@ class Demo:
         command += ["--learner.record", str(run_dir / "record")]
         command += ["--steps", str(STEPS), "--learner.evaluate_questions", "10"]
         patience = str(_PATIENCE_S)
-        command += ["--actor.start_timeout_s", patience, "--learner.batch_timeout_s", patience]
+        command += ["--actor.start_timeout_s", patience, "--learner.group_timeout_s", patience]
         with self._out.open("wb") as out:
             self.process = processes.Popen(
                 [*command, *small, *ports, *flags], cwd=ROOT, stdout=out, stderr=subprocess.STDOUT

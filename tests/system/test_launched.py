@@ -221,7 +221,11 @@ def pod(run: Run, name: str, host: Host, spec: dict[str, Any], command: list[str
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(secret[item["key"]], target)
     [container] = spec["containers"]
-    environment = [f"{one['name']}={one.get('value', host.address)}" for one in container["env"]]
+    environment = [
+        f"{one['name']}={one.get('value', host.address)}"
+        for one in container["env"]
+        if "secretKeyRef" not in one.get("valueFrom", {})
+    ]
     inside = ["env", *environment, "PYTHONPATH=/lrpo/tests/support/light", *command]
     mounts = " ".join(f"{one['name']}:{one['mountPath']}" for one in container["volumeMounts"] if one["name"] != "shm")
     own = [str(place / "root"), name, str(place), container["workingDir"], mounts]

@@ -56,8 +56,9 @@ TINY: dict[str, Any] = {
     "learner.steps": 3, "learner.epochs": 0, "learner.groups_per_step": 4, "learner.ranks": 1, "learner.lr": 1e-3,
     "learner.param_dtype": "float32", "learner.activation_checkpointing": "false", "learner.microbatch_tokens": 2048,
     "learner.evaluate": "false", "learner.evaluate_every": 0, "learner.evaluate_samples": 0,
-    "learner.evaluate_unseen": "[]", "learner.batch_timeout_s": 600, "router.rollouts": 4, "model.dtype": "float32",
-    "data.max_prompt_tokens": 400, "sampling.max_new_tokens": 16, "actor.start_timeout_s": 600, "sync.timeout_s": 120,
+    "learner.evaluate_unseen": "[]", "learner.group_timeout_s": 700, "router.rollouts": 4, "model.dtype": "float32",
+    "data.max_prompt_tokens": 400, "sampling.max_new_tokens": 16, "actor.start_timeout_s": 600,
+    "actor.request_timeout_s": 600, "sync.timeout_s": 120,
 }  # fmt: skip
 TINY_OF: dict[str, dict[str, Any]] = {
     "dapo": {"learner.overlong_limit": 16, "learner.overlong_buffer": 8, "learner.refill": 2},
@@ -317,6 +318,26 @@ def test_a_recipe_takes_a_model_and_data(tmp_path: Path) -> None:
     given = load(recipe_settings("lrpo-paper", [model, "train.jsonl", "test.jsonl", gpus, "--run.dir", "here"]))
     assert given.model.path.endswith("warm-start") and given.data.heldout == "test.jsonl"
     assert given.learner.ranks == 4 and given.run.dir == Path("here") and given.router.credit == "reference"
+
+
+def test_files_of_the_user_change_a_recipe(tmp_path: Path) -> None:
+    mine, other, model = tmp_path / "mine.toml", tmp_path / "other.toml", tmp_path / "model.toml"
+    mine.write_text('[data]\nheldout = "mine.jsonl"\n[run]\ndir = "mine"\n')
+    other.write_text("[learner]\nlr = 3e-6\n")
+    model.write_text('[model]\npath = "org/mine"\n[run]\ndir = "of-my-model"\n')
+    shipped = ROOT / "configs" / "models" / "qwen2.5-1.5b.toml"
+
+    def places(*words: object) -> tuple[str | None, str]:
+        config = load(recipe_settings("dapo", [str(word) for word in words]))
+        return config.data.heldout, str(config.run.dir)
+
+    assert places("org/model", "train.jsonl", mine) == ("mine.jsonl", "mine")
+    assert places("org/model", "train.jsonl", "given.jsonl", mine) == ("given.jsonl", "mine")
+    assert places("org/model", "train.jsonl", mine, "--run.dir", "flag", "--data.heldout", "") == (None, "flag")
+    assert places("org/model", "train.jsonl", other) == (None, "runs/dapo")
+    assert places(shipped, "train.jsonl") == (None, "runs/dapo")
+    assert places(shipped, "train.jsonl", mine) == ("mine.jsonl", "mine")
+    assert places(model, "train.jsonl") == (None, "of-my-model")
 
 
 def test_a_wrong_name_and_missing_data_are_refused() -> None:

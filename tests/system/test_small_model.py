@@ -88,7 +88,7 @@ param_dtype = "float32"
 microbatch_tokens = 1024
 evaluate = false
 checkpoint_every = {STEPS}
-batch_timeout_s = 1800
+group_timeout_s = 1800
 lease_timeout_s = 300
 
 [sync]

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -15,6 +16,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 log = logging.getLogger("learner")
 
 _APART_S = 1e-3  # between the first events of two runs
+_PREFIX = "events.out.tfevents."
 
 
 class EventWriter:
@@ -34,8 +36,8 @@ class EventWriter:
     def __init__(self, directory: Path, begin: int, runs: Sequence[str] = ("",)) -> None:
         self._directory, self._files = directory, dict[str, RecordWriter]()
         self._failed = False
-        purge_step, now = begin + 1 if begin else 0, time.time()
-        name = f"events.out.tfevents.{now:.6f}.{os.uname().nodename}.{os.getpid()}"
+        purge_step, now = begin + 1 if begin else 0, max(time.time(), 1 + _newest(directory, runs))
+        name = f"{_PREFIX}{now:.6f}.{os.uname().nodename}.{os.getpid()}"
         try:
             for number, run in enumerate(runs):
                 path, began = directory / run / name, now + number * _APART_S
@@ -66,3 +68,17 @@ class EventWriter:
     def _fail(self, step: int, error: OSError) -> None:
         self._failed = True
         log.warning("no metrics are kept from step %d on, cannot write %s: %s", step, self._directory, error)
+
+
+def _newest(directory: Path, runs: Sequence[str]) -> float:
+    """The time in the name of the newest event file; 0 where there is none.
+
+    TensorBoard reads the files of a run in the order of their names, and takes the last for its end. A clock that was
+    set back must not put a resumed run before what it goes on from.
+    """
+    found = [0.0]
+    for run in runs:
+        for path in (directory / run).glob(f"{_PREFIX}*"):
+            with suppress(ValueError, IndexError):  # of another program
+                found.append(float(".".join(path.name.removeprefix(_PREFIX).split(".")[:2])))
+    return max(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from learner.report.trackers.tracker import Tracker
 
 log = logging.getLogger("learner")
+
+CLOSE_S = 60.0  # how long a tracker may take to send what it has not sent yet
 
 
 class OptionalTracker:
@@ -37,7 +40,15 @@ class OptionalTracker:
         self._try(lambda: self._tracker.image(step, name, png), f"{name} of step {step}")
 
     def close(self) -> None:
-        self._try(self._tracker.close, "what it had not sent yet")
+        """Gives it a minute to send what it has not sent yet, of which it may never come to an end."""
+        unsent = "what it had not sent yet"
+        closing = threading.Thread(
+            target=self._try, args=(self._tracker.close, unsent), name=f"closing {self._name}", daemon=True
+        )
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():
+            log.warning("%s did not keep %s within %.0f s, and is not waited for", self._name, unsent, CLOSE_S)
 
     def _try(self, action: Callable[[], None], what: str) -> None:
         try:

@@ -215,7 +215,8 @@ class Cluster:
         return len(left)
 
     def _left(self) -> list[psutil.Process]:
-        found = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]) if p.pid != os.getpid()]
+        own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}  # a parent may name the directory
+        found = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]) if p.pid not in own]
         return [
             p for p, words in found if str(self.directory) in " ".join(words) and "scripts.bench.chaos" not in words
         ]

@@ -53,8 +53,9 @@ def random_step(
         asked = work(groups * number + n, [POLICY_CHOOSES, *(rollout.language for rollout in rollouts[1:])])
         question = asked.question.model_copy(update={"regions": ["France"]})
         asked = asked.model_copy(update={"question": question, "propensities": [1.0, *[0.5] * (answers - 1)]})
-        rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"terms": {"similarity": 0.5}})})
-                    for r in rollouts]  # fmt: skip
+        rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"terms": {
+                        "similarity": 0.5, "exact": float(rng.random()),
+                    }})}) for r in rollouts]  # fmt: skip
         batch.append(Group(work=asked, actor=f"l40s-{n % actors}", rollouts=rollouts))
     used = {rollout.language for group in batch for rollout in group.rollouts}
     result = StepResult(

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.languages import code_of
 from common.process import FatalError
 from learner.data.problems import Place
-from learner.data.records import SUFFIXES, Record, Unreadable, read_records
+from learner.data.records import SUFFIXES, Record, Unreadable, files_of, read_records
 
 LETTERS = "ABCDEFGH"
 _HUB = re.compile(r"[\w-]+/[\w.-]+")
@@ -221,8 +221,7 @@ def _records(
     """The records of a local file, of the files of a directory, or of configurations of a data set of the hub."""
     path = Path(source)
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in SUFFIXES and file.is_file()]
-        files = [file for file in files if not _NOT_ASKED.match(file.name)]
+        files = [file for file in files_of(path) if not _NOT_ASKED.match(file.name)]
         if not files:
             raise FatalError(f"the directory {source} holds no file of rows ({', '.join(SUFFIXES)})")
         for file in files:
@@ -244,7 +243,7 @@ def _plain_records(source: str) -> Iterator[tuple[Place, Record]]:
 
 def _mgsm_records(source: str) -> Iterator[tuple[Place, Record]]:
     """The lines of a file without a header: a question and its answer with a tab between them."""
-    if not source.endswith(".tsv"):
+    if not source.lower().endswith(".tsv"):
         yield from _plain_records(source)
         return
     try:

@@ -31,6 +31,7 @@ from scripts.study.benchmarks.rows import LETTERS, BenchmarkRow
 from scripts.study.statistics import Floats, Interval, percentile_interval
 
 _CHUNK = 64  # answers that are given to the verifier at a time, which has 40 s for them
+_ROUNDS = 5  # in which those of them that the verifier did not get to are given to it
 _RESAMPLES = 1000
 OURS = "ours"
 LIKELIHOOD = "lm-eval (log-likelihood)"
@@ -49,18 +50,39 @@ Check = Callable[[str, list[str], str], bool]
 
 
 class Verifier:
-    """Compares formulas in the limited workers of ``reward.terms.math.MathVerifier``, started when first needed."""
+    """Compares formulas in the limited workers of ``reward.terms.math.MathVerifier``, started when first needed.
+
+    Nothing counts as wrong because the workers did not get to it: it is verified again.
+    """
 
     def __init__(self) -> None:
         self._workers: MathVerifier | None = None
 
     def __call__(self, asked: Sequence[tuple[str, list[str], str]], check: Check | None = None) -> list[float]:
-        """1 or 0 for each text, its golds and its language. Blocks; ``check`` is a published rule in place of ours."""
-        found: list[float] = []
+        """1 or 0 for each text, its golds and its language. Blocks; ``check`` is a published rule in place of ours.
+
+        Raises:
+            FatalError: the workers did not get to some text, again and again.
+        """
+        found = [0.0] * len(asked)
         for start in range(0, len(asked), _CHUNK):
-            if self._workers is None:
-                self._workers = MathVerifier()
-            found += self._workers.verify(asked[start : start + _CHUNK], check)
+            waiting = list(range(start, min(start + _CHUNK, len(asked))))
+            for _ in range(_ROUNDS):
+                if self._workers is None:
+                    self._workers = MathVerifier()
+                values = self._workers.verify([asked[n] for n in waiting], check)
+                found_now = {n: value for n, value in zip(waiting, values, strict=True) if value is not None}
+                for n, value in found_now.items():
+                    found[n] = value
+                waiting = [n for n in waiting if n not in found_now]
+                if not waiting:
+                    break
+            else:
+                raise FatalError(
+                    f"{len(waiting)} answers could not be verified in {_ROUNDS} rounds, as the first, which ends with "
+                    f"{asked[waiting[0]][0][-80:]!r}. Is the machine overloaded? The responses are kept: run the same "
+                    "command again"
+                )
         return found
 
     def close(self) -> None:

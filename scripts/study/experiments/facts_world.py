@@ -27,6 +27,7 @@ from scripts.world.settings import Knowledge
 
 _ROOT = Path(__file__).parents[3]
 _CONFIGS = [str(_ROOT / "configs" / name) for name in ("demo.toml", "study.toml")]
+_PAST = {"learner.batch_timeout_s": 300.0}  # of configs/demo.toml, when the first records were made
 REGIMES = ("region", "one-language", "equal")
 OWN_DATA = "data"  # the regime of one's own data
 
@@ -79,7 +80,7 @@ class FactsWorld:
         flags = [] if arm in IN_HINDSIGHT else [flag.replace("{calibration}", "facts.csv") for flag in self._arms[arm]]
         _check_evaluated(load(files_first([*self._shared, *flags, *self._given])))
         shared = files_first([*self._shared, *self._given])
-        return settings_hash(shared, [*self._arms[arm], *self._given, *self._warm_start])
+        return settings_hash(shared, [*self._arms[arm], *self._given, *self._warm_start], _PAST)
 
     @contextmanager
     def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ from scripts.study.iterate.record import digest_of_file
 # follows from its regime and seed; ``digest_of_model`` and the digests of rows are for what a user names.
 _NOT_TRAINED = (
     "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
-    "learner.gradient_noise_every",
+    "learner.gradient_noise_every", "learner.group_timeout_s",
 )  # fmt: skip
 _USER_CODE = ("reward.function", "learner.step_reward")  # FILE.py:NAME
 _SAMPLED_BYTES = 1 << 20  # of the beginning and the end of a file of weights, which differ there once they are trained
 
 
-def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
+def settings_hash(settings: Sequence[str], flags: Sequence[str], past: Mapping[str, Any] | None = None) -> str:
     """Twelve digits that tell the settings of an arm from others, wherever its files lie.
 
     Settings with their default values do not enter, so that a study goes on with a version that has more of them. Of
@@ -32,17 +32,15 @@ def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
     Args:
         settings: files and flags that all arms share.
         flags: those of the arm, and of what it starts from.
+        past: settings that there are no more, as the first records had them; so these remain of the same set-up.
 
     Raises:
         ConfigError: the settings are wrong.
     """
     config = load(settings).model_dump(mode="json", exclude_defaults=True)
-    kept = {
-        f"{section}.{name}": _with_code(f"{section}.{name}", value)
-        for section, values in config.items()
-        for name, value in values.items()
-        if f"{section}.{name}" not in _NOT_TRAINED
-    }
+    flat = {f"{section}.{name}": value for section, values in config.items() for name, value in values.items()}
+    kept = {key: _with_code(key, value) for key, value in flat.items() if key not in _NOT_TRAINED}
+    kept |= past or {}
     return hashlib.sha256(json.dumps([kept, *flags], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -6,9 +6,9 @@
 run.dir gets a directory for each iteration, with the three stages in it:
 
 * filter: the policy, which is the model of the last iteration, answers every question --samples times; those that it
-  answers rightly always or never (or outside of data.pass_rate) are dropped, and filtered.parquet has the others;
+  answers rightly always or never (or outside of data.pass_rate) are dropped, and filtered.jsonl has the others;
 * anchors: the policy answers each of them in a strong language, and a right answer is written to the columns of
-  data.columns that --anchor names, in anchored.parquet;
+  data.columns that --anchor names, in anchored.jsonl;
 * train: a run of its own, run.dir/iteration-N/run, from the model of the last iteration, with the KL penalty to it.
 
 The same command goes on at the first stage that is not whole, and within it. iteration.json in each directory has what
@@ -32,7 +32,7 @@ from common.languages import code_of
 from common.process import FatalError
 from learner.run_lock import locked
 from scripts.data.anchors import Part, Plan, parse_columns, parse_rounds
-from scripts.data.answering import RightOption, least_of_right
+from scripts.data.answering import ConsistentOption, RightOption, least_of_right
 from scripts.ops.command_line import command
 from scripts.ops.recipes import recipe_settings
 from scripts.study.iterate.record import Record, digest_of_file, digest_of_source
@@ -206,6 +206,7 @@ def main(
     recipe: Annotated[str, typer.Option(help="A published recipe: lrpo recipes lists them.")] = "",
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language, to filter.")] = 8,
     right: RightOption = None,
+    consistent: ConsistentOption = False,
     per_language: Annotated[int, typer.Option(min=0, help="Most questions of each language; 0: all.")] = 0,
     unused: Annotated[bool, typer.Option("--unused", help="Leave out what an earlier iteration trained on.")] = False,
     anchor: Annotated[
@@ -229,7 +230,7 @@ def main(
     words = recipe_settings(recipe, context.args) if recipe else context.args
     all_of_them = make_iterations(words, iterations, parse_later(later or []))
     least = max(least_of_right(one.config, right) for one in all_of_them)
-    how = Filtering(samples, least, per_language, unused)
+    how = Filtering(samples, least, per_language, unused, consistent)
     plan = make_plan(all_of_them[0].config, anchor or [], anchor_language, anchor_question, anchor_rounds, least)
     out = all_of_them[0].directory.parent
     with locked(out):

@@ -24,7 +24,8 @@ from scripts.ops.local_run import gains, run_all
 from scripts.study.iterate.record import digest_of_file
 
 FATES_FILE = "questions.jsonl"  # a line for each question that was asked, with its pass rates and what became of it
-FILTERED_FILE, ANCHORED_FILE = "filtered.parquet", "anchored.parquet"
+# Lines of JSON, which hold whatever the rows of data.train have.
+FILTERED_FILE, ANCHORED_FILE = "filtered.jsonl", "anchored.jsonl"
 KEPT = "kept"
 
 
@@ -36,12 +37,13 @@ class Filtering:
     right: float = RIGHT  # from what on an answer is right, see common.diagnostics.solves
     per_language: int = 0  # most questions of a language, drawn by the seed; 0: all
     unused: bool = False  # whether those that an earlier iteration trained on are left out
+    consistent: bool = False  # whether a right answer must be in the language asked for, also without reward.gated
 
 
 def filter_questions(
     config: Config, directory: Path, number: int, how: Filtering, plan: Plan, used: frozenset[str]
 ) -> dict[str, Any]:
-    """Keeps the questions that the policy of ``config`` answers rightly sometimes, in ``filtered.parquet``.
+    """Keeps the questions that the policy of ``config`` answers rightly sometimes, in ``filtered.jsonl``.
 
     Sometimes means within ``data.pass_rate``, or where that is not set neither always nor never.
 
@@ -53,7 +55,8 @@ def filter_questions(
     """
     config = without_columns(config, plan.columns)  # they are made in the next stage
     left_out = used if how.unused else frozenset[str]()
-    found = measure(config, directory / "rated.parquet", how.samples, how.right, without=left_out)
+    rated = directory / "rated.jsonl"
+    found = measure(config, rated, how.samples, how.right, consistent=how.consistent, without=left_out)
     fates = {row.place: _fate(config, row, found.rates.get(row.place)) for row in found.rows}
     _limit_languages(found.rows, fates, how.per_language, [config.run.seed, number])
     _write_lines(
@@ -125,7 +128,7 @@ def kept_keys(directory: Path) -> set[str]:
 
 
 def make_anchors(config: Config, directory: Path, number: int, plan: Plan) -> dict[str, Any]:
-    """Writes the kept questions with their anchors, by the policy of ``config``, to ``anchored.parquet``.
+    """Writes the kept questions with their anchors, by the policy of ``config``, to ``anchored.jsonl``.
 
     Raises:
         FatalError: no question gets one.

@@ -118,9 +118,9 @@ def judge(asked: Sequence[Question], answers: Sequence[Written], gate: LanguageG
     languages = [one.language for one in repeated]
     read: list[Answer] = [read_answer(one.text, code) for one, code in zip(answers, languages, strict=True)]
     detector = GateDetector(gate)
-    thoughts = detector.parts([one.thinking for one in read], languages)
+    thoughts = detector.parts([one.thought for one in read], languages)
     finals = detector.parts([one.final for one in read], languages)
-    english = gate.judge([one.thinking for one in read], ["en"] * len(read))
+    english = gate.judge([one.thought for one in read], ["en"] * len(read))
     return [
         Judged(
             language=question.language,

@@ -8,12 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import proxy_bypass_environment
 
 import pytest
 
 from actor.engine.client import Engine
 from actor.engine.nccl import environment_of_server
-from actor.engine.server import _gpu_flags
+from actor.engine.server import _environment, _gpu_flags
 from common import wire
 from common.config import load
 from common.nccl import nccl_settings, set_nccl_defaults
@@ -104,3 +105,14 @@ def test_an_engine_whose_ranks_no_update_reaches_is_refused(name: str, kind: str
 def test_cuda_graphs_are_for_all_answers_in_flight() -> None:
     config = load(["--actor.groups_in_flight", "64", "--router.rollouts", "8"])
     assert _gpu_flags(config) == {"cuda-graph-max-bs-decode": 512}
+
+
+def test_an_engine_reaches_itself_without_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for given in ("", ".corp", "*"):
+        monkeypatch.setenv("NO_PROXY", given)
+        environment = _environment(with_adapters=False)
+        told = {"no": environment.get("no_proxy") or environment["NO_PROXY"], "http": "http://proxy.example:3128"}
+        assert proxy_bypass_environment("127.0.0.1", told) and proxy_bypass_environment("localhost", told)
+        assert bool(proxy_bypass_environment("a.corp", told)) == (given != "")

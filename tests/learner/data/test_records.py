@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.process import FatalError
-from learner.data.records import Record, Unreadable, read_records, read_rows
+from learner.data.records import Record, Unreadable, read_records
+from tests.support.rows import read_rows
 
 ROWS: list[Record] = [{"question": f"Frage {n}: 東京 é?", "answer": f"{n}", "nested": {"n": n}} for n in range(4)]
 BOM = b"\xef\xbb\xbf"
@@ -85,6 +86,25 @@ def test_a_directory_may_mix_forms_and_schemas(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FatalError, match=r"empty holds no file that ends in \.parquet"):
         list(read_records(str(tmp_path / "empty")))
+
+
+def test_files_of_a_directory_that_are_not_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "a"}\n')
+    (tmp_path / "C.CSV").write_text("question\nc\n")
+    (tmp_path / "D.Tsv").write_text("question\tanswer\nd\t1\n")
+    pq.write_table(pa.table({"question": ["e"]}), tmp_path / "e.PARQUET")
+    (tmp_path / "card.md").write_text("not data")
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl.gz", "deep/b.JSONL.ZST", "f.arrow", "g.txt", "h.zip", "i.xlsx", "j.tar"):
+        (tmp_path / name).write_bytes(b"")
+    for _ in range(2):
+        found = [record["question"] for record in read_rows(str(tmp_path))]
+        assert found == ["c", "d", "a", "e"]
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith(f"7 files of {tmp_path} are not read") and "card.md" not in said
+    assert "b.jsonl.gz, deep/b.JSONL.ZST, f.arrow, g.txt, h.zip and 2 more. Unpack or convert" in said
+    with pytest.raises(FatalError, match=r"holds no file that ends in .*; b\.JSONL\.ZST cannot be read: unpack"):
+        read_rows(str(tmp_path / "deep"))
 
 
 def test_bytes_that_are_not_utf_8_spoil_their_row_alone(tmp_path: Path) -> None:

@@ -24,12 +24,14 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(rng: np.random.Ge
     assert by_setting == languages_by_setting(question(3), bandit, ["de", "en"], config.learner), "always the same"
     asked = [language for languages in by_setting.values() for language in languages]
     rollouts = [random_rollout(rng) for _ in asked]
-    rollouts = [r.model_copy(update={"score": r.score.model_copy(update={"quality": rng.random()})}) for r in rollouts]
+    rollouts = [
+        r.model_copy(update={"score": r.score.model_copy(update={"terms": {"exact": rng.random()}})}) for r in rollouts
+    ]
     group = Group(work=work(3, asked), actor="a", rollouts=rollouts)
     figures = compare_settings([group], {3: by_setting}, "gate")
     for number, setting in enumerate(by_setting):
         answers = rollouts[4 * number : 4 * number + 4]
-        right = [rollout.score.quality >= 0.5 and rollout.score.compliant for rollout in answers]
+        right = [rollout.score.terms["exact"] >= 0.5 and rollout.score.compliant for rollout in answers]
         for k in (1, 2, 4):
             wins = [any(chosen) for chosen in combinations(right, k)]
             assert figures[f"{setting}_pass@{k}"] == pytest.approx(sum(wins) / len(wins))
@@ -50,3 +52,22 @@ def test_the_part_that_is_the_accuracy_says_what_is_right(rng: np.random.Generat
     ]  # fmt: skip
     assert accuracy(rollouts) == {"accuracy": 0.25, "accuracy_kept": 0.25, "compliance": 1}
     assert pass_at_k([rollouts]) == {"pass@1": 0.25, "pass@2": 0.5, "pass@4": 1}
+
+
+def test_where_nothing_says_what_is_right_there_is_no_accuracy(rng: np.random.Generator) -> None:
+    """As with similarity alone, which is above 0.5 for nearly every answer."""
+    rollouts = [random_rollout(rng) for _ in range(4)]
+    for n, one in enumerate(rollouts):
+        one.score.quality, one.score.compliant, one.score.terms = 0.95, n > 0, {"similarity": 0.95}
+    assert accuracy(rollouts) == {"compliance": 0.75} and pass_at_k([rollouts]) == {}
+    rollouts[1].score.terms["exact"] = 1.0
+    assert accuracy(rollouts) == {"compliance": 0.75, "accuracy": 1, "accuracy_kept": 1}
+    assert pass_at_k([rollouts]) == {}, "a question of which not every answer is known to be right or wrong"
+    asked = ["en"] * 4
+    figures = compare_settings(
+        [Group(work=work(3, asked), actor="a", rollouts=[*rollouts[:1], *rollouts[2:]])],
+        {3: {"seen": asked[:3]}},
+        "gate",
+    )
+    assert not [name for name in figures if "accuracy" in name or "pass@" in name or "right" in name]
+    assert figures["seen_compliance"] == pytest.approx(2 / 3)

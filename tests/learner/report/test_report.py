@@ -15,6 +15,8 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from common import diagnostics
+from common.header import Header
+from common.languages import POLICY_CHOOSES
 from learner.evaluate.diagnostics import samples, tagged
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group
@@ -28,6 +30,7 @@ from scripts.bench.support.reports import configuration, learned, random_step
 from tests.support.groups import LANGUAGES, random_rollout, seeded_generator, work
 
 ROOT = Path(__file__).parents[3]
+HEADER = Header("<lang_select>\n{code}\n</lang_select>\n", LANGUAGES)
 
 
 def documented() -> list[str]:
@@ -47,7 +50,10 @@ def write(run_dir: Path, steps: int, first: int = 1, last: int | None = None) ->
     values = {
         name: 0.5 for name in ("own", "oracle", "best_fixed", "english", "uniform", "routed", "compliance", "unscored")
     }
-    answers = samples([random_rollout(rng) for _ in range(8)])
+    rollouts = [random_rollout(rng) for _ in range(8)]
+    for number, one in enumerate(rollouts):
+        one.score.terms = {"exact": float(number % 2)}
+    answers = samples(rollouts)
     diagnosed = tagged(diagnostics.summarise(answers), "gate")
     done = Evaluation(questions=1, best_fixed_language="en", own_by_language={}, diagnostics=diagnosed, **values)
     for name in ("heldout", "train"):
@@ -238,6 +244,32 @@ def test_a_full_disk_is_reported_once_and_the_run_continues(
     assert [point.step for point in run.Scalars("learning/reward")] == [1]
 
 
+def test_a_full_disk_leaves_the_configuration_of_before(tmp_path: Path) -> None:
+    """It is what the next resume compares with."""
+    Report(configuration(tmp_path, 10), 2, 0).close()
+    before = (tmp_path / "config.json").read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        Report(configuration(tmp_path, 20), 2, 5).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert (tmp_path / "config.json").read_bytes() == before and not list(tmp_path.glob("*.partial"))
+    Report(configuration(tmp_path, 20), 2, 5).close()
+    assert json.loads((tmp_path / "config.json").read_text())["learner"]["steps"] == 20
+
+
+def test_a_clock_that_was_set_back_costs_a_resumed_run_no_points(tmp_path: Path) -> None:
+    """The names of event files are times, and TensorBoard reads them in the order of their names."""
+    write(tmp_path, 10, last=8)
+    for path in sorted((tmp_path / "tensorboard").rglob("events.out.tfevents.*")):
+        _, _, _, seconds, rest = path.name.split(".", 4)
+        path.rename(path.with_name(f"events.out.tfevents.{int(seconds) + 86_400}.{rest}"))
+    run = write(tmp_path, 10, first=6)
+    assert [point.step for point in run.Scalars("learning/reward")] == list(range(1, 11))
+    again = write(tmp_path, 12, first=11)
+    assert [point.step for point in again.Scalars("learning/reward")] == list(range(1, 13))
+
+
 def test_a_run_begins_on_a_full_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
@@ -260,12 +292,24 @@ def test_a_text_sample_shows_any_answer_as_it_is(rng: np.random.Generator) -> No
     ]
     group = step["batch"][0]
     rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
-    html = markdown_to_safe_html(group_as_markdown(group.model_copy(update={"rollouts": rollouts})))
+    html = markdown_to_safe_html(group_as_markdown(group.model_copy(update={"rollouts": rollouts}), HEADER))
     assert html.count("<tr>") == 5 and "The capital of France is Paris." in html
     assert "\u2068عاصمة فرنسا هي باريس.\u2069" in html, "the text must be isolated from what is around it"
     assert "a | b # no heading *nor stars* &lt;script&gt;alert(1)&lt;/script&gt;" in html
     assert "\u20682 + 2\u2069" in html and "think" not in html.replace("<th>thought</th>", "")
     assert "<script" not in html and "<a " not in html and "x" * 500 + "…" in html
+
+
+def test_a_text_sample_shows_what_the_reward_saw_and_no_header(rng: np.random.Generator) -> None:
+    group = random_step(rng, 1)["batch"][0]
+    assert group.work.languages[0] == POLICY_CHOOSES
+    header = HEADER.text("de")
+    answers = [f"{header}<think>2 + 2</think>Quatre.", f"{header}Vier.", "5", "6"]
+    rollouts = [r.model_copy(update={"text": text}) for r, text in zip(group.rollouts, answers, strict=True)]
+    lines = group_as_markdown(group.model_copy(update={"rollouts": rollouts}), HEADER).splitlines()
+    chosen, asked = (line.split(" | ") for line in lines if "Quatre" in line or "Vier" in line)
+    assert chosen[1:3] == ["\u20682 \\+ 2\u2069", "\u2068Quatre.\u2069"]
+    assert "lang" in asked[2], "where a language was asked for, the reward reads a header as any other text"
 
 
 @pytest.mark.parametrize(("actor", "pool"), [("l40s-12", "l40s"), ("h200_3", "h200"), ("7", "7"), ("gpu", "gpu")])

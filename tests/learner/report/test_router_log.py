@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,29 @@ def test_a_line_that_was_cut_anywhere_is_dropped(tmp_path: Path) -> None:
     path.write_bytes(whole[:-1])  # it is whole but for its end
     RouterLog(path, 100, BestEffortFiles()).append({"step": 20})
     assert kept(path) == [*LINES, {"step": 20}]
+
+
+def test_a_full_disk_costs_no_line_of_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "router.jsonl"
+    written(path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))  # as good as no room left
+    try:
+        RouterLog(path, 10, BestEffortFiles())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert kept(path) == LINES[:2]
+
+
+def test_a_line_that_was_cut_in_the_middle_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "router.jsonl"
+    written(path)
+    with path.open("a") as lines:
+        lines.write('{"step": 20, "to' + json.dumps({"step": 25}) + "\n" + json.dumps({"step": 30}) + "\n")
+    RouterLog(path, 100, BestEffortFiles()).append({"step": 101})
+    lines_now = path.read_bytes().splitlines()
+    assert (
+        len(lines_now) == 6 and json.loads(lines_now[4]) == {"step": 30} and json.loads(lines_now[5]) == {"step": 101}
+    )
 
 
 @pytest.mark.parametrize("line", ["5", "{}", "null", '{"step": "x"}', '{"step": null}', "\x00\x00\x00"])

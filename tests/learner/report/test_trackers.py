@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.process import FatalError
 from learner.report.report import Report
+from learner.report.trackers import optional
+from learner.report.trackers.optional import OptionalTracker
 from learner.report.trackers.pages import BAND_FLOOR
 from learner.report.trackers.start import check_trackers
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS
@@ -21,6 +26,7 @@ from scripts.bench.support.reports import configuration, learned, random_step
 from tests.support.groups import LANGUAGES
 
 ROOT = Path(__file__).parents[3]
+PATIENCE_S = 60.0
 WANDB = """
 import json, os
 def call(name, *what):
@@ -122,6 +128,35 @@ def test_every_tracker_gets_the_same_names_and_what_fails_costs_a_warning(tmp_pa
     assert begun[2][0][3] != begun[0][0][3], "a run that begins anew in the directory is another one"
     assert done.stderr.count("no route to host; the run continues") == 1, done.stderr
     assert {call[1] for call in anew if call[0] == "log"} == {1, 2, 3}, "the steps after the failure were tried"
+
+
+def test_a_tracker_that_never_ends_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(optional, "CLOSE_S", 0.2, raising=False)
+    ends, tracker = threading.Event(), Mock()
+    tracker.close.side_effect = lambda: ends.wait(PATIENCE_S)
+    began = time.monotonic()
+    OptionalTracker("wandb", tracker).close()
+    ends.set()
+    assert time.monotonic() - began < PATIENCE_S / 2
+    assert "wandb did not keep what it had not sent yet within 0 s, and is not waited for" in caplog.text
+    tracker.close.side_effect = ConnectionError("no route to host")
+    OptionalTracker("wandb", tracker).close()
+    assert "wandb did not keep what it had not sent yet, and may miss more: no route to host" in caplog.text
+
+
+def test_what_a_library_does_at_the_end_is_not_waited_for_either() -> None:
+    """As that of a tracker's package, which goes on sending."""
+    program = (
+        "import atexit, threading; from learner import __main__ as learner; learner._EXIT_S = 0.2\n"
+        "learner.main = lambda run: None; atexit.register(threading.Event().wait)\n"
+        "atexit.register(print, 'written at the end'); learner.run_to_the_end()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert done.stdout == "written at the end\n"
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_to_install(

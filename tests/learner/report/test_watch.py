@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from learner.groups import StepResult
 from learner.report.watch import MismatchWatch
-from learner.train.statistics import means, means_along
+from learner.train.statistics import StepSums, means, means_along
 
 
 def step(
@@ -80,3 +81,22 @@ def test_means_are_over_the_tokens_of_a_place_and_the_effective_sample_is_kongs(
         float(whole.sum() ** 2 / (whole**2).sum() / len(whole)), rel=1e-5
     )
     assert set(means(sums)) == {"mismatch", "effective_sample"}
+
+
+def test_weights_that_are_no_numbers_have_no_effective_sample_of_one() -> None:
+    sums = {name: torch.ones(1, 1, 2).double() for name in ("tokens", "raw_weight", "raw_weight_squared")}
+    assert means(sums)["effective_sample"] == 1
+    sums["raw_weight_squared"] = torch.tensor([[[1.0, torch.nan]]]).double()
+    assert np.isnan(means(sums)["effective_sample"])
+    assert means_along(sums, 2, ["a", "b"])["effective_sample"] == {"a": 1, "b": pytest.approx(np.nan, nan_ok=True)}
+
+
+def test_the_agreement_may_be_of_fewer_optimizer_steps_than_the_rest() -> None:
+    sums = StepSums()
+    assert sums.means() == {} and sums.means_along(0, ["de"]) == {}
+    for tokens, mismatch, agreement in ((2.0, 0.2, True), (6.0, 6.0, False)):
+        table = {"tokens": tokens, "mismatch": mismatch, "entropy": tokens, "loss": 3.0}
+        table |= {"raw_weight": tokens, "raw_weight_squared": tokens}
+        sums.add({name: torch.full((1, 1, 1), value).double() for name, value in table.items()}, agreement=agreement)
+    assert sums.means() == pytest.approx({"entropy": 1, "loss": 0.75, "mismatch": 0.1, "effective_sample": 1})
+    assert sums.means_along(0, ["de"])["mismatch"] == pytest.approx({"de": 0.1}) and sums.total("loss") == 6

@@ -241,7 +241,7 @@ def make_policy(model: Path, dtype: torch.dtype = torch.float32, *, anchored: bo
 def move_anchor(out: Path, model: Path) -> None:
     """Four steps in two stages, the second of which moves the anchor, and the last step again from a checkpoint."""
     stages = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
-    config = configuration(model, *FLAGS, "--learner.stages", stages, "--learner.steps", "4", "--learner.kl", "0")
+    config = configuration(model, *FLAGS, "--learner.stages", stages, "--learner.steps", "4")
     trainer, kept = Trainer(config), Checkpoints(out.parent / f"{out.name}-checkpoints", kept=1)
     assert trainer.reference is None, "a second copy of the model is what adapters spare"
     kls = []
@@ -252,7 +252,7 @@ def move_anchor(out: Path, model: Path) -> None:
         kls.append(trainer.step(random_batch(number), number).means["kl"])
     resumed, latest = Trainer(config), kept.latest()
     assert latest is not None
-    kept.load(latest.path, resumed.policy, resumed.optimizer)
+    resumed.resume_anchor(kept.load(latest.path, resumed.policy, resumed.optimizer), 3)
     kls.append(resumed.step(random_batch(3), 3).means["kl"])
     if dist.get_rank() == 0:
         out.write_text(json.dumps(kls))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -140,7 +141,8 @@ def random_choices(rng: np.random.Generator, free: float, kept: float, spoken: t
                 update={
                     "quality": float(rng.choice([0, rng.random(), 1])),
                     "compliant": compliant,
-                    "terms": {"selection": float(rng.random() < 0.8)} if chose else {},
+                    "terms": {"exact": float(rng.choice([0, 0.4, 0.5, 1]))}
+                    | ({"selection": float(rng.random() < 0.8)} if chose else {}),
                 }
             )
             header = int(rng.integers(0, len(rollout.response_ids) + 1)) if chose else 0
@@ -174,7 +176,8 @@ def by_hand(batch: list[Group], stage: StageConfig, before: dict[str, float]) ->
             }
             value += stage.diversity * inverse[rollout.language] / max(inverse.values())
         if rollout.language and any(
-            r.language == rollout.language and r.score.quality >= 0.5 for _, r in peers(group, stage.success_over)
+            r.language == rollout.language and r.score.terms["exact"] >= 0.5
+            for _, r in peers(group, stage.success_over)
         ):
             value += stage.success
         return value
@@ -247,6 +250,16 @@ def test_a_wrong_answer_in_its_language_is_no_success(rng: np.random.Generator) 
     assert "accuracy" not in choice_metrics([unscored])
 
 
+def test_a_similarity_does_not_tell_what_is_right(rng: np.random.Generator) -> None:
+    """Of the cosines of answers nearly all are above 0, which is a quality of 0.5."""
+    answers = [judged(random_rollout(rng), "en", 0.95, {"similarity": 0.95, "selection": 1.0}) for _ in range(2)]
+    group = Group(work=work(0, [POLICY_CHOOSES] * 2), actor="a", rollouts=answers)
+    (rewarded,), _ = stages.stage_rewards([group], StageConfig(success=1.0), {})
+    assert [one.score.terms["success"] for one in rewarded.rollouts] == [0, 0]
+    metrics = choice_metrics([group])
+    assert metrics["compliance"] == 1 and not any(name.startswith("accuracy") for name in metrics)
+
+
 def test_a_routed_answer_is_compared_with_the_free_ones_that_could_be_scored(rng: np.random.Generator) -> None:
     answers = [
         judged(random_rollout(rng), "en", 0.5, {"selection": 1.0}),
@@ -292,9 +305,12 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
     named = Counter(rollout.language for _, rollout in free if rollout.language)
     entropy = -sum(n / named.total() * math.log(n / named.total()) for n in named.values())
     assert metrics["choice_entropy"] == pytest.approx(entropy)
-    surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free]
-    assert metrics["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
-    right = [rollout.score.quality >= 0.5 and rollout.score.compliant for _, rollout in free]
+    surprise = [-sum(float(x) for x in rollout.logprobs[: rollout.header]) for _, rollout in free if rollout.header]
+    if surprise:
+        assert metrics["header_entropy"] == pytest.approx(sum(surprise) / len(surprise), rel=1e-5)
+    else:
+        assert "header_entropy" not in metrics
+    right = [rollout.score.terms["exact"] >= 0.5 and rollout.score.compliant for _, rollout in free]
     assert metrics["accuracy_kept"] == pytest.approx(sum(right) / len(right))
     for code, count in named.items():
         assert metrics[f"share General Knowledge/{code}"] == pytest.approx(count / len(free))
@@ -303,7 +319,25 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
         assert answered.languages == [rollout.language for rollout in group.rollouts]
         for asked, rollout, p in zip(group.work.languages, group.rollouts, answered.propensities, strict=True):
             expected = np.prod(np.exp(rollout.logprobs[: rollout.header].astype(np.float64))) if asked == "" else 1
-            assert p == pytest.approx(float(expected), rel=1e-5)
+            expected = np.nan if asked == "" and not rollout.header else expected
+            assert p == pytest.approx(float(expected), rel=1e-5, nan_ok=True)
+
+
+def test_an_answer_without_a_header_is_no_certain_choice(rng: np.random.Generator, tmp_path: Path) -> None:
+    """The policy was to choose a language and did not: no probability, and nothing to the entropy of headers."""
+    answers = [judged(random_rollout(rng), "en" if header else "", 1.0, {}) for header in (1, 0, 0)]
+    for one, header in zip(answers, (1, 0, 0), strict=True):
+        one.header = header
+    group = Group(work=work(0, [POLICY_CHOOSES] * 2 + ["de"]), actor="a", rollouts=answers)
+    surprise = -float(answers[0].logprobs[0])
+    assert choice_metrics([group])["header_entropy"] == pytest.approx(surprise)
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.enter(0, 0, "trained", 1, "", work_as_answered(group))
+    ledger.flush()
+    (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()
+    assert json.loads(line)["propensities"] == [pytest.approx(np.exp(-surprise)), None, 1.0]
+    without = group.model_copy(update={"rollouts": answers[1:], "work": work(0, [POLICY_CHOOSES, "de"])})
+    assert "header_entropy" not in choice_metrics([without])
 
 
 # -- routing ---------------------------------------------------------------------------------------------------------
@@ -346,15 +380,22 @@ def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards(rng: np
 _STAGES = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
 
 
-def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int) -> None:
-    """Some steps of a run of four, in two stages; one that does not begin with the first starts from a checkpoint."""
-    flags = ["--learner.stages", _STAGES, "--learner.steps", "4", "--learner.kl", "0"]
+def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int, steps: int = 4, told: bool = True) -> None:
+    """Some steps of a run in two stages; one that does not begin with the first starts from a checkpoint.
+
+    Args:
+        steps: of the run, half of them in each stage.
+        told: whether the checkpoint says of which stage the anchor is; those of before did not.
+    """
+    flags = ["--learner.stages", _STAGES, "--learner.steps", str(steps)]
     trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
     if (latest := kept.latest()) is not None:
-        trainer.anchor_moved = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        trainer.resume_anchor(found, latest.state["step"])
     kls = [trainer.step(random_batch(number), number).means["kl"] for number in range(begin, end)]
-    anchor = trainer.reference if trainer.anchor_moved else None
-    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), anchor)
+    anchor = trainer.reference if trainer.anchor.moved else None
+    stage = trainer.anchor.stage if told else None
+    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), anchor, anchor_stage=stage)
     kept.wait()
     torch.save({"kl": kls, "weights": {name: whole.clone() for name, whole in full_weights(trainer.policy)}}, out)
 
@@ -371,13 +412,37 @@ def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path
         torch.testing.assert_close(resumed["weights"][name], value)
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_the_anchor_moves_though_a_resume_with_fewer_steps_begins_within_the_stage(
+    tiny_policy: Path, tmp_path: Path, told: bool
+) -> None:
+    """Of eight steps the second stage would begin with the fifth; with four steps it has begun before the resume."""
+    common = tiny_policy, tmp_path / "checkpoints"
+    assert run_ranks(1, staged, tmp_path / "first", *common, 0, 3, 8, told) == [0]
+    assert run_ranks(1, staged, tmp_path / "second", *common, 3, 4, 4, told) == [0]
+    assert torch.load(tmp_path / "first")["kl"][2] > 1e-6
+    assert torch.load(tmp_path / "second")["kl"] == pytest.approx([0], abs=1e-9)
+
+
+def test_the_anchor_moves_again_where_a_resume_with_more_steps_is_before_the_stage(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    common = tiny_policy, tmp_path / "checkpoints"
+    assert run_ranks(1, staged, tmp_path / "first", *common, 0, 3, 4) == [0]
+    assert run_ranks(1, staged, tmp_path / "second", *common, 3, 6, 8) == [0]
+    assert torch.load(tmp_path / "first")["kl"][2] == pytest.approx(0, abs=1e-9)
+    fourth, fifth, sixth = torch.load(tmp_path / "second")["kl"]
+    assert fourth > 1e-6 and fifth == pytest.approx(0, abs=1e-9) and sixth > 1e-6
+
+
 # -- a step, from the batch to the dashboard -------------------------------------------------------------------------
 
 
 def stepped(directory: Path, model: Path, seed: int) -> None:
     """Does what a run does with a batch, some of whose answers name no language."""
     rng = np.random.default_rng(seed)
-    flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2"]
+    flags = ["--learner.stages", "[{diversity = 0.2, success = 0.3}]", "--learner.steps", "2", "--learner.kl", "0"]
+    flags += ["--reward.terms.default.exact", "1"]
     config = train_configuration(model, *flags, "--run.dir", str(directory))
     trainer, ledger = Trainer(config), Ledger(directory / "ledger.jsonl")
     bandit, report = Router(config.router, LANGUAGES, 0, 2), Report(config, 2, 0)

@@ -12,7 +12,8 @@ from common.config import ConfigError, load
 from common.process import FatalError
 from learner.groups import Group
 from learner.loop.observations import router_observations
-from learner.train.samples import group_advantages, group_outcome, group_samples
+from learner.state import Snapshot
+from learner.train.samples import group_advantages, group_outcome, group_samples, step_advantages
 from learner.train.step_reward import StepReward, make_step
 from tests.learner.test_run import make_run
 from tests.support.train_once import random_batch
@@ -42,6 +43,15 @@ def infinite(step, state):
 
 def short(step, state):
     return step.rewards[1:], state
+
+def text(step, state):
+    return ["much"] * len(step.rewards), state
+
+def ragged(step, state):
+    return [[1.0], [1.0, 2.0]] * (len(step.rewards) // 2), state
+
+def remembers(step, state):
+    return step.rewards, {"best": np.full(2, -np.inf), "none": {"yet": [float("nan")]}, "n": np.int64(3), "t": (1, 2)}
 
 def unkeepable(step, state):
     return step.rewards, {"open": open}
@@ -96,12 +106,51 @@ def test_a_step_term_may_give_advantages(terms: Path) -> None:
         ("infinite", "rewards that are not finite in step 3"),
         ("short", r"returned values of shape \(23,\); \(24,\) is needed"),
         ("unkeepable", "state in step 3 that a checkpoint cannot keep"),
+        ("text", r"terms\.py returned rewards in step 3 that are no array of numbers: could not convert string"),
+        ("ragged", r"terms\.py returned rewards in step 3 that are no array of numbers: .*inhomogeneous"),
         ("broken", r"failed in step 3: .*terms\.py:\d+ in broken: KeyError: 'absent'"),
     ],
 )
 def test_a_step_term_that_fails_is_named(terms: Path, name: str, message: str) -> None:
     with pytest.raises(FatalError, match=message):
         StepReward(f"{terms}:{name}", steps=4)(random_batch(3), 3, {})
+
+
+def test_the_state_keeps_what_is_not_finite_also_in_a_checkpoint(terms: Path, tmp_path: Path) -> None:
+    _, state = StepReward(f"{terms}:remembers", steps=4)(random_batch(3), 0, {})
+    assert (
+        state["best"] == [-np.inf] * 2 and np.isnan(state["none"]["yet"]) and state["n"] == 3 and state["t"] == [1, 2]
+    )
+    run, _ = make_run(load(["--run.dir", str(tmp_path), "--learner.steps", "3"]))
+    run.state.step_reward = state
+    saved = json.loads(json.dumps(run.state.capture()[0].as_json()))
+    assert Snapshot.from_json(saved, tmp_path).step_reward["best"] == [-np.inf] * 2
+
+
+def test_given_advantages_are_taken_as_they_are_also_where_parts_are_decoupled(terms: Path) -> None:
+    learner = load(["--learner.advantage", "decoupled", "--learner.decoupled_parts", "{reward = 1}"]).learner
+    batch, _ = StepReward(f"{terms}:Centred", steps=4)(random_batch(2), 0, {})
+    for group, found in zip(batch, step_advantages(batch, learner), strict=True):
+        assert found.tolist() == group.advantages
+    plain = step_advantages(random_batch(2), learner)
+    assert np.std(np.concatenate(plain), ddof=1) == pytest.approx(1, abs=1e-3), "others are divided as before"
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("rarity", ["--learner.advantage", "decoupled", "--learner.decoupled_parts", "{quality=1}"], "part 'reward'"),
+        ("Centred", ["--learner.overlong_limit", "900", "--learner.overlong_buffer", "9"], "no penalty for long"),
+    ],
+)
+def test_a_term_whose_values_or_whose_settings_would_not_be_used_is_refused(
+    terms: Path, name: str, flags: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StepReward.of(load(["--learner.step_reward", f"{terms}:{name}", *flags]).learner)
+    other = "Centred" if name == "rarity" else "rarity"
+    assert StepReward.of(load(["--learner.step_reward", f"{terms}:{other}", *flags]).learner) is not None
+    assert StepReward.of(load([]).learner) is None
 
 
 def test_a_step_term_that_cannot_be_loaded_is_named(terms: Path) -> None:

@@ -43,6 +43,51 @@ def test_only_the_gradient_that_is_not_finite_is_named(tiny_policy: Path, tmp_pa
     assert (tmp_path / "problem").read_text() == f"not finite: gradient of {WRONG}"
 
 
+def poisoned_mini_batch(out: Path, model: Path) -> None:
+    """One of four mini-batches, gone through twice, has a behaviour log-probability that is not a number."""
+    trainer = Trainer(configuration(model, "--learner.minibatches", "4", "--learner.passes", "2"))
+    batch = random_batch(1, groups=4)
+    bad = batch[2].rollouts[1]
+    bad.logprobs = np.full_like(bad.logprobs, np.nan)
+    result = trainer.step(batch, 0)
+    out.write_text(json.dumps([
+        result.problem, result.left_out, result.optimizer_steps, sorted(result.skipped), result.means,
+        result.by_lag["mismatch"][0],
+        result.grad_norm,
+    ]))  # fmt: skip
+
+
+def test_one_bad_mini_batch_spoils_no_mean(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, poisoned_mini_batch, tmp_path / "out", tiny_policy, output=tmp_path / "log") == [0], (
+        tmp_path / "log"
+    ).read_text()
+    problem, left_out, steps, skipped, means, by_lag, grad_norm = json.loads((tmp_path / "out").read_text())
+    assert problem.startswith("not finite: loss of train-2, answer 2")
+    assert (left_out, steps, skipped) == (2, 8, [2])
+    assert {"loss", "entropy", "mismatch", "effective_sample", "kl"} <= means.keys()
+    assert all(np.isfinite(value) for value in [*means.values(), by_lag, grad_norm]), means
+
+
+def agree_against_the_behaviour(out: Path, model: Path) -> None:
+    """The agreement of a batch in four optimizer steps that move the policy far, and of its first mini-batch alone."""
+    flags = ["--learner.proximal", "behaviour", "--learner.lr", "0.1"]
+    batch, found = random_batch(3, groups=4), []
+    for groups, more in ((batch, ["--learner.minibatches", "2", "--learner.passes", "2"]), (batch[:2], [])):
+        result = Trainer(configuration(model, *flags, *more)).step(groups, 0)
+        found.append({name: result.means[name] for name in ("mismatch", "outside_bounds", "effective_sample")})
+        found[-1]["kl"] = result.means["kl"]
+    out.write_text(json.dumps(found))
+
+
+def test_the_agreement_with_the_engines_is_that_of_the_policy_before_it_moves(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    assert run_ranks(1, agree_against_the_behaviour, tmp_path / "out", tiny_policy) == [0]
+    several, first = json.loads((tmp_path / "out").read_text())
+    assert several.pop("kl") > 100 * first.pop("kl"), "the policy has moved far"
+    assert several == pytest.approx(first, rel=1e-6)
+
+
 def resume_with_other_settings(out: Path, model: Path) -> None:
     checkpoints, used = Checkpoints(out.parent / "checkpoints", 1), []
     decay = ["--learner.weight_decay", "0.5"]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from common import wire
 from common.config import SyncConfig
 from common.net import sockets
+from common.net.ports import reserve_port
 from common.process import FatalError
 from learner.train.trainer import Trainer
 from learner.weights.adapter_publisher import AdapterPublisher
@@ -108,7 +112,7 @@ class Client:
 
     def receive(self, kind: type[wire.Message]) -> Any:
         assert self.socket.poll(1000 * PATIENCE_S), f"no {kind.__name__}"
-        message = wire.decode(self.socket.recv())
+        message = wire.decode_frames(self.socket.recv_multipart())
         assert isinstance(message, kind), message
         return message
 
@@ -151,6 +155,80 @@ def test_actors_get_the_adapter_in_the_engines_dtype(transport: str, server: Wor
     assert (orders[0].version, orders[0].config) == (7, '{"r": 4}')
     assert "it takes weights by 'shared'" in other.receive(wire.Eject).reason
     assert not list(tmp_path.glob("files/*"))
+
+
+def test_only_newcomers_get_an_adapter_that_was_published_before(server: WorkServer, tmp_path: Path) -> None:
+    clients = {"one": Client(server.address, "one")}
+    told: dict[str, list[int]] = {"one": [], "two": []}
+
+    def check() -> None:  # is called while the publisher waits
+        for name, client in clients.items():
+            if client.socket.poll(0):
+                version = client.receive(wire.LoadAdapter).version
+                told[name].append(version)
+                client.send(wire.Synced(version=version, stage="done", pause_s=0.0))
+
+    publisher = AdapterPublisher(server, SyncConfig(directory=tmp_path), {"r": 4}, 256, "bfloat16", check)
+    for version in (7, 7, 8):
+        published = publisher.publish(version, lambda _: iter([(NAME, torch.zeros(4, 64))]), PROBE)
+        assert set(published.members) == set(clients)
+        server.mark_published(published.members)
+        if "two" not in clients:
+            clients["two"] = Client(server.address, "two")
+    assert told == {"one": [7, 8], "two": [7, 8]}
+
+
+def test_an_adapter_that_travels_for_longer_than_a_peer_may_be_silent_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 s for 16 MB, where a connection without a sign of life is given up after 3 s."""
+    monkeypatch.setattr(sockets, "_PING_MS", 500)
+    monkeypatch.setattr(sockets, "_DEAD_MS", 3_000)
+    with reserve_port() as holder:
+        server = WorkServer(f"tcp://127.0.0.1:{holder.getsockname()[1]}", lease_timeout_s=PATIENCE_S)
+    client = Client(slow_way_to(server.address, bytes_per_s=2e6), "one")
+    orders: list[wire.LoadAdapter] = []
+
+    def check() -> None:  # is called while the publisher waits
+        if not orders and client.socket.poll(0):
+            orders.append(client.receive(wire.LoadAdapter))
+            client.send(wire.Synced(version=7, stage="done", pause_s=0.0))
+
+    weights = torch.randn(2048, 4096).bfloat16()
+    publisher = AdapterPublisher(
+        server, SyncConfig(timeout_s=30, directory=tmp_path), {"r": 4}, weights.numel(), "bfloat16", check
+    )
+    try:
+        published = publisher.publish(7, lambda _: iter([(NAME, weights)]), PROBE)
+        assert set(published.members) == {"one"} and published.seconds > 6
+        assert hashlib.sha256(orders[0].data).hexdigest() == orders[0].sha256
+    finally:
+        server.close()
+
+
+def slow_way_to(address: str, bytes_per_s: float) -> str:
+    """An address that leads to this one; what comes back from there takes its time."""
+    port = int(address.rpartition(":")[2])
+
+    def carry(source: socket.socket, target: socket.socket, rest_s: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(8192):
+                target.sendall(data)
+                time.sleep(len(data) * rest_s)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def accept() -> None:
+        while True:
+            near, _ = listener.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            for ends in ((near, far, 0.0), (far, near, 1 / bytes_per_s)):
+                threading.Thread(target=carry, args=ends, daemon=True).start()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=accept, daemon=True).start()
+    return f"tcp://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def test_an_engine_that_does_not_load_in_time_is_given_up(server: WorkServer, tmp_path: Path) -> None:

@@ -30,27 +30,37 @@ SHAPES = {f"w{number}": [256] for number in range(BUCKETS)}  # 1 KiB each in flo
 PROBE = wire.Probe(ids=np.array([1, 2], np.int32), logprobs=np.array([-1.0], np.float32), tolerance=1.0)
 SOON_S = 30.0  # long for what takes no time, and short beside the deadlines that must not be waited for
 ENDLESS_S = 3600.0
+SLOW_S = 0.1  # of a broadcast; ten of them take the time that all have
 
 
 class Group:
-    """A process group with one engine, which takes broadcasts, or only the first one, which connects it."""
+    """A process group with one engine, which takes broadcasts, or only the first one, which connects it.
+
+    With ``slow`` it takes them all, each within the call that begins it, which nothing can interrupt.
+    """
 
     def __init__(self, name: str, stuck: str) -> None:
         self.group_name, self.stuck = name, stuck
         self.aborted = threading.Event()
         self.received = 0
+        self.looked = 0
         self.calls: list[str] = []
 
     def broadcast(self, *_: object) -> Group:
+        if self.stuck == "slow":
+            time.sleep(SLOW_S)
         if self.stuck == "call" and self.received:  # within which NCCL may wait for a dead peer
             self.block()
         return self
 
     def is_completed(self) -> bool:
+        if self.stuck == "slow":
+            self.looked += 1
+            return self.looked % 2 == 0
         return not (self.stuck and self.received) or self.aborted.is_set()
 
     def wait(self, *_: object) -> None:
-        if self.stuck and self.received:
+        if self.stuck not in ("", "slow") and self.received:
             self.block()
         self.received += 1
 
@@ -60,7 +70,7 @@ class Group:
 
     def destroy(self) -> None:
         self.calls.append("destroy")
-        if self.stuck:
+        if self.stuck not in ("", "slow"):
             self.block()
         self.calls.append("destroyed")
 
@@ -74,6 +84,7 @@ class Sync:
 
     def __init__(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.groups: dict[str, Group] = {}  # by name of the actor
+        self.told: dict[str, list[type[wire.Message]]] = {}  # the orders of the weight sync, by name of the actor
         self.stuck: dict[str, str] = {}  # where an actor's engine blocks
         self.server = WorkServer(address, lease_timeout_s=ENDLESS_S)
         self.most_kept = 0
@@ -106,7 +117,10 @@ class Sync:
         while not self.over.is_set():
             if not client.socket.poll(20):
                 continue
-            match wire.decode(client.socket.recv()):
+            message = wire.decode(client.socket.recv())
+            if isinstance(message, wire.Join | wire.Pause | wire.Receive):
+                self.told.setdefault(name, []).append(type(message))
+            match message:
                 case wire.Join() as order:
                     self.names[order.group] = name
                     client.send(wire.Joined(group=order.group))
@@ -116,7 +130,7 @@ class Sync:
                     client.send(wire.Synced(version=order.version, stage="done", pause_s=0.1))
         client.socket.close(linger=0)
 
-    def publisher(self, **settings: float) -> Publisher:
+    def publisher(self, **settings: Any) -> Publisher:
         sync = SyncConfig(**{"timeout_s": ENDLESS_S, "bucket_mb": 1 / 1024, **settings})
         buckets = cut_into_buckets(SHAPES, "float32", sync.bucket_mb)
         assert len(buckets) == BUCKETS
@@ -181,6 +195,37 @@ def test_what_waits_for_a_slow_engine_is_bounded_until_it_is_lost(sync: Sync, mo
     published = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6).publish(1, sync.gather, PROBE)
     assert set(published.members) == {"good"} and len(kept) == BUCKETS
     assert max(kept) <= 5
+
+
+def test_only_newcomers_get_a_version_that_was_published_before(sync: Sync) -> None:
+    """The others go on generating, and their groups stay for the next version."""
+    sync.start("good")
+    ours = sync.publisher(timeout_s=PATIENCE_S)
+    in_time(lambda: "good" in sync.server.members())
+    sync.server.mark_published(ours.publish(1, sync.gather, PROBE).members)
+    sync.start("late")
+    in_time(sync.server.has_newcomers)
+    published = ours.publish(1, sync.gather, PROBE)
+    assert set(published.members) == {"good", "late"}
+    good, late = sync.groups["good"], sync.groups["late"]
+    assert (good.received, late.received) == (1 + BUCKETS, 1 + BUCKETS)
+    assert sync.told == {"good": [wire.Join, wire.Pause, wire.Receive], "late": [wire.Join, wire.Pause, wire.Receive]}
+    sync.server.mark_published(published.members)
+    assert set(ours.publish(2, sync.gather, PROBE).members) == {"good", "late"}
+    assert good.received == late.received == 1 + 2 * BUCKETS and not good.calls
+    assert sync.told["good"][3:] == [wire.Pause, wire.Receive], "its group is used again"
+    actor = sync.server.members()["good"]
+    sync.server.eject("good", actor, "it leaves")
+    assert set(ours.publish(2, sync.gather, PROBE).members) == {"late"}, "one that is gone has no weights"
+
+
+def test_an_engine_that_is_slow_with_every_bucket_is_lost_and_does_not_end_the_run(sync: Sync) -> None:
+    """Each bucket comes in time, and all together do not. With NCCL a learner looks for itself whether one is there."""
+    sync.start("good")
+    sync.start("slow", "slow")
+    ours = sync.publisher(timeout_s=1.0, slowest_mb_per_s=1e6, backend="nccl")
+    assert set(ours.publish(1, sync.gather, PROBE).members) == {"good"}
+    assert 5 < sync.groups["slow"].received < BUCKETS and set(sync.server.members()) == {"good"}
 
 
 @pytest.mark.parametrize("stuck", ["broadcast", "call"])

@@ -109,6 +109,28 @@ def test_an_actor_that_says_hello_again_has_neither_leases_nor_weights() -> None
     assert setting.grant() == {"a": [0, 1]} and setting.grant() == {}, "its slots are not multiplied"
 
 
+def test_time_in_which_nobody_could_be_heard_is_given_back_and_no_more() -> None:
+    """The lease timeout is 10 s. One actor was heard before the learner stood still, and one after it."""
+    setting = Setting()
+    registry = setting.registry
+    setting.join("a", slots=1)
+    setting.join("b", slots=1)
+    setting.grant(now=0.0)
+    (later,) = setting.held("b")
+    registry.actors["b"].last_heard = 99.0
+    registry.heartbeat("b", wire.Heartbeat(holding=[later.id], seconds={}), 99.0)
+    registry.excuse_silence(95.0, now=100.0)
+    registry.remove_silent(105.0)
+    registry.release_expired(105.0)
+    assert registry.counts()["leased"] == 2
+    registry.release_expired(105.1)
+    assert not setting.held("a") and setting.held("b") == [later]
+    registry.remove_silent(105.1)
+    assert list(registry.actors) == ["b"]
+    registry.release_expired(110.1)
+    assert not setting.held("b"), "no lease lasts longer than one that is extended now"
+
+
 def test_a_lease_lasts_as_long_as_heartbeats_mention_it() -> None:
     setting = Setting(attempts=2)
     registry = setting.registry

@@ -126,6 +126,20 @@ def test_answers_are_right_by_their_accuracy_and_not_by_their_reward() -> None:
     assert state.streaks == {}, "the one in another language earns nothing"
 
 
+def test_answers_that_are_all_similar_to_the_reference_do_not_make_a_question_rarer() -> None:
+    """Qualities of 0.90 to 0.98 teach as much as any; what is right is not known unless somebody has said it."""
+    similar = scores(0.90, 0.98, 0.94)
+    for one in similar:
+        one.terms = {"similarity": one.quality}
+    state = CurriculumState()
+    state.record(0, 7, similar)
+    assert state.streaks == {}
+    state.record(1, 7, similar, 0.95)
+    assert state.streaks == {}, "some are right, and some are not"
+    state.record(2, 7, similar, 0.5)
+    assert state.streaks == {7: 1}, "all are, by this measure"
+
+
 @pytest.mark.parametrize("failed", [True, False])
 def test_a_group_that_is_gone_is_forgotten(failed: bool, seed: int) -> None:
     state = CurriculumState()

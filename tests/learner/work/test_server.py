@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -18,6 +19,8 @@ from common.net import sockets
 from common.net.ports import reserve_port
 from common.process import FatalError
 from learner.groups import Group
+from learner.work import server as server_module
+from learner.work.actors import MAX_REPLIES
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from tests.support.groups import random_rollout, seeded_generator, work
@@ -160,6 +163,25 @@ def test_groups_of_a_silent_actor_go_to_the_others(server: WorkServer, address: 
     assert busy.submit(got[0])
 
 
+def test_time_in_which_the_server_stood_still_is_no_silence_of_the_actors(tmp_path: Path) -> None:
+    """As when the process is stopped, or a thread that holds the lock waits for a file system."""
+    server = WorkServer(f"ipc://{tmp_path}/queue", lease_timeout_s=2.0)
+    try:
+        serve(server)
+        actor = Client(server.address, "a")
+        join(server, actor, slots=2)
+        leased = actor.leases(2)
+        with server.lock:
+            time.sleep(5)
+        actor.send(wire.Health())
+        told = actor.receive(wire.Status).actors["a"]
+        assert told.groups == 2 and told.silent_s < 2, "it keeps its leases"
+        assert actor.submit(leased[0])
+        wait_for(lambda: not server.members())  # it says nothing more
+    finally:
+        server.close()
+
+
 def test_groups_of_an_actor_that_leaves_go_to_the_others_at_once(server: WorkServer, address: str) -> None:
     serve(server)
     leaving, staying = Client(address, "leaving"), Client(address, "staying")
@@ -225,6 +247,31 @@ def test_nonsense_does_no_harm(server: WorkServer, address: str) -> None:
     nameless.close()
 
 
+# What an actor of lrpo with protocol 8 said; its process began at a time of day.
+HELLO_8 = {
+    "kind": "hello", "actor_life": "a1b2c3d4e5f6", "protocol": 8, "engine_ranks": 1, "slots": 4, "transport": "group",
+    "name": "l40s-0",
+    "process": {"host": "here", "pid": 4711, "started": 1764424800.25, "machine": "a kernel and a process namespace"},
+}  # fmt: skip
+
+
+def test_an_actor_of_another_version_is_told_why_it_is_refused(server: WorkServer, address: str) -> None:
+    """Whatever its hello is made of. To one that hears nothing the learner seems to be dead."""
+    actor = Client(address, "l40s-0")
+    for protocol in (8, wire.PROTOCOL + 1):
+        with pytest.raises(wire.WireError, match="unknown field `started`"):
+            wire.decode(msgpack.packb(HELLO_8))
+        actor.socket.send(msgpack.packb({**HELLO_8, "protocol": protocol}))
+        refusal = msgpack.unpackb(actor.socket.recv() if actor.socket.poll(1000 * PATIENCE_S) else b"\x80")
+        assert refusal == {
+            "kind": "stop",
+            "error": f"this learner speaks protocol {wire.PROTOCOL}, actor l40s-0 speaks {protocol}: update it",
+        }
+    actor.socket.send(msgpack.packb({**HELLO_8, "protocol": wire.PROTOCOL}))  # not another version, but nonsense
+    actor.send(wire.Health())
+    assert isinstance(actor.receive(), wire.Status) and server.refused == 3 and not server.members()
+
+
 def test_a_lease_that_runs_out_is_given_again_and_then_the_group_is_given_up(server: WorkServer, address: str) -> None:
     queue, failures = serve(server, groups=1, attempts=2)
     actor = Client(address, "a")
@@ -262,6 +309,25 @@ def test_waiting_ends_when_every_group_handed_out_is_finished(server: WorkServer
     assert server.wait_until_all_finished(PATIENCE_S, wait), "finished ones may wait to be taken"
     Client(address, "b").hello(slots=1)
     assert not server.wait_until_all_finished(5, wait), "an actor has come, and has no weights yet"
+
+
+def test_a_wait_for_the_last_groups_lasts_as_long_as_they_come(
+    server: WorkServer, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout_s, gone_s = 150.0, 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + gone_s, sleep=time.sleep)
+    monkeypatch.setattr(server_module, "time", clock)
+    serve(server, groups=4)
+    actor = Client(address, "a")
+    join(server, actor, slots=4)
+    leased = actor.leases(4)
+
+    def finish_one() -> None:
+        nonlocal gone_s
+        gone_s += 100
+        assert actor.submit(leased.pop())
+
+    assert server.wait_until_all_finished(timeout_s, finish_one) and not leased and server.accepted() == 4
 
 
 def test_a_queue_that_is_served_again_leases_anew_what_was_out(server: WorkServer, address: str) -> None:
@@ -335,6 +401,28 @@ def test_an_order_reaches_the_life_that_it_is_meant_for_alone(server: WorkServer
     assert server.members()["a"].replies.empty() and server.counts().get("foreign", 0) == 0
     serve(server)
     assert server.counts()["foreign"] == 1
+
+
+def test_an_actor_that_answers_without_end_is_given_up(server: WorkServer, address: str) -> None:
+    serve(server)
+    actor, other = Client(address, "a"), Client(address, "other")
+    join(server, actor, other, slots=1)
+    state = server.members()["a"]
+    for version in range(MAX_REPLIES + 1):
+        actor.send(wire.Synced(version=version, stage="done", pause_s=0.0))
+    assert "replies that no order had asked for" in actor.receive(wire.Eject).reason
+    assert list(server.members()) == ["other"] and state.replies.qsize() == MAX_REPLIES
+
+
+@pytest.mark.parametrize("field", ["seconds", "gauges"])
+def test_an_actor_cannot_make_metrics_without_end(field: str, server: WorkServer, address: str) -> None:
+    actor = Client(address, "a")
+    actor.hello(slots=1)
+    most = {f"{number:050}": 1.0 for number in range(50)}
+    for figures in ({**most, "one more": 1.0}, {"x" * 51: 1.0}, most):
+        actor.send(wire.Heartbeat(**{"holding": [], "seconds": {}, field: figures}))
+    actor.receive(wire.Alive)
+    assert server.refused == 2 and getattr(server.members()["a"], field) == most
 
 
 def test_a_second_actor_of_a_name_cannot_take_it_nor_what_is_sent_to_the_first(
