@@ -24,7 +24,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,17 +42,16 @@ _FIRST_STEP_S = 1800.0  # until the first step, on a busy machine
 _IN_SYNC = 0.3  # share of the events that come right after a step, when weights are sent
 
 
-def chaos(directory: Path, count: int, seed: int, engine: str, kinds: Sequence[str] = ()) -> dict[str, Any]:
+def chaos(directory: Path, count: int, seed: int, engine: str) -> dict[str, Any]:
     """Trains among events, and returns the figures of the run. Blocks until all processes have ended.
 
-    ``kinds`` are those of the events, in order; empty for random ones. SIGUSR1 ends the events early, and the run as
-    after the last one.
+    SIGUSR1 ends the events early, and the run as after the last one.
     """
     enough = threading.Event()
     signal.signal(signal.SIGUSR1, lambda *_: enough.set())
     prepare(directory, seed)
     cluster = Cluster(directory, seed, engine)
-    events = Events(cluster, seed, kinds)
+    events = Events(cluster, seed)
     observer, proxies = Observer(ATTACHED, events.reached), Proxies()
     proxies.add(cluster.ports["learner proxy"], cluster.ports["learner"], observer.read_learner)
     proxies.add(cluster.ports["engine proxy"], cluster.ports["engine"], observer.read_engine)
@@ -99,7 +97,6 @@ def main(
     events: Annotated[int, typer.Option(help="Number of events.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of the events and of the run.")] = 0,
     engine: Annotated[Literal["sglang", "light"], typer.Option(help="The real engine, or a light one.")] = "sglang",
-    kinds: Annotated[str, typer.Option(help="Kinds of the events in order, with commas; default: random.")] = "",
     dir: Annotated[
         Path | None, typer.Option(help="Directory for the logs and the run; default: a temporary one.")
     ] = None,
@@ -111,7 +108,7 @@ def main(
         if (directory / "run").exists():
             raise SystemExit(f"error: {directory} holds a run already; give another --dir, or remove it")
         directory.mkdir(parents=True, exist_ok=True)
-        found = chaos(directory, events, seed, engine, [kind.strip() for kind in kinds.split(",") if kind.strip()])
+        found = chaos(directory, events, seed, engine)
     found["wrong"] = problems(found)
     print(json.dumps(found) if as_json else "\n".join(f"{key:<20} {value}" for key, value in found.items()))
     raise SystemExit(1 if found["wrong"] else 0)

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,6 @@ import zmq
 from actor.engine.errors import EngineLost
 from common import wire
 from common.net import sockets
-from common.process import FatalError
 from scripts.bench.chaos.cluster import ATTACHED, ATTACHED_ENGINE, GROUP_ACTORS, LEADER, Cluster
 from scripts.bench.chaos.world import SIZES
 
@@ -55,21 +53,10 @@ class Aim:
 
 
 class Events:
-    """Causes random events, drawn with a seed.
+    """Causes random events, drawn with a seed."""
 
-    Args:
-        kinds: those of the events, in this order and then from the first again; empty for random ones.
-
-    Raises:
-        FatalError: there is no such kind, or it cannot be caused on this machine.
-    """
-
-    def __init__(self, cluster: Cluster, seed: int, kinds: Sequence[str] = ()) -> None:
-        if unknown := set(kinds) - set(_KINDS):
-            raise FatalError(f"--kinds {unknown.pop()}: there are {', '.join(_KINDS)}")
-        if "clock" in kinds and cluster.clocks.missing:
-            raise FatalError(f"--kinds clock: {cluster.clocks.missing}")
-        self._cluster, self._random, self._kinds = cluster, random.Random(seed), kinds
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self._cluster, self._random = cluster, random.Random(seed)
         self._timers: list[threading.Timer] = []
         self._aim: Aim | None = None
         self.count: Counter[str] = Counter()
@@ -78,7 +65,7 @@ class Events:
         """Causes an event. Returns whether there was one: a process that is being started again cannot be hit."""
         if self._aim is not None:
             return self._look_at_aim(self._aim)
-        kind = self._next_kind()
+        kind = self._random.choices(list(_KINDS), list(_KINDS.values()))[0]
         try:
             event = self._cause(kind)
         except PermissionError:
@@ -88,11 +75,6 @@ class Events:
         if event:
             self._enter(event)
         return bool(event)
-
-    def _next_kind(self) -> str:
-        if self._kinds:
-            return self._kinds[self.count.total() % len(self._kinds)]
-        return self._random.choices(list(_KINDS), list(_KINDS.values()))[0]
 
     def reached(self, actor: str, phase: str) -> None:
         """The weight sync of this actor's engine is about to enter a phase. Called from the thread of the proxies."""
