@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if given is not None:
         os.environ[_SEED] = str(given)  # workers inherit it
     if config.getoption("--hypothesis-seed") is None:
-        core.global_force_seed = int(os.environ[_SEED])
+        core.global_force_seed = int(os.environ[_SEED])  # type: ignore[assignment] # which is None at first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

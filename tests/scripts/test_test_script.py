@@ -45,8 +45,9 @@ def test_examples_of_hypothesis_are_of_the_seed_of_the_run(
 ) -> None:
     if request.config.getoption("--hypothesis-seed") is not None:
         pytest.skip("--hypothesis-seed asks for another one")
-    assert core.global_force_seed == int(os.environ["LRPO_TEST_SEED"])
+    seed = int(os.environ["LRPO_TEST_SEED"])
+    assert core.global_force_seed == seed
     drawn = examples_of_hypothesis()
     assert examples_of_hypothesis() == drawn
-    monkeypatch.setattr(core, "global_force_seed", core.global_force_seed + 1)
+    monkeypatch.setattr(core, "global_force_seed", seed + 1)
     assert examples_of_hypothesis() != drawn
