@@ -34,9 +34,9 @@ from common.net.sockets import bind, connect
 from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
 from reward.batching import each_or_error
 from reward.service import Service
+from scripts.bench.support.scoring import request
 from tests.support.groups import question
 from tests.support.scorers import FunctionScorer, ScoreBatch
-from tests.support.scoring import request
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 400  # of all that should come: a busy machine takes long to start a process

@@ -17,11 +17,11 @@ import pytest
 
 from common import endpoint
 from common.config import ModelConfig
+from scripts.bench.support.scoring import SENTENCES
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
 from tests.support.chat import serving
 from tests.support.rows import read_rows
-from tests.support.scoring import SENTENCES
 
 
 @pytest.fixture
