@@ -53,7 +53,8 @@ class _Answered:
         texts: [K] their texts.
         spent: what the generation took.
         at: when it ended, in seconds of the monotonic clock.
-        checking: whether no other engine can have made them; they may be sent once it has ended without an error.
+        checking: asks a router whether its engines are still those that this actor attached to. The answers may be sent
+            once it has ended without an error.
     """
 
     prompts: list[list[int]]

@@ -94,7 +94,7 @@ class AnswerCache:
             except sqlite3.OperationalError:
                 raise  # it is locked, or may not be written
             except sqlite3.DatabaseError as error:
-                log.warning("answers are asked for anew: %s is set aside as %s: %s", path, _set_aside(path), error)
+                log.warning("answers are asked for anew: %s is set aside as %s: %s", path, _move_damaged(path), error)
                 self._connection = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise FatalError(f"cannot keep answers in {path}: {error}") from None
@@ -137,7 +137,7 @@ def _open(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _set_aside(path: Path) -> Path:
+def _move_damaged(path: Path) -> Path:
     """Renames a file that is damaged, and what SQLite keeps beside it; returns its new name."""
     free = next(one for n in itertools.count(1) if not (one := path.with_name(f"{path.name}.damaged-{n}")).exists())
     for suffix in ("", "-wal", "-shm"):

@@ -26,6 +26,7 @@ from learner.groups import Group, StepResult
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupted
+from learner.loop.observations import router_observations
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
@@ -37,6 +38,7 @@ from learner.state import RunState
 from learner.train import stages
 from learner.train.samples import group_outcome
 from learner.train.step_reward import StepReward
+from learner.work.chosen import work_as_answered
 
 log = logging.getLogger("learner")
 
@@ -150,13 +152,13 @@ class Run:
             became, reason = group_outcome(group, self.config), group.note
             if number in result.skipped:
                 became, reason = "skipped", result.problem
-            work = stages.work_as_answered(group)
+            work = work_as_answered(group)
             state.ledger.enter(
                 group.work.sequence, work.question.index, became, state.step, reason, work, **group.took()
             )
         state.ledger.flush()
         with state.lock:
-            state.router.observe(stages.router_observations(batch, self.languages))
+            state.router.observe(router_observations(batch, self.languages))
             for group in batch:
                 scores = [rollout.score for rollout in group.rollouts]
                 sequence, row = group.work.sequence, group.work.question.index

@@ -30,7 +30,9 @@ from router import Router
 
 log = logging.getLogger("learner.state")
 
-VERSION = 3  # of a checkpoint; before it, the optimizer had one group of parameters and advantages another deviation
+# Of a checkpoint. Before 3 the optimizer kept all parameters in one group, and advantages were divided by another
+# standard deviation.
+VERSION = 3
 LEDGER_FILE = "ledger.jsonl"  # in run.dir
 
 
@@ -180,7 +182,7 @@ class RunState:
                 pending=self.queue.untaken(),
                 setbacks=self.queue.setbacks(),
                 groups_retried=self.queue.retried,
-                groups_orphaned=self.queue.orphaned,
+                groups_orphaned=self.queue.lost,
                 groups_failed=self.queue.failed,
                 ledger_size=self.ledger.size(),
                 router=self.router.state(),
@@ -233,7 +235,7 @@ class RunState:
         fresh = _without_stale(config, snapshot, queued, ledger)
         queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, fresh, snapshot.setbacks)
         queue.retried = snapshot.groups_retried + len(queued) - len(fresh)
-        queue.orphaned, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
+        queue.lost, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
         return cls(
             lock=lock,
             questions_digest=questions_digest,

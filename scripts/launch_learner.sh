@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Starts the learner's ranks on this machine: scripts/launch_learner.sh CONFIG.toml ... [--section.key value] ...
-exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" learner.launch "$@"
+exec "$(dirname "${BASH_SOURCE[0]}")/env/run.sh" scripts.ops.launch_learner "$@"

@@ -48,7 +48,7 @@ COMMANDS = {
     "replay": Entry("learner.replay", "train a recorded run again, and compare its losses"),
     "pool": Entry("scripts.pool.launch", "start the processes of a pool file, over ssh and Slurm"),
     "plan": Entry("scripts.pool.plan", "plan which machine does what"),
-    "learner": Entry("learner.launch", "run the learner alone"),
+    "learner": Entry("scripts.ops.launch_learner", "run the learner alone"),
     "reward": Entry("reward", "run one reward process alone"),
     "actor": Entry("actor", "run one actor alone"),
     "health": Entry("scripts.ops.health", "ask one process whether it is well"),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import core, settings
 
 from common.languages import tag
 from tests.support import processes
@@ -44,9 +44,13 @@ _LONGEST = (
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported; two threads on a busy machine are slower
 _costs: defaultdict[str, float] = defaultdict(float)  # CPU seconds by test, processes that it waited for included
 
-# A busy machine is no counterexample. Under CI examples are the same each time, as in the library's own profile for it.
-settings.register_profile("ours", deadline=None, derandomize="CI" in os.environ)
+# A busy machine is no counterexample. Examples are of our seed, under CI too; a failure tells how to repeat its own.
+settings.register_profile("ours", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("ours")
+_REPEAT = (
+    "comes again with --seed {seed}; examples of hypothesis do if the same tests are chosen, as it draws constants of "
+    "the modules that are loaded, too"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,6 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
         given = 0 if "CI" in os.environ else secrets.randbelow(10**6)
     if given is not None:
         os.environ[_SEED] = str(given)  # workers inherit it
+    if config.getoption("--hypothesis-seed") is None:
+        core.global_force_seed = int(os.environ[_SEED])  # type: ignore[assignment] # which is None at first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,7 +90,7 @@ def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     now = _cpu_seconds()
     report.cpu_s, _counted = now - _counted, now
     if report.failed:
-        report.sections.append(("what the test drew", f"comes again with --seed {os.environ[_SEED]}"))
+        report.sections.append(("what the test drew", _REPEAT.format(seed=os.environ[_SEED])))
     return report
 
 

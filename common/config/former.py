@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 FORMER: Mapping[str, str] = {  # by its dotted name
     "learner.batch_timeout_s": (
-        "it is now learner.group_timeout_s, which is counted anew from each group that comes and must be above "
-        "actor.request_timeout_s, as in learner.group_timeout_s = 1800"
+        "it is now learner.group_timeout_s, counted anew from each group that comes and no longer for a whole step: it "
+        "must be above actor.request_timeout_s, as in learner.group_timeout_s = 1800"
     ),
     "reward.gate_piece": (
         "the language gate has no pieces of a fixed length any more: it judges all of a text, and reward.gate_share is "

@@ -36,4 +36,4 @@ class Status(Message):
     line: str  # the progress line of the newest step; empty before the first
     rates: dict[str, float]  # tokens/s of each actor
     actors: dict[str, ActorStatus]
-    counts: dict[str, int]  # groups that are leased and finished; retried, orphaned and failed so far
+    counts: dict[str, int]  # groups that are leased and that wait for their step; retried, lost and failed so far

@@ -17,8 +17,8 @@ from common.wire import Rollout
 from learner.evaluate.diagnostics import samples, tagged
 from learner.groups import Group, StepResult
 from learner.report.bottleneck import Bottleneck
+from learner.report.choice_metrics import choice_metrics
 from learner.report.timing import ActorTimes, TimeByState, WindowTotals, shares_of_time
-from learner.train import stages
 from learner.train.samples import group_outcome
 
 _GRADIENT_STATISTICS = ("entropy", "mismatch", "outside_bounds")  # those of a step's result shown by language
@@ -45,7 +45,7 @@ class StepContext:
 
     Args:
         seconds: time of every process in each of its states, since it started.
-        counts: groups that are leased, finished, and so far retried, orphaned, failed and refused; messages of other
+        counts: groups that are leased, waiting, and so far retried, lost, failed and refused; messages of other
             lives, "foreign".
         peers: the actors, by name.
         published: the weight sync before this step; the longest, if actors that came later had one of their own.
@@ -92,7 +92,7 @@ def health_metrics(
         "pause_seconds": context.published.pause_s,
     }  # fmt: skip
     counts = context.counts
-    metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["orphaned"]}
+    metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["lost"]}
     metrics |= {"groups_failed": counts["failed"], "groups_refused": counts["refused"]}
     dropped = sum(peer.gauges.get("dropped_messages", 0.0) for peer in context.peers.values())
     metrics |= {"foreign_messages": counts["foreign"], "foreign_orders": dropped}
@@ -124,7 +124,7 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
         for term, value in score.terms.items():
             values_by_term[term].append(value)
     terms = {term: np.mean(values) for term, values in values_by_term.items()}
-    choices = stages.choice_metrics(batch)
+    choices = choice_metrics(batch)
     return _tagged("learning", metrics) | _tagged("terms", terms) | _tagged("selection", choices)
 
 
@@ -167,7 +167,7 @@ def flow_metrics(
         "bottleneck_cost": bottleneck.lost,
         "bottleneck_saving": bottleneck.gain,
         "groups_leased": context.counts["leased"],
-        "groups_waiting": context.counts["finished"],
+        "groups_waiting": context.counts["waiting"],
         **_tagged("demand", bottleneck.demand),
         **_tagged("pool_tokens", pools),
     }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.config import Config
+from common.config.resume import CONFIG_FILE
 from common.header import Header
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
@@ -37,7 +38,6 @@ from learner.report.text_samples import group_as_markdown
 from learner.report.timing import TimeByState, TimeWindow, time_between
 from learner.report.trackers.start import start_trackers
 from learner.report.watch import MismatchWatch
-from learner.resume import CONFIG_FILE
 from router.show import mutual_information, picture
 
 log = logging.getLogger("learner")

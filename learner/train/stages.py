@@ -11,9 +11,8 @@ A rollout is *free* if the policy chose its language, and *routed* if the prompt
 
 from __future__ import annotations
 
-import math
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +20,8 @@ from numpy.typing import NDArray
 from common.config import StageConfig
 from common.diagnostics import is_right
 from common.languages import POLICY_CHOOSES
-from common.wire import Rollout, Work
-from learner.evaluate.choices import accuracy
+from common.wire import Rollout
 from learner.groups import Group
-from router import Context, Observation
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -133,80 +130,3 @@ def stage_rewards(
     after = running_shares([one for one in named[free].tolist() if one], before, stage.diversity_ema)
     pairs = zip(batch, groups, strict=True)
     return [group.model_copy(update={"rollouts": [*map(with_reward, members)]}) for group, members in pairs], after
-
-
-def work_as_answered(group: Group) -> Work:
-    """The group's work with the languages that the policy chose filled in, for the ledger.
-
-    The propensity of a chosen language is the probability that the policy gave to the header it wrote; NaN where it
-    wrote none, which the ledger has as null.
-    """
-    work, languages = group.work, [rollout.language for rollout in group.rollouts]
-    triples = zip(work.languages, work.propensities, group.rollouts, strict=True)
-    propensities = [
-        float(np.exp(header_logp(rollout))) if asked == POLICY_CHOOSES else propensity
-        for asked, propensity, rollout in triples
-    ]
-    return work.model_copy(update={"languages": languages, "propensities": propensities})
-
-
-def header_logp(rollout: Rollout) -> float:
-    """Behaviour log-probability of the header that a free rollout begins with, in nats; NaN where it has none."""
-    if not rollout.header:  # the sum over no tokens would be that of a certain header
-        return math.nan
-    return float(rollout.logprobs[: rollout.header].sum(dtype=np.float64))
-
-
-def router_observations(batch: Sequence[Group], languages: Collection[str]) -> list[Observation]:
-    """What the router learns from a step, one observation for each group.
-
-    It holds every answer in one of the router's ``languages`` that could be scored, whether the router or the policy
-    chose it, with its quality if it is compliant and 0 if not. The rewards of stages and step terms play no part.
-    """
-    found = []
-    for group in batch:
-        question, known = (
-            group.work.question,
-            [one for one in group.rollouts if one.language in languages and one.score.scored],
-        )
-        kept = tuple(rollout.score.compliant for rollout in known)
-        rewards = tuple(rollout.score.quality * rollout.score.compliant for rollout in known)
-        context = Context.of(question.language, question.topics, question.regions)
-        found.append(Observation(context, tuple(rollout.language for rollout in known), rewards, kept))
-    return found
-
-
-def choice_metrics(batch: Sequence[Group]) -> dict[str, float]:
-    """Metrics of the languages that the policy chose in a step; empty if it chose none.
-
-    Answers that could not be scored count for the languages, and not for accuracy and compliance.
-
-    ``choice_entropy`` is the entropy of the shares of the languages. ``header_entropy`` is the mean of −log p(header)
-    over the answers with a header, which estimates its entropy given the question. Both are in nats. The other names
-    are explained in docs/metrics.md, under ``selection``.
-    """
-    free, by_topic = list[Rollout](), defaultdict[str, list[str]](list)
-    for group in batch:
-        for asked, rollout in zip(group.work.languages, group.rollouts, strict=True):
-            if asked == POLICY_CHOOSES:
-                free.append(rollout)
-                for topic in ("all", *group.work.question.topics):
-                    by_topic[topic.replace("/", "-")].append(rollout.language or "none")
-    if not free:
-        return {}
-    named = Counter(rollout.language for rollout in free if rollout.language)
-    scored = [rollout for rollout in free if rollout.score.scored]
-    metrics = {
-        f"{metric}/{one}": v
-        for one in named
-        if (some := [r for r in scored if r.language == one])
-        for metric, v in accuracy(some).items()
-    }
-    if headers := [header_logp(rollout) for rollout in free if rollout.header]:
-        metrics["header_entropy"] = -float(np.mean(headers))
-    for topic, languages in by_topic.items():
-        metrics |= {f"share {topic}/{one}": count / len(languages) for one, count in Counter(languages).items()}
-    return metrics | (accuracy(scored) if scored else {}) | {
-        "choice_entropy": -sum(n / named.total() * math.log(n / named.total()) for n in named.values()),
-        "well_formed": float(np.mean([rollout.score.terms.get("selection", 0.0) for rollout in free])),
-    }  # fmt: skip

@@ -181,9 +181,10 @@ class Trainer:
         return MiniBatch(samples, assigned[dist.get_rank()])
 
     def _minibatches(self, samples: Sequence[Sample]) -> list[MiniBatch]:
-        """The mini-batches of a step, with the log-probabilities under its first policy where these would be lost.
+        """The mini-batches of a step, with what their ratios to the step's first policy need.
 
-        The first mini-batch has them from its own forward pass, as nothing has changed before that. A ratio against the
+        The log-probabilities under that policy have to be computed before the first optimizer step changes the weights.
+        The first mini-batch gets them from its own forward pass, before which nothing has changed. A ratio to the
         behaviour policy needs none.
         """
         count = max(sample.minibatch for sample in samples) + 1

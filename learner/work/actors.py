@@ -79,7 +79,7 @@ class ActorRegistry:
         served: what is leased.
         life: of this learner; random.
         foreign: number of messages that were dropped because they belong to other lives.
-        newest_version: of the policy versions that an engine may have by now; the next step trains on top of it.
+        newest_version: the newest policy version that an engine may have by now. The next training step starts from it.
         refused: number of groups that were refused because their answers broke a rule.
         accepted: number of groups that were accepted, of all queues.
 
@@ -323,16 +323,17 @@ class ActorRegistry:
     def counts(self) -> dict[str, int]:
         """Numbers of groups of the served queue; empty if there is none.
 
-        ``finished`` and ``leased`` are the present numbers. Since the beginning of the run: ``retried`` leases ended
-        without a valid answer, ``orphaned`` of these because the actor was lost, and ``failed`` groups were given up.
+        ``leased`` groups, and finished ones that are ``waiting`` for their step, are the present numbers. Since the
+        beginning of the run: ``retried`` leases ended without a valid answer, ``lost`` of these because the actor was
+        lost, and ``failed`` groups were given up.
         ``refused`` answers broke a rule, and ``foreign`` messages belonged to other lives, since this process began.
         """
         if self.served is None:
             return {}
         served = self.served.queue
         return {
-            "finished": len(served.finished()), "leased": served.count_leased(),
-            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed, "refused": self.refused,
+            "waiting": len(served.finished()), "leased": served.count_leased(),
+            "retried": served.retried, "lost": served.lost, "failed": served.failed, "refused": self.refused,
             "foreign": self.foreign,
         }  # fmt: skip
 

@@ -37,9 +37,9 @@ from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from scripts.bench import membership
 from scripts.bench.queue import K, make_rollouts, take_groups
+from scripts.bench.support.groups import work
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
-from tests.support.groups import work
 
 _GROUPS_PER_STEP, _STALENESS = 512, 5
 _SLOTS = 4  # leases of an actor
@@ -142,7 +142,7 @@ def serve_actors(scratch: Path, actors: int, pace_s: float, seconds: float) -> M
         done, memory_most = number, max(memory_most, process.memory_info().rss)
         if time.monotonic() > begin + seconds:
             break
-    finished = server.counts()["finished"] + done
+    finished = server.counts()["waiting"] + done
     spent, cpu = time.monotonic() - begin, time.process_time() - cpu
     server.close()
     latencies = [results.get(timeout=_START_S) for _ in parts]

@@ -29,9 +29,10 @@ from learner.train.trainer import Trainer
 from learner.work.questions import read_questions
 from learner.work.server import WorkServer
 from scripts.bench.chaos.world import prepare, settings
+from scripts.bench.support.light_engine import light_engine
 from scripts.ops.supervise import Children
 
-_LIGHT = Path(__file__).parents[2] / "tests" / "support" / "light"
+_ROOT = Path(__file__).parents[2]
 _START_S = 120.0  # of an actor with its engine, on a busy machine
 _ENDS = 2  # steps at the beginning and at the end that do not count, because the queue fills and empties there
 
@@ -53,7 +54,7 @@ class Fleet:
         self._directory, self._runs = directory, 0
         self._flags = [*settings(directory), *_flags({**own, **flags})]
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(_LIGHT), str(_LIGHT.parents[1])])
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(light_engine()), str(_ROOT)])
         torch.set_num_threads(1)
         set_up_distributed(600)
         config = load(self._flags)

@@ -35,9 +35,9 @@ from learner.train.samples import group_samples
 from learner.train.statistics import make_axes
 from learner.train.trainer import Trainer
 from scripts.bench.queue import make_rollout
+from scripts.bench.support.groups import work
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
-from tests.support.groups import work
 
 _LONGEST, _K, _GROUPS, _VOCABULARY, _SEQUENCES = 256, 8, 4, 4096, 8
 _LONG_GROUPS, _LONG, _LONG_PROMPT, _LONG_RANKS, _LONG_BUDGET = 16, (2048, 4096), 256, 4, 16_384  # tokens

@@ -36,8 +36,8 @@ from learner.work.ledger import Ledger, audit
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from scripts.bench.queue import K, make_rollouts
+from scripts.bench.support.groups import work
 from scripts.bench.table import Row
-from tests.support.groups import work
 
 _GROUPS_PER_STEP, _STALENESS, _SLOTS = 128, 15, 4
 _PROCESSES = 4
@@ -287,7 +287,7 @@ def serve(scratch: Path, actors: int, seconds: float) -> Measured:
         ledger.flush()
         found = audit(path, queue.next_sequence, queue.untaken())
     return Measured(
-        told, rest, rest_cpu_s, busy_share, entered + counts["finished"], counts["foreign"], counts["failed"],
+        told, rest, rest_cpu_s, busy_share, entered + counts["waiting"], counts["foreign"], counts["failed"],
         found.lost, found.duplicated,
     )  # fmt: skip
 

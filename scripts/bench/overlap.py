@@ -30,9 +30,9 @@ from common.config import load
 from common.prompts import TagPrompts
 from common.tokenizer import load_tokenizer
 from scripts.bench.fleet import Fleet
+from scripts.bench.support.groups import question
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
-from tests.support.groups import question
 
 _TRACE = Path(__file__).with_name("trace.jsonl")
 _P, _IN_FLIGHT, _STEPS, _GOAL = 32, 8, 10, 1.1

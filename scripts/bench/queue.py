@@ -28,9 +28,9 @@ from learner.work.admission import Limits
 from learner.work.ledger import Ledger
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
+from scripts.bench.support.groups import work
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
-from tests.support.groups import work
 
 K, _TOKENS, _VOCABULARY = 8, 1024, 10_000
 _GROUPS_PER_STEP, _SLOTS = 64, 64
@@ -121,10 +121,10 @@ class OurServer:
     def run(self, groups: int) -> tuple[float, float]:
         """Groups that came per second, and per second of processor time, while about so many were taken."""
         before = next(self._taken)
-        came_before = before + self._server.counts()["finished"]
+        came_before = before + self._server.counts()["waiting"]
         begin, cpu = time.perf_counter(), time.process_time()
         done = next(done for done in self._taken if done >= before + groups)
-        came = done + self._server.counts()["finished"] - came_before
+        came = done + self._server.counts()["waiting"] - came_before
         return came / (time.perf_counter() - begin), came / (time.process_time() - cpu)
 
     def close(self) -> None:

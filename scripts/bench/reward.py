@@ -29,10 +29,10 @@ from common.wire import Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics
 from reward.gate import Finding, LanguageGate, shipped_model
 from reward.scorer import Scorer
+from scripts.bench.support.scoring import request
 from scripts.bench.table import Json, Row, run, timed
 from scripts.ops.command_line import command
 from scripts.world.sources import paragraphs
-from tests.support.scoring import request
 
 _K, _CHUNK, _MAX_TOKENS = 8, 128, 512
 _CPU: dict[str, Any] = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 144}

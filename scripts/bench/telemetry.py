@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from learner.report.report import Report
 from scripts.bench import table
+from scripts.bench.support.reports import configuration, learned, random_step
 from scripts.bench.table import Row
 from scripts.ops.command_line import command
-from tests.support.reports import configuration, learned, random_step
 
 _LANGUAGES = ["ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh"]
 _GOAL, _LOAD_GOAL_S = 0.01, 10.0

@@ -38,6 +38,7 @@ from learner.weights.buckets import cut_into_buckets
 from learner.weights.process_group import GroupStore, ProcessGroup, connect_to_store, form_group, start_broadcast
 from learner.weights.publisher import Published, Publisher
 from learner.work.server import WorkServer
+from scripts.bench.support.light_engine import light_engine
 from scripts.bench.table import Json, Row, run
 from scripts.ops.command_line import command
 from scripts.world.tokenizer import build_tokenizer
@@ -81,11 +82,11 @@ class Actors:
     def __init__(
         self, model: Qwen3ForCausalLM, path: Path, engines: int, transport: str, adapters: Adapters | None = None
     ) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(light_engine()), "OMP_NUM_THREADS": "1"}
         self._engines, self._adapters = engines, adapters
         address = f"ipc://{path}/queue"
         self._server = WorkServer(address, lease_timeout_s=60)
         self._publish = _publisher(self._server, model, transport, adapters)
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT / "tests" / "support" / "light"), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "actor", "--model.path", str(path), "--model.dtype", "float32"]
         command += ["--run.dir", str(path), "--learner.address", address, "--run.languages", '["en"]']
         command += ["--reward.addresses", f'["ipc://{path}/reward"]']

@@ -19,8 +19,7 @@ from common.config import load
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
-from scripts.data.further_columns import rows_without_columns
-from scripts.data.golds import unread_golds
+from scripts.data.unscorable import warn_of_rows
 from scripts.ops.command_line import command
 
 
@@ -42,13 +41,7 @@ def main(context: typer.Context) -> None:
     if found.heldout:
         print(_summary("data.heldout", found.heldout))
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
-    for source in filter(None, (config.data.train, config.data.heldout)):
-        for kind, problems in (
-            ("unread", unread_golds(source, config)),
-            ("lacks", rows_without_columns(source, config)),
-        ):
-            for line in problems.lines(kind):
-                logging.warning("%s: %s", kind, line)
+    warn_of_rows(config)
 
 
 if __name__ == "__main__":

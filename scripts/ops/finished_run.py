@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
+from common.config.resume import CONFIG_FILE
 from common.process import FatalError
-from learner.resume import CONFIG_FILE, Change, changes
+from learner.resume import Change, changes
 
 # Harmless to a run that resumes, but a finished run was trained or evaluated with them.
 _MATTERS = frozenset({

@@ -114,10 +114,10 @@ class Children:
             self._show_new_lines()
 
     def _handle_failure(self, name: str, code: int) -> None:
-        message = self._last_lines(name, code)
+        failure = self._failure(name, code)
         if self._restarts[name] == 0 or " is ready" not in self._output(name):
-            raise ChildFailed(message)
-        self._display.message(f"{message}\nstarting {name} again")
+            raise failure
+        self._display.message(f"{failure}\nstarting {name} again")
         self._restarts[name] -= 1
         _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
         self._spawn(name)
@@ -134,11 +134,12 @@ class Children:
     def _output(self, name: str) -> str:
         return self.log(name).read_bytes()[self._offset[name] :].decode(errors="replace")
 
-    def _last_lines(self, name: str, code: int) -> str:
+    def _failure(self, name: str, code: int) -> ChildFailed:
         lines = self._output(name).splitlines()
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         shown = lines[errors[-1] :] if errors else lines[-20:]
-        return f"{name} ended with code {code}; its last lines (all in {self.log(name)}):\n" + "\n".join(shown)
+        last = "\n".join(shown)
+        return ChildFailed(f"{name} ended with code {code}; its last lines (all in {self.log(name)}):\n{last}")
 
 
 def _send_signal(process: subprocess.Popen[bytes], kind: signal.Signals) -> None:

@@ -148,7 +148,16 @@ def jobs(
 
     Args:
         together: one heterogeneous job.
+
+    Raises:
+        ConfigError: such a job would get other memory than the nodes name.
     """
+    memory = {bool(nodes.memory) for nodes, _ in numbered if nodes.partition and role in (None, nodes.role)}
+    if together and len(memory) > 1:
+        raise ConfigError(
+            "nodes: in one heterogeneous job Slurm gives the memory of one component to all that name none: name "
+            "memory in every [[nodes]] with a partition, or in none"
+        )
     parts = []
     for nodes, replica in numbered:
         if nodes.partition and role in (None, nodes.role):

@@ -106,7 +106,7 @@ def read_pool(path: Path) -> Pool:
     try:
         pool = Pool.model_validate(read_toml(path))
     except ValidationError as error:
-        raise ConfigError(f"{path}: {explain(error, Pool)}") from None
+        raise ConfigError(f"{path} is no pool file: {explain(error, Pool)}") from None
     if not any(nodes.role == "actor" for nodes in pool.nodes):
         raise ConfigError(f"{path}: no [[nodes]] has role = 'actor'")
     if unknown := {nodes.gpu for nodes in pool.nodes if nodes.gpu or nodes.role != "reward"} - set(pool.gpus):

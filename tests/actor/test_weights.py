@@ -167,12 +167,14 @@ def test_the_pause_that_is_reported_begins_when_the_engine_stops() -> None:
         engine.pause_mode, engine._running = "drain", 1
         learner.pause(2)
         learner.publish(2)
+        states = list[WeightState]()
         await asyncio.sleep(_LATER_S)
-        assert learner.updates.state is WeightState.PROVING
+        states.append(learner.updates.state)
         engine.probed.set()
         await learner.reach(WeightState.PAUSING)
         await asyncio.sleep(_LATER_S)
-        assert learner.updates.state is WeightState.PAUSING
+        states.append(learner.updates.state)
+        assert states == [WeightState.PROVING, WeightState.PAUSING]
         engine._running = 0
         await learner.reach(WeightState.PROVED)
         pauses = [message.pause_s for message in learner.sent if isinstance(message, wire.Synced)]

@@ -101,7 +101,7 @@ def test_a_recipes_reward_is_replaced_and_its_columns_are_kept(tmp_path: Path) -
         (["--learner.staleness_bound", "2"], "unknown key 'learner.staleness_bound'; did you mean 'learner.staleness'"),
         (["--reward.gate_piece", "80"], "reward.gate_piece is gone: the language gate has no pieces"),
         (["--reward.gate_piece", "80"], "as in reward.gate_share = 0.12"),
-        (["--learner.batch_timeout_s", "900"], "learner.batch_timeout_s is gone: it is now learner.group_timeout_s"),
+        (["--learner.batch_timeout_s", "9"], "learner.batch_timeout_s is gone: it is now learner.group_timeout_s"),
         (["--router.indifference", "0.1"], "router.indifference is gone: it is now router.diversity"),
         (["--lerner.lr", "1"], "unknown key 'lerner'; did you mean 'learner'"),
         (["--learner.lr", "fast"], "learner.lr = 'fast'"),

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.config import Config, load
+from common.config.resume import CONFIG_FILE
 from common.net.ports import reserve_port
 from common.process import FatalError
 from learner import resume
@@ -26,7 +27,7 @@ def begun(directory: Path, *flags: str) -> Config:
     """The configuration of a run in this directory that has trained for ten steps."""
     config = load(["--run.dir", str(directory), "--model.path", "models/a", *flags])
     (directory / "checkpoints" / "step-000010").mkdir(parents=True)
-    (directory / resume.CONFIG_FILE).write_text(config.model_dump_json(indent=2))
+    (directory / CONFIG_FILE).write_text(config.model_dump_json(indent=2))
     return config
 
 
@@ -88,7 +89,7 @@ def test_every_change_is_listed_with_one_command_for_all(tmp_path: Path) -> None
 
 
 def test_a_run_that_has_no_checkpoint_has_nothing_to_keep_to(tmp_path: Path) -> None:
-    (tmp_path / resume.CONFIG_FILE).write_text(going_on(tmp_path).model_dump_json())
+    (tmp_path / CONFIG_FILE).write_text(going_on(tmp_path).model_dump_json())
     (tmp_path / "checkpoints" / "step-000010.partial").mkdir(parents=True)
     resume.check(going_on(tmp_path, "--learner.lr", "1"))
     resume.check(going_on(tmp_path / "new", "--learner.lr", "1"))
@@ -99,7 +100,7 @@ def test_without_a_configuration_to_compare_with_whatever_changed_must_be_accept
     content: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun(tmp_path)
-    path = tmp_path / resume.CONFIG_FILE
+    path = tmp_path / CONFIG_FILE
     path.unlink() if content is None else path.write_bytes(content.encode(errors="surrogateescape"))
     problem = f"cannot compare with the configuration that the run had so far, {path}"
     for accepted in ([], ["--resume.accept", "learner"]):
@@ -143,7 +144,7 @@ def test_the_configuration_of_the_steps_so_far_is_kept(tmp_path: Path) -> None:
     resume.keep_configuration(going_on(tmp_path, "--learner.lr", "1e-5"), 10)
     kept = tmp_path / "config-until-step-000010.json"
     assert json.loads(kept.read_text())["learner"]["lr"] == 1e-6
-    (tmp_path / resume.CONFIG_FILE).write_text(going_on(tmp_path, "--learner.lr", "1e-5").model_dump_json())
+    (tmp_path / CONFIG_FILE).write_text(going_on(tmp_path, "--learner.lr", "1e-5").model_dump_json())
     resume.keep_configuration(going_on(tmp_path, "--learner.lr", "1e-4"), 10)
     assert json.loads(kept.read_text())["learner"]["lr"] == 1e-6, "no step was made with 1e-5"
 
@@ -157,7 +158,7 @@ def test_the_learner_refuses_before_it_loads_a_model(tmp_path: Path, tiny_policy
     own = ["--data.train", str(tmp_path / "train.parquet"), "--learner.address", f"ipc://{tmp_path}/queue"]
     own += ["--model.path", str(tiny_policy), "--learner.epochs", "4", "--learner.groups_per_step", "2"]
     begun(tmp_path, *own)
-    kept = (tmp_path / resume.CONFIG_FILE).read_bytes()
+    kept = (tmp_path / CONFIG_FILE).read_bytes()
     changed = ["--learner.lr", "1", "--learner.kl", "0"]
     command = [sys.executable, "-m", "learner", "--run.dir", str(tmp_path), *own, *changed]
     with reserve_port() as holder:
@@ -170,4 +171,4 @@ def test_the_learner_refuses_before_it_loads_a_model(tmp_path: Path, tiny_policy
     error = failing.stderr[failing.stderr.index("error: ") :]
     assert "  learner.kl: 0.001 -> 0.0\n  learner.lr: 1e-06 -> 1.0\n" in error and "learner.steps" not in error
     assert error.endswith("accept the change with --resume.accept learner.kl,learner.lr\n")
-    assert (tmp_path / resume.CONFIG_FILE).read_bytes() == kept
+    assert (tmp_path / CONFIG_FILE).read_bytes() == kept

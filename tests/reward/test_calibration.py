@@ -24,12 +24,12 @@ from common.config import ConfigError
 from reward.calibration.drift import Drift
 from reward.calibration.files import KINDS, Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
+from scripts.bench.support.scoring import LANGUAGES
 from scripts.data import calibration_modes, similarity_samples
 from scripts.data.calibration_modes import auc, judge
 from scripts.data.parallel_texts import Texts
 from scripts.data.similarity_samples import pair_statistics, quantiles, sample_pairs
 from tests.support.chat import serving
-from tests.support.scoring import LANGUAGES
 
 pairs = st.builds(pair_of, st.sampled_from(LANGUAGES), st.sampled_from(LANGUAGES))
 levels = st.builds(Level, st.integers(1, 500), st.floats(-1, 1), st.floats(0, 1))

@@ -17,8 +17,8 @@ from common.wire import Chat, ScoreRequest
 from reward import score as command
 from reward.scored import UnscoredError
 from reward.scorer import Scorer
+from scripts.bench.support.scoring import SENTENCES, request
 from tests.support.chat import serving
-from tests.support.scoring import SENTENCES, request
 
 FUNCTION = '''
 import time

@@ -17,8 +17,8 @@ from common.wire import PartLanguages
 from reward.detectors import ADAMAME_MGSM, ADAMAME_MSVAMP, DetectorName, GateDetector, Langdetect, Lingua, make_detector
 from reward.gate import LanguageGate
 from reward.scorer import Scorer
+from scripts.bench.support.scoring import request
 from scripts.world.sources import paragraphs
-from tests.support.scoring import request
 
 CLEAN, ELSEWHERE = PartLanguages(True, True, True, False), PartLanguages(False, False, None, False)
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")

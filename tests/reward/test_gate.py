@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from common.scripts import normalise_word
 from reward.foreign_letters import ForeignLetters
 from reward.gate import Finding, LanguageGate, shipped_model
 from reward.lid import LanguageModel
+from scripts.bench.support.scoring import LANGUAGES, SENTENCES
 from scripts.world.sources import paragraphs
-from tests.support.scoring import LANGUAGES, SENTENCES
 
 DECLARATION = Path(__file__).parents[1] / "support" / "texts" / "declaration.jsonl"
 
@@ -81,12 +82,14 @@ def test_gate_takes_any_text_and_batching_changes_nothing(gate: LanguageGate, te
 
 
 def test_honest_paragraphs_pass(gate: LanguageGate, declaration: dict[str, list[str]]) -> None:
-    failed = total = 0
+    failed, total = Counter[str](), Counter[str]()
     for language, texts in declaration.items():
         for first in range(0, len(texts), 2):  # answers are longer than the paragraphs, some of which are four words
             judged = gate.judge([" ".join(texts[first : first + 2])], [language])
-            failed, total = failed + (not judged[0].matches), total + 1
-    assert failed <= 0.02 * total, f"{failed} of {total}"
+            failed[language], total[language] = failed[language] + (not judged[0].matches), total[language] + 1
+    assert len(total) == 21 and min(total.values()) >= 25
+    assert all(failed[language] <= 0.04 * total[language] for language in total), failed
+    assert failed.total() <= 0.01 * total.total(), failed
 
 
 CASES = [
@@ -180,11 +183,15 @@ def mixtures(draw: st.DrawFn, texts: dict[str, list[str]]) -> tuple[str, str, st
 
 
 def search(gate: LanguageGate, texts: dict[str, list[str]], tries: int) -> None:
-    # Regional and look-alike languages count as one another, so none of them is foreign to another.
-    told_apart = {code: some for code, some in texts.items() if code in LANGUAGES}
+    """Looks for a text in two languages of the Declaration that passes for the one though it has much of the other.
+
+    Covered are texts of two of its 21 languages, none of which counts as another: at least 60 letters are foreign, more
+    than a quarter of all, in runs of 6 words or more (of 6 pieces of four characters without spaces). Single foreign
+    words, three languages, and languages that are near to each other are not.
+    """
 
     @settings(max_examples=tries, database=None, suppress_health_check=list(HealthCheck))
-    @given(mixtures(told_apart))
+    @given(mixtures(texts))
     def try_to_pass(mixed: tuple[str, str, str]) -> None:
         text, asked, other = mixed
         (judged,) = gate.judge([text], [asked])
@@ -193,12 +200,14 @@ def search(gate: LanguageGate, texts: dict[str, list[str]], tries: int) -> None:
     try_to_pass()
 
 
-def test_nothing_passes_of_which_a_quarter_is_foreign(gate: LanguageGate, declaration: dict[str, list[str]]) -> None:
+def test_no_mixture_of_two_languages_passes_of_which_a_quarter_is_foreign(
+    gate: LanguageGate, declaration: dict[str, list[str]]
+) -> None:
     search(gate, declaration, 150)
 
 
 @pytest.mark.slow
-def test_nothing_passes_in_two_thousand_tries(gate: LanguageGate, declaration: dict[str, list[str]]) -> None:
+def test_no_such_mixture_passes_in_two_thousand_tries(gate: LanguageGate, declaration: dict[str, list[str]]) -> None:
     search(gate, declaration, 2000)
 
 

@@ -17,8 +17,8 @@ import zmq
 
 from common.net.sockets import connect
 from common.wire import Health, Healthy, Heartbeat, ScoreReply, decode, encode
+from scripts.bench.support.scoring import SENTENCES, request
 from tests.support import processes
-from tests.support.scoring import SENTENCES, request
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 400  # a busy machine takes minutes to import torch

@@ -17,7 +17,7 @@ from common.wire import PartLanguages, Score, ScoreRequest
 from reward.calibration.files import Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
-from tests.support.scoring import LANGUAGES, SENTENCES, request
+from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
 
 
 @pytest.fixture(scope="module")

@@ -34,9 +34,9 @@ from common.net.sockets import bind, connect
 from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
 from reward.batching import each_or_error
 from reward.service import Service
+from scripts.bench.support.scoring import request
 from tests.support.groups import question
 from tests.support.scorers import FunctionScorer, ScoreBatch
-from tests.support.scoring import request
 
 ROOT = Path(__file__).parents[2]
 _PATIENCE_S = 400  # of all that should come: a busy machine takes long to start a process
@@ -215,7 +215,7 @@ def test_a_flood_of_malformed_messages_is_refused(
         while (refused := health(good).counts.get("refused", 0)) < sent and time.monotonic() < deadline:
             time.sleep(0.1)
         assert refused == sent
-        told = [decode(bad.recv()) for _ in iter(lambda: bad.poll(100), 0)]
+        told: list[Any] = [decode(bad.recv()) for _ in iter(lambda: bad.poll(100), 0)]
         assert {(type(reply), *reply.scores, reply.later) for reply in told} == {(ScoreReply, True)}, "and only those"
         assert all("another version than the actor" in reply.error for reply in told)
     assert len(caplog.records) < 20, "a flood must not fill the disk"

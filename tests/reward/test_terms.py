@@ -34,7 +34,7 @@ from reward.terms.registry import TERMS
 from reward.terms.text import contains, exact, normalised, repetition
 from reward.terms.tools import Tools
 from reward.terms.verifying import VerifyingQueue
-from tests.support.scoring import SENTENCES, request
+from scripts.bench.support.scoring import SENTENCES, request
 
 
 def quality_terms(weights: dict[str, dict[str, float]]) -> QualityTerms:

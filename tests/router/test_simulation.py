@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,14 +91,16 @@ def asked_questions(monkeypatch: pytest.MonkeyPatch, world: str, strategy: str) 
     """The questions of each step that a strategy is asked for."""
     asked: list[tuple[Context, ...]] = []
 
-    def listening(self: Router | LinearThompson, contexts: list[Context]) -> list[Draw]:
-        asked.append(tuple(contexts))
-        return route[type(self)](self, contexts)
+    def listen(route: Callable[[Any, list[Context]], list[Draw]]) -> Callable[[Any, list[Context]], list[Draw]]:
+        def listening(self: Any, contexts: list[Context]) -> list[Draw]:
+            asked.append(tuple(contexts))
+            return route(self, contexts)
 
-    route = {Router: Router.route, LinearThompson: LinearThompson.route}
+        return listening
+
     with monkeypatch.context() as patch:
-        for kind in route:
-            patch.setattr(kind, "route", listening)
+        for kind in (Router, LinearThompson):
+            patch.setattr(kind, "route", listen(kind.route))
         simulate.play(world, strategy, 5, 6, 20)
     return asked
 

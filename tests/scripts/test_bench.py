@@ -229,7 +229,8 @@ def test_only_the_names_of_files_and_folders_of_the_data_count(tmp_path: Path) -
         ("include-lite", {"test.parquet": [{**INCLUDE, "choices": ["x"]}]}, r"'choices' is .*option_a to option_d"),
         ("mclm", {"mt-math100.parquet": [{"problem": "?", "answer": "1"}]}, r"no column is named after a language"),
         ("mclm", {"mt-math100.parquet": [{"en": "?"}]}, r"no column 'answer'"),
-        ("mclm", {"readme.md": "x"}, r"holds no file of rows"),
+        ("mclm", {"readme.md": "x"}, r"holds no file that ends in \.parquet"),
+        ("mclm", {"dev.parquet": [{"en": "?"}]}, r"holds no file of rows"),
     ],
 )  # fmt: skip
 def test_a_wrong_column_is_named(name: str, files: dict[str, Any], message: str, tmp_path: Path) -> None:

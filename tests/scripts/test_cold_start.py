@@ -6,7 +6,7 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import pytest
 
 from common import endpoint
 from common.config import ModelConfig
+from scripts.bench.support.scoring import SENTENCES
 from scripts.data.cold_start import Acceptance, main
 from scripts.world.templates import OPENINGS
 from tests.support.chat import serving
 from tests.support.rows import read_rows
-from tests.support.scoring import SENTENCES
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_an_interrupted_command_asks_only_for_what_is_missing(tmp_path: Path, mo
             raise KeyboardInterrupt
         return following(*_)
 
-    following: Any = Acceptance.next
+    following: Callable[..., list[str]] = Acceptance.next
     questions(tmp_path / "q.parquet", 12)
     wanted = ["en,de", "--each", "12"]
     with serving(answer) as url:

@@ -117,6 +117,7 @@ role = "reward"
 partition = "h100"
 count = 1
 engines = 2
+memory = "0"
 [[nodes]]
 role = "reward"
 hosts = ["alpha"]
@@ -137,6 +138,7 @@ partition = "h100"
 count = 1
 engines = 4
 cpus = 12
+memory = "400G"
 """
 
 
@@ -166,7 +168,9 @@ def test_slurm_is_asked_for_cores_and_memory(tmp_path: Path) -> None:
     told = launch(tmp_path, "--dry-run", *CONFIG, pool=SPREAD)
     commands = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
     asked = [[word for word in command if re.match("--(cpus|mem)", word)] for command in commands]
-    assert asked == [["--cpus-per-task=48"], ["--cpus-per-task=12", "--mem=48G"], []]
+    assert asked == [["--cpus-per-task=48", "--mem=400G"], ["--cpus-per-task=12", "--mem=48G"], ["--mem=0"]]
+    mixed = launch(tmp_path, "--dry-run", "--together", *CONFIG, pool=SPREAD.replace('memory = "0"', ""))
+    assert mixed.returncode == 2 and "name memory in every [[nodes]] with a partition" in mixed.stderr
     job = tmp_path / "job"
     assert slurm(job, commands[0], TASKS="1").wait(_PATIENCE_S) == 0
     assert (job / "told.srun").read_text().split() == ["--cpus-per-task=48", "--kill-on-bad-exit=0"]
@@ -334,7 +338,7 @@ def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     }
     wrong |= {
         POOL.format(**HOSTS) + "cpus = 4": "gamma, alpha are reached by ssh",
-        SPREAD + 'memory = "4 GB"': "memory = '4 GB'",
+        SPREAD.replace("48G", "48 GB"): "memory = '48 GB'",
     }
     for pool, complaint in wrong.items():
         told = launch(tmp_path, "--dry-run", *CONFIG, pool=pool)

@@ -184,7 +184,7 @@ LEARNER = '\n[[nodes]]\nrole = "learner"\ngpu = "a"\nhosts = ["y"]\n'
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("gpus = 3", r"pool.toml: gpus = 3"),
+        ("gpus = 3", r"pool.toml is no pool file: gpus = 3"),
         ("gpus = [", r"pool.toml is not valid TOML"),
         ("gpus.a = {}", r"nodes.*required"),
         (GOOD + 'hosts = ["x"]\negines = 2', r"unknown key 'nodes.0.egines'; did you mean 'nodes.engines'"),

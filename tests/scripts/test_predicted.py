@@ -49,6 +49,16 @@ def test_nothing_waits_is_foreign_or_float32_and_memory_is_as_dry_run_says() -> 
     assert max(times, key=times.__getitem__) == "4 ranks, checkpointing, reference in host memory", "it is not compiled"
 
 
+def test_so_it_is_with_layers_of_another_architecture() -> None:
+    """Six layers of Gemma-3 4B: its norms, both of its kinds of attention, and a vocabulary of 262,208."""
+    name = "1 rank, LoRA, compiled, checkpointing"
+    found = predicted("--shape", "gemma-3-4b", "--layers", "6", "--ranks", "1", "--only", name)
+    assert found.keys() == {name} and found[name]["waits, foreign and float32 operations"]["value"] == 0
+    assert found[name]["kernels of a micro-batch"]["value"] <= 1.02 * 2672
+    assert found[name]["bytes of a micro-batch"]["value"] <= 1.02 * 477.2
+    assert found[name]["peak memory"]["ok"]
+
+
 def test_the_table_has_a_line_for_each_case_and_leaves_out_what_does_not_fit() -> None:
     """Its figures are those of the rows, and a step that needs more memory than a GPU has is not predicted."""
     command = [sys.executable, "-m", "scripts.bench.predicted", "--layers", "3", "--ranks", "1", "--markdown"]

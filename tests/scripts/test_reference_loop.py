@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from tests.support.groups import LANGUAGES, random_rollout, work
 from tests.support.train_once import configuration, copied_weights, run_ranks
 
 STEPS, GROUPS, ANSWERS = 3, 3, 4
+_ROUNDING = 3e-5  # by which the ratios of the two programs may differ
+_DRAWS = 5  # at most; the first that comes so near to no bound is compared
 # KL, clipping by norm, warm-up, weight decay, a temperature and several micro-batches: all that may differ does.
 FLAGS = [
     "--learner.staleness", "0", "--learner.kl", "0.05", "--learner.lr", "1e-4", "--learner.weight_decay", "0.1",
@@ -99,13 +103,13 @@ LOSSES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def record(directory: Path, model: Path, seed: int) -> None:
-    """Trains random groups with the system's trainer and each loss, on all ranks.
+def record(directory: Path, model: Path, seed: int, names: Sequence[str]) -> None:
+    """Trains random groups with the system's trainer and each of some losses, on all ranks.
 
     Records every step, and writes the weights before and after.
     """
-    for name, flags in LOSSES.items():
-        config = configuration(model, *FLAGS, *flags)
+    for name in names:
+        config = configuration(model, *FLAGS, *LOSSES[name])
         trainer, rng, out = Trainer(config), np.random.default_rng(seed), directory / name
         before = copied_weights(trainer)
         leads = dist.get_rank() == 0
@@ -139,9 +143,12 @@ def read(directory: Path) -> Recorded:
 @pytest.fixture(scope="module")
 def systems(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory, module_seed: int) -> dict[str, Recorded]:
     """Of each loss, what two ranks trained."""
-    directory = tmp_path_factory.mktemp("record")
-    assert run_ranks(2, record, directory, tiny_policy, module_seed) == [0, 0]
-    return {name: read(directory / name) for name in LOSSES}
+    return draw(tmp_path_factory.mktemp("record"), tiny_policy, module_seed, list(LOSSES))
+
+
+def draw(directory: Path, model: Path, seed: int, names: Sequence[str]) -> dict[str, Recorded]:
+    assert run_ranks(2, record, directory, model, seed, names) == [0, 0]
+    return {name: read(directory / name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +156,14 @@ def system(systems: dict[str, Recorded]) -> Recorded:
     return systems["LRPO"]
 
 
+class NearABoundError(Exception):
+    """A ratio of this draw is so near to a bound that it may lie within for one program and beyond for the other."""
+
+
 def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A list that gets, for every batch of the reference loop, how near a ratio comes to a bound.
 
-    There the gradient jumps, so that programs which round differently may differ by a whole token.
+    There the gradient jumps, so that programs which round differently may differ by a whole token. CISPO has none.
     """
     found, surrogate, weigh = list[float](), reference_loop.surrogate, reference_loop.importance_weight
 
@@ -179,32 +190,44 @@ def kink_distances(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def assert_same_training(
     system: Recorded, config: Config, micro_batch: int, monkeypatch: pytest.MonkeyPatch | None = None
 ) -> None:
-    """Trains the recorded groups with the reference loop and compares every step and the final weights."""
+    """Trains the recorded groups with the reference loop and compares every step and the final weights.
+
+    Raises:
+        NearABoundError: with ``monkeypatch``, where nothing can be compared.
+    """
     distances = kink_distances(monkeypatch) if monkeypatch is not None else [1.0]
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float32)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     found = list(reference_loop.train(config, model, reference_loop.recorded(system.directory), micro_batch))
     assert len(found) == len(system.steps) == STEPS
-    smooth = min(distances) > 3e-5
+    if min(distances) <= _ROUNDING:
+        raise NearABoundError
     updates = config.learner.minibatches * config.learner.passes
     for number, (ours, theirs) in enumerate(zip(found, system.steps, strict=True), start=1):
-        rounding = 1e-5 * number * updates if smooth else 0.05  # it adds up over the optimizer steps
-        assert ours.loss == pytest.approx(theirs.loss, rel=rounding, abs=1e-6 if smooth else 1e-3)
+        rounding = 1e-5 * number * updates  # it adds up over the optimizer steps
+        assert ours.loss == pytest.approx(theirs.loss, rel=rounding, abs=1e-6)
         assert ours.grad_norm == pytest.approx(theirs.grad_norm, rel=rounding)
     after = dict(model.named_parameters())
     assert after.keys() == system.change.keys()
     for name, change in system.change.items():
         # Where a gradient consists of rounding errors, Adam moves a weight by the sign of these: hence norms.
         difference = (after[name].detach() - before[name] - change).norm()
-        assert difference < (1e-3 if smooth else 0.1) * change.norm(), name
+        assert difference < 1e-3 * change.norm(), name
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_trains_recorded_groups_as_the_system_does(
-    systems: dict[str, Recorded], name: str, monkeypatch: pytest.MonkeyPatch
+    systems: dict[str, Recorded], name: str, tiny_policy: Path, tmp_path: Path, seed: int
 ) -> None:
-    reference_loop.check(systems[name].config)
-    assert_same_training(systems[name], systems[name].config, 5, monkeypatch)
+    drawn = systems[name]
+    reference_loop.check(drawn.config)
+    for number in range(_DRAWS):
+        with pytest.MonkeyPatch.context() as patch, suppress(NearABoundError):
+            assert_same_training(drawn, drawn.config, 5, patch)
+            return
+        print(f"draw {number} comes within {_ROUNDING} of a bound")
+        drawn = draw(tmp_path / str(number), tiny_policy, seed + number, [name])[name]
+    pytest.fail(f"{_DRAWS} draws in a row come within {_ROUNDING} of a bound")
 
 
 def test_micro_batches_of_the_reference_loop_change_nothing(system: Recorded) -> None:

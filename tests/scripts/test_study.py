@@ -17,15 +17,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Config, load
 from scripts.study.experiments import __main__ as study
-from scripts.study.experiments import results, runner
+from scripts.study.experiments import results, runner, set_up
 from scripts.study.experiments.arm_tables import compare_arms, draw, overview
 from scripts.study.experiments.arms import IN_HINDSIGHT, OURS, arms_of
 from scripts.study.experiments.facts_world import FactsWorld, OwnData
 from scripts.study.experiments.figures import MEANING, read_figures
 from scripts.study.experiments.knowledge import Knowledge, best_language, read_knowledge
+from scripts.study.experiments.reasoning_world import ReasoningWorld
 from scripts.study.experiments.report import records_of, write_report
 from scripts.study.experiments.transfer import measure_transfer
 from scripts.world import build as world
+from tests.support.processes import forked
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "ja", "ko", "pt", "ru", "zh")
 
@@ -81,7 +83,7 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
     )
     zero = {"de": 0.0, "en": 0.0, "fr": 0.0}
     before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero}}
-    after = {
+    after: dict[str, Any] = {
         "train": {
             "0": {"de": 0.75, "en": 1.0, "fr": 0.25}, "1": {"de": None, "en": 1.0, "fr": 0.5},
             "2": {"de": 1.0, "en": 1.0, "fr": 0.0},
@@ -388,6 +390,121 @@ def test_the_version_is_that_of_this_code_alone(tmp_path: Path, monkeypatch: pyt
     assert results.code_version() == "unknown", "the repository is somebody else's"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert results.code_version() == "unknown", "and there is no git"
+
+
+def test_one_file_is_of_one_set_up_whichever_arms_are_asked_for(
+    own_data: list[str], trained: list[tuple[str, Config]], tmp_path: Path
+) -> None:
+    study.main([*own_data, "--arms", "ours,best-fixed", "--best-language", "de"])
+    study.main([*own_data, "--arms", "uniform"])
+    assert len(trained) == 3, "whether best-fixed is as it was cannot be told without --best-language"
+    with pytest.raises(SystemExit, match=r"has (ours|uniform), data, seed 0 with other settings"):
+        study.main([*own_data, "--arms", "monolingual", "--learner.lr", "3e-6"])
+    with pytest.raises(SystemExit, match=r"has best-fixed, data, seed 0 with other settings"):
+        study.main([*own_data, "--arms", "monolingual", "--best-language", "en"])
+    assert len(trained) == 3
+
+
+def test_a_model_is_told_by_what_its_directory_holds(own_data: list[str], trained: list[Any], tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "model.safetensors").write_text("small")
+    words = [*own_data, "--arms", "ours", "--model.path"]
+    study.main([*words, str(tmp_path / "small")])
+    shutil.copytree(tmp_path / "small", tmp_path / "copied")
+    study.main([*words, str(tmp_path / "copied")])
+    assert len(trained) == 1
+    (tmp_path / "small" / "model.safetensors").write_text("large")
+    set_up.digest_of_model.cache_clear()  # as in another process
+    with pytest.raises(SystemExit, match="has ours, data, seed 0 with other settings"):
+        study.main([*words, str(tmp_path / "small")])
+
+
+@pytest.mark.parametrize("setting", ["reward.function", "learner.step_reward"])
+def test_the_code_of_a_reward_is_part_of_the_set_up(setting: str, tmp_path: Path) -> None:
+    hashes = set()
+    for text, name in (("a = 1", "a"), ("a = 2", "a"), ("a = 2", "b")):
+        (tmp_path / "mine.py").write_text(text)
+        settings = [f"--{setting}", f"{tmp_path}/mine.py:{name}"]
+        settings += ["--reward.parts", "{a = 1.0}"] if setting == "reward.function" else []
+        hashes.add(set_up.settings_hash(settings, []))
+    assert len(hashes) == 3
+
+
+def test_the_records_of_the_published_studies_are_of_these_settings(tmp_path: Path) -> None:
+    """Otherwise nobody could go on with them: whoever changes the set-up has to run them again."""
+    docs = Path(__file__).parents[2] / "docs" / "study"
+    facts, sums = FactsWorld("region", 0, tmp_path, arms_of("router")), ReasoningWorld(0, tmp_path)
+    for file, place in ((docs / "results.json", facts), (docs / "recipes" / "results.json", sums)):
+        for record in json.loads(file.read_text()):
+            assert place.settings_hash(record["arm"]) == record["config"], record["arm"]
+
+
+# A user's own file, with their own model and data.
+OWN = """
+[run]
+languages = ["en", "de"]
+
+[data]
+train = "{directory}/train.jsonl"
+heldout = "{directory}/heldout.jsonl"
+
+[model]
+path = "{policy}"
+dtype = "float32"
+
+[router]
+rollouts = 4
+own_language = 1
+
+[sampling]
+max_new_tokens = 4
+
+[reward]
+addresses = ["ipc://{directory}/r"]
+gated = false
+terms.default.exact = 1.0
+
+[actor]
+start_timeout_s = 400
+
+[learner]
+address = "ipc://{directory}/q"
+groups_per_step = 2
+param_dtype = "float32"
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(1800)  # two runs
+def test_a_small_study_of_own_data_with_real_processes(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "tests" / "support" / "light"))
+    for name, numbers in (("train", range(4)), ("heldout", range(4, 6))):
+        rows = [
+            {"question": f"{language}: what is {n} and one?", "answer": str(n + 1), "language": language}
+            for n in numbers
+            for language in ("en", "de")
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.toml").write_text(OWN.format(directory=tmp_path, policy=tiny_policy))
+    words = ["router", "--base", str(tmp_path / "mine.toml"), "--arms", "ours,best-fixed", "--best-language", "de"]
+    words += ["--seeds", "0", "--steps", "1", "--actors", "1", "--out", str(tmp_path / "out")]
+    study.main([*words, "--dry-run"])
+    assert "2 of 2 runs are left to do; each of them needs:" in (dry := capsys.readouterr().out) and "GB" in dry
+    with forked():
+        study.main(words)
+    records = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(one["regime"], one["arm"]) for one in records] == [("data", "ours"), ("data", "best-fixed")]
+    for one in records:
+        assert 0 <= one["figures"]["own_heldout"] <= 1 and one["figures"]["tokens"] > 0
+        assert one["figures"]["known"] is None, "nobody knows who knows what in somebody's own data"
+    ledger = tmp_path / "out" / "data" / "best-fixed-0" / "ledger.jsonl"
+    drawn = [language for line in ledger.read_text().splitlines() for language in json.loads(line)["languages"]]
+    assert len(drawn) == 2 * 4 and drawn.count("de") >= 2 * 3
+    assert "**data: own_heldout**" in capsys.readouterr().out
+    study.main([*words, "--dry-run"])
+    assert "0 of 2 runs are left to do" in capsys.readouterr().out
 
 
 @pytest.mark.e2e

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from scripts.bench.support.scoring import SENTENCES
 from scripts.data.warm_start_data import main
 from tests.support.chat import serving
 from tests.support.rows import read_rows
-from tests.support.scoring import SENTENCES
 
 
 def jsonl(path: Path, *rows: dict[str, Any]) -> str:

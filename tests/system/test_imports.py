@@ -67,16 +67,58 @@ def test_no_imports_go_in_a_circle() -> None:
     list(TopologicalSorter(imports_between_modules()).static_order())  # raises CycleError, which names the circle
 
 
-def test_folders_of_a_package_form_a_tree() -> None:
+def part_of(module: str) -> str:
+    """The folder of a package in which a module is, or the module itself where it is directly under its package."""
+    return ".".join(module.split(".")[:2])
+
+
+def imports_between_parts(package: str) -> dict[str, set[str]]:
+    """Folders of a package, and modules directly under it -> those that they import."""
+    found: dict[str, set[str]] = {}
+    for module, imported in imports_between_modules().items():
+        if module.partition(".")[0] == package:
+            others = {part_of(name) for name in imported if name.partition(".")[0] == package}
+            found.setdefault(part_of(module), set()).update(others - {part_of(module)})
+    return found
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_folders_of_a_package_and_the_modules_beside_them_form_a_tree(package: str) -> None:
+    parts = imports_between_parts(package)
+    assert {module.partition(".")[0] for module in parts} == {package} and len(parts) > 2
+    list(TopologicalSorter(parts).static_order())
+
+
+# From below: each imports only those before it, of the folders of the learner.
+LEARNER = ("data", "evaluate", "work", "weights", "train", "report", "loop")
+ABOVE_LOOP = {"learner.run", "learner.build", "learner.process", "learner.__main__"}
+
+
+def test_the_folders_of_the_learner_lie_one_above_the_other() -> None:
+    parts = imports_between_parts("learner")
+    folders = {part for part in parts if (ROOT / Path(*part.split("."))).is_dir()} - {"learner"}
+    assert folders == {f"learner.{name}" for name in LEARNER}
+    for place, name in enumerate(LEARNER):
+        wrong = parts[f"learner.{name}"] & {f"learner.{other}" for other in LEARNER[place:]}
+        assert not wrong, f"learner.{name} imports {wrong}, which lie above it"
+    for part, imported in parts.items():
+        if part not in ABOVE_LOOP:
+            assert not imported & ABOVE_LOOP, f"{part} imports {imported & ABOVE_LOOP}"
+        if part not in ABOVE_LOOP | {"learner.loop"}:
+            assert "learner.loop" not in imported, part
+
+
+def test_only_weights_loop_and_what_puts_a_run_together_know_the_server() -> None:
     graph = imports_between_modules()
-    of_folder: dict[str, set[str]] = {}
-    for module, imported in graph.items():
-        if module.count(".") == 2:  # learner.train.objective
-            folder = module.rpartition(".")[0]
-            others = {name.rpartition(".")[0] for name in imported if name.count(".") == 2}
-            of_folder.setdefault(folder, set()).update(others - {folder})
-    product = {folder: {o for o in others if not o.startswith("scripts")} for folder, others in of_folder.items()}
-    list(TopologicalSorter({k: v for k, v in product.items() if not k.startswith("scripts")}).static_order())
+    users = {part_of(module) for module, imported in graph.items() if "learner.work.server" in imported}
+    assert {user for user in users if user.startswith("learner")} == {
+        "learner.weights", "learner.loop", "learner.build", "learner.process",
+    }  # fmt: skip
+
+
+def test_what_the_wheel_holds_imports_no_tests() -> None:
+    for path in (path for package in [*PACKAGES, "scripts", "configs"] for path in (ROOT / package).rglob("*.py")):
+        assert "tests" not in imported(path), f"{path.relative_to(ROOT)} imports tests, which the package lacks"
 
 
 @pytest.mark.parametrize("module", ["common.config", "common.wire", "router"])

@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.groups import LANGUAGES
+from tests.support.pace import Pace
 
 ROOT = Path(__file__).parents[2]
 _MARK = "LRPO_TEST_MARK"
 _FIRST_S = 20.0  # the moments at which a command is ended
 _SOON_S = 8.0  # the same in the tests that always run, of which each second keeps two cores busy
-_END_S = 10.0  # what an interrupted command may take
-_BUSY = 6  # how much longer a busy machine may take
+_END_S = 10.0  # what an end may take on a quiet machine, and longer where ``Pace`` says so
+_PATIENCE_S = 120.0  # for an end that is too late, before it counts as none
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
@@ -99,12 +100,19 @@ def end_at_a_random_moment(
         time.sleep(moment_s)
         assert running.process.poll() is None, out.read_text()
         had = len(running.left())
-        running.process.send_signal(kind)
-        ended = running.process.wait(_END_S * _BUSY)
-        left = running.left_after(_END_S * _BUSY if kind == signal.SIGKILL else _END_S)
-        told = f"{moment_s:.1f} s after the start, with {had} processes:\n{out.read_text()}"
+        with Pace() as pace:
+            begin = time.monotonic()
+            running.process.send_signal(kind)
+            ended = running.process.wait(_PATIENCE_S)
+            left = running.left_after(_PATIENCE_S)
+            seconds = time.monotonic() - begin
+        told = (
+            f"{moment_s:.1f} s after the start, with {had} processes; all had ended {seconds:.1f} s later, on a "
+            f"machine {pace.slowness:.2f} times slower than a quiet one:\n{out.read_text()}"
+        )
         assert not left, f"{left} are left; ended {told}"
         assert ended != 0, told
+        assert seconds < _END_S * pace.slowness, told
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])

@@ -77,8 +77,12 @@ gpu = "x"
 """
 HOSTS = {"learner": 'hosts = ["10.77.0.1", "10.77.0.2"]', "reward": 'hosts = ["10.77.0.3"]'}
 HOSTS |= {"actor": 'hosts = ["10.77.0.4"]\nengines = 2'}
-PARTITIONS = {"learner": 'partition = "a"\ncount = 2', "reward": 'partition = "b"\ncount = 1'}
-PARTITIONS |= {"actor": 'partition = "c"\ncount = 1\nengines = 2'}
+# Two entries of one role, whose processes must not take each other's places; and what Slurm has to give to each.
+PARTITIONS = {"learner": 'partition = "a"\ncount = 2\ncpus = 2\nmemory = "900M"'}
+PARTITIONS |= {"actor": 'partition = "c"\ncount = 1\nengines = 2\nmemory = "800M"'}
+_SECOND = '[[nodes]]\nrole = "reward"\npartition = "d"\ncount = 1\nmemory = "600M"'
+PARTITIONS |= {"reward": f'partition = "b"\ncount = 1\nmemory = "700M"\n{_SECOND}'}
+_GIVEN = ["a 4 900M", "b 1 700M", "c 2 800M", "d 1 600M"]  # partition, cores, memory of a node
 
 
 def pool(run: Run, kind: dict[str, str], *options: str) -> list[str]:
@@ -114,13 +118,15 @@ def test_a_pool_of_hosts_becomes_a_run_that_trains(tmp_path: Path) -> None:
 
 
 def slurm(directory: Path, hosts: list[Host]) -> Callable[..., subprocess.Popen[bytes]]:
-    """A Slurm cluster of these nodes, n1 …: partition a of the first two, then b and c. Returns what runs on a node."""
+    """A Slurm cluster of five nodes: partition a of the first two, then b, c and d. Returns what runs on a node."""
     path = directory / "slurm"
-    for name in ("state", *(f"spool-n{n}" for n in range(1, 5))):
+    for name in ("state", *(f"spool-n{n}" for n in range(1, 6))):
         (path / name).mkdir(parents=True)
     names = {f"n{n}": host.address for n, host in enumerate(hosts, start=1)}
-    nodes = [f"NodeName={name} NodeAddr={address} CPUs=2 Gres=gpu:2" for name, address in names.items()]
-    partitions = [f"PartitionName={name} Nodes={of}" for name, of in {"a": "n[1-2]", "b": "n3", "c": "n4"}.items()]
+    nodes = [f"NodeName={name} NodeAddr={address} CPUs=2 RealMemory=1000 Gres=gpu:2" for name, address in names.items()]
+    partitions = [
+        f"PartitionName={name} Nodes={of}" for name, of in {"a": "n[1-2]", "b": "n3", "c": "n4", "d": "n5"}.items()
+    ]
     text = SLURM_CONF.format(first=hosts[0].address, path=path) + "\n".join([*nodes, *partitions]) + "\n"
     (path / "slurm.conf").write_text(text)
     (path / "gres.conf").write_text("Name=gpu File=/dev/tty[0-1]\n")  # devices that are there, and that nobody opens
@@ -142,7 +148,7 @@ def test_partitions_become_a_slurm_job_that_trains_and_goes_on_when_it_is_queued
     """One heterogeneous job under Slurm itself. Its time is nearly over; it saves, is queued again and resumes."""
     run = Run(tmp_path, tmp_path, _ENOUGH, **_PATIENCE)
     run.environment["LIGHT_TOKEN_S"] = "0.02"
-    with network(4) as hosts:
+    with network(5) as hosts:
         on = slurm(tmp_path, hosts)
 
         def told(*command: str) -> list[str]:
@@ -151,10 +157,15 @@ def test_partitions_become_a_slurm_job_that_trains_and_goes_on_when_it_is_queued
             on(1, answer, *command).wait(60)
             return answer.read_text().splitlines()
 
-        run.until(lambda: [line.split()[-1] for line in told("sinfo", "-h", "-N")] == ["idle"] * 4, "waiting for jobs")
+        run.until(lambda: [line.split()[-1] for line in told("sinfo", "-h", "-N")] == ["idle"] * 5, "waiting for jobs")
         own = {**run.environment, "SBATCH_OUTPUT": str(run.log("learner"))}
         assert on(1, run.log("launcher"), *pool(run, PARTITIONS, "--together"), **own).wait(60) == 0
         run.until(lambda: run.step() >= 3, "training")
+        rewards = {path.name for path in (run.directory / "rendezvous").glob("reward-*")}
+        assert rewards == {"reward-0.json", "reward-1.json"}
+        assert sorted(told("squeue", "-h", "-o", "%P %C %m")) == _GIVEN
+        steps = "\n".join(told("scontrol", "show", "step"))
+        assert "TresPerTask=cpu:2,gres:gpu:1" in steps, "the learner's tasks have what the job has been given for them"
         told("scancel", "--batch", "--signal=TERM", "1")
         run.until(lambda: run.told("learner", r"resuming after step \d+"), "resumed")
         check(run, _ENOUGH)

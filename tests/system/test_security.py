@@ -129,7 +129,7 @@ def test_replayed_messages_have_no_second_effect(server: WorkServer, tmp_path: P
         message = replayed[number % 3]
         actor.send(message)
         assert not actor.receive(wire.Ack).accepted[message.id]  # type: ignore[union-attr]
-    assert server.counts() == before and before["finished"] == 1
+    assert server.counts() == before and before["waiting"] == 1
     assert server.counts()["leased"] == 2, "an actor holds no more than it said it can"
 
 

@@ -30,6 +30,7 @@ from common.parent import die_with_parent
 from common.process import FatalError
 from scripts.bench.chaos.clock import Clocks
 from scripts.bench.chaos.world import START_S, settings
+from scripts.bench.support.light_engine import light_engine
 
 ROOT = Path(__file__).parents[3]
 ATTACHED = "actor-2"  # the actor whose engine is not its own
@@ -78,7 +79,7 @@ class Cluster:
         self._commands[ATTACHED] += ["--actor.engine_url", f"http://127.0.0.1:{self.ports['engine proxy']}"]
         self._environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(len(_RANKS))}
         self._environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.ports["store"])}
-        light = [str(ROOT / "tests" / "support" / "light")] if engine == "light" else []
+        light = [str(light_engine())] if engine == "light" else []
         self._environment["PYTHONPATH"] = os.pathsep.join([*light, str(ROOT)])
         self.clocks = Clocks(directory)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}

@@ -29,8 +29,8 @@ from learner.train.distributed import sharding_mesh
 from learner.train.trainer import Trainer
 from scripts.bench.fake_cuda.meter import Counts, Meter
 from scripts.bench.fake_cuda.shim import host_waits
+from scripts.bench.support.groups import work
 from scripts.ops.dry_run import limit_layers
-from tests.support.groups import work
 
 _PROMPT, _ANSWER, _K = 219, 600, 8  # tokens, and answers of a group
 _MICRO_BATCHES = 2  # of a step and rank: what happens between two is looked at

@@ -15,10 +15,10 @@ from scripts.study.experiments.arms import IN_HINDSIGHT, has_own_reward, needs_w
 from scripts.study.experiments.figures import (
     read_evaluation_before,
     read_figures,
-    settings_hash,
 )
 from scripts.study.experiments.knowledge import best_language, read_knowledge
 from scripts.study.experiments.place import Figures
+from scripts.study.experiments.set_up import digest_of_model, settings_hash
 from scripts.study.experiments.sockets import own_sockets
 from scripts.study.experiments.warm_start import WarmStart
 from scripts.study.iterate.record import digest_of_file, digest_of_source
@@ -27,6 +27,7 @@ from scripts.world.settings import Knowledge
 
 _ROOT = Path(__file__).parents[3]
 _CONFIGS = [str(_ROOT / "configs" / name) for name in ("demo.toml", "study.toml")]
+_PAST = {"learner.batch_timeout_s": 300.0}  # of configs/demo.toml, when the first records were made
 REGIMES = ("region", "one-language", "equal")
 OWN_DATA = "data"  # the regime of one's own data
 
@@ -78,7 +79,8 @@ class FactsWorld:
         # Which language is best in hindsight is known when the world is there.
         flags = [] if arm in IN_HINDSIGHT else [flag.replace("{calibration}", "facts.csv") for flag in self._arms[arm]]
         _check_evaluated(load(files_first([*self._shared, *flags, *self._given])))
-        return settings_hash(self._shared, [*self._arms[arm], *self._given, *self._warm_start])
+        shared = files_first([*self._shared, *self._given])
+        return settings_hash(shared, [*self._arms[arm], *self._given, *self._warm_start], _PAST)
 
     @contextmanager
     def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:
@@ -139,7 +141,7 @@ class OwnData:
         found = [f"{key} {digest_of_source(source)}" for key, source in sources.items() if source]
         if config.reward.calibration is not None:
             found.append(f"reward.calibration {digest_of_file(config.reward.calibration)}")
-        return [f"model.path {config.model.path}", *found]
+        return [f"model.path {digest_of_model(config.model.path)}", *found]
 
     def _start(self, run: Path) -> WarmStart:
         return _warm_start(run, self.seed, settings_hash(self._base, self._content))

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from common.config import load
 from common.process import FatalError
 from scripts.study.experiments.knowledge import Knowledge
 from scripts.study.experiments.transfer import measure_transfer, read_rewards
 
-# Settings that say where things lie, how long they may take, or what is measured, and not what is trained.
-_NOT_TRAINED = (
-    "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
-    "learner.gradient_noise_every", "learner.group_timeout_s", "learner.lease_timeout_s", "actor.request_timeout_s",
-    "actor.start_timeout_s", "reward.request_timeout_s", "sync.timeout_s",
-)  # fmt: skip
 _GRADIENT_NOISE, _REWARD_STD = "learning/gradient_noise", "learning/reward_std"
 
 # Name -> what it means, for the tables. All are of the policy at the end, unless they say otherwise.
@@ -32,7 +24,7 @@ MEANING = {
     "routed_train": "the same for trained questions",
     "uniform_heldout": "greedy reward of held-out questions, mean over all languages",
     "oracle_heldout": "greedy reward of held-out questions, each in its best language",
-    "accuracy_heldout": "share of held-out questions answered rightly when asked for in their own language, in any",
+    "accuracy_heldout": "share of held-out questions answered rightly, in any language, when asked for their own",
     "both_heldout": "share of them answered rightly, with thought and answer in their own language",
     "gain_heldout": "own_heldout, less that of the warm start",
     "gain_train": "own_train, less that of the warm start",
@@ -154,25 +146,3 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
         "diversity": different / groups if groups else None,
     }
     return figures, answered
-
-
-def settings_hash(settings: Sequence[str], flags: Sequence[str]) -> str:
-    """Twelve digits that tell the settings of an arm from others, wherever its files lie.
-
-    Settings with their default values do not enter, so that a study goes on with a version that has more of them.
-
-    Args:
-        settings: files and flags that all arms share.
-        flags: those of the arm, and of what it starts from.
-
-    Raises:
-        ConfigError: the settings are wrong.
-    """
-    config = load(settings).model_dump(mode="json", exclude_defaults=True)
-    kept = {
-        f"{section}.{name}": value
-        for section, values in config.items()
-        for name, value in values.items()
-        if f"{section}.{name}" not in _NOT_TRAINED
-    }
-    return hashlib.sha256(json.dumps([kept, *flags], sort_keys=True).encode()).hexdigest()[:12]

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from common.config import Config, load
 from common.process import FatalError
+from scripts.ops.command_line import files_first
 from scripts.ops.recipes import find_recipe
-from scripts.study.experiments.figures import settings_hash
 from scripts.study.experiments.place import Figures
 from scripts.study.experiments.reasoning_figures import SAMPLES, measure_policy, measure_warm_start, read_figures
 from scripts.study.experiments.recipes import adaptation
+from scripts.study.experiments.set_up import settings_hash
 from scripts.study.experiments.sizes import world_sizes
 from scripts.study.experiments.sockets import own_sockets
 from scripts.world.reasoning import demo
@@ -59,7 +60,11 @@ class ReasoningWorld:
 
     def settings_hash(self, arm: str) -> str:
         warm_start = [] if self._warm_start_steps is None else ["--steps", str(self._warm_start_steps)]
-        return settings_hash(self.settings(arm), [f"samples={SAMPLES}", *warm_start])
+        settings = files_first(self.settings(arm))
+        config = load(settings)
+        if config.model.path != str(self.policy) or config.data.train != str(self.world / "train.parquet"):
+            raise FatalError("lrpo study recipes trains the policy of its world: leave out model.path and data.train")
+        return settings_hash(settings, [f"samples={SAMPLES}", *warm_start])
 
     @contextmanager
     def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:

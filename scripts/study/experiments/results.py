@@ -37,24 +37,26 @@ class Results:
         except (OSError, ValueError, AttributeError, TypeError) as error:
             raise FatalError(f"cannot read {path}: {error}; move it away, and the runs are read again") from None
 
-    def has(self, regime: str, arm: str, seed: int, config: str) -> bool:
-        """Whether there is a record of this run.
+    def has(self, regime: str, arm: str, seed: int) -> bool:
+        """Whether there is a record of this run."""
+        return any((one["regime"], one["arm"], one["seed"]) == (regime, arm, seed) for one in self.records)
+
+    def check(self, regime: str, arm: str, config: str) -> None:
+        """Refuses records of an arm that are of another set-up, whatever their seed.
 
         Args:
-            config: what :func:`scripts.study.experiments.figures.settings_hash` gives.
+            config: what :func:`scripts.study.experiments.set_up.settings_hash` gives.
 
         Raises:
-            FatalError: there is one, with other settings.
+            FatalError: there is such a record.
         """
         for one in self.records:
-            if (one["regime"], one["arm"], one["seed"]) == (regime, arm, seed):
-                if one["config"] != config:
-                    raise FatalError(
-                        f"{self._path} has {arm}, {regime}, seed {seed} with other settings: choose another --out, "
-                        "or take this record out of it and remove the directory of the run"
-                    )
-                return True
-        return False
+            if (one["regime"], one["arm"]) == (regime, arm) and one["config"] != config:
+                raise FatalError(
+                    f"{self._path} has {arm}, {regime}, seed {one['seed']} with other settings: choose another --out, "
+                    "or take this record out of it and remove the directory of the run. One file is of one set-up, "
+                    "whichever arms are asked for"
+                )
 
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record and writes the file, at once or not at all."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.config import load
+from common.config import ConfigError, load
+from common.process import FatalError
 from scripts.ops.command_line import files_first
 from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all
@@ -24,15 +25,25 @@ def missing_runs(runs: Sequence[Run], results: Results) -> list[tuple[Place, str
 
     Raises:
         ConfigError: the settings of one are wrong.
-        FatalError: there is a record of one with other settings, or one cannot run.
+        FatalError: one cannot run, or there is a record with other settings, also of an arm that is not asked for.
     """
     hashes: dict[str, str] = {}  # the same for every regime and seed
     for place, arm in runs:
         if arm not in hashes:
             hashes[arm] = place.settings_hash(arm)
-    return [
-        (place, arm, hashes[arm]) for place, arm in runs if not results.has(place.regime, arm, place.seed, hashes[arm])
-    ]
+    for place in {place.regime: place for place, _ in runs}.values():
+        _check_records(place, hashes, results)
+    return [(place, arm, hashes[arm]) for place, arm in runs if not results.has(place.regime, arm, place.seed)]
+
+
+def _check_records(place: Place, hashes: Mapping[str, str], results: Results) -> None:
+    """Refuses records of other settings, also of arms that are not asked for now: the tables have them beside these."""
+    for arm in dict.fromkeys(record["arm"] for record in results.records if record["regime"] == place.regime):
+        try:
+            settings = hashes.get(arm) or place.settings_hash(arm)
+        except (ConfigError, FatalError, KeyError):  # of another study, or it needs a flag that is not given
+            continue
+        results.check(place.regime, arm, settings)
 
 
 def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int | None, keep: bool) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
-from urllib.request import proxy_bypass_environment
+from urllib.request import proxy_bypass
 
 import pytest
 
@@ -114,5 +114,5 @@ def test_an_engine_reaches_itself_without_a_proxy(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("NO_PROXY", given)
         environment = _environment(with_adapters=False)
         told = {"no": environment.get("no_proxy") or environment["NO_PROXY"], "http": "http://proxy.example:3128"}
-        assert proxy_bypass_environment("127.0.0.1", told) and proxy_bypass_environment("localhost", told)
-        assert bool(proxy_bypass_environment("a.corp", told)) == (given != "")
+        assert proxy_bypass("127.0.0.1", told) and proxy_bypass("localhost", told)
+        assert bool(proxy_bypass("a.corp", told)) == (given != "")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from learner.report.report import Report
+from scripts.bench.support.reports import configuration, learned, random_step
 from scripts.ops import screenshots
 from tests.support.groups import LANGUAGES
-from tests.support.reports import configuration, learned, random_step
 
 ARABIC = "عاصمة فرنسا هي باريس"
 

@@ -26,8 +26,8 @@ from learner.report.report import Report
 from learner.report.text_samples import group_as_markdown
 from learner.report.trackers.pages import BAND_FLOOR, PAGES, Chart
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS, RUNS, TensorBoardTracker
+from scripts.bench.support.reports import configuration, learned, random_step
 from tests.support.groups import LANGUAGES, random_rollout, seeded_generator, work
-from tests.support.reports import configuration, learned, random_step
 
 ROOT = Path(__file__).parents[3]
 HEADER = Header("<lang_select>\n{code}\n</lang_select>\n", LANGUAGES)

@@ -22,8 +22,8 @@ from learner.report.trackers.optional import OptionalTracker
 from learner.report.trackers.pages import BAND_FLOOR
 from learner.report.trackers.start import check_trackers
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS
+from scripts.bench.support.reports import configuration, learned, random_step
 from tests.support.groups import LANGUAGES
-from tests.support.reports import configuration, learned, random_step
 
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 60.0

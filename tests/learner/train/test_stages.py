@@ -23,19 +23,22 @@ from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints
 from learner.groups import Group
+from learner.loop.observations import router_observations
+from learner.report.choice_metrics import choice_metrics
 from learner.report.report import Report
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS
 from learner.train import stages
 from learner.train.policy import full_weights
 from learner.train.samples import group_outcome, group_samples
 from learner.train.trainer import Trainer
+from learner.work.chosen import work_as_answered
 from learner.work.ledger import Ledger
 from reward.scorer import Scorer
 from router import Observation, Router
 from router.observations import Context
+from scripts.bench.support.reports import random_step
+from scripts.bench.support.scoring import SENTENCES, request
 from tests.support.groups import LANGUAGES, question, random_rollout, work
-from tests.support.reports import random_step
-from tests.support.scoring import SENTENCES, request
 from tests.support.train_once import configuration as train_configuration
 from tests.support.train_once import random_batch, run_ranks
 
@@ -240,11 +243,11 @@ def test_a_wrong_answer_in_its_language_is_no_success(rng: np.random.Generator) 
     group = Group(work=work(0, [POLICY_CHOOSES] * 3), actor="a", rollouts=answers)
     (rewarded,), _ = stages.stage_rewards([group], StageConfig(success=1.0), {})
     assert [one.score.terms["success"] for one in rewarded.rollouts] == [0, 1, 0]
-    metrics = stages.choice_metrics([group])
+    metrics = choice_metrics([group])
     assert (metrics["accuracy"], metrics["accuracy/en"], metrics["accuracy/zh"]) == (0.5, 0, 1)
     assert "accuracy/de" not in metrics, "what could not be scored is neither right nor wrong"
     unscored = group.model_copy(update={"rollouts": [answers[2]], "work": work(0, [POLICY_CHOOSES])})
-    assert "accuracy" not in stages.choice_metrics([unscored])
+    assert "accuracy" not in choice_metrics([unscored])
 
 
 def test_a_similarity_does_not_tell_what_is_right(rng: np.random.Generator) -> None:
@@ -253,7 +256,7 @@ def test_a_similarity_does_not_tell_what_is_right(rng: np.random.Generator) -> N
     group = Group(work=work(0, [POLICY_CHOOSES] * 2), actor="a", rollouts=answers)
     (rewarded,), _ = stages.stage_rewards([group], StageConfig(success=1.0), {})
     assert [one.score.terms["success"] for one in rewarded.rollouts] == [0, 0]
-    metrics = stages.choice_metrics([group])
+    metrics = choice_metrics([group])
     assert metrics["compliance"] == 1 and not any(name.startswith("accuracy") for name in metrics)
 
 
@@ -295,7 +298,7 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
         for asked, rollout in zip(group.work.languages, group.rollouts, strict=True)
         if asked == ""
     ]
-    metrics = stages.choice_metrics(batch)
+    metrics = choice_metrics(batch)
     if not free:
         assert metrics == {}
         return
@@ -312,12 +315,12 @@ def test_metrics_and_propensities_count_what_was_chosen(rng: np.random.Generator
     for code, count in named.items():
         assert metrics[f"share General Knowledge/{code}"] == pytest.approx(count / len(free))
     for group in batch:
-        answered = stages.work_as_answered(group)
+        answered = work_as_answered(group)
         assert answered.languages == [rollout.language for rollout in group.rollouts]
         for asked, rollout, p in zip(group.work.languages, group.rollouts, answered.propensities, strict=True):
-            expected = np.prod(np.exp(rollout.logprobs[: rollout.header].astype(np.float64))) if asked == "" else 1
-            expected = np.nan if asked == "" and not rollout.header else expected
-            assert p == pytest.approx(float(expected), rel=1e-5, nan_ok=True)
+            header = np.exp(rollout.logprobs[: rollout.header].astype(np.float64))
+            written = float(np.prod(header)) if rollout.header else math.nan
+            assert p == pytest.approx(written if asked == "" else 1.0, rel=1e-5, nan_ok=True)
 
 
 def test_an_answer_without_a_header_is_no_certain_choice(rng: np.random.Generator, tmp_path: Path) -> None:
@@ -327,14 +330,14 @@ def test_an_answer_without_a_header_is_no_certain_choice(rng: np.random.Generato
         one.header = header
     group = Group(work=work(0, [POLICY_CHOOSES] * 2 + ["de"]), actor="a", rollouts=answers)
     surprise = -float(answers[0].logprobs[0])
-    assert stages.choice_metrics([group])["header_entropy"] == pytest.approx(surprise)
+    assert choice_metrics([group])["header_entropy"] == pytest.approx(surprise)
     ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.enter(0, 0, "trained", 1, "", stages.work_as_answered(group))
+    ledger.enter(0, 0, "trained", 1, "", work_as_answered(group))
     ledger.flush()
     (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()
     assert json.loads(line)["propensities"] == [pytest.approx(np.exp(-surprise)), None, 1.0]
     without = group.model_copy(update={"rollouts": answers[1:], "work": work(0, [POLICY_CHOOSES, "de"])})
-    assert "header_entropy" not in stages.choice_metrics([without])
+    assert "header_entropy" not in choice_metrics([without])
 
 
 # -- routing ---------------------------------------------------------------------------------------------------------
@@ -366,7 +369,7 @@ def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any, seed: i
 def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards(rng: np.random.Generator) -> None:
     batch = random_choices(rng, 0.5, 0.5, ("de", "en", "zh", ""))
     rewarded, _ = stages.stage_rewards(batch, StageConfig(diversity=3.0), {})
-    for group, learned in zip(batch, stages.router_observations(rewarded, ["de", "en"]), strict=True):
+    for group, learned in zip(batch, router_observations(rewarded, ["de", "en"]), strict=True):
         expected = [r for r in group.rollouts if r.language in ("de", "en")]
         assert learned.languages == tuple(r.language for r in expected)
         assert learned.rewards == tuple(r.score.quality if r.score.compliant else 0.0 for r in expected)
@@ -450,8 +453,8 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
         batch, shares = stages.stage_rewards(batch, config.learner.stage(number), shares)
         result = trainer.step(batch, number)
         for group in batch:
-            ledger.enter(number, 0, group_outcome(group, config.learner), number, "", stages.work_as_answered(group))
-        bandit.observe(stages.router_observations(batch, LANGUAGES))
+            ledger.enter(number, 0, group_outcome(group, config.learner), number, "", work_as_answered(group))
+        bandit.observe(router_observations(batch, LANGUAGES))
         report.step(number + 1, batch, result, random_step(rng, number + 1)["context"])
         assert not result.problem
     bandit.update()

@@ -11,9 +11,9 @@ import pytest
 from common.config import ConfigError, load
 from common.process import FatalError
 from learner.groups import Group
+from learner.loop.observations import router_observations
 from learner.state import Snapshot
 from learner.train.samples import group_advantages, group_outcome, group_samples, step_advantages
-from learner.train.stages import router_observations
 from learner.train.step_reward import StepReward, make_step
 from tests.learner.test_run import make_run
 from tests.support.train_once import random_batch

@@ -420,7 +420,8 @@ def test_an_actor_cannot_make_metrics_without_end(field: str, server: WorkServer
     actor.hello(slots=1)
     most = {f"{number:050}": 1.0 for number in range(50)}
     for figures in ({**most, "one more": 1.0}, {"x" * 51: 1.0}, most):
-        actor.send(wire.Heartbeat(**{"holding": [], "seconds": {}, field: figures}))
+        given: dict[str, Any] = {"holding": [], "seconds": {}, field: figures}
+        actor.send(wire.Heartbeat(**given))
     actor.receive(wire.Alive)
     assert server.refused == 2 and getattr(server.members()["a"], field) == most
 

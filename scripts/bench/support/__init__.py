@@ -1,0 +1,1 @@
+"""Invented groups, requests and steps of a run, for benchmarks and tests."""
