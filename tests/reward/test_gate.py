@@ -19,7 +19,7 @@ from common.config import RewardConfig
 from common.process import FatalError
 from common.scripts import normalise_word
 from reward.foreign_letters import ForeignLetters
-from reward.gate import LanguageGate, shipped_model
+from reward.gate import Finding, LanguageGate, shipped_model
 from reward.lid import LanguageModel
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES
 from scripts.world.sources import paragraphs
@@ -215,13 +215,15 @@ def test_several_threads_may_use_one_gate(declaration: dict[str, list[str]]) -> 
     pairs = [(text, code) for code, texts in sorted(declaration.items()) if code in LANGUAGES for text in texts[:12]]
     shared, parts = LanguageGate(), [pairs[start::4] for start in range(4)]
     expected = [[LanguageGate().judge(*zip(*part, strict=True))] for part in parts]
+
+    def one_by_one(part: list[tuple[str, str]]) -> list[Finding]:  # so that each thread reads words while others do
+        return [shared.judge([text], [code])[0] for text, code in part]
+
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(4) as pool:
-            # In small calls, so that each thread reads words while others do.
-            one_by_one = [pool.submit(lambda part=part: [shared.judge([t], [c])[0] for t, c in part]) for part in parts]
-            found = [future.result() for future in one_by_one]
+            found = list(pool.map(one_by_one, parts))
     finally:
         sys.setswitchinterval(before)
     for mine, (wanted,) in zip(found, expected, strict=True):
