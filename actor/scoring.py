@@ -31,6 +31,7 @@ _LOOK_S = 5.0  # how long the file that says where a silent replica is may take
 # Of silence, after each of which the connection is made anew. Its own pings have given it up by then, and what waits in
 # it would reach the replica when nobody waits for the scores any more.
 _CUT_S = 15.0
+_LONGEST_CUTS = 8  # to how many times of that it doubles while the silence lasts
 _FULL_BACK_OFF_S = 0.1  # before asking again when all queues are full; doubles up to _HEALTH_S
 _LATENCIES = 100  # of the newest scores, from which the patience with a replica follows
 _LEAST_LATENCIES = 8  # before so many are known, the patience is _SILENCE_S
@@ -259,8 +260,11 @@ class Scoring:
     async def _check_health(self, replica: _Replica) -> NoReturn:
         """Asks a replica for its health, and looks for it while it is silent."""
         looking, since = OneCall(replica.route.look), time.monotonic()  # since when it could have answered
+        patience_s = _CUT_S
         while True:
-            if replica.silent:
+            if not replica.silent:
+                patience_s = _CUT_S
+            else:
                 place: Place | None = None
                 with suppress(TimeoutError):  # the file system hangs, and the health of the others is no matter of it
                     place = await looking.result(_LOOK_S)
@@ -268,10 +272,12 @@ class Scoring:
                     log.warning("the reward process has moved to %s", replica.address)
                     replica.ask_again()
                     since = time.monotonic()
-                elif time.monotonic() - max(replica.last_heard, since) > _CUT_S:
+                elif time.monotonic() - max(replica.last_heard, since) > patience_s:
                     replica.route.reconnect()
                     replica.ask_again()
                     since = time.monotonic()
+                    # One that answers, but slower than that, must get to it at last.
+                    patience_s = min(2 * patience_s, _LONGEST_CUTS * _CUT_S)
             await replica.route.send(wire.Health())
             asleep = time.monotonic()
             await asyncio.sleep(_HEALTH_S)

@@ -519,8 +519,8 @@ def test_what_was_asked_of_a_dead_replica_does_not_wait_for_its_return(
             await asyncio.sleep(1)
             found = [decode(socket.recv_multipart()[1]) for _ in iter(lambda: socket.poll(0), 0)]
             requests = [message for message in found if isinstance(message, ScoreRequest)]
-            assert {entry.answers[0] for entry in requests} == {"b"} and len(requests) <= 5
-            assert len(found) < 200
+            asked_for = [entry.answers[0] for entry in requests]
+            assert asked_for.count("a") < given_up and asked_for[-1] == "b"
         with replica(address):
             return await asked
 
