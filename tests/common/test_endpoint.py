@@ -1,4 +1,4 @@
-"""How endpoints share work, how long one may ask to wait, how it is reached, and with which key; answers on disk.
+"""How endpoints share work, how long one may ask to wait, how it is reached, and with which key.
 
 The rest of it is tested where judges and translators use it.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sqlite3
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from common.endpoint import KEY_FILE, AnswerCache, Endpoints, Failure, _connect, _pause, _retry_after, read_api_key
+from common.endpoint import KEY_FILE, Endpoints, Failure, _connect, _pause, _retry_after, read_api_key
 from common.process import FatalError
 from tests.support.chat import serving
 
@@ -197,41 +196,3 @@ def test_an_outage_may_last_for_any_number_of_failures() -> None:
     server.failures = 5000
     _pause(server, None, time.monotonic())
     assert 29 < server.resumes - time.monotonic() <= 30
-
-
-# -- answers on disk ---------------------------------------------------------------------------------------------------
-
-
-def test_a_damaged_cache_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path, damage = tmp_path / "answers.sqlite", b"it was a file of SQLite, and a disk was full" * 100
-    for number in (1, 2):
-        path.write_bytes(damage)
-        cache = AnswerCache(path)
-        assert cache.get("a") is None
-        cache.put("a", "b")
-        assert cache.get("a") == "b"
-        cache.close()
-        assert (tmp_path / f"answers.sqlite.damaged-{number}").read_bytes() == damage
-        assert f"answers are asked for anew: {path} is set aside as {path}.damaged-{number}" in caplog.text
-    again = AnswerCache(path)
-    assert again.get("a") == "b", "a whole one stays"
-    again.close()
-
-
-def test_a_cache_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    (tmp_path / "answers.sqlite").mkdir()
-    with pytest.raises(FatalError, match=r"cannot keep answers in .*answers\.sqlite: unable to open"):
-        AnswerCache(tmp_path / "answers.sqlite")
-
-
-def test_a_cache_that_fails_does_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "answers.sqlite"
-    cache = AnswerCache(path)
-    with sqlite3.connect(path) as other:
-        other.execute("DROP TABLE answers")
-    for number in range(50):
-        assert cache.get(str(number)) is None
-        cache.put(str(number), "an answer")
-    assert len(caplog.records) == 7, "1, 2, 4, … 64"
-    assert "no such table" in caplog.text
-    cache.close()

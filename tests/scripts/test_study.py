@@ -48,8 +48,8 @@ def leave_behind(run: Path, own: float) -> None:
     }  # fmt: skip
     (run / "summary.json").write_text(json.dumps(summary))
     lines = [
-        {"row": 0, "languages": ["de", "en"], "lengths": [3, 4]},
-        {"row": 1, "languages": ["de", ""], "lengths": [5, 6]},
+        {"row": 0, "outcome": "trained", "languages": ["de", "en"], "lengths": [3, 4]},
+        {"row": 1, "outcome": "zero_variance", "languages": ["de", ""], "lengths": [5, 6]},
         {"row": 1, "outcome": "failed"},
     ]
     (run / "ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -105,7 +105,9 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
             path = tmp_path / "run" / "evaluations" / f"{when}-{name}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
-    figures = read_figures(tmp_path / "run", knowledge)  # the ledger: row 0 in German and English, row 1 in German
+    with (tmp_path / "run" / "ledger.jsonl").open("a") as ledger:  # which has row 0 trained in German and English
+        ledger.write('{"row": 1, "outcome": "zero_variance", "languages": ["fr"], "lengths": [3]}\n')
+    figures = read_figures(tmp_path / "run", knowledge)
     assert (figures["taught"], figures["transfer"]) == pytest.approx((0.5 - 0.25, (0.25 + 0.5 + 1.0 + 0.0) / 4 - 0.25))
 
 

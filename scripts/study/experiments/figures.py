@@ -79,8 +79,8 @@ def read_figures(
             f"{run} holds no finished and evaluated run: {error!r}; remove it, so that it is trained again"
         ) from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
-    routing, answered = _read_routing(run / "ledger.jsonl", knowledge)
-    transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), answered, knowledge)
+    routing, answers = _read_routing(run / "ledger.jsonl", knowledge)
+    transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), answers, knowledge)
     return {
         "own_heldout": heldout["own"],
         "own_train": trained["own"],
@@ -126,10 +126,11 @@ def _mean_of_metric(run: Path, tag: str) -> float | None:
 def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, float | None], dict[int, set[str]]]:
     """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger.
 
-    Also, for each row of the questions, the languages in which it was answered.
+    Also, for each row of the questions, the languages of the answers that were trained: a group whose answers all have
+    the same reward teaches nothing.
     """
     groups, tokens, answers, known, different = 0, 0, 0, 0, 0
-    answered: dict[int, set[str]] = {}
+    trained: dict[int, set[str]] = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
@@ -137,7 +138,8 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
             tokens += sum(entry.get("lengths") or [])
             groups, answers = groups + bool(languages), answers + len(languages)
             different += len({*languages})
-            answered.setdefault(entry["row"], set()).update(languages)
+            if entry["outcome"] == "trained":
+                trained.setdefault(entry["row"], set()).update(languages)
             if knowledge is not None:
                 known += sum(language in knowledge.languages["train"][entry["row"]] for language in languages)
     figures = {
@@ -145,4 +147,4 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
         "known": known / answers if answers and knowledge is not None else None,
         "diversity": different / groups if groups else None,
     }
-    return figures, answered
+    return figures, trained

@@ -27,7 +27,7 @@ def read_rewards(run: Path, when: str) -> Rewards:
 
 
 def measure_transfer(
-    before: Rewards, after: Rewards, answered: Mapping[int, set[str]], knowledge: Knowledge | None
+    before: Rewards, after: Rewards, answers: Mapping[int, set[str]], knowledge: Knowledge | None
 ) -> dict[str, float | None]:
     """Gains in languages that did not know a question, less what any question gained there.
 
@@ -40,7 +40,7 @@ def measure_transfer(
     Args:
         before: the warm start's rewards.
         after: those of the trained policy.
-        answered: row of a trained question -> the languages of its training answers.
+        answers: row of a trained question -> the languages of the answers to it that were trained.
         knowledge: None where it is not known who knows what: then every language counts as one that did not know, and
             every question as a fact of its own.
 
@@ -48,7 +48,7 @@ def measure_transfer(
         ``taught`` and ``transfer``; None where there is no such question and language, or no evaluation.
     """
     trained: dict[int | str, set[str]] = {}  # fact -> the languages in which an answer was trained
-    for row, languages in answered.items():
+    for row, languages in answers.items():
         trained.setdefault(_fact(row, knowledge), set()).update(languages)
     taught, untaught = list[float](), list[float]()
     for row, language, gain in _gains(before, after, "train", knowledge):
