@@ -243,7 +243,7 @@ class PromptGroups:
         }
         await self._engine.wait_until_accepting()  # an engine that drains for a weight update has none of the group yet
         with self._times.generating() as spent, self._in_engine(work.id):
-            generations = await self._engine.generate(prompts, sampling)
+            generations = await self._engine.generate(prompts, sampling, self._draws(work))
         at = time.monotonic()
         self.tokens_generated += sum(len(generation.ids) for generation in generations)
         retracted = any(generation.retracted for generation in generations)
@@ -297,6 +297,10 @@ class PromptGroups:
         timing = wire.Timing(generate_s=spent.seconds, groups=spent.mean_groups, score_s=score_s)
         answers = zip(work.languages, answered.prompts, generations, answered.texts, scores, strict=True)
         return wire.Submit(id=work.id, rollouts=[self._make_rollout(*answer) for answer in answers], timing=timing)
+
+    def _draws(self, work: wire.Work) -> tuple[int, str]:
+        """Tells the draws of a group from those of all others, whoever has its lease and however often."""
+        return self._config.run.seed, work.id.partition(":")[2]
 
     def _decode(self, ids: NDArray[np.int32]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -6,6 +6,7 @@ Written for SGLang 0.5.17 to 0.5.23. Its versions are told apart by what they an
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 import time
@@ -81,6 +82,7 @@ class Engine:
         self.version = 0  # policy version of the weights that the server holds
         self.adapter: LoadedAdapter | None = None  # that new requests use; then versions are those of adapters
         self.ranks = 1  # size of its tensor-parallel group
+        self.samples_by_seed = False  # it draws the tokens of an answer by the seed that comes with the request
         self._http = http
         self._request_timeout_s = request_timeout_s
         self._accepts_requests = asyncio.Event()  # cleared while a drain waits for the answers in flight
@@ -127,7 +129,9 @@ class Engine:
         """Returns when ``generate`` would send its request at once, and not wait for a drain to end."""
         await self._accepts_requests.wait()
 
-    async def generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[Generation]:
+    async def generate(
+        self, prompts: list[list[int]], sampling: dict[str, Any], draws: object = ""
+    ) -> list[Generation]:
         """Generates one answer to each prompt.
 
         Waits while the engine drains for a weight update, then for the answers, at most ``request_timeout_s`` seconds.
@@ -138,6 +142,8 @@ class Engine:
             prompts: token ids of each prompt.
             sampling: ``sampling_params`` of SGLang. What is not among them is sent as if it did not exist: the whole
                 distribution is sampled from, whatever the server prefers.
+            draws: tells these draws from others where the server samples by seeds (``samples_by_seed``): the seed of
+                answer k is made of it and of k, so the same draws with the same weights give the same answers.
 
         Raises:
             EngineReplaced: an answer was made with weights that this actor has not given to the engine, or with older
@@ -150,7 +156,7 @@ class Engine:
         version, oldest = self.version if adapter is None else adapter.version, self.labels.arrived
         body = {
             "input_ids": prompts,
-            "sampling_params": _NEUTRAL_SAMPLING | sampling,
+            "sampling_params": self._sampling(sampling, len(prompts), draws),
             "return_logprob": True,
             "extra_key": self.labels.newest or str(version),
             **_naming(adapter),
@@ -386,8 +392,8 @@ class Engine:
     async def recover(self, timeout_s: float) -> None:
         """Ends what an actor that died in a weight update left behind: an open update and a pause.
 
-        Also learns the size of the tensor-parallel group and whether the server can retract answers safely. Each of
-        the three calls waits at most ``timeout_s`` seconds.
+        Also learns the size of the tensor-parallel group, whether the server samples by seeds, and whether it can
+        retract answers safely. Each of the three calls waits at most ``timeout_s`` seconds.
 
         Raises:
             EngineError: a call failed.
@@ -411,6 +417,7 @@ class Engine:
                     "tensor-parallel ranks alone: start it with --tp instead, or one engine for each actor"
                 )
         self.ranks = int(info["tp_size"])
+        self.samples_by_seed = bool(info.get("enable_deterministic_inference"))
         await self.resume(timeout_s)
 
     async def read_checkpoint_shapes(self, timeout_s: float) -> dict[str, list[int]]:
@@ -429,6 +436,17 @@ class Engine:
         except TimeoutError:
             log.warning("the files of the checkpoint %s could not be read within %.0f s", path, patience_s)
             return {}
+
+    def _sampling(self, sampling: dict[str, Any], answers: int, draws: object) -> dict[str, Any] | list[dict[str, Any]]:
+        """``sampling_params`` of a request: for all answers, or for each where it has a seed of its own.
+
+        Without seeds a server that samples by them would take the same one for all, and so give the same answer to
+        equal prompts.
+        """
+        params = _NEUTRAL_SAMPLING | sampling
+        if not self.samples_by_seed:
+            return params
+        return [params | {"sampling_seed": _seed(draws, number)} for number in range(answers)]
 
     async def _ask(self, body: dict[str, Any], timeout_s: float, adapter: LoadedAdapter | None) -> Any:
         """Calls ``/generate``, whose answers ``adapter`` makes.
@@ -489,6 +507,11 @@ class Engine:
         """
         if self.pause_mode != "in_place":
             await self.call("/flush_cache", {}, timeout_s)
+
+
+def _seed(draws: object, number: int) -> int:
+    """31 bits, which every version of SGLang takes."""
+    return int.from_bytes(hashlib.sha256(f"{draws} {number}".encode()).digest()[:4]) >> 1
 
 
 def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHandle]) -> dict[str, Any]:

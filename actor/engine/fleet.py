@@ -17,6 +17,7 @@ from actor.engine.adapters import LoadedAdapter
 from actor.engine.client import Engine
 from actor.engine.errors import EngineReplaced
 from common import wire
+from common.process import FatalError
 
 _WORKERS_TIMEOUT_S = 5
 
@@ -78,8 +79,18 @@ class EngineFleet(Engine):
         await asyncio.gather(self.check_members(), *(engine.check_identity(timeout_s) for engine in self._engines))
 
     async def recover(self, timeout_s: float) -> None:
-        """As ``Engine.recover``; afterwards ``ranks`` counts the ranks of all engines."""
+        """As ``Engine.recover``; afterwards ``ranks`` counts the ranks of all engines.
+
+        Raises:
+            FatalError: also where the engines sample by seeds, which the router does not pass on for each answer.
+        """
         await super().recover(timeout_s)
+        if self.samples_by_seed:
+            raise FatalError(
+                f"the engines behind the router at {self.url} were started with --enable-deterministic-inference, and "
+                "a router passes one seed on for all answers of a group, which would be the same: start them without "
+                "it, or attach the actor to one engine"
+            )
         self.ranks *= len(self._engines)
 
     async def check_nccl(self, learner: dict[str, str], timeout_s: float) -> None:

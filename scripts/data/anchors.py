@@ -134,7 +134,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
         question = anchor_question(task.row, plan)
         assert question is not None, "only rows with a question have a task"
         for number, count in enumerate(plan.rounds):
-            answers = await answering(question, plan.language, count)
+            answers = await answering(question, plan.language, count, f"{task.key} {number}")
             right = [one for one in answers if solves(one.score, least=plan.right, gated=config.reward.is_gated)]
             found = (parts(one, plan, answering.opens_thought) for one in right)
             texts = next((texts for texts in found if all(texts.values())), None)  # an empty text is no anchor

@@ -150,8 +150,11 @@ class Answering:
         """Whether a prompt ends with ``<think>``."""
         return self._prompt.opens_thought
 
-    async def __call__(self, question: Question, language: str, count: int) -> list[ScoredAnswer]:
+    async def __call__(self, question: Question, language: str, count: int, draws: str) -> list[ScoredAnswer]:
         """``count`` answers in a language.
+
+        Args:
+            draws: tells these answers from all others, for engines that sample by seeds.
 
         Raises:
             EngineError: the engine did not generate them.
@@ -163,7 +166,8 @@ class Answering:
             "max_new_tokens": self._config.sampling.max_new_tokens,
             "stop_token_ids": self._prompt.stop_ids,
         }
-        found = await self._generate([self._prompt(question, language)] * count, sampling)
+        prompts = [self._prompt(question, language)] * count
+        found = await self._generate(prompts, sampling, f"{self._config.run.seed} {draws}")
         request = ScoreRequest(
             id=0,
             reference=question.reference,
@@ -187,10 +191,10 @@ class Answering:
         answers = zip(request.answers, request.truncated, scores, strict=True)
         return [ScoredAnswer(text, truncated, score) for text, truncated, score in answers]
 
-    async def _generate(self, prompts: list[list[int]], sampling: dict[str, Any]) -> list[Generation]:
+    async def _generate(self, prompts: list[list[int]], sampling: dict[str, Any], draws: str) -> list[Generation]:
         for attempt in range(self._config.actor.attempts):
             try:
-                return await self._engine.generate(prompts, sampling)
+                return await self._engine.generate(prompts, sampling, draws)
             except RequestRefused:
                 raise
             except EngineError:

@@ -122,7 +122,8 @@ def measure(
     journal = Journal(out.with_suffix(".answers.jsonl"))
 
     async def ask(answering: Answering, task: Task) -> None:
-        found = await answering(as_question(task.row.place.row, task.row), task.language, samples)
+        question = as_question(task.row.place.row, task.row)
+        found = await answering(question, task.language, samples, task.key)
         journal.add(task, right=sum(bool(solves(one.score, least=right, gated=gated)) for one in found), of=len(found))
 
     languages = list(dict.fromkeys([*config.run.languages, *(task.language for task in tasks)]))

@@ -33,6 +33,9 @@ from actor.engine.readiness import make_http_session
 from actor.engine.server import EngineProcess
 from common import wire
 from common.config import load
+from learner.data.problems import Place
+from scripts.study.benchmarks.letters import likeliest
+from scripts.study.benchmarks.rows import BenchmarkRow
 from tests.support.processes import forked
 
 LIGHT = Path(__file__).parents[1] / "support" / "light"
@@ -190,6 +193,39 @@ def test_a_probe_tells_the_log_probabilities_of_a_prompt(engine: Running) -> Non
         _, answer = await calls.generate(ids.tolist(), 1, temperature=0.0, more=more)
         told = answer["meta_info"]["input_token_logprobs"]
         assert told[0][0] is None and [token for _, token, _ in told] == ids.tolist()
+
+    engine.try_it(body)
+
+
+def test_chosen_tokens_after_a_prompt_have_their_log_probabilities(engine: Running, rng: np.random.Generator) -> None:
+    """As ``lrpo bench`` asks for the letters of options, whose likeliest is the answer."""
+    model = AutoModelForCausalLM.from_pretrained(engine.model, dtype=torch.float32)
+    rows = [BenchmarkRow("de", f"{n}", "A", Place("f", n), choices=("x", "y", "z", "w")) for n in range(8)]
+    letters = rng.choice(np.arange(3, 60), 4, replace=False).tolist()
+    numbers = iter(rng.integers(3, 60, 10_000).tolist())
+    texts: dict[str, list[int]] = {}
+
+    class Numbers:
+        """A tokenizer with random numbers for a prompt, and one for each letter that follows it."""
+
+        def encode(self, text: str) -> list[int]:
+            if text[-1] in "ABCD" and text[-2:-1] == " ":
+                return [*self.encode(text[:-2]), letters["ABCD".index(text[-1])]]
+            return texts.setdefault(text, [next(numbers) for _ in range(20)])
+
+    tokenizer: Any = Numbers()
+    found = likeliest(rows, f"m@{engine.process.url}/v1", tokenizer)
+    with torch.no_grad():
+        known = [model(torch.tensor([prompt])).logits[0, -1, letters].argmax() for prompt in texts.values()]
+    assert len(texts) == 8 and found == ["ABCD"[one] for one in known]
+
+
+def test_each_answer_of_a_request_may_be_sampled_in_its_own_way(engine: Running) -> None:
+    async def body(calls: Calls) -> None:
+        own = [{"max_new_tokens": n, "ignore_eos": True, "sampling_seed": n} for n in (3, 5, 4)]
+        more = {"input_ids": [PROMPT] * 3, "sampling_params": own}
+        status, answers = await calls.post("/generate", {**more, "return_logprob": True})
+        assert status == 200 and [len(answer["output_ids"]) for answer in answers] == [3, 5, 4]
 
     engine.try_it(body)
 

@@ -1,4 +1,4 @@
-"""Engines that weight updates cannot reach are refused by name, before anything hangs."""
+"""Engines that weight updates or seeds cannot reach are refused by name, before anything hangs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from urllib.request import proxy_bypass
 import pytest
 
 from actor.engine.client import Engine
+from actor.engine.fleet import EngineFleet
 from actor.engine.nccl import environment_of_server
 from actor.engine.server import _environment, _gpu_flags
 from common import wire
@@ -100,6 +101,42 @@ def test_an_engine_whose_ranks_no_update_reaches_is_refused(name: str, kind: str
     engine = Answers(**{name: 1}, tp_size=4)
     asyncio.run(engine.recover(1.0))
     assert engine.ranks == 4
+
+
+class Sampled(Answers):
+    """Keeps what it is asked to sample by, and answers with one token to each prompt."""
+
+    asked: Any = None
+
+    async def call(self, route: str, body: Any, timeout_s: float, *, missing_ok: bool = False) -> Any:
+        if route != "/generate":
+            return await super().call(route, body, timeout_s, missing_ok=missing_ok)
+        self.asked = body["sampling_params"]
+        meta = {"finish_reason": {"type": "stop"}, "output_token_logprobs": [[-1.0, 7, None]]}
+        return [{"output_ids": [7], "meta_info": meta}] * len(body["input_ids"])
+
+
+def test_each_answer_has_its_seed_where_the_engine_samples_by_seeds() -> None:
+    async def asked(draws: object, **info: Any) -> Any:
+        engine = Sampled(**info)
+        await engine.recover(1.0)
+        await engine.generate([[5, 6]] * 8, {"temperature": 0.5}, draws)
+        return engine.asked
+
+    assert asyncio.run(asked("a"))["temperature"] == 0.5, "one for all"
+    one, again, other = (
+        [one["sampling_seed"] for one in asyncio.run(asked(draws, enable_deterministic_inference=True))]
+        for draws in ((0, "train-1"), (0, "train-1"), (1, "train-1"))
+    )
+    assert one == again and len({*one, *other}) == 16 and all(0 <= seed < 2**31 for seed in one)
+
+
+def test_engines_behind_a_router_must_not_sample_by_seeds() -> None:
+    fleet = EngineFleet(["http://127.0.0.1:1"], "http://127.0.0.1:2", None, 1.0, "retract")  # type: ignore[arg-type]
+    info = {"tp_size": 1, "enable_deterministic_inference": True}
+    fleet._engines = [Answers(**info)]
+    with pytest.raises(FatalError, match="a router passes one seed on for all answers of a group"):
+        asyncio.run(fleet.recover(1.0))
 
 
 def test_cuda_graphs_are_for_all_answers_in_flight() -> None:

@@ -50,10 +50,15 @@ _requests: Counter[str] = Counter()  # so far, by route
 
 
 class Generator:
-    """Makes a token of every answer that runs, again and again."""
+    """Makes a token of every answer that runs, again and again.
 
-    def __init__(self, model: Model, memory: Memory, seed: int) -> None:
-        self.model, self.memory = model, memory
+    Args:
+        by_seeds: as SGLang's deterministic inference: tokens are drawn by the seed of the request and their place, and
+            what else runs makes no difference.
+    """
+
+    def __init__(self, model: Model, memory: Memory, seed: int, by_seeds: bool) -> None:
+        self.model, self.memory, self._by_seeds = model, memory, by_seeds
         self._random = torch.Generator().manual_seed(seed)
         self._token_s = float(os.environ.get("LIGHT_TOKEN_S", "0"))
         self._answer_s = float(os.environ.get("LRPO_LIGHT_TOKEN_S", "0"))
@@ -98,6 +103,11 @@ class Generator:
     def _step(self, answers: list[Answer]) -> None:
         if not answers:
             return
+        if self._by_seeds:
+            for answer in answers:
+                self._random.manual_seed(self._sampling[id(answer)].get("sampling_seed", 42) * 1_000 + len(answer.ids))
+                self._step_with(answer.adapter, [answer])
+            return
         for adapter in {answer.adapter for answer in answers}:
             self._step_with(adapter, [answer for answer in answers if answer.adapter == adapter])
 
@@ -112,6 +122,8 @@ class Generator:
             answer.ids.append(token)
             answer.logprobs.append(float(logp[token]))
             answer.versions.append(self.model.version)
+            if answer.asked:
+                answer.chosen.append([[float(logp[one]), one, None] for one in answer.asked])
             ends = {*sampling.get("stop_token_ids", []), *self.model.ends}
             if token in ends and not sampling.get("ignore_eos"):
                 self.end(answer, type="stop", matched=token)
@@ -122,9 +134,9 @@ class Generator:
 class Engine:
     """The routes."""
 
-    def __init__(self, model: Model, memory: Memory, seed: int, with_adapters: bool) -> None:
-        self.model, self.memory = model, memory
-        self.generator = Generator(model, memory, seed)
+    def __init__(self, model: Model, memory: Memory, seed: int, *, with_adapters: bool, by_seeds: bool) -> None:
+        self.model, self.memory, self.by_seeds = model, memory, by_seeds
+        self.generator = Generator(model, memory, seed, by_seeds)
         self.trace = Path(os.environ["LIGHT_TRACE"]) if "LIGHT_TRACE" in os.environ else None
         self.requests = itertools.count(seed)
         self.mode = ""
@@ -141,8 +153,10 @@ class Engine:
         prompts: list[list[int]] = body["input_ids"]
         alone = bool(prompts) and isinstance(prompts[0], int)
         rows: list[list[int]] = [prompts] if alone else prompts  # type: ignore[list-item]
-        for row in rows:
-            if complaint := self._complaint(row, body["sampling_params"]):
+        given = body["sampling_params"]
+        body["sampling_params"] = given if isinstance(given, list) else [given] * len(rows)
+        for row, sampling in zip(rows, body["sampling_params"], strict=True):
+            if complaint := self._complaint(row, sampling):
                 return _refused(complaint)
         if (name := body.get("lora_path") or "") and name not in self.model.adapters:
             return _refused(f"Got LoRA adapter that has never been loaded: {name}")
@@ -171,15 +185,17 @@ class Engine:
         text = self.tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         sampling = {"temperature": body["temperature"], "max_new_tokens": body["max_tokens"]}
         prompt = self.tokenizer.encode(text, add_special_tokens=False)
-        answer = (await self._answers([prompt], {"sampling_params": sampling}))[0]
+        answer = (await self._answers([prompt], {"sampling_params": [sampling]}))[0]
         said = self.tokenizer.decode(answer["output_ids"], skip_special_tokens=True)
         return web.json_response({"choices": [{"message": {"role": "assistant", "content": said}}]})
 
     async def _answers(self, prompts: list[list[int]], body: dict[str, Any]) -> list[dict[str, Any]]:
-        sampling = body["sampling_params"]
-        limits = [min(sampling.get("max_new_tokens", 128), self._longest() - len(prompt) - 1) for prompt in prompts]
-        adapter = body.get("lora_path") or ""
-        answers = [Answer(*parts, adapter) for parts in zip(prompts, limits, strict=True)]
+        own: list[dict[str, Any]] = body["sampling_params"]  # of each prompt
+        adapter, asked = body.get("lora_path") or "", body.get("token_ids_logprob") or []
+        answers = [
+            Answer(prompt, min(sampling.get("max_new_tokens", 128), self._longest() - len(prompt) - 1), adapter, asked)
+            for prompt, sampling in zip(prompts, own, strict=True)
+        ]
         name = body.get("rid") or str(id(answers))
         self.by_request[name] = answers
         try:
@@ -189,7 +205,7 @@ class Engine:
                 await self._replay(answers)
             else:
                 async with asyncio.TaskGroup() as tasks:
-                    for answer in answers:
+                    for answer, sampling in zip(answers, own, strict=True):
                         tasks.create_task(self.generator.answer(answer, sampling))
         finally:
             del self.by_request[name]
@@ -236,6 +252,7 @@ class Engine:
             "num_retractions": answer.retractions,
             "output_token_logprobs": [[*pair, None] for pair in zip(answer.logprobs, answer.ids, strict=True)],
             "input_token_logprobs": scored,
+            "output_token_ids_logprobs": answer.chosen,
         }
         if not self.old:
             meta["weight_versions"] = _spans(answer.versions)
@@ -395,7 +412,7 @@ class Engine:
         return web.json_response({"loads": [rank]})
 
     async def server(self, request: web.Request) -> web.Response:
-        return web.json_response({"tp_size": 1})
+        return web.json_response({"tp_size": 1, "enable_deterministic_inference": self.by_seeds})
 
     async def ready(self, request: web.Request) -> web.Response:
         """A paused server is not ready, as since SGLang 0.5.20."""
@@ -457,6 +474,7 @@ def main() -> None:
     parser.add_argument("--max-total-tokens", type=int, default=32768)
     parser.add_argument("--max-running-requests", type=int, default=64)
     parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--enable-deterministic-inference", action="store_true")
     arguments, _ = parser.parse_known_args()
     torch.set_num_threads(1)
     time.sleep(float(os.environ.get("LIGHT_START_S", "0")))
@@ -465,7 +483,10 @@ def main() -> None:
 
     async def start(app: web.Application) -> None:
         memory = Memory(arguments.max_total_tokens, arguments.max_running_requests)
-        engine = Engine(Model(arguments.model_path), memory, arguments.random_seed, arguments.enable_lora)
+        engine = Engine(
+            Model(arguments.model_path), memory, arguments.random_seed, with_adapters=arguments.enable_lora,
+            by_seeds=arguments.enable_deterministic_inference,
+        )  # fmt: skip
         posts = {
             "/generate": engine.generate, "/v1/chat/completions": engine.chat, "/abort_request": engine.abort,
             "/pause_generation": engine.pause, "/continue_generation": engine.resume,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -12,6 +13,8 @@ class Answer:
     prompt: list[int]
     limit: int  # tokens at most
     adapter: str = ""  # name of the adapter that makes it
+    asked: list[int] = field(default_factory=list)  # tokens whose log-probabilities are told for each of its tokens
+    chosen: list[list[list[Any]]] = field(default_factory=list)  # these, as [log-probability, token, None]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)  # of the weights that made each token
