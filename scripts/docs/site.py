@@ -67,6 +67,7 @@ _API = {  # title -> modules whose docstrings are shown
         "learner.train.stages",
         "learner.train.fidelity",
     ],
+    "Rewards of your own": ["reward.terms.custom", "reward.terms.tools", "learner.train.step_reward"],
     "Work": ["learner.groups", "learner.work.scheduler", "learner.work.actors", "learner.work.admission"],
     "Weights": ["learner.weights.publisher", "learner.weights.buckets", "learner.weights.transports"],
     "Diagnostics": [
@@ -87,6 +88,7 @@ _SETTINGS = (
     "learner",
     "lora",
     "sync",
+    "resume",
 )  # files of common/config; comments explain them
 _SETTINGS_PAGE = "api/settings.md"
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")

@@ -11,7 +11,7 @@
 # shellcheck shell=bash
 
 _ENV_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
-_ENV_DRIVER=580 _ENV_CAPABILITY=7.5 # what CUDA 13 needs, for which PyPI's torch is built
+_ENV_DRIVER=580 _ENV_CAPABILITY=7.5 # what CUDA 13 needs, for which torch is built unless an index says otherwise
 
 require_env() {
     _env_find_device || return 1

@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 import typer
 
 from common.config import Config, ConfigError, load
+from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
 from scripts.pool.pool_file import Nodes, Pool, read_pool
@@ -61,6 +62,8 @@ class Process:
 def shared_flags(pool: Pool, config: Config) -> list[str]:
     """The flags that follow from the pool for every process of the run.
 
+    A pool of actors alone comes to a run that is going: its reward replicas are those that have announced themselves.
+
     Raises:
         ConfigError: the learner nodes differ in their number of engines, or would not find each other.
     """
@@ -80,7 +83,10 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
         flags += ["--learner.nodes", str(count), "--learner.ranks", str(learners[0].engines)]
         if learners[0].hosts:
             flags += ["--learner.torchrun", f"{learners[0].hosts[0]}:{_TORCHRUN_PORT}"]
-    if replicas := sum(nodes.number for nodes in pool.nodes if nodes.role == "reward"):
+    replicas = sum(nodes.number for nodes in pool.nodes if nodes.role == "reward")
+    if not (replicas or learners):  # of actors that come to a run, which has its reward replicas already
+        replicas = len(list((config.run.rendezvous or config.run.dir / "rendezvous").glob("reward-*.json")))
+    if replicas:
         # A port for each, as replicas of two [[nodes]] may come to lie on one machine.
         flags += ["--reward.addresses", json.dumps([f"tcp://*:{_REWARD_PORT + n}" for n in range(replicas)])]
     return flags
@@ -184,6 +190,7 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
 
     Raises:
         ChildFailed: a process failed and could not be started again.
+        FatalError: a job could not be submitted.
     """
     if dry_run:
         for process in over_ssh:
@@ -191,8 +198,17 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
         for command in batches:
             print(f"# Slurm\n{shlex.join(command)}")
         return
-    for command in batches:
-        subprocess.run(command, cwd=_ROOT, env=users_own(os.environ), check=True)
+    for number, command in enumerate(batches):
+        try:
+            subprocess.run(command, cwd=_ROOT, env=users_own(os.environ), check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = (
+                f"ended with code {error.returncode}"
+                if isinstance(error, subprocess.CalledProcessError)
+                else str(error)
+            )
+            told = f"; {number} of {len(batches)} jobs were submitted before it: scancel those" if number else ""
+            raise FatalError(f"sbatch submitted no job: {why}{told}. The command was: {shlex.join(command)}") from None
     if over_ssh:
         with Children(logs) as children:
             for process in over_ssh:

@@ -143,7 +143,7 @@ def test_pip_fails(sandbox: Sandbox) -> None:
 
 
 def test_what_is_on_another_index_is_named(sandbox: Sandbox) -> None:
-    """One requirement of SGLang is a stub on PyPI, which downloads from NVIDIA's index while pip prepares it."""
+    """One requirement of SGLang is a stub, which downloads from NVIDIA's index while pip prepares it."""
     sandbox.python(pip='[[ "$*" != *common.txt* ]] || { echo "ERROR: Failed to build cuda-tile" >&2; exit 1; }')
     sandbox.gpu()
     result = sandbox.run(LRPO_DEVICE="gpu")
