@@ -82,6 +82,16 @@ def changes(before: dict[str, Any], config: Config) -> list[Change]:
     return sorted(found, key=lambda change: change.key)
 
 
+def what_matters(config: Config, section: str) -> dict[str, Any]:
+    """The settings of a section, as JSON, that are not harmless."""
+    values = getattr(config, section).model_dump(mode="json")
+    return {
+        name: _what_matters(section, name, value)
+        for name, value in values.items()
+        if not _HARMLESS & {section, f"{section}.{name}"}
+    }
+
+
 def _what_matters(section: str, name: str, value: Any) -> Any:
     """Of judges the models: where they are served may change."""
     return [one.partition("@")[0] for one in value] if (section, name) == ("reward", "judges") else value

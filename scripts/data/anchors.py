@@ -1,15 +1,17 @@
 """Has a model answer each training question in a strong language, and writes the data with a right answer as anchor.
 
     python -m scripts.data.anchors CONFIG.toml ... --out data/anchored.jsonl --write english_thought=thought
-        [--language en] [--question english_question] [--rounds 1,8,16,32] [--section.key value]
+        [--language en] [--question english_question] [--rounds 1,8,16,32] [--consistent] [--by TERM]
+        [--section.key value]
 
 An anchor is what a reward compares answers in other languages with: M-Thinker takes the policy's own English thought to
 the English question. The question is asked in ``--language`` with the prompts and the sampling of a run of this
 configuration, in rounds of so many answers, until one is right: the part of its reward that is its accuracy
 (docs/metrics.md) is at least ``--right``, or 0.5; where no part is, ``--right`` must be given, and its quality counts.
-With reward.gated it must be in that language, too. That answer is the anchor:
-its ``thought`` (the final answer, where it has none), its final ``answer``, or the ``whole`` text are written to the
-columns that ``--write`` names, which a run reads by data.columns.
+With ``--by`` a term says it alone, as math: for rewards that need the columns that are being made. With reward.gated,
+or ``--consistent``, it must be in that language, too. That answer is the anchor: its ``thought`` (the final answer,
+where it has none), its final ``answer``, or the ``whole`` text are written to the columns that ``--write`` names, which
+a run reads by data.columns.
 
 ``--question`` names the column of data.columns that holds the question in that language; without it each question is
 asked as it is. Questions without a right answer get no anchor and are kept. What was found is kept in
@@ -40,7 +42,19 @@ from learner.data.problems import Place, Problems, RowError
 from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow
 from learner.work.questions import as_question, usable_rows
-from scripts.data.answering import Answering, Journal, RightOption, ScoredAnswer, Task, answer_tasks, least_of_right
+from scripts.data.answering import (
+    Answering,
+    ByOption,
+    ConsistentOption,
+    Journal,
+    RightOption,
+    ScoredAnswer,
+    Task,
+    answer_tasks,
+    least_of_right,
+    scored_by,
+)
+from scripts.data.digests import how_answered
 from scripts.data.tables import check_holds, write
 from scripts.ops.command_line import command
 
@@ -56,6 +70,8 @@ class Plan:
     question: str = ""  # the column of data.columns that holds the question in that language; empty: as it is
     rounds: tuple[int, ...] = (1, 8, 16, 32)  # answers that are generated one after the other until one is right
     right: float = RIGHT  # from what on an answer is right, see common.diagnostics.solves
+    consistent: bool = False  # whether it must be in that language, also without reward.gated
+    by: str = ""  # the term that says alone what is right, see scripts.data.answering.scored_by; "": the rewards
 
 
 @dataclass(frozen=True)
@@ -112,14 +128,15 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
     Raises:
         FatalError: the data cannot be read, there is no engine, or as of ``answer_tasks``.
     """
-    config = without_columns(config, plan.columns)
+    config = scored_by(without_columns(config, plan.columns), plan.by)
+    gated = config.reward.is_gated or plan.consistent
     tokenizer, problems, lost = load_tokenizer(config.model.path), Problems(), Counter[str]()
     rows = usable_rows(config, tokenizer, config.data.train, problems)
     if plan.question and plan.question not in config.data.columns:
         raise FatalError(
             f"--question {plan.question}: data.columns names no such column; it has {', '.join(config.data.columns)}"
         )
-    tasks = []
+    tasks, how = [], _how(config, plan)
     for row in rows:
         question = anchor_question(row, plan)
         if question is None:
@@ -127,7 +144,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
             reason = f"its column {config.data.columns[plan.question]!r} is empty: it gets no anchor"
             problems.add(row.place, RowError(plan.question, reason, "no anchor"))
         else:
-            tasks.append(Task(row, plan.language, _key(config, question, plan)))
+            tasks.append(Task(row, plan.language, _key(question, how)))
     journal = Journal(out.with_suffix(".answers.jsonl"))
 
     async def ask(answering: Answering, task: Task) -> None:
@@ -135,7 +152,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
         assert question is not None, "only rows with a question have a task"
         for number, count in enumerate(plan.rounds):
             answers = await answering(question, plan.language, count, f"{task.key} {number}")
-            right = [one for one in answers if solves(one.score, least=plan.right, gated=config.reward.is_gated)]
+            right = [one for one in answers if solves(one.score, least=plan.right, gated=gated)]
             found = (parts(one, plan, answering.opens_thought) for one in right)
             texts = next((texts for texts in found if all(texts.values())), None)  # an empty text is no anchor
             if texts is not None:
@@ -183,16 +200,18 @@ def parts(answer: ScoredAnswer, plan: Plan, thinking_opened: bool) -> dict[str, 
     return {column: texts[part] for column, part in plan.columns.items()}
 
 
-def _key(config: Config, question: Question, plan: Plan) -> str:
-    how = json.dumps(
+def _how(config: Config, plan: Plan) -> str:
+    stricter = {"consistent": True} if plan.consistent and not config.reward.is_gated else {}
+    return json.dumps(
         {
-            "model": config.model.model_dump(mode="json"), "sampling": config.sampling.model_dump(mode="json"),
-            "reward": config.reward.model_dump(mode="json", exclude={"addresses", "device"}),
-            "language": plan.language, "rounds": plan.rounds, "right": plan.right,
-            "by": "accuracy or quality", "columns": dict(plan.columns),
+            **how_answered(config), "language": plan.language, "rounds": plan.rounds, "right": plan.right,
+            "columns": dict(plan.columns), **stricter,
         },
         sort_keys=True,
     )  # fmt: skip
+
+
+def _key(question: Question, how: str) -> str:
     return hashlib.sha256(b"\n".join([encode(question), how.encode()])).hexdigest()
 
 
@@ -237,10 +256,12 @@ def main(
     question: Annotated[str, typer.Option(help="Column of data.columns that holds the question in it.")] = "",
     rounds: Annotated[str, typer.Option(help="Answers of each round.")] = "1,8,16,32",
     right: RightOption = None,
+    consistent: ConsistentOption = False,
+    by: ByOption = "",
 ) -> None:
     config = load(context.args)
-    least = least_of_right(config, right)
-    plan = Plan(parse_columns(columns), code_of(language), question, parse_rounds(rounds), least)
+    least = least_of_right(scored_by(config, by), right)
+    plan = Plan(parse_columns(columns), code_of(language), question, parse_rounds(rounds), least, consistent, by)
     check_holds(out, config.data.train)
     found = make(config, out, plan)
     write(anchored_records(config.data.train, found.rows, found.anchors, plan.columns), out)

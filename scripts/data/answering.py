@@ -5,7 +5,6 @@ they come.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,16 +22,18 @@ from actor.engine.errors import EngineError, RequestRefused
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common.config import Config
+from common.config.reward import ACCURACY_PARTS
 from common.diagnostics import RIGHT
 from common.process import FatalError
 from common.progress import Activity
 from common.prompts import PROMPT_STYLES
-from common.user_code import user_file
 from common.wire import Question, Score, ScoreRequest
 from learner.data.problems import Problems, RowError
 from learner.data.rows import QuestionRow
 from reward.scored import UnscoredError
 from reward.scorer import Scorer
+from reward.terms.registry import TERMS
+from scripts.data.digests import digest_of_function
 
 RightOption = Annotated[
     float | None,
@@ -44,6 +45,13 @@ ConsistentOption = Annotated[
         "--consistent", help="An answer counts as right only in the language asked for, whatever reward.gated."
     ),
 ]
+ByOption = Annotated[
+    str,
+    typer.Option(
+        "--by", metavar="TERM", help="A term that says alone what is right, in place of the rewards: math, exact, "
+        "choice or contains. For rewards that need what is yet to be made, or that say nothing of it.",
+    ),
+]  # fmt: skip
 _MOST_FAILURES = 8  # in a row, or of the first questions, after which the engine or the reward is what is wrong
 _MOST_BAD_ROWS = 128  # in a row, in random order, after which what the reward function needs is what is gone
 _MOST_ATTEMPTS = 2  # of a question, each in another call of the command, because the first may have met an outage
@@ -77,9 +85,32 @@ def least_of_right(config: Config, given: float | None) -> float:
     if given is None and (silent := config.reward.silent_about_right):
         raise FatalError(
             f"of {silent} none says which answers are right: name a part of your reward 'accuracy', add one of the "
-            "terms math, exact, choice and contains, or give --right, the quality from which an answer is right"
+            "terms math, exact, choice and contains, let one of these alone say it (--by math), or give --right, the "
+            "quality from which an answer is right"
         )
     return RIGHT if given is None else given
+
+
+def scored_by(config: Config, term: str) -> Config:
+    """The configuration in which a term alone says what is right, in place of the rewards; with "" it is as it was.
+
+    Whether a right answer must be in its language is as before.
+
+    Raises:
+        FatalError: the term does not say whether an answer is right.
+    """
+    if not term:
+        return config
+    known = [name for name in TERMS if name in ACCURACY_PARTS]
+    if term not in known:
+        raise FatalError(f"--by {term}: the terms that say whether an answer is right are {', '.join(known)}")
+    reward = config.reward.model_copy(
+        update={
+            "function": "", "parts": {}, "terms": {"default": {term: 1.0}}, "judges": (), "bounded": None,
+            "gated": config.reward.is_gated,
+        }
+    )  # fmt: skip
+    return config.model_copy(update={"reward": reward})
 
 
 class Journal:
@@ -240,7 +271,7 @@ def answer_tasks(
             scored just now, eight times in a row; nothing was ever found and the first eight tasks have failed; or the
             reward function has failed on 128 tasks in a row, which are asked in random order.
     """
-    rewarded_by = _digest_of_function(config)
+    rewarded_by = digest_of_function(config.reward.function)
     left = [task for task in tasks if task.key not in journal.entries]
     if known := len(tasks) - len(left):
         print(f"{known} of {len(tasks)} are known from {journal.path}")
@@ -263,12 +294,6 @@ def answer_tasks(
         asyncio.run(_answer_tasks(config, tokenizer, doing, work, name, what, languages))
     except EngineError as error:
         raise FatalError(f"no engine for {config.model.path}: {error}") from None
-
-
-def _digest_of_function(config: Config) -> str:
-    """Of the file of ``reward.function``: a question on which it failed is tried again when the file has changed."""
-    path = user_file(config.reward.function)
-    return hashlib.sha256(path.read_bytes()).hexdigest() if config.reward.function and path.is_file() else ""
 
 
 async def _answer_tasks(
@@ -356,7 +381,9 @@ class _Doing:
             count = _MOST_BAD_ROWS if self._bad_rows >= _MOST_BAD_ROWS else _MOST_FAILURES
             which = f"the first {count} questions" if never else f"{count} questions in a row"
             cure = (
-                "The log of the engine says why" if engine_failed else "Check the reward and the columns that it reads"
+                "The log of the engine says why"
+                if engine_failed
+                else "Check the reward and the columns that it reads, or let a term say what is right (--by math)"
             )
             raise FatalError(
                 f"{which} could not be measured, the last one: {task.row.place}: {reason}. {cure}. What was measured "

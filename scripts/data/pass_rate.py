@@ -6,7 +6,8 @@ Every question of data.train is asked in every language in which a run of this c
 times, with the run's prompts, sampling and rewards: in its own with router.mode = "monolingual"; where languages are
 drawn, in all of run.languages, and in its own if answers are reserved for that. An answer is right if the part of its
 reward that is its accuracy (docs/metrics.md) is at least ``--right``, or 0.5; where no part is, ``--right`` must be
-given, and its quality counts. With reward.gated, or ``--consistent``, it must be in the language asked for, too. The
+given, and its quality counts; with ``--by`` a term says it alone, as math. With reward.gated, or ``--consistent``, it
+must be in the language asked for, too. The
 engine is the one that an actor would use: of its own, or what runs at actor.engine_url.
 
 ``--out`` has the rows of data.train with a column ``pass_rate``, the share of right answers by language. A run with
@@ -41,13 +42,16 @@ from learner.work.questions import as_question, usable_rows
 from router.modes import fixed_languages
 from scripts.data.answering import (
     Answering,
+    ByOption,
     ConsistentOption,
     Journal,
     RightOption,
     Task,
     answer_tasks,
     least_of_right,
+    scored_by,
 )
+from scripts.data.digests import how_answered
 from scripts.data.tables import check_holds, write
 from scripts.ops.command_line import command
 
@@ -143,15 +147,7 @@ def measure(
 def make_tasks(config: Config, rows: Sequence[QuestionRow], samples: int, least: float, *, gated: bool) -> list[Task]:
     """Every row in every language in which it may be asked."""
     stricter = {"consistent": True} if gated and not config.reward.is_gated else {}
-    how = json.dumps(
-        {
-            "model": config.model.model_dump(mode="json"), "sampling": config.sampling.model_dump(mode="json"),
-            "reward": config.reward.model_dump(mode="json", exclude={"addresses", "device"}),
-            "samples": samples, "least": least, "by": "accuracy or quality",
-            **stricter,
-        },
-        sort_keys=True,
-    )  # fmt: skip
+    how = json.dumps({**how_answered(config), "samples": samples, "least": least, **stricter}, sort_keys=True)
     tasks = []
     for row in rows:
         asked = encode(as_question(0, row))
@@ -195,8 +191,9 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language.")] = 8,
     right: RightOption = None,
     consistent: ConsistentOption = False,
+    by: ByOption = "",
 ) -> None:
-    config = load(context.args)
+    config = scored_by(load(context.args), by)
     check_holds(out, config.data.train)
     found = measure(config, out, samples, least_of_right(config, right), consistent=consistent)
     write(rated_records(config.data.train, found.rows, found.rates), out)

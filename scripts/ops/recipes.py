@@ -55,7 +55,7 @@ def recipe_settings(name: str, words: Sequence[str]) -> list[str]:
     Args:
         name: of the recipe.
         words: ``MODEL TRAIN [HELDOUT] [FILE.toml ...] [--section.key value ...]``. Where the first word is a TOML file
-            it names the model, so ``TRAIN`` comes next.
+            it must name the model, and ``TRAIN`` comes next.
 
     Raises:
         ConfigError: there is no such recipe, the model or the data are missing, or a file cannot be read.
@@ -71,6 +71,11 @@ def recipe_settings(name: str, words: Sequence[str]) -> list[str]:
             f"--recipe {name} needs a model and questions: lrpo train --recipe {name} MODEL TRAIN [HELDOUT], where "
             "MODEL is a directory, a hub name or a file such as configs/models/qwen2.5-1.5b.toml; given was "
             f"{' '.join(words[:count]) or 'nothing'}"
+        )
+    if by_file and not _sets(words[0], "model", "path"):
+        raise ConfigError(
+            f"{words[0]} comes first and so should name the model of --recipe {name}, but it sets no model.path: give "
+            f"the files of other settings last, lrpo train --recipe {name} MODEL TRAIN [HELDOUT] {words[0]}"
         )
     own = [*model, "--data.train", given[0]]
     if len(given) == 2:

@@ -134,6 +134,8 @@ CASES = [
     ("ja", "答えは no です。", False),
     ("ja", "12 is it", False),
     ("ja", "h e l l o w o r l d", False),
+    ("ja", "答えは t-h-e a.n.s.w.e.r です。", False),
+    ("th", "ให้ x, y, z เป็นจำนวนเต็ม", True),
     ("ja", "答えは five です。", False),
     ("zh", "日本の首都は東京です。", False),
     ("ja", "日本的首都是东京，这是一座非常大的城市。", False),

@@ -14,8 +14,10 @@ from common.config import load
 from common.languages import english_name
 from common.process import FatalError
 from common.wire import Score
-from scripts.data.anchors import Part, Plan, parse_columns, parse_rounds, parts
-from scripts.data.answering import ScoredAnswer
+from learner.data.problems import Place
+from learner.data.rows import QuestionRow
+from scripts.data.anchors import Anchored, Part, Plan, parse_columns, parse_rounds, parts
+from scripts.data.answering import ScoredAnswer, least_of_right, scored_by
 from scripts.ops.recipes import find_recipe
 from scripts.study.iterate import __main__ as iterate
 from scripts.study.iterate import stages
@@ -114,6 +116,11 @@ def test_two_iterations_that_are_interrupted(
     data.write_text(kept.replace('"note": 3', '"note": 33'))
     assert "data.train has other rows" in refused()
     data.write_text(kept)
+    code = tmp_path / "mine.py"
+    was = code.read_text()
+    code.write_text(was + "# another reward\n")
+    assert "what reward.function names has changed since" in refused()
+    code.write_text(was)
     filtered = out / "iteration-1" / stages.FILTERED_FILE
     whole = filtered.read_bytes()
     filtered.write_bytes(whole + b" ")
@@ -215,8 +222,58 @@ def test_settings_of_later_iterations(tmp_path: Path) -> None:
 def test_the_anchors_of_a_recipe_are_those_it_reads() -> None:
     def plan(recipe: str, *columns: str) -> Plan:
         config = load([str(find_recipe(recipe)), "--model.path", "m"])
-        return iterate.make_plan(config, columns, "English", None, "1,8", 0.5)
+        return iterate.make_plan(config, columns, "English", None, "1,8", stages.Filtering())
 
     assert plan("m-thinker") == Plan({"english_thought": "thought"}, "en", "english_question", (1, 8))
     assert not plan("m-thinker", "none").columns and not plan("naive-grpo").columns
     assert plan("pb-rlsvr", "english_answer=answer").columns == {"english_answer": "answer"}
+
+
+def test_a_term_says_what_is_right_where_the_reward_compares_with_what_is_yet_to_be_made() -> None:
+    config = load([str(find_recipe("pb-rlsvr")), "--model.path", "m"])
+    with pytest.raises(
+        FatalError, match=r"of reward.parts = answer, reasoning none says .* alone say it \(--by math\)"
+    ):
+        least_of_right(config, None)
+    by_math = scored_by(config, "math")
+    assert least_of_right(by_math, None) == 0.5 and by_math.data == config.data
+    reward = by_math.reward
+    assert (reward.function, reward.judges, reward.terms) == ("", (), {"default": {"math": 1.0}}) and reward.is_gated
+    assert not scored_by(load([str(find_recipe("sp3f"))]), "exact").reward.is_gated, "as the recipe has it"
+    assert scored_by(config, "") is config
+    with pytest.raises(
+        FatalError, match="--by judge: the terms that say whether an answer is right are contains, exact"
+    ):
+        scored_by(config, "judge")
+
+
+def test_questions_without_an_anchor_are_left_out_where_that_is_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reward such as PB-RLSVR's cannot score them."""
+    source = tmp_path / stages.FILTERED_FILE
+    source.write_text("".join(json.dumps({"question": f"{n}?", "answer": "a"}) + "\n" for n in range(3)))
+    found = [QuestionRow([], "a", "en", [], [], "", Place(str(source), n)) for n in range(3)]
+    anchored = Anchored(found, {found[1].place: {"hint": "h"}}, {"round 1": 1})
+    monkeypatch.setattr(stages, "make", lambda *_: anchored)
+    for only, questions in ((False, ["0?", "1?", "2?"]), (True, ["1?"])):
+        told = stages.make_anchors(load([]), tmp_path, 1, Plan({"hint": "whole"}, rounds=(1,)), anchored_only=only)
+        assert [row["question"] for row in read_rows(str(tmp_path / stages.ANCHORED_FILE))] == questions
+        assert (told["made"], told["questions"]) == (1, len(questions))
+
+
+def test_what_a_version_before_did_not_know_is_no_other_option(tmp_path: Path) -> None:
+    def begun(**options: Any) -> dict[str, Any]:
+        return {
+            "settings": load([]).model_dump(mode="json"),
+            "options": options,
+            "named": {},
+            "data": {},
+            "after": None,
+        }
+
+    Record(tmp_path).begin(begun(samples=4, anchors={"language": "en"}))
+    same = begun(samples=4, by="", anchored_only=False, anchors={"language": "en", "by": "", "consistent": False})
+    Record(tmp_path).check(load([]), same, has_own_model=True)
+    with pytest.raises(FatalError, match='by: null -> "math"'):
+        Record(tmp_path).check(load([]), {**same, "options": {**same["options"], "by": "math"}}, has_own_model=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,66 @@ def test_rows_that_the_reward_cannot_score_are_listed_and_keep_nothing_from_its_
     (tmp_path / "hints.py").write_text(NEEDS_A_HINT + "# mended\n")
     with pytest.raises(SystemExit, match="no SGLang server answers"):
         run(tmp_path, tiny_policy, *flags, *nowhere)
+
+
+def test_anchors_are_right_by_a_term_where_the_reward_needs_them(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As PB-RLSVR's, which cannot score a row before it has its English answer."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "support" / "light"))
+    (tmp_path / "hints.py").write_text(NEEDS_A_HINT)
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"{n}?", "answer": "a", "language": "en", "hint": "h"}) for n in range(9))
+    )
+    out = tmp_path / "anchored.jsonl"
+    words = [
+        "--out", str(out), "--write", "hint=whole", "--rounds", "1", "--right", "0", "--data.train",
+        str(tmp_path / "rows.jsonl"), "--run.dir", str(tmp_path / "run"), "--model.path", str(tiny_policy),
+        "--model.dtype", "float32", "--sampling.max_new_tokens", "3", "--actor.start_timeout_s", "400",
+        "--reward.function", f"{tmp_path}/hints.py:graded", "--reward.parts", "{right = 1.0}", "--data.columns",
+        "{hint = 'hint'}",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit, match=r"its row has no hint.* let a term say what is right \(--by math\)"):
+        anchors.main(words)
+    anchors.main([*words, "--by", "contains"])
+    found = [json.loads(line)["hint"] for line in out.read_text().splitlines()]
+    assert len(found) == 9 and "h" not in found and all(found)
+
+
+def test_what_was_measured_is_kept_by_all_that_decides_it_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_text("weights")
+    (tmp_path / "mine.py").write_text("def f(group, tools): ...\n")
+    (tmp_path / "pairs.csv").write_text("lang_a,lang_b,count,mean,std\n")
+    row = QuestionRow([{"role": "user", "content": "?"}], "a", "de", [], [], "", Place("f", 0))
+
+    def keys(*flags: str, model: str = "model") -> tuple[str, str]:
+        config = load([
+            "--model.path", str(tmp_path / model), "--reward.function", f"{tmp_path}/mine.py:f", "--reward.parts",
+            "{right = 1.0}", "--router.mode", "monolingual", "--reward.calibration", str(tmp_path / "pairs.csv"),
+            "--reward.judges", '["judge@http://127.0.0.1:1/v1"]', *flags,
+        ])  # fmt: skip
+        (task,) = pass_rate.make_tasks(config, [row], 4, 0.5, gated=False)
+        plan = anchors.Plan({"hint": "whole"})
+        question = anchors.anchor_question(row, plan)
+        assert question is not None
+        return task.key, anchors._key(question, anchors._how(config, plan))
+
+    first = keys()
+    for harmless in (("judge_calls", "3"), ("batch_window_ms", "1"), ("queue_texts", "99"), ("addresses", '["ipc://r"]'),
+                     ("judges", '["judge@http://127.0.0.1:2/v1"]'), ("diagnostics", "off")):  # fmt: skip
+        assert keys(f"--reward.{harmless[0]}", harmless[1]) == first, harmless
+    shutil.copytree(tmp_path / "model", tmp_path / "copied")
+    assert keys(model="copied") == first, "the model is the same, wherever it lies"
+    known = {first}
+    for flags in (["--reward.judges", '["other@http://127.0.0.1:1/v1"]'], ["--reward.gate_share", "0.2"],
+                  ["--sampling.temperature", "0.5"]):  # fmt: skip
+        known.add(keys(*flags))
+    for name in ("mine.py", "model/model.safetensors", "pairs.csv"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# changed\n")
+        known.add(keys())
+    assert len(known) == 7 and len({key for pair in known for key in pair}) == 14
 
 
 def test_right_answers_in_another_language_do_not_count_where_that_is_wanted(

@@ -354,6 +354,10 @@ def test_a_wrong_name_and_missing_data_are_refused() -> None:
         find_recipe("mthinker")
     with pytest.raises(ConfigError, match=r"no recipe 'xyz'\. There are"):
         find_recipe("xyz")
+    gpus = str(ROOT / "configs" / "gpus-8.toml")
+    for rest in (["org/model", "train.jsonl"], ["train.jsonl"]):
+        with pytest.raises(ConfigError, match=r"gpus-8\.toml comes first and .* sets no model\.path: give the files"):
+            recipe_settings("dapo", [gpus, *rest])
     for words in ([], ["model"], ["a.toml"], ["--learner.lr", "1"], ["model", "train", "test", "more"]):
         with pytest.raises(ConfigError, match=r"--recipe gspo needs a model and questions"):
             recipe_settings("gspo", words)

@@ -10,6 +10,7 @@ from typing import cast
 
 from common.config import Config, load
 from common.process import FatalError
+from scripts.data.digests import digest_of_file
 from scripts.ops.command_line import files_first
 from scripts.study.experiments.arms import IN_HINDSIGHT, has_own_reward, needs_world
 from scripts.study.experiments.figures import (
@@ -21,7 +22,7 @@ from scripts.study.experiments.place import Figures
 from scripts.study.experiments.set_up import digest_of_model, settings_hash
 from scripts.study.experiments.sockets import own_sockets
 from scripts.study.experiments.warm_start import WarmStart
-from scripts.study.iterate.record import digest_of_file, digest_of_source
+from scripts.study.iterate.record import digest_of_source
 from scripts.world import demo
 from scripts.world.settings import Knowledge
 

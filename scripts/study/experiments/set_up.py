@@ -6,12 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from common.config import load
 from common.user_code import user_file
-from scripts.study.iterate.record import digest_of_file
+from scripts.data import digests
 
 # Settings that say where things lie, how fast they go, or what is measured, and not what is trained. What a world makes
 # follows from its regime and seed; ``digest_of_model`` and the digests of rows are for what a user names.
@@ -20,7 +19,8 @@ _NOT_TRAINED = (
     "learner.gradient_noise_every", "learner.group_timeout_s",
 )  # fmt: skip
 _USER_CODE = ("reward.function", "learner.step_reward")  # FILE.py:NAME
-_SAMPLED_BYTES = 1 << 20  # of the beginning and the end of a file of weights, which differ there once they are trained
+
+digest_of_model = cache(digests.digest_of_model)  # every arm names the same model
 
 
 def settings_hash(settings: Sequence[str], flags: Sequence[str], past: Mapping[str, Any] | None = None) -> str:
@@ -47,24 +47,4 @@ def settings_hash(settings: Sequence[str], flags: Sequence[str], past: Mapping[s
 def _with_code(key: str, value: Any) -> Any:
     if key not in _USER_CODE or not value or not user_file(value).is_file():
         return value
-    return [value.rpartition(":")[2], digest_of_file(user_file(value))]
-
-
-@cache  # every arm names the same model
-def digest_of_model(path: str) -> str:
-    """The name of a model of the hub; of a directory, a digest of its files' names, lengths, beginnings and ends.
-
-    Weights of many gigabytes are not read as a whole, and training changes all of them.
-    """
-    directory = Path(path)
-    if not directory.is_dir():
-        return path
-    found = hashlib.sha256()
-    for file in sorted(one for one in directory.rglob("*") if one.is_file()):
-        size = file.stat().st_size
-        found.update(f"{file.relative_to(directory)} {size}\n".encode())
-        with file.open("rb") as opened:
-            found.update(opened.read(_SAMPLED_BYTES))
-            opened.seek(max(0, size - _SAMPLED_BYTES))
-            found.update(opened.read(_SAMPLED_BYTES))
-    return found.hexdigest()
+    return [value.rpartition(":")[2], digests.digest_of_file(user_file(value))]

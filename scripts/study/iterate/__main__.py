@@ -32,10 +32,11 @@ from common.languages import code_of
 from common.process import FatalError
 from learner.run_lock import locked
 from scripts.data.anchors import Part, Plan, parse_columns, parse_rounds
-from scripts.data.answering import ConsistentOption, RightOption, least_of_right
+from scripts.data.answering import ByOption, ConsistentOption, RightOption, least_of_right, scored_by
+from scripts.data.digests import digest_of_file, digest_of_model, digests_of_named
 from scripts.ops.command_line import command
 from scripts.ops.recipes import recipe_settings
-from scripts.study.iterate.record import Record, digest_of_file, digest_of_source
+from scripts.study.iterate.record import Record, digest_of_source
 from scripts.study.iterate.stages import (
     ANCHORED_FILE,
     FILTERED_FILE,
@@ -113,7 +114,7 @@ def parse_later(texts: Sequence[str]) -> dict[int, list[str]]:
 
 
 def make_plan(
-    config: Config, columns: Sequence[str], language: str, question: str | None, rounds: str, right: float
+    config: Config, columns: Sequence[str], language: str, question: str | None, rounds: str, how: Filtering
 ) -> Plan:
     """Which anchors are made: those that are named, else those that the recipe compares answers with, if any."""
     if columns:
@@ -122,7 +123,7 @@ def make_plan(
         wanted = {column: part for column, part in _OWN_ANCHORS.items() if column in config.data.columns}
     if question is None:
         question = _OWN_QUESTION if _OWN_QUESTION in config.data.columns else ""
-    return Plan(wanted, code_of(language), question, parse_rounds(rounds), right)
+    return Plan(wanted, code_of(language), question, parse_rounds(rounds), how.right, how.consistent, how.by)
 
 
 def digests_of(iterations: Sequence[Iteration]) -> dict[str, str]:
@@ -140,9 +141,11 @@ def begins_with(
 ) -> dict[str, Any]:
     """All that decides what an iteration comes to, as its record has it."""
     sources = {"data.train": one.config.data.train, "data.heldout": one.config.data.heldout}
+    own_model = {"model.path": digest_of_model(one.config.model.path)} if former is None else {}
     return {
         "settings": one.config.model_dump(mode="json"),
         "options": {**asdict(how), "anchors": {**asdict(plan), "rounds": list(plan.rounds)}},
+        "named": {**digests_of_named(one.config), **own_model},
         "data": {key: digests[source] for key, source in sources.items() if source},
         "after": None if former is None else former.record.stages.get("train", {}).get("digest"),
     }
@@ -181,7 +184,7 @@ def run_iteration(one: Iteration, begun: Mapping[str, Any], how: Filtering, plan
             case "filter":
                 result = filter_questions(one.config, one.directory, one.number, how, plan, used)
             case "anchors":
-                result = make_anchors(one.config, one.directory, one.number, plan)
+                result = make_anchors(one.config, one.directory, one.number, plan, anchored_only=how.anchored_only)
             case _:
                 result = train(one.words, one.directory, one.number, actors, plan.columns)
         one.record.complete(stage, result)
@@ -207,6 +210,7 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language, to filter.")] = 8,
     right: RightOption = None,
     consistent: ConsistentOption = False,
+    by: ByOption = "",
     per_language: Annotated[int, typer.Option(min=0, help="Most questions of each language; 0: all.")] = 0,
     unused: Annotated[bool, typer.Option("--unused", help="Leave out what an earlier iteration trained on.")] = False,
     anchor: Annotated[
@@ -221,6 +225,9 @@ def main(
                      "english_question, where it is named."),
     ] = None,
     anchor_rounds: Annotated[str, typer.Option(help="Answers, round after round, until one is right.")] = "1,8,16,32",
+    anchored_only: Annotated[
+        bool, typer.Option("--anchored-only", help="Leave out questions that got no anchor.")
+    ] = False,
     later: Annotated[
         list[str] | None,
         typer.Option("--from", metavar="NUMBER=FLAGS", help="Settings from that iteration on. May be repeated."),
@@ -229,9 +236,9 @@ def main(
 ) -> None:  # fmt: skip
     words = recipe_settings(recipe, context.args) if recipe else context.args
     all_of_them = make_iterations(words, iterations, parse_later(later or []))
-    least = max(least_of_right(one.config, right) for one in all_of_them)
-    how = Filtering(samples, least, per_language, unused, consistent)
-    plan = make_plan(all_of_them[0].config, anchor or [], anchor_language, anchor_question, anchor_rounds, least)
+    least = max(least_of_right(scored_by(one.config, by), right) for one in all_of_them)
+    how = Filtering(samples, least, per_language, unused, consistent, by, anchored_only)
+    plan = make_plan(all_of_them[0].config, anchor or [], anchor_language, anchor_question, anchor_rounds, how)
     out = all_of_them[0].directory.parent
     with locked(out):
         digests = digests_of(all_of_them)

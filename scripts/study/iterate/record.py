@@ -49,8 +49,8 @@ class Record:
             raise FatalError(f"{self.path} cannot be read: {error!r}. Delete {directory} to do it anew") from None
 
     def begin(self, begun: Mapping[str, Any]) -> None:
-        """Writes down what the iteration begins with, unless it has begun."""
-        if self._content is None:
+        """Writes down what the iteration begins with, unless a stage is whole."""
+        if self._content is None or not self.stages:
             self._content = {"begun": dict(begun), "stages": self.stages}
             self._write()
 
@@ -82,7 +82,7 @@ class Record:
         listed += [
             f"{key}: {json.dumps(before['options'].get(key))} -> {json.dumps(value)}"
             for key, value in begun["options"].items()
-            if before["options"].get(key) != value
+            if _given(before["options"].get(key)) != _given(value)
         ]
         if listed:
             lines = "\n  ".join(listed)
@@ -91,6 +91,13 @@ class Record:
                 "give them as they were, or another run.dir; --from NUMBER=FLAGS changes settings of iterations that "
                 "have not begun"
             )
+        # Before a stage is whole, all that was made is answers, which are kept by what made and rewarded them.
+        for key, digest in before.get("named", begun["named"]).items() if self.stages else ():
+            if begun["named"].get(key, digest) != digest:
+                raise FatalError(
+                    f"what {key} names has changed since {self.directory} was begun: put it back as it was, or delete "
+                    f"{self.directory} to do the iteration anew"
+                )
         for key, digest in begun["data"].items():
             if before["data"].get(key) != digest:
                 raise FatalError(
@@ -113,17 +120,11 @@ class Record:
         os.replace(partial, self.path)
 
 
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Raises:
-        FatalError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise FatalError(f"cannot read {path}: {error.strerror}") from None
+def _given(option: Any) -> Any:
+    """An option as an earlier version had it, which did not know those that are empty by default."""
+    if isinstance(option, dict):
+        return {name: value for name, value in option.items() if value}
+    return option or None
 
 
 def digest_of_source(source: str) -> str:

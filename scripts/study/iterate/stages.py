@@ -17,11 +17,12 @@ from common.process import FatalError
 from learner.data.problems import Place, RowError
 from learner.data.rows import QuestionRow, mean_pass_rate
 from scripts.data.anchors import Plan, anchored_records, make, told, without_columns
+from scripts.data.answering import scored_by
+from scripts.data.digests import digest_of_file
 from scripts.data.pass_rate import measure, question_key, rated_records, table
 from scripts.data.tables import write
 from scripts.ops.finished_run import read_summary
 from scripts.ops.local_run import gains, run_all
-from scripts.study.iterate.record import digest_of_file
 
 FATES_FILE = "questions.jsonl"  # a line for each question that was asked, with its pass rates and what became of it
 # Lines of JSON, which hold whatever the rows of data.train have.
@@ -38,6 +39,8 @@ class Filtering:
     per_language: int = 0  # most questions of a language, drawn by the seed; 0: all
     unused: bool = False  # whether those that an earlier iteration trained on are left out
     consistent: bool = False  # whether a right answer must be in the language asked for, also without reward.gated
+    by: str = ""  # the term that says alone what is right, see scripts.data.answering.scored_by; "": the rewards
+    anchored_only: bool = False  # whether questions that got no anchor are left out
 
 
 def filter_questions(
@@ -53,7 +56,7 @@ def filter_questions(
     Raises:
         FatalError: none is left.
     """
-    config = without_columns(config, plan.columns)  # they are made in the next stage
+    config = scored_by(without_columns(config, plan.columns), how.by)  # the columns are made in the next stage
     left_out = used if how.unused else frozenset[str]()
     rated = directory / "rated.jsonl"
     found = measure(config, rated, how.samples, how.right, consistent=how.consistent, without=left_out)
@@ -127,8 +130,13 @@ def kept_keys(directory: Path) -> set[str]:
     return {entry["key"] for entry in entries if entry["fate"] == KEPT}
 
 
-def make_anchors(config: Config, directory: Path, number: int, plan: Plan) -> dict[str, Any]:
+def make_anchors(
+    config: Config, directory: Path, number: int, plan: Plan, *, anchored_only: bool = False
+) -> dict[str, Any]:
     """Writes the kept questions with their anchors, by the policy of ``config``, to ``anchored.jsonl``.
+
+    Args:
+        anchored_only: leave out those that got none, as a reward may be unable to score them.
 
     Raises:
         FatalError: no question gets one.
@@ -146,10 +154,11 @@ def make_anchors(config: Config, directory: Path, number: int, plan: Plan) -> di
             f"iteration {number}: {line}. Without anchors this is another recipe: allow more answers (--anchor-rounds) "
             "or lower --right, name the questions in that language (--anchor-question), or do without (--anchor none)"
         )
-    write(anchored_records(source, found.rows, found.anchors, plan.columns), path)
+    kept = [row for row in found.rows if row.place in found.anchors or not anchored_only]
+    write(anchored_records(source, kept, found.anchors, plan.columns), path)
     print(line)
     return {
-        "made": len(found.anchors), "questions": len(found.rows), "rounds": found.asked,
+        "made": len(found.anchors), "questions": len(kept), "rounds": found.asked,
         "without": dict(found.without), "digest": digest_of_file(path),
     }  # fmt: skip
 
