@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Config, load
 from scripts.study.experiments import __main__ as study
-from scripts.study.experiments import results, runner, set_up
+from scripts.study.experiments import results, runner, set_up, transfer
 from scripts.study.experiments.arm_tables import compare_arms, draw, overview
 from scripts.study.experiments.arms import IN_HINDSIGHT, OURS, arms_of
 from scripts.study.experiments.facts_world import FactsWorld, OwnData
@@ -25,7 +25,7 @@ from scripts.study.experiments.figures import MEANING, read_figures
 from scripts.study.experiments.knowledge import Knowledge, best_language, read_knowledge
 from scripts.study.experiments.reasoning_world import ReasoningWorld
 from scripts.study.experiments.report import records_of, write_report
-from scripts.study.experiments.transfer import measure_transfer
+from scripts.study.experiments.transfer import Answers, measure_transfer
 from scripts.world import build as world
 from tests.support.processes import forked
 
@@ -72,31 +72,43 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         for step, share in ((1, 0.5), (9, 0.75)):
             writer.add_scalar("learning/gradient_noise", share, step)
     assert read_figures(tmp_path / "run", None)["gradient_noise"] == 0.625
+    with SummaryWriter(str(tmp_path / "run" / "tensorboard")) as writer:
+        for step, share in ((17, float("nan")), (25, float("inf"))):
+            writer.add_scalar("learning/gradient_noise", share, step)
+        writer.add_scalar("learning/reward_std", float("nan"), 1)
+    found = read_figures(tmp_path / "run", None)
+    assert found["gradient_noise"] == 0.625 and found["reward_std"] is None, "a step without a finite number has none"
     before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
     assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
 
 
-def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
+def test_what_was_taught_and_what_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "FEWEST_PAIRS", 1)
     # Rows 0 and 1 ask for fact a, in two languages; English knows it. Fact b, row 2, is known in German.
     knowledge = Knowledge(
-        {"train": {0: {"en"}, 1: {"en"}, 2: {"de"}}, "heldout": {0: {"fr"}}}, {0: "a", 1: "a", 2: "b"}
+        {"train": {0: {"en"}, 1: {"en"}, 2: {"de"}}, "heldout": {0: {"fr"}, 1: {"de"}}}, {0: "a", 1: "a", 2: "b"}
     )
     zero = {"de": 0.0, "en": 0.0, "fr": 0.0}
-    before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero}}
+    before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero, "1": zero}}
     after: dict[str, Any] = {
         "train": {
             "0": {"de": 0.75, "en": 1.0, "fr": 0.25}, "1": {"de": None, "en": 1.0, "fr": 0.5},
             "2": {"de": 1.0, "en": 1.0, "fr": 0.0},
         },
-        "heldout": {"0": {"de": 0.125, "en": 0.375, "fr": 1.0}},
+        "heldout": {"0": {"de": 0.125, "en": 0.375, "fr": 1.0}, "1": {"de": 1.0, "en": 0.125, "fr": 0.0625}},
     }  # fmt: skip
-    found = measure_transfer(before, after, {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}, knowledge)
-    # German was trained for row 1, and so for row 0, which asks for the same; row 2 in English. Held out: 0.25.
-    assert found["taught"] == pytest.approx((0.5 + 1.0) / 2 - 0.25)
-    assert found["transfer"] == pytest.approx((0.25 + 0.5 + 0.0) / 3 - 0.25)
-    alone = measure_transfer(before, after, {0: {"en"}}, None)
-    assert alone["taught"] == pytest.approx(1.0 - 0.5), "every language and each row counts for itself"
-    assert measure_transfer({}, after, {}, knowledge) == {"taught": None, "transfer": None}
+    answers = Answers()
+    for row, languages in {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}.items():
+        answers.add(row, languages, trained=True)
+    found = measure_transfer(before, after, answers, knowledge)
+    # German was trained for row 1, and so for row 0, which asks for the same; row 2 in English. Held-out questions that
+    # they did not know gained 0.125 in German, 0.25 in English and 0.0625 in French.
+    assert found["taught"] == pytest.approx(((0.5 - 0.125) + (1.0 - 0.25)) / 2)
+    assert found["transfer"] == pytest.approx((0.25 + 0.5 + 0.0) / 3 - 0.0625)
+    one = Answers(asked={0: {"en"}}, trained={0: {"en"}})
+    alone = measure_transfer(before, after, one, None)
+    assert alone["taught"] == pytest.approx(1.0 - 0.25), "every language and each row counts for itself"
+    assert measure_transfer({}, after, Answers(), knowledge) == {"taught": None, "transfer": None}
 
     leave_behind(tmp_path / "run", 0.7)
     for when, rewards in (("before", before), ("after", after)):
@@ -106,9 +118,44 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
     with (tmp_path / "run" / "ledger.jsonl").open("a") as ledger:  # which has row 0 trained in German and English
-        ledger.write('{"row": 1, "outcome": "zero_variance", "languages": ["fr"], "lengths": [3]}\n')
+        ledger.write('{"row": 2, "outcome": "zero_variance", "languages": ["fr"], "lengths": [3]}\n')
     figures = read_figures(tmp_path / "run", knowledge)
-    assert (figures["taught"], figures["transfer"]) == pytest.approx((0.5 - 0.25, (0.25 + 0.5 + 1.0 + 0.0) / 4 - 0.25))
+    assert figures["taught"] == pytest.approx(0.5 - 0.125)
+    assert figures["transfer"] == pytest.approx(((0.25 - 0.0625) + (0.5 - 0.0625) + (1.0 - 0.25)) / 3), (
+        "fact b was asked for in French, and not trained there: it is in neither"
+    )
+
+
+def willing(gains: dict[str, float], rows: int = 20) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rewards before and after a training that made languages more willing by ``gains``, and taught no fact."""
+    first = {str(row): dict.fromkeys(gains, 0.25) for row in range(rows)}
+    last = {str(row): {language: 0.25 + gain for language, gain in gains.items()} for row in range(rows)}
+    return {"train": first, "heldout": first}, {"train": last, "heldout": last}
+
+
+def test_willingness_of_single_languages_is_neither_taught_nor_transferred() -> None:
+    before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0})
+    in_german = {row: {"de"} for row in range(20)}
+    nobody = dict.fromkeys(range(20), set[str]())
+    # German knows half of the held-out questions, so few of those that count there are of its language.
+    knowledge = Knowledge(
+        {"train": nobody, "heldout": {row: {"de"} if row < 10 else set() for row in range(20)}},
+        {row: str(row) for row in range(20)},
+    )
+    found = measure_transfer(before, after, Answers(in_german, in_german), knowledge)
+    assert found == {"taught": None, "transfer": pytest.approx(0.0)}, "20 pairs are too few for a mean, 40 are not"
+    before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0}, 30)
+    in_german = {row: {"de"} for row in range(30)}
+    assert measure_transfer(before, after, Answers(in_german, in_german), None) == {"taught": 0.0, "transfer": 0.0}
+
+
+def test_pairs_that_were_asked_and_not_trained_are_selected_on_what_they_earned() -> None:
+    before, after = willing({"de": 0.0, "en": 0.0}, 40)
+    for row in range(40):  # answers that were all wrong were not trained, and stayed wrong
+        after["train"][str(row)]["de"] = 0.0 if row < 35 else 1.0
+    everywhere = {row: {"de", "en"} for row in range(40)}
+    trained = {row: {"en"} if row < 35 else {"de", "en"} for row in range(40)}
+    assert measure_transfer(before, after, Answers(everywhere, trained), None)["transfer"] is None
 
 
 def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path) -> None:
@@ -125,17 +172,32 @@ def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path
 @pytest.mark.parametrize("name", ["router", "mechanism"])
 def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp_path: Path) -> None:
     world.main(["--out", str(tmp_path / "world-region-0"), "--knowledge", "region"])
-    place, hashes = FactsWorld("region", 0, tmp_path, arms_of(name)), set()
+    place, found = FactsWorld("region", 0, tmp_path, arms_of(name)), dict[str, str]()
     for arm in arms_of(name):
         config = load(place.settings(arm))
         assert (config.router.fixed_language is not None) == (arm in IN_HINDSIGHT)
-        hashes.add(place.settings_hash(arm))
-    assert len(hashes) == len(arms_of(name))
+        settings = config.model_dump_json()
+        assert settings not in found, f"{arm} is trained as {found[settings]} is"
+        found[settings] = arm
+    assert len({place.settings_hash(arm) for arm in arms_of(name)}) == len(arms_of(name))
     elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
     assert elsewhere.settings_hash(OURS) == place.settings_hash(OURS)
     shorter = FactsWorld("region", 0, tmp_path, arms_of(name), (), ["--steps", "5"])
     policies = {load([*one.settings(OURS)]).model.path for one in (place, shorter)}
     assert len(policies) == 2, "another warm start does not replace the one that a study is using"
+
+
+def test_more_rollouts_have_the_same_share_in_their_own_language(tmp_path: Path) -> None:
+    place = FactsWorld("region", 0, tmp_path, arms_of("mechanism"))
+    for arm, count in (("rollouts-4", 4), (OURS, 8), ("rollouts-16", 16)):
+        router = load(place.settings(arm)).router
+        assert (router.rollouts, router.own_language) == (count, count / 4)
+
+
+def test_the_arm_of_the_paper_is_the_public_code(tmp_path: Path) -> None:
+    """For which regions count in questions of Regional Knowledge alone (docs/router.md)."""
+    router = load(FactsWorld("region", 0, tmp_path, arms_of("router")).settings("paper")).router
+    assert router.credit == "reference" and router.region_topics == ("Regional Knowledge",)
 
 
 def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
