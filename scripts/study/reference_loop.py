@@ -110,12 +110,12 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     order, shuffle = list[Question](), random.Random(config.run.seed)
     torch.manual_seed(config.run.seed)
     with closing(Scorer(config.reward, languages, header=config.model.header)) as scorer:
-        for _ in range(config.learner.steps):
+        for step in range(config.learner.steps):
             batch, observations = list[Group](), list[Observation]()
-            for _ in range(config.learner.groups_per_step):
+            for place in range(step * config.learner.groups_per_step, (step + 1) * config.learner.groups_per_step):
                 order = order or shuffle.sample(questions, len(questions))  # epoch after epoch, each in a new order
                 question = order.pop()
-                draw = router.draw(question.language, question.topics, question.regions)
+                draw = router.draw(question.language, question.topics, question.regions, place)
                 prompts = [prompt_of(question, language) for language in draw.languages]
                 samples = generate(config, model, tokenizer, prompts)
                 texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids, _, _ in samples]

@@ -54,9 +54,11 @@ def test_sizes_are_of_the_world_and_all_else_is_of_the_recipe(recipe: str, tmp_p
         assert getattr(own.learner, key) == getattr(published.learner, key), key
     for key in ("terms", "parts", "gated", "gate_span"):
         assert getattr(own.reward, key) == getattr(published.reward, key), key
-    assert (own.router.mode, own.router.own_language) == (published.router.mode, published.router.own_language)
-    assert (own.lora, own.sampling.temperature) == (published.lora, published.sampling.temperature)
-    assert own.learner.lr == pytest.approx(world.learner.lr / own.learner.minibatches / own.learner.passes)
+    shares = [one.router.own_language / one.router.rollouts for one in (own, published)]
+    assert own.router.mode == published.router.mode and shares[0] == shares[1]
+    assert own.lora == published.lora and own.sampling.temperature == world.sampling.temperature == 1
+    rate = world.learner.lr * (10 if own.lora.rank else 1)
+    assert own.learner.lr == pytest.approx(rate / own.learner.minibatches / own.learner.passes)
 
 
 def test_lengths_keep_their_share_of_the_longest_answer(tmp_path: Path) -> None:
