@@ -30,6 +30,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
+from fractions import Fraction
 from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +125,7 @@ class MathVerifier:
         """
         read = [(text[-_LONGEST:], accepted, language) for text, accepted, language in answers]
         keys = [_key(one, check) for one in read]
-        harmless = [number for number, (text, _, _) in enumerate(read) if not _is_hostile(text)]
+        harmless = [number for number, (text, _, _) in enumerate(read) if not is_hostile(text)]
         self.counts["math_refused"] += len(answers) - len(harmless)
         values: list[float | None] = [0.0] * len(answers)
         waiting = [number for number in harmless if not self._is_to_blame(keys[number])]
@@ -285,7 +286,7 @@ def _start_worker(parent: int) -> None:
         resource.setrlimit(kind, (limit, limit))
 
 
-def _is_hostile(text: str) -> bool:
+def is_hostile(text: str) -> bool:
     """Whether a text asks for astronomical numbers or nests without end, which no honest result does."""
     dense = text.replace(" ", "")
     return bool(_TOWER.search(dense)) or "(" * 50 in dense or "{" * 30 in dense or dense.count("{") > 300
@@ -307,6 +308,11 @@ def last_box(text: str) -> str | None:
         if depth == 0:
             return text[begin:place]
     return text[begin:]
+
+
+def number_in_box(box: str, language: str) -> Fraction | None:
+    """The number that a box consists of, unit left out, as a text in this language means it; None where it is none."""
+    return number_of(_UNIT.sub("", plain_digits(box)), language)
 
 
 def read_gold(gold: str) -> list[Any]:
@@ -347,5 +353,4 @@ def _says_number(shown: str, value: Any, language: str, boxed: bool) -> bool:
     if not boxed:
         formula = "$" in shown or "\\" in shown or "/" in shown or "^" in shown
         return not formula and value in (last_number(shown, language), last_number(shown, "en"))
-    plain = _UNIT.sub("", plain_digits(shown))
-    return value in (number_of(plain, language), number_of(plain, "en"))
+    return value in (number_in_box(shown, language), number_in_box(shown, "en"))
