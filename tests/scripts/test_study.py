@@ -151,6 +151,12 @@ def test_willingness_of_single_languages_is_neither_taught_nor_transferred() -> 
     assert measure_transfer(before, after, Answers(in_german, in_german), None) == {"taught": 0.0, "transfer": 0.0}
 
 
+def test_gains_come_in_order_so_that_their_means_are_the_same_in_every_process() -> None:
+    before, after = willing(dict.fromkeys(reversed(LANGUAGES), 0.1), 12)
+    found = [(row, language) for row, language, _ in transfer._gains(before, after, "train", None)]
+    assert found == [(row, language) for row in range(12) for language in LANGUAGES]
+
+
 def test_pairs_that_were_asked_and_not_trained_are_selected_on_what_they_earned() -> None:
     before, after = willing({"de": 0.0, "en": 0.0}, 40)
     for row in range(40):  # answers that were all wrong were not trained, and stayed wrong
