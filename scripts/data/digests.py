@@ -10,6 +10,7 @@ from common.config import Config
 from common.process import FatalError
 from common.user_code import user_file
 from learner.resume import what_matters
+from reward.calibration.files import quantile_path
 
 _SAMPLED_BYTES = 1 << 20  # of the beginning and the end of a file of weights, which differ there once they are trained
 
@@ -64,8 +65,11 @@ def digests_of_named(config: Config) -> dict[str, str]:
     found = {
         "reward.function": digest_of_function(reward.function),
         "learner.step_reward": digest_of_function(config.learner.step_reward),
-        "reward.calibration": digest_of_file(reward.calibration) if reward.calibration is not None else "",
     }
+    if reward.calibration is not None:
+        found["reward.calibration"] = digest_of_file(reward.calibration)
+        quantiles = quantile_path(reward.calibration)
+        found["reward.calibration (quantiles)"] = digest_of_file(quantiles) if quantiles.is_file() else ""
     return {key: digest for key, digest in found.items() if digest}
 
 

@@ -155,6 +155,13 @@ def test_a_failing_function_is_named_and_costs_its_own_question(functions: Path,
         assert good.result()[0].score.reward == 1
 
 
+def test_the_line_is_named_of_a_file_in_the_working_directory(functions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(functions.parent)
+    (bad,) = scorer(Path(functions.name), "broken").begin([asked(["xx"], ["en"])])
+    with pytest.raises(ValueError, match=r"mine\.py:18 in <listcomp>: ZeroDivisionError"):
+        bad.result()
+
+
 def test_a_function_that_cannot_be_loaded_is_named(functions: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine\.py defines no 'absent'"):
         scorer(functions, "absent")
