@@ -36,10 +36,13 @@ class Term:
 
 
 def _each(value: Callable[[TermInput], float | None]) -> Callable[[Tools], TermFunction]:
-    """A term that looks at one answer at a time and needs nothing loaded."""
+    """A term that looks at one answer at a time and needs nothing loaded.
+
+    It is computed in a thread, so that a long answer holds up no judge and no other group.
+    """
 
     async def values(given: Sequence[TermInput]) -> list[float | None]:
-        return [value(one) for one in given]
+        return await asyncio.to_thread(lambda: [value(one) for one in given])
 
     return lambda _: values
 
