@@ -48,7 +48,7 @@ _LATIN, _GREEK = "a-zA-ZÀ-ÖØ-öø-ɏḀ-ỿ", "Ͱ-Ͽἀ-῿"
 # Words in scripts whose letters are no symbols of mathematics, signs of currencies, and what LaTeX has as text.
 _UNIT = re.compile(
     rf"\\(?:text|textrm|mathrm|mbox)(?![a-z])\s*+(?:\{{[^{{}}]*+\}})?{_EXPONENT}|[^\W\d_{_LATIN}{_GREEK}]+{_EXPONENT}"
-    r"|[%°$€¥£₠-⃏]|\\[%$]|\^\s*+\{?\\circ\}?"
+    r"|°\s*+[CF]?(?![a-zA-Z])|[%°$€¥£₠-⃏]|\\[%$]|\^\s*+\{?\\circ\}?"
 )
 # Words in Latin or Greek letters, the first of three letters, with an accent, or of a unit of length, weight, speed or
 # volume: 42 x, 42 xy and 3 sin x are products.

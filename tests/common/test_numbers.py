@@ -95,11 +95,11 @@ def value_of(digits: list[str], signs: list[str], language: str) -> Fraction | N
         threes, indian = first <= 3 and {*middle} <= {3}, first <= 2 and {*middle} <= {2}
         return some[0][0] != "0" and last == 3 and (threes or indian)
 
-    whole = Fraction("".join(digits))
+    whole, places = int("".join(digits)), len(digits[-1])
     if not signs:
-        return whole
+        return Fraction(whole)
     if len({*signs}) == 1 and grouped(digits) and (len(signs) > 1 or numbers._groups(signs[0], decimal, group)):
-        return whole
+        return Fraction(whole)
     *others, last = signs
     if (
         last in others
@@ -109,7 +109,7 @@ def value_of(digits: list[str], signs: list[str], language: str) -> Fraction | N
         return None
     if not others and last == "," and decimal and "," not in decimal:
         return None
-    return whole / 10 ** len(digits[-1])
+    return Fraction(whole, 10**places)
 
 
 def read_slowly(text: str, language: str) -> list[tuple[int, int, Fraction]]:

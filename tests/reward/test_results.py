@@ -48,7 +48,8 @@ RIGHT = [  # answer, gold, language
     (r"\boxed{42 cá}", "42", "vi"), (r"\boxed{42\,manzanas}", "42", "es"), (r"\boxed{\text{42 Äpfel}}", "42", "de"),
     (r"\boxed{60\text{ cm}^2}", "60", ""), (r"\boxed{60 cm^2}", "60", ""), (r"\boxed{60 m²}", "60", ""),
     (r"\boxed{60 см^2}", "60", "ru"), (r"\boxed{5 km/h}", "5", ""), (r"\boxed{1.234 Euro}", "1234", "de"),
-    (r"\boxed{90^\circ}", "90", ""), (r"\boxed{₩42}", "42", "ko"),
+    (r"\boxed{90^\circ}", "90", ""), (r"\boxed{₩42}", "42", "ko"), (r"\boxed{42 °C}", "42", ""),
+    (r"\boxed{42 quả táo}", "42", "vi"), (r"\boxed{42 kg}", "42", ""), (r"\boxed{4,2 km}", "4.2", "de"),
 ]  # fmt: skip
 
 WRONG = [

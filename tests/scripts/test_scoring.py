@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from common.answer import read_answer
-from scripts.study.benchmarks.rows import BenchmarkRow, Place
+from learner.data.problems import Place
+from scripts.study.benchmarks.rows import BenchmarkRow
 from scripts.study.benchmarks.scoring import BENCHMARKS, Response, Verifier
 
 
