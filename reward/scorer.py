@@ -358,7 +358,7 @@ class Scorer:
         scored = []
         for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
             if number not in inputs:
-                nothing = self._worth.nothing(answer, decision, terms.earning(request.topics))
+                nothing = self._worth.nothing(answer, decision, terms.earned_by_final(request.topics))
                 scored.append(ScoredAnswer(nothing, decision, None, None))
                 continue
             values, quality, lasting = found[number]

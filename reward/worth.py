@@ -1,7 +1,7 @@
 """What an answer is worth once its quality is known, and when a group is scored again. These rules are here alone:
 
-* An answer that says nothing has the quality 0, whatever the terms are, and 0 of every term that earns: it counts as
-  wrong, and is not left out where right answers are counted.
+* An answer that says nothing has the quality 0, whatever the terms are, and 0 of every term that a final answer
+  earns by: it counts as wrong, and is not left out where right answers are counted.
 * An answer in another language than the one asked for earns 0, where the rewards are gated.
 * An answer of whose quality a part is missing is not scored, which is not the same as 0: it takes no part in the mean
   of its group.
@@ -67,7 +67,7 @@ class Worth:
         """The score of an answer that says nothing: 0 by every term that it could earn by, so that it is not right.
 
         Args:
-            earning: the names of these terms.
+            earning: the names of the terms that a final answer earns by.
         """
         return self.score(answer, decision, dict.fromkeys(earning, 0.0), 0.0)
 
