@@ -143,16 +143,20 @@ class Endpoints:
         self._sampling = {"temperature": 0.0, **(sampling or {})}
         self.counts: Counter[str] = Counter()
 
-    async def ask(self, conversation: Conversation, read: Callable[[str], Value], sample: str = "") -> Value | Failure:
+    async def ask(
+        self, conversation: Conversation, read: Callable[[str], Value], sample: str = "", **sampling: Any
+    ) -> Value | Failure:
         """What ``read`` returns for the answer.
 
         Args:
             conversation: chat messages.
             read: raises ValueError for an answer that is of no use; the model is then told why and asked again.
             sample: tells apart several answers to the same conversation, each of which is kept; "" where there is one.
+            sampling: fields of this request alone, beside or in place of those of all.
         """
+        fields = {**self._sampling, **sampling}
         for model in dict.fromkeys(server.model for server in self._servers):
-            known = self._cache.get(self._key(model, conversation, sample)) if self._cache is not None else None
+            known = self._cache.get(self._key(model, conversation, sample, fields)) if self._cache is not None else None
             if known is not None:
                 with suppress(ValueError):  # an answer that was usable once may not be today
                     value = read(known)
@@ -161,7 +165,7 @@ class Endpoints:
         newest = _Newest()
         try:
             async with asyncio.timeout(self._deadline_s), self._free:
-                found = await self._usable_answer(conversation, read, newest, sample)
+                found = await self._usable_answer(conversation, read, newest, sample, fields)
         except TimeoutError:
             found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", "unreachable")
         self.counts["failed"] += isinstance(found, Failure)
@@ -174,19 +178,24 @@ class Endpoints:
         if self._cache is not None:
             self._cache.close()
 
-    def _key(self, model: str, conversation: Conversation, sample: str) -> str:
-        request = {"model": model, "messages": conversation, **self._sampling}
+    def _key(self, model: str, conversation: Conversation, sample: str, fields: Mapping[str, Any]) -> str:
+        request = {"model": model, "messages": conversation, **fields}
         if sample:
             request["sample"] = sample
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     async def _usable_answer(
-        self, conversation: Conversation, read: Callable[[str], Value], newest: _Newest, sample: str
+        self,
+        conversation: Conversation,
+        read: Callable[[str], Value],
+        newest: _Newest,
+        sample: str,
+        fields: Mapping[str, Any],
     ) -> Value | Failure:
         asked, reason = conversation, ""
         for _ in range(_ANSWERS):
             try:
-                answer, model = await self._answer(asked, newest)
+                answer, model = await self._answer(asked, newest, fields)
             except _Problem as problem:
                 return Failure(problem.reason, "refused" if problem.refused else "unreachable")
             try:
@@ -197,11 +206,11 @@ class Endpoints:
                 asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
                 continue
             if self._cache is not None:
-                self._cache.put(self._key(model, conversation, sample), answer)
+                self._cache.put(self._key(model, conversation, sample, fields), answer)
             return value
         return Failure(reason, "unusable")
 
-    async def _answer(self, conversation: Conversation, newest: _Newest) -> tuple[str, str]:
+    async def _answer(self, conversation: Conversation, newest: _Newest, fields: Mapping[str, Any]) -> tuple[str, str]:
         """An answer and the model that gave it, from the endpoint that is free first.
 
         Raises:
@@ -218,7 +227,7 @@ class Endpoints:
             began = server.asked = time.monotonic()
             server.under_way += 1
             try:
-                answer = await self._call(server, conversation)
+                answer = await self._call(server, conversation, fields)
                 if server.denial:
                     server.resumes = 0.0
                 server.failures, server.denial = 0, ""
@@ -253,7 +262,7 @@ class Endpoints:
         able = [one for one in left if not one.denial or one.resumes <= now]
         return min(able or left, key=lambda one: (max(one.resumes, now) if able else 0.0, one.under_way, one.asked))
 
-    async def _call(self, server: _Server, conversation: Conversation) -> str:
+    async def _call(self, server: _Server, conversation: Conversation, fields: Mapping[str, Any]) -> str:
         """
         Raises:
             _Problem: there is no answer.
@@ -262,9 +271,7 @@ class Endpoints:
         self.counts["calls"] += 1
         where = f"{server.url} (model {server.model!r}) gives no answer: "
         try:
-            said = await server.client.chat.completions.create(
-                model=server.model, messages=messages, extra_body=self._sampling
-            )
+            said = await server.client.chat.completions.create(model=server.model, messages=messages, extra_body=fields)
             if said.usage is not None:
                 self.counts["tokens_read"] += said.usage.prompt_tokens
                 self.counts["tokens_written"] += said.usage.completion_tokens

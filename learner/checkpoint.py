@@ -43,7 +43,7 @@ from learner.train.anchor import Anchor
 from learner.train.lora import check_same_adapters, is_anchor, saved_parameters
 from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
-from learner.weights.deadlines import checkpoint_deadline_s
+from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 
 log = logging.getLogger("learner.checkpoint")
 
@@ -53,6 +53,7 @@ _OPTIMIZER_FILE = "optimizer.json"  # only where its state is not in float32: in
 _ANCHOR_FILE = "anchor.json"  # only where the run has stages: for which of them the policy of the KL was last set
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
+_DISK_S, _DISK_MB_PER_S = 600.0, 20.0  # a file system that stalls, and the slowest that is put up with
 _FINISH_S = 5.0  # what a run that has failed gives the checkpoint that is being written
 
 
@@ -155,7 +156,7 @@ class Checkpoints:
         if anchor is not None:
             tensors["anchor"] = get_model_state_dict(anchor)
         self._path, self._bytes = partial.with_suffix(""), _bytes_of(tensors)
-        self._due = time.monotonic() + checkpoint_deadline_s(self._bytes, self._collective_s)
+        self._due = time.monotonic() + _deadline_s(self._bytes, self._collective_s)
         written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
         assert isinstance(written, Future)
         self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on))
@@ -178,7 +179,7 @@ class Checkpoints:
         if not writing.done():
             raise FatalError(
                 f"the checkpoint {self._path} of {self._bytes / 1e6:.0f} MB is still not on the disk after "
-                f"{checkpoint_deadline_s(self._bytes, self._collective_s):.0f} s: does the file system there hang? "
+                f"{_deadline_s(self._bytes, self._collective_s):.0f} s: does the file system there hang? "
                 "Mend it and give the same command again"
             )
         writing.result()
@@ -367,3 +368,12 @@ def _damage(checkpoint: Path) -> str:
         return f"{_MANIFEST_FILE} is no JSON: {error}"
     sizes = [f"{name} (now {(checkpoint / name).stat().st_size} bytes)" for name in changed]
     return f"changed since it was written: {', '.join(sizes)}" if changed else ""
+
+
+def _deadline_s(total_bytes: int, collective_s: float) -> float:
+    """How long a checkpoint of so many bytes may take until it is on the disk, in seconds.
+
+    Args:
+        collective_s: what the learner's ranks wait for one another in a collective; infinite for a single rank.
+    """
+    return min(_DISK_S + total_bytes / (_DISK_MB_PER_S * 1e6), SHARE_OF_COLLECTIVE * collective_s)

@@ -50,7 +50,7 @@ class Run:
         config: the section ``learner``.
         languages: of the run, as the router has them.
         right: from what on an answer counts as right for the curriculum, where somebody has said it.
-        gated: whether it must be in its language, too.
+        gated: whether it must be in its language, too. Without the gate, the router learns from quality alone.
         step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
         ranks: knows the actions ``train`` and ``export``.
@@ -158,7 +158,7 @@ class Run:
             )
         state.ledger.flush()
         with state.lock:
-            state.router.observe(router_observations(batch, self.languages))
+            state.router.observe(router_observations(batch, self.languages, gated=self.gated))
             for group in batch:
                 scores = [rollout.score for rollout in group.rollouts]
                 sequence, row = group.work.sequence, group.work.question.index

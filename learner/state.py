@@ -182,7 +182,7 @@ class RunState:
                 pending=self.queue.untaken(),
                 setbacks=self.queue.setbacks(),
                 groups_retried=self.queue.retried,
-                groups_orphaned=self.queue.lost,
+                groups_orphaned=self.queue.orphaned,
                 groups_failed=self.queue.failed,
                 ledger_size=self.ledger.size(),
                 router=self.router.state(),
@@ -235,7 +235,7 @@ class RunState:
         fresh = _without_stale(config, snapshot, queued, ledger)
         queue = _queue(config, snapshot.step, snapshot.next_sequence, snapshot.pending, fresh, snapshot.setbacks)
         queue.retried = snapshot.groups_retried + len(queued) - len(fresh)
-        queue.lost, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
+        queue.orphaned, queue.failed = snapshot.groups_orphaned, snapshot.groups_failed
         return cls(
             lock=lock,
             questions_digest=questions_digest,

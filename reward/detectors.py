@@ -31,6 +31,7 @@ DetectorName: TypeAlias = Literal["gate", "langdetect", "lingua"]
 ADAMAME_MGSM = ("bn", "de", "en", "es", "fr", "ja", "ko", "ru", "sw", "te", "th", "zh")
 ADAMAME_MSVAMP = ("ar", "en", "es", "fr", "ja", "ko", "pt", "th", "vi", "zh")
 
+_TRADITIONAL = "zh-tw"  # langdetect's label
 _SEED = 42  # of langdetect, which is random; M-Thinker sets the same one
 # A line with fewer letters passes in any language, because that of "Schritt 1" or "OK" cannot be told. Letters of
 # scripts without case count twice, because words in these scripts are shorter.
@@ -137,6 +138,9 @@ class GateDetector:
 class Langdetect:
     """langdetect 1.0.9, with 55 languages: consistency as PolyMath defines it, lines and words as AdaMame does.
 
+    PolyMath and M-Thinker take Chinese for consistent only where langdetect finds zh-cn. Text in traditional
+    characters, which it labels zh-tw, is not; by lines and words it is Chinese as any other.
+
     Not for several threads at a time: the seed belongs to the package.
     """
 
@@ -156,25 +160,31 @@ class Langdetect:
         return language in self._known
 
     def languages(self, text: str) -> list[str]:
-        """The languages that langdetect finds, the most probable one first.
+        """The languages that langdetect finds, as PolyMath and M-Thinker read its labels, the most probable one first.
+
+        Codes, but for Chinese in traditional characters, which stays ``zh-tw`` and so is not ``zh``.
 
         Raises:
             ValueError: it finds none, as in a text without letters.
         """
+        return [label if label == _TRADITIONAL else code_of(label) for label in self._labels(text)]
+
+    def _labels(self, text: str) -> list[str]:
+        """
+        Raises:
+            ValueError: it finds none.
+        """
         try:
-            return [code_of(one.lang) for one in self._package.detect_langs(text)]
+            return [str(one.lang) for one in self._package.detect_langs(text)]
         except self._package.LangDetectException as error:
             raise ValueError(str(error)) from None
 
     def _best(self, text: str) -> str:
-        try:
-            return self.languages(text)[0]
-        except ValueError:
-            return ""
+        return next(iter(self._all(text)), "")
 
     def _all(self, text: str) -> list[str]:
         try:
-            return self.languages(text)
+            return [code_of(label) for label in self._labels(text)]
         except ValueError:
             return []
 

@@ -22,6 +22,7 @@ from common.config import RewardConfig
 from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
+from common.symbols import without_symbols
 from common.wire import PartLanguages
 from reward.foreign_letters import ForeignLetters
 from reward.lid import LanguageModel, sum_rows
@@ -88,7 +89,8 @@ class LanguageGate:
         """Judges each text by the language asked for; ``""`` where none was, in which case nothing matches.
 
         A text counts as being in its language where no larger share of its letters than ``share`` is foreign. One
-        without letters that has digits, as a bare number, counts as being in any language.
+        without letters that has digits, as a bare number, counts as being in any language. Variables and units are no
+        letters in a language of another script (:mod:`common.symbols`).
 
         Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
         """
@@ -105,7 +107,7 @@ class LanguageGate:
         self, texts: Sequence[str], asked: Sequence[str], among: Sequence[Collection[str]] | None = None
     ) -> list[Finding]:
         languages = self._model.languages
-        words = [judged_words(text) for text in texts]
+        words = [without_symbols(judged_words(text), code) for text, code in zip(texts, asked, strict=True)]
         units = self._model.read(words)
         count = len(texts)
         letters = np.bincount(units.owner, units.letters, count)

@@ -329,9 +329,10 @@ class Scorer:
     ) -> list[ScoredAnswer]:
         found = await function(job.request, job.answers, decisions, self._tools)
         scored = []
-        for answer, decision, parts in zip(job.answers, decisions, found, strict=True):
+        for answer, decision, (parts, lasting) in zip(job.answers, decisions, found, strict=True):
             quality = None if parts is None else function.value(parts)
-            scored.append(ScoredAnswer(self._worth.score(answer, decision, parts or {}, quality), decision, None, None))
+            score = self._worth.score(answer, decision, parts or {}, quality)
+            scored.append(ScoredAnswer(score, decision, None, None, lasting))
         return scored
 
     async def _score_by_terms(

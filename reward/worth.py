@@ -7,7 +7,7 @@
   of its group.
 * A group of which too many answers are not scored is handed back, to be scored again. Answers that would be missing
   every time, as where an embedding is no number or a judge refuses the answer, are not counted for this, so that no
-  group is scored for ever.
+  group is scored for ever; a reward function says so by ``tools.never`` (:mod:`reward.terms.missing`).
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Observation(NamedTuple):
 
     context: Context
     languages: tuple[str, ...]  # [K] the languages that were asked for
-    rewards: tuple[float, ...]  # [K] 0 where the answer was in another language
-    compliant: tuple[bool, ...]  # [K] whether the answer was in the language asked for
+    rewards: tuple[float, ...]  # [K] what the answer earned: with the gate 0 where it was in another language
+    compliant: tuple[bool, ...]  # [K] whether the answer was in the language asked for; without the gate all are
 
     def signal(self) -> Observation:
         """The same rollouts, valued by how much each teaches in place of what it earned.

@@ -22,6 +22,7 @@ from router.posterior import COMPLIANCE, QUALITY, Beliefs
 from router.schedule import exploration_schedule, temperature_schedule
 
 STATE = 3  # the format number of Router.state
+_STREAM = 2  # tells draws by place from what else is drawn by the run's seed and a question's place
 _LOGGED = 200  # the most rows that one line of the log has
 
 
@@ -72,7 +73,7 @@ class Router:
         self._config, self._steps = config, steps
         self._languages = list(languages)
         self._arms = {language: arm for arm, language in enumerate(languages)}
-        self._random = np.random.default_rng(seed)
+        self._seed, self._random = seed, np.random.default_rng(seed)
         self._temperature = temperature_schedule(config, steps)
         self._exploration = exploration_schedule(config, steps)
         initial = {name: [row.get(one, 0.0) for one in languages] for name, row in config.initial.items()}
@@ -108,7 +109,7 @@ class Router:
 
     # -- drawing ---------------------------------------------------------------------------------------------------
 
-    def draw(self, question_language: str, topics: Names, regions: Names) -> Draw:
+    def draw(self, question_language: str, topics: Names, regions: Names, place: int | None = None) -> Draw:
         """Chooses the languages of a question's K rollouts: fixed ones first, then those that are drawn.
 
         A question's language need not be among the L languages; fixed rollouts are in it all the same.
@@ -117,16 +118,21 @@ class Router:
             question_language: a code or English name, or ``""`` where it does not matter.
             topics: a name, a list of names, or None.
             regions: likewise.
+            place: of the question in the run's order. Its random numbers are made of the seed and the place, so that a
+                question that is asked again, or after a resume, gets the same ones, and none of the others gets
+                different ones for it. Without a place they are the next of the router's own generator.
 
         Raises:
             ValueError: the language is unknown, or topics or regions are not names. Nothing was drawn.
         """
-        return self.route([Context.of(question_language, topics, regions)])[0]
+        random = self._random if place is None else np.random.default_rng([self._seed, place, _STREAM])
+        return self._route([Context.of(question_language, topics, regions)], random)[0]
 
     def route(self, contexts: Sequence[Context]) -> list[Draw]:
         """Draws for many questions at once. Apart from rounding, these are the same draws as one after the other."""
-        if not contexts:
-            return []
+        return self._route(contexts, self._random) if contexts else []
+
+    def _route(self, contexts: Sequence[Context], random: np.random.Generator) -> list[Draw]:
         fixed = [fixed_languages(self._config, context.language, context.topics) for context in contexts]
         index = {context: place for place, context in enumerate(dict.fromkeys(contexts))}
         self._compute_distributions(index)
@@ -134,9 +140,9 @@ class Router:
         numbers = np.array(sizes, np.intp)
         weights = np.array([self._distributions[context] for context in index])[[index[one] for one in contexts]]
         if self._believes:
-            arms = stratified(weights, numbers, self._config.rollouts, self._random)
+            arms = stratified(weights, numbers, self._config.rollouts, random)
         else:
-            arms = independent(weights, numbers, self._random)
+            arms = independent(weights, numbers, random)
         drawn = [self._languages[arm] for arm in arms.tolist()]
         propensities = weights[np.repeat(np.arange(len(weights)), numbers), arms].tolist()
         draws, begin = [], 0

@@ -4,7 +4,7 @@ from common.config.actor import ActorConfig
 from common.config.checks import HEARTBEAT_S, address_problem, is_address
 from common.config.config import Config
 from common.config.learner import LearnerConfig, StageConfig
-from common.config.load import explain, load, read_toml, usage
+from common.config.load import explain, given_keys, load, read_toml, usage
 from common.config.lora import LoraConfig
 from common.config.resume import ResumeConfig
 from common.config.reward import RewardConfig
@@ -16,5 +16,5 @@ from common.config.sync import SyncConfig
 __all__ = [
     "HEARTBEAT_S", "ActorConfig", "Config", "ConfigError", "DataConfig", "LearnerConfig", "LoraConfig",
     "ModelConfig", "ResumeConfig", "RewardConfig", "RouterConfig", "RunConfig", "SamplingConfig", "Section",
-    "StageConfig", "SyncConfig", "address_problem", "explain", "is_address", "load", "read_toml", "usage",
+    "StageConfig", "SyncConfig", "address_problem", "explain", "given_keys", "is_address", "load", "read_toml", "usage",
 ]  # fmt: skip

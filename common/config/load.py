@@ -44,7 +44,27 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
     Raises:
         ConfigError: a file is missing or is no TOML, a key is unknown, or a value has the wrong type or range.
     """
-    merged = copy.deepcopy(base or {})
+    try:
+        return Config.model_validate(_merge(arguments, copy.deepcopy(base or {})))
+    except ValidationError as error:
+        raise ConfigError(f"configuration: {explain(error, Config)}") from None
+
+
+def given_keys(arguments: Sequence[str]) -> set[str]:
+    """The settings, as ``section.key``, that a command line says something of, known or not.
+
+    Args:
+        arguments: the command line, as :func:`load` reads it.
+
+    Raises:
+        ConfigError: a file is missing or is no TOML, or a flag has no value.
+    """
+    merged = _merge(arguments, {})
+    return {f"{section}.{key}" for section, values in merged.items() if isinstance(values, dict) for key in values}
+
+
+def _merge(arguments: Sequence[str], merged: dict[str, Any]) -> dict[str, Any]:
+    """Lays the files and flags of a command line over ``merged``, and returns it."""
     rest = list(arguments)
     while rest and not rest[0].startswith("--"):
         _add_file(merged, read_toml(Path(rest.pop(0))))
@@ -58,10 +78,7 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
                 raise ConfigError(f"flag --{key} needs a value")
             value = rest.pop(0)
         _set(merged, key.split("."), _parse(value))
-    try:
-        return Config.model_validate(merged)
-    except ValidationError as error:
-        raise ConfigError(f"configuration: {explain(error, Config)}") from None
+    return merged
 
 
 def usage() -> str:

@@ -30,7 +30,8 @@ else:
     Int32 = Float32 = memoryview
 
 Count = Annotated[int, Meta(ge=0, le=100_000)]
-Seconds = Annotated[float, Meta(ge=0, le=1e12)]  # the bound keeps out infinity and NaN
+Amount = Annotated[float, Meta(ge=0, le=1e12)]  # of anything; the bound keeps out infinity and NaN
+Seconds = Amount
 
 
 class WireStruct(Struct, forbid_unknown_fields=True, gc=False):

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from common.wire.base import FLOAT32, INT32, Float32, Int32, LifeMessage, Seconds, WireStruct
+from common.wire.base import FLOAT32, INT32, Amount, Float32, Int32, LifeMessage, Seconds, WireStruct
 
 
 class Chat(WireStruct):
@@ -109,7 +109,7 @@ class Timing(WireStruct):
     """What a group cost its actor."""
 
     generate_s: Seconds  # generation, without the pauses for weight updates
-    groups: Seconds  # how many groups were being generated meanwhile, on average, this one included
+    groups: Amount  # how many groups were being generated meanwhile, on average, this one included
     score_s: Seconds  # waiting for scores
 
 

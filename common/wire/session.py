@@ -7,10 +7,10 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from common.wire.base import Count, LifeMessage, Seconds, WireStruct
+from common.wire.base import Amount, Count, LifeMessage, Seconds, WireStruct
 
 # Figures by their names, which are metrics of the run: neither is without end, whatever an actor sends.
-Named: TypeAlias = Annotated[dict[Annotated[str, Meta(max_length=50)], Seconds], Meta(max_length=50)]
+Named: TypeAlias = Annotated[dict[Annotated[str, Meta(max_length=50)], Amount], Meta(max_length=50)]
 
 
 class ActorProcess(WireStruct):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from common.wire.base import Message, Seconds, WireStruct
+from common.wire.base import Amount, Message, Seconds, WireStruct
 
 
 class Health(Message):
@@ -27,7 +27,7 @@ class ActorStatus(WireStruct):
     slots: int  # most leases it can hold
     silent_s: float  # seconds since its last message
     seconds: dict[str, Seconds]  # as in its heartbeats
-    gauges: dict[str, Seconds]  # as in its heartbeats
+    gauges: dict[str, Amount]  # as in its heartbeats
 
 
 class Status(Message):

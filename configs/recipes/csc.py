@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from reward.terms.custom import Group, Parts
-from reward.terms.math import last_box
+from reward.terms.math import is_hostile, last_box, number_in_box, reading_cost
 from reward.terms.tools import Tools
 
 
@@ -17,31 +17,52 @@ async def score(group: Group, tools: Tools) -> Parts:
     """``agreement`` of each answer: the mean over languages of the share of their answers that agree with it.
 
     The answer itself is left out, and so are languages of which no other answer is left; every language counts alike,
-    however many answers it has. Two answers agree where math-verify finds their boxes equal. An answer without a box
-    agrees with none. Where no two agree all values are 0, and the question teaches nothing. An answer whose box could
-    not be compared is not scored, and left out for the others.
+    however many answers it has. Two answers agree where their boxes are the same number, each read in its answer's
+    language, or where math-verify finds them equal. An answer without a box agrees with none, nor does one whose box
+    asks for astronomical numbers. Where no two agree all values are 0, and the question teaches nothing. An answer
+    whose box could not be compared is not scored, and left out for the others.
     """
-    classes = await equal_boxes([last_box(one.text) for one in group.answers], tools)
+    boxes = [last_box(one.text) for one in group.answers]
+    classes = await equal_boxes(boxes, [one.detected or one.asked for one in group.answers], tools)
     values = agreement(classes, [one.asked for one in group.answers])
     return [None if value is None else {"agreement": value} for value in values]
 
 
-async def equal_boxes(boxes: Sequence[str | None], tools: Tools) -> list[int | None]:
-    """A number for each box that equal ones share, -1 for no box; None where the verifier did not get to compare it."""
-    distinct = list(dict.fromkeys(box.strip() for box in boxes if box is not None and box.strip()))
-    number_of: dict[str, int | None] = {}
+async def equal_boxes(boxes: Sequence[str | None], languages: Sequence[str], tools: Tools) -> list[int | None]:
+    """A number for each box that equal ones share, -1 for no box; None where the verifier did not get to compare it.
+
+    Which of them share one does not depend on the order of the boxes.
+
+    Args:
+        languages: code of the language that each box is in, which decides what 1.234 means.
+    """
+    read = [_read(box, language) for box, language in zip(boxes, languages, strict=True)]
+    numbers = {form for form, is_number in read if is_number}
+    class_of: dict[str, int | None] = {"": -1}
     first_of_class: list[str] = []
-    for box in distinct:
-        asked = [(f"\\boxed{{{box}}}", [one], "") for one in first_of_class]
-        equal = await tools.verify_all(asked)
+    # Always in this order, whatever that of the answers is: what looks cheap to read is what others are compared with.
+    for form in sorted({form for form, _ in read} - {""}, key=lambda form: (reading_cost(form), form)):
+        others = [one for one in first_of_class if not {one, form} <= numbers]  # numbers differ if they look different
+        equal = await tools.verify_all([(f"\\boxed{{{form}}}", [one], "en") for one in others])
         if 1 in equal:
-            number_of[box] = equal.index(1)
+            class_of[form] = class_of[others[equal.index(1)]]
         elif None in equal:
-            number_of[box] = None
+            class_of[form] = None
         else:
-            number_of[box] = len(first_of_class)
-            first_of_class.append(box)
-    return [-1 if box is None else number_of.get(box.strip(), -1) for box in boxes]
+            class_of[form] = len(first_of_class)
+            first_of_class.append(form)
+    return [class_of[form] for form, _ in read]
+
+
+def _read(box: str | None, language: str) -> tuple[str, bool]:
+    """What a box says in a form that means the same in every language, and whether it is a number; "" for nothing."""
+    if box is None or is_hostile(box):
+        return "", False
+    number = number_in_box(box, language)
+    if number is None:
+        return box.strip(), False
+    whole = str(number.numerator)
+    return (whole if number.denominator == 1 else f"\\frac{{{whole}}}{{{number.denominator}}}"), True
 
 
 def agreement(classes: Sequence[int | None], languages: Sequence[str]) -> list[float | None]:

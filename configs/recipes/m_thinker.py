@@ -3,6 +3,10 @@
 The recipes take the gate of this project for a part's language and math-verify for its answer. The classes whose names
 end in ``AsPublished`` take what the published code has: langdetect (``pip install "lrpo[detectors]"``), under which any
 text of at most 15 characters is in every language, answers compared as texts, and 0 for a judgement that failed.
+
+Every answer has a part ``accuracy`` beside those of the reward: whether it is right, whatever its language, format and
+length. Its weight is 0. Charts, evaluations and pass rates read it, because ``acc`` is 0 for right answers that earn
+nothing. An answer that the verifier did not get to is not scored, whatever it would earn.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import NamedTuple
 from common.diagnostics import DetectAll, consistent_polymath
 from common.languages import english_name
 from reward.detectors import Langdetect
-from reward.terms.custom import Group, GroupAnswer, Parts
+from reward.terms.custom import Group, GroupAnswer, Part, Parts
 from reward.terms.published import boxed_equals
 from reward.terms.tools import Tools
 
@@ -68,27 +72,22 @@ def measure_as_published(group: Group, detect: DetectAll) -> list[Measured]:
 def slc_parts(answers: Sequence[GroupAnswer], measured: Sequence[Measured], least: int = LEAST_CHARACTERS) -> Parts:
     """r = 0.9 acc + 0.1 lc; both are 0 unless the answer is whole and has more than ``least`` characters."""
     counted = [m.is_whole and len(one.text) > least for one, m in zip(answers, measured, strict=True)]
-    return [
-        {"acc": accuracy(m, ok), "lc": float(ok and m.is_consistent)} for ok, m in zip(counted, measured, strict=True)
-    ]
+    return [{**accuracy(m, ok), "lc": float(ok and m.is_consistent)} for ok, m in zip(counted, measured, strict=True)]
 
 
-def strict_parts(measured: Sequence[Measured]) -> list[dict[str, float | None]]:
+def strict_parts(measured: Sequence[Measured]) -> list[dict[str, Part]]:
     """r = lc + acc: -1 where format or language fails, else 1 or 0 by the answer."""
     kept = [m.is_whole and m.is_consistent for m in measured]
-    return [{"lc": float(ok) - 1, "acc": accuracy(m, ok)} for ok, m in zip(kept, measured, strict=True)]
+    return [{"lc": float(ok) - 1, **accuracy(m, ok)} for ok, m in zip(kept, measured, strict=True)]
 
 
-def accuracy(measured: Measured, counted: bool) -> float | None:
-    """Whether an answer is right, as far as it counts; None where that would matter and nobody knows."""
-    if not counted:
-        return 0.0
-    return None if measured.is_right is None else float(measured.is_right)
+def accuracy(measured: Measured, counted: bool) -> dict[str, Part]:
+    """``accuracy``: whether an answer is right; ``acc``: the same, as far as it counts. None where nobody knows."""
+    right = None if measured.is_right is None else float(measured.is_right)
+    return {"accuracy": right, "acc": right if counted else 0.0}
 
 
-async def cta_parts(
-    group: Group, strict: Sequence[dict[str, float | None]], tools: Tools, failed: float | None
-) -> Parts:
+async def cta_parts(group: Group, strict: Sequence[dict[str, Part]], tools: Tools, failed: float | None) -> Parts:
     """Adds the cross-lingual thinking alignment r_cta in [0, 1] of the right answers.
 
     Args:
@@ -97,7 +96,7 @@ async def cta_parts(
     english = group.extra.get("english_thought", "").strip()
     question = group.extra.get("english_question", "").strip() or group.messages[-1].content
 
-    async def whole(one: GroupAnswer, parts: dict[str, float | None]) -> dict[str, float | None]:
+    async def whole(one: GroupAnswer, parts: dict[str, Part]) -> dict[str, Part]:
         if not parts["acc"] or not english:
             return {**parts, "cta": 0.0}
         language = english_name(group.language).capitalize()

@@ -10,7 +10,11 @@ _CLOSE = "</think>"
 
 
 async def score(group: Group, tools: Tools) -> Parts:
-    """``acc``; ``format``: a ``</think>`` and a box; ``language``: the share of the letters that are in it."""
+    """``acc``; ``format``: a ``</think>`` and a box; ``language``: the share of the letters that are in it.
+
+    An answer without a word, thought included, has no letters and so a share of 0: it must not pay to leave the thought
+    out.
+    """
     right = await tools.verify_all([(one.final, group.accepted, one.detected or one.asked) for one in group.answers])
     shares = tools.language_shares(_texts(group), [one.asked for one in group.answers])
     return _parts(group, right, shares)

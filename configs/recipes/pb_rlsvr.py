@@ -9,6 +9,7 @@ import asyncio
 import math
 
 from reward.terms.custom import Group, GroupAnswer, Parts
+from reward.terms.missing import NEVER
 from reward.terms.tools import Tools
 
 _MOST = 100
@@ -26,8 +27,8 @@ from 0 (nothing of it) to 100 (all of it and nothing else), and nothing else."""
 async def score(group: Group, tools: Tools) -> Parts:
     """``answer``: the judge's grade of the final answer; ``reasoning``: max(0, cosine) of the thought; both in [0, 1].
 
-    An answer without a thought is compared as a whole, and one whose embedding is no number cannot be scored. The row
-    needs the columns ``english_answer`` and ``english_reasoning``.
+    An answer without a thought is compared as a whole, and one whose embedding is no number can never be scored. The
+    row needs the columns ``english_answer`` and ``english_reasoning``.
     """
     english, reasoning = (column(group, name) for name in ("english_answer", "english_reasoning"))
     thoughts = [one.thinking or one.final for one in group.answers]
@@ -41,7 +42,7 @@ async def score(group: Group, tools: Tools) -> Parts:
 
     grades = await asyncio.gather(*map(grade, group.answers))
     cosines = [float(vector @ reference) for vector in vectors]
-    near = [None if math.isnan(cosine) else max(0.0, cosine) for cosine in cosines]
+    near = [NEVER if math.isnan(cosine) else max(0.0, cosine) for cosine in cosines]
     return [{"answer": grade, "reasoning": similarity} for grade, similarity in zip(grades, near, strict=True)]
 
 

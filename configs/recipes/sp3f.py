@@ -6,9 +6,9 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 
-from reward.terms.custom import Group, Parts
+from reward.terms.custom import Group, Part, Parts
 from reward.terms.math import last_box
-from reward.terms.tools import Tools
+from reward.terms.tools import Tools, has_letters
 
 _LEAST_SHARE = 0.7  # of the answer in its language
 
@@ -34,7 +34,9 @@ async def score(group: Group, tools: Tools) -> Parts:
     """``acc``, ``box``, ``lc`` and ``wins``, each in [0, 1].
 
     ``wins`` is the share of the comparisons with the other answers that an answer wins, always shown as A. Comparisons
-    that failed are left out; an answer of which all failed cannot be scored.
+    that failed are left out; an answer of which all failed cannot be scored. One that is alone, as in evaluations, wins
+    nothing. ``lc`` is of the final answer; of one without a word, as a bare number or a box, it is that of the thought
+    before it, and 0 where there is none.
     """
     return await _score(group, tools, _share_of_those_made)
 
@@ -45,20 +47,23 @@ async def score_as_published(group: Group, tools: Tools) -> Parts:
 
 
 def _share_of_those_made(results: Sequence[bool | None]) -> float | None:
+    if not results:  # there is no other answer
+        return 0.0
     made = [one for one in results if one is not None]
     return sum(made) / len(made) if made else None
 
 
 def _share_of_all(results: Sequence[bool | None]) -> float:
-    return sum(map(bool, results)) / len(results)
+    return sum(map(bool, results)) / max(1, len(results))
 
 
 async def _score(group: Group, tools: Tools, share_of: Callable[[Sequence[bool | None]], float | None]) -> Parts:
     answers = group.answers
     given = [(one.final, group.accepted, one.detected or one.asked) for one in answers]
     right, results = await asyncio.gather(tools.verify_all(given), compare(group, tools))
-    shares = tools.language_shares([one.final for one in answers], [one.asked for one in answers])
-    parts: list[dict[str, float | None] | None] = []
+    judged = [one.thinking if one.final and not has_letters(one.final, one.asked) else one.final for one in answers]
+    shares = tools.language_shares(judged, [one.asked for one in answers])
+    parts: list[dict[str, Part] | None] = []
     for one, acc, share, made in zip(answers, right, shares, results, strict=True):
         wins = share_of(made)
         boxed = float(last_box(one.text) is not None)
@@ -84,7 +89,13 @@ async def compare(group: Group, tools: Tools) -> Results:
 
 
 def read_first_wins(said: str) -> bool:
-    found = re.findall(r"\b[AB]\b", said)
-    if not found:
-        raise ValueError("the last line must be the letter A or B")
-    return bool(found[-1] == "A")
+    """Whether the last line is A, and not B; with marks around it, as ``**A**``, but with no other word.
+
+    Raises:
+        ValueError: it is neither. A letter in a sentence decides nothing: "B makes a mistake" is for A.
+    """
+    last = said.strip().rpartition("\n")[2]
+    found = re.fullmatch(r"[\W_]*([AB])[\W_]*", last)
+    if found is None:
+        raise ValueError("the last line must be the letter A or B, and nothing else")
+    return found[1] == "A"

@@ -38,7 +38,7 @@ class TrainingWork:
     def make(self, sequence: int) -> wire.Work:
         """The question of a group, with languages drawn from the newest router."""
         question, propensity = self._curriculum.question(sequence, partial(self._enter_passed_over, sequence))
-        draw = self._state.router.draw(question.language, question.topics, question.regions)
+        draw = self._state.router.draw(question.language, question.topics, question.regions, sequence)
         return wire.Work(
             id=f"train-{sequence}",
             question=question,

@@ -27,7 +27,7 @@ class Bottleneck:
 
     Args:
         demand: for each stage, the share of the present step time for which it is needed.
-        lost: the share of time for which those who wait for the bottleneck stand still; for ``sync`` the share of time
+        cost: the share of time for which those who wait for the bottleneck stand still; for ``sync`` the share of time
             it takes itself.
         remedy: the one setting to change, or why there is none.
         gain: the share of the step time that the remedy would save; for staleness the share of a group's time.
@@ -35,13 +35,13 @@ class Bottleneck:
 
     stage: PipelineStage
     demand: dict[PipelineStage, float]
-    lost: float
+    cost: float
     remedy: str
     gain: float
 
     def __str__(self) -> str:
         saved = f" (saves {self.gain:.0%})" if self.gain > 0 else ""
-        return f"{self.stage} cost {self.lost:.0%}: {self.remedy}{saved}"
+        return f"{self.stage} cost {self.cost:.0%}: {self.remedy}{saved}"
 
 
 def find_bottleneck(

@@ -92,7 +92,7 @@ def health_metrics(
         "pause_seconds": context.published.pause_s,
     }  # fmt: skip
     counts = context.counts
-    metrics |= {"leases_retried": counts["retried"], "leases_lost": counts["lost"]}
+    metrics |= {"leases_retried": counts["retried"], "leases_orphaned": counts["orphaned"]}
     metrics |= {"groups_failed": counts["failed"], "groups_refused": counts["refused"]}
     dropped = sum(peer.gauges.get("dropped_messages", 0.0) for peer in context.peers.values())
     metrics |= {"foreign_messages": counts["foreign"], "foreign_orders": dropped}
@@ -164,7 +164,7 @@ def flow_metrics(
     metrics = {
         "tokens_per_second": tokens / max(context.spent_s, 1e-9),
         "batch_fill": result.fill,
-        "bottleneck_cost": bottleneck.lost,
+        "bottleneck_cost": bottleneck.cost,
         "bottleneck_saving": bottleneck.gain,
         "groups_leased": context.counts["leased"],
         "groups_waiting": context.counts["waiting"],

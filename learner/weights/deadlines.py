@@ -1,8 +1,7 @@
-"""How long each part of a weight sync, and a checkpoint, may take: from the bytes that travel and their bandwidth.
+"""How long each part of a weight sync may take: from the bytes that travel and their bandwidth.
 
 This is the only place where these deadlines are put together. A round with every one of them used up is shorter than
-what the learner's other ranks wait for in a collective, because they wait for rank 0 while it publishes. So is the wait
-for a checkpoint.
+what the learner's other ranks wait for in a collective, because they wait for rank 0 while it publishes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from common.config import SyncConfig
 log = logging.getLogger("learner.publisher")
 
 SHARE_OF_COLLECTIVE = 0.9  # of what the ranks wait in a collective that a round may take
-_DISK_S, _DISK_MB_PER_S = 600.0, 20.0  # of a checkpoint: a file system that stalls, and the slowest that is put up with
 
 
 @dataclass(frozen=True)
@@ -87,12 +85,3 @@ def round_deadlines(
         bucket_s=min(found.bucket_s, shorter_s),
         transfer_s=shorter_s,
     )
-
-
-def checkpoint_deadline_s(total_bytes: int, collective_s: float) -> float:
-    """How long a checkpoint of so many bytes may take until it is on the disk, in seconds.
-
-    Args:
-        collective_s: what the learner's ranks wait for one another in a collective; infinite for a single rank.
-    """
-    return min(_DISK_S + total_bytes / (_DISK_MB_PER_S * 1e6), SHARE_OF_COLLECTIVE * collective_s)

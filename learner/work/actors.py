@@ -324,8 +324,8 @@ class ActorRegistry:
         """Numbers of groups of the served queue; empty if there is none.
 
         ``leased`` groups, and finished ones that are ``waiting`` for their step, are the present numbers. Since the
-        beginning of the run: ``retried`` leases ended without a valid answer, ``lost`` of these because the actor was
-        lost, and ``failed`` groups were given up.
+        beginning of the run: ``retried`` leases ended without a valid answer, ``orphaned`` of these because their actor
+        was gone, and ``failed`` groups were given up.
         ``refused`` answers broke a rule, and ``foreign`` messages belonged to other lives, since this process began.
         """
         if self.served is None:
@@ -333,7 +333,7 @@ class ActorRegistry:
         served = self.served.queue
         return {
             "waiting": len(served.finished()), "leased": served.count_leased(),
-            "retried": served.retried, "lost": served.lost, "failed": served.failed, "refused": self.refused,
+            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed, "refused": self.refused,
             "foreign": self.foreign,
         }  # fmt: skip
 

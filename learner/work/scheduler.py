@@ -146,7 +146,7 @@ class WorkQueue(Generic[Result]):
         self.remaining = total  # number of groups that take() has yet to return
         self.next_sequence = next_sequence
         self.retried = 0  # leases that ended without a result, after which the group was offered again or given up
-        self.lost = 0  # those of the retried leases that ended because their actor was lost
+        self.orphaned = 0  # those of the retried leases that ended because their actor was gone
         self.failed = 0  # groups given up for good
         # The unfinished group because of which the window forbids the next step to take anything, or -1. While it and
         # all older groups stay as they are, take() need not look again.
@@ -271,7 +271,7 @@ class WorkQueue(Generic[Result]):
             if slot.actor == actor:
                 self._offer(sequence)
                 self.retried += 1
-                self.lost += 1
+                self.orphaned += 1
 
     def ask_again(self, sequence: int) -> None:
         """Drops the result of a finished group, which is too old, and offers the group again. No attempt is counted.

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from common.answer import Answer
 from common.config import ConfigError
@@ -19,7 +20,10 @@ from common.process import FatalError
 from common.user_code import describe_failure, load_user_object, user_file
 from common.wire import Chat, ScoreRequest
 from reward.gate import Decision
+from reward.terms.missing import NEVER, Never, begin_group
 from reward.terms.tools import Tools
+
+logger = logging.getLogger("reward")
 
 _SHOWN = 80  # characters of a question in a message
 
@@ -73,13 +77,26 @@ class Group:
 
 
 # For each of the K answers its parts by name, or None where it cannot be scored (which is not 0). One of whose parts is
-# None cannot be scored either.
-Parts: TypeAlias = Sequence[Mapping[str, float | None] | None]
+# None cannot be scored either. NEVER in place of None says that another time will not change it.
+Part: TypeAlias = float | Never | None
+Parts: TypeAlias = Sequence[Mapping[str, Part] | Never | None]
 GroupReward: TypeAlias = Callable[[Group, Tools], Awaitable[Parts] | Parts]
 
 
 class RewardFunctionError(ValueError):
     """A reward function failed on a question, or returned what is not a result. The message names file and line."""
+
+
+class Found(NamedTuple):
+    """What a function has found of one answer.
+
+    Attributes:
+        parts: None where the answer cannot be scored.
+        lasting: whether that is so for a reason that another time will not change.
+    """
+
+    parts: dict[str, float] | None
+    lasting: bool = False
 
 
 class CustomReward:
@@ -100,18 +117,22 @@ class CustomReward:
         if not callable(self._function):
             raise ConfigError(f'reward.function = "{where}": it cannot be called')
         call = self._function if inspect.isroutine(self._function) else type(self._function).__call__
+        self._unexplained = 0
         self._in_thread = not inspect.iscoroutinefunction(call)
 
     async def __call__(
         self, request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision], tools: Tools
-    ) -> list[dict[str, float] | None]:
-        """The parts of each answer; None for an answer that cannot be scored.
+    ) -> list[Found]:
+        """The parts of each answer.
+
+        What is missing is missing for good where the function says so, and where nothing failed while it worked but
+        what the tools would fail to give the next time, too.
 
         Raises:
             RewardFunctionError: the function raised an error, or returned something else.
             FatalError: raised by a tool, when the process cannot go on.
         """
-        group = _as_group(request, answers, decisions)
+        group, failures = _as_group(request, answers, decisions), begin_group()
         try:
             if self._in_thread:
                 result = await asyncio.to_thread(self._function, group, tools)
@@ -123,7 +144,19 @@ class CustomReward:
             raise RewardFunctionError(f"{describe_failure(error, self._path)} ({_question(request)})") from error
         if problem := self._problem(result, len(answers)):
             raise RewardFunctionError(f"{self._path} {problem} ({_question(request)})")
-        return [_if_complete(one) for one in result]
+        found = [_found(one, failures.lasting) for one in result]
+        if not failures.any and any(one.parts is None and not one.lasting for one in found):
+            self._tell_unexplained(request)
+        return found
+
+    def _tell_unexplained(self, request: ScoreRequest) -> None:
+        self._unexplained += 1
+        if self._unexplained & (self._unexplained - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+            logger.warning(
+                "%s gives None, although no tool has failed (%s; %d so far). A group with many such answers is scored "
+                "again, until the run gives up: return tools.never where another time would not change it",
+                self._path, _question(request), self._unexplained,
+            )  # fmt: skip
 
     def value(self, parts: Mapping[str, float]) -> float:
         """sum of w_j part_j over the parts j, cut to [0, 1] where it is bounded."""
@@ -135,23 +168,27 @@ class CustomReward:
             found = f"{len(result)} results" if isinstance(result, Sequence) else f"a {type(result).__name__}"
             return f"returned {found} for {answers} answers; a list with one for each is needed"
         for number, one in enumerate(result, 1):
-            if one is None:
+            if one is None or one is NEVER:
                 continue
             if not isinstance(one, Mapping) or set(one) != set(self._parts):
                 names = sorted(map(str, one)) if isinstance(one, Mapping) else repr(one)
                 return f"returned {names} for answer {number}; reward.parts names {sorted(self._parts)}"
             try:
-                finite = all(value is None or math.isfinite(value) for value in one.values())
+                finite = all(value is None or value is NEVER or math.isfinite(value) for value in one.values())
             except TypeError:
                 finite = False
             if not finite:
-                return f"returned {dict(one)} for answer {number}; the values must be finite numbers, or None"
+                return f"returned {dict(one)} for answer {number}; values must be finite numbers, None or tools.never"
         return ""
 
 
-def _if_complete(parts: Mapping[str, float | None] | None) -> dict[str, float] | None:
-    known = {name: float(value) for name, value in (parts or {}).items() if value is not None}
-    return known if parts is not None and len(known) == len(parts) else None
+def _found(given: Mapping[str, Part] | Never | None, failed_for_good: bool) -> Found:
+    if given is None or given is NEVER:
+        return Found(None, given is NEVER or failed_for_good)
+    known = {name: float(value) for name, value in given.items() if value is not None and value is not NEVER}
+    if len(known) == len(given):
+        return Found(known)
+    return Found(None, failed_for_good or any(value is NEVER for value in given.values()))
 
 
 def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision]) -> Group:

@@ -42,7 +42,9 @@ from pebble import ProcessPool
 from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
-from reward.terms.results import closing_brace, is_hostile, numbers_of_box, result_of
+from reward.terms.results import closing_brace, result_of
+from reward.terms.results import is_hostile as is_hostile
+from reward.terms.results import number_in_box as number_in_box
 
 logger = logging.getLogger("reward")
 
@@ -347,6 +349,6 @@ def _verify(answer: str, accepted: list[str], language: str) -> bool:
 def _says_number(shown: str, value: Fraction, language: str, boxed: bool) -> bool:
     """Whether a box holds this number, with or without a unit, or a text without a box ends with it."""
     if boxed:
-        return value in numbers_of_box(shown, language)
+        return value in (number_in_box(shown, language), number_in_box(shown, "en"))
     formula = "$" in shown or "\\" in shown or "/" in shown or "^" in shown
     return not formula and value in (last_number(shown, language), last_number(shown, "en"))

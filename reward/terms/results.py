@@ -102,26 +102,26 @@ def result_of(text: str) -> Result:
 
 def is_hostile(formula: str) -> bool:
     """Whether a formula asks for an astronomical number or nests without end, which no honest result does."""
+    formula = _without_emphasis(plain_digits(formula))
     if _TOWER.search(formula) or _FACTORIAL.search(formula) or formula.count("{") > 300:
         return True
     dense = "".join(formula.split())
     return "(" * 50 in dense or "{" * 30 in dense
 
 
-def numbers_of_box(box: str, language: str) -> set[Fraction]:
-    """The number that a box holds, with or without a unit, as its language and as English writes it; empty for none.
+def number_in_box(box: str, language: str) -> Fraction | None:
+    """The number that a box consists of, unit left out, as a text in this language means it; None where it is none.
 
     Args:
         language: ISO code; ``""``: not known.
     """
     if len(box) > _LONGEST_NUMBER:
-        return set()
+        return None
     plain = _LATEX_SPACE.sub(" ", plain_digits(_without_emphasis(box)))
     if _MULTIPLE.search(plain):
-        return set()
+        return None
     # Two spaces, which part numbers: \text{2 or }300 is not 2 300.
-    plain = _WORDS.sub("", _UNIT.sub("  ", plain))
-    return {value for one in (language, "en") if (value := number_of(plain, one)) is not None}
+    return number_of(_WORDS.sub("", _UNIT.sub("  ", plain)), language)
 
 
 def _last_boxes(text: str) -> str:

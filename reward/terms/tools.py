@@ -9,16 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from common.config import RewardConfig
 from common.endpoint import Conversation, Endpoints, Failure
+from common.prose import judged_words
+from common.symbols import without_symbols
 from reward.calibration.formulas import Calibration
 from reward.gate import ComplianceGate
 from reward.terms.math import MathVerifier
+from reward.terms.missing import NEVER, note
 from reward.terms.verifying import VerifyingQueue
 
 if TYPE_CHECKING:
@@ -37,6 +42,9 @@ class Tools:
     ``counts`` holds the counters of the judges, as ``judge_calls`` and the others that ``Endpoints.counts`` has, and
     those of the verifier, which begin with ``math_``.
 
+    ``never`` is what a reward function gives in place of None for an answer, or a part of one, that will not have a
+    value the next time either: its group is not scored again for that.
+
     Args:
         config: the section ``reward``.
         calibrate: turns a similarity into a quality, given the two languages.
@@ -44,6 +52,8 @@ class Tools:
         cache: SQLite file of judgements; None: nowhere.
         languages: codes of the languages of the run.
     """
+
+    never = NEVER
 
     def __init__(
         self,
@@ -91,7 +101,8 @@ class Tools:
             read: raises ValueError for an answer of no use; the judge is then told why and asked again.
 
         Returns:
-            None where no endpoint gave a usable answer in time: the value is missing, which is not 0.
+            None where no endpoint gave a usable answer in time: the value is missing, which is not 0. Where an endpoint
+            refused the messages, and nothing else failed, a group whose answers are missing is not scored again.
 
         Raises:
             ValueError: there are no judges.
@@ -109,6 +120,8 @@ class Tools:
             raise ValueError('a judge is asked, but reward.judges names none: set it to ["MODEL@URL"]')
         found = await self._endpoints.ask(messages, read)
         if isinstance(found, Failure):
+            refused = found.kind == "refused"
+            note(for_now=not refused, for_good=refused)
             failed = self._endpoints.counts["failed"]
             if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
                 logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
@@ -130,7 +143,9 @@ class Tools:
             task = asyncio.create_task(self._embed_waiting(keep))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return await future
+        vectors = await future
+        note(for_good=int(np.isnan(vectors).any(axis=1).sum()))
+        return vectors
 
     async def _embed_waiting(self, keep: bool) -> None:
         await asyncio.sleep(_GATHER_S)
@@ -176,7 +191,9 @@ class Tools:
                 await asyncio.to_thread(self.start_verifier)
         queue = self._verifying
         assert queue is not None
-        return list(await asyncio.gather(*(queue.verify(*answer) for answer in answers)))
+        found = list(await asyncio.gather(*(queue.verify(*answer) for answer in answers)))
+        note(for_now=found.count(None))
+        return found
 
     def in_language(self, texts: Sequence[str], languages: Sequence[str]) -> list[bool]:
         """Whether each text counts as being in its language, by the same rules as the language gate.
@@ -189,22 +206,40 @@ class Tools:
         """
         return self._gate.in_language(texts, languages)
 
-    def languages(self, texts: Sequence[str]) -> list[str]:
+    @property
+    def run_languages(self) -> frozenset[str]:
+        """The codes of the languages of the run."""
+        return frozenset(self._languages)
+
+    def languages(self, texts: Sequence[str], among: Sequence[str] = ()) -> list[str]:
         """The language that each text as a whole is most probably in, as a code; ``""`` for a text without a language.
 
-        A text in one of several languages that are near one another may be taken for another of them. Whether a text is
-        in a given language is for :meth:`in_language` to tell.
+        A text in one of several languages that are near one another may be taken for another of them, unless they are
+        told apart by ``among``. Whether a text is in a given language is for :meth:`in_language` to tell.
+
+        Args:
+            among: codes of the languages to choose from. A text in a language near one of these
+                (``reward.near_languages``) counts as it; of these that are near one another the first counts.
+                Empty: any language.
         """
-        return self._gate.language_gate.detect(texts)
+        if not among:
+            return self._gate.language_gate.detect(texts)
+        counts_as = languages_with_near(among, self.config.near_languages)
+        found = self._gate.language_gate.detect(texts, [list(counts_as)] * len(texts))
+        return [counts_as.get(code, code) for code in found]
 
     def language_shares(self, texts: Sequence[str], languages: Sequence[str]) -> list[float]:
-        """The share of each text's letters that are in its language, in [0, 1]; 0 for a text without content.
+        """The share of each text's letters that are in its language, in [0, 1].
+
+        It is 0 for a text without letters, code and the symbols of formulas not counted: a bare number counts as being
+        in any language, but has no share that could be in one.
 
         Args:
             languages: for each text the code of the language that is looked for.
         """
-        pairs = zip(texts, self._gate.judge(texts, languages), strict=True)
-        return [1 - one.foreign if any(map(str.isalnum, text)) else 0.0 for text, one in pairs]
+        found = [1 - one.foreign for one in self._gate.judge(texts, languages)]
+        rows = zip(texts, languages, found, strict=True)
+        return [share if has_letters(text, code) else 0.0 for text, code, share in rows]
 
     @cached_property
     def _gate(self) -> ComplianceGate:
@@ -218,3 +253,22 @@ class Tools:
         if self._verifier is not None and self._verifying is not None:
             self._verifying.close()
             self._verifier.close()
+
+
+def has_letters(text: str, language: str) -> bool:
+    """Whether there is anything in a text that is in some language: code and the symbols of formulas do not count."""
+    return any(map(str.isalpha, without_symbols(judged_words(text), language)))
+
+
+def languages_with_near(codes: Sequence[str], near: Mapping[str, Collection[str]]) -> dict[str, str]:
+    """The given languages and those near them -> which of the given ones they count as.
+
+    Two of the given ones that are near each other count as the first of them.
+    """
+    given = list(dict.fromkeys(codes))
+    first = {
+        code: next(one for one in given if one == code or (one in near.get(code, ()) and code in near.get(one, ())))
+        for code in given
+    }
+    others = {other: first[code] for code in reversed(given) for other in near.get(code, ()) if other not in first}
+    return {**others, **first}

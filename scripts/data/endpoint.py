@@ -24,10 +24,6 @@ Value = TypeVar("Value")
 EndpointOption = Annotated[str, typer.Option(metavar="MODEL@URL", help=FORM)]
 
 
-class _Unreachable(Exception):
-    """The endpoint is given up."""
-
-
 class Endpoint(Generic[Value]):
     """One model behind an endpoint.
 
@@ -56,6 +52,8 @@ class Endpoint(Generic[Value]):
         conversations: Sequence[Conversation],
         read: Callable[[int, str], Value],
         samples: Sequence[str] | None = None,
+        limits: Sequence[int] | None = None,
+        refused: Callable[[int, Failure], None] = lambda number, failure: None,
     ) -> list[Value | Failure]:
         """What ``read(number, answer)`` returns for each answer; it is to raise ValueError for an answer of no use.
 
@@ -63,30 +61,43 @@ class Endpoint(Generic[Value]):
 
         Args:
             samples: for each conversation what tells this answer apart from others to the same one, in the cache.
+            limits: for each conversation the longest answer, in tokens; None: that of ``sampling``, for all.
+            refused: is told at once of each conversation that the endpoint does not take; may raise FatalError, which
+                ends the asking.
 
         Raises:
             FatalError: the cache cannot be used; or the endpoint cannot be reached, or denies access. What was answered
                 until then is kept.
         """
-        return asyncio.run(self._ask(conversations, read, samples or [""] * len(conversations)))
+        fields: list[dict[str, int]] = (
+            [{}] * len(conversations) if limits is None else [{"max_tokens": limit} for limit in limits]
+        )
+        return asyncio.run(self._ask(conversations, read, samples or [""] * len(conversations), fields, refused))
 
     async def _ask(
-        self, conversations: Sequence[Conversation], read: Callable[[int, str], Value], samples: Sequence[str]
+        self,
+        conversations: Sequence[Conversation],
+        read: Callable[[int, str], Value],
+        samples: Sequence[str],
+        fields: Sequence[dict[str, int]],
+        refused: Callable[[int, Failure], None],
     ) -> list[Value | Failure]:
         endpoints = Endpoints(
             [self._name], self._cache, calls=self._calls, timeout_s=self._timeout_s, sampling=self._sampling
         )
 
         async def ask_one(number: int, conversation: Conversation) -> Value | Failure:
-            found = await endpoints.ask(conversation, partial(read, number), samples[number])
+            found = await endpoints.ask(conversation, partial(read, number), samples[number], **fields[number])
             if isinstance(found, Failure) and found.kind == "unreachable":
-                raise _Unreachable(found.reason)
+                raise FatalError(found.reason)
+            if isinstance(found, Failure) and found.kind == "refused":
+                refused(number, found)
             return found
 
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(ask_one(n, one)) for n, one in enumerate(conversations)]
-        except* _Unreachable as errors:
+        except* FatalError as errors:
             raise FatalError(str(errors.exceptions[0])) from None
         finally:
             await endpoints.close()

@@ -2,7 +2,7 @@
 
     python -m scripts.ops.from_verl run_lrpo.sh --out configs/mine.toml
 
-The script is read, not run (``scripts.ops.launch_script``). What it leaves to verl's defaults is written down where
+The script is read, not run (``scripts.ops.verl_script``). What it leaves to verl's defaults is written down where
 ours differ (betas, weight decay, no staleness, no importance weight). Options with a meaning of their own are in
 docs/papers.md. What cannot be carried is printed, and stands in the file as a comment: read it before you train.
 """
@@ -21,8 +21,8 @@ from pydantic import ValidationError
 from common.config import Config, explain
 from common.process import FatalError
 from scripts.ops.command_line import command
-from scripts.ops.launch_script import read_script
 from scripts.ops.verl_options import OPTIONS, OVERLONG, Carried, Computed, Fixed
+from scripts.ops.verl_script import read_script
 
 _ACTOR = "actor_rollout_ref.actor"
 _LRPO_LANGUAGES = ["ar", "de", "en", "es", "fr", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "vi", "zh"]

@@ -23,14 +23,20 @@ _RESTARTS = 3  # of a reward process or an actor that had been ready
 _GRACE_S = 5.0  # from the request to end to the kill
 
 
-def run_to_end(command: Sequence[str]) -> None:
+def run_to_end(command: Sequence[str], *, silent: bool = False) -> None:
     """Runs a Python program in the foreground and blocks until it ends. If this process is interrupted, so is it.
+
+    Args:
+        silent: leave out what it prints, but for its errors.
 
     Raises:
         SystemExit: with the code of the program if it failed, after it has printed why.
     """
     process = subprocess.Popen(
-        [sys.executable, *command], env=_environment(), preexec_fn=partial(die_with_parent, os.getpid())
+        [sys.executable, *command],
+        env=_environment(),
+        stdout=subprocess.DEVNULL if silent else None,
+        preexec_fn=partial(die_with_parent, os.getpid()),
     )
     try:
         code = process.wait()

@@ -17,10 +17,10 @@ docs/benchmarks.md has for each benchmark where its rows are, how it is asked, a
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +31,7 @@ import typer
 from common import diagnostics
 from common.answer import read_answer
 from common.diagnostics import Sample
+from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
 from common.progress import Activity
@@ -39,8 +40,8 @@ from reward.detectors import Detector, DetectorName, diagnose, make_detector
 from reward.gate import LanguageGate
 from scripts.ops.command_line import command
 from scripts.study.benchmarks.consistency import published_consistency
-from scripts.study.benchmarks.letters import likeliest
-from scripts.study.benchmarks.prompts import prompt, read_templates
+from scripts.study.benchmarks.letters import LetterQuestion, SeveralTokens, letter_questions, likeliest
+from scripts.study.benchmarks.prompts import HARNESS_PROMPTS, prompt, read_templates
 from scripts.study.benchmarks.rows import BenchmarkRow
 from scripts.study.benchmarks.scoring import (
     BENCHMARKS,
@@ -52,10 +53,12 @@ from scripts.study.benchmarks.scoring import (
     Verifier,
     weighted_mean,
 )
-from scripts.study.served_model import Asking, answers, served
+from scripts.study.served_model import Asking, answers, cache_file, served, text_of
 
 _TIMEOUT_S = 3600.0  # for one response, which may have tens of thousands of tokens
 _CHARACTERS_PER_TOKEN = 4  # where no tokenizer is known, as AdaMame counts
+_DIAGNOSED = 256  # responses at a time: a detector holds the vectors of all words that it is given
+_LETTERS = f"as published: {LIKELIHOOD}"
 _SHOWN = ("accuracy", "lc", "lc_accuracy", "lc_thought", "lc_answer", "lcpr_thought", "lcpr_answer",
           "switching_thought", "switching_answer", "tokens")  # fmt: skip
 
@@ -65,8 +68,8 @@ def first_of_each(rows: Sequence[BenchmarkRow], limit: int | None) -> list[Bench
     seen: Counter[tuple[str, str]] = Counter()
     kept = []
     for row in rows:
-        seen[row.language, row.group] += 1
-        if limit is None or seen[row.language, row.group] <= limit:
+        seen[row.stratum] += 1
+        if limit is None or seen[row.stratum] <= limit:
             kept.append(row)
     return kept
 
@@ -77,7 +80,9 @@ def cut(row: BenchmarkRow, raw: str, opened: bool) -> Response:
 
 def as_samples(responses: Sequence[Response], detector: Detector, tokens: Sequence[int]) -> list[Sample]:
     """The language of each response's parts; whether it is right is not told here."""
-    parts = diagnose(detector, [one.answer for one in responses])
+    texts = [one.answer for one in responses]
+    chunks = [texts[start : start + _DIAGNOSED] for start in range(0, len(texts), _DIAGNOSED)]
+    parts = [pair for chunk in chunks for pair in diagnose(detector, chunk)]
     return [Sample(thought, final, None, count) for (thought, final), count in zip(parts, tokens, strict=True)]
 
 
@@ -87,18 +92,21 @@ def summarise(
     scores: Mapping[str, Sequence[Sequence[float]]],
     samples: Sequence[Sequence[Sample]],
     seed: int,
+    of_letters: Collection[str] = (),
 ) -> dict[str, Any]:
     """All figures of a benchmark.
 
     Args:
         scores: scoring -> [questions][responses] 0 or 1.
         samples: [questions][responses].
+        of_letters: scorings of another output than the responses, which say nothing of the languages of that; by
+            language they have the accuracy alone.
 
     Returns:
         scoring -> ``means`` (name -> mean, low, high), ``pass@k`` (the same), ``groups`` (mean by group), and
         ``languages`` (language -> the figures of ``common.diagnostics.summarise``); shares, not percentages.
     """
-    strata = Counter((row.language, row.group) for row in rows)
+    strata = Counter(row.stratum for row in rows)
     weights = {name: weigh(strata) for name, weigh in benchmark.means.items()}
     headline = next(iter(weights.values()))
     found: dict[str, Any] = {}
@@ -108,7 +116,7 @@ def summarise(
         def by_stratum(values: Sequence[float]) -> dict[tuple[str, str], Stratum]:
             gathered: defaultdict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
             for row, value in zip(rows, values, strict=True):
-                gathered[row.language, row.group].append((value, row.id))
+                gathered[row.stratum].append((value, row.id))
             return {
                 key: Stratum(np.array([value for value, _ in some], np.float64), [id for _, id in some])
                 for key, some in gathered.items()
@@ -124,8 +132,8 @@ def summarise(
         groups = sorted({row.group for row in rows if row.group})
         judged: defaultdict[str, list[Sample]] = defaultdict(list)
         for row, some, values in zip(rows, samples, by_question, strict=True):
-            if len(some) == len(values):
-                judged[row.language] += [replace(one, right=v >= 0.5) for one, v in zip(some, values, strict=True)]
+            if scoring not in of_letters:
+                judged[row.stratum[0]] += [replace(one, right=v >= 0.5) for one, v in zip(some, values, strict=True)]
         found[scoring] = {
             "means": {name: weighted_mean(means, one, generator) for name, one in weights.items()},
             "pass@k": {k: weighted_mean(values, headline, generator) for k, values in chance.items()},
@@ -133,9 +141,19 @@ def summarise(
                 group: float(np.concatenate([some.values for key, some in means.items() if key[1] == group]).mean())
                 for group in groups
             },
-            "languages": {language: diagnostics.summarise(some) for language, some in sorted(judged.items())},
+            "languages": {language: diagnostics.summarise(some) for language, some in sorted(judged.items())}
+            if scoring not in of_letters
+            else _accuracies(means),
         }
     return found
+
+
+def _accuracies(means: Mapping[tuple[str, str], Stratum]) -> dict[str, dict[str, float]]:
+    """The mean over the questions of each language, of whatever group."""
+    by_language: defaultdict[str, list[float]] = defaultdict(list)
+    for (language, _), one in means.items():
+        by_language[language] += one.values.tolist()
+    return {language: {"accuracy": float(np.mean(some))} for language, some in sorted(by_language.items())}
 
 
 def table(name: str, model: str, detector: str, found: Mapping[str, Any]) -> str:
@@ -164,12 +182,20 @@ def table(name: str, model: str, detector: str, found: Mapping[str, Any]) -> str
     return "\n".join(lines)
 
 
-def _cache_file(out: Path, weights: str) -> Path:
-    """Where responses are kept; other weights at the same place have another file."""
-    files = sorted(Path(weights).glob("*.safetensors")) if Path(weights).is_dir() else []
-    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    mark = hashlib.sha256(json.dumps([weights, states]).encode()).hexdigest()[:8]
-    return out.with_suffix(f".{mark}.sqlite")
+def _letter_questions(name: str, rows: Sequence[BenchmarkRow], ask: Asking) -> list[LetterQuestion]:
+    """The questions whose letters are compared; none where the benchmark has no options, or the letters cannot be."""
+    form = HARNESS_PROMPTS.get(name)
+    if form is None or ask.tokenizer is None:
+        return []
+    try:
+        return letter_questions(rows, ask.tokenizer, form)
+    except SeveralTokens as error:
+        print(
+            f"{_LETTERS} is left out: {error}, where one is needed; lrpo evaluate --lm-eval scores such a model on its "
+            "weights",
+            file=sys.stderr,
+        )
+        return []
 
 
 @command(ValueError, OSError)
@@ -212,7 +238,10 @@ def main(
         raise FatalError(f"{n} greedy responses are one and the same: set --samples 1, or a --temperature above 0")
     own = Path(model) / "model"
     weights = str(own) if (own / "config.json").exists() else model
+    # What cannot be had ends the command here, and not after hours of answering.
+    tells = make_detector(detector, LanguageGate(), {row.language for row in rows} | {"en"})
     ask = Asking(prompt_style, weights, own.parent)
+    letters = _letter_questions(name, rows, ask)
     sampling = {"temperature": heat, "top_p": benchmark.top_p if top_p is None else top_p}
     longest = max_tokens or benchmark.max_tokens
     asked = [
@@ -222,26 +251,27 @@ def main(
         for row in rows
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
-    cache = _cache_file(out, weights)
+    cache = cache_file(out, weights)
+    limits = ask.limits(asked, longest)
     with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
-        said: list[list[str]] = []
+        chosen: list[str] = []
+        if letters:
+            with Activity("bench", "comparing the letters"):
+                chosen = likeliest(letters, endpoint, calls)
+        said: list[list[str | Failure]] = []
         with Activity("bench", "answering the questions", detail=lambda: f"response {len(said) + 1} of {n} to each"):
             while len(said) < n:
                 more: dict[str, Any] = {**sampling, "seed": seed + len(said)}
-                said.append(answers(asked, endpoint, ask, longest, cache, calls=calls, timeout_s=_TIMEOUT_S, **more))
-        if benchmark.is_choice and ask.tokenizer is not None:
-            letters = likeliest(rows, endpoint, ask.tokenizer, calls)
-        else:
-            letters = []
+                said.append(answers(asked, endpoint, ask, limits, cache, calls=calls, timeout_s=_TIMEOUT_S, **more))
     opened = ask.opens_thought or opens_thought
-    responses = [[cut(row, sample[q], opened) for sample in said] for q, row in enumerate(rows)]
+    responses = [[cut(row, text_of(sample[q]), opened) for sample in said] for q, row in enumerate(rows)]
     flat = [one for some in responses for one in some]
     lengths = [
         len(one.raw) // _CHARACTERS_PER_TOKEN if ask.tokenizer is None else len(ask.tokenizer.encode(one.raw))
         for one in flat
     ]
-    among = {row.language for row in rows} | {"en"}
-    tells = make_detector(detector, LanguageGate(), among)
+    every = [sample[q] for q in range(len(rows)) for sample in said]
+    refusals = [one.reason if isinstance(one, Failure) else "" for one in every]
     with Activity("bench", "scoring the responses"):
         verifier = Verifier()
         try:
@@ -255,24 +285,24 @@ def main(
         consistency = published_consistency(name, responses)
     scores = {scoring: [values[q * n : q * n + n] for q in range(len(rows))] for scoring, values in scorings.items()}
     if letters:
-        right = [[float(letter == row.answer)] for letter, row in zip(letters, rows, strict=True)]
-        scores[f"as published: {LIKELIHOOD}"] = right
+        scores[_LETTERS] = [[float(letter == row.answer)] for letter, row in zip(chosen, rows, strict=True)]
     per_question = [diagnosed[q * n : q * n + n] for q in range(len(rows))]
     found = {
         "benchmark": name, "model": model, "detector": detector, "questions": len(rows), "samples": n,
-        "sampling": {**sampling, "max_tokens": longest, "seed": seed}, "prompts": str(prompts) if prompts else "ours",
+        "sampling": {**sampling, "max_tokens": longest, "max_tokens_that_fit": min(limits), "seed": seed},
+        "refused": sum(map(bool, refusals)), "prompts": str(prompts) if prompts else "ours",
         "interval": "95%, bootstrap over questions, a question and its translations together",
         "published_consistency": consistency,
-        "scorings": summarise(benchmark, rows, scores, per_question, seed),
+        "scorings": summarise(benchmark, rows, scores, per_question, seed, [_LETTERS]),
     }  # fmt: skip
     out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with out.with_suffix(".responses.jsonl").open("w", encoding="utf-8") as file:
         for number, one in enumerate(flat):
             line = {
-                "language": one.row.language, "group": one.row.group, "file": one.row.place.file,
+                "language": one.row.stratum[0], "group": one.row.group, "file": one.row.place.file,
                 "row": one.row.place.row, "id": one.row.id, "gold": one.row.answer, "response": one.raw,
                 "scores": {scoring: values[number] for scoring, values in scorings.items()},
-            }  # fmt: skip
+            } | ({"refused": refusals[number]} if refusals[number] else {})  # fmt: skip
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(json.dumps(found, ensure_ascii=False) if as_json else table(name, model, detector, found))
 

@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from common.endpoint import FORM
+from common.endpoint import FORM, Failure
 from common.languages import code_of
 from common.process import FatalError
 from learner.data.rows import QuestionRow, Rules
@@ -37,10 +37,10 @@ from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import pairs
 from scripts.data.sources import read_whole
 from scripts.ops.command_line import command
-from scripts.study.grading import Item, grade
+from scripts.study.grading import Item, ask_judge_first, grade
 from scripts.study.harness import score_tasks
 from scripts.study.score_table import summary, table
-from scripts.study.served_model import Asking, answers, served
+from scripts.study.served_model import Asking, answers, cache_file, served, text_of
 
 _SEEN = "zh,ja,ar,ko,es,fr,pt,de,ru,it,nl,vi,pl,id"  # languages of the paper's training data
 Questions = Annotated[str, typer.Option(metavar="FILE", help="Questions with reference answers.")]
@@ -64,7 +64,7 @@ def main(
     model: Annotated[str, typer.Argument(help="Run, Hugging Face directory or hub name, or NAME@URL.")],
     *,
     out: Annotated[
-        Path, typer.Option(help="JSON file to write; the judge's answers and the engine's log go beside it.")
+        Path, typer.Option(help="JSON file to write; answers, the judge's labels and the engine's log go beside it.")
     ],
     care_pro: Questions = "",
     care: Questions = "",
@@ -81,6 +81,9 @@ def main(
         Literal["auto", "tag", "system", "plain"],
         typer.Option(help="How the language is asked for; auto: by a tag where the tokenizer has it, else plain."),
     ] = "auto",
+    opens_thought: Annotated[
+        bool, typer.Option(help="Prompts end with <think>; of a model that is no NAME@URL the template tells it.")
+    ] = False,
     seen: Annotated[
         str, typer.Option(help="Languages of the training data: by default those of the run, else of the paper's data.")
     ] = "",
@@ -97,20 +100,31 @@ def main(
             rows[name] = read_whole(source, Rules(pairs(columns), language, splits=("test", "validation", "train")))
     grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
     items: dict[str, list[Item]] = {}
+    refused: dict[str, int] = {}
+    cache: Path | None = None
+    out.parent.mkdir(parents=True, exist_ok=True)
     if rows:
+        for name, some in rows.items():
+            if grader is not None and name != "mGSM":
+                ask_judge_first(name, some, grader)
         ask = Asking(prompt_style, weights, own.parent)
+        cache, limits = cache_file(out, weights), {name: ask.limits(some, max_tokens) for name, some in rows.items()}
         with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
-            said = {name: answers(some, endpoint, ask, max_tokens) for name, some in rows.items()}
-        items = {name: grade(name, some, said[name], grader) for name, some in rows.items()}
+            said = {name: answers(some, endpoint, ask, limits[name], cache) for name, some in rows.items()}
+        refused = {name: sum(isinstance(one, Failure) for one in some) for name, some in said.items()}
+        opened = ask.opens_thought or opens_thought
+        texts = {name: [text_of(one) for one in some] for name, some in said.items()}
+        items = {name: grade(name, some, texts[name], grader, opened) for name, some in rows.items()}
     if lm_eval:
         items |= score_tasks(weights, lm_eval.split(","), include_path, limit)
     if not items:
         raise FatalError("nothing to evaluate: give --care-pro, --care, --mgsm or --lm-eval")
     sets = {name: summary(some, codes) for name, some in items.items()}
-    found = {"model": model, "seen": codes, "sets": sets}
+    found = {"model": model, "seen": codes, "refused": refused, "sets": sets}
     every = {**found, "items": {name: [asdict(item) for item in some] for name, some in items.items()}}
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if cache is not None and "@" in weights:  # another model may be behind it when it is evaluated again
+        cache.unlink(missing_ok=True)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,18 +65,55 @@ def read_label(_: int, said: str) -> str:
     return found[0]
 
 
-def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: Endpoint[str | int] | None) -> list[Item]:
+def ask_judge_first(name: str, rows: Sequence[QuestionRow], judge: Endpoint[str | int]) -> None:
+    """Asks the judge about one answer, the first reference itself, and returns if it can be asked; blocks.
+
+    Args:
+        name: "CARE-pro" or "CARE".
+
+    Raises:
+        FatalError: the judge does not answer.
+    """
+    found = _judge(name, rows[:1], [rows[0].reference], judge)[0]
+    if isinstance(found, Failure):
+        print(f"the judge has no label for the first reference of {name} itself: {found}", file=sys.stderr)
+
+
+def _judge(
+    name: str, rows: Sequence[QuestionRow], finals: Sequence[str], judge: Endpoint[str | int]
+) -> Sequence[str | int | Failure]:
+    """The judge's label or mark of each final answer."""
+    form, reading = (_CARE_PRO, read_label) if name == "CARE-pro" else (_CARE, whole_number(1, 10))
+    talks = []
+    for row, answer in zip(rows, finals, strict=True):
+        language = english_name(row.language).capitalize()
+        shown = form.format(question=row.prompt, reference=row.reference, answer=answer, language=language)
+        talks.append([{"role": "user", "content": shown}])
+    return judge.ask(talks, reading)
+
+
+def grade(
+    name: str,
+    rows: Sequence[QuestionRow],
+    said: Sequence[str],
+    judge: Endpoint[str | int] | None,
+    thinking_opened: bool = False,
+) -> list[Item]:
     """The answers with their scores; blocks until the judge has answered.
 
     Args:
         name: "mGSM", which needs no judge, "CARE-pro" or "CARE".
         said: the answer to each row.
+        thinking_opened: whether the prompts ended with ``<think>``.
 
     Raises:
         FatalError: the judge does not answer, or a reference of mGSM has no number.
     """
     # A thought is no answer; what a judge sees and what is counted is the part after it.
-    finals = [read_answer(text, row.language).final for text, row in zip(said, rows, strict=True)]
+    cut = [
+        read_answer(text, row.language, thinking_opened=thinking_opened) for text, row in zip(said, rows, strict=True)
+    ]
+    finals = [one.final for one in cut]
     judged = LanguageGate().judge(finals, [row.language for row in rows])
     labels: Sequence[str | int | Failure]
     if name == "mGSM":
@@ -87,13 +125,7 @@ def grade(name: str, rows: Sequence[QuestionRow], said: Sequence[str], judge: En
             labels.append("CORRECT" if last_number(final, row.language) == wanted else "INCORRECT")
     else:
         assert judge is not None
-        form, reading = (_CARE_PRO, read_label) if name == "CARE-pro" else (_CARE, whole_number(1, 10))
-        talks = []
-        for row, answer in zip(rows, finals, strict=True):
-            language = english_name(row.language).capitalize()
-            shown = form.format(question=row.prompt, reference=row.reference, answer=answer, language=language)
-            talks.append([{"role": "user", "content": shown}])
-        labels = judge.ask(talks, reading)
+        labels = _judge(name, rows, finals, judge)
 
     def score(label: str | int | Failure) -> float | None:
         if isinstance(label, Failure):

@@ -110,12 +110,12 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
     order, shuffle = list[Question](), random.Random(config.run.seed)
     torch.manual_seed(config.run.seed)
     with closing(Scorer(config.reward, languages, header=config.model.header)) as scorer:
-        for _ in range(config.learner.steps):
+        for step in range(config.learner.steps):
             batch, observations = list[Group](), list[Observation]()
-            for _ in range(config.learner.groups_per_step):
+            for place in range(step * config.learner.groups_per_step, (step + 1) * config.learner.groups_per_step):
                 order = order or shuffle.sample(questions, len(questions))  # epoch after epoch, each in a new order
                 question = order.pop()
-                draw = router.draw(question.language, question.topics, question.regions)
+                draw = router.draw(question.language, question.topics, question.regions, place)
                 prompts = [prompt_of(question, language) for language in draw.languages]
                 samples = generate(config, model, tokenizer, prompts)
                 texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids, _, _ in samples]
@@ -126,7 +126,7 @@ def generated(config: Config, model: PreTrainedModel) -> Iterator[list[Group]]:
                         draw.languages, prompts, samples, scores, strict=True
                     )
                 ])  # fmt: skip
-                observations.append(observation(question, draw.languages, scores, languages))
+                observations.append(observation(config, question, draw.languages, scores))
             yield batch
             router.observe(observations)  # and learn, every router.interval steps
 
@@ -152,14 +152,21 @@ def score(
         ) from None
 
 
-def observation(question: Question, asked: list[str], scores: list[Score], languages: list[str]) -> Observation:
-    """What the router learns from a question: its scored answers in the languages of the run."""
-    known = [(code, one) for code, one in zip(asked, scores, strict=True) if one.scored and code in languages]
+def observation(config: Config, question: Question, asked: list[str], scores: list[Score]) -> Observation:
+    """What the router learns from a question: its scored answers in the languages of the run, and what each earns.
+    Without the gate an answer in another language earns as much as any.
+    """
+    gated = config.reward.is_gated
+    known = [
+        (code, one, one.compliant or not gated)
+        for code, one in zip(asked, scores, strict=True)
+        if one.scored and code in config.run.languages
+    ]
     return Observation(
         Context.of(question.language, question.topics, question.regions),
-        tuple(language for language, _ in known),
-        tuple(one.quality * one.compliant for _, one in known),
-        tuple(one.compliant for _, one in known),
+        tuple(language for language, _, _ in known),
+        tuple(one.quality * earns for _, one, earns in known),
+        tuple(earns for _, _, earns in known),
     )
 
 

@@ -23,6 +23,7 @@ import typer
 from common.config import load
 from scripts.ops.command_line import command
 from scripts.ops.local_run import gains, run_all, run_to_end
+from scripts.world.existing import build_or_check
 from scripts.world.reasoning.demo import run_arms
 from scripts.world.settings import Knowledge
 
@@ -33,16 +34,17 @@ _CONFIG = _ROOT / "configs" / "demo.toml"
 def prepare(world: Path, policy: Path, seed: int, warm_start: Sequence[str], knowledge: Knowledge = "region") -> None:
     """Makes the world, the calibration statistics and the warm-started policy where they are missing. Blocks meanwhile.
 
+    A world that is there has to be the one that this code makes.
+
     Args:
         warm_start: further flags of ``scripts.world.warm_start``.
         knowledge: of the world, see ``scripts.world.settings``.
 
     Raises:
+        FatalError: the world that is there has other rows.
         SystemExit: one of the programs failed, after it has printed why.
     """
-    if not (world / "world.json").exists():
-        build = ["-m", "scripts.world.build", "--out", str(world), "--seed", str(seed), "--knowledge", knowledge]
-        run_to_end(build)
+    build_or_check(world, ["-m", "scripts.world.build", "--seed", str(seed), "--knowledge", knowledge])
     if not (world / "facts.csv").exists():
         # Calibrated on the answers to the facts, which resemble the references more than paragraphs of prose do.
         parallel = ["--parallel", str(world / "warm_start.parquet"), "--columns", "fact,fact,language,answer"]

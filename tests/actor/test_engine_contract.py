@@ -34,7 +34,8 @@ from actor.engine.server import EngineProcess
 from common import wire
 from common.config import load
 from learner.data.problems import Place
-from scripts.study.benchmarks.letters import likeliest
+from scripts.study.benchmarks.letters import letter_questions, likeliest
+from scripts.study.benchmarks.prompts import harness_prompt
 from scripts.study.benchmarks.rows import BenchmarkRow
 from tests.support.processes import forked
 
@@ -214,7 +215,7 @@ def test_chosen_tokens_after_a_prompt_have_their_log_probabilities(engine: Runni
             return texts.setdefault(text, [next(numbers) for _ in range(20)])
 
     tokenizer: Any = Numbers()
-    found = likeliest(rows, f"m@{engine.process.url}/v1", tokenizer)
+    found = likeliest(letter_questions(rows, tokenizer, harness_prompt), f"m@{engine.process.url}/v1")
     with torch.no_grad():
         known = [model(torch.tensor([prompt])).logits[0, -1, letters].argmax() for prompt in texts.values()]
     assert len(texts) == 8 and found == ["ABCD"[one] for one in known]

@@ -73,7 +73,7 @@ def test_a_name_is_never_taken_from_the_one_that_has_it_and_is_free_when_that_on
     pool.processes["a"].send_signal(signal.SIGTERM)
     assert ended(pool, "a") == 130
     pool.until(lambda: not pool.server.members(), "it leaves", timeout=300)
-    assert pool.server.counts()["lost"] == 1 and pool.server.counts()["failed"] == 0
+    assert pool.server.counts()["orphaned"] == 1 and pool.server.counts()["failed"] == 0
 
 
 def test_an_actor_whose_engine_starts_hears_that_the_run_is_over(

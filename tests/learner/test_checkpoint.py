@@ -19,7 +19,6 @@ from common.process import FatalError
 from learner import checkpoint
 from learner.checkpoint import Checkpoints
 from learner.train.trainer import Trainer
-from learner.weights import deadlines
 from learner.work.ledger import Ledger
 from tests.support.train_once import configuration, copied_weights, random_batch, run_ranks
 
@@ -213,7 +212,7 @@ def save_to_a_disk_that_hangs(out: Path, model: Path) -> None:
         assert mended.wait(600)
         sync(path)
 
-    deadlines._DISK_S, checkpoint.sync_to_disk = 0.5, hang
+    checkpoint._DISK_S, checkpoint.sync_to_disk = 0.5, hang
     trainer, checkpoints = Trainer(configuration(model)), Checkpoints(out.parent / "checkpoints", 2)
     told = []
     for wait in (checkpoints.wait, lambda: checkpoints.save(trainer.policy, trainer.optimizer, 2, {})):

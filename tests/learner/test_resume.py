@@ -61,6 +61,13 @@ def test_what_is_harmless_is_accepted_and_told(
     assert f"resuming with another setting, {flags[0][2:]}: " in caplog.text
 
 
+def test_judges_may_move_and_stay_the_same_models(tmp_path: Path) -> None:
+    begun(tmp_path, "--reward.judges", '["a@http://one/v1", "b@http://two/v1"]')
+    resume.check(going_on(tmp_path, "--reward.judges", '["a@http://three/v1", "b@http://two/v1"]'))
+    with pytest.raises(FatalError, match=r"reward\.judges: "):
+        resume.check(going_on(tmp_path, "--reward.judges", '["other@http://one/v1", "b@http://two/v1"]'))
+
+
 @pytest.mark.parametrize("key", MATTERS)
 def test_what_matters_must_be_accepted(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     begun(tmp_path)

@@ -94,7 +94,7 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert again.queue.untaken() == state.queue.untaken() == [2, 3, 4, 5]
     assert list(again.queue.finished()) == [3] and again.queue.next_sequence == 6
     assert again.queue.remaining == state.queue.remaining == 38
-    assert (again.queue.retried, again.queue.lost, again.queue.failed) == (3, 2, 0)
+    assert (again.queue.retried, again.queue.orphaned, again.queue.failed) == (3, 2, 0)
     assert again.queue.setbacks() == state.queue.setbacks()
     assert again.queue.setbacks() == [Setbacks(2, {}, 2), Setbacks(4, {"scoring": 1}, 0), Setbacks(5, {}, 2)]
     assert again.queue.has_suspect() and again.queue.lease("b", 60) == 4, "those that ended engines are leased alone"

@@ -42,6 +42,16 @@ async def broken(group, tools):
 async def incomplete(group, tools):
     return [{"long": 1.0} for _ in group.answers]
 
+async def never(group, tools):
+    return [tools.never if "never" in one.text else {"long": 1.0, "kept": 0.0} for one in group.answers]
+
+async def one_part_never(group, tools):
+    return [{"long": tools.never if "never" in one.text else 1.0, "kept": 0.0} for one in group.answers]
+
+async def each_judged(group, tools):
+    grades = [await tools.judge([{"role": "user", "content": one.final}], float) for one in group.answers]
+    return [None if grade is None else {"long": grade, "kept": 0.0} for grade in grades]
+
 async def endless(group, tools):
     return [{"long": float("nan"), "kept": 0.0} for _ in group.answers]
 
@@ -87,7 +97,9 @@ def test_a_reward_function_sees_the_group_and_its_parts_are_weighed(functions: P
 
 
 @pytest.mark.parametrize("name", ["some_missing", "one_part_missing"])
-def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions: Path, name: str) -> None:
+def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(
+    functions: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     one = scorer(functions, name)
     ((fine, missing),) = one.score([asked(["fine", "missing"], ["en", "en"])])
     assert (fine.scored, missing.scored, missing.terms) == (True, False, {})
@@ -95,6 +107,35 @@ def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions
     with pytest.raises(UnscoredError, match=r"2 of 3 answers could not be scored, more than reward.missing_max = 0.5"):
         one.score([asked(["fine", "missing", "missing"], ["en"] * 3)])
     assert one.counts["handed_back"] == 1
+    assert "mine.py gives None, although no tool has failed (question 7: 'How long?'; 1 so far)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["never", "one_part_never"])
+def test_a_group_is_not_scored_again_for_what_a_function_says_will_never_be_there(functions: Path, name: str) -> None:
+    one = scorer(functions, name)
+    scores = one.score([asked(["fine", "never", "never"], ["en"] * 3)])[0]
+    assert [score.scored for score in scores] == [True, False, False]
+    assert not any(score.scored for score in one.score([asked(["never"], ["en"])])[0])
+    assert one.counts["unscored"] == 3 and not one.counts["handed_back"]
+
+
+def test_a_group_is_not_scored_again_for_what_a_judge_of_a_function_refuses(functions: Path) -> None:
+    """As for the term ``judge``; and it is, as long as anything else could come out another time."""
+
+    def answer(request: dict[str, Any]) -> str | tuple[int, str]:
+        text = request["messages"][0]["content"]
+        return (503, "out of order") if "down" in text else (400, "too long") if "long" in text else "5"
+
+    with serving(answer) as url:
+        one = scorer(functions, "each_judged", judges=(f"m@{url}",), judge_timeout_s=1.0)
+        scores = one.score([asked(["long", "longer", "short"], ["en"] * 3)])[0]
+        assert [score.scored for score in scores] == [False, False, True] and one.counts["handed_back"] == 0
+        with pytest.raises(UnscoredError):
+            one.score([asked(["long", "down"], ["en"] * 2)])
+        assert one.counts["handed_back"] == 1
+        scores = one.score([asked(["long", "longer"], ["en"] * 2)])[0]
+        assert not any(score.scored for score in scores), "what one group met says nothing of the next one"
+        one.close()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +143,7 @@ def test_what_cannot_be_scored_is_masked_or_handed_back_and_never_zero(functions
     [
         ("broken", r"mine\.py:18 in <listcomp>: ZeroDivisionError: division by zero \(question 7: 'How long\?'\)"),
         ("incomplete", r"mine\.py returned \['long'\] for answer 1; reward\.parts names \['kept', 'long'\]"),
-        ("endless", r"for answer 1; the values must be finite numbers"),
+        ("endless", r"for answer 1; values must be finite numbers"),
     ],
 )
 def test_a_failing_function_is_named_and_costs_its_own_question(functions: Path, name: str, message: str) -> None:
@@ -112,6 +153,13 @@ def test_a_failing_function_is_named_and_costs_its_own_question(functions: Path,
         bad.result()
     if name == "broken":
         assert good.result()[0].score.reward == 1
+
+
+def test_the_line_is_named_of_a_file_in_the_working_directory(functions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(functions.parent)
+    (bad,) = scorer(Path(functions.name), "broken").begin([asked(["xx"], ["en"])])
+    with pytest.raises(ValueError, match=r"mine\.py:18 in <listcomp>: ZeroDivisionError"):
+        bad.result()
 
 
 def test_a_function_that_cannot_be_loaded_is_named(functions: Path) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from common.config import RewardConfig
 from common.diagnostics import consistent_polymath
 from common.wire import Chat
 from configs.recipes import adamame, csc, m_thinker, mcot, pb_rlsvr, sp3f
+from reward.calibration.formulas import Calibration
 from reward.terms.custom import Group, GroupAnswer
+from reward.terms.math import MathVerifier
+from reward.terms.missing import NEVER
 from reward.terms.published import boxed_equals, normalised_formula
+from reward.terms.tools import Tools, languages_with_near
 
 FRENCH = "On multiplie six par sept et on additionne les nombres, jusqu'à ce que le résultat soit certain."
 ENGLISH = "We multiply six by seven and add up the numbers, until the result is known for certain."
@@ -55,7 +61,14 @@ class StandIn:
     async def embed(self, texts: Sequence[str], keep: bool = False) -> np.ndarray:
         return np.array([[np.nan] if self._unverified in text else [1.0] for text in texts])
 
-    def languages(self, texts: Sequence[str]) -> list[str]:
+    run_languages = frozenset(["fr", "zh"])
+
+    def in_language(self, texts: Sequence[str], languages: Sequence[str]) -> list[bool]:
+        found = self.languages(texts)
+        return [one in ("", code) and bool(text) for text, one, code in zip(texts, found, languages, strict=True)]
+
+    def languages(self, texts: Sequence[str], among: Sequence[str] = ()) -> list[str]:
+        assert not among or set(among) == {"fr", "zh", "en"}
         return [(detect(text)[0] if any(map(str.isalpha, text)) else "") for text in texts]
 
     def language_shares(self, texts: Sequence[str], languages: Sequence[str]) -> list[float]:
@@ -75,7 +88,7 @@ def group(*texts: str, asked: Sequence[str] = (), extra: dict[str, str] | None =
     return Group(0, chat, "fr", "42", ["42"], extra or {}, answers)
 
 
-def parts(function: Any, given: Group, tools: StandIn | None = None) -> list[Any]:
+def parts(function: Any, given: Group, tools: Any = None) -> list[Any]:
     return list(asyncio.run(function(given, tools or StandIn())))
 
 
@@ -176,13 +189,15 @@ def with_stand_in_detector(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_both_forms_of_slc_and_strict_lc_agree_where_the_published_code_is_right() -> None:
     for ours, published in ((m_thinker.strict_lc, m_thinker.StrictLcAsPublished),):
         assert parts(ours, group(*FOUR)) == parts(published(), group(*FOUR)) == [
-            {"lc": 0, "acc": 1}, {"lc": -1, "acc": 0}, {"lc": 0, "acc": 0}, {"lc": -1, "acc": 0}
+            {"lc": 0, "acc": 1, "accuracy": 1}, {"lc": -1, "acc": 0, "accuracy": 1},
+            {"lc": 0, "acc": 0, "accuracy": 0}, {"lc": -1, "acc": 0, "accuracy": 1},
         ]  # fmt: skip
     short = thought(FRENCH, RIGHT)
     long = [thought(FRENCH * 11, RIGHT), thought(ENGLISH * 12, RIGHT), thought(FRENCH * 11, WRONG), short]
     assert len(long[0]) > 1000 > len(short)
     assert parts(m_thinker.slc_rl, group(*long)) == parts(m_thinker.SlcRlAsPublished(), group(*long)) == [
-        {"acc": 1, "lc": 1}, {"acc": 1, "lc": 0}, {"acc": 0, "lc": 1}, {"acc": 0, "lc": 0}
+        {"acc": 1, "lc": 1, "accuracy": 1}, {"acc": 1, "lc": 0, "accuracy": 1}, {"acc": 0, "lc": 1, "accuracy": 0},
+        {"acc": 0, "lc": 0, "accuracy": 1},
     ]  # fmt: skip
 
 
@@ -195,8 +210,9 @@ def test_langdetect_itself_tells_a_thought_in_english() -> None:
 @pytest.mark.usefixtures("with_stand_in_detector")
 def test_a_formula_is_in_every_language_as_published() -> None:
     given = group(thought("few numbers", r"$\boxed{42}$"))
-    assert parts(m_thinker.StrictLcAsPublished(), given) == [{"lc": 0, "acc": 1}]
-    assert parts(m_thinker.strict_lc, given) == [{"lc": -1, "acc": 0}], "the gate reads short texts, too"
+    assert parts(m_thinker.StrictLcAsPublished(), given) == [{"lc": 0, "acc": 1, "accuracy": 1}]
+    told = "the gate reads short texts, too, and right is right"
+    assert parts(m_thinker.strict_lc, given) == [{"lc": -1, "acc": 0, "accuracy": 1}], told
 
 
 @pytest.mark.usefixtures("with_stand_in_detector")
@@ -209,32 +225,39 @@ def test_alignment_is_asked_of_right_answers_alone_and_an_outage_is_no_zero() ->
     out, published = (
         parts(f, group(*FOUR, extra=extra)) for f in (m_thinker.m_thinker, m_thinker.MThinkerAsPublished())
     )
-    assert out[0] == {"lc": 0, "acc": 1, "cta": None} and out[1:] == found[1:]
-    assert published[0] == {"lc": 0, "acc": 1, "cta": 0.0}, "published: an outage lowers what is right"
+    assert out[0] == {"lc": 0, "acc": 1, "accuracy": 1, "cta": None} and out[1:] == found[1:]
+    assert published[0] == {"lc": 0, "acc": 1, "accuracy": 1, "cta": 0.0}, "published: an outage lowers what is right"
     assert parts(m_thinker.m_thinker, group(*FOUR))[0]["cta"] == 0, "without an English thought nothing is asked"
     for said in ("1.5", "-1", "all of them"):
         with pytest.raises(ValueError, match=r"between 0 and 1|could not convert"):
             m_thinker.read_share(said)
 
 
-RECIPES: list[tuple[Any, int]] = [  # a reward, and which of two answers alike but for a word it cannot value then
-    (m_thinker.slc_rl_of_any_length, 0), (m_thinker.strict_lc, 0), (m_thinker.m_thinker, 0), (adamame.score, 0),
-    (adamame.score_as_published, 0), (mcot.score, 0), (sp3f.score, 0), (csc.score, 1), (pb_rlsvr.score, 0),
+RECIPES: list[Any] = [
+    m_thinker.slc_rl_of_any_length, m_thinker.strict_lc, m_thinker.m_thinker, adamame.score, adamame.score_as_published,
+    mcot.score, sp3f.score, pb_rlsvr.score,
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("function", "missing"), RECIPES)
-def test_what_nobody_could_verify_is_missing_and_not_wrong(function: Any, missing: int) -> None:
+@pytest.mark.parametrize("function", RECIPES)
+def test_what_nobody_could_verify_is_missing_and_not_wrong(function: Any) -> None:
     extra = {"english_answer": "42", "english_reasoning": "6 times 7"}
     given = group(thought(f"{FRENCH} Bon.", f"Bon. {RIGHT}"), thought(FRENCH, WRONG), extra=extra)
 
     def judge(_: str) -> str:
         return "B" if function is sp3f.score else "100"
 
-    tools = StandIn(judge, unverified=r"\boxed{41}" if function is csc.score else "Bon")
-    found = parts(function, given, tools)
-    cannot = [one is None or None in one.values() for one in found]
-    assert cannot == [number == missing for number in range(2)], found
+    found = parts(function, given, StandIn(judge, unverified="Bon"))
+    cannot = [one is None or not {None, NEVER}.isdisjoint(one.values()) for one in found]
+    assert cannot == [True, False], found
+    if function is pb_rlsvr.score:
+        assert found[0]["reasoning"] is NEVER, "an embedding that is no number will be none the next time"
+
+
+def test_a_box_that_nobody_could_compare_is_missing_and_not_alone() -> None:
+    given = group(RIGHT, RIGHT.replace("42", "x + 1"), RIGHT)
+    found = parts(csc.score, given, StandIn(unverified="x + 1"))
+    assert found == [{"agreement": 1.0}, None, {"agreement": 1.0}]
 
 
 # --- AdaMame ----------------------------------------------------------------------------------------------------------
@@ -245,6 +268,43 @@ def test_a_text_without_a_language_is_rare_as_published_and_common_here() -> Non
     ours, published = (parts(f, given) for f in (adamame.score, adamame.score_as_published))
     assert [one["same"] for one in ours] == [2, 2, 3] and [one["same"] for one in published] == [2, 2, 1]
     assert [one["match"] for one in ours] == [1, 1, 0] == [one["match"] for one in published]
+
+
+PORTUGUESE = "Somamos os números passo a passo, até que o resultado fique certo, e verificamos cada conta outra vez."
+# What lid.176 takes for languages that nobody asked for: Galician and Cantonese.
+LIKE_GALICIAN = "Os números súmanse un a un, e o resultado é o que buscamos, que se comproba outra vez."
+LIKE_CANTONESE = "我哋逐步將啲數加埋，直到個答案啱為止，然後再計多一次。"
+
+
+def real_tools(*languages: str) -> Tools:
+    """Those of a reward process, which embeds nothing."""
+    calibrate = Calibration.load("raw", None, 1.0, 0.0, (-1.0, 1.0))
+    return Tools(RewardConfig(), calibrate, lambda *_: asyncio.Future(), None, languages)
+
+
+def test_a_language_that_nobody_asked_for_is_not_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = real_tools("pt", "zh", "ja")
+    assert tools.languages([LIKE_GALICIAN, LIKE_CANTONESE]) == ["gl", "yue"]
+
+    async def all_right(answers: Sequence[Any]) -> list[float]:
+        return [1.0] * len(answers)
+
+    monkeypatch.setattr(tools, "verify_all", all_right)
+    given = replace(group(PORTUGUESE, PORTUGUESE, LIKE_GALICIAN, ENGLISH, "42"), language="pt")
+    found = parts(adamame.score, given, tools)
+    assert [one["match"] for one in found] == [1, 1, 1, 0, 0] and [one["same"] for one in found] == [3, 3, 3, 1, 5]
+    assert [one["same"] for one in parts(adamame.score_as_published, given, tools)] == [3, 3, 3, 1, 1]
+    given = replace(group("我们一步一步地把这些数字加起来，直到得到正确的结果。", LIKE_CANTONESE), language="zh")
+    assert [(one["match"], one["same"]) for one in parts(adamame.score, given, tools)] == [(1, 2)] * 2
+    given = replace(group(LIKE_CANTONESE, LIKE_GALICIAN, LIKE_GALICIAN), language="pt")
+    assert [one["same"] for one in parts(adamame.score, given, tools)] == [1, 2, 2]
+
+
+def test_languages_near_those_to_choose_from_count_as_the_first_of_them() -> None:
+    near = {"id": ("ms",), "ms": ("id",), "zh": ("yue", "ja"), "pt": ("gl",)}
+    assert languages_with_near(["ms", "id", "pt"], near) == {"ms": "ms", "id": "ms", "pt": "pt", "gl": "pt"}
+    assert languages_with_near(["ja", "zh"], near) == {"ja": "ja", "zh": "zh", "yue": "zh"}
+    assert languages_with_near(["zh"], near)["ja"] == "zh"
 
 
 def test_a_box_in_the_question_is_an_answer_as_published() -> None:
@@ -264,6 +324,49 @@ def test_agreement_counts_every_language_alike() -> None:
     assert [one["agreement"] for one in parts(csc.score, group(*alone))] == [0] * 4, "no two agree: nothing is learned"
 
 
+class Verifier(StandIn):
+    """math-verify itself, with one worker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.verifier = MathVerifier(workers=1)
+        self.compared: list[tuple[str, list[str], str]] = []
+
+    async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float | None]:
+        self.compared += answers
+        return self.verifier.verify(answers)
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Verifier]:
+    pytest.importorskip("math_verify")
+    found = Verifier()
+    yield found
+    found.verifier.close()
+
+
+# Boxes of one group with their languages, and which of them are equal.
+BOXES = [
+    ("1.234", "de", 0), ("1,234", "en", 0), ("1234", "ja", 0), ("1.234", "en", 1), ("1,234", "de", 1),
+    ("١٫٢٣٤", "ar", 1),
+    (r"1.234\text{ km}", "de", 0), (r"\frac{1}{2}", "fr", 2), ("0,5", "fr", 2), ("1/2", "en", 2), ("2x + 1", "en", 3),
+    ("1 + 2x", "de", 3), ("9^{9^{9}}", "en", -1), ("9^{9^{9}}", "fr", -1), (None, "fr", -1), (" ", "fr", -1),
+]  # fmt: skip
+
+
+def test_boxes_are_equal_in_any_order_and_by_the_language_they_are_in(
+    verifier: Verifier, rng: np.random.Generator
+) -> None:
+    for _ in range(3):
+        order = rng.permutation(len(BOXES))
+        boxes, languages, wanted = zip(*(BOXES[place] for place in order), strict=True)
+        found = asyncio.run(csc.equal_boxes(boxes, languages, cast("Tools", verifier)))
+        pairs = set(zip(found, wanted, strict=True))
+        assert len(pairs) == 5 == len(dict(pairs)) and (-1, -1) in pairs, found
+    assert not any("9^" in text or "9^" in gold for text, (gold,), _ in verifier.compared), "nobody reads such a box"
+    assert not verifier.verifier.counts["math_killed"]
+
+
 def test_agreement_does_not_depend_on_the_order(rng: np.random.Generator) -> None:
     classes, languages = rng.integers(-1, 3, 8), rng.choice(["fr", "en", "ja"], 8)
     order = rng.permutation(8)
@@ -280,7 +383,7 @@ def test_agreement_does_not_depend_on_the_order(rng: np.random.Generator) -> Non
 def test_a_failed_comparison_is_left_out_and_a_loss_as_published() -> None:
     def judge(text: str) -> str | None:
         first, _, second = text.partition("Answer A:")[2].partition("Answer B:")
-        return None if "numbers" in second else "A" if "{42}" in first and "{41}" in second else "so B"
+        return None if "numbers" in second else "A" if "{42}" in first and "{41}" in second else "So it is\nB"
 
     given = group(*FOUR[:3], extra={"english_solution": "It is 42."})
     tools = StandIn(judge)
@@ -290,9 +393,43 @@ def test_a_failed_comparison_is_left_out_and_a_loss_as_published() -> None:
     assert len(tools.asked) == 6 and all("It is 42." in text for text in tools.asked)
     assert [(one["acc"], one["box"], one["lc"]) for one in ours] == [(1, 1, 1), (1, 1, 1), (0, 1, 1)]
     assert parts(sp3f.score, given) == [None] * 3, "with no comparison at all, nothing is known"
-    assert sp3f.read_first_wins("A is longer.\nB") is False and sp3f.read_first_wins("so: **A**") is True
-    with pytest.raises(ValueError, match="letter A or B"):
-        sp3f.read_first_wins("neither")
+
+
+@pytest.mark.parametrize("said", ["Short.\nA", "B fails in step 2.\n\n**A**\n", "A", "(A).", "It is B?\n`A`", "[[A]]"])
+def test_the_winner_is_a_last_line_of_one_letter(said: str) -> None:
+    assert sp3f.read_first_wins(said) is True
+    assert sp3f.read_first_wins(said.translate(str.maketrans("AB", "BA"))) is False
+
+
+@pytest.mark.parametrize(
+    "said", ["neither", "", "Answer B makes a mistake in step 2, so the first one is better.", "A or B\nA and B", "AB",
+             "A\nBoth reach it.", "so: **A**"],
+)  # fmt: skip
+def test_a_letter_in_a_sentence_is_no_winner(said: str) -> None:
+    with pytest.raises(ValueError, match="the last line must be the letter A or B"):
+        sp3f.read_first_wins(said)
+
+
+@pytest.mark.parametrize("function", [sp3f.score, sp3f.score_as_published])
+def test_an_answer_that_is_alone_is_compared_with_none(function: Any) -> None:
+    """As in an evaluation."""
+    tools = StandIn()
+    assert parts(function, group(FOUR[0]), tools) == [{"acc": 1, "box": 1, "lc": 1, "wins": 0}] and not tools.asked
+
+
+def test_answers_without_a_word_are_in_no_language() -> None:
+    """It must not pay to leave the thought out. A bare result after a thought is in the thought's language."""
+    tools = real_tools("fr", "ja")
+    bare, box = "</think>42", r"<think>5</think>$x = \boxed{42}$"
+    after = [thought(FRENCH, r"\boxed{42}"), thought(ENGLISH, "42"), thought(ENGLISH, RIGHT)]
+    standing_in = StandIn(lambda _: "A")
+    standing_in.language_shares = tools.language_shares  # type: ignore[method-assign]
+    given = group(bare, box, *after)
+    assert [one["lc"] for one in parts(sp3f.score, given, standing_in)] == [0, 0, 1, 0, 1]
+    found = [one["language"] for one in parts(mcot.score, given, standing_in)]
+    assert found[:2] == [0, 0] and found[2] > 0.9 and found[3] < 0.2
+    assert tools.language_shares(["42", "x = 5", "", "答えは 5 cm です。"], ["fr", "ja", "ja", "ja"])[:3] == [0, 0, 0]
+    assert tools.language_shares(["答えは 5 cm です。"], ["ja"])[0] > 0.9
 
 
 def test_a_row_without_its_english_columns_is_named() -> None:

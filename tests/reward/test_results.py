@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward.terms.math import MathVerifier, last_box
-from reward.terms.results import is_hostile, numbers_of_box, result_of
+from reward.terms.results import is_hostile, number_in_box, result_of
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +96,17 @@ def test_formulas_that_nobody_can_evaluate_are_left_out(text: str, kept: str) ->
     assert result_of(text).text.strip() == kept.strip() and not is_hostile(result_of(text).formula)
 
 
+@pytest.mark.parametrize("box", ["**42**", "`42`", r"\textbf{42}", "42!!!", "42元", "9^9^9"])
+def test_emphasis_is_no_power(box: str) -> None:
+    assert is_hostile(box) == (box in ("42!!!", "9^9^9"))
+    assert number_in_box(box, "") == (None if is_hostile(box) else 42)
+
+
 @given(st.text(max_size=100), st.integers(0, 10**9))
 def test_whatever_stands_before_a_box_plays_no_part(before: str, number: int) -> None:
     result = result_of(f"{before} {'x' * 80} \\boxed{{{number}}}")
     assert last_box(result.text) == str(number) and not is_hostile(result.formula)
-    assert numbers_of_box(str(number), "") == {number}
+    assert number_in_box(str(number), "") == number
 
 
 MARKS = [
@@ -130,7 +136,7 @@ MARKS = [
 @given(st.lists(st.sampled_from(MARKS), max_size=30).map("".join))
 def test_no_text_is_an_error(text: str) -> None:
     result = result_of(text)
-    is_hostile(result.formula), numbers_of_box(text, "en")
+    is_hostile(result.formula), number_in_box(text, "en")
     if box := last_box(result.text):
         assert result.formula == result.text and box.strip("%\\ ")
 
@@ -140,5 +146,5 @@ def test_no_text_takes_long(piece: str) -> None:
     text = (piece * 20_000)[:20_000]
     began = time.process_time()
     is_hostile(result_of(text).formula)
-    numbers_of_box(text[:1000], "de")
+    number_in_box(text[:1000], "de")
     assert time.process_time() - began < 5, "in linear time it is less than a tenth of a second"

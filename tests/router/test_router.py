@@ -87,6 +87,20 @@ def test_propensities_are_those_of_the_distribution(
 
 
 @settings(max_examples=30)
+@given(asked=st.lists(contexts, min_size=1, max_size=8), seed=st.integers(0, 99), credit=st.sampled_from(CREDITS))
+def test_draws_by_place_depend_on_nothing_else_that_is_drawn(asked: list[Context], seed: int, credit: str) -> None:
+    one, other = (trained(seed=seed, credit=credit) for _ in range(2))
+    inorder = [one.draw(*context, place) for place, context in enumerate(asked)]
+    other.draw(*asked[0], 0)  # asked again, in another order, with others between
+    other.draw("de", ["Chat"], [])
+    backwards = [other.draw(*asked[place], place) for place in reversed(range(len(asked)))]
+    assert inorder == backwards[::-1]
+    places = range(400)
+    first = {tuple(one.draw("de", ["Chat"], [], place).languages) for place in places}
+    assert len(first) > 1, "places differ"
+
+
+@settings(max_examples=30)
 @given(asked=st.lists(contexts, max_size=12), mode=modes, seed=st.integers(0, 99))
 def test_many_questions_at_once_are_the_same_as_one_by_one(asked: list[Context], mode: str, seed: int) -> None:
     one, other, third = (trained(seed=seed, mode=mode) for _ in range(3))

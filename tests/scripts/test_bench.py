@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +14,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from scipy import stats
+from transformers import AutoTokenizer
 
+from common import diagnostics
 from common.answer import read_answer
 from common.process import FatalError
+from common.wire import PartLanguages
 from learner.data.problems import Place
+from reward.detectors import DetectorName
 from reward.terms import math
 from scripts.study import bench, coverage
 from scripts.study.benchmarks import published, rows, scoring
-from scripts.study.benchmarks.letters import likeliest
-from scripts.study.benchmarks.prompts import prompt, read_templates
+from scripts.study.benchmarks.letters import SeveralTokens, letter_questions, likeliest
+from scripts.study.benchmarks.prompts import HARNESS_PROMPTS, harness_prompt, prompt, read_templates
 from scripts.study.benchmarks.rows import BenchmarkRow
 from scripts.study.benchmarks.scoring import BENCHMARKS, Response
+from scripts.study.served_model import cache_file
 from tests.support.chat import serving
 
 GERMAN = "Wir zählen zuerst die Äpfel im Korb und dann die Birnen, die auf dem Tisch liegen."
@@ -139,12 +148,14 @@ FORMS: dict[str, tuple[dict[str, Any], list[tuple[str, str, str, str]]]] = {
     ),
     "mclm": (
         {
-            "mt-math100.parquet": [{"en": "1 + 1?", "ja": None, "zh-cn": "1 加 1?", "answer": "2"}],
+            "mt-math100.parquet": [
+                {"en": "1 + 1?", "ja": None, "zh-cn": "1 加 1 是多少？", "zh-tw": "1 加 1 是多少？？", "answer": "2"}
+            ],
             "mt-aime2024.parquet": [{"en": "2 + 2?", "ja": "足す?", "zh-cn": None, "answer": "4"}],
             "m-imo.parquet": [{"en": "Prove it.", "answer": None}],
         },
         [("en", "2 + 2?", "4", "MT-AIME2024"), ("ja", "足す?", "4", "MT-AIME2024"), ("en", "1 + 1?", "2", "MT-MATH100"),
-         ("zh", "1 加 1?", "2", "MT-MATH100")],
+         ("zh", "1 加 1 是多少？", "2", "MT-MATH100"), ("zh", "1 加 1 是多少？？", "2", "MT-MATH100")],
     ),
 }  # fmt: skip
 
@@ -192,6 +203,21 @@ def test_a_question_has_one_id_in_all_languages(tmp_path: Path) -> None:
     assert len({row.id for row in found}) == 2, "every language has its own"
 
 
+def test_varieties_of_a_language_weigh_as_the_languages_that_they_are_published_as(tmp_path: Path) -> None:
+    questions = [{"en": f"{n}?", "zh-cn": f"{n}？", "zh-tw": f"{n}吗？", "answer": str(n)} for n in range(3)]
+    data, benchmark = write(tmp_path, {"mt-math100.parquet": questions}), BENCHMARKS["mclm"]
+    some = benchmark.read(data, [])
+    assert len({(*row.stratum, row.id) for row in some}) == len(some) == 9
+    kept = bench.first_of_each(some, 2)
+    assert [row.stratum[0] for row in kept] == ["en", "zh-cn", "zh-tw"] * 2
+    assert {row.language for row in benchmark.read(data, ["zh"])} == {"zh"} and len(benchmark.read(data, ["zh"])) == 6
+    scores = [[float(row.variety == "zh-tw")] for row in kept]
+    samples = [[diagnostics.Sample(None, None, None, 1)] for _ in kept]
+    found = bench.summarise(benchmark, kept, {"ours": scores}, samples, 0)["ours"]
+    assert found["means"]["questions"][0] == pytest.approx(1 / 3)
+    assert {name: one["accuracy"] for name, one in found["languages"].items()} == {"en": 0, "zh-cn": 0, "zh-tw": 1}
+
+
 def test_only_the_names_of_files_and_folders_of_the_data_count(tmp_path: Path) -> None:
     question = {"en": "1 + 1?", "answer": "2"}
     for place in ("home/simon", "aime/mclm", "it"):
@@ -223,6 +249,7 @@ def test_only_the_names_of_files_and_folders_of_the_data_count(tmp_path: Path) -
         ("mgsm", {"mgsm_de.tsv": "Wie viele?\tvier\n"}, r"the answer 'vier' is no whole number"),
         ("mgsm", {"mgsm.tsv": "Wie viele?\t4\n"}, r"names no language: it takes a name as mgsm_de\.tsv"),
         ("msvamp", {"test_German.json": lines({"query": "?", "response": "1"})}, r"no column 'm_query'.*query"),
+        ("msvamp", {"test_German.json": lines({"m_query": "?", "response": "eins"})}, r"'eins' is no number"),
         ("global-mmlu-lite", {"de/test.parquet": [{"question": "?", **OPTIONS, "answer": "E"}]}, "none of A, B, C, D"),
         ("global-mmlu-lite", {"de/test.parquet": [{"question": "?", "answer": "A"}]}, r"no column 'option_a'"),
         ("include-lite", {"test.parquet": [{**INCLUDE, "answer": 4}]}, r"'answer' is '4'; a whole number from 0 to 3"),
@@ -297,6 +324,41 @@ def test_what_adamame_mathoctopus_and_the_harness_read() -> None:
     harness = published.right_harness_mgsm
     assert harness("so 1,200.", "1200") and harness("$18", "18") and harness("1,5", "15") and not harness("٤٢", "42")
     assert not harness("none", "5") and not harness("18.00", "18"), "texts are compared"
+    assert harness("1.200", "1,200") and harness("-5", "5") and harness("1.5", "15"), "without any punctuation"
+
+
+def test_the_harness_rule_is_the_harness_s_own() -> None:
+    """Its filter and its metric, with the settings of its task of MGSM."""
+    import lm_eval
+    from lm_eval.api.metrics import exact_match_hf_evaluate
+    from lm_eval.filters.extraction import RegexFilter
+
+    task = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks/mgsm/direct/direct_yaml").read_text())
+    (flexible,) = [one["filter"][0] for one in task["filter_list"] if one["name"] == "flexible-extract"]
+    read = RegexFilter(flexible["regex_pattern"], flexible["group_select"])
+    settings = {name: task["metric_list"][0].get(name, False) for name in ("ignore_case", "ignore_punctuation")}
+    texts = ["Es sind 1.200 Euro.", "-5", "1.5", "1,5", "$18", "18.00", "18.", "so 7... oder 8 ...", "٤٢", "", "keine",
+             "5 €, also -12", "3/4", "1 200", "a.b,c 9"]  # fmt: skip
+    for text in texts:
+        (((said),),) = read.apply([[text]], [{}])
+        for gold in (1200, 5, -5, 15, 18, 42, 12, 4, 9, 200):
+            found = exact_match_hf_evaluate([said], [str(gold)], **settings)["exact_match"]
+            assert published.right_harness_mgsm(text, str(gold)) == bool(found), (text, gold)
+    assert published.right_harness_mgsm("18", "18.0") and published.right_harness_mgsm("1200", "1,200")
+
+
+def test_options_are_put_as_the_harness_puts_them() -> None:
+    import lm_eval
+    from lm_eval.utils import apply_template
+
+    tasks = Path(lm_eval.__file__).parent / "tasks"
+    rows_of = {"global-mmlu-lite": "global_mmlu/default/de/_de_template_yaml",
+               "include-lite": "include/default/German/_german_template_yaml"}  # fmt: skip
+    row = BenchmarkRow("de", " Hauptstadt? ", "C", Place("f", 0), choices=tuple(OPTIONS.values()))
+    assert rows_of.keys() == HARNESS_PROMPTS.keys() == {name for name, one in BENCHMARKS.items() if one.is_choice}
+    for name, file in rows_of.items():
+        form = yaml.safe_load((tasks / file).read_text(encoding="utf-8"))["doc_to_text"]
+        assert HARNESS_PROMPTS[name](row) == apply_template(form, {"question": row.question, **OPTIONS}), name
 
 
 def test_how_formulas_are_compared() -> None:
@@ -321,7 +383,8 @@ TABLE = [  # benchmark, response, gold, language, ours, then each published scor
     ("polymath", r"\boxed{4}, no: \boxed{5}", "5", "de", 1, {"PolyMath": 0}),
     ("polymath", r"\boxed{50}", "0.5", "de", 0, {"PolyMath": 1}),
     ("polymath", r"\boxed{\frac{5}{4}}", r"$\frac{5}{4}$", "de", 1, {"PolyMath": 1}),
-    ("mgsm", "Es sind 1.200 Euro.", "1,200", "de", 1, {"AdaMame": 0, "lm-eval (flexible)": 0}),
+    ("mgsm", "Es sind 1.200 Euro.", "1,200", "de", 1, {"AdaMame": 0, "lm-eval (flexible)": 1}),
+    ("mgsm", "Es sind 1,5 Euro.", "15", "de", 0, {"AdaMame": 0, "lm-eval (flexible)": 1}),
     ("mgsm", r"\boxed{18}", "18", "de", 1, {"AdaMame": 1, "lm-eval (flexible)": 1}),
     ("mgsm", r"<think>\boxed{18}</think>\boxed{19}", "18", "de", 0, {"AdaMame": 1, "lm-eval (flexible)": 0}),
     ("mgsm-rev2", "18, also 19", "19", "de", 1, {"AdaMame": 0, "lm-eval (flexible)": 1}),
@@ -450,10 +513,10 @@ def test_the_likeliest_letter_is_that_of_the_engine() -> None:
         return 200, json.dumps({"text": "", "meta_info": {"output_token_ids_logprobs": [entries[::-1]]}})
 
     with serving(engine) as url:
-        assert likeliest(some, f"m@{url}", words) == ["A", "B", "C", "D", "A", "B"]
+        assert likeliest(letter_questions(some, words, harness_prompt), f"m@{url}") == ["A", "B", "C", "D", "A", "B"]
     characters: Any = Characters()
-    with pytest.raises(FatalError, match="makes 2 tokens of the letter A"):
-        likeliest(some, "m@http://127.0.0.1:1/v1", characters)
+    with pytest.raises(SeveralTokens, match="makes 2 tokens of the letter A"):
+        letter_questions(some, characters, harness_prompt)
 
 
 def test_the_command_from_published_rows_to_figures(
@@ -511,3 +574,176 @@ def test_the_command_from_published_rows_to_figures(
     ):
         with pytest.raises(SystemExit, match=message):
             bench.main(wrong)
+
+
+class Counting:
+    """A detector that knows how many texts it was given at a time."""
+
+    name: DetectorName = "gate"
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def knows(self, language: str) -> bool:
+        return True
+
+    def parts(self, texts: Sequence[str], asked: Sequence[str]) -> list[PartLanguages | None]:
+        self.most = max(self.most, len(texts))
+        return [PartLanguages(text.endswith("7"), True, True, False) for text in texts]
+
+
+def test_a_detector_gets_some_hundred_responses_at_a_time() -> None:
+    detector = Counting()
+    responses = [respond(f"<think>{n}</think>{n + 1}", "5") for n in range(1000)]
+    samples = bench.as_samples(responses, detector, range(1000))
+    assert detector.most <= 512, "thoughts and answers"
+    assert [one.tokens for one in samples] == [*range(1000)]
+    found = [(one.thought.consistent, one.answer.consistent) for one in samples if one.thought and one.answer]
+    assert found == [(n % 10 == 7, n % 10 == 6) for n in range(1000)]
+
+
+def test_questions_that_are_refused_are_told_and_not_too_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data", {"mgsm_de.tsv": "".join(f"Frage {n}?\t{n}\n" for n in range(9))})
+    refused, asked = {3}, []
+
+    def model(request: dict[str, Any]) -> str | tuple[int, str]:
+        number = int(request["messages"][-1]["content"].split()[1].rstrip("?"))
+        asked.append(number)
+        return (400, "the prompt is too long") if number in refused else f"{GERMAN} \\boxed{{{number}}}"
+
+    with serving(model) as url:
+        words = ["mgsm", f"m@{url}", "--data", data, "--out", str(tmp_path / "out.json"), "--json"]
+        bench.main(words)
+        shown = capsys.readouterr()
+        found = json.loads(shown.out)
+        assert found["refused"] == 1 and found["scorings"]["ours"]["means"]["questions"][0] == pytest.approx(8 / 9)
+        assert "1 of 9 questions were refused, as" in shown.err and "too long" in shown.err
+        kept = [json.loads(line) for line in (tmp_path / "out.responses.jsonl").read_text().splitlines()]
+        assert [("refused" in one, one["response"] == "") for one in kept] == [(n == 3, n == 3) for n in range(9)]
+        assert "too long" in kept[3]["refused"]
+        refused.add(5)
+        words = [*words[:5], str(tmp_path / "other.json"), "--calls", "1"]
+        asked.clear()
+        with pytest.raises(SystemExit, match=r"2 of 9 questions were refused, as .*row 5.*smaller --max-tokens"):
+            bench.main(words)
+        assert len(asked) <= 7, "at once, and not when all others are answered"
+        refused.clear()
+        asked.clear()
+        bench.main(words)
+        assert {3, 5} <= {*asked} and not {0, 1, 2, 4} & {*asked}, "what was answered is kept"
+
+
+@pytest.fixture
+def with_letters(tiny_policy: Path, tmp_path: Path) -> Path:
+    """A model whose tokenizer has one token for a letter with the space before it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_policy, model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    for letter in "ABCD":
+        tokenizer["model"]["vocab"][f"Ġ{letter}"] = max(tokenizer["model"]["vocab"].values()) + 1
+        tokenizer["model"]["merges"].append(["Ġ", letter])
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return model
+
+
+def test_weights_are_asked_for_letters_first_and_for_no_more_than_their_context_holds(
+    with_letters: Path,
+    tiny_policy: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lengths = [1, 10, 40]
+    questions = [
+        {"question": "Was? " * length, **OPTIONS, "answer": "C", "cultural_sensitivity_label": "CS"}
+        for length in lengths
+    ]
+    data = write(tmp_path / "data", {"de/test.parquet": questions})
+    asked: list[dict[str, Any]] = []
+
+    def engine(request: dict[str, Any]) -> str | tuple[int, str]:
+        asked.append(request)
+        if "input_ids" not in request:
+            return f"{GERMAN} Die Antwort ist B."
+        entries = [[-1.0 if n == 2 else -2.0, token, None] for n, token in enumerate(request["token_ids_logprob"])]
+        return 200, json.dumps({"text": "", "meta_info": {"output_token_ids_logprobs": [entries]}})
+
+    @contextmanager
+    def served(weights: str, *_: object) -> Iterator[str]:
+        with serving(engine) as url:
+            yield f"m@{url}"
+
+    monkeypatch.setattr(bench, "served", served)
+    out = tmp_path / "out.json"
+    words = ["--data", data, "--out", str(out), "--prompt-style", "plain", "--json"]
+    bench.main(["global-mmlu-lite", str(with_letters), *words])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)["scorings"]
+    assert ["input_ids" in request for request in asked] == [True] * 3 + [False] * 3
+    theirs, ours = found["as published: lm-eval (log-likelihood)"], found["ours"]
+    assert theirs["languages"] == {"de": {"accuracy": 1}}, "a letter is in no language"
+    assert theirs["means"]["questions"][0] == 1 and ours["means"]["questions"][0] == 0
+    assert (ours["languages"]["de"]["lc"], ours["languages"]["de"]["lc_accuracy"]) == (1, 0)
+    context = json.loads((with_letters / "config.json").read_text())["max_position_embeddings"]
+    tokenizer = AutoTokenizer.from_pretrained(with_letters)
+    limits = []
+    for request in asked[3:]:
+        prompt = tokenizer.apply_chat_template(request["messages"], tokenize=False, add_generation_prompt=True)
+        room = context - len(tokenizer.encode(prompt, add_special_tokens=False))
+        assert room - 20 <= request["max_tokens"] <= room
+        limits.append(request["max_tokens"])
+    assert len({*limits}) == 3, "each question has its own"
+    assert f"answers have at most {min(limits)} to {max(limits)} tokens instead of 4096" in shown.err
+    assert json.loads(out.read_text())["sampling"]["max_tokens_that_fit"] == min(limits)
+    asked.clear()
+    bench.main(["global-mmlu-lite", str(tiny_policy), *words])
+    shown = capsys.readouterr()
+    assert "log-likelihood) is left out: the tokenizer makes 2 tokens of the letter A" in shown.err
+    assert [*json.loads(shown.out)["scorings"]] == ["ours"] and len(asked) == 3
+
+
+def test_what_cannot_be_had_ends_the_command_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, asked = write(tmp_path / "data", {"mgsm_en.tsv": "How many?\t4\n"}), []
+
+    def model(request: dict[str, Any]) -> str:
+        asked.append(request)
+        return "4"
+
+    with serving(model) as url:
+        words = ["mgsm", f"m@{url}", "--data", data, "--out", str(tmp_path / "out.json"), "--detector"]
+        with pytest.raises(SystemExit, match="lingua needs two languages"):
+            bench.main([*words, "lingua"])
+        monkeypatch.setitem(sys.modules, "langdetect", None)
+        with pytest.raises(SystemExit, match="the detector needs the package langdetect"):
+            bench.main([*words, "langdetect"])
+    assert not asked
+
+
+def test_another_model_at_the_same_place_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = tmp_path / "model", tmp_path / "out.json"
+    model.mkdir()
+    marks = {cache_file(out, str(model))}
+    for number, name in enumerate(
+        ("model.safetensors", "pytorch_model.bin", "config.json", "tokenizer.json", "tokenizer.model", "vocab.txt",
+         "tokenizer_config.json", "chat_template.jinja", "generation_config.json"), 2,
+    ):  # fmt: skip
+        (model / name).write_text("x")
+        marks.add(cache_file(out, str(model)))
+        assert len(marks) == number, f"{name} plays a part"
+    (model / "README.md").write_text("x")
+    assert cache_file(out, str(model)) in marks, "this does not"
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    commits = set()
+    for commit in ("1" * 40, "2" * 40):
+        for name in (f"snapshots/{commit}/config.json", "refs/main"):
+            path = hub / "models--owner--name" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(commit)
+        commits |= {cache_file(out, "owner/name")}
+        assert cache_file(out, "owner/name") in commits
+    assert len(commits) == 2 and cache_file(out, "m@http://x/v1") == cache_file(out, "m@http://x/v1")

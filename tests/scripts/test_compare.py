@@ -118,6 +118,8 @@ def test_many_comparisons_are_adjusted(rng: np.random.Generator) -> None:
     exact = (2 / np.pi) ** 0.5  # Gamma(2) / (sqrt(2) Gamma(3 / 2))
     assert effect == pytest.approx(differences.mean() / differences.std(ddof=1) * exact)
     assert np.isnan(paired_test(differences[:1])).all()
+    equal = np.array([0.7 - 0.6, 0.8 - 0.7, 0.9 - 0.8])
+    assert len(set(equal)) > 1 and np.isnan(paired_test(equal)).all(), "they differ in the last bits alone"
     two = paired_test(differences[:2])
     assert two[0] == pytest.approx(stats.ttest_1samp(differences[:2], 0).pvalue) and np.isnan(two[1])
 

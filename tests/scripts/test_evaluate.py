@@ -68,7 +68,7 @@ def test_care_pro_counts_right_answers_in_the_right_language_alone(
     with serving(answer) as model, serving(judge) as judges:
         command = [f"m@{model}", "--out", str(tmp_path / "s.json"), "--judge", f"j@{judges}", "--json"]
         main([*command, "--care-pro", questions, "--care", questions])
-    assert all(request["temperature"] == 0 for request in asked) and len(asked) == 6, "greedy, each prompt once a set"
+    assert all(request["temperature"] == 0 for request in asked) and len(asked) == 3, "greedy, each prompt once"
     found = json.loads(capsys.readouterr().out)["sets"]
     one = found["CARE-pro"]
     assert one["mean"] == pytest.approx({"references": 100, "one": 100 / 3}.get(knows, 0))
@@ -188,6 +188,88 @@ def test_a_thought_is_no_answer_and_a_reference_without_a_number_is_an_error() -
     assert [one.label for one in found] == ["CORRECT", "INCORRECT", "INCORRECT", "INCORRECT"]
     with pytest.raises(FatalError, match=r"mgsm\.jsonl, row 3: the reference 'seven' has no number"):
         grade("mGSM", [replace(row, reference="seven")], [""], None)
+
+
+def test_an_unfinished_thought_that_the_prompt_opened_is_no_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = QuestionRow([{"role": "user", "content": "?"}], "42", "en", [], [], "mgsm", Place("mgsm.jsonl", 0))
+    said = ["so 7*6 = 42, but wait", "7*6 is it</think> It is 42."]
+    assert [one.label for one in grade("mGSM", [row] * 2, said, None, True)] == ["INCORRECT", "CORRECT"]
+    rows = [{"question": f"{n}?", "answer": "42", "language": "en"} for n in range(2)]
+    (tmp_path / "mgsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(lambda request: said[int(request["messages"][-1]["content"][0])]) as model:
+        command = [f"m@{model}", "--out", str(tmp_path / "s.json"), "--mgsm", str(tmp_path / "mgsm.jsonl"), "--json"]
+        for flags, mean in (([], 100), (["--opens-thought"], 50)):
+            main([*command, *flags])
+            assert json.loads(capsys.readouterr().out)["sets"]["mGSM"]["mean"] == mean
+
+
+def test_the_template_of_weights_tells_that_it_opens_a_thought(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_policy, model)
+    for path in model.iterdir():  # in whichever of the files this version of transformers keeps it
+        text = path.read_text(encoding="utf-8") if path.suffix in (".json", ".jinja") else ""
+        for end in ("assistant\n", "assistant\\n"):
+            if f"<|im_start|>{end}{{% endif %}}" in text:
+                path.write_text(text.replace(f"<|im_start|>{end}{{%", f"<|im_start|>{end}<think>{{%"))
+    row = {"question": "7*6?", "answer": "42", "language": "en"}
+    (tmp_path / "mgsm.jsonl").write_text(json.dumps(row) + "\n")
+
+    @contextmanager
+    def served(*_: object) -> Iterator[str]:
+        with serving(lambda _: "so 7*6 = 42, but wait") as url:
+            yield f"m@{url}"
+
+    monkeypatch.setattr(evaluate, "served", served)
+    for weights, mean in ((tiny_policy, 100), (model, 0)):
+        command = [str(weights), "--out", str(tmp_path / "s.json"), "--mgsm", str(tmp_path / "mgsm.jsonl"), "--json"]
+        main(command)
+        assert json.loads(capsys.readouterr().out)["sets"]["mGSM"]["mean"] == mean
+
+
+def test_a_judge_that_fails_costs_no_answers(
+    questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, asked, failing = {question: reference for _, question, reference in QUESTIONS}, [], ["at once"]
+
+    def model(request: dict[str, Any]) -> str:
+        asked.append(request)
+        return f"{known[request['messages'][-1]['content']]} Ja."
+
+    def judging(request: dict[str, Any]) -> str | tuple[int, str]:
+        later = "Ja." in request["messages"][0]["content"]
+        return (401, "no such key") if failing == ["at once"] or (failing and later) else "CORRECT"
+
+    with serving(model) as endpoint, serving(judging) as judges:
+        command = [f"m@{endpoint}", "--out", str(tmp_path / "new" / "s.json"), "--judge", f"j@{judges}", "--json"]
+        command += ["--care-pro", questions]
+        with pytest.raises(SystemExit, match="set OPENAI_API_KEY"):
+            main(command)
+        assert not asked, "the judge is asked first"
+        failing[:] = ["after the answers"]
+        with pytest.raises(SystemExit, match="set OPENAI_API_KEY"):
+            main(command)
+        assert len(asked) == 3
+        failing.clear()
+        main(command)
+        assert len(asked) == 3, "the answers were kept"
+        assert json.loads(capsys.readouterr().out)["sets"]["CARE-pro"]["mean"] == 100
+        main(command)
+        assert len(asked) == 6, "another model may be behind the address by now"
+
+
+def test_refused_questions_are_counted_and_not_in_the_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"{n}?", "answer": "4", "language": "en"} for n in range(3)]
+    (tmp_path / "mgsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(lambda r: (400, "too long") if r["messages"][-1]["content"] == "1?" else "4") as model:
+        main([f"m@{model}", "--out", str(tmp_path / "s.json"), "--mgsm", str(tmp_path / "mgsm.jsonl"), "--json"])
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found["refused"] == {"mGSM": 1} and found["sets"]["mGSM"]["mean"] == pytest.approx(200 / 3)
+    assert "1 of 3 questions were refused" in shown.err
 
 
 def test_only_clear_judgements_count() -> None:

@@ -9,8 +9,8 @@ import pytest
 from common.config import Config, load
 from common.process import FatalError
 from scripts.ops.from_verl import convert, main
-from scripts.ops.launch_script import read_script
 from scripts.ops.verl_options import OPTIONS, Unneeded, markdown_table
+from scripts.ops.verl_script import read_script
 
 ROOT = Path(__file__).parents[2]
 # The options of LRPO's public launch script, with their values.

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,14 @@ PARTITIONS = {
 }  # fmt: skip
 
 
-def launch(path: Path, *arguments: str, pool: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+SCRIPT = (str(ROOT / "scripts" / "launch_pool.sh"),)
+
+
+def launch(
+    path: Path, *arguments: str, pool: str = "", program: Sequence[str] = SCRIPT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     (path / "pool.toml").write_text(pool)
-    command = [str(ROOT / "scripts" / "launch_pool.sh"), str(path / "pool.toml"), *arguments]
+    command = [*program, str(path / "pool.toml"), *arguments]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -195,6 +200,40 @@ def test_what_the_user_has_set_reaches_every_host_and_what_this_host_has_does_no
     own["LRPO_DEVICE"] = "cpu"
     told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), **own)
     assert all(environment["LRPO_DEVICE"] == "cpu" for environment, *_ in over_ssh(told)), "the user has said so"
+
+
+def test_the_command_keeps_what_it_has_set_for_this_host_to_itself(tmp_path: Path) -> None:
+    own = {"LRPO_ENV_SET": "", "LRPO_DEVICE": "", "CUDA_VISIBLE_DEVICES": ""}
+    for given in ("", "0"):
+        setting = f"HF_HUB_OFFLINE={given}" if given else "GIVEN="
+        program = ("env", "-u", "HF_HUB_OFFLINE", "-u", "OMP_NUM_THREADS", setting)
+        program += (sys.executable, "-m", "scripts.lrpo", "pool")
+        told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), program=program, **own)
+        assert told.returncode == 0, told.stderr
+        for environment, *_ in over_ssh(told):
+            assert environment.get("HF_HUB_OFFLINE", "") == given and "OMP_NUM_THREADS" not in environment
+
+
+def test_actors_that_come_later_ask_the_replicas_that_are_there(tmp_path: Path) -> None:
+    more = '[gpus.l40s]\n[[nodes]]\nrole = "actor"\ngpu = "l40s"\nhosts = ["delta"]\n'
+    meeting = tmp_path / "rendezvous"
+    meeting.mkdir()
+    for found in (0, 1, 3):
+        if found:
+            (meeting / f"reward-{found - 1}.json").write_text("{}")
+        if found == 3:
+            (meeting / "reward-1.json").write_text("{}")
+        told = launch(tmp_path, "--dry-run", *CONFIG, "--run.rendezvous", str(meeting), pool=more)
+        [(_, _, config)] = over_ssh(told)
+        assert len(config.reward.addresses) == max(1, found)
+
+
+def test_a_job_that_cannot_be_submitted_is_told_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text('#!/bin/sh\nn=$(cat "$0.n" 2>/dev/null)\necho 1 >"$0.n"\n[ -z "$n" ] || exit 3\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    told = launch(tmp_path, *CONFIG, pool=POOL.format(**PARTITIONS), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert told.returncode and "Traceback" not in told.stderr
+    assert "error: sbatch submitted no job: ended with code 3; 1 of 3 jobs were submitted before it" in told.stderr
 
 
 def test_the_keys_are_found_where_the_line_says_that_make_keys_prints(tmp_path: Path) -> None:

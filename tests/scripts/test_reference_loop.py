@@ -338,7 +338,7 @@ def test_a_reward_sees_what_it_sees_in_the_system_and_unscored_answers_teach_not
         assert all(not one["final"] and one["thinking"] == one["text"].strip() for one in given["answers"])
         assert [answer.scored for answer in group] == [False, True, True, True]
         assert list(observed.languages) == [answer.language for answer in group[1:]]
-        assert observed.rewards == tuple(0.25 * n * group[n].compliant for n in (1, 2, 3))
+        assert observed.rewards == (0.25, 0.5, 0.75) and all(observed.compliant), "a function is not gated"
         rewards = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
         wanted = ((rewards - rewards.mean()) / (rewards.std() + 1e-6)).tolist()
         assert reference_loop.advantages([group], config.learner) == [[0.0, *map(pytest.approx, wanted)]]

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
 from common.config import Config, load
+from reward.calibration.files import quantile_path
 from scripts.study.experiments import __main__ as study
-from scripts.study.experiments import results, runner, set_up
+from scripts.study.experiments import results, runner, set_up, transfer
 from scripts.study.experiments.arm_tables import compare_arms, draw, overview
 from scripts.study.experiments.arms import IN_HINDSIGHT, OURS, arms_of
 from scripts.study.experiments.facts_world import FactsWorld, OwnData
@@ -25,7 +27,7 @@ from scripts.study.experiments.figures import MEANING, read_figures
 from scripts.study.experiments.knowledge import Knowledge, best_language, read_knowledge
 from scripts.study.experiments.reasoning_world import ReasoningWorld
 from scripts.study.experiments.report import records_of, write_report
-from scripts.study.experiments.transfer import measure_transfer
+from scripts.study.experiments.transfer import Answers, measure_transfer
 from scripts.world import build as world
 from tests.support.processes import forked
 
@@ -72,31 +74,43 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         for step, share in ((1, 0.5), (9, 0.75)):
             writer.add_scalar("learning/gradient_noise", share, step)
     assert read_figures(tmp_path / "run", None)["gradient_noise"] == 0.625
+    with SummaryWriter(str(tmp_path / "run" / "tensorboard")) as writer:
+        for step, share in ((17, float("nan")), (25, float("inf"))):
+            writer.add_scalar("learning/gradient_noise", share, step)
+        writer.add_scalar("learning/reward_std", float("nan"), 1)
+    found = read_figures(tmp_path / "run", None)
+    assert found["gradient_noise"] == 0.625 and found["reward_std"] is None, "a step without a finite number has none"
     before = {part: evaluation(0.6, {"de": 0.5, "en": 0.5}) for part in ("train", "heldout")}
     assert read_figures(tmp_path / "run", None, before)["gain_train"] == pytest.approx(0.1), "evaluated by another run"
 
 
-def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
+def test_what_was_taught_and_what_carried_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "FEWEST_PAIRS", 1)
     # Rows 0 and 1 ask for fact a, in two languages; English knows it. Fact b, row 2, is known in German.
     knowledge = Knowledge(
-        {"train": {0: {"en"}, 1: {"en"}, 2: {"de"}}, "heldout": {0: {"fr"}}}, {0: "a", 1: "a", 2: "b"}
+        {"train": {0: {"en"}, 1: {"en"}, 2: {"de"}}, "heldout": {0: {"fr"}, 1: {"de"}}}, {0: "a", 1: "a", 2: "b"}
     )
     zero = {"de": 0.0, "en": 0.0, "fr": 0.0}
-    before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero}}
+    before = {"train": {"0": {**zero, "de": 0.25}, "1": zero, "2": zero}, "heldout": {"0": zero, "1": zero}}
     after: dict[str, Any] = {
         "train": {
             "0": {"de": 0.75, "en": 1.0, "fr": 0.25}, "1": {"de": None, "en": 1.0, "fr": 0.5},
             "2": {"de": 1.0, "en": 1.0, "fr": 0.0},
         },
-        "heldout": {"0": {"de": 0.125, "en": 0.375, "fr": 1.0}},
+        "heldout": {"0": {"de": 0.125, "en": 0.375, "fr": 1.0}, "1": {"de": 1.0, "en": 0.125, "fr": 0.0625}},
     }  # fmt: skip
-    found = measure_transfer(before, after, {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}, knowledge)
-    # German was trained for row 1, and so for row 0, which asks for the same; row 2 in English. Held out: 0.25.
-    assert found["taught"] == pytest.approx((0.5 + 1.0) / 2 - 0.25)
-    assert found["transfer"] == pytest.approx((0.25 + 0.5 + 0.0) / 3 - 0.25)
-    alone = measure_transfer(before, after, {0: {"en"}}, None)
-    assert alone["taught"] == pytest.approx(1.0 - 0.5), "every language and each row counts for itself"
-    assert measure_transfer({}, after, {}, knowledge) == {"taught": None, "transfer": None}
+    answers = Answers()
+    for row, languages in {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}.items():
+        answers.add(row, languages, trained=True)
+    found = measure_transfer(before, after, answers, knowledge)
+    # German was trained for row 1, and so for row 0, which asks for the same; row 2 in English. Held-out questions that
+    # they did not know gained 0.125 in German, 0.25 in English and 0.0625 in French.
+    assert found["taught"] == pytest.approx(((0.5 - 0.125) + (1.0 - 0.25)) / 2)
+    assert found["transfer"] == pytest.approx((0.25 + 0.5 + 0.0) / 3 - 0.0625)
+    one = Answers(asked={0: {"en"}}, trained={0: {"en"}})
+    alone = measure_transfer(before, after, one, None)
+    assert alone["taught"] == pytest.approx(1.0 - 0.25), "every language and each row counts for itself"
+    assert measure_transfer({}, after, Answers(), knowledge) == {"taught": None, "transfer": None}
 
     leave_behind(tmp_path / "run", 0.7)
     for when, rewards in (("before", before), ("after", after)):
@@ -106,9 +120,50 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path) -> None:
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
     with (tmp_path / "run" / "ledger.jsonl").open("a") as ledger:  # which has row 0 trained in German and English
-        ledger.write('{"row": 1, "outcome": "zero_variance", "languages": ["fr"], "lengths": [3]}\n')
+        ledger.write('{"row": 2, "outcome": "zero_variance", "languages": ["fr"], "lengths": [3]}\n')
     figures = read_figures(tmp_path / "run", knowledge)
-    assert (figures["taught"], figures["transfer"]) == pytest.approx((0.5 - 0.25, (0.25 + 0.5 + 1.0 + 0.0) / 4 - 0.25))
+    assert figures["taught"] == pytest.approx(0.5 - 0.125)
+    assert figures["transfer"] == pytest.approx(((0.25 - 0.0625) + (0.5 - 0.0625) + (1.0 - 0.25)) / 3), (
+        "fact b was asked for in French, and not trained there: it is in neither"
+    )
+
+
+def willing(gains: dict[str, float], rows: int = 20) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The rewards before and after a training that made languages more willing by ``gains``, and taught no fact."""
+    first = {str(row): dict.fromkeys(gains, 0.25) for row in range(rows)}
+    last = {str(row): {language: 0.25 + gain for language, gain in gains.items()} for row in range(rows)}
+    return {"train": first, "heldout": first}, {"train": last, "heldout": last}
+
+
+def test_willingness_of_single_languages_is_neither_taught_nor_transferred() -> None:
+    before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0})
+    in_german = {row: {"de"} for row in range(20)}
+    nobody = {row: set[str]() for row in range(20)}
+    # German knows half of the held-out questions, so few of those that count there are of its language.
+    knowledge = Knowledge(
+        {"train": nobody, "heldout": {row: {"de"} if row < 10 else set() for row in range(20)}},
+        {row: str(row) for row in range(20)},
+    )
+    found = measure_transfer(before, after, Answers(in_german, in_german), knowledge)
+    assert found == {"taught": None, "transfer": pytest.approx(0.0)}, "20 pairs are too few for a mean, 40 are not"
+    before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0}, 30)
+    in_german = {row: {"de"} for row in range(30)}
+    assert measure_transfer(before, after, Answers(in_german, in_german), None) == {"taught": 0.0, "transfer": 0.0}
+
+
+def test_gains_come_in_order_so_that_their_means_are_the_same_in_every_process() -> None:
+    before, after = willing(dict.fromkeys(reversed(LANGUAGES), 0.1), 12)
+    found = [(row, language) for row, language, _ in transfer._gains(before, after, "train", None)]
+    assert found == [(row, language) for row in range(12) for language in LANGUAGES]
+
+
+def test_pairs_that_were_asked_and_not_trained_are_selected_on_what_they_earned() -> None:
+    before, after = willing({"de": 0.0, "en": 0.0}, 40)
+    for row in range(40):  # answers that were all wrong were not trained, and stayed wrong
+        after["train"][str(row)]["de"] = 0.0 if row < 35 else 1.0
+    everywhere = {row: {"de", "en"} for row in range(40)}
+    trained = {row: {"en"} if row < 35 else {"de", "en"} for row in range(40)}
+    assert measure_transfer(before, after, Answers(everywhere, trained), None)["transfer"] is None
 
 
 def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path) -> None:
@@ -125,17 +180,32 @@ def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path
 @pytest.mark.parametrize("name", ["router", "mechanism"])
 def test_every_arm_is_a_configuration_and_differs_from_the_others(name: Any, tmp_path: Path) -> None:
     world.main(["--out", str(tmp_path / "world-region-0"), "--knowledge", "region"])
-    place, hashes = FactsWorld("region", 0, tmp_path, arms_of(name)), set()
+    place, found = FactsWorld("region", 0, tmp_path, arms_of(name)), dict[str, str]()
     for arm in arms_of(name):
         config = load(place.settings(arm))
         assert (config.router.fixed_language is not None) == (arm in IN_HINDSIGHT)
-        hashes.add(place.settings_hash(arm))
-    assert len(hashes) == len(arms_of(name))
+        settings = config.model_dump_json()
+        assert settings not in found, f"{arm} is trained as {found[settings]} is"
+        found[settings] = arm
+    assert len({place.settings_hash(arm) for arm in arms_of(name)}) == len(arms_of(name))
     elsewhere = FactsWorld("region", 1, tmp_path / "other", arms_of(name))
     assert elsewhere.settings_hash(OURS) == place.settings_hash(OURS)
     shorter = FactsWorld("region", 0, tmp_path, arms_of(name), (), ["--steps", "5"])
     policies = {load([*one.settings(OURS)]).model.path for one in (place, shorter)}
     assert len(policies) == 2, "another warm start does not replace the one that a study is using"
+
+
+def test_more_rollouts_have_the_same_share_in_their_own_language(tmp_path: Path) -> None:
+    place = FactsWorld("region", 0, tmp_path, arms_of("mechanism"))
+    for arm, count in (("rollouts-4", 4), (OURS, 8), ("rollouts-16", 16)):
+        router = load(place.settings(arm)).router
+        assert (router.rollouts, router.own_language) == (count, count / 4)
+
+
+def test_the_arm_of_the_paper_is_the_public_code(tmp_path: Path) -> None:
+    """For which regions count in questions of Regional Knowledge alone (docs/router.md)."""
+    router = load(FactsWorld("region", 0, tmp_path, arms_of("router")).settings("paper")).router
+    assert router.credit == "reference" and router.region_topics == ("Regional Knowledge",)
 
 
 def test_regimes_differ_in_who_knows_what(tmp_path: Path) -> None:
@@ -210,7 +280,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert trained == ["best-fixed-1"]
     records = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(records) == 6 and {tuple(sorted(one)) for one in records} == {
-        ("arm", "code", "config", "figures", "regime", "seconds", "seed")
+        ("actors", "arm", "code", "config", "figures", "regime", "seconds", "seed", "starts_from")
     }
     assert not (tmp_path / "out" / "region" / "ours-0" / "checkpoints").exists(), "large files are not kept"
     table = capsys.readouterr().out
@@ -221,10 +291,167 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert "0 of 6 runs are left to do" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"has ours, region, seed 0 with other settings: choose another --out"):
         study.main([*words, "--learner.lr", "1e-3"])
+    with pytest.raises(SystemExit, match="seed 0 with 1 actors, and these runs would have 2: give --actors 1"):
+        study.main([*words, "--seeds", "2", "--actors", "2"])
+    for record in records:  # as the records of earlier versions
+        del record["actors"], record["starts_from"]
+    (tmp_path / "out" / "results.json").write_text(json.dumps(records))
+    study.main([*words, "--dry-run"])
+    assert "0 of 6 runs are left to do" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--arms monolingua: there are ours, paper"):
         study.main(["router", "--arms", "monolingua", "--out", str(tmp_path / "none")])
     with pytest.raises(SystemExit, match="needs --best-language"):
         study.main(["router", "--arms", "best-fixed", "--base", "--model.path x", "--out", str(tmp_path / "none")])
+
+
+def test_what_sets_an_arm_apart_cannot_be_given_for_all(
+    own_data: list[str], trained: list[tuple[str, Config]], tmp_path: Path
+) -> None:
+    """Else arms would all be trained alike, each under its own name."""
+    world = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--dry-run"]
+    (tmp_path / "stale.toml").write_text("[learner]\nstaleness = 2\n")
+    apart = pytest.raises(
+        SystemExit, match=r"learner\.staleness is what sets the arm staleness-0 apart.*leave out stal"
+    )
+    for given in (["--learner.staleness", "2"], ["--learner", "{staleness = 2}"], [str(tmp_path / "stale.toml")]):
+        with apart:
+            study.main(["mechanism", *world, *given])
+        with apart:
+            study.main(["mechanism", *own_data[1:], "--arms", "ours,staleness-0", *given])
+    with pytest.raises(SystemExit, match=r"reward\.terms is what sets the arm similarity apart"):
+        study.main(["mechanism", *world, "--arms", "similarity", "--reward.terms.default.exact", "1"])
+    with pytest.raises(SystemExit, match=r"router\.fixed_language is what sets the arm best-fixed apart"):
+        study.main(["router", *world, "--router.fixed_language", "en"])
+    with pytest.raises(SystemExit, match=r"data\.columns is what sets the arm m-thinker apart"):
+        study.main(["recipes", *world, "--recipes", "m-thinker", "--data.columns.english_question", "question"])
+    study.main(["mechanism", *world, "--arms", "ours,own-0", "--learner.staleness", "2"])
+    place = FactsWorld("region", 0, tmp_path, arms_of("mechanism"), ["--learner.staleness", "2"])
+    assert load(place.settings("staleness-8")).learner.staleness == 8
+    assert load(place.settings("own-0")).learner.staleness == 2
+    assert not trained
+
+
+def test_what_a_study_sets_or_leaves_out_is_refused_by_name(
+    own_data: list[str], trained: list[tuple[str, Config]], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text('[data]\ntrain = "mine.parquet"\n')
+    for name in ("router", "recipes"):
+        words = [name, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--dry-run"]
+        for key in ("data.train", "data.heldout", "model.path", "run.seed", "run.dir"):
+            with pytest.raises(SystemExit, match=rf"{key} is set by the study: leave it out"):
+                study.main([*words, f"--{key}", "1"])
+        with pytest.raises(SystemExit, match=r"data\.train is set by the study: .* with --base, lrpo study router"):
+            study.main([*words, str(tmp_path / "mine.toml")])
+    for key, remedy in (("run.seed", "--seeds"), ("run.dir", "--out")):
+        with pytest.raises(SystemExit, match=rf"{key} is set by the study: leave it out; give {remedy}"):
+            study.main([*own_data, f"--{key}", "1"])
+    with pytest.raises(SystemExit, match="--best-language goes with --base"):
+        study.main(["router", "--out", str(tmp_path / "out"), "--best-language", "de", "--dry-run"])
+    for option in (["--regimes", "equal"], ["--warm-start-steps", "5"]):
+        with pytest.raises(SystemExit, match="--regimes and --warm-start-steps are of the offline worlds"):
+            study.main([*own_data, *option])
+    assert not trained
+
+
+@pytest.fixture
+def small_worlds(monkeypatch: pytest.MonkeyPatch, trained: list[tuple[str, Config]]) -> None:
+    """Worlds whose policies are files of a few bytes."""
+
+    def prepare(place: FactsWorld) -> None:
+        settings = load(place.settings(OURS))
+        built, policy = Path(settings.data.train).parent, Path(settings.model.path)
+        if not built.exists():
+            world.main(["--out", str(built), "--seed", str(place.seed)])
+        if not policy.exists():
+            policy.mkdir(parents=True)
+            (policy / "model.safetensors").write_text("trained here")
+
+    monkeypatch.setattr(FactsWorld, "prepare", prepare)
+    set_up.digest_of_model.cache_clear()
+
+
+def test_all_runs_of_a_seed_start_from_the_same_policy_in_the_same_world(
+    small_worlds: None, trained: list[tuple[str, Config]], tmp_path: Path
+) -> None:
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    words = ["router", "--regimes", "region", "--out", str(out), "--cache", str(cache), "--seeds"]
+    study.main([*words, "0", "--arms", "ours"])
+    (record,) = json.loads((out / "results.json").read_text())
+    assert record["starts_from"].keys() == {"policy", "world"} and record["actors"] == 1
+    study.main([*words, "0", "--arms", "uniform"])
+    assert [config.learner.evaluate_before for _, config in trained] == [True, False]
+    weights = cache / "policy-select-region-0" / "model.safetensors"
+    weights.write_text("trained elsewhere")
+    set_up.digest_of_model.cache_clear()  # as in another process
+    refused = r"has (ours|uniform), region, seed 0, which started from another policy than is there now\. Put back"
+    with pytest.raises(SystemExit, match=refused):
+        study.main([*words, "0", "--arms", "monolingual"])
+    (out / "results.json").unlink()
+    with pytest.raises(SystemExit, match=r"warm-start-0\.json is of another policy than these runs would start from"):
+        study.main([*words, "0", "--arms", "monolingual"])
+    assert len(trained) == 2
+    study.main([*words, "1", "--arms", "ours"])  # another seed has a policy of its own
+    table = pq.read_table(cache / "world-region-1" / "heldout.parquet")
+    pq.write_table(table.slice(1), cache / "world-region-1" / "heldout.parquet")
+    with pytest.raises(SystemExit, match="has ours, region, seed 1, which started from another world than"):
+        study.main([*words, "1", "--arms", "monolingual"])
+    kept = json.loads((out / "region" / "warm-start-1.json").read_text())
+    assert kept.pop("starts_from") == json.loads((out / "results.json").read_text())[0]["starts_from"]
+    (out / "region" / "warm-start-1.json").write_text(json.dumps(kept))  # as earlier versions wrote it
+    records = json.loads((out / "results.json").read_text())
+    del records[0]["starts_from"]
+    (out / "results.json").write_text(json.dumps(records))
+    study.main([*words, "1", "--arms", "monolingual"])
+    assert [name for name, _ in trained] == ["ours-0", "uniform-0", "ours-1", "monolingual-1"]
+
+
+def test_versions_of_the_code_are_told(
+    own_data: list[str], trained: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    for version, arm in (("aaaa", "ours"), ("aaaa", "uniform"), ("bbbb", "monolingual")):
+        monkeypatch.setattr(runner, "code_version", lambda now=version: now)
+        study.main([*own_data, "--arms", arm])
+        printed, warned = capsys.readouterr()
+        assert ("Versions of the code" in printed) == ("warning" in warned) == (version == "bbbb")
+    assert "has runs of other versions of the code (aaaa); these are of bbbb" in warned
+    study.main([*own_data, "--seeds", "0,1", "--arms", "ours"])
+    capsys.readouterr()
+    study.main([*own_data, "--arms", "ours,monolingual"])
+    printed, warned = capsys.readouterr()
+    assert not warned, "nothing is trained"
+    assert "\n* data, `ours`: `aaaa` (seeds 0); `bbbb` (seeds 1)\n* data, `uniform`: `aaaa` (seeds 0)\n" in printed
+    assert printed.endswith((tmp_path / "out" / "tables.md").read_text())
+
+
+def test_a_run_that_has_diverged_does_not_block_the_study(
+    own_data: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_all(settings: Sequence[str], run: Path, actors: int | None) -> None:
+        leave_behind(run, float("nan") if run.name == "ours-0" else 0.6)
+        (run / "config.json").write_text(load(settings).model_dump_json())
+
+    monkeypatch.setattr(runner, "run_all", run_all)
+    study.main([*own_data, "--arms", "ours,uniform"])
+    first, second = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert first["figures"]["own_heldout"] is None and second["figures"]["own_heldout"] == 0.6
+    assert first["figures"]["forgetting"] is not None
+    assert "ours-0 has no finite own_heldout, own_train, routed_heldout" in capsys.readouterr().err
+
+
+def test_quantile_tables_are_part_of_the_set_up(own_data: list[str], trained: list[Any], tmp_path: Path) -> None:
+    calibration = tmp_path / "pairs.csv"
+    calibration.write_text("lang_a,lang_b,count,mean,std\n")
+    quantile_path(calibration).write_text("{}")
+    words = [*own_data, "--arms", "ours", "--reward.calibration", str(calibration), "--reward.calibration_mode"]
+    study.main([*words, "quantile"])
+    quantile_path(calibration).write_text('{"knots": []}')
+    with pytest.raises(SystemExit, match="has ours, data, seed 0 with other settings"):
+        study.main([*words, "quantile"])
+    words[words.index("--out") + 1] = str(tmp_path / "mean")
+    study.main([*words, "mean"])
+    quantile_path(calibration).unlink()
+    study.main([*words, "mean"])  # which reads none
+    assert len(trained) == 2
 
 
 @pytest.fixture

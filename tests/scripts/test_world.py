@@ -17,8 +17,10 @@ from common.process import FatalError
 from reward.gate import LanguageGate
 from reward.terms.text import contains
 from scripts.world import build as world
-from scripts.world import facts, training, warm_start
+from scripts.world import demo, facts, training, warm_start
 from scripts.world.demo import affinity_share
+from scripts.world.existing import build_or_check
+from scripts.world.reasoning import demo as reasoning_demo
 from scripts.world.settings import Settings
 from scripts.world.templates import LANGUAGES, OPENINGS, TEMPLATES
 from scripts.world.tokenizer import build_tokenizer
@@ -204,3 +206,37 @@ def test_affinity_share_counts_draws_in_languages_that_know_the_region() -> None
     assert (share, uniform) == (5 / 8, 3 / 8)
     elsewhere, _ = affinity_share({"Elsewhere": {"ja": 4}}, built)  # a region of somebody's own questions
     assert elsewhere == 0 and affinity_share({}, built) == (0, 0)
+
+
+def test_a_world_that_is_there_has_to_be_the_one_that_would_be_made(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, command = tmp_path / "world", ["-m", "scripts.world.reasoning.build", "--examples", "10", "--seed"]
+    build_or_check(out, [*command, "0"])
+    assert "worked examples" in capfd.readouterr().out and (out / "world.json").exists()
+    rows = pq.read_table(out / "heldout.parquet")
+    pq.write_table(rows, out / "heldout.parquet", compression="gzip")  # the rows count, not how they are written
+    build_or_check(out, [*command, "0"])
+    assert not capfd.readouterr().out
+    refused = r"world was made by another version .*: heldout\.parquet has other rows than this one makes\. Remove"
+    with pytest.raises(FatalError, match=refused):
+        build_or_check(out, [*command, "1"])
+    for text in (b"no parquet", b""):
+        (out / "heldout.parquet").write_bytes(text)
+        with pytest.raises(FatalError, match=refused):
+            build_or_check(out, [*command, "0"])
+    (out / "heldout.parquet").unlink()
+    with pytest.raises(FatalError, match=refused):
+        build_or_check(out, [*command, "0"])
+
+
+@pytest.mark.parametrize("of", ["facts", "reasoning"])
+def test_a_demo_takes_no_world_of_other_code(of: str, tmp_path: Path) -> None:
+    (tmp_path / "world").mkdir()
+    (tmp_path / "world" / "world.json").write_text("{}")
+    with pytest.raises(FatalError, match="world was made by another version of the code"):
+        if of == "facts":
+            demo.prepare(tmp_path / "world", tmp_path / "policy", 0, [])
+        else:
+            reasoning_demo.prepare(tmp_path / "world", tmp_path / "policy", 0, None)
+    assert not (tmp_path / "policy").exists()

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,20 @@ ROOT = Path(__file__).parents[2]
 
 
 def measured_run(
-    directory: Path, policy: Path, engines: Mapping[str, tuple[float, float]], *flags: str, timeout: float = 400
+    directory: Path,
+    policy: Path,
+    engines: Mapping[str, tuple[float, float]],
+    *flags: str,
+    timeout: float = 400,
+    until: Path | None = None,
 ) -> Path:
-    """A run to its end; its directory.
+    """A run to its end; its directory. One that was interrupted goes on.
 
     Args:
         engines: by actor: seconds a token of a batch takes, and, on top, of a token of the whole engine.
+        until: the learner is interrupted when this file is there.
     """
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     question: dict[str, Any] = {"ability": "A"}
     question["reward_model"] = {"ground_truth": "Berlin.", "style": "rule"}
     question["extra_info"] = {"language": "de", "topic": "A", "region": None, "index": 0}
@@ -53,12 +60,17 @@ def measured_run(
                 running[name] = Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
         deadline = time.monotonic() + timeout
         while running["learner"].poll() is None and time.monotonic() < deadline:
-            time.sleep(0.2)
+            if until is not None and until.exists():
+                running["learner"].terminate()
+                running["learner"].wait(60)
+                return directory / "run"
+            time.sleep(0.02 if until else 0.2)
         told = {name: (directory / f"{name}.log").read_text(errors="replace")[-1500:] for name in processes}
         assert running["learner"].poll() == 0, "\n".join(f"== {name}\n{text}" for name, text in told.items())
     finally:
         for process in running.values():
-            process.terminate()
+            with suppress(ProcessLookupError):
+                process.terminate()
         for process in running.values():
             process.wait(20)
     return directory / "run"

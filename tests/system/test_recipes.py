@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from common.config import Config, ConfigError, load
+from common.diagnostics import is_right
 from common.languages import POLICY_CHOOSES
 from learner.train.aggregation import token_weights
 from learner.train.samples import group_outcome
@@ -137,6 +138,14 @@ def test_its_reward_is_the_published_one(trained: dict[str, Any], name: str) -> 
         assert step["rewards"] == pytest.approx(REWARDS[name])
 
 
+@pytest.mark.parametrize("name", ["slc-rl", "strict-lc", "m-thinker"])
+def test_its_accuracy_does_not_depend_on_the_language(trained: dict[str, Any], name: str) -> None:
+    """Right, right with an English thought, wrong, without an end; charts call what reads this Acc."""
+    terms = trained[name][0]["terms"]
+    assert [one["accuracy"] for one in terms] == [1, 1, 0, 0] and terms[1]["lc"] < 1
+    assert [is_right(0.0, one) for one in terms] == [True, True, False, False]
+
+
 def test_adamame_falls_from_rarity_to_alignment(trained: dict[str, Any]) -> None:
     """r = acc (1 + (K / n - 1) (1 + cos πx) / 2) (1 + 2 max((1 - cos πx) / 2, 0.1) match): n is 3, and 1 in English."""
     found = [step["rewards"] for step in trained["adamame"]]
@@ -255,7 +264,7 @@ def test_the_languages_of_a_group_are_drawn_as_published(name: str, seed: int) -
     assert len(drawn) == {"dapo": 16, "gspo": 16, "cispo": 5, "mcot": 24, "gdpo": 4}.get(name, 8)
     free = {"explang": 8, "hybrid": 4}.get(name, 0)
     assert drawn.count(POLICY_CHOOSES) == free
-    own = {"lrpo": 2, "lrpo-paper": 2, "csc": 2, "gdpo": 1, "hybrid": 2, "explang": 0}.get(name, len(drawn))
+    own = {"lrpo": 2, "lrpo-paper": 2, "csc": 2, "hybrid": 2, "explang": 0}.get(name, len(drawn))
     assert drawn[:own] == ["fr"] * own
     assert config.model.prompt_style == {"explang": "select", "hybrid": "select"}.get(
         name, "tag" if name in ("lrpo", "lrpo-paper") else "system"

@@ -45,7 +45,9 @@ def trained(directory: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tens
     return steps, load_file(directory / "run" / "model" / "model.safetensors")
 
 
-def test_the_same_seed_is_the_same_run_at_whatever_speed(tiny_policy: Path, tmp_path: Path, seed: int) -> None:
+def test_the_same_seed_is_the_same_run_at_whatever_speed_and_after_a_resume(
+    tiny_policy: Path, tmp_path: Path, seed: int
+) -> None:
     (tmp_path / "mine.py").write_text(REWARD)
     flags = [
         "--reward.function", f"{tmp_path}/mine.py:vowels", "--reward.parts", "{vowels = 1.0}",
@@ -58,6 +60,10 @@ def test_the_same_seed_is_the_same_run_at_whatever_speed(tiny_policy: Path, tmp_
     for name, speed, own_seed in (("one", (0.0, 0.0), seed), ("two", (0.004, 0.002), seed), ("other", (0.0, 0.0), 1)):
         directory = tmp_path / name
         own = ["--run.seed", str(own_seed % 2**31), "--learner.record", str(directory / "record")]
+        if name == "two":  # which is interrupted, and then goes on
+            until = directory / "record" / "step-000002.msgpack"
+            measured_run(directory, tiny_policy, {"a-0": speed}, *flags, *own, until=until)
+            assert not (directory / "run" / "model").exists()
         measured_run(directory, tiny_policy, {"a-0": speed}, *flags, *own)
         found[name] = trained(directory)
     (steps, weights), (again, weights_again) = found["one"], found["two"]

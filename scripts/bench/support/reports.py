@@ -88,6 +88,6 @@ def random_step(
     }
     spent |= {f"actor {name}": seconds for name in peers}
     spent["reward"] = {"busy": 0.2 * number, "wait": 0.8 * number}
-    counts = {"leased": 3, "waiting": 1, "retried": 0, "lost": 0, "failed": 0, "refused": 0, "foreign": 0}
+    counts = {"leased": 3, "waiting": 1, "retried": 0, "orphaned": 0, "failed": 0, "refused": 0, "foreign": 0}
     context = StepContext(spent, counts, peers, Published(peers, 0.1, 0.05), 1.0)
     return {"number": number, "batch": batch, "result": result, "context": context}

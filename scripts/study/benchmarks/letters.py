@@ -7,76 +7,99 @@ one token, and the engine answers many at a time.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from transformers import PreTrainedTokenizerBase
 
 from common.process import FatalError
-from scripts.study.benchmarks.prompts import harness_prompt
 from scripts.study.benchmarks.rows import LETTERS, BenchmarkRow
 
 _TIMEOUT_S, _ATTEMPTS = 300.0, 3
 
 
-def likeliest(
-    rows: Sequence[BenchmarkRow], endpoint: str, tokenizer: PreTrainedTokenizerBase, calls: int = 64
-) -> list[str]:
-    """The likeliest letter after ``Answer:``, for each question; the first of several. Blocks until all are told.
+class SeveralTokens(ValueError):
+    """The tokenizer makes several tokens of a letter, so that its log-probability is not that of one."""
+
+
+@dataclass(frozen=True)
+class LetterQuestion:
+    """A question as the engine is asked it.
+
+    Attributes:
+        prompt: its tokens.
+        letters: the token of each option's letter after the prompt, with the space before it.
+    """
+
+    prompt: list[int]
+    letters: list[int]
+
+
+def letter_questions(
+    rows: Sequence[BenchmarkRow], tokenizer: PreTrainedTokenizerBase, form: Callable[[BenchmarkRow], str]
+) -> list[LetterQuestion]:
+    """The questions in tokens.
 
     Args:
-        endpoint: ``NAME@URL`` of an SGLang engine.
+        form: the text of a question up to ``Answer:``.
 
     Raises:
-        FatalError: the engine cannot be reached, is none of SGLang, or the tokenizer makes several tokens of a letter.
+        SeveralTokens: of a letter.
     """
-    prompts = [tokenizer.encode(harness_prompt(row)) for row in rows]
-    letters = [_letter_tokens(prompt, row, tokenizer) for prompt, row in zip(prompts, rows, strict=True)]
-    url = endpoint.partition("@")[2].rstrip("/").removesuffix("/v1")
-    return asyncio.run(_ask_all(url, prompts, letters, calls))
-
-
-def _letter_tokens(prompt: list[int], row: BenchmarkRow, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that stands for each letter after the prompt, with the space before it."""
-    text = harness_prompt(row)
     found = []
-    for letter in LETTERS[: len(row.choices)]:
-        rest = tokenizer.encode(f"{text} {letter}")[len(prompt) :]
-        if len(rest) != 1:
-            raise FatalError(
-                f"the tokenizer makes {len(rest)} tokens of the letter {letter} after a prompt, where one is needed; "
-                "lrpo evaluate --lm-eval scores such a model on its weights"
-            )
-        found += rest
+    for row in rows:
+        text = form(row)
+        prompt = tokenizer.encode(text)
+        letters = []
+        for letter in LETTERS[: len(row.choices)]:
+            rest = tokenizer.encode(f"{text} {letter}")[len(prompt) :]
+            if len(rest) != 1:
+                raise SeveralTokens(f"the tokenizer makes {len(rest)} tokens of the letter {letter} after a prompt")
+            letters += rest
+        found.append(LetterQuestion(prompt, letters))
     return found
 
 
-async def _ask_all(url: str, prompts: list[list[int]], letters: list[list[int]], calls: int) -> list[str]:
+def likeliest(questions: Sequence[LetterQuestion], endpoint: str, calls: int = 64) -> list[str]:
+    """The likeliest letter after each question; the first of several. Blocks until all are told.
+
+    Args:
+        endpoint: ``NAME@URL`` of an SGLang engine.
+        calls: questions that are asked at a time.
+
+    Raises:
+        FatalError: the engine cannot be reached, or is none of SGLang.
+    """
+    url = endpoint.partition("@")[2].rstrip("/").removesuffix("/v1")
+    return asyncio.run(_ask_all(url, questions, calls))
+
+
+async def _ask_all(url: str, questions: Sequence[LetterQuestion], calls: int) -> list[str]:
     free = asyncio.Semaphore(calls)
 
-    async def one(session: aiohttp.ClientSession, prompt: list[int], tokens: list[int]) -> str:
+    async def one(session: aiohttp.ClientSession, question: LetterQuestion) -> str:
         async with free:
-            return await _ask(session, url, prompt, tokens)
+            return await _ask(session, url, question)
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(_TIMEOUT_S)) as session:
-        asked = [one(session, prompt, tokens) for prompt, tokens in zip(prompts, letters, strict=True)]
-        return list(await asyncio.gather(*asked))
+        return list(await asyncio.gather(*(one(session, question) for question in questions)))
 
 
-async def _ask(session: aiohttp.ClientSession, url: str, prompt: list[int], tokens: list[int]) -> str:
+async def _ask(session: aiohttp.ClientSession, url: str, question: LetterQuestion) -> str:
     body = {
-        "input_ids": prompt,
+        "input_ids": question.prompt,
         "sampling_params": {"max_new_tokens": 1, "temperature": 0.0},
         "return_logprob": True,
-        "token_ids_logprob": tokens,
+        "token_ids_logprob": question.letters,
     }
     reason = ""
     for attempt in range(_ATTEMPTS):
         try:
             async with session.post(f"{url}/generate", json=body) as reply:
                 if reply.status == 200:
-                    return _read(await reply.json(), tokens)
+                    return _read(await reply.json(), question.letters)
                 reason = f"status {reply.status}: {(await reply.text())[:200]}"
         except (aiohttp.ClientError, TimeoutError) as error:
             reason = f"{type(error).__name__} {error}"

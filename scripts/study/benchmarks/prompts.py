@@ -6,7 +6,7 @@ The sentences are our own. The published ones differ by benchmark, and are given
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.languages import code_of
@@ -56,8 +56,23 @@ def options(row: BenchmarkRow) -> list[str]:
 
 
 def harness_prompt(row: BenchmarkRow) -> str:
-    """The question with its options as lm-evaluation-harness puts those of Global-MMLU and INCLUDE, 0-shot."""
+    """The question with its options as lm-evaluation-harness puts those of Global-MMLU, 0-shot."""
     return "\n".join([row.question.strip(), *options(row), "Answer:"])
+
+
+def harness_include_prompt(row: BenchmarkRow) -> str:
+    """The question as lm-evaluation-harness puts those of INCLUDE, 0-shot: with a space before the last option.
+
+    Its templates (``lm_eval/tasks/include/default/*/_*_template_yaml``) are broken into two lines there, which YAML
+    joins by a space.
+    """
+    *before, last = options(row)
+    return "\n".join([row.question.strip(), *before, f" {last}", "Answer:"])
+
+
+HARNESS_PROMPTS: Mapping[str, Callable[[BenchmarkRow], str]] = {
+    "global-mmlu-lite": harness_prompt, "include-lite": harness_include_prompt,
+}  # fmt: skip
 
 
 def read_templates(path: Path | None) -> dict[str, str]:

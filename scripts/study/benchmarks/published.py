@@ -8,6 +8,7 @@ in the limited workers of ``reward.terms.math.MathVerifier``.
 from __future__ import annotations
 
 import re
+import string
 from math import isclose
 
 _CLOSE = "</think>"
@@ -16,7 +17,7 @@ _NUMBER_MMATH = re.compile(r"[+-]?(?=\.?[0-9])(?:0|[1-9]\d{0,2}(?:,\d{3})*|\d*)?
 _PREFIXES = ("final answer", "answer is", "answer:", "answer is:", "final answer:", "final answer is")
 _THOUSANDS, _PLAIN_NUMBER = re.compile(r"(\d),(\d)"), re.compile(r"\d+(?:\.\d+)?")
 _FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")  # lm-evaluation-harness, mgsm's flexible-extract
-_IGNORED = (re.compile(","), re.compile(r"\$"), re.compile(r"(?s).*#### "), re.compile(r"\.$"))
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)  # its ignore_punctuation
 _TOLERANCE = 1e-4  # PolyMath's, relative
 _MSVAMP_TOLERANCE = 1e-3
 
@@ -120,13 +121,15 @@ def right_mathoctopus(response: str, gold: str) -> bool:
 def right_harness_mgsm(response: str, gold: str) -> bool:
     """MGSM by lm-evaluation-harness, flexible-extract: the last run of digits, points and commas, as a text.
 
-    Commas are left out of both, so 1,5 is 15; digits of other scripts are none; without a number it is [invalid].
+    All ASCII punctuation is left out of both, so -15, 1,5 and 1.5 are right where 15 is asked for, and 18.00 is not
+    where 18 is; digits of other scripts are none; without a number it is [invalid].
+
+    Source: ``lm_eval/tasks/mgsm/direct/direct_yaml``, version 4.0. There the gold is a whole number's digits.
     """
     found = _FLEXIBLE.findall(response)
-    texts = [found[-1].strip() if found else "[invalid]", gold]
-    for pattern in _IGNORED:
-        texts = [pattern.sub("", one) for one in texts]
-    return texts[0] == texts[1]
+    texts = [found[-1].strip() if found else "[invalid]", gold.partition(".")[0]]
+    said, wanted = (one.translate(_WITHOUT_PUNCTUATION) for one in texts)
+    return said == wanted
 
 
 def equal_formulas(text: str, accepted: list[str], language: str) -> bool:

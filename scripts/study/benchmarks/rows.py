@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.languages import code_of
+from common.numbers import number_of
 from common.process import FatalError
 from learner.data.problems import Place
 from learner.data.records import SUFFIXES, Record, Unreadable, files_of, read_records
@@ -40,6 +41,8 @@ class BenchmarkRow:
         group: what the benchmark divides its questions by: the source, the level, the kind; ``""`` for nothing.
         choices: the texts of the options; empty where the answer is free.
         id: within its group; the same in every language that the question was translated to.
+        variety: what the benchmark calls the language, where it asks in varieties of one that have the same code, as
+            zh-cn and zh-tw; ``""`` where it does not.
     """
 
     language: str
@@ -49,6 +52,12 @@ class BenchmarkRow:
     group: str = ""
     choices: tuple[str, ...] = ()
     id: str = ""
+    variety: str = ""
+
+    @property
+    def stratum(self) -> tuple[str, str]:
+        """Language, or variety of one, and group: what a mean weighs, and what figures are given for."""
+        return self.variety or self.language, self.group
 
 
 def read_mmath(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
@@ -99,6 +108,8 @@ def read_msvamp(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
 
     def row(record: Record, place: Place) -> BenchmarkRow:
         question, answer = _text(record, "m_query", place), _text(record, "response", place)
+        if number_of(answer, "en") is None:
+            raise FatalError(f"{place}: the answer {answer!r} is no number")
         return BenchmarkRow(_language_of_place(place), question, answer, place, id=str(place.row))
 
     return _rows(source, languages, row, hub=[*(languages or _MSVAMP)])
@@ -148,6 +159,8 @@ def read_include(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
 def read_mclm(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
     """MCLM: configurations with a column for each language, and answer. Questions that a language lacks are null.
 
+    Its two columns of Chinese, zh-cn and zh-tw, weigh as two languages; ``--languages zh`` asks both.
+
     Only MT-MATH100 and MT-AIME2024 are taken, whose answers can be compared by a rule; those of M-IMO and M-MO need a
     judge. Files and folders are named after them, as ``mt-math100.parquet``.
     """
@@ -164,7 +177,7 @@ def read_mclm(source: str, languages: Collection[str]) -> list[BenchmarkRow]:
             raise FatalError(f"{place}: no column is named after a language; there are {', '.join(record)}")
         answer = _text(record, "answer", place)
         rows += [
-            BenchmarkRow(code, str(record[name]), answer, place, group, id=str(place.row))
+            BenchmarkRow(code, str(record[name]), answer, place, group, id=str(place.row), variety=name)
             for name, code in columns.items()
             if record[name] and (not languages or code in languages)
         ]

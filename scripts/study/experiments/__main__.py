@@ -19,7 +19,7 @@ of a run as well. ``OUT/results.json`` has a record for each finished run: its f
 version of the code, and the seconds since the run was last begun. ``--report`` only reads it.
 
 With ``--base`` nothing is prepared: its files and flags name the model and the data. Further flags
-``--section.key value`` are settings of all arms.
+``--section.key value`` are settings of all arms. What an arm or the study itself sets cannot be given.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ from typing import Annotated
 
 import typer
 
+from common.config import load
+from common.gpus import visible_gpus
 from common.process import FatalError
 from scripts.ops.command_line import command, files_first
+from scripts.ops.local_run import count_actors
 from scripts.study.experiments import recipes
 from scripts.study.experiments.arms import Name, arms_of, needs_world
 from scripts.study.experiments.facts_world import REGIMES, FactsWorld, OwnData
+from scripts.study.experiments.given import check_given
 from scripts.study.experiments.place import Place
 from scripts.study.experiments.reasoning_world import ReasoningWorld
 from scripts.study.experiments.report import left_out, records_of, write_report
@@ -68,6 +72,16 @@ def _recipes(given: str) -> list[str]:
     for name in filter(None, map(str.strip, given.split(","))):
         recipes.adaptation(name)
     return _chosen("recipes", given, recipes.runnable())
+
+
+def _own_flags(name: Name, chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The flags that set each of the arms apart."""
+    return {arm: recipes.adaptation(arm).flags if name == "recipes" else arms_of(name)[arm] for arm in chosen}
+
+
+def _most_actors(place: Place, arm: str) -> int:
+    """As many as this machine's GPUs are enough for; one without GPUs."""
+    return count_actors(visible_gpus(), load(files_first(place.settings(arm))))
 
 
 def _seeds(given: str) -> list[int]:
@@ -110,12 +124,19 @@ def main(
     of_recipes = name == "recipes"
     if of_recipes and (base or regimes or best_language):
         raise FatalError("lrpo study recipes has one world: --base, --regimes and --best-language are of other studies")
+    if base and (regimes or warm_start_steps):
+        raise FatalError("--regimes and --warm-start-steps are of the offline worlds, which --base leaves out")
+    if best_language and not base:
+        raise FatalError(
+            "--best-language goes with --base: of the offline world the study knows which language knows most"
+        )
     given = [*context.args, *(("--learner.steps", str(steps)) if steps else ())]
     cache, out = cache.absolute(), (out or Path("runs") / ("recipes" if of_recipes else "study")).absolute()
     chosen = _recipes(arms) if of_recipes else _chosen("arms", arms, list(arms_of(name)))
     if base and not arms and (left_to_world := [arm for arm in chosen if needs_world(arms_of(name)[arm])]):
         print(f"left out, as they are for the offline world: {', '.join(left_to_world)}")
         chosen = [arm for arm in chosen if arm not in left_to_world]
+    check_given(given, _own_flags(name, chosen), has_world=not base)
     numbers = _seeds(seeds)
     places: list[Place]
     if of_recipes:
@@ -145,7 +166,8 @@ def main(
     if not report:
         with sole_user(out):
             try:
-                train_missing(runs, Results(out / "results.json"), out, actors or (None if base else 1), keep)
+                count = actors or (_most_actors(*runs[0]) if base else 1)
+                train_missing(runs, Results(out / "results.json"), out, count, keep)
             except KeyboardInterrupt:
                 print(f"\ninterrupted; the same command goes on, --report shows what is in {out}", file=sys.stderr)
                 raise

@@ -15,7 +15,7 @@ IN_HINDSIGHT = (BEST_FIXED, FIXED_ONLY)
 # Name of an arm -> its flags. Nothing but the choice of languages differs.
 _ROUTER: dict[str, tuple[str, ...]] = {
     OURS: (),
-    "paper": ("--router.credit", "reference"),
+    "paper": ("--router.credit", "reference", "--router.region_topics", '["Regional Knowledge"]'),  # the public code
     "uniform": ("--router.mode", "uniform"),
     BEST_FIXED: ("--router.mode", "fixed"),
     "english-dominant": ("--router.mode", "english_dominant"),
@@ -32,7 +32,11 @@ _SIMILARITY = (
 # One setting of the learned routing changed.
 _MECHANISM: dict[str, tuple[str, ...]] = {
     OURS: (),
-    **{f"rollouts-{count}": ("--router.rollouts", str(count)) for count in (4, 16)},
+    # A quarter stays in the question's own language, or the arm would change the shares of the languages as well.
+    **{
+        f"rollouts-{count}": ("--router.rollouts", str(count), "--router.own_language", str(count // 4))
+        for count in (4, 16)
+    },
     **{f"staleness-{steps}": ("--learner.staleness", str(steps)) for steps in (0, 2, 4, 8)},
     **{f"own-{count}": ("--router.own_language", str(count)) for count in (0, 4)},
     FIXED_ONLY: ("--router.mode", "fixed", "--router.own_language", "0"),

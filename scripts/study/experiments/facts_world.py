@@ -10,6 +10,7 @@ from typing import cast
 
 from common.config import Config, load
 from common.process import FatalError
+from reward.calibration.files import quantile_path
 from scripts.ops.command_line import files_first
 from scripts.study.experiments.arms import IN_HINDSIGHT, has_own_reward, needs_world
 from scripts.study.experiments.figures import (
@@ -18,7 +19,7 @@ from scripts.study.experiments.figures import (
 )
 from scripts.study.experiments.knowledge import best_language, read_knowledge
 from scripts.study.experiments.place import Figures
-from scripts.study.experiments.set_up import digest_of_model, settings_hash
+from scripts.study.experiments.set_up import digest_of_model, digests_of_world, settings_hash
 from scripts.study.experiments.sockets import own_sockets
 from scripts.study.experiments.warm_start import WarmStart
 from scripts.study.iterate.record import digest_of_file, digest_of_source
@@ -39,7 +40,7 @@ class FactsWorld:
         regime: who knows what, one of ``REGIMES``.
         cache: directory of worlds and policies.
         arms: name -> flags that set it apart.
-        given: further flags of all arms.
+        given: further flags of all arms, none of which an arm has (:mod:`scripts.study.experiments.given`).
         warm_start: further flags of ``scripts.world.warm_start``.
     """
 
@@ -68,17 +69,20 @@ class FactsWorld:
         flags = ["--style", "select", "--unseen", "", *self._warm_start]
         demo.prepare(self._world, self._policy, self.seed, flags, cast(Knowledge, self.regime))
 
+    def starts_from(self) -> Mapping[str, str]:
+        return digests_of_world(self._world, self._policy)
+
     def settings(self, arm: str) -> list[str]:
         calibration = str(self._world / "facts.csv")
         flags = [flag.replace("{calibration}", calibration) for flag in self._arms[arm]]
         if arm in IN_HINDSIGHT:
             flags += ["--router.fixed_language", best_language(read_knowledge(self._world))]
-        return [*self._shared, *flags, *self._given]
+        return [*self._shared, *self._given, *flags]  # the arm's last, so that it is what its name says
 
     def settings_hash(self, arm: str) -> str:
         # Which language is best in hindsight is known when the world is there.
         flags = [] if arm in IN_HINDSIGHT else [flag.replace("{calibration}", "facts.csv") for flag in self._arms[arm]]
-        _check_evaluated(load(files_first([*self._shared, *flags, *self._given])))
+        _check_evaluated(load(files_first([*self._shared, *self._given, *flags])))
         shared = files_first([*self._shared, *self._given])
         return settings_hash(shared, [*self._arms[arm], *self._given, *self._warm_start], _PAST)
 
@@ -92,7 +96,8 @@ class FactsWorld:
         return read_figures(run, read_knowledge(self._world), before)
 
     def _start(self, run: Path) -> WarmStart:
-        return _warm_start(run, self.seed, settings_hash(self._shared, [*self._given, *self._warm_start]))
+        settings = settings_hash(self._shared, [*self._given, *self._warm_start])
+        return _warm_start(run, self.seed, settings, self.starts_from())
 
 
 class OwnData:
@@ -111,6 +116,9 @@ class OwnData:
 
     def prepare(self) -> None:
         pass
+
+    def starts_from(self) -> Mapping[str, str]:
+        return {}
 
     def settings(self, arm: str) -> list[str]:
         if needs_world(self._arms[arm]):
@@ -141,6 +149,8 @@ class OwnData:
         found = [f"{key} {digest_of_source(source)}" for key, source in sources.items() if source]
         if config.reward.calibration is not None:
             found.append(f"reward.calibration {digest_of_file(config.reward.calibration)}")
+            if config.reward.calibration_mode == "quantile":
+                found.append(f"its quantiles {digest_of_file(quantile_path(config.reward.calibration))}")
         return [f"model.path {digest_of_model(config.model.path)}", *found]
 
     def _start(self, run: Path) -> WarmStart:
@@ -160,8 +170,8 @@ def _evaluated_once(run: Path, start: WarmStart, flags: Sequence[str]) -> Iterat
         start.keep(read_evaluation_before(run))
 
 
-def _warm_start(run: Path, seed: int, settings: str) -> WarmStart:
-    return WarmStart(run.parent / f"warm-start-{seed}.json", settings)
+def _warm_start(run: Path, seed: int, settings: str, starts_from: Mapping[str, str] | None = None) -> WarmStart:
+    return WarmStart(run.parent / f"warm-start-{seed}.json", settings, starts_from)
 
 
 def _check_evaluated(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.process import FatalError
 from scripts.study.experiments.knowledge import Knowledge
-from scripts.study.experiments.transfer import measure_transfer, read_rewards
+from scripts.study.experiments.transfer import Answers, measure_transfer, read_rewards
 
 _GRADIENT_NOISE, _REWARD_STD = "learning/gradient_noise", "learning/reward_std"
 
@@ -32,11 +33,11 @@ MEANING = {
     "known": "share of the training answers in a language that knows the question",
     "diversity": "mean number of languages in a prompt group of the training",
     "compliance": "share of the trained questions' answers that are in their own language",
-    "forgetting": "mean loss over languages of own held-out rewards, where they fell",
+    "forgetting": "loss of own held-out rewards, mean over all languages; a language without a loss counts as 0",
     "zero_variance": "share of the prompt groups whose answers had equal rewards",
     "reward_std": "standard deviation of the rewards of a prompt group, mean over the groups of the training",
-    "taught": "gain of trained questions in trained languages that did not know them, less the gain of held-out ones",
-    "transfer": "the same in languages in which no answer to the question was trained",
+    "taught": "gain of trained questions in trained languages that did not know them, less that of held-out ones there",
+    "transfer": "the same in languages in which no answer to the question was asked for",
     "gradient_noise": "share of the squared gradient norm that is noise, mean over the steps where it was measured",
     "tokens": "tokens of all training answers",
 }
@@ -113,24 +114,22 @@ def _diagnostic(evaluation: Mapping[str, Any], end: str) -> float | None:
 
 
 def _mean_of_metric(run: Path, tag: str) -> float | None:
-    """The mean of a metric over the steps that have it; None where none has."""
+    """The mean of a metric over the steps where it is a finite number; None where there is none."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     if (run / "tensorboard").is_dir():
         events.Reload()
     if tag not in events.Tags()["scalars"]:
         return None
-    points = events.Scalars(tag)
-    return float(np.mean([point.value for point in points]))
+    values = [point.value for point in events.Scalars(tag) if math.isfinite(point.value)]
+    return float(np.mean(values)) if values else None
 
 
-def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, float | None], dict[int, set[str]]]:
-    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger.
-
-    Also, for each row of the questions, the languages of the answers that were trained: a group whose answers all have
-    the same reward teaches nothing.
+def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, float | None], Answers]:
+    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger, and the languages of
+    their answers.
     """
     groups, tokens, answers, known, different = 0, 0, 0, 0, 0
-    trained: dict[int, set[str]] = {}
+    found = Answers()
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
@@ -138,8 +137,7 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
             tokens += sum(entry.get("lengths") or [])
             groups, answers = groups + bool(languages), answers + len(languages)
             different += len({*languages})
-            if entry["outcome"] == "trained":
-                trained.setdefault(entry["row"], set()).update(languages)
+            found.add(entry["row"], languages, trained=entry["outcome"] == "trained")
             if knowledge is not None:
                 known += sum(language in knowledge.languages["train"][entry["row"]] for language in languages)
     figures = {
@@ -147,4 +145,4 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
         "known": known / answers if answers and knowledge is not None else None,
         "diversity": different / groups if groups else None,
     }
-    return figures, trained
+    return figures, found

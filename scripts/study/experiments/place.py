@@ -28,7 +28,15 @@ class Place(Protocol):
         """Makes the world and the warm-started policy where they are missing. Blocks meanwhile.
 
         Raises:
+            FatalError: the world that is there is one of other code.
             SystemExit: one of the programs failed, after it has printed why.
+        """
+
+    def starts_from(self) -> Mapping[str, str]:
+        """Digests of what :meth:`prepare` made and all arms start from, by name, for the records: an arm that is run
+        later, on another machine or with other code, must start from the same. Needs :meth:`prepare`.
+
+        Empty where :meth:`settings_hash` has them.
         """
 
     def settings(self, arm: str) -> list[str]:

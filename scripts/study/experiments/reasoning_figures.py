@@ -9,7 +9,7 @@ from pathlib import Path
 from common.process import FatalError
 from scripts.study.experiments.files import write_whole
 from scripts.study.experiments.place import Figures
-from scripts.world.policy_directory import FINGERPRINT
+from scripts.study.experiments.set_up import digest_of_model
 from scripts.world.reasoning.measure import Judged, figures, measure
 
 SAMPLES = 4  # answers to each held-out question
@@ -74,7 +74,7 @@ def measure_policy(model: Path, world: Path, seed: int, samples: int = SAMPLES) 
 def measure_warm_start(policy: Path, world: Path, seed: int, samples: int = SAMPLES) -> dict[str, float | None]:
     """The same of a warm-started policy. It is kept beside the policy, for all runs that begin there."""
     kept = policy.with_name(f"{policy.name}-figures.json")
-    made_from = {"policy": json.loads((policy / FINGERPRINT).read_text(encoding="utf-8")), "samples": samples}
+    made_from = {"policy": digest_of_model(str(policy)), "samples": samples}  # another CPU may train other weights
     if kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         if found["of"] == made_from:

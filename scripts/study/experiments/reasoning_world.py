@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from scripts.ops.recipes import find_recipe
 from scripts.study.experiments.place import Figures
 from scripts.study.experiments.reasoning_figures import SAMPLES, measure_policy, measure_warm_start, read_figures
 from scripts.study.experiments.recipes import adaptation
-from scripts.study.experiments.set_up import settings_hash
+from scripts.study.experiments.set_up import digests_of_world, settings_hash
 from scripts.study.experiments.sizes import world_sizes
 from scripts.study.experiments.sockets import own_sockets
 from scripts.world.reasoning import demo
@@ -28,7 +28,7 @@ class ReasoningWorld:
 
     Args:
         cache: directory of worlds and policies.
-        given: further flags of all arms.
+        given: further flags of all arms, none of which an arm has (:mod:`scripts.study.experiments.given`).
         warm_start_steps: of the warm start; None: as many as usual.
     """
 
@@ -43,6 +43,9 @@ class ReasoningWorld:
 
     def prepare(self) -> None:
         demo.prepare(self.world, self.policy, self.seed, self._warm_start_steps)
+
+    def starts_from(self) -> Mapping[str, str]:
+        return digests_of_world(self.world, self.policy)
 
     def settings(self, arm: str) -> list[str]:
         needs, recipe = adaptation(arm), find_recipe(arm)
@@ -60,11 +63,7 @@ class ReasoningWorld:
 
     def settings_hash(self, arm: str) -> str:
         warm_start = [] if self._warm_start_steps is None else ["--steps", str(self._warm_start_steps)]
-        settings = files_first(self.settings(arm))
-        config = load(settings)
-        if config.model.path != str(self.policy) or config.data.train != str(self.world / "train.parquet"):
-            raise FatalError("lrpo study recipes trains the policy of its world: leave out model.path and data.train")
-        return settings_hash(settings, [f"samples={SAMPLES}", *warm_start])
+        return settings_hash(files_first(self.settings(arm)), [f"samples={SAMPLES}", *warm_start])
 
     @contextmanager
     def around(self, arm: str, run: Path) -> Iterator[Sequence[str]]:

@@ -57,7 +57,6 @@ _ADAPTATIONS = {
         told="the grade of an answer, a number, is 100 if it equals the English one and else 0",
     ),
     "mcot": Adaptation(told="no answer has a box"),
-    "gdpo": Adaptation(told="asks in other languages than the question's, which the warm start has not taught"),
 }
 
 

@@ -31,9 +31,26 @@ def write_report(name: Name, records: Records, out: Path) -> str:
         base = next(iter(arms_of(name)))
         own_reward = [arm for arm, flags in arms_of(name).items() if has_own_reward(flags)]
         text = tables(records, base, figures.MEANING, own_reward)
+    text += versions(records)
     (out / "tables.md").write_text(text + "\n", encoding="utf-8")
     draw(records, base, _DRAWN[name], out / "differences.png")
     return text
+
+
+def versions(records: Records) -> str:
+    """Which version of the code trained which run, where there are several; else nothing."""
+    found: dict[tuple[str, str], dict[str, list[int]]] = {}
+    for record in records:
+        of_arm = found.setdefault((record["regime"], record["arm"]), {})
+        of_arm.setdefault(record.get("code", "unknown"), []).append(record["seed"])
+    if len({code for of_arm in found.values() for code in of_arm}) < 2:
+        return ""
+    lines = [
+        f"* {regime}, `{arm}`: "
+        + "; ".join(f"`{code}` (seeds {', '.join(map(str, sorted(seeds)))})" for code, seeds in of_arm.items())
+        for (regime, arm), of_arm in found.items()
+    ]
+    return "\n\n".join(["\n\n**Versions of the code** that trained the runs", "\n".join(lines)])
 
 
 def what_differs() -> str:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from scripts.study.experiments.files import write_whole
 
 _ROOT = Path(__file__).parents[3]
 _LOCK_FILE = "study.lock"  # it stays, and means nothing unless a process holds the lock
-_KEYS = {"regime", "arm", "seed", "config", "figures"}
+_KEYS = {"regime", "arm", "seed", "config", "figures"}  # the others came later
+_START = "starts_from"
 
 
 class Results:
@@ -57,6 +58,44 @@ class Results:
                     "or take this record out of it and remove the directory of the run. One file is of one set-up, "
                     "whichever arms are asked for"
                 )
+
+    def check_start(self, regime: str, seed: int, starts_from: Mapping[str, str]) -> None:
+        """Refuses records of a regime and a seed that started from another policy or in another world.
+
+        Records of earlier versions do not say what they started from, and pass.
+
+        Raises:
+            FatalError: there is such a record.
+        """
+        for one in self._of(regime):
+            differs = [name for name, digest in starts_from.items() if one.get(_START, {}).get(name, digest) != digest]
+            if one["seed"] == seed and differs:
+                raise FatalError(
+                    f"{self._path} has {one['arm']}, {regime}, seed {seed}, which started from another "
+                    f"{' and another '.join(differs)} than is there now. Put back the world and the policy that it "
+                    "started from (they were in --cache), choose another --out, or take the records of this seed out "
+                    "of it and remove their runs"
+                )
+
+    def check_actors(self, regime: str, actors: int) -> None:
+        """Refuses records of a regime whose runs had another number of actors; those that do not say it pass.
+
+        Raises:
+            FatalError: there is such a record.
+        """
+        for one in self._of(regime):
+            if one.get("actors", actors) != actors:
+                raise FatalError(
+                    f"{self._path} has {one['arm']}, {regime}, seed {one['seed']} with {one['actors']} actors, and "
+                    f"these runs would have {actors}: give --actors {one['actors']}, or choose another --out"
+                )
+
+    def versions(self, regimes: Collection[str]) -> set[str]:
+        """The versions of the code that the records of regimes were made with."""
+        return {one.get("code", "unknown") for regime in regimes for one in self._of(regime)}
+
+    def _of(self, regime: str) -> list[dict[str, Any]]:
+        return [one for one in self.records if one["regime"] == regime]
 
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record and writes the file, at once or not at all."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.config import ConfigError, load
 from common.process import FatalError
@@ -46,36 +49,61 @@ def _check_records(place: Place, hashes: Mapping[str, str], results: Results) ->
         results.check(place.regime, arm, settings)
 
 
-def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int | None, keep: bool) -> None:
+def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int, keep: bool) -> None:
     """Trains what has no record yet. Blocks until all is done; when it is stopped, the next call goes on.
 
     Args:
         out: directory of the runs, each in OUT/REGIME/ARM-SEED.
-        actors: of each run; None: as many as the GPUs are enough for.
+        actors: of each run.
         keep: keep checkpoints and models.
 
     Raises:
         ConfigError: a setting is wrong.
-        FatalError: an arm cannot run.
+        FatalError: an arm cannot run, or there are records of another number of actors, or of another policy or world
+            of the same regime and seed.
         ChildFailed: a process of a run failed.
     """
     left, prepared = missing_runs(runs, results), list[Place]()
+    regimes = list(dict.fromkeys(place.regime for place, _, _ in left))
+    for regime in regimes:
+        results.check_actors(regime, actors)
+    _warn_of_versions(results.versions(regimes) - {code_version()}, out)
     for number, (place, arm, settings) in enumerate(left, 1):
         print(f"run {number} of {len(left)}: {place.regime}, {arm}, seed {place.seed}", flush=True)
         began = time.monotonic()
-        record = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": settings}
+        record: dict[str, Any] = {"regime": place.regime, "arm": arm, "seed": place.seed, "config": settings}
         if place not in prepared:
             place.prepare()
             prepared.append(place)
-        record["code"] = code_version()
+        starts_from = place.starts_from()
+        results.check_start(place.regime, place.seed, starts_from)
+        record |= {"code": code_version(), "actors": actors, "starts_from": dict(starts_from)}
         run = out / place.regime / f"{arm}-{place.seed}"
-        record["figures"] = _train(place, arm, run, actors)
+        record["figures"] = _finite(_train(place, arm, run, actors), run)
         results.add({**record, "seconds": round(time.monotonic() - began)})
         for name in [] if keep else _LARGE:
             shutil.rmtree(run / name, ignore_errors=True)
 
 
-def _train(place: Place, arm: str, run: Path, actors: int | None) -> Figures:
+def _warn_of_versions(others: Collection[str], out: Path) -> None:
+    """Says that a study goes on with runs of other versions of the code, which may train otherwise."""
+    if others:
+        print(
+            f"warning: {out / 'results.json'} has runs of other versions of the code ({', '.join(sorted(others))}); "
+            f"these are of {code_version()}. The tables say which run is of which",
+            file=sys.stderr,
+        )
+
+
+def _finite(figures: Figures, run: Path) -> Figures:
+    """The figures without numbers that JSON does not have, which a run leaves behind that has diverged."""
+    wrong = [name for name, value in figures.items() if value is not None and not math.isfinite(value)]
+    if wrong:
+        print(f"warning: {run} has no finite {', '.join(wrong)}; its record leaves them out", file=sys.stderr)
+    return {name: None if name in wrong else value for name, value in figures.items()}
+
+
+def _train(place: Place, arm: str, run: Path, actors: int) -> Figures:
     """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes.
 
     Raises:

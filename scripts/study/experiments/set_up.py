@@ -11,10 +11,10 @@ from typing import Any
 
 from common.config import load
 from common.user_code import user_file
-from scripts.study.iterate.record import digest_of_file
+from scripts.study.iterate.record import digest_of_file, digest_of_source
 
-# Settings that say where things lie, how fast they go, or what is measured, and not what is trained. What a world makes
-# follows from its regime and seed; ``digest_of_model`` and the digests of rows are for what a user names.
+# Settings that say where things lie, how fast they go, or what is measured, and not what is trained. Digests of what
+# lies there go into the hash where a user names it, and into the record where a world has made it.
 _NOT_TRAINED = (
     "run.dir", "data.train", "data.heldout", "model.path", "reward.calibration", "reward.addresses",
     "learner.gradient_noise_every", "learner.group_timeout_s",
@@ -48,6 +48,18 @@ def _with_code(key: str, value: Any) -> Any:
     if key not in _USER_CODE or not value or not user_file(value).is_file():
         return value
     return [value.rpartition(":")[2], digest_of_file(user_file(value))]
+
+
+def digests_of_world(world: Path, policy: Path) -> dict[str, str]:
+    """Twelve digits each of an offline world's rows, asked and taught, and of the policy that was taught them.
+
+    Raises:
+        FatalError: the world lacks a file.
+    """
+    rows = hashlib.sha256()
+    for name in ("train", "heldout", "warm_start"):
+        rows.update(digest_of_source(str(world / f"{name}.parquet")).encode())
+    return {"world": rows.hexdigest()[:12], "policy": digest_of_model(str(policy))[:12]}
 
 
 @cache  # every arm names the same model

@@ -16,6 +16,7 @@ from pathlib import Path
 from common.config import ConfigError, load
 from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all, run_to_end
+from scripts.world.existing import build_or_check
 from scripts.world.reasoning.measure import Figures, figures, measure
 
 _ROOT = Path(__file__).parents[3]
@@ -100,11 +101,13 @@ def run_arms(
 def prepare(world: Path, policy: Path, seed: int, warm_start_steps: int | None) -> None:
     """Makes the world and the warm-started policy where they are missing. Blocks meanwhile.
 
+    A world that is there has to be the one that this code makes.
+
     Raises:
+        FatalError: the world that is there has other rows.
         SystemExit: one of the programs failed, after it has printed why.
     """
-    if not (world / "world.json").exists():
-        run_to_end(["-m", "scripts.world.reasoning.build", "--out", str(world), "--seed", str(seed)])
+    build_or_check(world, ["-m", "scripts.world.reasoning.build", "--seed", str(seed)])
     made = ["--world", str(world), "--out", str(policy), "--seed", str(seed)]
     steps = ["--steps", str(warm_start_steps)] if warm_start_steps else []
     run_to_end(["-m", "scripts.world.reasoning.warm_start", *made, *steps])

@@ -53,13 +53,13 @@ def test_the_slowest_stage_is_the_bottleneck_and_no_remedy_promises_more_than_it
         assert (found.stage == "sync") == (sync > learner)
     others = [own[stage] for stage in ("actors", "reward", "learner") if own[stage] != own[found.stage]]
     assert -1e-9 <= found.gain <= 1 - max([*others, step / 2]) / step + 1e-9
-    assert 0 <= found.lost <= 1 and found.remedy
+    assert 0 <= found.cost <= 1 and found.remedy
 
 
 @given(st.floats(1.2, 10), st.floats(0.05, 1))
 def test_the_actors_it_asks_for_make_the_pool_as_fast_as_the_learner(actors: float, learner: float) -> None:
     found, step = pipeline(actors, 0.01, learner, 0.0)
-    assert found.stage == "actors" and found.lost == pytest.approx(1 - learner / step)
+    assert found.stage == "actors" and found.cost == pytest.approx(1 - learner / step)
     advice = re.fullmatch(r"add ([\d.]+) actors like h200-0", found.remedy)
     assert advice
     faster = (400 + 300 * float(advice[1])) / 400
@@ -72,7 +72,7 @@ def test_the_actors_it_asks_for_make_the_pool_as_fast_as_the_learner(actors: flo
 @given(st.floats(1.2, 10), st.floats(0.05, 1), st.integers(1, 8))
 def test_the_ranks_it_asks_for_bring_the_learner_to_the_actors(learner: float, actors: float, ranks: int) -> None:
     found, step = pipeline(actors, 0.01, learner, 0.0, load(["--learner.ranks", str(ranks)]))
-    assert found.stage == "learner" and found.lost == pytest.approx(1 - actors / step)
+    assert found.stage == "learner" and found.cost == pytest.approx(1 - actors / step)
     advice = re.fullmatch(r"add ([\d.]+) learner ranks \(learner.ranks\)", found.remedy)
     assert advice
     after = max(learner / 2, actors)
@@ -83,7 +83,7 @@ def test_the_ranks_it_asks_for_bring_the_learner_to_the_actors(learner: float, a
 def test_slow_scores_ask_for_replicas_and_a_long_window_for_a_shorter_one() -> None:
     found, _ = pipeline(1.0, 4.0, 1.0, 0.0)
     assert (found.stage, found.remedy) == ("reward", "add 1.0 reward processes (reward.addresses)")
-    assert found.gain == pytest.approx(0.5) and found.lost == pytest.approx(0.75)
+    assert found.gain == pytest.approx(0.5) and found.cost == pytest.approx(0.75)
     spent = {
         "learner": {"train": 1.0, "wait": 3.0},
         "reward": {"busy": 0.4, "wait": 3.6},
@@ -95,7 +95,7 @@ def test_slow_scores_ask_for_replicas_and_a_long_window_for_a_shorter_one() -> N
 
 def test_a_slow_sync_asks_for_fewer_updates() -> None:
     found, step = pipeline(0.5, 0.1, 1.0, 3.0)
-    assert found.stage == "sync" and found.lost == pytest.approx(3 / step)
+    assert found.stage == "sync" and found.cost == pytest.approx(3 / step)
     assert found.remedy.startswith("learner.groups_per_step = 16") and found.gain == pytest.approx(1.5 / step)
 
 
@@ -126,7 +126,7 @@ def test_a_balanced_run_needs_nothing() -> None:
 
 @pytest.mark.parametrize("spent", [{}, {"learner": {}}, {"learner": {"train": 0.0}, "actor a": {"generate": 0.0}}])
 def test_nothing_measured_yet_is_no_error(spent: TimeByState) -> None:
-    assert find_bottleneck(spent, CONFIG, {}, {}).lost >= 0
+    assert find_bottleneck(spent, CONFIG, {}, {}).cost >= 0
 
 
 @given(cost, cost, cost, st.floats(0, 8), st.sampled_from(["GPU", "core"]), st.integers(1, 4))

@@ -369,10 +369,18 @@ def test_a_hybrid_at_its_ends_is_learned_or_policy(free: int, mode: Any, seed: i
 def test_the_router_learns_from_gated_quality_whatever_the_stage_rewards(rng: np.random.Generator) -> None:
     batch = random_choices(rng, 0.5, 0.5, ("de", "en", "zh", ""))
     rewarded, _ = stages.stage_rewards(batch, StageConfig(diversity=3.0), {})
-    for group, learned in zip(batch, router_observations(rewarded, ["de", "en"]), strict=True):
+    for group, learned in zip(batch, router_observations(rewarded, ["de", "en"], gated=True), strict=True):
         expected = [r for r in group.rollouts if r.language in ("de", "en")]
         assert learned.languages == tuple(r.language for r in expected)
         assert learned.rewards == tuple(r.score.quality if r.score.compliant else 0.0 for r in expected)
+
+
+def test_without_the_gate_the_router_learns_from_quality_in_whatever_language(rng: np.random.Generator) -> None:
+    batch = [group for _ in range(20) for group in random_choices(rng, 0.5, 0.5, ("de", "en"))]
+    assert any(not r.score.compliant and r.score.quality for group in batch for r in group.rollouts)
+    for group, learned in zip(batch, router_observations(batch, ["de", "en"], gated=False), strict=True):
+        assert learned.rewards == tuple(r.score.quality for r in group.rollouts)
+        assert all(learned.compliant), "else the router would multiply by compliance"
 
 
 # -- the anchor ------------------------------------------------------------------------------------------------------
@@ -454,7 +462,7 @@ def stepped(directory: Path, model: Path, seed: int) -> None:
         result = trainer.step(batch, number)
         for group in batch:
             ledger.enter(number, 0, group_outcome(group, config.learner), number, "", work_as_answered(group))
-        bandit.observe(router_observations(batch, LANGUAGES))
+        bandit.observe(router_observations(batch, LANGUAGES, gated=True))
         report.step(number + 1, batch, result, random_step(rng, number + 1)["context"])
         assert not result.problem
     bandit.update()

@@ -184,7 +184,7 @@ def test_an_answer_that_was_not_scored_is_masked(terms: Path) -> None:
     assert found[1] == 0 and np.delete(found, 1) == pytest.approx(group_advantages(left, learner))
     samples, _ = group_samples([missing], learner)
     assert len(samples) == 3 and not any(sample.rollout is missing.rollouts[1] for sample in samples)
-    observed = router_observations([missing], ["de", "en", "zh"])[0]
+    observed = router_observations([missing], ["de", "en", "zh"], gated=True)[0]
     assert len(observed.rewards) == len(group.rollouts) - 1
     for number in range(len(group.rollouts)):
         missing = unscored(missing, number)

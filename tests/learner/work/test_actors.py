@@ -143,7 +143,7 @@ def test_a_lease_lasts_as_long_as_heartbeats_mention_it() -> None:
     registry.release_expired(now=10.1)
     assert setting.held("a") == [first]
     assert registry.counts() == {
-        "waiting": 0, "leased": 1, "retried": 1, "lost": 0, "failed": 0, "refused": 0,
+        "waiting": 0, "leased": 1, "retried": 1, "orphaned": 0, "failed": 0, "refused": 0,
         "foreign": 0,
     }  # fmt: skip
     assert not registry.submit("a", answers(second)) and registry.submit("a", answers(first))
@@ -162,7 +162,7 @@ def test_a_silent_actor_is_removed_and_its_groups_are_not_blamed() -> None:
         assert list(registry.actors) == [f"a{number}"], "it is not yet too late"
         registry.remove_silent(now=100.0 * number + LEASE_S + 0.1)
         assert not registry.actors
-    assert not setting.failures and registry.counts()["lost"] == registry.counts()["retried"] == 3
+    assert not setting.failures and registry.counts()["orphaned"] == registry.counts()["retried"] == 3
 
 
 def test_a_group_given_back_is_offered_again_until_it_is_given_up() -> None:

@@ -268,7 +268,7 @@ def test_the_oldest_group_goes_first_after_several_actors_were_lost() -> None:
         queue.release_all(actor)
     assert [queue.lease("d", 1.0) for _ in range(4)] == [0, 1, 2, 3]
     assert not queue.release(0, "d"), "a lost actor costs a group none of its attempts"
-    assert (queue.retried, queue.lost, queue.failed) == (5, 4, 0)
+    assert (queue.retried, queue.orphaned, queue.failed) == (5, 4, 0)
 
 
 def test_a_smaller_total_lets_a_smaller_step_go() -> None:

@@ -1,0 +1,45 @@
+"""Symbols among words: the variables and units that stand in texts of every language, as in 答えは 5 cm です or x = 5.
+
+They are Latin and Greek letters, one or two at a time. In a formula with delimiters ``common/prose.py`` leaves them
+out. Here they are found outside of any, in texts of languages that are not written in their script; in others they
+cannot be told from words.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from common.scripts import scripts_of, scripts_of_language
+from common.text import normalise
+
+_LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u1e00-\u1fff"  # Latin and Greek
+# Words with nothing but white space between them: several of these are a phrase, and no symbols.
+_PHRASE = re.compile(rf"[{_LETTER}]+(?:\s+[{_LETTER}]+)*")
+_LONGEST = 2  # letters of a symbol
+# Words of English that are no longer than symbols.
+_WORDS = re.compile("a[hmnst]|b[ey]|do|go|h[ei]|i[fnst]|m[ey]|no|o[fhknr]|so|to|u[ps]|we", re.IGNORECASE)
+_MOST = 3  # letters of symbols that stand side by side, as "cm x": the language of so few cannot be told
+
+
+def without_symbols(text: str, language: str) -> str:
+    """The text, in one form, with a space for each lone word of one or two letters in a foreign script.
+
+    Args:
+        language: the code of the language that the text should be in; with ``""`` no script is foreign.
+    """
+    wanted = scripts_of_language(language) if language else 0
+    if not wanted:
+        return text
+    text = normalise(text)
+
+    def kept(match: re.Match[str]) -> str:
+        words = match[0].split()
+        letters = [letter for word in words for letter in word]
+        if len(letters) > _MOST or any(len(word) > _LONGEST or _WORDS.fullmatch(word) for word in words):
+            return match[0]
+        scripts = scripts_of(np.array([ord(letter) for letter in letters], np.int64))
+        return " " if (((1 << scripts) & wanted) == 0)[scripts > 0].any() else match[0]
+
+    return _PHRASE.sub(kept, text)

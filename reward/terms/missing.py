@@ -1,0 +1,66 @@
+"""What tells a value that is missing now from one that will never be there.
+
+A judge that does not answer, and a verifier that is busy, may be there later: their groups are scored again. A judge
+that refuses a question, and an embedder that gives no numbers for a text, would do the same the next time. The tools of
+a reward function note which of the two happened while it worked, and a function may say itself that a value will never
+be there, by :data:`NEVER`.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Literal, TypeAlias
+
+
+class Missing(Enum):
+    """Why there is no value, where a function says so."""
+
+    NEVER = "never"
+
+
+NEVER: Final = Missing.NEVER
+Never: TypeAlias = Literal[Missing.NEVER]
+
+
+@dataclass
+class Failures:
+    """What the tools could not give while one group was scored.
+
+    Attributes:
+        for_now: values that may be there later.
+        for_good: values that would be missing the next time, too.
+    """
+
+    for_now: int = 0
+    for_good: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether a tool failed at all."""
+        return bool(self.for_now or self.for_good)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether scoring again would miss the same."""
+        return self.for_good > 0 and not self.for_now
+
+
+# Of the group that the running task scores; tasks that it starts share the object.
+_of_group: ContextVar[Failures | None] = ContextVar("failures of the group", default=None)
+
+
+def begin_group() -> Failures:
+    """What the tools will fail to give in this task, and in those that it starts."""
+    failures = Failures()
+    _of_group.set(failures)
+    return failures
+
+
+def note(*, for_now: int = 0, for_good: int = 0) -> None:
+    """Enters values that a tool could not give; nothing where no group is being scored."""
+    failures = _of_group.get()
+    if failures is not None:
+        failures.for_now += for_now
+        failures.for_good += for_good
