@@ -18,7 +18,7 @@ ThoughtOpening: TypeAlias = Literal["", "template", "policy"]  # who wrote the t
 
 ODDITIES = ("unencodable", "over_long")  # counters of answers with lone surrogates, and of those cut for their length
 
-_MAX_CHARACTERS = 100_000  # the part of an answer beyond this many characters is not read
+_MAX_CHARACTERS = 100_000  # of thought and final answer together; what is over is not read
 _OPEN, _CLOSE = "<think>", "</think>"
 
 
@@ -79,6 +79,9 @@ def read_answer(
     The final answer is what follows the last ``</think>``. It is empty where another ``<think>`` follows it, or where
     the thought that the template opened has no end.
 
+    Of more than 100,000 characters the end of the final answer is read, because results stand there, and as much of the
+    beginning of the thought as there is room for.
+
     Args:
         raw: the answer as the engine wrote it.
         language: a language code or English name, or ``POLICY_CHOOSES`` where the policy chose the language.
@@ -92,7 +95,7 @@ def read_answer(
     text = replace_surrogates(raw)
     found = (text != raw, len(text) > _MAX_CHARACTERS)
     oddities = tuple(name for name, is_odd in zip(ODDITIES, found, strict=True) if is_odd)
-    text = text[:_MAX_CHARACTERS].strip()
+    text = text.strip()
     asked, selection, named = language, dict[str, float](), ""
     if language == POLICY_CHOOSES:
         if header is None:
@@ -107,9 +110,11 @@ def read_answer(
     unfinished = _OPEN in final
     if unfinished:
         thought, final = f"{thought}\n{final}", ""
+    final = final.strip()[-_MAX_CHARACTERS:]
+    thought = thought.replace(_OPEN, "").replace(_CLOSE, "").strip()[: _MAX_CHARACTERS - len(final)]
     return Answer(
         header=named,
-        thought=thought.replace(_OPEN, "").replace(_CLOSE, "").strip(),
+        thought=thought.strip(),
         final=final.strip(),
         thought_opened_by=opened_by,
         thought_closed=not unfinished and (bool(tag) or not thinking_opened),

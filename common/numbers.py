@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import NamedTuple
 
 from babel import Locale, UnknownLocaleError
 
@@ -19,11 +21,14 @@ from common.text import normalise
 _SPACES = " \u00a0\u2009\u202f"
 _APOSTROPHES = "'’"
 _MINUS = "-−‐‑–﹣"
+_MINUS_SET = frozenset(_MINUS)
 _PERCENT = "%٪"
+_CHANGES_VALUE = re.compile(r"[\w\\√∛∜!<>≤≥≠±∓∞]")  # beside a number
 _GROUP = rf"[.,،٬٫{_SPACES}{_APOSTROPHES}·]"
 _NUMBER = re.compile(rf"\d+(?:{_GROUP}\d+)*")
 _LATEX_SIGN = re.compile(r"\{([.,])\}")  # 18{,}000
-_LATEX_SPACE = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\\thinspace)(?=\d)")  # 18\,000
+_LATEX_SPACE = re.compile(r"(?<=\d)(?:\\[,;:! ]|\\thinspace)(?=\d)")  # 18\,000; a tilde is that of a range, 10~20
+_MOST_DIGITS = 300  # with more a run of digits is no number: no result has so many, and long integers are slow
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,13 @@ def plain_digits(text: str) -> str:
     text = normalise(text)
     if not text.isascii():
         text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
-    return _LATEX_SPACE.sub("", _LATEX_SIGN.sub(r"\1", text)) if "{" in text or "\\" in text or "~" in text else text
+    return _LATEX_SPACE.sub("", _LATEX_SIGN.sub(r"\1", text)) if "{" in text or "\\" in text else text
 
 
 def find_numbers(text: str, language: str = "") -> list[Number]:
-    """The numbers of a text, in order.
+    """The numbers of a text, in order. Takes time in proportion to the length of the text, whatever it is.
+
+    What would be a number of more than 300 digits is none.
 
     Args:
         language: ISO code of the language that the text is in, which decides what 1.234 means; ``""``: not known, and
@@ -71,13 +78,16 @@ def last_number(text: str, language: str = "") -> Fraction | None:
 
 
 def number_of(text: str, language: str = "") -> Fraction | None:
-    """The number that a text consists of; None where it is anything else."""
+    """The number that a text consists of; None where it is anything else, as the root, factorial or bound √2, 3!, >5.
+
+    Marks and signs that change no value may stand around it: **42**, 42 %, 42 €, (42).
+    """
     plain = plain_digits(text).strip().strip("$").strip()
     numbers = find_numbers(plain, language)
     if len(numbers) != 1:
         return None
-    rest = plain[: numbers[0].start] + plain[numbers[0].end :]
-    return None if re.search(r"\w|\\", rest) else numbers[0].value
+    before, after = plain[: numbers[0].start], plain[numbers[0].end :]
+    return None if _CHANGES_VALUE.search(f"{before} {after}") or not _MINUS_SET.isdisjoint(before) else numbers[0].value
 
 
 @cache
@@ -94,60 +104,91 @@ def _signs(language: str) -> tuple[str, ...]:
     return tuple("".join(normalise(one.get(kind) or "") for one in known) for kind in ("decimal", "group"))
 
 
-def _read(plain: str, start: int, end: int, language: str) -> list[Number]:
-    """The numbers of a run of digits and signs between them: one, or several where the signs only list them."""
+def _read(plain: str, start: int, end: int, language: str) -> Iterator[Number]:
+    """The numbers of a run of digits and signs between them: one, or several where the signs only list them.
+
+    As 1,2,3, or numbers with spaces between them. Each is the longest beginning, of what is left, that is a number.
+    """
     run = plain[start:end]
     digits, signs = re.split(_GROUP, run), re.findall(_GROUP, run)
-    value = _value(digits, signs, language)
-    if value is None:  # a list such as 1,2,3, or numbers with spaces between them
-        for cut in range(len(signs) - 1, -1, -1):  # the longest beginning that is a number
-            head = _value(digits[: cut + 1], signs[:cut], language)
-            if head is not None:
-                middle = start + sum(map(len, digits[: cut + 1])) + cut
-                first = _finish(plain, head, start, middle)
-                return [first, *_read(plain, middle + 1, end, language)]
-    assert value is not None
-    return [_finish(plain, value, start, end)]
+    grouped = _Grouped.of(digits, signs)
+    first = 0
+    while first < len(digits):
+        last, has_fraction = _longest(digits, signs, grouped, first, language)
+        joined = "".join(digits[first : last + 1])
+        stop = start + len(joined) + last - first
+        if len(joined) <= _MOST_DIGITS:
+            value = Fraction(int(joined), 10 ** len(digits[last])) if has_fraction else Fraction(int(joined))
+            yield _finish(plain, value, start, stop)
+        start, first = stop + 1, last + 1
+
+
+class _Grouped(NamedTuple):
+    """How far groups of digits reach from each group of a run on; all lists are as long as the run has groups.
+
+    Attributes:
+        signs: how many signs in a row, from the one after the group on, are the same.
+        threes: how many groups in a row, after the group, have three digits.
+        twos: the same for two digits.
+    """
+
+    signs: list[int]
+    threes: list[int]
+    twos: list[int]
+
+    @classmethod
+    def of(cls, digits: list[str], signs: list[str]) -> _Grouped:
+        found = cls(*([0] * len(digits) for _ in range(3)))
+        for n in range(len(signs) - 1, -1, -1):
+            found.signs[n] = found.signs[n + 1] + 1 if signs[n : n + 1] == signs[n + 1 : n + 2] else 1
+            found.threes[n] = found.threes[n + 1] + 1 if len(digits[n + 1]) == 3 else 0
+            found.twos[n] = found.twos[n + 1] + 1 if len(digits[n + 1]) == 2 else 0
+        return found
+
+
+def _longest(digits: list[str], signs: list[str], grouped: _Grouped, first: int, language: str) -> tuple[int, bool]:
+    """The last group of the longest number that begins with the group ``first``, and whether it is its fraction."""
+    if first == len(signs):
+        return first, False
+    decimal, group = _signs(language)
+    alike = grouped.signs[first]
+    # The groups end after `threes` of three digits, or as in India after one of three digits that follows those of two.
+    threes = min(alike, grouped.threes[first]) if len(digits[first]) <= 3 else 0
+    twos = grouped.twos[first] if len(digits[first]) <= 2 else 0
+    indian = twos + 1 if 0 < twos < alike and len(digits[first + twos + 1]) == 3 else 0
+    groups = max(threes, indian) if digits[first][0] != "0" else 0
+    # All signs before that of the fraction must be the same, and group the digits.
+    after = first + alike
+    if alike in (threes, indian) and groups and after < len(signs) and _may_be_decimal(signs[after]):
+        return after + 1, True
+    if groups > 1 or (groups and _groups(signs[first], decimal, group)):
+        return first + groups, False
+    # 1,2 lists two numbers in a language whose decimal sign is the point.
+    if _may_be_decimal(signs[first]) and not (signs[first] == "," and decimal and "," not in decimal):
+        return first + 1, True
+    return first, False
+
+
+def _may_be_decimal(sign: str) -> bool:
+    return sign not in _SPACES + _APOSTROPHES + "،٬·"
 
 
 def _finish(plain: str, value: Fraction, start: int, end: int) -> Number:
     """The number with the sign, denominator and percent sign around it."""
-    prefix = plain[:start].rstrip(_SPACES)
-    percent_before = prefix[-1:] in tuple(_PERCENT)
-    if percent_before and prefix[-2:-1] in tuple(_MINUS):  # -%25 in Turkish
-        start = len(prefix) - 1
+    before, after = start - 1, end
+    while before >= 0 and plain[before] in _SPACES:
+        before -= 1
+    percent_before = before >= 0 and plain[before] in _PERCENT
+    if percent_before and before and plain[before - 1] in _MINUS:  # -%25 in Turkish
+        start = before
     if start and plain[start - 1] in _MINUS:
-        before = plain[start - 2] if start > 1 else " "
+        left = plain[start - 2] if start > 1 else " "
         # A hyphen after a digit, a cased letter or another hyphen joins or lists; anywhere else it is a sign.
-        if not (before.isdecimal() or before.upper() != before.lower() or before in _MINUS or before == ")"):
+        if not (left.isdecimal() or left.upper() != left.lower() or left in _MINUS or left == ")"):
             value, start = -value, start - 1
-    after = plain[end:].lstrip(_SPACES)[:1]
-    return Number(value, start, end, percent_before or (bool(after) and after in _PERCENT))
-
-
-def _value(digits: list[str], signs: list[str], language: str) -> Fraction | None:
-    """The value of groups of digits with signs between them; None where they are no single number."""
-    if not signs:
-        return Fraction(digits[0])
-    decimal, group = _signs(language)
-    # All signs but perhaps the last one must be the same, and group the digits.
-    if len(set(signs)) == 1 and _are_groups(digits) and (len(signs) > 1 or _groups(signs[0], decimal, group)):
-        return Fraction("".join(digits))
-    if signs[-1] in _SPACES + _APOSTROPHES + "،٬·" or (len(signs) > 1 and signs[-1] in signs[:-1]):
-        return None
-    if signs[:-1] and not (len(set(signs[:-1])) == 1 and _are_groups(digits[:-1])):
-        return None
-    if not signs[:-1] and signs[-1] == "," and decimal and "," not in decimal:
-        return None  # 1,2 lists two numbers in a language whose decimal sign is the point
-    return Fraction(f"{''.join(digits[:-1])}.{digits[-1]}")
-
-
-def _are_groups(digits: list[str]) -> bool:
-    """Whether digits are grouped: 1 234 567, or 12 34 567 as in India."""
-    first, *middle, last = digits
-    threes = len(first) <= 3 and all(len(one) == 3 for one in middle)
-    indian = len(first) <= 2 and all(len(one) == 2 for one in middle)
-    return first[0] != "0" and len(last) == 3 and (threes or indian)
+    while after < len(plain) and plain[after] in _SPACES:
+        after += 1
+    return Number(value, start, end, percent_before or plain[after : after + 1] in tuple(_PERCENT))
 
 
 def _groups(sign: str, decimal: str, group: str) -> bool:

@@ -359,7 +359,8 @@ class Scorer:
         scored = []
         for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
             if number not in inputs:
-                scored.append(ScoredAnswer(self._worth.nothing(answer, decision), decision, None, None))
+                nothing = self._worth.nothing(answer, decision, terms.earned_by_final(request.topics))
+                scored.append(ScoredAnswer(nothing, decision, None, None))
                 continue
             values, quality, lasting = found[number]
             similarity, drift = 0.0, 0.0

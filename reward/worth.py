@@ -1,6 +1,7 @@
 """What an answer is worth once its quality is known, and when a group is scored again. These rules are here alone:
 
-* An answer that says nothing has the quality 0, whatever the terms are.
+* An answer that says nothing has the quality 0, whatever the terms are, and 0 of every term that a final answer
+  earns by: it counts as wrong, and is not left out where right answers are counted.
 * An answer in another language than the one asked for earns 0, where the rewards are gated.
 * An answer of whose quality a part is missing is not scored, which is not the same as 0: it takes no part in the mean
   of its group.
@@ -11,7 +12,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from common.answer import Answer
 from common.config import RewardConfig
@@ -62,9 +63,13 @@ class Worth:
             answer=decision.answer,
         )
 
-    def nothing(self, answer: Answer, decision: Decision) -> Score:
-        """The score of an answer that says nothing."""
-        return self.score(answer, decision, {}, 0.0)
+    def nothing(self, answer: Answer, decision: Decision, earning: Iterable[str]) -> Score:
+        """The score of an answer that says nothing: 0 by every term that it could earn by, so that it is not right.
+
+        Args:
+            earning: the names of the terms that a final answer earns by.
+        """
+        return self.score(answer, decision, dict.fromkeys(earning, 0.0), 0.0)
 
     def check_group(self, scored: Sequence[ScoredAnswer]) -> None:
         """

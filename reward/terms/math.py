@@ -42,6 +42,9 @@ from pebble import ProcessPool
 from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
+from reward.terms.results import closing_brace, result_of
+from reward.terms.results import is_hostile as is_hostile
+from reward.terms.results import number_in_box as number_in_box
 
 logger = logging.getLogger("reward")
 
@@ -57,10 +60,8 @@ _MEMORY = 1 << 30  # bytes that an answer may take, beyond what the worker has w
 _KILLS = 2  # times in a row that an answer exceeds its limits, with which it is worth 0
 _REMEMBERED = 4096  # answers that exceeded their limits
 _LONGEST = 20_000  # characters at the end of an answer that are read: the result stands there
-# A power of a power, a power of more than four digits, 200 digits in a row, factorials of large numbers.
-_TOWER = re.compile(r"(?:\^|\*\*)[{(]?\d+[})]?(?:\^|\*\*)|(?:\^|\*\*)[{(]?\d{5}|\d{201}|\d{4}!|!!")
-_UNIT = re.compile(r"\\(?:text|mathrm|,|;|!| )\s*(?:\{[^{}]*\})?|[^\W\d_a-zA-Z]+|[%°$€¥£]|\\[%$]")  # in a box
-_FORMULA = re.compile(r"\\|[\^_={}]|\d\s*[a-zA-Z]\b|^\s*[(\[]")
+_SHOWN = 80  # characters of an answer that a message quotes
+_FORMULA = re.compile(r"\\|[\^_={}√<>]|\d\s*(?:[a-zA-Z]\b|!)|^\s*[(\[]")
 
 # Pebble counts a task's seconds by the time of day, which may be set meanwhile; here it counts by the monotonic clock.
 pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep)  # type: ignore[assignment, attr-defined]
@@ -69,13 +70,14 @@ pebble.pool.process.time = SimpleNamespace(time=time.monotonic, sleep=time.sleep
 class MathVerifier:
     """Gives 1 where the formula that an answer ends with equals an accepted one, and 0 where it does not.
 
-    An answer is also worth 0 where its own text is why this cannot be found out: its formula cannot be read, or it
-    exceeds a limit of time or memory, or ends its worker, twice in a row. Such answers are remembered, so that
-    they cost no time when their groups are scored again. Once may be the fault of a busy machine, or of somebody who
-    kills processes. Where no worker was done with an answer, nothing is known of it: its value is None, which is not 0.
+    ``reward/terms/results.py`` says what an answer ends with; nothing else of it is read. An answer is also worth 0
+    where its own text is why this cannot be found out: its formula cannot be read, or it exceeds a limit of time or
+    memory, or ends its worker, twice in a row. Such answers are remembered, so that they cost no time when their groups
+    are scored again. Once may be the fault of a busy machine, or of somebody who kills processes. Where no worker was
+    done with an answer, nothing is known of it: its value is None, which is not 0.
 
-    ``counts`` holds the answers ``math_killed`` for exceeding a limit twice, those ``math_refused`` because they ask
-    for astronomical numbers, those left ``math_unverified`` when the time of their batch was over, and
+    ``counts`` holds the answers ``math_killed`` for exceeding a limit twice, those ``math_refused`` because they end
+    with an astronomical number, those left ``math_unverified`` when the time of their batch was over, and
     ``math_restarts`` of the whole pool.
 
     Args:
@@ -123,10 +125,15 @@ class MathVerifier:
         Raises:
             FatalError: the workers do not start any more.
         """
-        read = [(text[-_LONGEST:], accepted, language) for text, accepted, language in answers]
+        results = [result_of(text[-_LONGEST:]) for text, _, _ in answers]
+        read = [  # a rule of somebody else's reads the text by itself
+            (text[-_LONGEST:] if check else result.text, accepted, language)
+            for (text, accepted, language), result in zip(answers, results, strict=True)
+        ]
         keys = [_key(one, check) for one in read]
-        harmless = [number for number, (text, _, _) in enumerate(read) if not is_hostile(text)]
-        self.counts["math_refused"] += len(answers) - len(harmless)
+        harmless = [number for number, result in enumerate(results) if not is_hostile(result.formula)]
+        for number in sorted({*range(len(answers))} - {*harmless}):
+            self._count("math_refused", "ends with an astronomical number", results[number].formula[-_SHOWN:])
         values: list[float | None] = [0.0] * len(answers)
         waiting = [number for number in harmless if not self._is_to_blame(keys[number])]
         for number in waiting:
@@ -179,11 +186,15 @@ class MathVerifier:
                 self._kills.popitem(last=False)
         if times < _KILLS:
             return False
-        self.counts["math_killed"] += 1
-        killed = self.counts["math_killed"]
-        if killed & (killed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
-            logger.warning("a mathematical answer exceeded its limits (%d so far): %r", killed, outcome.error)
+        self._count("math_killed", "exceeded its limits", outcome.error)
         return True
+
+    def _count(self, name: str, what: str, shown: object) -> None:
+        """Counts an answer that is worth 0 because it could not be evaluated."""
+        self.counts[name] += 1
+        times = self.counts[name]
+        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+            logger.warning("a mathematical answer %s, and counts as wrong (%d so far): %r", what, times, shown)
 
     def close(self) -> None:
         """Ends the workers. Blocks for at most a few seconds."""
@@ -279,17 +290,12 @@ def _start_worker(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from math_verify import parse, verify
 
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # its warnings quote whole answers
     # The first use fills tables, which on a busy machine takes longer than an answer may take.
     verify(parse(r"$\frac{1}{2}$", parsing_timeout=0), parse("0.5", parsing_timeout=0), timeout_seconds=0)
     memory = psutil.Process().memory_info().vms + _MEMORY
     for kind, limit in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
-
-
-def is_hostile(text: str) -> bool:
-    """Whether a text asks for astronomical numbers or nests without end, which no honest result does."""
-    dense = text.replace(" ", "")
-    return bool(_TOWER.search(dense)) or "(" * 50 in dense or "{" * 30 in dense or dense.count("{") > 300
 
 
 def reading_cost(text: str) -> int:
@@ -302,17 +308,8 @@ def last_box(text: str) -> str | None:
     start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
     if start < 0:
         return None
-    depth, begin = 1, text.index("{", start) + 1
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[begin:place]
-    return text[begin:]
-
-
-def number_in_box(box: str, language: str) -> Fraction | None:
-    """The number that a box consists of, unit left out, as a text in this language means it; None where it is none."""
-    return number_of(_UNIT.sub("", plain_digits(box)), language)
+    begin = text.index("{", start) + 1
+    return text[begin : closing_brace(text, begin)]
 
 
 def read_gold(gold: str) -> list[Any]:
@@ -323,7 +320,8 @@ def read_gold(gold: str) -> list[Any]:
     from math_verify import parse
 
     plain = plain_digits(gold)
-    bare = "$" not in plain and r"\boxed" not in plain and (_FORMULA.search(plain) or number_of(plain) is not None)
+    is_formula = _FORMULA.search(plain) or number_of(plain.lstrip(" -−")) is not None
+    bare = "$" not in plain and r"\boxed" not in plain and is_formula
     found: list[Any] = parse(f"${plain}$", parsing_timeout=_STEP_S) if bare else []
     return found or parse(plain, parsing_timeout=_STEP_S)
 
@@ -348,9 +346,9 @@ def _verify(answer: str, accepted: list[str], language: str) -> bool:
         return False
 
 
-def _says_number(shown: str, value: Any, language: str, boxed: bool) -> bool:
+def _says_number(shown: str, value: Fraction, language: str, boxed: bool) -> bool:
     """Whether a box holds this number, with or without a unit, or a text without a box ends with it."""
-    if not boxed:
-        formula = "$" in shown or "\\" in shown or "/" in shown or "^" in shown
-        return not formula and value in (last_number(shown, language), last_number(shown, "en"))
-    return value in (number_in_box(shown, language), number_in_box(shown, "en"))
+    if boxed:
+        return value in (number_in_box(shown, language), number_in_box(shown, "en"))
+    formula = "$" in shown or "\\" in shown or "/" in shown or "^" in shown
+    return not formula and value in (last_number(shown, language), last_number(shown, "en"))

@@ -62,6 +62,10 @@ class QualityTerms:
         """The weights of a question's terms by name: those of its first topic that has weights, or of "default"."""
         return choose_weights(self._weights, topics)
 
+    def earned_by_final(self, topics: Sequence[str]) -> list[str]:
+        """The names of a question's terms by which its final answer adds to the quality."""
+        return [name for name in self.weights_of(topics) if TERMS[name].earns and TERMS[name].of_final]
+
     async def evaluate(self, given: Sequence[TermInput], topics: Sequence[str]) -> list[Valued]:
         """Computes the terms of the K answers to one question, which are those of its topic."""
         weights = self.weights_of(topics)

@@ -28,18 +28,24 @@ class Term:
         load: makes the function. It is called once, when a process starts that uses the term, and may load what the
             function needs. It raises FatalError where something is missing.
         embeds: whether it reads ``similarity`` or ``vector``.
+        of_final: whether it is about the final answer, so that it is 0 where there is none. What it is of a thought
+            alone nobody computes: such an answer is worth 0.
     """
 
     earns: bool
     load: Callable[[Tools], TermFunction]
     embeds: bool = False
+    of_final: bool = True
 
 
 def _each(value: Callable[[TermInput], float | None]) -> Callable[[Tools], TermFunction]:
-    """A term that looks at one answer at a time and needs nothing loaded."""
+    """A term that looks at one answer at a time and needs nothing loaded.
+
+    It is computed in a thread, so that a long answer holds up no judge and no other group.
+    """
 
     async def values(given: Sequence[TermInput]) -> list[float | None]:
-        return [value(one) for one in given]
+        return await asyncio.to_thread(lambda: [value(one) for one in given])
 
     return lambda _: values
 
@@ -98,7 +104,7 @@ TERMS: Mapping[str, Term] = {
     "choice": Term(earns=True, load=_each(lambda one: choice(one.text, one.accepted, _letters_of(one)))),
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
-    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thought)),
+    "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thought), of_final=False),
     "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
     "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
     "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),

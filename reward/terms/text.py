@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 from common.numbers import find_numbers, plain_digits
@@ -18,12 +17,13 @@ def normalised(text: str, language: str = "") -> str:
         language: ISO code of the text's language, which decides what 1.234 means; ``""``: not known.
     """
     plain = plain_digits(text)
-    marked, end = "", 0
+    parts, end, is_fraction = list[str](), 0, True
     for number in find_numbers(plain, language):
-        marked += f"{plain[end : number.start]}{_BEGIN}{number.value}{_END}"
+        between = plain[end : number.start]
+        is_fraction = between == "/" and not is_fraction  # 1/2, but of 1/2/2024 no more than the first two
+        parts += ["/" if is_fraction else _letters(between), f"{_BEGIN}{number.value}{_END}"]
         end = number.end
-    parts = re.split(f"({_BEGIN}[^{_END}]*{_END}(?:/{_BEGIN}[^{_END}]*{_END})?)", marked + plain[end:])
-    return " ".join("".join(part if part.startswith(_BEGIN) else _letters(part) for part in parts).split())
+    return " ".join("".join([*parts, _letters(plain[end:])]).split())
 
 
 def _letters(text: str) -> str:

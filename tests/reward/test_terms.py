@@ -95,6 +95,31 @@ def test_terms_take_any_text(before: str, accepted: str, after: str) -> None:
     assert repetition((before or "x") * 200) > 0.5
 
 
+def test_a_term_that_reads_a_long_text_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed beside the event loop, in which all groups and judges are waited for."""
+    going_on = threading.Event()
+    monkeypatch.setattr("reward.terms.text.contains", lambda *_: float(going_on.wait(60)))
+
+    async def both() -> Sequence[float | None]:
+        contains = TERMS["contains"].load(Mock())
+        values = asyncio.ensure_future(contains([Mock(text="1 " * 50_000, accepted=["2"], language="en")]))
+        await asyncio.sleep(0.01)
+        going_on.set()
+        return await values
+
+    assert asyncio.run(both()) == [1]
+
+
+@pytest.mark.parametrize(
+    "text", ["0 " * 50_000, "1,1.1 " * 16_000, "7" * 100_000, "0." + "3" * 90_000, "\ue000" * 100_000]
+)
+def test_digits_without_end_cost_no_term_more_than_other_texts(text: str) -> None:
+    began = time.process_time()
+    assert contains(text, ["42"], "en") == exact(text, ["42"], "en") == 0
+    assert contains("1/2/2024", ["2024"]) == 1 and contains("1/2", ["2"]) == 0
+    assert time.process_time() - began < 20, "in linear time it is about one second"
+
+
 def test_natural_text_repeats_nothing() -> None:
     assert repetition(" ".join(SENTENCES.values())) == 0
 

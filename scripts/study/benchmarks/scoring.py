@@ -4,8 +4,8 @@ r"""The benchmarks: how each is read, asked, and scored, as published and as it 
 |---|---|---|
 | mmath | MMATH: last box or number of the whole response | the final answer alone, golds and numbers read rightly |
 | polymath | PolyMath: first box, numbers up to 0.01% and a factor of 100 | last box |
-| mgsm, mgsm-rev2 | AdaMame: first box of answer or thought; lm-eval: last digits | last number, in its language |
-| msvamp | MathOctopus: last digits without sign; AdaMame | last number, in its language |
+| mgsm, mgsm-rev2 | AdaMame: first box of answer or thought; lm-eval: last digits | last box, or last number |
+| msvamp | MathOctopus: last digits without sign; AdaMame | last box, or last number, as its language writes it |
 | global-mmlu-lite, include-lite | lm-eval: log-likelihood of the letter | the letter that the answer settles on |
 | mclm | MCLM: math-verify, or one text within the other | as mmath |
 
@@ -26,6 +26,7 @@ from common.numbers import last_number, number_of
 from common.process import FatalError
 from reward.terms.choice import choice
 from reward.terms.math import MathVerifier, last_box
+from reward.terms.results import number_in_box
 from scripts.study.benchmarks import published, rows
 from scripts.study.benchmarks.rows import LETTERS, BenchmarkRow
 from scripts.study.statistics import Floats, Interval, percentile_interval
@@ -99,14 +100,22 @@ def _math(responses: Sequence[Response], verifier: Verifier) -> list[float]:
     return verifier([(one.answer.final, [one.row.answer], one.row.language) for one in responses])
 
 
-def _number(responses: Sequence[Response], _: Verifier) -> list[float]:
-    found = []
-    for one in responses:
+def _number(responses: Sequence[Response], verifier: Verifier) -> list[float]:
+    """Whether a box holds the number, or, where there is no box, whether the text ends with it."""
+    found, formulas = [0.0] * len(responses), []
+    for n, one in enumerate(responses):
         gold, box = number_of(one.row.answer, "en"), last_box(one.answer.final)
         if gold is None:
             raise FatalError(f"{one.row.place}: the answer {one.row.answer!r} is no number")
-        shown = one.answer.final if box is None else box
-        found.append(float(last_number(shown, one.row.language) == gold))
+        if box is None:
+            found[n] = float(last_number(one.answer.final, one.row.language) == gold)
+        elif numbers := {number_in_box(box, language) for language in (one.row.language, "en")} - {None}:
+            found[n] = float(gold in numbers)
+        else:  # a formula, as \frac{36}{2}
+            formulas.append(n)
+    asked = [(responses[n].answer.final, [responses[n].row.answer], responses[n].row.language) for n in formulas]
+    for n, value in zip(formulas, verifier(asked), strict=True):
+        found[n] = value
     return found
 
 
