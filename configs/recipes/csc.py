@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from reward.terms.custom import Group, Parts
-from reward.terms.math import is_hostile, last_box, number_in_box, reading_cost
+from reward.terms.math import last_box, reading_cost
+from reward.terms.results import is_hostile, number_in_box
 from reward.terms.tools import Tools
 
 

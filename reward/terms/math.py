@@ -42,9 +42,7 @@ from pebble import ProcessPool
 from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
-from reward.terms.results import closing_brace, result_of
-from reward.terms.results import is_hostile as is_hostile
-from reward.terms.results import number_in_box as number_in_box
+from reward.terms.results import closing_brace, is_hostile, number_in_box, result_of
 
 logger = logging.getLogger("reward")
 
