@@ -42,7 +42,7 @@ from pebble import ProcessPool
 from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
-from reward.terms.results import closing_brace, is_hostile, number_in_box, result_of
+from reward.terms.results import closing_brace, ends_in_box, is_hostile, number_in_box, result_of
 
 logger = logging.getLogger("reward")
 
@@ -302,9 +302,9 @@ def reading_cost(text: str) -> int:
 
 
 def last_box(text: str) -> str | None:
-    r"""The content of the last ``\boxed{...}`` of a text; None where it has none."""
+    r"""The content of the last ``\boxed{...}`` of a text; None where it has none, or where that one is cut off."""
     start = max(text.rfind(r"\boxed{"), text.rfind(r"\fbox{"))
-    if start < 0:
+    if start < 0 or ends_in_box(text):
         return None
     begin = text.index("{", start) + 1
     return text[begin : closing_brace(text, begin)]

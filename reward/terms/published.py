@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 
-from reward.terms.math import last_box
-
 _REPLACED = (
     ("\n", ""), (r"\!", ""), (r"\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac"), (r"\left", ""), (r"\right", ""),
     (r"^{\circ}", ""), (r"^\circ", ""), (r"\$", ""),
@@ -54,5 +52,21 @@ def _with_braces(text: str) -> str:
 
 def boxed_equals(text: str, accepted: list[str]) -> bool:
     r"""Whether the last ``\boxed`` of a text has the same normal form as an accepted answer (M-Thinker, MATH)."""
-    box = last_box(text)
+    box = _last_box(text)
     return box is not None and normalised_formula(box) in map(normalised_formula, accepted)
+
+
+def _last_box(text: str) -> str | None:
+    r"""The content of the last ``\boxed{...}``, or what follows the last ``\boxed `` up to a dollar sign.
+
+    None for a box that is not closed. An ``\fbox`` is looked for where there is no box, and then not read.
+    """
+    if r"\boxed " in text:
+        return text.rpartition(r"\boxed ")[2].partition("$")[0]
+    start, depth = text.rfind(r"\boxed"), 0
+    for brace in re.compile("[{}]").finditer(text, max(start, 0)):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            begun = start >= 0 and text.startswith(r"\boxed{", start)
+            return text[start + len(r"\boxed{") : brace.start()] if begun else None
+    return None

@@ -84,9 +84,11 @@ def result_of(text: str) -> Result:
     """What is read of an answer, without emphasis. Takes time in proportion to the length of the text.
 
     Formulas that ask for astronomical numbers are left out of a text without a box where another formula or number
-    follows them.
+    follows them. Nothing is read of a text that ends within a box: of 42 it may have the 4.
     """
     text = plain_digits(text)
+    if ends_in_box(text):
+        return Result("", "")
     if boxes := _last_boxes(text):
         boxes = _without_emphasis(boxes)
         return Result(boxes, boxes)
@@ -127,7 +129,7 @@ def number_in_box(box: str, language: str) -> Fraction | None:
 def _last_boxes(text: str) -> str:
     r"""The last box that is not empty, with those before it that math-verify may take for parts of the same answer.
 
-    A percent sign behind the last one is put into it, and so is a brace where it has no end. ``""``: there is none.
+    A percent sign behind the last one is put into it. ``""``: there is none.
     """
     boxes = list(_BOX.finditer(text))
     while boxes and not text[boxes[-1].end() : closing_brace(text, boxes[-1].end())].strip():
@@ -142,6 +144,12 @@ def _last_boxes(text: str) -> str:
         first = box.start()
     percent = r"\%" if _PERCENT_AFTER.match(text, end + 1) else ""
     return f"{text[first:end]}{percent}}}"
+
+
+def ends_in_box(text: str) -> bool:
+    """Whether a text ends within its last box, because it was cut off or forgot a brace."""
+    boxes = list(_BOX.finditer(text))
+    return bool(boxes) and closing_brace(text, boxes[-1].end()) == len(text)
 
 
 def closing_brace(text: str, begin: int, end: int | None = None) -> int:

@@ -166,6 +166,10 @@ def test_formulas_are_compared_as_in_another_code_base(rng: np.random.Generator)
 def test_the_last_box_counts() -> None:
     assert boxed_equals(r"\boxed{41}, no, \boxed{\frac12}", ["0.5", "3"])
     assert not boxed_equals(r"\boxed{42}, no, \boxed{41}", ["42"]) and not boxed_equals("42", ["42"])
+    # As last_boxed_only_string and remove_boxed of MATH have it.
+    assert boxed_equals(r"so \boxed 42$ it is", ["42"]) and boxed_equals(r"\boxed{\frac{1}{2}} }", ["0.5"])
+    for none in (r"\boxed{4", r"\boxed{42}, then \boxed{4", r"\fbox{42}", r"\boxed42", r"\boxed{}"):
+        assert not boxed_equals(none, ["42"]) and not boxed_equals(none, ["4"])
 
 
 def thought(words: str, final: str) -> str:

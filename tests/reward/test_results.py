@@ -41,7 +41,7 @@ RIGHT = [  # answer, gold, language
     (r"$\boxed{1}$ and $\boxed{2}$", r"\{1,2\}", "en"), (r"$\boxed{50}\%$", "50", ""), (r"$\boxed{50}$ %", "0.5", ""),
     (r"\boxed{5}. I have put it in \boxed{}.", "5", "en"), (r"\boxed{4}, no: \boxed{5}", "5", "en"),
     (r"\boxed{2024!}", "2024!", ""), (r"\boxed{3!}", "6", ""), (r"\boxed{3π}", r"3\pi", ""), (r"\boxed{- 5}", "-5", ""),
-    (r"\boxed{-5}", "- 5", ""), (r"\boxed{x = 42}", "42", ""), (r"\boxed{5", "5", ""),
+    (r"\boxed{-5}", "- 5", ""), (r"\boxed{x = 42}", "42", ""),
     # Units, in any script.
     (r"\boxed{42 manzanas}", "42", "es"), (r"\boxed{42 Äpfel}", "42", "de"), (r"\boxed{42 яблок}", "42", "ru"),
     (r"\boxed{42元}", "42", "zh"), (r"\boxed{42 pommes de terre}", "42", "fr"), (r"\boxed{42 μήλα}", "42", "el"),
@@ -60,7 +60,8 @@ WRONG = [
     (r"\boxed{5x}", "5", ""), (r"\boxed{5 x}", "5", ""), (r"\boxed{5 xy}", "5", ""), (r"\boxed{5万}", "5", "zh"),
     (r"\boxed{5 million}", "5", ""), (r"\boxed{5 Millionen}", "5", "de"), (r"\boxed{-(5)}", "5", ""),
     (r"\boxed{\frac{1}{2}}", "2", ""), (r"\boxed{10~20}", "1020", ""), ("答案是3～5", "35", "zh"),
-    (r"$x = 42$, \boxed{43}", "42", ""), (r"\boxed{42}, \boxed{43}", "42", ""),
+    (r"$x = 42$, \boxed{43}", "42", ""), (r"\boxed{4", "4", ""), (r"42, so \boxed{4", "42", ""),
+    (r"\boxed{\frac{1}{2}", r"\frac{1}{2}", ""), (r"\boxed{42}, \boxed{43}", "42", ""),
 ]  # fmt: skip
 
 

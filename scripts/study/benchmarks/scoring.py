@@ -26,7 +26,7 @@ from common.numbers import last_number, number_of
 from common.process import FatalError
 from reward.terms.choice import choice
 from reward.terms.math import MathVerifier, last_box
-from reward.terms.results import number_in_box
+from reward.terms.results import ends_in_box, number_in_box
 from scripts.study.benchmarks import published, rows
 from scripts.study.benchmarks.rows import LETTERS, BenchmarkRow
 from scripts.study.statistics import Floats, Interval, percentile_interval
@@ -108,7 +108,8 @@ def _number(responses: Sequence[Response], verifier: Verifier) -> list[float]:
         if gold is None:
             raise FatalError(f"{one.row.place}: the answer {one.row.answer!r} is no number")
         if box is None:
-            found[n] = float(last_number(one.answer.final, one.row.language) == gold)
+            said = not ends_in_box(one.answer.final) and last_number(one.answer.final, one.row.language) == gold
+            found[n] = float(said)
         elif numbers := {number_in_box(box, language) for language in (one.row.language, "en")} - {None}:
             found[n] = float(gold in numbers)
         else:  # a formula, as \frac{36}{2}
