@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from actor.adapters import AdapterUpdates
 from actor.concurrency import Concurrency
-from actor.engine.client import Engine, Generation
+from actor.engine.client import Engine
 from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
+from actor.engine.generation import Generation
 from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup

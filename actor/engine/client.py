@@ -6,23 +6,21 @@ Written for SGLang 0.5.17 to 0.5.23. Its versions are told apart by what they an
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import aiohttp
 import numpy as np
 from msgspec.structs import asdict
-from numpy.typing import NDArray
 
 from actor.engine.adapters import LoadedAdapter
 from actor.engine.checkpoint_shapes import read_checkpoint_shapes
 from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
+from actor.engine.generation import NEUTRAL_SAMPLING, Generation, read_generation, sampling_params
 from actor.engine.labels import ForeignWeights, WeightLabels
 from actor.engine.nccl import describe_nccl_difference
 from actor.threads import call_in_thread
@@ -35,25 +33,8 @@ _DRAIN_POLL_S = 0.05
 _GAUGES_TIMEOUT_S = 5
 _READY_TIMEOUT_S = 5
 _CHECKPOINT_SHARE = 0.5  # of the deadline for reading a checkpoint's shapes: the learner waits meanwhile
-# Sent with every request, because a server that somebody else has started may have defaults of its own
-# (``--preferred-sampling-params``), and these would change the distribution that the log-probabilities belong to.
-_NEUTRAL_SAMPLING: dict[str, Any] = {
-    "top_p": 1.0, "top_k": -1, "min_p": 0.0, "frequency_penalty": 0.0, "presence_penalty": 0.0,
-    "repetition_penalty": 1.0, "min_new_tokens": 0, "stop": None, "ignore_eos": False, "n": 1,
-}  # fmt: skip
 _UNREACHABLE_RANKS = {"pp_size": "pipeline", "dp_size": "data"}  # of /server_info
 _REFUSED = (400, 413, 422)  # HTTP status of a request that cannot be served, this time or any other
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One finished answer of R response tokens."""
-
-    ids: NDArray[np.int32]  # [R] token ids, the stop token included
-    logprobs: NDArray[np.float32]  # [R] behaviour log-probabilities at the sampling temperature
-    versions: NDArray[np.int32]  # [R] policy version that produced each token
-    truncated: bool  # it reached sampling.max_new_tokens before it ended
-    retracted: bool  # the engine put it back into its queue for lack of memory, and generated it again later
 
 
 class Engine:
@@ -156,7 +137,7 @@ class Engine:
         version, oldest = self.version if adapter is None else adapter.version, self.labels.arrived
         body = {
             "input_ids": prompts,
-            "sampling_params": self._sampling(sampling, len(prompts), draws),
+            "sampling_params": sampling_params(sampling, len(prompts), draws if self.samples_by_seed else None),
             "return_logprob": True,
             "extra_key": self.labels.newest or str(version),
             **_naming(adapter),
@@ -167,10 +148,17 @@ class Engine:
             answers = await self._ask(body, self._request_timeout_s, adapter)
         finally:
             self._running -= 1
-        parse = partial(
-            self._parse_generation, version=version, oldest=oldest, pauses=self._pauses - pauses, spans=adapter is None
+        read = partial(
+            read_generation,
+            labels=self.labels if adapter is None else None,
+            version=version,
+            oldest=oldest,
+            pauses=self._pauses - pauses,
         )
-        return [parse(answer) for answer in answers]
+        try:
+            return [read(answer) for answer in answers]
+        except ForeignWeights as problem:
+            raise EngineReplaced(f"the engine at {self.url} {problem}") from None
 
     async def check_identity(self, timeout_s: float) -> None:
         """Checks that the server still has weights that this actor gave it. Waits at most ``timeout_s`` seconds.
@@ -240,7 +228,7 @@ class Engine:
         """
         body = {
             "input_ids": probe.ids.tolist(),
-            "sampling_params": _NEUTRAL_SAMPLING | {"temperature": 0.0, "max_new_tokens": 1},
+            "sampling_params": NEUTRAL_SAMPLING | {"temperature": 0.0, "max_new_tokens": 1},
             "return_logprob": True,
             "logprob_start_len": 0,
             "extra_key": f"probe {self.labels.newest}",
@@ -437,17 +425,6 @@ class Engine:
             log.warning("the files of the checkpoint %s could not be read within %.0f s", path, patience_s)
             return {}
 
-    def _sampling(self, sampling: dict[str, Any], answers: int, draws: object) -> dict[str, Any] | list[dict[str, Any]]:
-        """``sampling_params`` of a request: for all answers, or for each where it has a seed of its own.
-
-        Without seeds a server that samples by them would take the same one for all, and so give the same answer to
-        equal prompts.
-        """
-        params = _NEUTRAL_SAMPLING | sampling
-        if not self.samples_by_seed:
-            return params
-        return [params | {"sampling_seed": _seed(draws, number)} for number in range(answers)]
-
     async def _ask(self, body: dict[str, Any], timeout_s: float, adapter: LoadedAdapter | None) -> Any:
         """Calls ``/generate``, whose answers ``adapter`` makes.
 
@@ -462,32 +439,6 @@ class Engine:
                 if adapter is not None and adapter.name in str(error):
                     raise EngineReplaced(f"the engine at {self.url} has lost its adapter: {error}") from None
                 raise
-
-    def _parse_generation(
-        self, answer: dict[str, Any], *, version: int, oldest: int, pauses: int, spans: bool
-    ) -> Generation:
-        """One answer of ``/generate``.
-
-        Args:
-            answer: as the server sent it.
-            version: policy version of the engine at the time of the request.
-            oldest: number of the update of the weights that it had then.
-            pauses: weight updates during the request, each of which may have retracted the answer once.
-            spans: whether the server knows the versions; it does not know those of adapters.
-        """
-        meta = answer["meta_info"]
-        finish = meta["finish_reason"]
-        if finish["type"] not in ("stop", "length"):
-            raise EngineError(f"/generate: an answer ended with {finish}")
-        ids = np.array(answer["output_ids"], np.int32)
-        try:
-            known = meta if spans else {}
-            versions = self.labels.read_versions(known, len(ids), version, oldest)
-        except ForeignWeights as problem:
-            raise EngineReplaced(f"the engine at {self.url} {problem}") from None
-        logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], np.float32)
-        retracted = meta.get("num_retractions", 0) > pauses
-        return Generation(ids, logprobs, versions, finish["type"] == "length", retracted)
 
     async def _is_gone(self) -> bool:
         """Whether nothing listens at the address. A server that is too busy to answer is there."""
@@ -507,11 +458,6 @@ class Engine:
         """
         if self.pause_mode != "in_place":
             await self.call("/flush_cache", {}, timeout_s)
-
-
-def _seed(draws: object, number: int) -> int:
-    """31 bits, which every version of SGLang takes."""
-    return int.from_bytes(hashlib.sha256(f"{draws} {number}".encode()).digest()[:4]) >> 1
 
 
 def _shared_memory_body(bucket: wire.Bucket, handles: list[wire.SharedMemoryHandle]) -> dict[str, Any]:

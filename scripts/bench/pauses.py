@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from actor.engine.client import Engine, Generation
+from actor.engine.client import Engine
+from actor.engine.generation import Generation
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common import wire

@@ -33,7 +33,8 @@ import torch
 import typer
 from transformers import PreTrainedModel
 
-from actor.engine.client import Engine, Generation
+from actor.engine.client import Engine
+from actor.engine.generation import Generation
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common import wire

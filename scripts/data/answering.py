@@ -17,8 +17,9 @@ from typing import Annotated, Any
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from actor.engine.client import Engine, Generation
+from actor.engine.client import Engine
 from actor.engine.errors import EngineError, RequestRefused
+from actor.engine.generation import Generation
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common.config import Config

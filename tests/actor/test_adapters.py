@@ -20,9 +20,10 @@ from transformers import AutoModelForCausalLM
 
 from actor.adapters import AdapterUpdates
 from actor.engine.adapters import describe_misfit
-from actor.engine.client import Engine, Generation
+from actor.engine.client import Engine
 from actor.engine.errors import EngineError, EngineReplaced, RequestRefused
 from actor.engine.fleet import EngineFleet
+from actor.engine.generation import Generation
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common import wire

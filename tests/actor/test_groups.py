@@ -12,8 +12,8 @@ from unittest.mock import AsyncMock, Mock
 import numpy as np
 import pytest
 
-from actor.engine.client import Generation
 from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
+from actor.engine.generation import Generation
 from actor.groups import PromptGroups
 from actor.scoring import ScoringError
 from actor.times import ActorTimes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
 
-from actor.engine.client import Generation
+from actor.engine.generation import Generation
 from scripts.bench.overlap import long_tail, replayed
 from scripts.bench.pauses import compute_logprobs
 from scripts.bench.retraction import Request, largest_error, make_requests

@@ -22,7 +22,8 @@ from aiohttp.test_utils import TestServer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from actor.engine.checkpoint_shapes import describe_differences
-from actor.engine.client import Engine, Generation
+from actor.engine.client import Engine
+from actor.engine.generation import Generation
 from actor.engine.readiness import make_http_session
 from actor.engine.start import open_engine
 from common import wire
