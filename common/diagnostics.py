@@ -29,8 +29,8 @@ import numpy as np
 
 from common.config.reward import ACCURACY_PARTS
 from common.prose import judged_words
-from common.scripts import scripts_of, scripts_of_language
 from common.wire.groups import PartLanguages, Score
+from common.writing import scripts_of, scripts_of_language
 
 Detect = Callable[[str], str]  # the code of the language that a text is most probably in; "" for none
 DetectAll = Callable[[str], Sequence[str]]  # the codes of all languages that a detector finds in a text

@@ -11,8 +11,8 @@ import re
 
 import numpy as np
 
-from common.scripts import scripts_of, scripts_of_language
 from common.text import normalise
+from common.writing import scripts_of, scripts_of_language
 
 _LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u1e00-\u1fff"  # Latin and Greek
 # Words with nothing but white space and punctuation between them: several of these are a phrase, and no symbols, also

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from common.scripts import KANA, scripts_of_language
+from common.writing import KANA, scripts_of_language
 from reward.lid import LanguageModel, Units, sum_rows
 
 # Language asked for -> the columns of the model's languages that count as it, its own first.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from common.process import FatalError
-from common.scripts import GROUPS, normalise_word, scripts_of
+from common.writing import GROUPS, normalise_word, scripts_of
 
 Floats: TypeAlias = NDArray[np.float32]
 Ints: TypeAlias = NDArray[np.int64]
@@ -44,7 +44,7 @@ class Units:
         sums: [U, D] the sum of the vectors of each unit's word and n-grams.
         counts: [U] how many vectors were added up.
         letters: [U] letters and combining marks in each unit.
-        scripts: [U] the scripts of these letters, a bit each, see :func:`common.scripts.scripts_of_language`.
+        scripts: [U] the scripts of these letters, a bit each, see :func:`common.writing.scripts_of_language`.
         owner: [U] the index of the text that a unit belongs to; never decreasing.
     """
 
@@ -112,7 +112,7 @@ class LanguageModel:
     def read(self, texts: Sequence[str]) -> Units:
         """Cuts texts into units and adds up the vectors of each. White space separates words.
 
-        Letters are counted after :func:`common.scripts.normalise_word`, which also says what the model reads.
+        Letters are counted after :func:`common.writing.normalise_word`, which also says what the model reads.
         """
         words = [text.split() for text in texts]
         flat = [word for some in words for word in some]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from common.config import RewardConfig
 from common.process import FatalError
-from common.scripts import normalise_word
+from common.writing import normalise_word
 from reward.foreign_letters import ForeignLetters
 from reward.gate import Finding, LanguageGate, shipped_model
 from reward.lid import LanguageModel
