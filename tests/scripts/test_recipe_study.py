@@ -225,18 +225,18 @@ def test_a_table_has_the_warm_start_and_means_over_seeds() -> None:
     def figures(value: float) -> dict[str, float]:
         return {name: value - (0.25 if name.endswith("_before") else 0.0) for name in MEANING}
 
-    runs = (("strict-lc", 0, 0.5), ("naive-grpo", 0, 0.3), ("strict-lc", 1, 0.7))
+    runs = (("strict-lc", 0, 0.5), ("naive-grpo", 0, 0.3), ("strict-lc", 1, 0.7), ("strict-lc", 2, 0.6))
     records = [{"arm": arm, "seed": seed, "figures": figures(value)} for arm, seed, value in runs]
+    records[3]["figures"]["lc_before"] = 0.45  # in place of 0.35
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in recipe_table(records).splitlines()
     ]
-    assert head[:5] == ["recipe", "seeds", "LC", "Acc", "LC&Acc"] and [row[0] for row in rows] == [
-        "warm start", "strict-lc", "naive-grpo",
-    ]  # fmt: skip
-    # Two seeds: the mean, and t of one degree of freedom, 12.706, times the deviation 0.1 of the mean.
-    assert (
-        rows[1][1:3] == ["2", "0.600 ± 1.271"] and rows[2][1:3] == ["1", "0.300"] and rows[0][2].startswith("0.250 ±")
-    )
+    assert head[:7] == ["recipe", "seeds", "LC", "Acc", "LC&Acc", "English", "LC, change"]
+    assert [row[0] for row in rows] == ["warm start", "strict-lc", "naive-grpo"]
+    assert rows[0][2:4] == ["0.317", "0.283"]  # 0.05, 0.45 and 0.45 (or 0.35) of the seeds 0, 1 and 2
+    # Changes 0.25, 0.25, 0.15: t of two degrees of freedom, 4.303, times the deviation 0.0333 of their mean.
+    assert rows[1][1:3] == ["3", "0.600"] and rows[1][6:8] == ["+0.217 ± 0.143", "+0.250 ± 0.000"]
+    assert rows[2][1:3] == ["1", "0.300"] and rows[2][6] == "+0.250"
 
 
 def test_a_study_of_recipes_goes_on_where_it_was_stopped(
