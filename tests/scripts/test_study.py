@@ -662,8 +662,10 @@ def test_the_code_of_a_reward_is_part_of_the_set_up(setting: str, tmp_path: Path
 def test_the_records_of_the_published_studies_are_of_these_settings(tmp_path: Path) -> None:
     """Otherwise nobody could go on with them: whoever changes the set-up has to run them again."""
     docs = Path(__file__).parents[2] / "docs" / "study"
-    facts, sums = FactsWorld("region", 0, tmp_path, arms_of("router")), ReasoningWorld(0, tmp_path)
-    for file, place in ((docs / "results.json", facts), (docs / "recipes" / "results.json", sums)):
+    facts, changed = (FactsWorld("region", 0, tmp_path, arms_of(name)) for name in ("router", "mechanism"))
+    sums = ReasoningWorld(0, tmp_path)
+    for name, place in (("", facts), ("mechanism", changed), ("recipes", sums)):
+        file = docs / name / "results.json"
         for record in json.loads(file.read_text()):
             assert place.settings_hash(record["arm"]) == record["config"], record["arm"]
 
