@@ -206,8 +206,8 @@ def test_the_command_keeps_what_it_has_set_for_this_host_to_itself(tmp_path: Pat
     own = {"LRPO_ENV_SET": "", "LRPO_DEVICE": "", "CUDA_VISIBLE_DEVICES": ""}
     for given in ("", "0"):
         setting = f"HF_HUB_OFFLINE={given}" if given else "GIVEN="
-        program = ("env", "-u", "HF_HUB_OFFLINE", "-u", "OMP_NUM_THREADS", setting)
-        program += (sys.executable, "-m", "scripts.lrpo", "pool")
+        program = ["env", "-u", "HF_HUB_OFFLINE", "-u", "OMP_NUM_THREADS", setting]
+        program += [sys.executable, "-m", "scripts.lrpo", "pool"]
         told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), program=program, **own)
         assert told.returncode == 0, told.stderr
         for environment, *_ in over_ssh(told):

@@ -226,8 +226,9 @@ def test_a_table_has_the_warm_start_and_means_over_seeds() -> None:
         return {name: value - (0.25 if name.endswith("_before") else 0.0) for name in MEANING}
 
     runs = (("strict-lc", 0, 0.5), ("naive-grpo", 0, 0.3), ("strict-lc", 1, 0.7), ("strict-lc", 2, 0.6))
-    records = [{"arm": arm, "seed": seed, "figures": figures(value)} for arm, seed, value in runs]
-    records[3]["figures"]["lc_before"] = 0.45  # in place of 0.35
+    found = [figures(value) for _, _, value in runs]
+    found[3]["lc_before"] = 0.45  # in place of 0.35
+    records = [{"arm": arm, "seed": seed, "figures": one} for (arm, seed, _), one in zip(runs, found, strict=True)]
     head, _, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")] for line in recipe_table(records).splitlines()
     ]
