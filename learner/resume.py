@@ -59,7 +59,7 @@ class Change:
     @property
     def is_harmless(self) -> bool:
         """Whether it may change without being accepted."""
-        return self.key in _HARMLESS or self.key.partition(".")[0] in _HARMLESS
+        return _is_harmless(self.key)
 
     def __str__(self) -> str:
         return f"{self.key}: {json.dumps(self.before)} -> {json.dumps(self.now)}"
@@ -88,8 +88,12 @@ def what_matters(config: Config, section: str) -> dict[str, Any]:
     return {
         name: _what_matters(section, name, value)
         for name, value in values.items()
-        if not _HARMLESS & {section, f"{section}.{name}"}
+        if not _is_harmless(f"{section}.{name}")
     }
+
+
+def _is_harmless(key: str) -> bool:
+    return key in _HARMLESS or key.partition(".")[0] in _HARMLESS
 
 
 def _what_matters(section: str, name: str, value: Any) -> Any:

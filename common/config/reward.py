@@ -62,9 +62,8 @@ class RewardConfig(Section):
     gate_span: Literal["all", "thinking", "answer"] = "all"  # what must be in the language; </think> parts the two
     gate_short_characters: int = Field(0, ge=0)  # texts with fewer characters are too short to identify; 0 means none
     gate_short: Literal["detect", "pass", "fail"] = "detect"  # what is done with such a text
-    gate_share: float = Field(
-        0.12, ge=0, lt=1
-    )  # largest share of letters in other languages; the estimate runs low, so 0.12 is about a quarter
+    # Largest share of letters in other languages. It is estimated, and the estimate runs low: 0.12 is about a quarter.
+    gate_share: float = Field(0.12, ge=0, lt=1)
     # For a language those that count as it, because lid.176 cannot tell their texts apart.
     near_languages: dict[str, tuple[str, ...]] = NEAR_LANGUAGES
     # By which detector thoughts and answers are diagnosed (docs/metrics.md): "gate" is lid.176 as the gate reads it;

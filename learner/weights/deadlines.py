@@ -13,7 +13,7 @@ from common.config import SyncConfig
 
 log = logging.getLogger("learner.publisher")
 
-SHARE_OF_COLLECTIVE = 0.9  # of what the ranks wait in a collective that a round may take
+SHARE_OF_COLLECTIVE = 0.9  # of what the ranks wait in a collective that a round, or a checkpoint, may take
 
 
 @dataclass(frozen=True)

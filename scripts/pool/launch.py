@@ -200,15 +200,13 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
         return
     for number, command in enumerate(batches):
         try:
-            subprocess.run(command, cwd=_ROOT, env=users_own(os.environ), check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            why = (
-                f"ended with code {error.returncode}"
-                if isinstance(error, subprocess.CalledProcessError)
-                else str(error)
-            )
+            code = subprocess.run(command, cwd=_ROOT, env=users_own(os.environ), check=False).returncode
+            why = f"ended with code {code}" if code else ""
+        except OSError as error:
+            why = str(error)
+        if why:
             told = f"; {number} of {len(batches)} jobs were submitted before it: scancel those" if number else ""
-            raise FatalError(f"sbatch submitted no job: {why}{told}. The command was: {shlex.join(command)}") from None
+            raise FatalError(f"sbatch submitted no job: {why}{told}. The command was: {shlex.join(command)}")
     if over_ssh:
         with Children(logs) as children:
             for process in over_ssh:

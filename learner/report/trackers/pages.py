@@ -113,7 +113,7 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
         ),
         Chart("Share of tokens out of bounds, by lag in policy updates", ("health/outside_bounds_by_lag/",)),
         Chart(
-            "So far: leases retried, those whose actor was lost, groups failed, and groups that broke a rule",
+            "So far: leases retried, those whose actor was gone, groups failed, and groups that broke a rule",
             ("health/leases_retried", "health/leases_orphaned", "health/groups_failed", "health/groups_refused"),
         ),
         Chart(

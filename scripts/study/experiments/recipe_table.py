@@ -18,9 +18,9 @@ _FEWEST = 3  # seeds, for an interval that says anything: with two it is 12.7 st
 def recipe_table(records: Records) -> str:
     """A table in Markdown: means over seeds, of held-out questions in other languages than English.
 
-    The first row is the warm start, over the seeds that any recipe has. Warm starts differ from seed to seed more than
-    what a recipe makes of them does, so what counts is the change from the warm start of the same seed: its mean, with
-    half the width of its 95% interval where there are three seeds or more. The recipe's time is that of the training.
+    The first row is the warm start, over the seeds that any recipe has. Warm starts differ from seed to seed, so what a
+    recipe does is the change from the warm start of the same seed: the table has its mean, with half the width of its
+    95% interval where there are three seeds or more. Seconds are those of the training.
     """
     arms: dict[str, list[dict[str, float | None]]] = {}
     for record in records:
