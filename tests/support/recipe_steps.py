@@ -27,6 +27,7 @@ from learner.train.samples import group_outcome, step_advantages
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
 from reward import embedder, gate, lid
+from reward.scored import UnscoredError
 from reward.scorer import Scorer
 from reward.terms import tools
 from reward.terms.math import MathVerifier
@@ -34,6 +35,7 @@ from scripts.ops.recipes import recipe_files
 from tests.support.light.sglang.model import Model
 
 STEPS, GROUPS = 3, 2
+_TRIES = 5
 _LONGEST = 300  # tokens of an answer that are trained: the context of the small policy ends soon after
 OVERLONG = {"limit": 300, "buffer": 200}  # the penalty of DAPO, for answers of such lengths
 # Sizes alone: everything that a recipe says about its rewards, advantages and loss stays.
@@ -175,12 +177,29 @@ class Engine:
         return found
 
 
+def score(scorer: Scorer, asked: list[wire.ScoreRequest]) -> list[list[wire.Score]]:
+    """As an actor does: a group that cannot be scored now is scored again.
+
+    The verifier, which has one worker here, has a time limit: of an answer that it was not done with by then nothing is
+    known, and that says nothing of the recipe.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            return scorer.score(asked)
+        except UnscoredError:
+            if not left:
+                raise
+    raise AssertionError("there is at least one try")
+
+
 def train_recipe(config: Config, answers: Sequence[tuple[str, str]], model: Path) -> list[dict[str, Any]]:
     """Of each step what the first group earned, its advantages, and what the trainer says."""
     learner, engine = config.learner, Engine(model)
     scorer = Scorer(config.reward, config.run.languages, header=config.model.header)
-    scored = scorer.score(requests(answers, GROUPS))
-    scorer.close()
+    try:
+        scored = score(scorer, requests(answers, GROUPS))
+    finally:
+        scorer.close()
     trainer = Trainer(config)
     term = StepReward(learner.step_reward, STEPS) if learner.step_reward else None
     shares: Mapping[str, float] = {}
@@ -222,13 +241,15 @@ def work(index: int, languages: list[str]) -> wire.Work:
 def train_recipes(out: Path, model: Path, judges: str, calibration: Path, names: Sequence[str]) -> None:
     """Writes what :func:`train_recipe` finds of each recipe."""
     shared = SharedVerifier()  # and each model is loaded once, which takes a second
-    with (
-        patch.object(tools, "MathVerifier", lambda: shared),
-        patch.object(embedder, "_load_model", cache(embedder._load_model)),
-        patch.object(gate, "LanguageModel", cache(lid.LanguageModel)),
-    ):
-        found = {
-            name: train_recipe(recipe(name, model, judges, calibration), answers_of(name), model) for name in names
-        }
-    MathVerifier.close(shared)
+    try:
+        with (
+            patch.object(tools, "MathVerifier", lambda: shared),
+            patch.object(embedder, "_load_model", cache(embedder._load_model)),
+            patch.object(gate, "LanguageModel", cache(lid.LanguageModel)),
+        ):
+            found = {
+                name: train_recipe(recipe(name, model, judges, calibration), answers_of(name), model) for name in names
+            }
+    finally:
+        MathVerifier.close(shared)  # its threads would keep the process
     out.write_text(json.dumps(found))
