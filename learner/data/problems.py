@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+PROBLEMS_SUFFIX = ".problems.jsonl"  # in place of the suffix of the file whose rows they are
 _SHOWN = 20  # problems that a message lists
 _LONGEST_REASON = 500  # characters
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.process import FatalError
-from learner.data.problems import Place
+from learner.data.problems import PROBLEMS_SUFFIX, Place
 
 log = logging.getLogger("learner.data")
 
@@ -78,22 +78,33 @@ def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tu
 def files_of(directory: Path) -> list[Path]:
     """The files of a directory, also of folders below, that can be read, in the order of their names.
 
+    Lists of rows that a command did not use, ``*.problems.jsonl``, are no data and are left out, which a warning says.
+
     Raises:
         FatalError: there is none.
     """
     every = sorted(file for file in directory.rglob("*") if file.is_file())
-    files = [file for file in every if _suffix(file) in SUFFIXES]
+    files = [file for file in every if _suffix(file) in SUFFIXES and not file.name.endswith(PROBLEMS_SUFFIX)]
     unread = [str(file.relative_to(directory)) for file in every if _suffix(file) in _UNREAD_SUFFIXES]
-    names = ", ".join(unread[:_SHOWN]) + (f" and {len(unread) - _SHOWN} more" if len(unread) > _SHOWN else "")
+    names = _some(unread)
     if not files:
         there = f"; {names} cannot be read: unpack or convert what holds rows" if unread else ""
         raise FatalError(f"the directory {directory} holds no file that ends in {', '.join(SUFFIXES)}{there}")
+    if lists := [str(file.relative_to(directory)) for file in every if file.name.endswith(PROBLEMS_SUFFIX)]:
+        _warn_once(
+            f"{_some(lists)} of {directory}: not read, because lists of unused rows are called so; rename a file that "
+            "holds data"
+        )
     if unread:
         _warn_once(
             f"{len(unread)} files of {directory} are not read, because their names do not end in "
             f"{', '.join(SUFFIXES)}: {names}. Unpack or convert those that hold rows"
         )
     return files
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 @cache

@@ -38,7 +38,7 @@ from common.languages import code_of
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from common.wire import Chat, Question, encode
-from learner.data.problems import Place, Problems, RowError
+from learner.data.problems import PROBLEMS_SUFFIX, Place, Problems, RowError
 from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow
 from learner.work.questions import as_question, usable_rows
@@ -166,7 +166,7 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
         answer_tasks(config, tokenizer, tasks, journal, ask, problems, name="anchors", what=what, languages=languages)
     finally:
         journal.close()
-        problems.write(out.with_suffix(".problems.jsonl"))
+        problems.write(out.with_suffix(PROBLEMS_SUFFIX))
     anchors, asked = dict[Place, dict[str, str]](), dict.fromkeys(map(_round_name, range(len(plan.rounds))), 0)
     for task in tasks:
         entry = journal.entries.get(task.key)

@@ -29,7 +29,7 @@ from common.config import ModelConfig
 from common.endpoint import Failure
 from common.languages import code_of
 from common.process import FatalError
-from learner.data.problems import Place, Problems, RowError
+from learner.data.problems import PROBLEMS_SUFFIX, Place, Problems, RowError
 from learner.data.rows import QuestionRow, Rules
 from reward.gate import LanguageGate
 from reward.terms import text as terms
@@ -189,7 +189,7 @@ def main(
     try:
         kept = gather(rows, codes, begins, acceptance, teacher, verify, header, seed, problems)
     finally:
-        tell(problems, out.with_suffix(".problems.jsonl"))
+        tell(problems, out.with_suffix(PROBLEMS_SUFFIX))
     for one in codes:
         print(f"{one}: kept {acceptance.kept[one]} of {acceptance.tried[one]} tries, {each} wanted")
     if not kept:

@@ -32,7 +32,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.endpoint import Conversation, Failure
 from common.process import FatalError
-from learner.data.problems import Problems, RowError
+from learner.data.problems import PROBLEMS_SUFFIX, Problems, RowError
 from learner.data.rows import UNLABELLED, QuestionRow, Rules, read_question_rows
 from reward.embedder import Embedder
 from scripts.data.endpoint import Endpoint, EndpointOption
@@ -186,7 +186,7 @@ def main(
         for row, one in failed:
             problems.add(row.place, RowError("", one.reason, "not labelled"))
         print(f"{asked.model}: {len(rows) - len(failed)} of {len(rows)} rows labelled")
-    problems.write(out.with_suffix(".problems.jsonl"))
+    problems.write(out.with_suffix(PROBLEMS_SUFFIX))
     for line in problems.lines("broken"):
         print(f"broken, and not written: {line}")
     rest = [n for n, one in enumerate(labels) if not isinstance(one, tuple)]

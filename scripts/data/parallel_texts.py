@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.endpoint import Failure
 from common.process import FatalError
-from learner.data.problems import Place, Problems, RowError
+from learner.data.problems import PROBLEMS_SUFFIX, Place, Problems, RowError
 from learner.data.records import Record, Unreadable, read_records
 from learner.data.rows import Rules, check_text, parse_language
 from reward.embedder import Vectors
@@ -118,7 +118,7 @@ def translate_references(references: str, rules: Rules, url: str, model: str, la
     """
     problems = Problems()
     sources = {row.reference: row.language for row in read([references], rules, problems)}
-    tell(problems, out.with_suffix(".problems.jsonl"))
+    tell(problems, out.with_suffix(PROBLEMS_SUFFIX))
     if not sources:
         raise FatalError(f"{references} has no good row: {next(iter(problems.found), 'it is empty')}")
     wanted: list[dict[str, Any]] = [

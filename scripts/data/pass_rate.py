@@ -35,7 +35,7 @@ from common.diagnostics import solves
 from common.languages import POLICY_CHOOSES
 from common.tokenizer import load_tokenizer
 from common.wire import encode
-from learner.data.problems import Place, Problems, RowError
+from learner.data.problems import PROBLEMS_SUFFIX, Place, Problems, RowError
 from learner.data.records import Unreadable, read_records
 from learner.data.rows import QuestionRow, normal_form
 from learner.work.questions import as_question, usable_rows
@@ -136,7 +136,7 @@ def measure(
         answer_tasks(config, tokenizer, tasks, journal, ask, problems, name="pass-rate", what=what, languages=languages)
     finally:
         journal.close()
-        problems.write(out.with_suffix(".problems.jsonl"))
+        problems.write(out.with_suffix(PROBLEMS_SUFFIX))
     rates: defaultdict[Place, dict[str, float]] = defaultdict(dict)
     for task in tasks:
         if entry := journal.entries.get(task.key):

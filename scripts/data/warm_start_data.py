@@ -28,7 +28,7 @@ from common.endpoint import Failure
 from common.languages import code_of, english_name
 from common.process import FatalError
 from common.prompts import add_instruction
-from learner.data.problems import Problems, RowError
+from learner.data.problems import PROBLEMS_SUFFIX, Problems, RowError
 from learner.data.rows import QuestionRow, Rules, normal_form, read_question_rows
 from scripts.data.endpoint import Endpoint, EndpointOption, in_languages
 from scripts.data.prepare import pairs
@@ -176,7 +176,7 @@ def main(
             cache = out.with_suffix(".answers.sqlite")
             rows = teach(source, rules, teacher, codes, answers, prompts, known, seed, cache, problems)
     finally:
-        tell(problems, out.with_suffix(".problems.jsonl"))
+        tell(problems, out.with_suffix(PROBLEMS_SUFFIX))
     if not rows:
         raise FatalError(f"no example could be made of {', '.join(source)}")
     write(rows, out)

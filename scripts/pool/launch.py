@@ -65,7 +65,8 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
     A pool of actors alone comes to a run that is going: its reward replicas are those that have announced themselves.
 
     Raises:
-        ConfigError: the learner nodes differ in their number of engines, or would not find each other.
+        ConfigError: the learner nodes differ in their number of engines, or would not find each other; or the
+            configuration names another number of reward addresses than the pool has replicas.
     """
     learners = [nodes for nodes in pool.nodes if nodes.role == "learner"]
     if len(learners) > 1 and any(nodes.partition for nodes in learners):
@@ -81,12 +82,18 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
     if learners:
         count = sum(nodes.machines for nodes in learners)
         flags += ["--learner.nodes", str(count), "--learner.ranks", str(learners[0].engines)]
-        if learners[0].hosts:
+        if learners[0].hosts and config.learner.torchrun == type(config.learner)().torchrun:
             flags += ["--learner.torchrun", f"{learners[0].hosts[0]}:{_TORCHRUN_PORT}"]
     replicas = sum(nodes.number for nodes in pool.nodes if nodes.role == "reward")
     if not (replicas or learners):  # of actors that come to a run, which has its reward replicas already
         replicas = len(list((config.run.rendezvous or config.run.dir / "rendezvous").glob("reward-*.json")))
-    if replicas:
+    if config.reward.addresses != type(config.reward)().addresses:
+        if replicas and len(config.reward.addresses) != replicas:
+            raise ConfigError(
+                f"reward.addresses is for so many reward replicas: {len(config.reward.addresses)}; the pool has "
+                f"{replicas}: give an address for each, or none, and each gets a port of its own"
+            )
+    elif replicas:
         # A port for each, as replicas of two [[nodes]] may come to lie on one machine.
         flags += ["--reward.addresses", json.dumps([f"tcp://*:{_REWARD_PORT + n}" for n in range(replicas)])]
     return flags

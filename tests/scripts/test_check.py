@@ -46,7 +46,8 @@ def test_a_model_that_can_be_trained(tiny_policy: Path, capsys: pytest.CaptureFi
     trained = 16 * sum(one.in_features + one.out_features for one in linear)
     assert f"{trained / 1e6:.2f} million" in found["adapters"][0]["text"] and "q_proj" in found["adapters"][0]["text"]
     assert "lora.rank = 0 trains all weights" in found["adapters"][0]["text"]
-    assert len(found["memory"]) >= 2 and all("GB" in line["text"] for line in found["memory"])
+    assert found["memory"][0]["text"].startswith("counted for GPUs of 80 GB (--gpu-gb); this machine has none")
+    assert len(found["memory"]) >= 3 and all("GB" in line["text"] for line in found["memory"])
 
 
 def test_what_is_wrong_is_told_with_what_to_do(

@@ -106,6 +106,22 @@ def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> No
     assert len(set(names)) == 4
 
 
+def test_addresses_of_the_user_hold(tmp_path: Path) -> None:
+    """A pool of other ports: the learners' meeting place and the replicas' addresses are taken as they were given."""
+    meeting, address = ["--learner.torchrun", "10.0.0.7:31000"], "tcp://10.0.0.9:31001"
+    told = launch(
+        tmp_path, "--dry-run", *CONFIG, *meeting, "--reward.addresses", json.dumps([address]),
+        pool=POOL.format(**HOSTS),
+    )  # fmt: skip
+    for *_, config in over_ssh(told):
+        assert config.learner.torchrun == "10.0.0.7:31000" and config.reward.addresses == (address,)
+    other = ["--reward.addresses", json.dumps([address, "tcp://10.0.0.9:31002"])]
+    told = launch(tmp_path, "--dry-run", *CONFIG, *other, pool=POOL.format(**HOSTS))
+    assert (
+        told.returncode == 2 and "so many reward replicas: 2; the pool has 1: give an address for each" in told.stderr
+    )
+
+
 SPREAD = """
 [gpus.h100]
 [[nodes]]

@@ -107,6 +107,15 @@ def test_files_of_a_directory_that_are_not_read_are_named(tmp_path: Path, caplog
         read_rows(str(tmp_path / "deep"))
 
 
+def test_lists_of_unused_rows_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "rates.jsonl").write_text('{"question": "a"}\n')
+    (tmp_path / "rates.problems.jsonl").write_text('{"file": "rates.jsonl", "row": 1}\n')
+    for _ in range(2):
+        assert [record["question"] for record in read_rows(str(tmp_path))] == ["a"]
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith(f"rates.problems.jsonl of {tmp_path}: not read") and "rename a file that holds data" in said
+
+
 def test_bytes_that_are_not_utf_8_spoil_their_row_alone(tmp_path: Path) -> None:
     array = pa.StringArray.from_buffers(
         3, pa.py_buffer(np.array([0, 1, 3, 4], np.int32).tobytes()), pa.py_buffer(b"a\xff\xfeb")
