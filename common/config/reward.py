@@ -100,6 +100,11 @@ class RewardConfig(Section):
             raise ValueError(f"similarity_range = {list(self.similarity_range)} must be increasing")
         if bool(self.function) != bool(self.parts):
             raise ValueError("function and parts go together: parts names what the function returns, with weights")
+        if "selection" in self.parts:
+            raise ValueError(
+                "parts may not name 'selection': answers whose language the policy chose have a part of this name "
+                "already, for their header. Give the part of yours another name"
+            )
         if self.judges and self.judge_timeout_s >= self.request_timeout_s:
             raise ValueError(
                 f"judge_timeout_s = {self.judge_timeout_s:g} must be below request_timeout_s = "
