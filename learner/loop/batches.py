@@ -70,9 +70,11 @@ class Batches:
                 if (now_accepted := self._server.accepted()) > accepted:
                     deadline, accepted = time.monotonic() + self._timeout_s, now_accepted
                 if time.monotonic() > deadline:
+                    oldest = self._server.describe_oldest()
                     raise FatalError(
                         f"no group came within learner.group_timeout_s = {self._timeout_s:.0f} s: "
                         f"{self._server.counts()}, actors: {', '.join(self._server.members()) or 'none'}"
+                        f"{oldest and f'; {oldest}'}"
                     )
 
     def _progress(self) -> str:
