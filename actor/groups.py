@@ -311,11 +311,12 @@ class PromptGroups:
     ) -> wire.Rollout:
         """One answer as it is submitted; ``requested`` is its language, or ``POLICY_CHOOSES``."""
         header_chars = self._header.parse(text).end if requested == POLICY_CHOOSES else 0
-        ids = generation.ids
+        ids, header = generation.ids, 0
+        if header_chars:  # the number of tokens whose text covers the header; that text grows with their number
+            header = bisect_left(range(len(ids)), header_chars, key=lambda count: len(self._decode(ids[:count])))
         return wire.Rollout(
             language=requested or score.language,
-            # The number of tokens whose text covers the header; that text grows with the number of tokens.
-            header=bisect_left(range(len(ids)), header_chars, key=lambda count: len(self._decode(ids[:count]))),
+            header=header,
             prompt_ids=np.array(prompt, np.int32),
             response_ids=ids,
             logprobs=generation.logprobs,

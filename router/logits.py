@@ -31,7 +31,8 @@ class Logits:
             z-scores.
         region_topics: regions count only for questions of these topics; empty: for all questions.
         own_language: whether the language of the question has a row.
-        rows: by name, "topic:NAME", "region:NAME" or "question:LANGUAGE", the logits [L]. A missing row is 0.
+        rows: by name, "topic:NAME", "region:NAME" or "question:LANGUAGE", the logits [L]. A missing row is 0. The row
+            "shared:" is added to those of every context; it is given from outside and never moves.
         seen: for pooled credit, the sum and the number of compliant rewards, and the number of all; old ones fade.
     """
 
@@ -53,13 +54,13 @@ class Logits:
         return np.array([compliant / rollouts, compliance_weight * quality / max(compliant, 1e-9)])
 
     def of(self, contexts: Sequence[Context]) -> Array:
-        """The logits of each context, ``z = Σ A[t] + Σ B[g] (+ C[q])``: float64 [C, L]."""
+        """The logits of each context, ``z = S + Σ A[t] + Σ B[g] (+ C[q])``: float64 [C, L]. S is the shared row."""
         result = np.zeros((len(contexts), self.arms))
         for z, context in zip(result, contexts, strict=True):
             names = [f"topic:{name}" for name in context.topics]
             if not self.region_topics or set(self.region_topics) & set(context.topics):
                 names += [f"region:{name}" for name in context.regions]
-            for name in [*names, f"question:{context.language}"]:
+            for name in ["shared:", *names, f"question:{context.language}"]:
                 z += self.rows.get(name, 0.0)
         return result
 

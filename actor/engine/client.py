@@ -196,7 +196,8 @@ class Engine:
 
         Returns:
             ``usage`` of the KV cache in [0, 1], and the numbers of requests ``running`` and ``waiting``. Empty if the
-            server does not say, or one of them is not finite.
+            server does not say, or one of them is not finite. None is below 0: an engine whose cache is counted anew
+            may say so for a moment, and the learner takes no such figure.
         """
         timeout = aiohttp.ClientTimeout(total=_GAUGES_TIMEOUT_S)
         try:
@@ -209,7 +210,9 @@ class Engine:
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
             return {}
         finite = all(map(math.isfinite, [*usages, *counts.values()]))
-        return {"usage": max(usages), **counts} if usages and finite else {}
+        if not (usages and finite):
+            return {}
+        return {name: max(0.0, value) for name, value in {"usage": max(usages), **counts}.items()}
 
     async def measure_probe_error(
         self, probe: wire.Probe, timeout_s: float, adapter: LoadedAdapter | None = None

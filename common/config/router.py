@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Fraction, LanguageCode, Section
+from common.languages import code_of
+
+_QUESTION = "question:"  # how the name of a row of ``initial`` begins that is of a question's language
 
 # The defaults that the paper's logits have instead of those of the beliefs.
 PUBLISHED = {
@@ -88,7 +91,21 @@ class RouterConfig(Section):
                 f"{changed[0]} has no effect with credit = {self.credit!r}: leave it out, or choose another credit"
                 + (" (how fast old rewards fade is estimated)" if changed[0] == "ema" else "")
             )
-        rows = ("shared:", "topic:", "region:", "question:")
-        if wrong := [name for name in self.initial if not name.startswith(rows)]:
-            raise ValueError(f"initial: a row is topic:NAME, region:NAME, question:CODE or shared:, not {wrong[0]!r}")
+        learns_question = self.question_language or self.credit != "posterior"  # logits have its row in any case
+        if idle_rows := [name for name in self.initial if name.startswith(_QUESTION) and not learns_question]:
+            raise ValueError(f"initial: {idle_rows[0]!r} has no effect without question_language: leave it out")
         return self
+
+    @field_validator("initial")
+    @classmethod
+    def _named(cls, initial: dict[str, dict[LanguageCode, float]]) -> dict[str, dict[LanguageCode, float]]:
+        """Every row by the name that the router looks up: languages by their codes."""
+        named: dict[str, dict[LanguageCode, float]] = {}
+        for given, values in initial.items():
+            if given != "shared:" and not given.startswith(("topic:", "region:", _QUESTION)):
+                raise ValueError(f"a row is topic:NAME, region:NAME, question:CODE or shared:, not {given!r}")
+            name = _QUESTION + code_of(given.removeprefix(_QUESTION)) if given.startswith(_QUESTION) else given
+            if name in named:
+                raise ValueError(f"{given!r} is the row {name!r}, which occurs twice")
+            named[name] = values
+        return named

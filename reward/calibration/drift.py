@@ -42,7 +42,9 @@ class Drift:
         if quantiles is not None:
             for pair, tables in quantiles.tables.items():
                 if all(kind in tables for kind in KINDS):
-                    shares = [np.interp(_GRID, tables[kind], quantiles.shares, 0.0, 1.0) for kind in KINDS]
+                    # Tables hold s / U, as ``Quantiles.cdf`` reads them, and what is observed is s.
+                    at = np.minimum(1, _GRID / quantiles.anchors.get(pair, 1.0))
+                    shares = [np.interp(at, tables[kind], quantiles.shares, 0.0, 1.0) for kind in KINDS]
                     self._mixtures[pair] = _MIXTURES @ np.array(shares)
         self._seen: defaultdict[Pair, deque[float]] = defaultdict(lambda: deque(maxlen=_WINDOW))
         self._counts: defaultdict[Pair, int] = defaultdict(int)

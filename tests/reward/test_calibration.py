@@ -198,6 +198,17 @@ def test_no_share_of_right_answers_is_drift_but_a_shift_is(right: float, caplog:
     assert drift.observe(0.5, "en", "ja") == 0, "nothing to compare with"
 
 
+def test_tables_of_the_published_form_are_compared_as_they_calibrate(caplog: pytest.LogCaptureFixture) -> None:
+    """They hold s / U. Texts like those that were measured have not drifted."""
+    plain = normal_quantiles({"equivalent": 0.7, "mismatched": 0.2, "hard": 0.5})
+    anchor, pair = 0.8, ("de", "en")
+    divided = {kind: np.minimum(1, values / anchor) for kind, values in plain.tables[pair].items()}
+    generator, drift = np.random.default_rng(1), Drift(Quantiles(plain.shares, {pair: divided}, {pair: anchor}), 0.2)
+    for _ in range(600):
+        found = drift.observe(generator.normal(0.7, 0.08), "en", "de")
+    assert 0 < found < 0.12 and not caplog.records
+
+
 # --- script -------------------------------------------------------------------------------------------------------
 
 

@@ -239,6 +239,12 @@ def test_a_new_router_is_uniform_or_as_given(credit: str) -> None:
     assert given.distribution("de", "Chat", "China").argmax() == 2
     assert given.distribution("de", "Chat", "China").argmin() == 1
     np.testing.assert_allclose(given.distribution("de", "Chat", "Europe"), 0.25, atol=1e-6)
+    shared = router(credit=credit, initial={"shared:": {"zh": 0.05}})
+    assert shared.distribution("de", "Chat", "China").argmax() == 2
+    assert shared.distribution("en", ["unheard of"], ["nowhere"]).argmax() == 2
+    own = router(credit=credit, initial={"question:German": {"zh": 0.05}})
+    assert own.distribution("de", "Chat", "China").argmax() == 2
+    np.testing.assert_allclose(own.distribution("en", "Chat", "China"), 0.25, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +347,12 @@ def test_impossible_settings_are_refused() -> None:
         router(credit="pooled", diversity=0.1)
     with pytest.raises(ValueError, match=r"a row is topic:NAME, .* not 'topik:Chat'"):
         router(initial={"topik:Chat": {"zh": 1.0}})
+    with pytest.raises(ValueError, match="'question:German' is the row 'question:de', which occurs twice"):
+        router(initial={"question:de": {"zh": 1.0}, "question:German": {"zh": 1.0}})
+    with pytest.raises(ValueError, match="unknown language 'Klingonese'"):
+        router(initial={"question:Klingonese": {"zh": 1.0}})
+    with pytest.raises(ValueError, match="'question:de' has no effect without question_language"):
+        router(initial={"question:de": {"zh": 1.0}}, question_language=False)
 
 
 @pytest.mark.parametrize(

@@ -64,15 +64,15 @@ async def answers(url: str, engines: list[str]) -> set[int]:
     return {int(version) for (answer,) in found for version in answer.versions}
 
 
-def engine_that_says(logprob: str, usage: str = "0.5") -> web.Application:
-    """An engine with one log-probability for a probe of two tokens, and two ranks of which the second is so full."""
+def engine_that_says(logprob: str, *usages: str) -> web.Application:
+    """An engine with one log-probability for a probe of two tokens, and ranks that are so full."""
 
     async def generate(_: web.Request) -> web.Response:
         text = f'{{"meta_info": {{"input_token_logprobs": [[null, 3, null], [{logprob}, 4, null]]}}}}'
         return web.Response(text=text, content_type="application/json")
 
     async def loads(_: web.Request) -> web.Response:
-        ranks = [f'{{"token_usage": {one}, "num_running_reqs": 2, "num_waiting_reqs": 1}}' for one in ("0.25", usage)]
+        ranks = [f'{{"token_usage": {one}, "num_running_reqs": 2, "num_waiting_reqs": 1}}' for one in usages]
         return web.Response(text=f'{{"loads": [{", ".join(ranks)}]}}', content_type="application/json")
 
     app = web.Application()
@@ -105,9 +105,10 @@ def test_one_engine_behind_a_router_that_is_wrong_fails_the_proof(wrong: str, pl
 
 
 def test_gauges_of_which_one_is_no_number_are_none() -> None:
-    async def gauges(usage: str) -> dict[str, float]:
-        async with TestServer(engine_that_says("0", usage)) as server, make_http_session() as http:
+    async def gauges(*usages: str) -> dict[str, float]:
+        async with TestServer(engine_that_says("0", *usages)) as server, make_http_session() as http:
             return await Engine(str(server.make_url("")).rstrip("/"), http, 60, "drain").read_gauges()
 
-    assert asyncio.run(gauges("0.5")) == {"usage": 0.5, "running": 4.0, "waiting": 2.0}
-    assert asyncio.run(gauges("NaN")) == {}
+    assert asyncio.run(gauges("0.25", "0.5")) == {"usage": 0.5, "running": 4.0, "waiting": 2.0}
+    assert asyncio.run(gauges("0.25", "NaN")) == {}
+    assert asyncio.run(gauges("-0.001", "-0.002"))["usage"] == 0.0, "the learner takes no gauge below 0"
