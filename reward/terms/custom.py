@@ -281,9 +281,9 @@ class CustomReward:
             )  # fmt: skip
 
     def value(self, parts: Mapping[str, float]) -> float:
-        """sum of w_j part_j over the parts j, cut to [0, 1] where it is bounded."""
+        """sum of w_j part_j over the parts j, cut to [0, 1] where it is bounded, unless it is not finite."""
         total = sum(weight * parts[name] for name, weight in self._parts.items())
-        return min(1.0, max(0.0, total)) if self._bounded else total
+        return min(1.0, max(0.0, total)) if self._bounded and math.isfinite(total) else total
 
     def _problem(self, result: Any, answers: int) -> str:
         if not isinstance(result, Sequence) or len(result) != answers:
@@ -293,7 +293,7 @@ class CustomReward:
             if one is None or one is NEVER:
                 continue
             if not isinstance(one, Mapping) or set(one) != set(self._parts):
-                names = sorted(map(str, one)) if isinstance(one, Mapping) else repr(one)
+                names = sorted(map(str, one)) if isinstance(one, Mapping) else _shown(one)
                 return f"returned {names} for answer {number}; reward.parts names {sorted(self._parts)}"
             if not all(value is None or value is NEVER or _is_finite(value) for value in one.values()):
                 return f"returned {_shown(one)} for answer {number}; values must be finite numbers, None or tools.never"
@@ -315,12 +315,12 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _shown(given: Mapping[str, Any] | None) -> str:
-    """The parts of an answer as a message shows them."""
+def _shown(given: Any) -> str:
+    """What a function returned for an answer, as a message shows it."""
     try:
-        text = str(dict(given or {}))
+        text = str(dict(given)) if isinstance(given, Mapping) else repr(given)
     except Exception:  # an object of somebody else's class, or an integer of more digits than Python writes
-        text = f"values for {sorted(map(str, given or {}))} that cannot be written out"
+        return f"a {type(given).__name__} that cannot be written out"
     return text if len(text) <= _VALUES_SHOWN else f"{text[:_VALUES_SHOWN]}…"
 
 

@@ -318,6 +318,9 @@ def huge(group, tools):
 def unwritable(group, tools):
     return [{"long": 10**5000, "kept": 0.0}]
 
+def bare(group, tools):
+    return [10**5000]
+
 def endless_sum(group, tools):
     return [{"long": 1e308, "kept": 0.0}]
 
@@ -337,7 +340,8 @@ def texts(group, tools):
         ("runs_out", r"mine\.py:25 in runs_out: StopIteration"),
         ("holds_off", r"mine\.py:holds_off has not ended within 2\.\d s"),
         ("huge", r"mine\.py returned \{'long': 10000000000.*values must be finite"),
-        ("unwritable", r"mine\.py returned values for \['kept', 'long'\] that cannot be written out"),
+        ("unwritable", r"mine\.py returned a dict that cannot be written out for answer 1; values must be finite"),
+        ("bare", r"mine\.py returned a int that cannot be written out for answer 1; reward\.parts names"),
         ("endless_sum", r"mine\.py:endless_sum returned \{'long': 1e\+308, 'kept': 0\.0\} .* add up to inf"),
         ("texts", r"values must be finite"),
     ],
@@ -351,6 +355,14 @@ def test_whatever_a_function_does_its_question_is_answered_and_the_next_one_too(
         with pytest.raises(RewardFunctionError, match=rf"{message}.*\(question 7: 'How long\?'\)"):
             one.begin([asked(["bad"], ["en"], deadline_s=3.0)])[0].result(60)
     one.check()
+    one.close()
+
+
+def test_a_sum_that_is_not_finite_is_told_where_rewards_are_bounded_too(functions: Path) -> None:
+    functions.write_text(ODD)
+    one = scorer(functions, "endless_sum", bounded=True)
+    with pytest.raises(RewardFunctionError, match="add up to inf"):
+        one.score([asked(["a"], ["en"])])
     one.close()
 
 
