@@ -245,8 +245,11 @@ def as_json(value: Any) -> Any:
     """A value of a column as JSON would have it, in which commands write rows: so it means the same when read again.
 
     A decimal becomes its digits, without an exponent and with the zeros at its end; a date or time its text; bytes that
-    are UTF-8 a text, as some programs write it to parquet. What JSON has, and any other value, stays as it is.
+    are UTF-8 a text, as some programs write it to parquet; NaN becomes null, because pandas has it where a value is
+    missing. What JSON has, and any other value, stays as it is.
     """
+    if isinstance(value, float | Decimal) and math.isnan(value):
+        return None
     if isinstance(value, Decimal) and value.is_finite():
         return format(value, "f")
     if isinstance(value, datetime.date | datetime.time):  # a datetime is a date

@@ -132,7 +132,7 @@ def test_what_json_has_not_is_an_answer_and_means_the_same_as_json(tmp_path: Pat
 
 def test_what_is_no_answer_is_said(tmp_path: Path) -> None:
     values: dict[str, Any] = {
-        "True": True, "datetime.timedelta(days=1)": datetime.timedelta(1), "b'\\xff": b"\xff", "nan": float("nan"),
+        "True": True, "datetime.timedelta(days=1)": datetime.timedelta(1), "b'\\xff": b"\xff", "inf": float("inf"),
     }  # fmt: skip
     for shown, value in values.items():
         pq.write_table(pa.table({"question": ["a?"], "answer": [value], "language": ["en"]}), tmp_path / "a.parquet")
