@@ -9,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 
 from common import stood_still
-from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.loop import batches as batches_module
 from learner.loop.batches import Batches
+from learner.loop.interrupts import NobodyCame
 
 TIMEOUT_S = 150.0
 TURN_S = 100.0  # by which the clock goes on in each wait of the stand-in for the server
@@ -50,7 +50,7 @@ def test_a_step_may_take_long_while_its_groups_come(monkeypatch: pytest.MonkeyPa
 def test_a_wait_in_which_no_group_comes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = Waiting(monkeypatch, [0, 1, 2, *[-1] * 50], [])
     with pytest.raises(
-        FatalError,
+        NobodyCame,
         match=r"no group came within learner\.group_timeout_s = 150 s: \{'leased': 2\}.* a; the oldest is group 3$",
     ):
         waiting.batches.next_batch()
