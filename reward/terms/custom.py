@@ -6,36 +6,23 @@ docs/rewards.md shows how to write one.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
-import inspect
 import logging
 import math
-import threading
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from common.answer import Answer
-from common.config import ConfigError
-from common.process import FatalError
-from common.threads import start_in_thread
-from common.user_code import describe_failure, load_user_object, user_file
 from common.wire import Chat, ScoreRequest
 from reward.gate import Decision
-from reward.scored import UnscoredError
-from reward.terms.missing import NEVER, Failures, Never, begin_group
+from reward.terms.missing import NEVER, Never, begin_group
 from reward.terms.tools import Tools
+from reward.terms.user_call import RewardFunctionError, UserFunction
 
 logger = logging.getLogger("reward")
 
 _SHOWN = 80  # characters of a question in a message
 _VALUES_SHOWN = 200  # characters of what a function returned
-_FEW = 4  # calls left behind, at most, with which a reward process counts as one that gets on
 
 
 @dataclass(frozen=True)
@@ -93,13 +80,6 @@ Parts: TypeAlias = Sequence[Mapping[str, Part] | Never | None]
 GroupReward: TypeAlias = Callable[[Group, Tools], Awaitable[Parts] | Parts]
 
 
-class RewardFunctionError(ValueError):
-    """A reward function failed on a question, did not end, or returned what is not a result.
-
-    The message names the function's file and the question, and the line where there is one.
-    """
-
-
 class Found(NamedTuple):
     """What a function has found of one answer.
 
@@ -114,40 +94,10 @@ class Found(NamedTuple):
     lasting: bool = False
 
 
-class LeftBehind:
-    """The calls that still run although nobody waits for them any more. Safe to use from several threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._since: dict[object, float] = {}  # monotonic time at which each was left
-
-    def add(self, call: concurrent.futures.Future[Any] | asyncio.Future[Any]) -> None:
-        """From now on this call is one of them, until it ends."""
-        with self._lock:
-            self._since[call] = time.monotonic()
-        call.add_done_callback(self._forget)  # at once where it has just ended
-
-    def _forget(self, call: object) -> None:
-        with self._lock:
-            self._since.pop(call, None)
-
-    def __len__(self) -> int:
-        return len(self._since)
-
-    def stalled_s(self) -> float:
-        """For how many seconds there have been more than a few; 0 where there are not."""
-        with self._lock:
-            left = sorted(self._since.values())
-        return time.monotonic() - left[_FEW] if len(left) > _FEW else 0.0
-
-
 class CustomReward:
-    """Calls the user's function. A plain function, which may block, runs in a thread; an ``async`` one in the loop.
+    """The quality of answers by the user's function.
 
-    Each call of a plain function has a thread of its own, so one that hangs costs its own question and no other. What
-    a function returns is awaited if it can be, so it may also wrap an ``async`` one.
-
-    ``counts`` holds the calls that had not ended at their deadline as ``function_hung``.
+    ``counts`` is that of :class:`UserFunction`.
 
     Args:
         where: ``FILE.py:NAME``. A class is called without arguments, and its object is then called for each group.
@@ -159,16 +109,9 @@ class CustomReward:
     """
 
     def __init__(self, where: str, parts: Mapping[str, float], bounded: bool = False) -> None:
-        self._where, self._path, self._parts, self._bounded = where, user_file(where), dict(parts), bounded
-        self._function: Any = load_user_object(where, "reward.function")
-        if not callable(self._function):
-            raise ConfigError(f'reward.function = "{where}": it cannot be called')
-        call = self._function if inspect.isroutine(self._function) else type(self._function).__call__
+        self._function, self._parts, self._bounded = UserFunction(where), dict(parts), bounded
+        self._where, self._path, self.counts = where, self._function.path, self._function.counts
         self._unexplained = 0
-        self._in_thread = not inspect.iscoroutinefunction(call)
-        self._left = LeftBehind()
-        self._longest_s = 0.0  # of the calls that have ended by themselves
-        self.counts: Counter[str] = Counter()  # changed in the event loop alone
 
     async def __call__(
         self,
@@ -188,21 +131,20 @@ class CustomReward:
 
         Raises:
             RewardFunctionError: the function raised an error, returned something else, or has not ended in time.
-            UnscoredError: it has not ended in time, and another time it may: tools were slow, or it had less than half
-                of the request's time, or less than it has taken before.
+            UnscoredError: it has not ended in time, for which it is not to blame.
             FatalError: raised by a tool, when the process cannot go on.
         """
         group, failures = _as_group(request, answers, decisions), begin_group()
-        fair_s = max(self._longest_s, request.deadline_s / 2)
-        result = await self._call(group, tools, failures, within_s, fair_s, _question(request))
+        question = _question(request)
+        result = await self._function(group, tools, failures, question, within_s, request.deadline_s)
         if problem := self._problem(result, len(answers)):
-            raise RewardFunctionError(f"{self._path} {problem} ({_question(request)})")
+            raise RewardFunctionError(f"{self._path} {problem} ({question})")
         found = [self._found(one, failures.lasting) for one in result]
         for number, one in enumerate(found, 1):
             if one.quality is not None and not math.isfinite(one.quality):
                 raise RewardFunctionError(
                     f"{self._where} returned {_shown(one.parts)} for answer {number}, which add up to {one.quality} "
-                    f"with the weights of reward.parts ({_question(request)})"
+                    f"with the weights of reward.parts ({question})"
                 )
         if not failures.any and any(one.parts is None and not one.lasting for one in found):
             self._tell_unexplained(request)
@@ -210,66 +152,7 @@ class CustomReward:
 
     def stalled_s(self) -> float:
         """For how many seconds more than a few calls have hung, which take their time and memory from all others."""
-        return self._left.stalled_s()
-
-    async def _call(
-        self, group: Group, tools: Tools, failures: Failures, within_s: float, fair_s: float, question: str
-    ) -> Any:
-        """What the function returns.
-
-        It runs in a task of its own, which can be left behind: a coroutine may hold off its cancellation for ever.
-
-        Args:
-            fair_s: with less time than this it is not to blame.
-        """
-        began = time.monotonic()
-        thread: concurrent.futures.Future[Any] | None = None
-        if self._in_thread:
-            thread = start_in_thread(partial(self._call_plainly, group, tools, question))
-        task = asyncio.create_task(self._result(group, tools, thread, question))
-        try:
-            await asyncio.wait({task}, timeout=None if within_s == math.inf else within_s)
-            if task.cancelled():
-                raise RewardFunctionError(f"{self._where} cancelled itself ({question})")
-            took_s = time.monotonic() - began
-            if task.done():
-                self._longest_s = max(self._longest_s, took_s)
-                return task.result()
-            held_up = failures.held_up  # read before the cancellation ends the calls of tools
-        finally:
-            if not task.done():
-                task.cancel()
-                self._left.add(thread if thread is not None and not thread.done() else task)
-        self.counts["function_hung"] += 1
-        slow = f"{self._where} has not ended within {within_s:.1f} s"
-        if held_up or within_s < fair_s:
-            reason = "it waits for its tools" if held_up else "the rest of the work left it no more"
-            raise UnscoredError(f"{slow}: {reason} ({question})")
-        others = f"; {len(self._left)} calls of it that were given up still run" if len(self._left) > 1 else ""
-        raise RewardFunctionError(f"{slow} ({question}){others}")
-
-    async def _result(
-        self, group: Group, tools: Tools, thread: concurrent.futures.Future[Any] | None, question: str
-    ) -> Any:
-        with self._blamed(question):
-            result = await asyncio.wrap_future(thread) if thread is not None else self._function(group, tools)
-            return await result if inspect.isawaitable(result) else result
-
-    def _call_plainly(self, group: Group, tools: Tools, question: str) -> Any:
-        with self._blamed(question):
-            return self._function(group, tools)
-
-    @contextmanager
-    def _blamed(self, question: str) -> Iterator[None]:
-        """Turns whatever the function raises into the error that names its place."""
-        try:
-            yield
-        except (FatalError, RewardFunctionError, GeneratorExit):
-            raise
-        except BaseException as error:  # somebody else's code may raise anything, as by exit(), and the run goes on
-            if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
-                raise
-            raise RewardFunctionError(f"{describe_failure(error, self._path)} ({question})") from error
+        return self._function.stalled_s()
 
     def _tell_unexplained(self, request: ScoreRequest) -> None:
         self._unexplained += 1
@@ -322,15 +205,6 @@ def _shown(given: Any) -> str:
     except Exception:  # an object of somebody else's class, or an integer of more digits than Python writes
         return f"a {type(given).__name__} that cannot be written out"
     return text if len(text) <= _VALUES_SHOWN else f"{text[:_VALUES_SHOWN]}…"
-
-
-def _is_being_cancelled() -> bool:
-    """Whether somebody has asked for the end of the task that runs; False in a thread without any."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs here
-        return False
-    return task is not None and task.cancelling() > 0
 
 
 def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision]) -> Group:

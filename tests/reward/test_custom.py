@@ -20,7 +20,7 @@ from reward import score as command
 from reward import waits
 from reward.scored import UnscoredError
 from reward.scorer import Scorer
-from reward.terms.custom import RewardFunctionError
+from reward.terms.user_call import RewardFunctionError
 from scripts.bench.support.scoring import SENTENCES, request
 from tests.support.chat import serving
 

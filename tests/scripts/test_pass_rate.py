@@ -20,7 +20,7 @@ from learner.data.problems import Place, Problems
 from learner.data.rows import QuestionRow, Rules, read_question_rows
 from learner.work.questions import read_questions
 from reward.scored import UnscoredError
-from reward.terms.custom import RewardFunctionError
+from reward.terms.user_call import RewardFunctionError
 from router import Router
 from scripts.data import anchors, pass_rate
 from scripts.data.answering import Journal, Task, _Doing
