@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -79,8 +79,16 @@ class Children:
         Raises:
             ChildFailed: a process ended with an error and may not be started again.
         """
+        self.wait_until(lambda: self._running[name].poll() == 0)
+
+    def wait_until(self, over: Callable[[], bool]) -> None:
+        """Blocks until ``over()``, which is asked again and again, and shows what all processes log until then.
+
+        Raises:
+            ChildFailed: a process ended with an error and may not be started again.
+        """
         while True:
-            ended = self._running[name].poll() == 0
+            ended = over()
             self._show_new_lines()
             if ended:
                 return
