@@ -43,10 +43,10 @@ def usable_gpus() -> list[str]:
     nobody_wants = device == "cpu" or (device != "gpu" and not torch_has_cuda())
     if len(found) >= wanted or nobody_wants:
         return found
-    asked = f"LRPO_DEVICE = {device or 'not set'} and CUDA_VISIBLE_DEVICES = {'not set' if given is None else given}"
     _, why = _count_visible()
     raise FatalError(
-        f"{asked} ask for {wanted} GPU{'s' if wanted > 1 else ''}, and {len(found) or 'none'} of them can be used"
+        f"LRPO_DEVICE = {device or 'not set'} and CUDA_VISIBLE_DEVICES = {'not set' if given is None else given} ask "
+        f"for {wanted} GPU{'s' if wanted > 1 else ''}, and {len(found) or 'none'} of them can be used"
         f"{f' ({why})' if why else ''}. nvidia-smi lists: {_list_gpus()}. Mend the driver, name GPUs of this machine, "
         "or set LRPO_DEVICE=cpu"
     )

@@ -61,8 +61,8 @@ def launch(module: str, config: LearnerConfig, arguments: Sequence[str]) -> None
         except RendezvousConnectionError as error:  # torchrun's message says no more than that there is a cause
             raise FatalError(
                 f"learner.torchrun = {config.torchrun}: the learner nodes cannot meet there: "
-                f"{str(error.__cause__ or error).partition(chr(10))[0]}; name a learner node that runs, and a port of "
-                "it that is free and open to the others"
+                f"{str(error.__cause__ or error).splitlines()[0].rstrip(' .')}; name a learner node that runs, and a "
+                "port of it that is free and open to the others"
             ) from None
 
 
