@@ -15,14 +15,13 @@ from typing import TextIO
 
 from common.process import FatalError
 from common.progress import Activity
+from learner.supervision import CONNECTED_AGAIN
 
 log = logging.getLogger("learner")
 
 LOCK_FILE = "learner.lock"  # in run.dir; it stays, and means nothing unless a process holds the lock
-# Set for a learner that is started again because the connection to its host broke. The one before it is still there
-# until its side has noticed, too, and it has saved.
-CONNECTED_AGAIN = "LRPO_CONNECTED_AGAIN"
 _FORMER_S, _POLL_S = 900.0, 0.5
+_AFTER_S = 5.0  # in which torchrun, whose store has a port that is needed again, ends after its ranks
 
 
 def await_former(directory: Path) -> None:
@@ -34,8 +33,11 @@ def await_former(directory: Path) -> None:
         FatalError: the lock is still held, or the directory cannot be written.
     """
     if os.environ.get(CONNECTED_AGAIN):
+        began = time.monotonic()
         with locked(directory, _FORMER_S):
             pass
+        if time.monotonic() - began > _POLL_S:
+            time.sleep(_AFTER_S)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from common.config import Config, ConfigError, RunConfig, load
 from common.net import rendezvous
 from common.net.sockets import check_keys
 from common.process import FatalError
-from learner.run_lock import CONNECTED_AGAIN
+from learner.supervision import CONNECTED_AGAIN, SUCCESSOR
 from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
 from scripts.pool.agreement import settle
@@ -41,11 +41,12 @@ _OVER_S = 5.0  # between two looks whether it is
 _SET_HERE = "LRPO_ENV_SET"  # names of the variables that scripts/env/env.sh has set for this host, and not the user
 _CARRIED = ("LRPO_KEYS", "LRPO_DEVICE", "HF_HUB_OFFLINE")  # variables of the user that every host gets; none is secret
 _SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10"]
-# 255 is ssh's own failure. Closing its input is how the other side learns that this one has ended or is cut off.
+# Closing its input is how the other side learns that this one has ended or is cut off.
+_ONCE = 'exec 3< <(exec sleep infinity); ssh "$@" <&3; code=$?; kill $!; exit $code'
+_AWAY = 255  # ssh's own failure
 _HERE = (
-    'again=; while :; do exec 3< <(exec sleep infinity); ssh "${@:1:$#-1}" "$again${@: -1}" <&3; code=$?; kill $!; '
-    '((code == 255)) || exit $code; echo " WARNING launch_pool: $0 is away" >&2; '
-    f'again="env {CONNECTED_AGAIN}=1 "; sleep 5; done'
+    'while :; do exec 3< <(exec sleep infinity); ssh "$@" <&3; code=$?; kill $!; '
+    f'((code == {_AWAY})) || exit $code; echo " WARNING launch_pool: $0 is away" >&2; sleep 5; done'
 )
 _THERE = (
     "cd {root} || exit 1; exec 3<&0; {command} </dev/null & pid=$!; {{ cat <&3; kill $pid; }} >/dev/null 2>&1 & "
@@ -69,8 +70,20 @@ class Process:
 
     def over_ssh(self) -> list[str]:
         """The command that runs it from here, and again whenever the host was away."""
+        return ["bash", "-c", _HERE, self.host, *_SSH, self.host, self._there()]
+
+    def once(self, *, again: bool = False) -> list[str]:
+        """The command that runs it from here until it ends, or with code 255 until the host is away.
+
+        Args:
+            again: whether it takes the place of one that was cut off, and may still be there.
+        """
+        told = f"env {CONNECTED_AGAIN}=1 " if again else ""
+        return ["bash", "-c", _ONCE, self.host, *_SSH, self.host, told + self._there()]
+
+    def _there(self) -> str:
         there = _THERE.format(root=shlex.quote(str(_ROOT)), command=shlex.join(self.command))
-        return ["bash", "-c", _HERE, self.host, *_SSH, self.host, f"bash -c {shlex.quote(there)}"]
+        return f"bash -c {shlex.quote(there)}"
 
 
 def shared_flags(pool: Pool, config: Config) -> list[str]:
@@ -163,6 +176,7 @@ def processes(numbered: list[tuple[Nodes, int]], flags: list[str], role: str | N
                 name = f"{kind}-{names[kind]}"
                 names[kind] += 1
                 environment = [f"LRPO_HOST={own}", f"CUDA_VISIBLE_DEVICES={visible}", *carried]
+                environment += [f"{SUCCESSOR}=1"] if nodes.role == "learner" else []
                 command = ["env", *environment, f"scripts/launch_{nodes.role}.sh", *flags, *own_flags(nodes)]
                 if nodes.role == "actor":
                     command += ["--actor.name", name]
@@ -270,9 +284,14 @@ def start(
             raise FatalError(f"sbatch submitted no job: {why}{told}. The command was: {shlex.join(command)}")
     if over_ssh:
         with Children(run.dir / "logs") as children:
+            # Learner nodes need each other: when one of them is cut off, all save and begin again.
+            learners = [process for process in over_ssh if process.role == "learner"]
+            first = {process.name: process.once() for process in learners}
+            again = {process.name: process.once(again=True) for process in learners}
+            children.start_together(first, again, _AWAY)
             for process in over_ssh:
-                restarts = 0 if process.role == "learner" else _RESTARTS
-                children.start(process.name, process.over_ssh(), restarts=restarts)
+                if process not in learners:
+                    children.start(process.name, process.over_ssh(), restarts=_RESTARTS)
             if (last := awaited(over_ssh, role)) is not None:
                 children.wait_for(last.name)
             else:  # reward processes, whose run is one of Slurm's jobs

@@ -16,7 +16,8 @@ from common.config import load
 from common.process import FatalError
 from learner import launch, run_lock
 from learner.former_run import set_aside_former_run
-from learner.run_lock import CONNECTED_AGAIN, LOCK_FILE, await_former, locked
+from learner.run_lock import LOCK_FILE, await_former, locked
+from learner.supervision import CONNECTED_AGAIN
 
 HOLD = "import sys, pathlib, time\nfrom learner.run_lock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
 HOLD += "    print('locked', flush=True)\n    time.sleep(600)\n"

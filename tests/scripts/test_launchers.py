@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -20,8 +19,10 @@ import pytest
 import yaml
 
 from common.config import Config, load
+from learner.supervision import SUCCESSOR
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
+from scripts.ops.supervise import Children
 from scripts.pool.launch import Process
 from tests.support.chat import serving
 
@@ -98,6 +99,7 @@ def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> No
     assert gpus == ["0,1,2", "0,1,2", "3,4", "5,6", "0,1", "2,3", ""]
     for host, environment, role, config in found:
         assert environment["LRPO_HOST"] == host and environment["LRPO_KEYS"] == "/keys"
+        assert (SUCCESSOR in environment) == (role == "learner"), "it is started again when its connection breaks"
         assert (config.learner.nodes, config.learner.ranks, config.learner.torchrun) == (2, 3, "gamma:29400")
         assert config.run.rendezvous == config.run.dir / "rendezvous"
         assert config.learner.address == "tcp://*:5700" and config.reward.addresses == ("tcp://*:5701",)
@@ -441,6 +443,8 @@ with locked(run), (run / "told").open("a") as told:
         os.kill(int((run / "ssh").read_text()), 9)  # the connection breaks, and this learner takes its time to save
         time.sleep(8)
         print("saved", file=told, flush=True)
+    else:
+        (run / "over").touch()
 """
 CUT = """#!/usr/bin/env bash
 # ssh whose connection breaks when it is killed: the other side, in a session of its own, goes on for a while.
@@ -454,31 +458,36 @@ exit "${code:-0}"
 """
 
 
-def test_a_learner_goes_on_where_its_connection_broke(tmp_path: Path) -> None:
+def test_a_learner_goes_on_where_its_connection_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The learner before it holds the lock of run.dir for longer than it takes to connect again."""
     run = tmp_path / "run"
     run.mkdir()
     (tmp_path / "ssh").write_text(CUT)
     (tmp_path / "ssh").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN": str(run)}
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("RUN", str(run))
     learner = Process("learner-alpha-0", "learner", "alpha", [sys.executable, "-c", LOCKED])
-    here = subprocess.Popen(learner.over_ssh(), env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        within(lambda: (run / "told").exists() and (run / "told").read_text())
-        (run / "cut").touch()
-        within(
-            lambda: here.poll() is not None or (run / "told").read_text().splitlines() == ["trains", "saved", "trains"]
-        )
-        assert here.poll() is None
-        mistaken = subprocess.run(
-            learner.command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
-        )
-        assert mistaken.returncode and "is in use by the learner with process id" in mistaken.stderr, "told at once"
-        (run / "cut").touch()
-        assert here.wait(_PATIENCE_S) == 0
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(here.pid, signal.SIGTERM)
+    ends = iter([["trains"], ["trains", "saved", "trains"]])
+    awaited = next(ends)
+
+    def over() -> bool:
+        """Cuts each learner off once it trains, and the first time while it saves; the second one ends."""
+        nonlocal awaited
+        if (run / "told").exists() and (run / "told").read_text().splitlines() == awaited:
+            mistaken = subprocess.run(
+                learner.command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert mistaken.returncode and "is in use by the learner with process id" in mistaken.stderr, "told at once"
+            (run / "cut").touch()
+            awaited = next(ends, ["over"])
+        return (run / "over").exists()
+
+    with Children(tmp_path / "logs") as children:
+        node = Process("learner-beta-0", "learner", "beta", ["sleep", "600"])  # which ends with the learner alone
+        again = {"learner": learner.once(again=True), "node": ["true"]}
+        children.start_together({"learner": learner.once(), "node": node.once()}, again, 255)
+        children.wait_until(over)
+        children.wait_for("learner")
 
 
 def test_the_code_of_a_process_that_ends_by_itself_comes_back(tmp_path: Path) -> None:
@@ -513,6 +522,7 @@ for task in "$TOLD".[0-9]*; do [[ ! -e $task ]] || kill -TERM "${task##*.}"; don
 """
 LAUNCH = """#!/usr/bin/env bash
 trap 'echo ended >>"$TOLD"; exit 130' TERM
+[[ -n $LRPO_SUCCESSOR ]] || exit 1 # another learner comes when this one is interrupted
 python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$GROUP" "$(basename "$0")" "$@" >>"$TOLD"
 # A learner goes on until that many lines are written.
 [[ $0 != *learner.sh ]] || while (($(wc -l <"$TOLD") < ${CALLS:-0})); do sleep 0.1; done

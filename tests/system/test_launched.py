@@ -24,7 +24,7 @@ from tests.support.hosts import ROOT, Host, network
 from tests.system.test_cluster import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-_STEPS, _ENOUGH = 3, 60  # the second: for a run that is not over before it is interrupted
+_STEPS, _ENOUGH, _CUTS_STEPS = 3, 60, 30  # the others: for a run that is not over before it is interrupted
 _PATIENCE = {"learner__lease_timeout_s": 60, "sync__timeout_s": 60}
 
 SSH = """#!/usr/bin/env bash
@@ -33,6 +33,18 @@ while [[ $1 == -o ]]; do shift 2; done
 host=$1
 shift
 exec ip netns exec "$SPACE-${host##*.}" setsid -w bash -c "$*"
+"""
+SSH_THAT_BREAKS = """#!/usr/bin/env bash
+# As above, until a connection is cut: the session, whose input ends with it, goes on for as long as it takes to end.
+while [[ $1 == -o ]]; do shift 2; done
+host=$1
+shift
+ip netns exec "$SPACE-${host##*.}" setsid -w bash -c "$*" <&0 &
+while kill -0 $! 2>/dev/null; do
+    [[ ! -e $CUTS/$host ]] || { rm "$CUTS/$host"; echo "ssh: connection to $host reset" >&2; exit 255; }
+    sleep 0.2
+done
+wait $!
 """
 SLURM_CONF = """
 ClusterName=lrpo
@@ -115,6 +127,31 @@ def test_a_pool_of_hosts_becomes_a_run_that_trains(tmp_path: Path) -> None:
         check(run, _STEPS)
         assert launcher.wait(60) == 0
         run.until(lambda: not any(host.pids() for host in hosts), "over on every host")
+
+
+def test_a_pool_goes_on_when_the_connection_to_a_learner_node_breaks(tmp_path: Path) -> None:
+    """To either of two nodes, one after the other. All save, and begin again from that checkpoint."""
+    run = Run(tmp_path, tmp_path, _CUTS_STEPS, **_PATIENCE)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "ssh").write_text(SSH_THAT_BREAKS)
+    (tmp_path / "tools" / "ssh").chmod(0o755)
+    with network(4) as hosts, run.log("launcher").open("wb") as log:
+        own = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
+        own |= {"CUTS": str(tmp_path / "tools"), "LIGHT_TOKEN_S": "0.02"}
+        launcher = subprocess.Popen(
+            pool(run, HOSTS), cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
+        )  # fmt: skip
+        for cut, host in enumerate(("10.77.0.1", "10.77.0.2"), start=1):
+            begun = len(run.told("launcher", r" step \d+/"))
+            run.until(lambda begun=begun: len(run.told("launcher", r" step \d+/")) >= begun + 2, "training")
+            (tmp_path / "tools" / host).touch()
+            run.until(lambda cut=cut: len(run.told("launcher", r"resuming after step (\d+)")) == cut, "resumed")
+        check(run, _CUTS_STEPS)
+        assert launcher.wait(60) == 0
+        run.until(lambda: not any(host.pids() for host in hosts), "over on every host")
+    saved = run.told("launcher", r"interrupted after step (\d+); the same command resumes")
+    assert run.told("launcher", r"resuming after step (\d+)") == saved
 
 
 def slurm(directory: Path, hosts: list[Host]) -> Callable[..., subprocess.Popen[bytes]]:
