@@ -29,12 +29,12 @@ from actor.engine.client import Engine
 from actor.engine.errors import EngineError
 from actor.probing import prove
 from actor.tasks import TaskGroup
-from actor.threads import call_in_thread
 from actor.weights import Order
 from common import wire
 from common.config import SyncConfig
 from common.process import FatalError
 from common.run_files import owned_directory
+from common.threads import call_in_thread
 
 log = logging.getLogger("actor")
 

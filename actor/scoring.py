@@ -17,10 +17,10 @@ from typing import NoReturn
 
 import zmq.asyncio
 
-from actor.threads import OneCall
 from common import wire
 from common.net.rendezvous import Place, Route
 from common.stood_still import stood_still_s
+from common.threads import OneCall
 
 log = logging.getLogger("actor.scoring")
 

@@ -22,13 +22,13 @@ from typing import NoReturn, Protocol
 
 from actor.engine.errors import EngineError
 from actor.identity import is_gone
-from actor.threads import OneCall
 from common import wire
 from common.config import HEARTBEAT_S
 from common.net.rendezvous import Place, Route
 from common.process import FatalError
 from common.progress import Activity
 from common.stood_still import WORTH_TELLING_S, stood_still_s
+from common.threads import OneCall
 
 log = logging.getLogger("actor")
 

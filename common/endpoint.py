@@ -60,12 +60,17 @@ class Failure:
 
     Attributes:
         reason: why, in one line.
-        kind: ``refused``: the endpoint does not take this question; ``unusable``: its answers could not be read;
-            ``unreachable``: no endpoint answered in time, which another time may be different.
+        kind: ``refused``: the endpoint does not take this question; ``unusable``: it answered, but none of its answers
+            could be read; ``unreachable``: no endpoint answered in time, which another time may be different.
     """
 
     reason: str
     kind: Literal["refused", "unusable", "unreachable"]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the same question would fail again: the endpoint was there, and the fault lies in the question."""
+        return self.kind != "unreachable"
 
     def __str__(self) -> str:
         return self.reason
@@ -105,6 +110,7 @@ class _Newest:
     """Why the newest call of a question was of no use, for the message at its deadline."""
 
     reason: str = "no endpoint was free"
+    answered: bool = False  # by something that could not be used
 
 
 class Endpoints:
@@ -167,7 +173,9 @@ class Endpoints:
             async with asyncio.timeout(self._deadline_s), self._free:
                 found = await self._usable_answer(conversation, read, newest, sample, fields)
         except TimeoutError:
-            found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", "unreachable")
+            # A slow endpoint that answers uselessly has no time for as many answers as a quick one.
+            kind: Literal["unusable", "unreachable"] = "unusable" if newest.answered else "unreachable"
+            found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", kind)
         self.counts["failed"] += isinstance(found, Failure)
         return found
 
@@ -202,6 +210,7 @@ class Endpoints:
                 value = read(answer)
             except ValueError as error:
                 reason = newest.reason = f"{error}; the answer was {answer[:200]!r}"
+                newest.answered = True
                 again = f"That cannot be used: {error}. Answer again, in the form asked for and with nothing else."
                 asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
                 continue
@@ -289,16 +298,21 @@ class Endpoints:
             raise _Problem(f"{where}its reply is no chat completion: {error}") from None
 
 
+# A minus stands right before its number, and after no word, number or other dash: "Grade - 3" and "Grade-3" are 3.
+_MINUS = r"(?<![^\W_])(?<![-\u2010-\u2015\u2212])([-\u2013\u2212\ufe63\uff0d]?)"
+
+
 def read_grade(answer: str, least: int, most: int) -> int:
-    """A grade: the one whole number in an answer, with or without "/ most".
+    """A grade: the one whole number in an answer, with its sign, with or without "/ most".
 
     Raises:
         ValueError: there is no such number, or it is out of bounds.
     """
-    found = re.fullmatch(rf"\D*(\d{{1,4}})(?:\s*/\s*{most})?\D*", answer)
-    if found is None or not least <= int(found[1]) <= most:
+    found = re.fullmatch(rf"\D*?(?:{_MINUS})?(\d{{1,4}})(?:\s*/\s*{most})?\D*", answer)
+    grade = int(found[2]) * (-1 if found[1] else 1) if found is not None else None
+    if grade is None or not least <= grade <= most:
         raise ValueError(f"it has to be a whole number from {least} to {most}")
-    return int(found[1])
+    return grade
 
 
 def _connect(name: str, timeout_s: float) -> _Server:

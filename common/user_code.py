@@ -44,7 +44,7 @@ def load_user_object(where: str, setting: str) -> Any:
         spec.loader.exec_module(module)
         found = getattr(module, name)
         return found() if isinstance(found, type) else found
-    except Exception as error:  # whatever somebody else's file raises is that file's fault, and its line is named
+    except (Exception, SystemExit) as error:  # whatever somebody else's file raises, as by exit(), its line is named
         if isinstance(error, AttributeError) and not hasattr(module, name):
             raise ConfigError(f"{setting}: {path} defines no {name!r}") from None
         raise ConfigError(f"{setting}: {describe_failure(error, path)}") from error

@@ -75,7 +75,9 @@ def build_run(
     """
     learner = config.learner
     questions = ShuffledQuestions(run_questions.train, config.run.seed)
-    state = _state(config, hash_questions(questions.questions, config.run.seed), server.lock, latest)
+    snapshot = None if latest is None else Snapshot.from_json(latest.state, latest.path / STATE_FILE)
+    digest = hash_questions(questions.questions, config.run.seed)
+    state = _state(config, digest, server.lock, snapshot, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)
     chosen = frozenset(config.run.languages)
     limits = Limits(trainer.policy.vocabulary, learner.microbatch_tokens, bound, chosen)
@@ -83,8 +85,10 @@ def build_run(
     publisher = _publisher(config, server, trainer, links, interrupts)
     if learner.record is not None:
         recording.begin(learner.record, config, state.step)
-    if latest is not None:
-        resume.keep_configuration(config, state.step)
+    skipped = config.run.dir / "skipped"
+    if snapshot is not None:
+        recording.undo(skipped, state.step)
+        resume.keep_configuration(config, snapshot.settings, state.step)
     report = Report(config, bound, state.step)
     publishing = Publishing(config, server, publisher, ranks, stopwatch, interrupts)
     batches = Batches(server, publishing, ranks, learner.group_timeout_s, stopwatch, interrupts)
@@ -115,7 +119,7 @@ def build_run(
         batches=batches,
         publishing=publishing,
         evaluator=evaluator,
-        recorder=Recorder(learner.record, config.run.dir / "skipped"),
+        recorder=Recorder(learner.record, skipped),
         reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
@@ -139,16 +143,21 @@ def _publisher(
     return Publisher(server, sync, buckets, trainer.device, interrupts.check, others_wait_s, links)
 
 
-def _state(config: Config, questions_digest: str, lock: threading.Condition, latest: Checkpoint | None) -> RunState:
+def _state(
+    config: Config,
+    questions_digest: str,
+    lock: threading.Condition,
+    snapshot: Snapshot | None,
+    latest: Checkpoint | None,
+) -> RunState:
     try:
         router = Router(config.router, list(config.run.languages), config.run.seed, config.learner.steps)
     except ValueError as error:
         raise FatalError(str(error)) from None
-    if latest is None:
+    if snapshot is None or latest is None:
         return RunState.begin(config=config, router=router, questions_digest=questions_digest, lock=lock)
-    snapshot = Snapshot.from_json(latest.state, latest.path / STATE_FILE)
     state = RunState.restore(
-        snapshot, latest.queued, config=config, router=router, questions_digest=questions_digest, lock=lock
+        snapshot, latest.read_queued(), config=config, router=router, questions_digest=questions_digest, lock=lock
     )
     log.info("resuming after step %d of %d", state.step, config.learner.steps)
     return state

@@ -64,12 +64,25 @@ class Checkpoint:
     Args:
         path: its directory.
         state: what rank 0 gave to be kept; JSON.
-        queued: groups that were finished and had not been trained.
     """
 
     path: Path
     state: dict[str, Any]
-    queued: list[Group]
+
+    def read_queued(self) -> list[Group]:
+        """The groups that were finished and had not been trained; read after the version in ``state`` was looked at.
+
+        Raises:
+            FatalError: another version of the program wrote them.
+        """
+        file = self.path / _QUEUED_FILE
+        try:
+            return wire.unpack(file.read_bytes(), list[Group])
+        except wire.WireError as error:
+            raise FatalError(
+                f"cannot resume from {file}: {error}. It is as it was written, by another version of the program: "
+                "finish the run with that one, or begin anew in another run.dir"
+            ) from None
 
 
 class Checkpoints:
@@ -199,11 +212,7 @@ class Checkpoints:
         if not name:
             return None
         path = Path(name)
-        return Checkpoint(
-            path=path,
-            state=json.loads((path / STATE_FILE).read_text(encoding="utf-8")),
-            queued=wire.unpack((path / _QUEUED_FILE).read_bytes(), list[Group]),
-        )
+        return Checkpoint(path, json.loads((path / STATE_FILE).read_text(encoding="utf-8")))
 
     def load(
         self, path: Path, policy: Policy, optimizer: torch.optim.Optimizer, anchor: Policy | None = None

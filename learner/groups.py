@@ -64,7 +64,7 @@ class StepResult:
         by_actor: statistic -> actor -> the mean over the tokens that this actor made.
         skipped: indices of the batch's groups whose optimizer steps were all left out.
         gradient_noise: the share of the first optimizer step's squared gradient norm that is noise
-            (``learner/train/gradient_noise.py``); None where it was not measured.
+            (``learner/train/gradient_noise.py``); None where it was not measured or cannot be told.
         optimizer_steps: how many there were to take, and how many of them were ``left_out``.
     """
 

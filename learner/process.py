@@ -112,20 +112,21 @@ def _train(
         log.info("run.seed is %d; each engine's seed is made of it and of its actor's name", config.run.seed)
     # Rank 0 alone reads the questions; the others are told how many there are.
     config = config.with_questions(int(broadcast(str(len(questions.train)).encode() if questions else b"")))
-    if leads:
-        resume.check(config)
+    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
+    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept, others_wait_s)
+    with Activity("learner", f"looking for a whole checkpoint in {config.run.dir}", silent_s=BRIEF_S):
+        latest = checkpoints.latest()
+    snapshot = None if latest is None else Snapshot.from_json(latest.state, latest.path / STATE_FILE)
+    if leads:  # before a model is read, and weights of another layout
+        resume.check(config, None if snapshot is None else snapshot.settings)
     if questions is not None:
         check_context(config, questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
-    others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
-    checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept, others_wait_s)
-    latest = checkpoints.latest()
-    if latest is not None:
-        Snapshot.from_json(latest.state, latest.path / STATE_FILE)  # before weights of another layout are read
+    if latest is not None and snapshot is not None:
         with Activity("learner", f"reading the checkpoint {latest.path}"):
             anchor = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-            trainer.resume_anchor(anchor, latest.state["step"])
+            trainer.resume_anchor(anchor, snapshot.step)
     run: Run | None = None  # of rank 0, once it is built
 
     def save(command: Command) -> None:

@@ -106,9 +106,7 @@ def begin(directory: Path, config: Config, step: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if step == 0 and any(directory.glob("step-*.msgpack")):
             set_aside(directory, ["step-*.msgpack", _CONFIG_FILE, f"{_LATER_CONFIG}*.json"])
-        for path in directory.glob("step-*.msgpack"):
-            if _number(path) > step:
-                path.unlink()
+        _remove_later(directory, step)
         for number, path in _later_configurations(directory):
             if number > step:
                 path.unlink()
@@ -121,6 +119,26 @@ def begin(directory: Path, config: Config, step: int) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise FatalError(f"cannot write to learner.record = {directory}: {error}") from None
+
+
+def undo(directory: Path, step: int) -> None:
+    """Removes the recorded steps after ``step``, which a resume undoes; does nothing where there is no directory.
+
+    Raises:
+        FatalError: they cannot be removed.
+    """
+    try:
+        _remove_later(directory, step)
+    except OSError as error:
+        raise FatalError(
+            f"cannot remove the steps after {step} from {directory}, which the resume undoes: {error.strerror}"
+        ) from None
+
+
+def _remove_later(directory: Path, step: int) -> None:
+    for path in directory.glob("step-*.msgpack"):
+        if _number(path) > step:
+            path.unlink()
 
 
 def read(directory: Path) -> tuple[Config, Iterator[Step]]:
@@ -168,7 +186,7 @@ def _read_step(path: Path) -> Step:
     try:
         return wire.unpack(path.read_bytes(), Step)
     except (OSError, wire.WireError) as error:
-        raise FatalError(f"{path} is damaged: {error}") from None
+        raise FatalError(f"{path} is damaged, or of another version of the program: {error}") from None
 
 
 def _number(path: Path) -> int:

@@ -1,14 +1,15 @@
 """What a run that goes on may do otherwise than it began: its configuration is compared with the one it has had so far.
 
-``config.json`` in run.dir is the configuration of the steps until now. Settings that change nothing about the trained
-policy, or only how long it is trained, may differ. Any other must be named in ``resume.accept``.
+The checkpoint that it goes on from has the configuration of the steps until then; ``config.json`` in run.dir has that
+of the newest start, which may have trained no step. Settings that change nothing about the trained policy, or only how
+long it is trained, may differ. Any other must be named in ``resume.accept``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from common.config import Config
 from common.config.resume import CONFIG_FILE
 from common.process import FatalError
+from learner.report.best_effort import replace_text
 
 log = logging.getLogger("learner.resume")
 
@@ -24,7 +26,8 @@ log = logging.getLogger("learner.resume")
 _HARMLESS = frozenset({
     "resume",
     "run.dir", "run.rendezvous", "run.trackers",
-    # The questions themselves are compared by their digest, wherever they lie.
+    # Training questions are compared by their digest, wherever they lie. Those of evaluations may be others, too;
+    # learner/loop/evaluator.py compares their digests, and the summary then has no figures of before.
     "data.train", "data.heldout", "data.columns", "data.language", "data.broken_rows", "data.pass_rate",
     "actor.name", "actor.engine_url", "actor.engine_port", "actor.groups_in_flight", "actor.attempts", "actor.restarts",
     "actor.start_timeout_s", "actor.request_timeout_s", "actor.score_patience_s",
@@ -44,6 +47,7 @@ _HARMLESS = frozenset({
     "sync.slowest_mb_per_s", "sync.drain_s",
     "lora.sync",
 })  # fmt: skip
+_UNTIL = "config-until-step-"  # and the step: how the files with the earlier configurations are called
 # What a run cannot change even if that is accepted, because its checkpoints hold adapters of this form.
 _FIXED = frozenset({"lora.rank", "lora.alpha", "lora.targets"})
 
@@ -65,19 +69,20 @@ class Change:
         return f"{self.key}: {json.dumps(self.before)} -> {json.dumps(self.now)}"
 
 
-def changes(before: dict[str, Any], config: Config) -> list[Change]:
+def changes(before: Mapping[str, Any], config: Config) -> list[Change]:
     """How ``config`` differs from the JSON of an earlier one, sorted by key.
 
-    A setting that only one of the two programs knows is no change: it has the meaning that it always had.
+    A setting that the earlier program did not know counts as having had its default, which keeps the meaning that there
+    was without it. One that this program no longer knows is no change.
     """
-    now = config.model_dump(mode="json")
+    now, defaults = config.model_dump(mode="json"), Config().model_dump(mode="json")
     found = []
     for section, values in now.items():
-        known = before.get(section, {})
+        earlier = defaults[section] | before.get(section, {})
         found += [
-            Change(f"{section}.{name}", known[name], value)
+            Change(f"{section}.{name}", earlier[name], value)
             for name, value in values.items()
-            if name in known and _what_matters(section, name, known[name]) != _what_matters(section, name, value)
+            if _what_matters(section, name, earlier[name]) != _what_matters(section, name, value)
         ]
     return sorted(found, key=lambda change: change.key)
 
@@ -101,11 +106,13 @@ def _what_matters(section: str, name: str, value: Any) -> Any:
     return [one.partition("@")[0] for one in value] if (section, name) == ("reward", "judges") else value
 
 
-def check(config: Config) -> None:
+def check(config: Config, kept: Mapping[str, Any] | None) -> None:
     """Compares the configuration of a run that has a checkpoint with its own, and logs what changed.
 
     Args:
         config: with the number of steps that it will make.
+        kept: the configuration that the checkpoint has, as JSON; empty where an older program wrote it, so that the
+            run's ``config.json`` has to do; None where there is no checkpoint.
 
     Raises:
         FatalError: settings have changed that are neither harmless nor accepted, or that no run can change; or what
@@ -119,7 +126,7 @@ def check(config: Config) -> None:
             "policy and no longer to the one it began with: give the model.path it began with to go on, or another "
             "run.dir to begin a new run from there"
         )
-    found = _changes_since(config)
+    found = changes(before, config) if (before := _before(config, kept)) is not None else []
     if fixed := [change for change in found if change.key in _FIXED]:
         listed = "\n  ".join(map(str, fixed))
         raise FatalError(
@@ -145,31 +152,50 @@ def check(config: Config) -> None:
             )
 
 
-def keep_configuration(config: Config, step: int) -> None:
+def keep_configuration(config: Config, kept: Mapping[str, Any], step: int) -> None:
     """Keeps the configuration of the steps until now as ``config-until-step-000040.json``, if it is another one.
 
+    Those of later steps, which the resume undoes, are removed.
+
+    Args:
+        kept: as of :func:`check`.
+        step: of the checkpoint.
+
     Raises:
-        FatalError: it cannot be written.
+        FatalError: it cannot be written, or one of a later step not be removed.
     """
-    path = config.run.dir / CONFIG_FILE
-    kept = config.run.dir / f"config-until-step-{step:06d}.json"
-    if not _changes_since(config) or kept.exists():  # one that was used for no step is not kept
+    _remove_later(config.run.dir, step)
+    before, path = _before(config, kept), config.run.dir / f"{_UNTIL}{step:06d}.json"
+    if before is None or not changes(before, config):
+        return
+    if not kept and path.exists():  # then config.json may be of a start that trained no step
         return
     try:
-        shutil.copy2(path, kept)
+        replace_text(path, json.dumps(before, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise FatalError(f"cannot keep {path} as {kept}: {error.strerror}") from None
-    log.info("the configuration of the steps so far is kept in %s", kept)
+        raise FatalError(f"cannot keep the configuration of the steps so far as {path}: {error.strerror}") from None
+    log.info("the configuration of the steps so far is kept in %s", path)
 
 
-def _changes_since(config: Config) -> list[Change]:
-    """What has changed since the run's checkpoints were written; nothing where there are none."""
-    if all(path.suffix for path in (config.run.dir / "checkpoints").glob("step-*")):  # none, or half-written ones
-        return []
+def _remove_later(directory: Path, step: int) -> None:
+    """Removes what was kept of later steps, which the resume undoes."""
+    for path in directory.glob(f"{_UNTIL}*.json"):
+        number = path.stem.removeprefix(_UNTIL)
+        if number.isdecimal() and int(number) > step:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise FatalError(f"cannot remove {path}, which the resume undoes: {error.strerror}") from None
+
+
+def _before(config: Config, kept: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The configuration of the steps until now; None where there are none, or where whatever it was is accepted."""
+    if kept is None or kept:
+        return kept
     path = config.run.dir / CONFIG_FILE
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(before, dict):
+        before: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(before, dict) or not all(isinstance(section, dict) for section in before.values()):
             raise ValueError("it is no table of settings")
     except (OSError, ValueError) as error:
         if CONFIG_FILE not in config.resume.accept:
@@ -178,8 +204,8 @@ def _changes_since(config: Config) -> list[Change]:
                 f"begin another run.dir, or accept all settings as they are now with --resume.accept {CONFIG_FILE}"
             ) from None
         log.warning("cannot compare with the configuration that the run had so far, %s: %s", path, error)
-        return []
-    return changes(before, config)
+        return None
+    return before
 
 
 def _is_accepted(key: str, config: Config) -> bool:

@@ -25,7 +25,7 @@ from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
-from learner.loop.interrupts import Interrupted
+from learner.loop.interrupts import Interrupted, NobodyCame
 from learner.loop.observations import router_observations
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
@@ -96,7 +96,8 @@ class Run:
 
         Raises:
             Interrupted: the process was asked to end early; the newest step is in a checkpoint.
-            FatalError: no actor came, a batch did not come in time, or something could not be written.
+            NobodyCame: no actor came, or no group in time; the newest step is in a checkpoint.
+            FatalError: every question was given up, or something could not be written.
         """
         try:
             self.begin()
@@ -109,9 +110,13 @@ class Run:
                 self.saving.save_if_due(self.state.step)
             self.finish()
         except Interrupted:
-            self.saving.save(self.state.step)
-            self.saving.wait()
+            self._save_at_an_early_end()
             log.info("interrupted after step %d; the same command resumes", self.state.step)
+            raise
+        except NobodyCame as error:
+            log.error("the run ends after step %d: %s", self.state.step, error)  # before the save, which may fail, too
+            self._save_at_an_early_end()
+            log.info("the same command resumes")
             raise
         finally:
             try:
@@ -119,11 +124,17 @@ class Run:
             finally:
                 self.reporting.close()  # last, as it may wait for somebody else's service
 
+    def _save_at_an_early_end(self) -> None:
+        self.saving.save(self.state.step)
+        self.saving.wait()
+
     def begin(self) -> None:
-        """Publishes, evaluates what no step has trained yet, and has training groups handed out."""
+        """Publishes, evaluates what no step has trained yet, or was to be, and has training groups handed out."""
         self.publishing.publish(self.state.step)
-        if self.config.evaluate_before and self.state.step == 0 and not self.state.evaluation_before:
-            self.state.evaluation_before = self.evaluator.evaluate("before")
+        if self.state.step:
+            self.evaluator.resume()
+        elif self.config.evaluate_before:
+            self.evaluator.evaluate_before()
         self.training_work.serve()
         self.reporting.begin()
 
@@ -178,4 +189,4 @@ class Run:
         after = self.evaluator.evaluate("after")
         self.ranks.run("export")
         self.saving.wait()
-        self.reporting.summary(after)
+        self.reporting.summary(self.evaluator.comparable_before(), after)

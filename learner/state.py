@@ -40,7 +40,7 @@ class Totals(msgspec.Struct, forbid_unknown_fields=True):
     """Sums over the steps of a run, which the summary makes its means of.
 
     Args:
-        response_tokens: number of response tokens in the groups of all steps.
+        response_tokens: number of response tokens in the groups of all steps, trained or not.
         lag_sum: sum of their lags, in policy updates.
         lag_max: largest of these.
         loop_s: seconds that the steps took, without evaluations between them.
@@ -56,7 +56,7 @@ class Totals(msgspec.Struct, forbid_unknown_fields=True):
     staleness_bound: int = 0
 
     def add_tokens(self, lags: NDArray[np.int32]) -> None:
-        """Counts the response tokens of a step, given the lag of each: [tokens]."""
+        """Counts the response tokens of a step's groups, given the lag of each: [tokens]."""
         self.response_tokens += len(lags)
         self.lag_sum += float(lags.sum())
         self.lag_max = max(self.lag_max, int(lags.max()))
@@ -79,6 +79,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         router: as ``Router.state`` gives it.
         totals: sums over the steps.
         evaluation_before: what the evaluation before the first step found; empty without one.
+        evaluated_before: set of questions -> digest of those that it asked, by ``digest_of_questions``.
+        evaluated_step: after which step the newest evaluation between steps was made, 0 before the first; None where a
+            program wrote the checkpoint that did not keep it.
+        settings: the configuration of the steps until now, as JSON; empty where a program wrote the checkpoint that did
+            not keep it.
         choice_shares: running shares of the languages that the policy chose.
         step_reward: what the user's step term keeps from step to step; it must be plain JSON.
         curriculum: which questions are asked, and which taught nothing lately.
@@ -102,6 +107,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     step_reward: dict[str, Any] = {}
     curriculum: SavedCurriculum = SavedCurriculum()
     setbacks: list[Setbacks] = []
+    evaluated_before: dict[str, str] = {}
+    evaluated_step: int | None = None
+    settings: dict[str, Any] = {}
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -121,8 +129,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         try:
             return msgspec.convert(state, cls)
         except msgspec.ValidationError as error:
-            raise FatalError(
-                f"cannot resume from {file}: {error}; delete this checkpoint to resume from the one before it"
+            raise FatalError(  # the file is as it was written: its digest is right
+                f"cannot resume from {file}: {error}. It was written by another version of the program: finish the "
+                "run with that one, or begin anew in another run.dir"
             ) from None
 
     def as_json(self) -> dict[str, Any]:
@@ -144,7 +153,10 @@ class RunState:
         router: draws the languages.
         step: how many steps were trained; the version of the newest policy.
         totals: sums over these steps.
+        settings: of the steps from now on, as JSON.
         evaluation_before: see Snapshot.
+        evaluated_before: see Snapshot.
+        evaluated_step: see Snapshot.
         choice_shares: see Snapshot.
         step_reward: see Snapshot.
         curriculum: see Snapshot.
@@ -156,9 +168,12 @@ class RunState:
     queue: WorkQueue[Group]
     ledger: Ledger
     router: Router
+    settings: dict[str, Any]
     step: int = 0
     totals: Totals = field(default_factory=Totals)
     evaluation_before: dict[str, Any] = field(default_factory=dict)
+    evaluated_before: dict[str, str] = field(default_factory=dict)
+    evaluated_step: int = 0
     choice_shares: Mapping[str, float] = field(default_factory=dict)
     step_reward: dict[str, Any] = field(default_factory=dict)
     curriculum: CurriculumState = field(default_factory=CurriculumState)
@@ -188,6 +203,9 @@ class RunState:
                 router=self.router.state(),
                 totals=msgspec.structs.replace(self.totals),  # a copy
                 evaluation_before=self.evaluation_before,
+                evaluated_before=self.evaluated_before,
+                evaluated_step=self.evaluated_step,
+                settings=self.settings,
                 choice_shares=dict(self.choice_shares),
                 step_reward=self.step_reward,
                 curriculum=self.curriculum.capture(self.queue.untaken()),
@@ -242,9 +260,13 @@ class RunState:
             queue=queue,
             ledger=ledger,
             router=router,
+            settings=config.model_dump(mode="json"),
             step=snapshot.step,
             totals=msgspec.structs.replace(snapshot.totals),
             evaluation_before=snapshot.evaluation_before,
+            evaluated_before=snapshot.evaluated_before,
+            # Where it was not kept, most likely the one that was due has been made.
+            evaluated_step=snapshot.step if snapshot.evaluated_step is None else snapshot.evaluated_step,
             choice_shares=snapshot.choice_shares,
             step_reward=snapshot.step_reward,
             curriculum=CurriculumState.restore(snapshot.curriculum, snapshot.next_sequence),
@@ -261,6 +283,7 @@ class RunState:
             queue=_queue(config),
             ledger=Ledger(config.run.dir / LEDGER_FILE),
             router=router,
+            settings=config.model_dump(mode="json"),
         )
 
 

@@ -33,6 +33,7 @@ from common.answer import ODDITIES, Answer, read_answer, replace_surrogates
 from common.config import ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
+from common.process import FatalError
 from common.prose import without_code
 from common.wire import Score, ScoreRequest
 from reward.batching import each_or_error
@@ -57,6 +58,8 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import, and a run wi
 logger = logging.getLogger("reward")
 
 _T = TypeVar("_T")
+
+_REPLY_S, _REPLY_SHARE = 2.0, 0.1  # of the time that is left, for the reply that a reward function has not ended
 
 _HEADER = ModelConfig().header
 
@@ -87,7 +90,8 @@ class Scorer:
 
     ``counts`` holds how many answers were scored, how many were odd by kind (``empty``, ``not_finite``, ``short``,
     ``no_language``, ``not_compliant``, ``uncalibrated``, ``unencodable``, ``over_long``, ``unscored``), how many groups
-    were ``handed_back``, and the counters of the embedder, of the reference cache and of the judges. An ``empty``
+    were ``handed_back``, how many calls of a reward function had not ended at their deadline (``function_hung``), and
+    the counters of the embedder, of the reference cache and of the judges. An ``empty``
     answer is not counted as ``short``, ``no_language`` or ``not_compliant``, too.
 
     Args:
@@ -202,7 +206,17 @@ class Scorer:
 
     def stalled_s(self) -> float:
         """For how many seconds the work has made no progress; see ``Healthy.stalled_s``."""
-        return max(self.liveness.stalled_s(), self._waits.stalled_s())
+        hung_s = self._custom.stalled_s() if self._custom is not None else 0.0
+        return max(self.liveness.stalled_s(), self._waits.stalled_s(), hung_s)
+
+    def check(self) -> None:
+        """
+        Raises:
+            FatalError: the thread that waits for reward functions and judges died: no request would be answered.
+        """
+        self._waits.warn_of_blocking()
+        if not self._waits.is_alive():
+            raise FatalError("the thread that waits for reward functions and judges died; its traceback is above")
 
     # -- in the caller's thread ------------------------------------------------------------------------------------
 
@@ -308,11 +322,11 @@ class Scorer:
         embedded: Future[list[_Embedded | Exception]] | None,
     ) -> list[ScoredAnswer]:
         """Scores one request of a batch, of which it is the job of this number."""
-        async with asyncio.timeout(job.request.deadline_s):
+        async with asyncio.timeout(job.request.deadline_s) as limit:
             decisions = _value(await _wait(decided), number)
             vectors = _value(await _wait(embedded), number) if embedded is not None else None
             if self._custom is not None:
-                scored = await self._score_by_function(self._custom, job, decisions)
+                scored = await self._score_by_function(self._custom, job, decisions, _left_s(limit))
             else:
                 assert self._terms is not None
                 scored = await self._score_by_terms(self._terms, job, decisions, vectors)
@@ -325,12 +339,14 @@ class Scorer:
         return scored
 
     async def _score_by_function(
-        self, function: CustomReward, job: _Job, decisions: Sequence[Decision]
+        self, function: CustomReward, job: _Job, decisions: Sequence[Decision], within_s: float
     ) -> list[ScoredAnswer]:
-        found = await function(job.request, job.answers, decisions, self._tools)
+        try:
+            found = await function(job.request, job.answers, decisions, self._tools, within_s)
+        finally:
+            self.counts |= function.counts
         scored = []
-        for answer, decision, (parts, lasting) in zip(job.answers, decisions, found, strict=True):
-            quality = None if parts is None else function.value(parts)
+        for answer, decision, (parts, quality, lasting) in zip(job.answers, decisions, found, strict=True):
             score = self._worth.score(answer, decision, parts or {}, quality)
             scored.append(ScoredAnswer(score, decision, None, None, lasting))
         return scored
@@ -408,6 +424,14 @@ class Scorer:
 async def _wait(future: Future[list[_T]]) -> list[_T]:
     # Shielded, because the other requests of the batch wait for it even if this one no longer does.
     return await asyncio.shield(asyncio.wrap_future(future))
+
+
+def _left_s(limit: asyncio.Timeout) -> float:
+    """Seconds that a reward function may take: a little less than there are, so that the reply is still awaited."""
+    when = limit.when()
+    assert when is not None
+    left_s = max(0.0, when - asyncio.get_running_loop().time())
+    return left_s - min(_REPLY_S, _REPLY_SHARE * left_s)
 
 
 def _value(results: Sequence[_T | Exception], number: int) -> _T:

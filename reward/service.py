@@ -42,6 +42,8 @@ class BatchScorer(Protocol):
 
     def stalled_s(self) -> float: ...
 
+    def check(self) -> None: ...
+
 
 class Service:
     """Answers requests from actors. Construction starts the thread that owns the socket; ``run`` scores.
@@ -66,7 +68,7 @@ class Service:
         self._queue = RequestQueue(config.queue_texts, config.batch_texts, config.batch_window_ms / 1000)
         self._life = uuid.uuid4().hex
         self._scorer: BatchScorer | None = None
-        self._stopping = False
+        self._stopping = self._ended = False
         self._began = time.monotonic()
         self._next_log = time.monotonic() + _LOG_EVERY_S
         self._fatal: FatalError | None = None  # met while a request was finished
@@ -88,17 +90,23 @@ class Service:
             FatalError: the thread that exchanges messages died, or the scorer cannot go on.
         """
         self._scorer = scorer
-        while True:
-            with Activity("reward", "waiting for answers to score", silent_s=_IDLE_S):
-                batch = self._queue.take_batch(self._check)
-            # A request waits for scores no longer than its sender does.
-            now = time.monotonic()
-            requests = [msgspec.structs.replace(one.request, deadline_s=max(0.0, one.expires - now)) for one in batch]
-            for queued, future in zip(batch, scorer.begin(requests), strict=True):
-                future.add_done_callback(partial(self._finish, queued))
-            if time.monotonic() > self._next_log:
-                self._next_log = time.monotonic() + _LOG_EVERY_S
-                logger.info("%d texts are waiting; counters: %s", self._queue.texts, self.all_counts())
+        try:
+            while True:
+                self._score_batch(scorer)
+        finally:
+            self._ended = True
+
+    def _score_batch(self, scorer: BatchScorer) -> None:
+        with Activity("reward", "waiting for answers to score", silent_s=_IDLE_S):
+            batch = self._queue.take_batch(partial(self._check, scorer))
+        # A request waits for scores no longer than its sender does.
+        now = time.monotonic()
+        requests = [msgspec.structs.replace(one.request, deadline_s=max(0.0, one.expires - now)) for one in batch]
+        for queued, future in zip(batch, scorer.begin(requests), strict=True):
+            future.add_done_callback(partial(self._finish, queued))
+        if time.monotonic() > self._next_log:
+            self._next_log = time.monotonic() + _LOG_EVERY_S
+            logger.info("%d texts are waiting; counters: %s", self._queue.texts, self.all_counts())
 
     def all_counts(self) -> dict[str, int]:
         """The counters of the service, the number of ``late`` requests that were dropped, and the scorer's counters."""
@@ -113,18 +121,19 @@ class Service:
             self._replies_in.close(0)
             self._replies_out.close(0)
 
-    def _check(self) -> None:
+    def _check(self, scorer: BatchScorer) -> None:
         if self._fatal is not None:
             raise self._fatal
+        scorer.check()
         if not self._thread.is_alive():
             raise FatalError("the thread that exchanges messages died; its traceback is above")
 
     def _finish(self, queued: QueuedRequest, future: Future[list[ScoredAnswer]]) -> None:
         """Replies to a request; in whichever thread has finished it."""
         self._queue.finish(queued)
-        error = None if future.cancelled() else future.exception()
-        if future.cancelled() or self._stopping:
+        if self._stopping or (future.cancelled() and self._ended):
             return
+        error = UnscoredError("its scoring was cancelled") if future.cancelled() else future.exception()
         with self._reply_lock:
             if error is None:
                 self.counts["scored"] += 1

@@ -1,12 +1,13 @@
 """What an answer is worth once its quality is known, and when a group is scored again. These rules are here alone:
 
 * An answer that says nothing has the quality 0, whatever the terms are, and 0 of every term that a final answer
-  earns by: it counts as wrong, and is not left out where right answers are counted.
+  earns by: it counts as wrong, and is not left out where right answers are counted. That holds for terms: a function of
+  the user's own (``reward.function``) sees such an answer as any other, and what it returns is what counts.
 * An answer in another language than the one asked for earns 0, where the rewards are gated.
 * An answer of whose quality a part is missing is not scored, which is not the same as 0: it takes no part in the mean
   of its group.
 * A group of which too many answers are not scored is handed back, to be scored again. Answers that would be missing
-  every time, as where an embedding is no number or a judge refuses the answer, are not counted for this, so that no
+  every time, as where an embedding is no number or a judge refuses to grade, are not counted for this, so that no
   group is scored for ever; a reward function says so by ``tools.never`` (:mod:`reward.terms.missing`).
 """
 

@@ -23,9 +23,9 @@ from actor.engine.errors import EngineError, EngineLost, EngineReplaced, Request
 from actor.engine.generation import NEUTRAL_SAMPLING, Generation, read_generation, sampling_params
 from actor.engine.labels import ForeignWeights, WeightLabels
 from actor.engine.nccl import describe_nccl_difference
-from actor.threads import call_in_thread
 from common import wire
 from common.process import FatalError
+from common.threads import call_in_thread
 
 log = logging.getLogger("actor.engine")
 

@@ -19,7 +19,7 @@ class _Idle(NamedTuple):
 
     Attributes:
         key: its name.
-        is_read: whether its value, which is not the default, matters under the other settings.
+        is_read: whether its value, which is not the default, matters under the other settings of the section.
         unread: the settings that leave it without effect, as a format of the section.
         cure: what makes it matter.
     """
@@ -61,6 +61,9 @@ _IDLE: Sequence[_Idle] = (
         "checkpointed_layers", lambda c: c.activation_checkpointing, "learner.activation_checkpointing = false",
         "set learner.activation_checkpointing = true",
     ),
+    _Idle("weight_decay_on", lambda c: c.weight_decay > 0, "learner.weight_decay = 0", "set learner.weight_decay"),
+    _Idle("reference_on_cpu", lambda c: c.has_kl, _NO_KL, "give the KL a weight"),
+    _Idle("evaluate_before", lambda c: c.evaluate, "learner.evaluate = false", "set learner.evaluate = true"),
 )  # fmt: skip
 
 
@@ -74,7 +77,13 @@ def settings_have_an_effect(config: Sections) -> Iterator[str]:
                 f"learner.{one.key} = {value!r} has no effect with {one.unread.format(**dict(learner))}: {one.cure}, "
                 f"or leave it at {default!r}"
             )
+    if config.lora.rank and learner.differs("reference_on_cpu"):
+        yield (
+            f"learner.reference_on_cpu = true has no effect with lora.rank = {config.lora.rank}, whose reference is "
+            "the model without its adapters and needs no memory: leave it at False"
+        )
     yield from _kl_of_the_stages(learner)
+    yield from _anchors_of_the_stages(learner)
 
 
 def _kl_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
@@ -93,3 +102,13 @@ def _kl_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
             f"learner.kl = {learner.kl:g} has no effect with learner.stages, whose kl is {weights}: change it there, "
             "and leave learner.kl out"
         )
+
+
+def _anchors_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
+    """A new anchor matters where its stage or a later one has a KL."""
+    for number, stage in enumerate(learner.stages):
+        if stage.reset_anchor and learner.gives("stages") and not any(later.kl for later in learner.stages[number:]):
+            yield (
+                f"learner.stages: reset_anchor = true of stage {number + 1} has no effect with kl = 0 there and in "
+                "later stages: give their KL a weight, or leave reset_anchor out"
+            )

@@ -5,7 +5,8 @@ too, as ``reward.terms``: a reward that a later file or flag gives is not mixed 
 ``_ADDED_UP`` are the exception among files. A flag with a longer key, as ``--reward.terms.default.exact 1``, adds to a
 table or changes one of its values.
 
-Unknown keys are refused with the nearest known one.
+Unknown keys are refused with the nearest known one. A setting that may have no value, as ``run.rendezvous``, has none
+where the value is an empty text: so a later file or flag switches it off.
 
 Example:
     >>> config = load(["configs/demo.toml", "--learner.lr", "1e-4"])  # doctest: +SKIP
@@ -86,7 +87,8 @@ def usage() -> str:
     return "\n".join(
         [
             "CONFIG.toml ... [--section.key value] ...",
-            "\nFiles are merged from left to right, then flags. The settings, explained in common/config/:\n",
+            '\nFiles are merged from left to right, then flags; "" is no value. The settings, explained in '
+            "common/config/:\n",
             *_flags("  --", Config().model_dump(mode="json")),
         ]
     )
@@ -97,7 +99,7 @@ def _flags(prefix: str, values: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, dict) and value:
             yield from _flags(f"{prefix}{key}.", value)
         else:
-            yield f"{prefix}{key} {json.dumps(value)}"
+            yield f"{prefix}{key} {json.dumps('' if value is None else value)}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -115,6 +117,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _parse(value: str) -> Any:
+    if value == "null":  # as the configuration that a run has written has it
+        return None
     try:
         return tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -170,6 +174,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         elif item["type"] == "value_error":  # from our own validators, whose messages name the value
             lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
+        elif item["type"] == "missing":
+            lines.append(f"{key} is missing")
         elif item["type"] == "tuple_type":
             lines.append(f'{key} = {item["input"]!r}: a list is meant, in a shell as \'["a", "b"]\'')
         else:

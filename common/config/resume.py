@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 
 from common.config.section import Section
 
-CONFIG_FILE = "config.json"  # in run.dir: the configuration that a run has had so far
+CONFIG_FILE = "config.json"  # in run.dir: the configuration of the newest start
 
 
 def _split(value: Any) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Fraction, LanguageCode, Section
+from common.languages import code_of
 
 _JUDGE_PROMPT = """Question:
 {question}
@@ -31,8 +33,19 @@ NEAR_LANGUAGES: dict[str, tuple[str, ...]] = {
     "es": ("ast", "an"), "pt": ("gl",), "gl": ("pt",), "sw": ("su",), "it": ("lmo", "pms", "vec", "nap", "scn"),
 }  # fmt: skip
 
+_LABEL = re.compile(r"[a-z]{2,3}")  # of a fastText model
+
 # Terms and parts of a reward that say whether an answer is right; the first one that a score has counts.
 ACCURACY_PARTS = ("accuracy", "acc", "right", "correct", "math", "exact", "choice", "contains")
+
+
+def _label_of(name: str) -> str:
+    try:
+        return code_of(name)
+    except ValueError:
+        if _LABEL.fullmatch(name):
+            return name
+        raise
 
 
 class RewardConfig(Section):
@@ -64,7 +77,8 @@ class RewardConfig(Section):
     gate_short: Literal["detect", "pass", "fail"] = "detect"  # what is done with such a text
     # Largest share of letters in other languages. It is estimated, and the estimate runs low: 0.12 is about a quarter.
     gate_share: float = Field(0.12, ge=0, lt=1)
-    # For a language those that count as it, because lid.176 cannot tell their texts apart.
+    # For a language those that count as it, because lid.176 cannot tell their texts apart. A table that is given takes
+    # the place of all of these.
     near_languages: dict[str, tuple[str, ...]] = NEAR_LANGUAGES
     # By which detector thoughts and answers are diagnosed (docs/metrics.md): "gate" is lid.176 as the gate reads it;
     # "langdetect" and "lingua" are packages of their own, with the definitions of those who publish with them.
@@ -92,6 +106,21 @@ class RewardConfig(Section):
             return {**values, "calibration_mode": "mean"}
         return values
 
+    @field_validator("near_languages")
+    @classmethod
+    def _as_labelled(cls, given: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        """Languages by the codes of lid.176, by which they are looked up; those of one by two names are put together.
+
+        A value may also be a code that only another ``language_model`` has as a label.
+        """
+        if given == NEAR_LANGUAGES:  # as a run has written it, with "nb" of earlier versions
+            return given
+        near: dict[str, tuple[str, ...]] = {}
+        for name, others in given.items():
+            code = code_of(name)
+            near[code] = tuple(dict.fromkeys([*near.get(code, ()), *map(_label_of, others)]))
+        return near
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.replica >= len(self.addresses):
@@ -100,6 +129,11 @@ class RewardConfig(Section):
             raise ValueError(f"similarity_range = {list(self.similarity_range)} must be increasing")
         if bool(self.function) != bool(self.parts):
             raise ValueError("function and parts go together: parts names what the function returns, with weights")
+        if "selection" in self.parts:
+            raise ValueError(
+                "parts may not name 'selection': answers whose language the policy chose have a part of this name "
+                "already, for their header. Give the part of yours another name"
+            )
         if self.judges and self.judge_timeout_s >= self.request_timeout_s:
             raise ValueError(
                 f"judge_timeout_s = {self.judge_timeout_s:g} must be below request_timeout_s = "

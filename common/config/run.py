@@ -8,14 +8,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config.section import Fraction, LanguageCode, Section
+from common.config.section import Directory, Fraction, LanguageCode, Section
 from common.languages import count_as_one
 
 
 class RunConfig(Section):
     """What all processes of a run share."""
 
-    dir: Path = Path("runs/default")  # holds logs, TensorBoard events, checkpoints and the exported model
+    dir: Directory = Path("runs/default")  # holds logs, TensorBoard events, checkpoints and the exported model
     # A directory that all hosts see, where services write their addresses. Without it, the configured addresses hold.
     rendezvous: Path | None = None
     # Where metrics go: TensorBoard's event files in ``dir``, and on request wandb or trackio, which pip installs.
@@ -40,8 +40,8 @@ class DataConfig(Section):
 
     # Each is a parquet, JSON, JSONL, CSV or TSV file, a directory of such files, or a data set of the hub as
     # owner/name[:configuration][@split].
-    train: str = "data/train.parquet"
-    heldout: str | None = None  # questions that are evaluated and never trained; "" is none
+    train: str = Field("data/train.parquet", min_length=1)
+    heldout: str | None = None  # questions that are evaluated and never trained
     # Where the rows have what a question needs: question, answer, language, topic, region, accepted; any other name is
     # a further column that reaches the rewards as a text. {language = "extra_info.lang", level = "difficulty"}
     columns: dict[str, str] = {}
@@ -73,11 +73,6 @@ class DataConfig(Section):
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
-
-    @field_validator("heldout")
-    @classmethod
-    def _no_heldout(cls, value: str | None) -> str | None:
-        return value or None
 
 
 class ModelConfig(Section):

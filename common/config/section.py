@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from common.languages import code_of
 
 LanguageCode = Annotated[str, AfterValidator(code_of)]  # given as a code or an English name, kept as the code
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _named(value: Any) -> Any:
+    if value == "":
+        raise ValueError("it is empty: name a directory, as . for the present one")
+    return value
+
+
+Directory = Annotated[Path, BeforeValidator(_named)]  # Path("") would be the present directory, which nobody named
 
 
 class ConfigError(ValueError):
@@ -21,6 +31,15 @@ class Section(BaseModel):
     """A table of the TOML file: immutable, and strict about unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _switched_off(cls, values: Any) -> Any:
+        """An empty text is no value where a setting may have none, so that a later file or flag can switch it off."""
+        if not isinstance(values, dict):
+            return values
+        optional = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {key: None if key in optional and value == "" else value for key, value in values.items()}
 
     @property
     def is_whole(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from common.config.section import Port, Section
+from common.config.section import Directory, Port, Section
 
 
 class SyncConfig(Section):
@@ -20,7 +20,7 @@ class SyncConfig(Section):
     backend: Literal["auto", "gloo", "nccl"] = "auto"  # of process groups; "auto" is nccl when the learner has CUDA
     host: str = ""  # where engines find the learner's store; empty means the host of learner.address
     port: Port = 0  # of that store; 0 means any free one
-    directory: Path = Path("/dev/shm")  # where the files of "disk" lie; memory, if learner and engine share a machine
+    directory: Directory = Path("/dev/shm")  # of the files of "disk"; memory, if learner and engine share a machine
     # What happens to answers in flight when weights arrive: "retract" puts them back, to be continued under the new
     # weights with a fresh cache; "in_place" continues them with their old cache; "drain" lets them end first.
     pause: Literal["retract", "in_place", "drain"] = "retract"

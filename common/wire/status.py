@@ -16,7 +16,9 @@ class Healthy(Message):
     ready: bool  # false while models load; requests wait
     queued: int  # texts that wait
     counts: dict[str, int]
-    stalled_s: float = 0.0  # for how long the step of scoring that is under way has not ended; 0 when none is
+    # For how long the step of scoring that is under way has not ended, or several calls of the reward function have
+    # hung, whichever is longer; 0 when neither is so.
+    stalled_s: float = 0.0
 
 
 class ActorStatus(WireStruct):

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROBLEMS_SUFFIX = ".problems.jsonl"  # in place of the suffix of the file whose rows they are
+ANSWERS_SUFFIX = ".answers.jsonl"  # the same of the file that is made of these answers
+# What commands and runs write beside data and is none: lists of unused rows, and answers that are kept.
+NOT_DATA = ("problems.jsonl", "*_problems.jsonl", f"*{PROBLEMS_SUFFIX}", f"*{ANSWERS_SUFFIX}")
 _SHOWN = 20  # problems that a message lists
 _LONGEST_REASON = 500  # characters
 

@@ -1,18 +1,18 @@
 """Rows of files (parquet, JSON, JSONL, CSV), of directories of such files, and of data sets of the Hugging Face hub.
 
-A row that cannot be read takes the place of its record as ``Unreadable``; the others are read all the same.
+A row that cannot be read takes the place of its record as ``Unreadable``; the others are read all the same. Of a
+directory whose files are named after splits, as those of the hub are, one split is read.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import re
-import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.process import FatalError
-from learner.data.problems import PROBLEMS_SUFFIX, Place
+from learner.data.csv_rows import read_csv
+from learner.data.problems import NOT_DATA, Place
 
 log = logging.getLogger("learner.data")
 
@@ -34,6 +35,12 @@ _UNREAD_SUFFIXES = (
     ".xlsx", ".ods", ".pkl", ".pickle",
 )  # fmt: skip
 _SHOWN = 5  # names that a message has
+# What a folder is called, or the name of a file begins with, by the split that it belongs to.
+_SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "heldout": "test", "held_out": "test",
+    "held-out": "test", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+}  # fmt: skip
+_SPLIT_OF_FILE = re.compile(rf"({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])")
 _HUB = re.compile(r"(?P<name>[\w-]+/[\w.-]+)(?::(?P<configuration>[^@]+))?(?:@(?P<split>.+))?")
 _BATCH = 1000  # rows of parquet that are turned into Python objects at a time
 _HUB_TIMEOUT_S = 10
@@ -50,22 +57,22 @@ Record: TypeAlias = dict[str, Any]
 
 
 def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tuple[Place, Record | Unreadable]]:
-    """Every row of a source, in order, with its place. Files of a directory come in the order of their names.
-
-    Of a directory a warning names the files that may hold rows and are not read, as compressed ones.
+    """Every row of a source, in order, with its place.
 
     Args:
         source: the path of a file or directory; or a data set of the hub, as ``owner/name``, with ``:configuration``
             and ``@split`` where they are needed. With ``HF_HUB_OFFLINE`` it must be in the local cache.
         splits: of a data set of the hub that is named without a split the first of these is read that it has, or else
-            its only split.
+            its only split; of a directory the files as :func:`files_of` says.
 
     Raises:
         FatalError: there is no such source, a file cannot be read as a whole, or the hub does not answer within 10 s.
     """
+    if not source:  # Path("") would be the present directory
+        raise FatalError(f"no data are named: give {FORMS}")
     path = Path(source)
     if path.is_dir():
-        for file in files_of(path):
+        for file in files_of(path, splits):
             yield from _read_file(file)
     elif path.exists() or _suffix(path) in SUFFIXES or not (hub := _HUB.fullmatch(source)):
         yield from _read_file(path)
@@ -75,35 +82,81 @@ def read_records(source: str, splits: Sequence[str] = ("train",)) -> Iterator[tu
         yield from _number(source, _of_batches(table.to_batches(max_chunksize=_BATCH)))
 
 
-def files_of(directory: Path) -> list[Path]:
+def files_of(directory: Path, splits: Sequence[str] | None) -> list[Path]:
     """The files of a directory, also of folders below, that can be read, in the order of their names.
 
-    Lists of rows that a command did not use, ``*.problems.jsonl``, are no data and are left out, which a warning says.
+    A file belongs to the split that a folder below the directory is called after, or that its own name begins with:
+    train, test (also heldout) or validation (also valid, val, dev). Where any does, one split is read: the first of
+    ``splits`` that is there; else the files that belong to none; else the only split. Lists of unused rows and kept
+    answers (``NOT_DATA``) are no data. A warning names the files that are left out for these reasons or because of
+    their endings, as compressed ones.
+
+    Args:
+        splits: None reads all of them.
 
     Raises:
-        FatalError: there is none.
+        FatalError: there is no such file, or only those of several splits none of which is wanted.
     """
     every = sorted(file for file in directory.rglob("*") if file.is_file())
-    files = [file for file in every if _suffix(file) in SUFFIXES and not file.name.endswith(PROBLEMS_SUFFIX)]
-    unread = [str(file.relative_to(directory)) for file in every if _suffix(file) in _UNREAD_SUFFIXES]
-    names = _some(unread)
+    unread = [file for file in every if _suffix(file) in _UNREAD_SUFFIXES]
+    readable = [file for file in every if _suffix(file) in SUFFIXES]
+    lists = [file for file in readable if _is_list(file)]
+    files = [file for file in readable if not _is_list(file)]
     if not files:
-        there = f"; {names} cannot be read: unpack or convert what holds rows" if unread else ""
+        there = f"; {_some(unread, directory)} cannot be read: unpack or convert what holds rows" if unread else ""
+        there += (
+            f"; {_some(lists, directory)} are lists of unused rows or kept answers, by their names" if lists else ""
+        )
         raise FatalError(f"the directory {directory} holds no file that ends in {', '.join(SUFFIXES)}{there}")
-    if lists := [str(file.relative_to(directory)) for file in every if file.name.endswith(PROBLEMS_SUFFIX)]:
+    if lists:
         _warn_once(
-            f"{_some(lists)} of {directory}: not read, because lists of unused rows are called so; rename a file that "
-            "holds data"
+            f"{_some(lists, directory)} of {directory}: not read, because lists of unused rows and kept answers are "
+            "called so; rename a file that holds data"
         )
     if unread:
         _warn_once(
             f"{len(unread)} files of {directory} are not read, because their names do not end in "
-            f"{', '.join(SUFFIXES)}: {names}. Unpack or convert those that hold rows"
+            f"{', '.join(SUFFIXES)}: {_some(unread, directory)}. Unpack or convert those that hold rows"
         )
-    return files
+    return files if splits is None else _of_one_split(files, directory, splits)
 
 
-def _some(names: list[str]) -> str:
+def _is_list(file: Path) -> bool:
+    return any(fnmatch(file.name.lower(), pattern) for pattern in NOT_DATA)
+
+
+def _of_one_split(files: list[Path], directory: Path, splits: Sequence[str]) -> list[Path]:
+    by_split: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        by_split[_split_of(file.relative_to(directory))].append(file)
+    named = [split for split in by_split if split]
+    if not named:
+        return files
+    chosen = next((split for split in splits if split in named), "" if "" in by_split or len(named) > 1 else named[0])
+    if chosen not in by_split:
+        raise FatalError(
+            f"the directory {directory} has files of the splits {' and '.join(named)}, and none of "
+            f"{' or '.join(splits)}: name a file or a folder of it, as {by_split[named[0]][0]}"
+        )
+    if left := [file for split, some in by_split.items() if split != chosen for file in some]:
+        what = f"the split {chosen}" if chosen else "what belongs to no split"
+        _warn_once(
+            f"of {directory} {what} is read: {_some(by_split[chosen], directory)}. Left out: {_some(left, directory)}. "
+            f"To read another file or folder name it, as {left[0]}; to read all, give the files names that begin with "
+            "no split"
+        )
+    return by_split[chosen]
+
+
+def _split_of(file: Path) -> str:
+    """The split that a file belongs to by its folders, of which the outermost counts, or its name; "" where none is."""
+    folders = (_SPLITS.get(folder.lower()) for folder in file.parts[:-1])
+    begins = _SPLIT_OF_FILE.match(file.name.lower())
+    return next(filter(None, folders), _SPLITS[begins[1]] if begins else "")
+
+
+def _some(files: list[Path], directory: Path) -> str:
+    names = [str(file.relative_to(directory)) for file in files]
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
@@ -133,7 +186,7 @@ def _read_file(path: Path) -> Iterator[tuple[Place, Record | Unreadable]]:
             raise FatalError(f"cannot read {path}: there is no such file. Give {FORMS}")
     except FileNotFoundError:
         raise FatalError(f"cannot read {path}: there is no such file") from None
-    except (OSError, pa.ArrowException, csv.Error) as error:
+    except (OSError, pa.ArrowException) as error:
         raise FatalError(f"cannot read {path}: {error}") from None
 
 
@@ -174,15 +227,16 @@ def _read_text(path: Path) -> str:
 
 
 def _read_csv(path: Path, delimiter: str) -> Iterator[Record | Unreadable]:
-    csv.field_size_limit(sys.maxsize)  # the default of 128 KB would end the file at a long answer
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
-    header = next(reader, [])
+    rows = read_csv(_read_text(path), delimiter)
+    header = next(rows, list[str]())
+    if isinstance(header, str):
+        raise FatalError(f"cannot read {path}: the names of its columns cannot be read: {header}")
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise FatalError(f"{path} has two columns of the name {twice[0]!r}")
-    for cells in reader:
-        if not cells:
-            continue
-        if len(cells) == len(header):
+    for cells in rows:
+        if isinstance(cells, str):
+            yield Unreadable(cells)
+        elif len(cells) == len(header):
             yield {name: cell or None for name, cell in zip(header, cells, strict=True)}
         else:
             yield Unreadable(f"it has {len(cells)} values, and the first line names {len(header)} columns")

@@ -15,11 +15,13 @@ The columns of a record decide which of four forms it has:
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -111,7 +113,7 @@ def read_question_rows(
             if isinstance(record, Unreadable):
                 raise RowError("", record.reason)
             not_seen = {path for path in not_seen if _look_up(record, path) is _ABSENT}
-            if any(str(record.get(column, value)) != value for column, value in rules.where.items()):
+            if any(str(as_json(record.get(column, value))) != value for column, value in rules.where.items()):
                 raise RowError("", f"it does not match --where {dict(rules.where)}", "left out")
             yield parse_row(record, place, rules)
         except RowError as error:
@@ -132,7 +134,7 @@ def parse_row(record: Record, place: Place, rules: Rules) -> QuestionRow:
         found.values[ours], found.names[ours] = _look_up(record, path), path
         if ours in OURS and ours != "pass_rate":  # which stays a column of the row, whoever reads and writes it
             found.used.add(_split_path(path)[0])
-    values = {ours: value for ours, value in found.values.items() if value is not _ABSENT}
+    values = {ours: as_json(value) for ours, value in found.values.items() if value is not _ABSENT}
     try:
         return _parse_values(values, record, place, rules, found)
     except RowError as error:
@@ -177,7 +179,7 @@ def _parse_values(values: dict[str, Any], record: Record, place: Place, rules: R
             for ours in rules.columns
             if ours not in OURS and values.get(ours) is not None
         },
-        rating=rating if rating is None else float(rating),
+        rating=rating,
         id="" if values.get("id") is None else str(values["id"]),
         pass_rate=values.get("pass_rate"),
         rest=_rest(record, found.used | {"data_source"}),
@@ -197,10 +199,13 @@ def mean_pass_rate(row: QuestionRow, languages: Sequence[str]) -> float:
     rates = [rate for language, rate in by_language.items() if language in counted and rate is not None]
     if not rates:
         raise RowError("pass_rate", "it has no pass rate: scripts.data.pass_rate measures it", "pass rate")
+    shares = []
     for rate in rates:
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        share = _number(rate)
+        if share is None or not 0 <= share <= 1:
             raise RowError("pass_rate", f"it is no share between 0 and 1: {_quote(rate)}")
-    return float(mean(rates))  # exactly: three rates of 0.4 have the mean 0.4
+        shares.append(share)
+    return float(mean(shares))  # exactly: three rates of 0.4 have the mean 0.4
 
 
 def normal_form(messages: Sequence[Mapping[str, str]]) -> str:
@@ -236,6 +241,40 @@ def drop_repeated(rows: Sequence[QuestionRow], problems: Problems, *, by_id: boo
     return list(kept.values())
 
 
+def as_json(value: Any) -> Any:
+    """A value of a column as JSON would have it, in which commands write rows: so it means the same when read again.
+
+    A decimal becomes its digits, without an exponent and with the zeros at its end; a date or time its text; bytes that
+    are UTF-8 a text, as some programs write it to parquet; NaN becomes null, because pandas has it where a value is
+    missing. What JSON has, and any other value, stays as it is.
+    """
+    if isinstance(value, float | Decimal) and math.isnan(value):
+        return None
+    if isinstance(value, Decimal) and value.is_finite():
+        return format(value, "f")
+    if isinstance(value, datetime.date | datetime.time):  # a datetime is a date
+        return str(value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, list):
+        return [as_json(one) for one in value]
+    return {key: as_json(one) for key, one in value.items()} if isinstance(value, Mapping) else value
+
+
+def _number(value: Any) -> float | None:
+    """A number, also of a decimal or of a text, as CSV has it; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | str):
+        return None
+    try:
+        number = value if isinstance(value, int) else float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _find_values(record: Record) -> _Found:
     columns = set(record)
     if {"context", "response1", "response2"} <= columns:
@@ -254,9 +293,9 @@ def _find_values(record: Record) -> _Found:
 
 
 def _of_helpsteer3(record: Record) -> dict[str, Any]:
-    preference = record.get("overall_preference")
-    if not isinstance(preference, int | float):
-        raise RowError("overall_preference", f"it is not a number: {preference!r}")
+    preference = _number(record.get("overall_preference"))
+    if preference is None:
+        raise RowError("overall_preference", f"it is not a number: {_quote(record.get('overall_preference'))}")
     if preference == 0:
         raise RowError("overall_preference", "neither answer is preferred: overall_preference is 0", "left out")
     answer = record["response1" if preference < 0 else "response2"]
@@ -264,13 +303,13 @@ def _of_helpsteer3(record: Record) -> dict[str, Any]:
 
 
 def _of_care(record: Record) -> dict[str, Any]:
-    answer, rating = record.get("answer"), record["human_rating"]
-    if not answer and not isinstance(rating, int | float):
-        raise RowError("human_rating", f"it is not a number: {rating!r}")
+    answer, rating = record.get("answer"), _number(record["human_rating"])
+    if not answer and rating is None:
+        raise RowError("human_rating", f"it is not a number: {_quote(record['human_rating'])}")
     return {
         "question": record["question"],
         "answer": answer or record["response"],
-        "rating": math.inf if answer else float(rating),
+        "rating": math.inf if answer else rating,
         "language": record.get("language"),
         "region": record.get("culture"),
     }
@@ -332,9 +371,13 @@ def _parse_messages(value: Any) -> list[dict[str, str]]:
 
 def _parse_answer(value: Any) -> str:
     """The reference answer; a number becomes its text, as data sets of mathematics have it."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    return check_text(value, "answer")
+    return check_text(_text_of_number(value), "answer")
+
+
+def _text_of_number(value: Any) -> Any:
+    """The text of a number that is one; anything else stays as it is."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if is_number else value
 
 
 def parse_language(value: Any) -> str:
@@ -359,8 +402,7 @@ def _parse_texts(value: Any, key: str) -> list[str]:
             raise RowError(f"{key}[{number}]", "it is null")
         if one is None or (isinstance(one, str) and not one.strip()):
             continue
-        number_text = str(one) if isinstance(one, int | float) and not isinstance(one, bool) else one
-        found.append(check_text(number_text, key))
+        found.append(check_text(_text_of_number(one), key))
     return list(dict.fromkeys(found))
 
 
@@ -385,7 +427,7 @@ def check_text(value: Any, key: str, *, may_be_empty: bool = False) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A further column as rewards see it: texts as they are, what JSON has as JSON, anything else, as dates, by str.
+    """A further column as rewards see it: texts as they are, what JSON has as JSON, anything else by str.
 
     So a row means the same when it is read from JSON, to which a command may have written it.
     """

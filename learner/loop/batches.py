@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 
-from common.process import FatalError
 from common.progress import BRIEF_S, Activity
 from common.stood_still import stood_still_s
 from common.stopwatch import Stopwatch
 from learner.groups import Group
-from learner.loop.interrupts import Interrupts
+from learner.loop.interrupts import Interrupts, NobodyCame
 from learner.loop.publishing import Publishing
 from learner.ranks import Ranks
 from learner.work.server import WorkServer
@@ -51,7 +50,8 @@ class Batches:
             state: of the stopwatch, in which the wait counts.
 
         Raises:
-            FatalError: no group came in time; as ``EveryQuestionGivenUp`` where none can come any more.
+            NobodyCame: no group came in time.
+            EveryQuestionGivenUp: none can come any more.
             Interrupted: the process was asked to end.
         """
         deadline, accepted = time.monotonic() + self._timeout_s, self._server.accepted()
@@ -70,9 +70,11 @@ class Batches:
                 if (now_accepted := self._server.accepted()) > accepted:
                     deadline, accepted = time.monotonic() + self._timeout_s, now_accepted
                 if time.monotonic() > deadline:
-                    raise FatalError(
+                    oldest = self._server.describe_oldest()
+                    raise NobodyCame(
                         f"no group came within learner.group_timeout_s = {self._timeout_s:.0f} s: "
                         f"{self._server.counts()}, actors: {', '.join(self._server.members()) or 'none'}"
+                        f"{oldest and f'; {oldest}'}"
                     )
 
     def _progress(self) -> str:

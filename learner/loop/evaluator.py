@@ -22,13 +22,15 @@ from learner.loop.training_work import TrainingWork
 from learner.ranks import Ranks
 from learner.state import RunState
 from learner.work.admission import Limits
-from learner.work.questions import pick_evenly
+from learner.work.questions import digest_of_questions, pick_evenly
 from learner.work.scheduler import WorkQueue
 from learner.work.server import EveryQuestionGivenUp, WorkServer
 
 log = logging.getLogger("learner")
 
 _ATTEMPTS = 3  # a question handed back this often is left out
+_NEWCOMERS = 3  # times that actors come in the wait before an evaluation, after which it is left out
+_SETTINGS = "_settings"  # after the name of a set: its figures with sampled answers
 
 
 class EvaluationReport(Protocol):
@@ -51,7 +53,7 @@ class Evaluator:
         config: the section ``learner``.
         languages: of the run.
         question_sets: name -> questions; at most ``evaluate_questions`` of each set are asked, evenly spread.
-        state: has the router and the training queue.
+        state: has the router and the training queue, and remembers which evaluations were made.
         server: hands out the questions.
         training_work: what the server hands out otherwise.
         publishing: publishes before an evaluation between steps.
@@ -91,11 +93,57 @@ class Evaluator:
         }
         self._training_work, self._publishing, self._batches, self._ranks = training_work, publishing, batches, ranks
         self._limits, self._report, self._stopwatch, self._interrupts = limits, report, stopwatch, interrupts
+        asked = self._question_sets if config.evaluate else {}
+        self._digests = {name: digest_of_questions(questions) for name, questions in asked.items()}
 
     def is_due(self, step: int) -> bool:
         """Whether there is an evaluation after this step; the one after the last step is not meant."""
         every = self._config.evaluate_every
         return every > 0 and step % every == 0 and step < self._config.steps
+
+    def evaluate_before(self) -> None:
+        """Evaluates what no step has trained, and remembers what was found and of which questions.
+
+        Blocks and raises as :meth:`evaluate`.
+        """
+        self._state.evaluation_before = self.evaluate("before")
+        self._state.evaluated_before = self._digests
+
+    def comparable_before(self) -> dict[str, Any]:
+        """What :meth:`evaluate_before` found, of the sets whose questions are still those that are asked."""
+        others = self._other_sets()
+        return {
+            name: figures
+            for name, figures in self._state.evaluation_before.items()
+            if name.removesuffix(_SETTINGS) not in others
+        }
+
+    def _other_sets(self) -> list[str]:
+        """The sets of which other questions are asked now than before the first step, as far as that is known."""
+        before = self._state.evaluated_before
+        return [name for name, digest in self._digests.items() if before.get(name, digest) != digest]
+
+    def resume(self) -> None:
+        """Begins where a run goes on, after its policy was published and before training groups are handed out.
+
+        Warns where other questions are asked than before the first step, and makes the evaluation of the step that the
+        run goes on from, if that is due and was not made, as where it was interrupted. Blocks and raises as
+        :meth:`evaluate`.
+        """
+        for name in self._other_sets():
+            log.warning(
+                "the %s questions that are evaluated are not those that were before the first step: summary.json will "
+                "have no figures of %s before it", name, name,
+            )  # fmt: skip
+        step = self._state.step
+        if self.is_due(step) and self._state.evaluated_step != step:
+            log.info("making the evaluation after step %d, which has not been made", step)
+            self._evaluate_step()
+
+    def _evaluate_step(self) -> None:
+        step = self._state.step
+        self.evaluate(f"step-{step}")
+        self._state.evaluated_step = step
 
     def evaluate(self, when: str) -> dict[str, Any]:
         """Evaluates the published policy, with the server's queue taken away from training.
@@ -103,7 +151,7 @@ class Evaluator:
         Every question is answered greedily in each language of the run and in its own. With ``evaluate_samples`` it is
         then also answered by sampling, in languages that the policy chooses or is given.
 
-        Blocks until all questions are answered or given up; raises FatalError where no answers came for
+        Blocks until all questions are answered or given up; raises NobodyCame where no answers came for
         ``learner.group_timeout_s``, and Interrupted when the process is asked to end.
 
         Args:
@@ -127,42 +175,54 @@ class Evaluator:
             if self._config.evaluate_samples:
                 figures = self._evaluate_choices(f"{when}-{name}-settings", questions)
                 self._report.sampled_evaluation(self._state.step, name, figures)
-                results[f"{name}_settings"] = figures
+                results[name + _SETTINGS] = figures
         return results
 
     def publish_and_evaluate(self) -> float:
         """Publishes the newest step and evaluates it with no training group under way; finished ones wait.
 
         So no training group grows older for the evaluation: those that are out are waited for, and none is handed out
-        before its end. Where actors come or go meanwhile, it only publishes. Blocks and raises as :meth:`evaluate`.
+        before its end. Where actors come meanwhile, or lose their weights, all get the newest and the wait begins anew.
+        Where the groups do not come, it only publishes. Blocks and raises as :meth:`evaluate`.
 
         Returns:
             Seconds that belong to no step: those of the evaluation; 0 where there was none. The wait for the groups
             that were out and the publishing belong to the next step, which trains the tokens that came meanwhile.
         """
         step = self._state.step
-        what = "waiting for the groups that are under way, before an evaluation"
-        with self._stopwatch("wait"), Activity("learner", what, silent_s=BRIEF_S):
-            quiet = self._server.wait_until_all_finished(self._config.group_timeout_s, self._check)
-        if not quiet:
-            why = (
-                "an actor has come or lost its weights"
-                if self._server.has_newcomers()
-                else "groups are still under way, and none has come for learner.group_timeout_s = "
-                f"{self._config.group_timeout_s:.0f} s"
-            )
+        if why := self._wait_until_quiet():
             log.warning("no evaluation after step %d: %s", step, why)
-            self._publishing.publish(step)
+            self._publish_where_needed()
             return 0.0
         self._serve(_queue(0), self._training_work.make, self._training_work.enter_failure)  # nothing is handed out
-        self._publishing.publish(step)
+        self._publish_where_needed()
         began = time.monotonic()
-        self.evaluate(f"step-{step}")
+        self._evaluate_step()
         seconds = time.monotonic() - began
         with self._state.lock:
             self._state.queue.mark_published()
         self._training_work.serve()
         return seconds
+
+    def _wait_until_quiet(self) -> str:
+        """Waits until no training group is under way; returns why that cannot be waited for, empty where it could."""
+        what = "waiting for the groups that are under way, before an evaluation"
+        for _ in range(_NEWCOMERS):
+            with self._stopwatch("wait"), Activity("learner", what, silent_s=BRIEF_S):
+                if self._server.wait_until_all_finished(self._config.group_timeout_s, self._check):
+                    return ""
+            if not self._server.has_newcomers():
+                return (
+                    "groups are still under way, and none has come for learner.group_timeout_s = "
+                    f"{self._config.group_timeout_s:.0f} s"
+                )
+            self._publish_where_needed()
+        return f"an actor has come or lost its weights, {_NEWCOMERS} times while groups were waited for"
+
+    def _publish_where_needed(self) -> None:
+        """Publishes the newest step, unless every actor has it."""
+        if self._publishing.version != self._state.step or self._server.has_newcomers():
+            self._publishing.publish(self._state.step)
 
     def _check(self) -> None:
         self._interrupts.check()

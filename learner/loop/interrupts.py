@@ -1,12 +1,18 @@
-"""SIGTERM and SIGINT end a run early, at the next point where it can be saved."""
+"""What ends a run early, at a point where it can be saved: SIGTERM, SIGINT, and a wait for actors that was in vain."""
 
 from __future__ import annotations
 
 import signal
 
+from common.process import FatalError
+
 
 class Interrupted(Exception):
     """The run was asked to end early."""
+
+
+class NobodyCame(FatalError):
+    """A wait for actors, or for their groups, was in vain. Nothing is wrong with the run, so it is saved."""
 
 
 class Interrupts:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 
 from common.config import Config
-from common.process import FatalError
 from common.progress import BRIEF_S, Activity
 from common.stood_still import stood_still_s
 from common.stopwatch import Stopwatch
-from learner.loop.interrupts import Interrupts
+from learner.loop.interrupts import Interrupts, NobodyCame
 from learner.ranks import Ranks
 from learner.weights.adapter_publisher import AdapterPublisher
 from learner.weights.publisher import Published, Publisher
@@ -50,7 +49,7 @@ class Publishing:
         Blocks until each has them or was given up, and first until there is an actor.
 
         Raises:
-            FatalError: no actor came within ``actor.start_timeout_s``.
+            NobodyCame: no actor came within ``actor.start_timeout_s``.
             Interrupted: the process was asked to end.
         """
         self._wait_for_an_actor()
@@ -91,7 +90,7 @@ class Publishing:
                 deadline += stood_still_s(began, _POLL_S)
                 self._interrupts.check()
                 if time.monotonic() > deadline:
-                    raise FatalError(
+                    raise NobodyCame(
                         f"no actor came to {address} within actor.start_timeout_s = "
                         f"{self._config.actor.start_timeout_s:.0f} s: {missing}"
                     )

@@ -99,8 +99,12 @@ class Reporting:
         steps = max(self._state.step - self._first_step, 1)
         self._step_seconds = time_per_step(self._first_seconds, self._seconds(), steps)
 
-    def summary(self, evaluation_after: Mapping[str, Any]) -> None:
-        """Audits the ledger and writes ``summary.json``."""
+    def summary(self, evaluation_before: Mapping[str, Any], evaluation_after: Mapping[str, Any]) -> None:
+        """Audits the ledger and writes ``summary.json``.
+
+        Args:
+            evaluation_before: of the sets whose questions are those of ``evaluation_after``.
+        """
         self._state.ledger.flush()
         path, queue, step = self._config.run.dir / LEDGER_FILE, self._state.queue, self._state.step
         last_third = read_routed(path, step - step // 3)  # earlier choices say less of what the router has learned
@@ -109,6 +113,7 @@ class Reporting:
             self._state,
             audit(path, queue.next_sequence, queue.untaken()),
             routed_pairs(last_third, self._questions, self._state.router),
+            evaluation_before,
             evaluation_after,
             self._bound,
             Measured(

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from learner.groups import Group
 
 DIRECTORY = "evaluations"  # below run.dir; one file NAME-SET.jsonl for each evaluation and set of questions
+
+
+def undo(directory: Path, step: int) -> None:
+    """Removes what is there of evaluations after later steps than ``step``, which a resume undoes.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in directory.glob("step-*.jsonl"):
+        found = re.match(r"step-(\d+)-", path.name)
+        if found and int(found[1]) > step:
+            path.unlink()
 
 
 def rewards_as_lines(groups: Sequence[Group]) -> str:

@@ -129,7 +129,7 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
 
 
 def _reward_std(group: Group) -> float:
-    """The standard deviation of a group's scored rewards, which is what its advantages are made of; 0 without any."""
+    """The standard deviation of a group's scored rewards, with ``ddof`` 0; 0 without any."""
     rewards = [rollout.score.reward for rollout in group.rollouts if rollout.score.scored]
     return float(np.std(rewards)) if rewards else 0.0
 
@@ -154,7 +154,7 @@ def flow_metrics(
     """Who works, who waits, and how many tokens come from where.
 
     Args:
-        tokens: response tokens of the step.
+        tokens: response tokens of the step's groups, trained or not.
         window: what happened in the last seconds.
         rates: tokens/s of each actor in the window.
     """

@@ -80,6 +80,9 @@ class Report:
         with self._files.writing(settings):
             settings.parent.mkdir(parents=True, exist_ok=True)
             replace_text(settings, config.model_dump_json(indent=2) + "\n")
+        of_evaluations = config.run.dir / evaluations.DIRECTORY
+        with self._files.writing(of_evaluations):
+            evaluations.undo(of_evaluations, begin)
         self._router_log = RouterLog(config.run.dir / "router.jsonl", begin, self._files)
 
     def begin(self, seconds: TimeByState) -> None:

@@ -38,6 +38,7 @@ def summarise(
     state: RunState,
     audit: Audit,
     pairs: Sequence[tuple[str, str]],
+    evaluation_before: Mapping[str, Any],
     evaluation_after: Mapping[str, Any],
     staleness_bound: int,
     measured: Measured,
@@ -47,11 +48,13 @@ def summarise(
     Args:
         audit: of its ledger.
         pairs: region and language of every routed answer, as :func:`routed_pairs` gives them.
-        evaluation_after: set of questions -> its figures; empty without an evaluation, and then its keys are None.
+        evaluation_before: set of questions -> its figures, where the same questions were asked before the first step as
+            after the last; a set that it does not have is None in the summary.
+        evaluation_after: as ``evaluation_before``.
         staleness_bound: largest lag that the present settings allow, in policy updates. The summary has the largest of
             all steps, which may have had other settings.
     """
-    totals, before = state.totals, state.evaluation_before
+    totals, before = state.totals, evaluation_before
     bits, bits_by_chance = mutual_information(list(pairs))
     return {
         "steps": state.step,
@@ -73,7 +76,7 @@ def summarise(
         "routed_by_region": _count_by_region(pairs),
         "region_language_bits": bits,
         "region_language_bits_shuffled": bits_by_chance,
-        "tokens_per_second": totals.response_tokens / max(totals.loop_s, 1e-9),
+        "tokens_per_second": totals.response_tokens / max(totals.loop_s, 1e-9),  # of the groups, trained or not
         "bottleneck": measured.bottleneck,
         "time_shares": {process: shares(states) for process, states in measured.seconds.items()},
         "evaluation_before": before,

@@ -80,7 +80,7 @@ class Measurement:
     Args:
         at_s: when, on a monotonic clock.
         times: seconds in each state since the processes started.
-        tokens: response tokens trained so far, by the actor that generated them.
+        tokens: response tokens of the steps' groups so far, trained or not, by the actor that generated them.
     """
 
     at_s: float
@@ -94,7 +94,7 @@ class WindowTotals:
 
     elapsed_s: float
     times: TimeByState  # seconds in each state
-    tokens: Counter[str]  # response tokens trained, by the actor that generated them
+    tokens: Counter[str]  # response tokens of the steps' groups, trained or not, by the actor that generated them
 
 
 class TimeWindow:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
-def noise_share(group_norms: Sequence[float], norm: float) -> float:
+def noise_share(group_norms: Sequence[float], norm: float) -> float | None:
     """The share of the squared norm of a gradient that is noise.
 
     The gradient G = Σ g_i of an optimizer step is a sum over n prompt groups, which are drawn at random. The expected
@@ -17,9 +18,15 @@ def noise_share(group_norms: Sequence[float], norm: float) -> float:
     gradient; near 1 or above, it is noise. The gradient noise scale (arXiv 1812.06162) is n V / (|G|² - V) groups.
 
     Args:
-        group_norms: [n] |g_i|, the norm of what each group adds to the gradient; n >= 2.
-        norm: |G|, not 0.
+        group_norms: [n] |g_i|, the norm of what each group adds to the gradient.
+        norm: |G|.
+
+    Returns:
+        The share; None where there is none to tell: of fewer than two groups, of a gradient of 0, and where one of the
+        norms is not finite.
     """
     groups = len(group_norms)
+    if groups < 2 or not 0 < norm < math.inf or not all(map(math.isfinite, group_norms)):
+        return None
     squares = sum(one * one for one in group_norms)
     return groups / (groups - 1) * (squares / (norm * norm) - 1 / groups)

@@ -58,8 +58,9 @@ def diversity(chosen: Sequence[str], kept: Bools, before: Mapping[str, float], e
         [n] float64.
     """
     shares = running_shares([one for one in chosen if one], before, ema)
-    least = min((shares[one] for one, good in zip(chosen, kept, strict=True) if good), default=0.0)
-    return np.array([least / shares[one] if good else 0.0 for one, good in zip(chosen, kept, strict=True)])
+    counted = [bool(good and one) for one, good in zip(chosen, kept, strict=True)]
+    least = min((shares[one] for one, good in zip(chosen, counted, strict=True) if good), default=0.0)
+    return np.array([least / shares[one] if good else 0.0 for one, good in zip(chosen, counted, strict=True)])
 
 
 def success(languages: Sequence[str], right: Bools) -> Floats:

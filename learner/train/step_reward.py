@@ -119,7 +119,7 @@ class StepReward:
         step = make_step(batch, number, self._steps)
         try:
             values, after = self._term(step, dict(state))
-        except Exception as error:  # whatever somebody else's code raises is told with its place
+        except (Exception, SystemExit) as error:  # whatever somebody else's code raises is told with its place
             reason = describe_failure(error, self._path)
             raise FatalError(f"learner.step_reward failed in step {number}: {reason}") from error
         try:

@@ -165,7 +165,7 @@ class Trainer:
             by_actor=sums.means_along(2, axes.actors),
             fill=sum(map(len, samples)) * self._config.passes / room,
             grad_norm=sum(shown) / len(shown),
-            gradient_noise=noise_share(group_norms, norms[0]) if len(group_norms) > 1 and norms[0] > 0 else None,
+            gradient_noise=noise_share(group_norms, norms[0]),
             lr=lr,
             problem=problems[0] if problems else "",
             skipped=frozenset({sample.group for sample in samples} - taken),

@@ -97,6 +97,7 @@ class ActorRegistry:
         self._names: dict[str, str] = {}  # of the actors that are present, by life
         self._lease_timeout_s = lease_timeout_s
         self._lease_numbers = itertools.count()
+        self._given_back: dict[int, tuple[wire.Work, str]] = {}  # by sequence number, with the newest reason
 
     def serve(self, served: ServedQueue) -> None:
         """Leases from this queue from now on. The leases on the queue before it end, and their answers are refused."""
@@ -104,6 +105,7 @@ class ActorRegistry:
             if self.served is not None:
                 self.served.queue.release_all(name)
             actor.leases.clear()
+        self._given_back.clear()
         self.served = served
         self._ask_again_for_stale()
 
@@ -292,6 +294,7 @@ class ActorRegistry:
         group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
         accepted = self.served.queue.submit(work.sequence, name, group)
         self.accepted += accepted
+        self._given_back.pop(work.sequence, None)
         return accepted
 
     def is_untrustworthy(self, name: str) -> bool:
@@ -319,6 +322,21 @@ class ActorRegistry:
     def all_finished(self) -> bool:
         """Whether no group that was handed out is unfinished; finished ones may still wait for their step."""
         return self.served is None or len(self.served.queue.untaken()) == len(self.served.queue.finished())
+
+    def describe_oldest(self) -> str:
+        """The oldest group that is leased or was given back: its row, who has it, and why it was given back last.
+
+        Empty where there is none.
+        """
+        leased = {work.sequence: (work, name) for name, actor in self.actors.items() for work in actor.leases.values()}
+        if not leased and not self._given_back:
+            return ""
+        sequence = min({*leased, *self._given_back})
+        work, holder = leased.get(sequence) or (self._given_back[sequence][0], "")
+        where = f"is with actor {holder}" if holder else "waits for an actor"
+        _, reason = self._given_back.get(sequence, (work, ""))
+        before = f"; it was given back before: {reason}" if reason else ""
+        return f"the oldest is group {sequence}, of row {work.question.index}, which {where}{before}"
 
     def counts(self) -> dict[str, int]:
         """Numbers of groups of the served queue; empty if there is none.
@@ -358,11 +376,13 @@ class ActorRegistry:
 
     def _release(self, name: str, work: wire.Work, reason: str, cause: wire.Cause = "unforeseen") -> None:
         assert self.served is not None  # there are no leases without a queue
+        self._given_back[work.sequence] = work, reason
         if self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause)):
             self._report_failed(work, reason)
 
     def _report_failed(self, work: wire.Work, reason: str) -> None:
         assert self.served is not None
+        self._given_back.pop(work.sequence, None)
         log.error("group %s has failed for good: %s", work.id, reason)
         self.served.on_failed(work.sequence, reason)
 

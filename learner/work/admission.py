@@ -58,11 +58,16 @@ def find_problem(work: Work, rollouts: list[Rollout], limits: Limits, newest_ver
 
 
 def _find_strange_name(work: Work, rollouts: list[Rollout], limits: Limits) -> str:
-    """The problem with a name that an actor gives, which becomes one of a metric; empty if there is none."""
+    """The problem with a name that an actor gives, of a language or of a term, which becomes one of a metric.
+
+    Empty if there is none.
+    """
     for number, (asked, rollout) in enumerate(zip(work.languages, rollouts, strict=True), start=1):
         language, terms = rollout.language, rollout.score.terms
         if asked == POLICY_CHOOSES and limits.languages and language and language not in limits.languages:
             return f"answer {number}: the policy cannot have chosen {language[:_SHOWN]!r}: not in run.languages"
+        if not language and rollout.score.compliant:
+            return f"answer {number}: it names no language, and is said to be in the one that it names"
         if terms and (len(terms) > _MOST_TERMS or max(map(len, terms)) > _LONGEST_NAME):
             return (
                 f"answer {number}: {len(terms)} terms of the reward, or one with a name of over {_LONGEST_NAME} letters"

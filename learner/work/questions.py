@@ -240,6 +240,11 @@ def hash_questions(questions: list[Question], seed: int) -> str:
     return hashlib.sha256(encode([seed, *questions])).hexdigest()
 
 
+def digest_of_questions(questions: Sequence[Question]) -> str:
+    """Of everything that these questions are, in their order."""
+    return hashlib.sha256(encode([*questions])).hexdigest()
+
+
 class ShuffledQuestions:
     """The questions in the order in which a run asks them: one epoch after the other, each shuffled anew.
 

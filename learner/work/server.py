@@ -199,6 +199,11 @@ class WorkServer:
         with self.lock:
             return self._registry.counts()
 
+    def describe_oldest(self) -> str:
+        """The oldest group that is leased or was given back, as ``ActorRegistry.describe_oldest`` has it."""
+        with self.lock:
+            return self._registry.describe_oldest()
+
     def update_status(self, line: str, rates: dict[str, float]) -> None:
         """Sets the line of the newest step and the tokens/s by actor, for whoever asks for the status of the run."""
         with self.lock:

@@ -7,25 +7,35 @@ docs/rewards.md shows how to write one.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from common.answer import Answer
 from common.config import ConfigError
 from common.process import FatalError
+from common.threads import start_in_thread
 from common.user_code import describe_failure, load_user_object, user_file
 from common.wire import Chat, ScoreRequest
 from reward.gate import Decision
-from reward.terms.missing import NEVER, Never, begin_group
+from reward.scored import UnscoredError
+from reward.terms.missing import NEVER, Failures, Never, begin_group
 from reward.terms.tools import Tools
 
 logger = logging.getLogger("reward")
 
 _SHOWN = 80  # characters of a question in a message
+_VALUES_SHOWN = 200  # characters of what a function returned
+_FEW = 4  # calls left behind, at most, with which a reward process counts as one that gets on
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,10 @@ GroupReward: TypeAlias = Callable[[Group, Tools], Awaitable[Parts] | Parts]
 
 
 class RewardFunctionError(ValueError):
-    """A reward function failed on a question, or returned what is not a result. The message names file and line."""
+    """A reward function failed on a question, did not end, or returned what is not a result.
+
+    The message names the function's file and the question, and the line where there is one.
+    """
 
 
 class Found(NamedTuple):
@@ -92,15 +105,49 @@ class Found(NamedTuple):
 
     Attributes:
         parts: None where the answer cannot be scored.
+        quality: what the parts are worth together; None where the answer cannot be scored.
         lasting: whether that is so for a reason that another time will not change.
     """
 
     parts: dict[str, float] | None
+    quality: float | None = None
     lasting: bool = False
+
+
+class LeftBehind:
+    """The calls that still run although nobody waits for them any more. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: dict[object, float] = {}  # monotonic time at which each was left
+
+    def add(self, call: concurrent.futures.Future[Any] | asyncio.Future[Any]) -> None:
+        """From now on this call is one of them, until it ends."""
+        with self._lock:
+            self._since[call] = time.monotonic()
+        call.add_done_callback(self._forget)  # at once where it has just ended
+
+    def _forget(self, call: object) -> None:
+        with self._lock:
+            self._since.pop(call, None)
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def stalled_s(self) -> float:
+        """For how many seconds there have been more than a few; 0 where there are not."""
+        with self._lock:
+            left = sorted(self._since.values())
+        return time.monotonic() - left[_FEW] if len(left) > _FEW else 0.0
 
 
 class CustomReward:
     """Calls the user's function. A plain function, which may block, runs in a thread; an ``async`` one in the loop.
+
+    Each call of a plain function has a thread of its own, so one that hangs costs its own question and no other. What
+    a function returns is awaited if it can be, so it may also wrap an ``async`` one.
+
+    ``counts`` holds the calls that had not ended at their deadline as ``function_hung``.
 
     Args:
         where: ``FILE.py:NAME``. A class is called without arguments, and its object is then called for each group.
@@ -112,42 +159,117 @@ class CustomReward:
     """
 
     def __init__(self, where: str, parts: Mapping[str, float], bounded: bool = False) -> None:
-        self._path, self._parts, self._bounded = user_file(where), dict(parts), bounded
+        self._where, self._path, self._parts, self._bounded = where, user_file(where), dict(parts), bounded
         self._function: Any = load_user_object(where, "reward.function")
         if not callable(self._function):
             raise ConfigError(f'reward.function = "{where}": it cannot be called')
         call = self._function if inspect.isroutine(self._function) else type(self._function).__call__
         self._unexplained = 0
         self._in_thread = not inspect.iscoroutinefunction(call)
+        self._left = LeftBehind()
+        self._longest_s = 0.0  # of the calls that have ended by themselves
+        self.counts: Counter[str] = Counter()  # changed in the event loop alone
 
     async def __call__(
-        self, request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision], tools: Tools
+        self,
+        request: ScoreRequest,
+        answers: Sequence[Answer],
+        decisions: Sequence[Decision],
+        tools: Tools,
+        within_s: float = math.inf,
     ) -> list[Found]:
         """The parts of each answer.
 
         What is missing is missing for good where the function says so, and where nothing failed while it worked but
         what the tools would fail to give the next time, too.
 
+        Args:
+            within_s: how long the function may take.
+
         Raises:
-            RewardFunctionError: the function raised an error, or returned something else.
+            RewardFunctionError: the function raised an error, returned something else, or has not ended in time.
+            UnscoredError: it has not ended in time, and another time it may: tools were slow, or it had less than half
+                of the request's time, or less than it has taken before.
             FatalError: raised by a tool, when the process cannot go on.
         """
         group, failures = _as_group(request, answers, decisions), begin_group()
-        try:
-            if self._in_thread:
-                result = await asyncio.to_thread(self._function, group, tools)
-            else:
-                result = await self._function(group, tools)
-        except FatalError:
-            raise
-        except Exception as error:  # whatever somebody else's code raises is told with its place, and the run goes on
-            raise RewardFunctionError(f"{describe_failure(error, self._path)} ({_question(request)})") from error
+        fair_s = max(self._longest_s, request.deadline_s / 2)
+        result = await self._call(group, tools, failures, within_s, fair_s, _question(request))
         if problem := self._problem(result, len(answers)):
             raise RewardFunctionError(f"{self._path} {problem} ({_question(request)})")
-        found = [_found(one, failures.lasting) for one in result]
+        found = [self._found(one, failures.lasting) for one in result]
+        for number, one in enumerate(found, 1):
+            if one.quality is not None and not math.isfinite(one.quality):
+                raise RewardFunctionError(
+                    f"{self._where} returned {_shown(one.parts)} for answer {number}, which add up to {one.quality} "
+                    f"with the weights of reward.parts ({_question(request)})"
+                )
         if not failures.any and any(one.parts is None and not one.lasting for one in found):
             self._tell_unexplained(request)
         return found
+
+    def stalled_s(self) -> float:
+        """For how many seconds more than a few calls have hung, which take their time and memory from all others."""
+        return self._left.stalled_s()
+
+    async def _call(
+        self, group: Group, tools: Tools, failures: Failures, within_s: float, fair_s: float, question: str
+    ) -> Any:
+        """What the function returns.
+
+        It runs in a task of its own, which can be left behind: a coroutine may hold off its cancellation for ever.
+
+        Args:
+            fair_s: with less time than this it is not to blame.
+        """
+        began = time.monotonic()
+        thread: concurrent.futures.Future[Any] | None = None
+        if self._in_thread:
+            thread = start_in_thread(partial(self._call_plainly, group, tools, question))
+        task = asyncio.create_task(self._result(group, tools, thread, question))
+        try:
+            await asyncio.wait({task}, timeout=None if within_s == math.inf else within_s)
+            if task.cancelled():
+                raise RewardFunctionError(f"{self._where} cancelled itself ({question})")
+            took_s = time.monotonic() - began
+            if task.done():
+                self._longest_s = max(self._longest_s, took_s)
+                return task.result()
+            held_up = failures.held_up  # read before the cancellation ends the calls of tools
+        finally:
+            if not task.done():
+                task.cancel()
+                self._left.add(thread if thread is not None and not thread.done() else task)
+        self.counts["function_hung"] += 1
+        slow = f"{self._where} has not ended within {within_s:.1f} s"
+        if held_up or within_s < fair_s:
+            reason = "it waits for its tools" if held_up else "the rest of the work left it no more"
+            raise UnscoredError(f"{slow}: {reason} ({question})")
+        others = f"; {len(self._left)} calls of it that were given up still run" if len(self._left) > 1 else ""
+        raise RewardFunctionError(f"{slow} ({question}){others}")
+
+    async def _result(
+        self, group: Group, tools: Tools, thread: concurrent.futures.Future[Any] | None, question: str
+    ) -> Any:
+        with self._blamed(question):
+            result = await asyncio.wrap_future(thread) if thread is not None else self._function(group, tools)
+            return await result if inspect.isawaitable(result) else result
+
+    def _call_plainly(self, group: Group, tools: Tools, question: str) -> Any:
+        with self._blamed(question):
+            return self._function(group, tools)
+
+    @contextmanager
+    def _blamed(self, question: str) -> Iterator[None]:
+        """Turns whatever the function raises into the error that names its place."""
+        try:
+            yield
+        except (FatalError, RewardFunctionError, GeneratorExit):
+            raise
+        except BaseException as error:  # somebody else's code may raise anything, as by exit(), and the run goes on
+            if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+                raise
+            raise RewardFunctionError(f"{describe_failure(error, self._path)} ({question})") from error
 
     def _tell_unexplained(self, request: ScoreRequest) -> None:
         self._unexplained += 1
@@ -159,9 +281,9 @@ class CustomReward:
             )  # fmt: skip
 
     def value(self, parts: Mapping[str, float]) -> float:
-        """sum of w_j part_j over the parts j, cut to [0, 1] where it is bounded."""
+        """sum of w_j part_j over the parts j, cut to [0, 1] where it is bounded, unless it is not finite."""
         total = sum(weight * parts[name] for name, weight in self._parts.items())
-        return min(1.0, max(0.0, total)) if self._bounded else total
+        return min(1.0, max(0.0, total)) if self._bounded and math.isfinite(total) else total
 
     def _problem(self, result: Any, answers: int) -> str:
         if not isinstance(result, Sequence) or len(result) != answers:
@@ -171,24 +293,44 @@ class CustomReward:
             if one is None or one is NEVER:
                 continue
             if not isinstance(one, Mapping) or set(one) != set(self._parts):
-                names = sorted(map(str, one)) if isinstance(one, Mapping) else repr(one)
+                names = sorted(map(str, one)) if isinstance(one, Mapping) else _shown(one)
                 return f"returned {names} for answer {number}; reward.parts names {sorted(self._parts)}"
-            try:
-                finite = all(value is None or value is NEVER or math.isfinite(value) for value in one.values())
-            except TypeError:
-                finite = False
-            if not finite:
-                return f"returned {dict(one)} for answer {number}; values must be finite numbers, None or tools.never"
+            if not all(value is None or value is NEVER or _is_finite(value) for value in one.values()):
+                return f"returned {_shown(one)} for answer {number}; values must be finite numbers, None or tools.never"
         return ""
 
+    def _found(self, given: Mapping[str, Part] | Never | None, failed_for_good: bool) -> Found:
+        if given is None or given is NEVER:
+            return Found(None, lasting=given is NEVER or failed_for_good)
+        known = {name: float(value) for name, value in given.items() if value is not None and value is not NEVER}
+        if len(known) == len(given):
+            return Found(known, self.value(known))
+        return Found(None, lasting=failed_for_good or any(value is NEVER for value in given.values()))
 
-def _found(given: Mapping[str, Part] | Never | None, failed_for_good: bool) -> Found:
-    if given is None or given is NEVER:
-        return Found(None, given is NEVER or failed_for_good)
-    known = {name: float(value) for name, value in given.items() if value is not None and value is not NEVER}
-    if len(known) == len(given):
-        return Found(known)
-    return Found(None, failed_for_good or any(value is NEVER for value in given.values()))
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except Exception:  # no number, one too large for a float, or whatever an object of somebody else's class raises
+        return False
+
+
+def _shown(given: Any) -> str:
+    """What a function returned for an answer, as a message shows it."""
+    try:
+        text = str(dict(given)) if isinstance(given, Mapping) else repr(given)
+    except Exception:  # an object of somebody else's class, or an integer of more digits than Python writes
+        return f"a {type(given).__name__} that cannot be written out"
+    return text if len(text) <= _VALUES_SHOWN else f"{text[:_VALUES_SHOWN]}…"
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody has asked for the end of the task that runs; False in a thread without any."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs here
+        return False
+    return task is not None and task.cancelling() > 0
 
 
 def _as_group(request: ScoreRequest, answers: Sequence[Answer], decisions: Sequence[Decision]) -> Group:

@@ -21,7 +21,8 @@ def make_judge(tools: Tools) -> TermFunction:
     """A function that has answers graded by ``reward.judges``: a grade as a share of ``reward.judge_scale``.
 
     An answer that no endpoint grades in time has the value None. One that an endpoint refuses, as where it is too long
-    for the judge, has the value nan: it would be refused the next time, too.
+    for the judge, or to which it gives no grade however often it is asked, has the value nan: it would have none the
+    next time, too.
 
     Raises:
         ConfigError: there are no judges, or the prompt names a field that is unknown.
@@ -43,7 +44,7 @@ def make_judge(tools: Tools) -> TermFunction:
         read = partial(read_grade, least=least, most=most)
         found = await tools.judge_or_failure([{"role": "user", "content": asked}], read)
         if isinstance(found, Failure):
-            return math.nan if found.kind == "refused" else None
+            return math.nan if found.lasting else None
         return (found - least) / (most - least)
 
     async def values(given: Sequence[TermInput]) -> list[float | None]:

@@ -1,13 +1,15 @@
 """What tells a value that is missing now from one that will never be there.
 
 A judge that does not answer, and a verifier that is busy, may be there later: their groups are scored again. A judge
-that refuses a question, and an embedder that gives no numbers for a text, would do the same the next time. The tools of
-a reward function note which of the two happened while it worked, and a function may say itself that a value will never
-be there, by :data:`NEVER`.
+that refuses a question, or answers it with no grade each time, and an embedder that gives no numbers for a text, would
+do the same the next time. The tools of a reward function note which of the two happened while it worked, and a function
+may say itself that a value will never be there, by :data:`NEVER`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
@@ -31,15 +33,22 @@ class Failures:
     Attributes:
         for_now: values that may be there later.
         for_good: values that would be missing the next time, too.
+        waiting: calls of tools that have not ended yet.
     """
 
     for_now: int = 0
     for_good: int = 0
+    waiting: int = 0
 
     @property
     def any(self) -> bool:
         """Whether a tool failed at all."""
         return bool(self.for_now or self.for_good)
+
+    @property
+    def held_up(self) -> bool:
+        """Whether it was, or is, the tools that take long: another time they may be quicker."""
+        return bool(self.for_now or self.waiting)
 
     @property
     def lasting(self) -> bool:
@@ -64,3 +73,17 @@ def note(*, for_now: int = 0, for_good: int = 0) -> None:
     if failures is not None:
         failures.for_now += for_now
         failures.for_good += for_good
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Surrounds a call of a tool, so that nobody is blamed for the time that it takes."""
+    failures = _of_group.get()
+    if failures is None:
+        yield
+        return
+    failures.waiting += 1
+    try:
+        yield
+    finally:
+        failures.waiting -= 1

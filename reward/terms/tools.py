@@ -23,7 +23,7 @@ from common.symbols import without_symbols
 from reward.calibration.formulas import Calibration
 from reward.gate import ComplianceGate
 from reward.terms.math import MathVerifier
-from reward.terms.missing import NEVER, note
+from reward.terms.missing import NEVER, note, waiting
 from reward.terms.verifying import VerifyingQueue
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ class Tools:
 
         Returns:
             None where no endpoint gave a usable answer in time: the value is missing, which is not 0. Where an endpoint
-            refused the messages, and nothing else failed, a group whose answers are missing is not scored again.
+            refused the messages, or gave no answer that could be used, and nothing else failed, a group whose answers
+            are missing is not scored again.
 
         Raises:
             ValueError: there are no judges.
@@ -111,17 +112,17 @@ class Tools:
         return None if isinstance(found, Failure) else found
 
     async def judge_or_failure(self, messages: Conversation, read: Callable[[str], T]) -> T | Failure:
-        """As :meth:`judge`, with the reason in place of None: a judge that refuses a question does so every time.
+        """As :meth:`judge`, with the reason in place of None, which tells what another time would not change.
 
         Raises:
             ValueError: there are no judges.
         """
         if not self.config.judges:
             raise ValueError('a judge is asked, but reward.judges names none: set it to ["MODEL@URL"]')
-        found = await self._endpoints.ask(messages, read)
+        with waiting():
+            found = await self._endpoints.ask(messages, read)
         if isinstance(found, Failure):
-            refused = found.kind == "refused"
-            note(for_now=not refused, for_good=refused)
+            note(for_now=not found.lasting, for_good=found.lasting)
             failed = self._endpoints.counts["failed"]
             if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
                 logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
@@ -137,28 +138,29 @@ class Tools:
             [n, dimension] float32, rows of length 1; nan in the row of a text for which the embedder gave no numbers.
         """
         future: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
-        waiting = self._waiting[keep]
-        waiting.append((list(texts), future))
-        if len(waiting) == 1:
+        together = self._waiting[keep]
+        together.append((list(texts), future))
+        if len(together) == 1:
             task = asyncio.create_task(self._embed_waiting(keep))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        vectors = await future
+        with waiting():
+            vectors = await future
         note(for_good=int(np.isnan(vectors).any(axis=1).sum()))
         return vectors
 
     async def _embed_waiting(self, keep: bool) -> None:
         await asyncio.sleep(_GATHER_S)
-        waiting, self._waiting[keep] = self._waiting[keep], []
+        together, self._waiting[keep] = self._waiting[keep], []
         try:
-            vectors = await self._embed_batch([text for texts, _ in waiting for text in texts], keep)
+            vectors = await self._embed_batch([text for texts, _ in together for text in texts], keep)
         except Exception as error:  # whatever the encoder raises is for those who wait for it
-            for _, future in waiting:
+            for _, future in together:
                 if not future.done():
                     future.set_exception(error)
             return
         start = 0
-        for texts, future in waiting:
+        for texts, future in together:
             if not future.done():
                 future.set_result(vectors[start : start + len(texts)])
             start += len(texts)
@@ -186,12 +188,13 @@ class Tools:
 
     async def verify_all(self, answers: Sequence[tuple[str, list[str], str]]) -> list[float | None]:
         """:meth:`verify` for many answers at a time, each with its accepted ones and its language."""
-        async with self._starting:
-            if self._verifying is None:
-                await asyncio.to_thread(self.start_verifier)
-        queue = self._verifying
-        assert queue is not None
-        found = list(await asyncio.gather(*(queue.verify(*answer) for answer in answers)))
+        with waiting():
+            async with self._starting:
+                if self._verifying is None:
+                    await asyncio.to_thread(self.start_verifier)
+            queue = self._verifying
+            assert queue is not None
+            found = list(await asyncio.gather(*(queue.verify(*answer) for answer in answers)))
         note(for_now=found.count(None))
         return found
 

@@ -55,7 +55,7 @@ from scripts.data.answering import (
     scored_by,
 )
 from scripts.data.digests import how_answered
-from scripts.data.tables import check_holds, write
+from scripts.data.tables import OutOption, check_holds, write
 from scripts.ops.command_line import command
 
 Part = Literal["thought", "answer", "whole"]
@@ -245,9 +245,7 @@ def told(found: Anchored, plan: Plan) -> str:
 def main(
     context: typer.Context,
     *,
-    out: Annotated[
-        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
-    ],
+    out: OutOption,
     columns: Annotated[
         list[str],
         typer.Option("--write", metavar="COLUMN=PART", help="PART: thought, answer or whole. May be repeated."),

@@ -41,6 +41,7 @@ from scripts.data.calibration_report import report
 from scripts.data.parallel_texts import Texts, halves, read_parallel, translate_references
 from scripts.data.prepare import pairs
 from scripts.data.similarity_samples import pair_statistics, quantiles, sample_pairs
+from scripts.data.tables import name_problem
 from scripts.ops.command_line import command
 
 _LEAST = 20  # equivalent texts below which a pair is said to have too little data
@@ -99,8 +100,10 @@ def main(
     out: Annotated[Path, typer.Option(help="CSV file to write; the other files go beside it.")],
     embedder: Annotated[str, typer.Option(help="As reward.embedder.")] = "use",
     device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of mismatched pairs, halves and resamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of mismatched pairs, halves and resamples.")] = 0,
 ) -> None:
+    if problem := name_problem(out, ".csv"):
+        raise FatalError(f"--out: {problem}")
     if parallel is not None and not references:
         if language:
             raise FatalError("--language belongs to --references; --parallel has a column of languages")

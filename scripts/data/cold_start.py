@@ -37,7 +37,7 @@ from reward.terms.math import MathVerifier
 from scripts.data.endpoint import Endpoint
 from scripts.data.prepare import pairs
 from scripts.data.sources import read, tell
-from scripts.data.tables import write
+from scripts.data.tables import OutOption, write
 from scripts.ops.command_line import command
 from scripts.world.templates import OPENINGS
 
@@ -163,14 +163,12 @@ def main(
     ] = None,
     columns: Annotated[str, typer.Option(help="OURS=THEIRS,... of --questions, as for scripts.data.prepare.")] = "",
     term: Annotated[Literal["math", "exact", "contains"], typer.Option(help="What verifies an answer.")] = "math",
-    each: Annotated[int, typer.Option(help="Traces that are wanted in each language.")] = 500,
-    temperature: Annotated[float, typer.Option(help="Sampling temperature of the teacher.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="Longest trace.")] = 4096,
+    each: Annotated[int, typer.Option(min=1, help="Traces that are wanted in each language.")] = 500,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature of the teacher.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest trace.")] = 4096,
     header: Annotated[str, typer.Option(help="As model.header.")] = ModelConfig().header,
-    seed: Annotated[int, typer.Option(help="Seed of questions and languages.")] = 0,
-    out: Annotated[
-        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
-    ],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of questions and languages.")] = 0,
+    out: OutOption,
 ) -> None:
     codes = list(dict.fromkeys(code_of(name) for name in languages.split(",")))
     begins = read_openings(openings)

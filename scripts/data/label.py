@@ -18,7 +18,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -37,7 +36,7 @@ from learner.data.rows import UNLABELLED, QuestionRow, Rules, read_question_rows
 from reward.embedder import Embedder
 from scripts.data.endpoint import Endpoint, EndpointOption
 from scripts.data.prepare import SCHEMA, pairs, records
-from scripts.data.tables import write
+from scripts.data.tables import OutOption, write
 from scripts.ops.command_line import command
 
 TOPICS = {
@@ -164,7 +163,7 @@ class Classifier:
 def main(
     data: Annotated[str, typer.Argument(help="Questions, in any form that scripts.data.prepare takes.")],
     *,
-    out: Annotated[Path, typer.Option(help="Parquet file to write. Answers and problems are written beside it.")],
+    out: OutOption,
     endpoint: EndpointOption = "",
     classifier: Annotated[
         str, typer.Option(help="Labelled file to learn from, or auto: the rows that the endpoint has just labelled.")

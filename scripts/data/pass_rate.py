@@ -52,7 +52,7 @@ from scripts.data.answering import (
     scored_by,
 )
 from scripts.data.digests import how_answered
-from scripts.data.tables import check_holds, write
+from scripts.data.tables import OutOption, check_holds, write
 from scripts.ops.command_line import command
 
 _BINS = ((0.0, 0.0), (0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0), (1.0, 1.0))  # of the table that is printed
@@ -185,9 +185,7 @@ def table(rates: Mapping[str, Sequence[float]]) -> str:
 def main(
     context: typer.Context,
     *,
-    out: Annotated[
-        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
-    ],
+    out: OutOption,
     samples: Annotated[int, typer.Option(min=1, help="Answers to each question in each language.")] = 8,
     right: RightOption = None,
     consistent: ConsistentOption = False,

@@ -163,14 +163,15 @@ def main(
     language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
     where: Annotated[str, typer.Option(help="COLUMN=VALUE,...: only these rows.")] = "",
     heldout: Annotated[
-        float, typer.Option(help="Share of each language, and of ids in several, that is held out.")
+        float, typer.Option(min=0, max=1, help="Share of each language, and of ids in several, that is held out.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 42,
     tokenizer: Annotated[
         str, typer.Option(help="A model, in whose tokens lengths are counted; without it they are in characters.")
     ] = "",
     max_prompt: Annotated[
-        int | None, typer.Option(help="Longer prompts are listed and left out; default 512 tokens, 20000 characters.")
+        int | None,
+        typer.Option(min=1, help="Longer prompts are listed and left out; default 512 tokens, 20000 characters."),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Broken, repeated or too long rows are an error, code 1.")
@@ -189,6 +190,10 @@ def main(
     if not rows:
         raise FatalError(f"no good row in {', '.join(sources)}; {out / 'problems.jsonl'} says why")
     parts = dict(zip(("train", "heldout"), split(rows, heldout, seed), strict=True))
+    if not parts["train"]:
+        raise FatalError(
+            f"--heldout {heldout:g} holds out all of the {len(rows)} good rows and leaves none to train on: lower it"
+        )
     for name, part in parts.items():
         write(records(part, name), out / f"{name}.parquet", SCHEMA)
     text = card(parts, problems, length, unit)

@@ -158,12 +158,12 @@ def main(
     prompt_style: Annotated[
         Literal["tag", "system", "select"], typer.Option(help="How the language is asked for; as model.prompt_style.")
     ] = "tag",
-    epochs: Annotated[int, typer.Option(help="Passes over the examples.")] = 3,
-    batch: Annotated[int, typer.Option(help="Examples a step.")] = 32,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples.")] = 3,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 32,
     micro_batch: Annotated[int, typer.Option(min=1, help="Most examples that a rank computes at a time.")] = 8,
-    lr: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 1e-5,
-    ranks: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    lr: Annotated[float, typer.Option(min=0, help="Peak of the learning rate.")] = 1e-5,
+    ranks: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
 ) -> None:
     if batch % ranks:
         raise FatalError(f"--batch {batch} is not a multiple of --ranks {ranks}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import typer
 
 from common.process import FatalError
 from learner.data.records import Unreadable, read_records
+from learner.data.rows import as_json
 
+_SUFFIXES = (".parquet", ".jsonl")
 _SHOWN = 40  # characters of a value that a message quotes
 
 
@@ -20,7 +23,7 @@ def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | Non
     """Writes a file, whole or not at all; its directory is made where it is missing.
 
     A name that ends in ``.jsonl`` gets lines of JSON, which hold values of any types side by side; what JSON does not
-    have, as dates, becomes its text. Any other name gets parquet, which has one type for each column.
+    have, as dates, becomes its text. One that ends in ``.parquet`` gets parquet, which has one type for each column.
 
     Args:
         schema: of parquet, the types of the columns that are known. Other columns, and other keys of known columns, get
@@ -28,12 +31,14 @@ def write(rows: Sequence[Mapping[str, Any]], path: Path, schema: pa.Schema | Non
             see a further column in any case: texts as they are, anything else as JSON.
 
     Raises:
-        FatalError: without a schema, parquet would not give back the rows as they are.
+        FatalError: the name has another ending; or, without a schema, parquet would not give back the rows as they are.
     """
+    if problem := name_problem(path, *_SUFFIXES):
+        raise FatalError(problem)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     if _is_jsonl(path):
-        lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        lines = (json.dumps(row, ensure_ascii=False, default=_as_json) + "\n" for row in rows)
         with partial.open("wb") as file:  # half of a character is written as the escape that JSON has for it
             file.writelines(line.encode("utf-8", "backslashreplace") for line in lines)
     else:
@@ -54,6 +59,39 @@ def check_holds(path: Path, source: str) -> None:
     """
     if not _is_jsonl(path):
         _refuse_mixed([row for _, row in read_records(source) if not isinstance(row, Unreadable)], path)
+
+
+def name_problem(path: Path, *suffixes: str) -> str:
+    """What is wrong with the name of a file to write, as a sentence; empty where nothing is.
+
+    Args:
+        suffixes: those that are written.
+    """
+    if path.suffix.lower() not in suffixes:
+        return f"{path} does not end in {' or '.join(suffixes)}, and no other kind of file is written"
+    return f"{path} is a directory: name a file in it" if path.is_dir() else ""
+
+
+def _table_file(name: str) -> Path:
+    """The path that an option names, which is refused before its command does anything."""
+    if problem := name_problem(Path(name), *_SUFFIXES):
+        raise typer.BadParameter(problem)
+    return Path(name)
+
+
+OutOption = Annotated[
+    Path,
+    typer.Option(
+        parser=_table_file, metavar="FILE",
+        help="File to write, .parquet or .jsonl. Answers and problems are written beside it.",
+    ),
+]  # fmt: skip
+
+
+def _as_json(value: Any) -> Any:
+    """For what JSON does not have."""
+    known = as_json(value)
+    return str(value) if known is value else known
 
 
 def _is_jsonl(path: Path) -> bool:
@@ -117,6 +155,7 @@ def _column(values: list[Any], known: pa.DataType | None) -> pa.Array:
 
 
 def _as_text(value: Any) -> str:
+    value = as_json(value)
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text.encode("utf-8", "backslashreplace").decode()  # half of a character would be refused
 

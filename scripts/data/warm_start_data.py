@@ -33,7 +33,7 @@ from learner.data.rows import QuestionRow, Rules, normal_form, read_question_row
 from scripts.data.endpoint import Endpoint, EndpointOption, in_languages
 from scripts.data.prepare import pairs
 from scripts.data.sources import read, tell
-from scripts.data.tables import write
+from scripts.data.tables import OutOption, write
 from scripts.ops.command_line import command
 
 
@@ -146,21 +146,19 @@ def pair_parallel(
 def main(
     source: Annotated[list[str], typer.Argument(help="Prompts; with --parallel rows of the same ids.")],
     *,
-    out: Annotated[
-        Path, typer.Option(help="File to write, .parquet or .jsonl. Answers and problems are written beside it.")
-    ],
+    out: OutOption,
     languages: Annotated[str, typer.Option(help="Languages to answer in, separated by commas.")],
     teacher: EndpointOption = "",
     parallel: Annotated[
         bool, typer.Option("--parallel", help="Take the answers from rows of the same id instead of a teacher.")
     ] = False,
-    answers: Annotated[int, typer.Option(help="Answers of each prompt, each in another language.")] = 2,
-    prompts: Annotated[int | None, typer.Option(help="At most this many prompts; LRPO took 420.")] = None,
+    answers: Annotated[int, typer.Option(min=1, help="Answers of each prompt, each in another language.")] = 2,
+    prompts: Annotated[int | None, typer.Option(min=1, help="At most this many prompts; LRPO took 420.")] = None,
     columns: Annotated[str, typer.Option(help="OURS=THEIRS,... as for scripts.data.prepare.")] = "",
     language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
     without: Annotated[str, typer.Option(help="Training data, whose questions are left out.")] = "",
     without_columns: Annotated[str, typer.Option(help="OURS=THEIRS,... of --without.")] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the languages that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the languages that are drawn.")] = 0,
 ) -> None:
     if bool(teacher) == parallel:
         raise FatalError("give either --teacher or --parallel")

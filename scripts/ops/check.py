@@ -228,8 +228,10 @@ def main(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face directory or hub name.")],
     *,
-    gpu_gb: Annotated[float, typer.Option(help="Memory of a GPU in GB.")] = 80,
-    gpus: Annotated[int, typer.Option(help="GPUs of the machine; by default as many as the processes need.")] = 0,
+    gpu_gb: Annotated[float, typer.Option(min=0, help="Memory of a GPU in GB.")] = 80,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="GPUs of the machine; by default as many as the processes need.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of the lines.")] = False,
 ) -> None:
     transformers.logging.set_verbosity_error()

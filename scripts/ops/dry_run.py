@@ -341,10 +341,16 @@ def main(
         str, typer.Option(help="A config.json, a directory or a name of the hub; default: that of model.path.")
     ] = "",
     text: Annotated[bool, typer.Option("--text", help="Leave an image encoder out.")] = False,
-    gpu_gb: Annotated[float, typer.Option(help="Memory of a GPU in GB.")] = 80,
-    gpus: Annotated[int, typer.Option(help="GPUs of the machine; by default as many as the processes need.")] = 0,
-    reward_gb: Annotated[float, typer.Option(help="What the reward process takes of a GPU, by its embedder.")] = 2,
-    process_gb: Annotated[float, typer.Option(help="What learner and engine take besides, each: CUDA, kernels.")] = 2,
+    gpu_gb: Annotated[float, typer.Option(min=0, help="Memory of a GPU in GB.")] = 80,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="GPUs of the machine; by default as many as the processes need.")
+    ] = 0,
+    reward_gb: Annotated[
+        float, typer.Option(min=0, help="What the reward process takes of a GPU, by its embedder.")
+    ] = 2,
+    process_gb: Annotated[
+        float, typer.Option(min=0, help="What learner and engine take besides, each: CUDA, kernels.")
+    ] = 2,
     as_json: Json = False,
 ) -> None:
     config = load(context.args)

@@ -204,7 +204,8 @@ def _train(options: _Options, result: Converted) -> None:
         if set_to.pop("learner.optimizer_on_cpu", (False, ""))[0]:
             result.left.append(f"{_ACTOR}.fsdp_config: the optimizer of adapters is small, and stays on the GPUs")
     set_to["learner.staleness"] = 0, "verl is synchronous"
-    set_to["learner.weight_decay_on"] = "all", "verl, not an option"
+    if options(f"{_ACTOR}.optim.weight_decay"):
+        set_to["learner.weight_decay_on"] = "all", "verl, not an option"
     set_to["learner.std_ddof"] = 1, "verl, not an option"
     set_to.setdefault("learner.drop_zero_variance", (False, "verl, not an option"))
     _weigh(options, result)
@@ -214,6 +215,7 @@ def _train(options: _Options, result: Converted) -> None:
     every = max(0, options("trainer.test_freq"))
     if not every and set_to["learner.evaluate_before"][0] is False:
         set_to["learner.evaluate"] = False, "trainer.test_freq"
+        del set_to["learner.evaluate_before"]
     set_to["learner.evaluate_every"] = every, options.origin("trainer.test_freq")
     if name := options("trainer.experiment_name"):
         set_to["run.dir"] = f"runs/{name}", "trainer.experiment_name"
@@ -233,10 +235,14 @@ def _weigh(options: _Options, result: Converted) -> None:
     kl = f"{_ACTOR}.kl_loss_coef" if used else f"{_ACTOR}.use_kl_loss"
     set_to["learner.kl"] = options(kl) if used else 0.0, options.origin(kl)
     form, name = options(f"{_ACTOR}.kl_loss_type"), f"{_ACTOR}.kl_loss_type"
-    if used and form in _KL_FORMS:
+    if used and form in _KL_FORMS and options(kl):
         set_to["learner.kl_form"] = _KL_FORMS[form], options.origin(name)
-    elif used:
+    elif used and form not in _KL_FORMS:
         result.left.append(f"{name} = {form}: ours are {', '.join(_KL_FORMS)}")
+    has_adapters, has_kl = bool(options("actor_rollout_ref.model.lora_rank")), bool(set_to["learner.kl"][0])
+    if (has_adapters or not has_kl) and set_to.pop("learner.reference_on_cpu", (False, ""))[0]:
+        why = "without a KL there is no reference" if not has_kl else "that of adapters is the model without them"
+        result.left.append(f"actor_rollout_ref.ref.fsdp_config.param_offload: {why}, and needs no memory")
     correction = "algorithm.rollout_correction"
     if options(f"{correction}.bypass_mode"):
         set_to["learner.proximal"] = "behaviour", f"{correction}.bypass_mode"

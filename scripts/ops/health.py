@@ -55,8 +55,11 @@ def find_problem(role: str, config: Config) -> str:
             return ""
         if not reply.ready:
             return "it is still loading its models"
-        stalled = reply.stalled_s > _STALLED_S
-        return f"it has got on with nothing for {reply.stalled_s:.0f} s" if stalled else ""
+        if reply.stalled_s <= _STALLED_S:
+            return ""
+        hung = reply.counts.get("function_hung", 0)
+        function = f" ({hung} calls of its reward function did not end in time)" if hung else ""
+        return f"it has not got on as it should for {reply.stalled_s:.0f} s{function}"
     finally:
         context.destroy(linger=0)
 

@@ -165,7 +165,7 @@ def main(
     run_dir: Annotated[Path, typer.Argument(help="Directory of the run.")],
     out_dir: Annotated[Path, typer.Argument(help="Directory of the pictures.")],
     *,
-    width: Annotated[int, typer.Option(help="Width of the browser's window, in pixels.")] = 1400,
+    width: Annotated[int, typer.Option(min=1, help="Width of the browser's window, in pixels.")] = 1400,
 ) -> None:
     save(run_dir, out_dir, width)
 

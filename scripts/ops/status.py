@@ -109,7 +109,7 @@ def line(status: wire.Status) -> str:
 def main(
     run_dir: Annotated[Path, typer.Argument(help="Directory of the run.")],
     *,
-    every: Annotated[float, typer.Option(help="Seconds between two requests.")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two requests.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show the state once and end.")] = False,
 ) -> None:
     show(run_dir, every, once)

@@ -210,8 +210,10 @@ def main(
         int | None, typer.Option(min=1, help="Responses to a question; the benchmark's unless given.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(min=0, help="The benchmark's unless given; 0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="The benchmark's unless given.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest response; the benchmark's unless given.")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="The benchmark's unless given.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest response; the benchmark's unless given.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each language and group.")] = None,
     detector: Annotated[DetectorName, typer.Option(help="Tells the languages of thought and answer.")] = "gate",
     prompts: Annotated[
@@ -225,7 +227,7 @@ def main(
         bool, typer.Option(help="Prompts end with <think>; of a model that is no NAME@URL the template tells it.")
     ] = False,
     calls: Annotated[int, typer.Option(min=1, help="Questions that are asked at a time.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the first response's sampling, and of the bootstrap.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first response's sampling, and of the bootstrap.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of the table.")] = False,
 ) -> None:
     if name not in BENCHMARKS:

@@ -366,7 +366,7 @@ def main(
     *,
     base: Annotated[str, typer.Option(help="Files and flags of all arms.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds of each arm, separated by commas.")] = "0,1,2",
-    actors: Annotated[int, typer.Option(help="Actors of each run.")] = 1,
+    actors: Annotated[int, typer.Option(min=1, help="Actors of each run.")] = 1,
     evaluate_flags: Annotated[str, typer.Option("--evaluate", help="Flags of scripts.study.evaluate.")] = "",
     runs: Annotated[bool, typer.Option("--runs", help="Arms are finished runs: NAME=DIR,DIR.")] = False,
     scores: Annotated[

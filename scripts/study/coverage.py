@@ -101,8 +101,8 @@ def _coverage(intervals: Sequence[Interval], truth: float) -> Coverage:
 @command()
 def main(
     *,
-    trials: Annotated[int, typer.Option(help="Data sets for each number of seeds and size of effects.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed of the data sets.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Data sets for each number of seeds and size of effects.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the data sets.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The last line is JSON.")] = False,
 ) -> None:
     random, rows = np.random.default_rng(seed), []

@@ -203,14 +203,14 @@ def main(
     endpoint: EndpointOption = "",
     pivot: Annotated[str, typer.Option(parser=code_of, metavar="LANGUAGE", help="The dominant language.")] = "en",
     margin: Annotated[
-        float, typer.Option(help="A pair must differ by more than this, in reward or in agreement (0 to 1).")
+        float, typer.Option(min=0, help="A pair must differ by more than this, in reward or in agreement (0 to 1).")
     ] = 0.0,
-    beta: Annotated[float | None, typer.Option(help="Default: 0.1, for mpo 1.5.")] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 5e-7,
-    epochs: Annotated[float, typer.Option(help="Passes over the pairs.")] = 1,
-    batch: Annotated[int, typer.Option(help="Pairs per step; for mpo each with its translation.")] = 8,
-    max_length: Annotated[int, typer.Option(help="Longest prompt and answer together, in tokens.")] = 1536,
-    seed: Annotated[int, typer.Option(help="Seed of the order.")] = 0,
+    beta: Annotated[float | None, typer.Option(min=1e-6, help="Default: 0.1, for mpo 1.5.")] = None,
+    lr: Annotated[float, typer.Option(min=0, help="Learning rate.")] = 5e-7,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the pairs.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per step; for mpo each with its translation.")] = 8,
+    max_length: Annotated[int, typer.Option(min=1, help="Longest prompt and answer together, in tokens.")] = 1536,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order.")] = 0,
 ) -> None:
     if method != "dpo" and not endpoint:
         raise FatalError(f"{method} needs --endpoint: {FORM}")

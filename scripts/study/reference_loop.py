@@ -520,7 +520,7 @@ def main(
     *,
     record: Annotated[Path | None, typer.Option("--recorded", help="Groups of a run with learner.record.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the trained model.")] = None,
-    micro_batch: Annotated[int, typer.Option(help="Answers in a forward pass.")] = 8,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Answers in a forward pass.")] = 8,
 ) -> None:
     config = load(context.args) if record is None else recording.read(record)[0]
     if record is not None and (later := recording.later_configurations(record)):

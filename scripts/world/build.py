@@ -144,10 +144,10 @@ def build(
 def main(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
-    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    facts: Annotated[int, typer.Option(help="Number of facts in all.")] = 60,
-    train_facts: Annotated[int, typer.Option(help="Facts that RL trains on.")] = 24,
-    heldout_facts: Annotated[int, typer.Option(help="Facts that RL is tested on.")] = 24,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
+    facts: Annotated[int, typer.Option(min=1, help="Number of facts in all.")] = 60,
+    train_facts: Annotated[int, typer.Option(min=1, help="Facts that RL trains on.")] = 24,
+    heldout_facts: Annotated[int, typer.Option(min=0, help="Facts that RL is tested on.")] = 24,
     knowledge: Annotated[
         Knowledge, typer.Option(help="What decides which languages know a fact: its region and topic, or neither.")
     ] = "region",

@@ -109,12 +109,12 @@ def main(
         Path | None,
         typer.Option(help="Directory of logs, metrics and checkpoints; default: runs/demo or runs/reasoning-demo."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps; default: as configured.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the world, the warm start and the run.")] = 0,
-    actors: Annotated[int, typer.Option(help="Actor processes.")] = 2,
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default: as configured.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world, the warm start and the run.")] = 0,
+    actors: Annotated[int, typer.Option(min=1, help="Actor processes.")] = 2,
     cache: Annotated[Path, typer.Option(help="Where world and warm-started policy are kept.")] = _ROOT / ".cache",
     warm_start_steps: Annotated[
-        int | None, typer.Option(help="Steps of the warm start; fewer are faster and teach less.")
+        int | None, typer.Option(min=1, help="Steps of the warm start; fewer are faster and teach less.")
     ] = None,
 ) -> None:
     files = list(map(str, config or []))

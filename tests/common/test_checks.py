@@ -254,6 +254,26 @@ REFUSED = {
         ["--learner.evaluate", "false", "--learner.evaluate_every", "5"],
         "learner.evaluate_every = 5 has no effect with learner.evaluate = false",
     ),
+    "an evaluation before the first step, but none": (
+        ["--learner.evaluate", "false", "--learner.evaluate_before", "false"],
+        "learner.evaluate_before = False has no effect with learner.evaluate = false",
+    ),
+    "a place for no reference": (
+        ["--learner.kl", "0", "--learner.reference_on_cpu", "true"],
+        "learner.reference_on_cpu = True has no effect with no KL penalty",
+    ),
+    "a place for the reference of adapters": (
+        ["--lora.rank", "8", "--learner.reference_on_cpu", "true"],
+        "learner.reference_on_cpu = true has no effect with lora.rank = 8",
+    ),
+    "a choice of what decays, where nothing does": (
+        ["--learner.weight_decay_on", "all"],
+        "learner.weight_decay_on = 'all' has no effect with learner.weight_decay = 0",
+    ),
+    "a new anchor of no KL": (
+        ["--learner.stages", "[{until = 0.5, kl = 0.1}, {reset_anchor = true}]"],
+        "learner.stages: reset_anchor = true of stage 2 has no effect with kl = 0 there and in later stages",
+    ),
     "samples of no evaluation": (
         ["--learner.evaluate", "false", "--learner.evaluate_samples", "2", "--model.prompt_style", "select"],
         "learner.evaluate_samples = 2 has no effect with learner.evaluate = false",

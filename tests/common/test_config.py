@@ -139,7 +139,55 @@ def test_what_has_taken_the_place_of_a_former_setting_is_one() -> None:
 def test_the_help_has_every_setting_as_it_may_be_given() -> None:
     told = [line.split(maxsplit=1) for line in usage().splitlines() if line.startswith("  --")]
     assert {flag.split(".")[0] for flag, _ in told} == {f"--{section}" for section in Config.model_fields}
-    assert load([word for pair in told if pair[1] != "null" for word in pair]) == Config()
+    assert load([word for pair in told for word in pair]) == Config()
+
+
+OPTIONAL = {
+    "run.rendezvous": "runs/meeting", "learner.record": "runs/record", "reward.calibration": "pairs.csv",
+    "data.heldout": "heldout.jsonl", "data.language": "de", "data.pass_rate": "[0.1, 0.9]", "reward.gated": "false",
+    "reward.bounded": "false", "router.fixed_language": "de",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+@pytest.mark.parametrize("none", ["", '""', "null"])
+def test_a_setting_that_may_have_no_value_is_switched_off_by_an_empty_one(key: str, none: str, tmp_path: Path) -> None:
+    (section, _, name), value = key.partition("."), OPTIONAL[key]
+    text = value if value[0] in "[f" else f'"{value}"'
+    (tmp_path / "a.toml").write_text(f'run.languages = ["de"]\n{key} = {text}\n')
+    if key != "router.fixed_language":
+        assert getattr(getattr(load([str(tmp_path / "a.toml")]), section), name) is not None
+    config = load([str(tmp_path / "a.toml"), f"--{key}", none])
+    assert config == load(["--run.languages", '["de"]'])
+    (tmp_path / "b.toml").write_text(f'{key} = ""\n')
+    assert load([str(tmp_path / "a.toml"), str(tmp_path / "b.toml")]) == config
+    assert {
+        f"{s}.{key}"
+        for s, section in Config().model_dump().items()
+        for key, default in section.items()
+        if default is None
+    } == OPTIONAL.keys(), "a new one is to be tested here, too"
+
+
+@pytest.mark.parametrize("key", ["run.dir", "sync.directory", "data.train"])
+def test_an_empty_name_is_not_the_present_directory(key: str) -> None:
+    with pytest.raises(ConfigError, match=f"{key}.*(it is empty: name a directory|at least 1 character)"):
+        load([f"--{key}", ""])
+
+
+def test_near_languages_are_looked_up_by_the_codes_of_any_names_they_are_given_by() -> None:
+    def near(table: str) -> dict[str, tuple[str, ...]]:
+        return load(["--reward.near_languages", table]).reward.near_languages
+
+    assert near('{Norwegian = ["Danish"]}') == near('{no = ["da"]}') == {"no": ("da",)}
+    assert near('{nb = ["da", "Swedish"], no = ["nynorsk", "da"]}') == {"no": ("da", "sv", "nn")}
+    labels = ["su", "sh", "nap", "als", "wuu", "xx"]  # "xx" may be a label of another model
+    assert near(f"{{it = {labels}}}") == {"it": tuple(labels)}
+    for table in ('{Norwegish = ["da"]}', '{no = ["Dannish"]}', '{xx = ["da"]}'):
+        with pytest.raises(ConfigError, match=r"reward\.near_languages: unknown language '(Norwegish|Dannish|xx)'"):
+            near(table)
+    written = Config().model_dump(mode="json")
+    assert Config.model_validate(written).model_dump(mode="json") == written, "what a run has written stays as it is"
 
 
 @pytest.mark.parametrize("content", [b"[learner\n", b'[run]\ndir = "\xff"\n'])

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from common.endpoint import KEY_FILE, Endpoints, Failure, _connect, _pause, _retry_after, read_api_key
+from common.endpoint import KEY_FILE, Endpoints, Failure, _connect, _pause, _retry_after, read_api_key, read_grade
 from common.process import FatalError
 from tests.support.chat import serving
 
@@ -196,3 +196,21 @@ def test_an_outage_may_last_for_any_number_of_failures() -> None:
     server.failures = 5000
     _pause(server, None, time.monotonic())
     assert 29 < server.resumes - time.monotonic() <= 30
+
+
+@pytest.mark.parametrize(
+    ("said", "grade"),
+    [
+        ("-3", -3), ("Grade: \u22123", -3), ("**-3**", -3), ("(-3)", -3), ("Grade:-3/5", -3), ("Note: \u20133", -3),
+        ("3", 3), ("Grade - 3", 3), ("Grade-3", 3), ("Grade --3", 3), ("Grade \u2014 3", 3), ("- 3", 3), ("3/5", 3),
+        ("3 / 5.", 3), ("-7", None), ("3-4", None), ("Score: -3-4", None), ("7", None), ("none", None),
+    ],
+)  # fmt: skip
+def test_a_grade_has_its_sign(said: str, grade: int | None) -> None:
+    if grade is None:
+        with pytest.raises(ValueError, match="whole number from -5 to 5"):
+            read_grade(said, -5, 5)
+    else:
+        assert read_grade(said, -5, 5) == grade
+    with pytest.raises(ValueError, match="whole number from 0 to 10"):
+        read_grade("-3", 0, 10)

@@ -9,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 
 from common import stood_still
-from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.loop import batches as batches_module
 from learner.loop.batches import Batches
+from learner.loop.interrupts import NobodyCame
 
 TIMEOUT_S = 150.0
 TURN_S = 100.0  # by which the clock goes on in each wait of the stand-in for the server
@@ -29,6 +29,7 @@ class Waiting:
         monkeypatch.setattr(batches_module, "_TURN_S", TURN_S)
         server = Mock(take=self.take, accepted=lambda: self.count)
         server.counts.return_value, server.members.return_value = {"leased": 2}, {"a": None}
+        server.describe_oldest.return_value = "the oldest is group 3"
         self.batches = Batches(server, Mock(), self.ranks, TIMEOUT_S, Stopwatch(), Mock())
 
     def take(self, timeout_s: float) -> list[Any] | None:
@@ -49,7 +50,8 @@ def test_a_step_may_take_long_while_its_groups_come(monkeypatch: pytest.MonkeyPa
 def test_a_wait_in_which_no_group_comes_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = Waiting(monkeypatch, [0, 1, 2, *[-1] * 50], [])
     with pytest.raises(
-        FatalError, match=r"no group came within learner\.group_timeout_s = 150 s: \{'leased': 2\}.* a$"
+        NobodyCame,
+        match=r"no group came within learner\.group_timeout_s = 150 s: \{'leased': 2\}.* a; the oldest is group 3$",
     ):
         waiting.batches.next_batch()
     assert waiting.now == 3 * TURN_S + 2 * TURN_S, "counted from the newest group"

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from common import wire
 from common.process import FatalError
 from learner import checkpoint
-from learner.checkpoint import Checkpoints
+from learner.checkpoint import Checkpoint, Checkpoints
 from learner.train.trainer import Trainer
 from learner.work.ledger import Ledger
 from tests.support.train_once import configuration, copied_weights, random_batch, run_ranks
@@ -70,7 +71,7 @@ def cut_and_resume(out: Path, model: Path) -> None:
                 file.truncate(kept)
             latest = checkpoints.latest()
             assert latest is not None and latest.state["step"] == (2 if kept == size else 1), (path, kept)
-            assert len(latest.queued) == 2
+            assert len(latest.read_queued()) == 2
             logged = (out.parent / "cut.log").read_text()
             assert kept == size or path.name in logged.splitlines()[-1], logged
             found.append((path.name, kept))
@@ -83,6 +84,14 @@ def test_wherever_a_file_is_cut_the_run_resumes_and_says_which(tiny_policy: Path
     ).read_text()
     names = {name for name, _ in json.loads((tmp_path / "found").read_text())}
     assert {"run.json", "queued.msgpack", "manifest.json", ".metadata"} <= names and len(names) >= 5
+
+
+def test_groups_that_another_version_wrote_are_named(tmp_path: Path) -> None:
+    (tmp_path / "queued.msgpack").write_bytes(wire.encode([{"something": 1}]))
+    with pytest.raises(
+        FatalError, match=rf"cannot resume from {tmp_path}/queued\.msgpack: .*something.*another version"
+    ):
+        Checkpoint(tmp_path, {}).read_queued()
 
 
 def test_a_ledger_is_resumed_or_said_to_be_short_wherever_it_is_cut(tmp_path: Path) -> None:

@@ -48,6 +48,16 @@ def test_a_step_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         assert [found.name for found in path.parent.iterdir()] == ["step-000007.msgpack"]
 
 
+def test_what_was_skipped_of_steps_that_a_resume_undoes_is_removed(tmp_path: Path) -> None:
+    skipped = tmp_path / "skipped"
+    recording.undo(skipped, 3)
+    assert not skipped.exists()
+    for number in (2, 3, 4):
+        recording.write(skipped, number, *a_step("the loss is nan"))
+    recording.undo(skipped, 3)
+    assert sorted(path.name for path in skipped.iterdir()) == ["step-000002.msgpack", "step-000003.msgpack"]
+
+
 def test_what_was_skipped_of_a_step_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     groups, result = a_step("not finite: loss")
     for steps, left_out in ((16, 1), (4, 4)):

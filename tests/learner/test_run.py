@@ -11,9 +11,10 @@ from unittest.mock import Mock
 import pytest
 
 from common.config import Config, load
+from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
-from learner.loop.interrupts import Interrupted
+from learner.loop.interrupts import Interrupted, NobodyCame
 from learner.run import Run
 from learner.state import LEDGER_FILE, RunState
 from router import Router
@@ -38,6 +39,7 @@ def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[
     parts.batches.next_batch.side_effect = lambda: random_batch(state.step)
     parts.evaluator.is_due.side_effect = lambda step: step == 2
     parts.evaluator.evaluate.side_effect = lambda when: {"train": {"own": 0.5}}
+    parts.evaluator.comparable_before.return_value = {"train": {"own": 0.25}}
     parts.evaluator.publish_and_evaluate.return_value = 1.5
     others: dict[str, Any] = {
         name: getattr(parts, name)
@@ -53,11 +55,12 @@ def asked(parts: Mock) -> list[str]:
     names = []
     for name, arguments, _ in parts.method_calls:
         names.append(f"ranks.{arguments[0]}" if name == "ranks.run" else name)
-    return [name for name in names if name != "evaluator.is_due"]
+    return [name for name in names if name not in ("evaluator.is_due", "evaluator.comparable_before")]
 
 
 STEP = ["batches.next_batch", "ranks.train", "recorder.record", "reporting.step"]
-BEGIN = ["publishing.publish", "evaluator.evaluate", "training_work.serve", "reporting.begin"]
+BEGIN = ["publishing.publish", "evaluator.evaluate_before", "training_work.serve", "reporting.begin"]
+GO_ON = ["publishing.publish", "evaluator.resume", "training_work.serve", "reporting.begin"]
 END = [
     "saving.save", "reporting.end", "evaluator.evaluate", "ranks.export", "saving.wait", "reporting.summary",
     "reporting.close",
@@ -71,10 +74,10 @@ def test_the_loop_takes_trains_settles_reports_publishes_and_saves(tmp_path: Pat
     evaluated = [*STEP, "evaluator.publish_and_evaluate", "reporting.exclude", "saving.save_if_due"]
     assert asked(parts) == [*BEGIN, *published, *evaluated, *published, *END]
     assert [call.args[0] for call in parts.publishing.publish.call_args_list] == [0, 1, 3]
-    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["before", "after"]
+    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
     assert [call.kwargs["number"] for call in parts.ranks.run.call_args_list[:-1]] == [0, 1, 2]
     assert parts.reporting.exclude.call_args.args == (1.5,)
-    assert run.state.evaluation_before == {"train": {"own": 0.5}}
+    assert parts.reporting.summary.call_args.args == ({"train": {"own": 0.25}}, {"train": {"own": 0.5}})
 
 
 def test_a_step_is_settled_in_ledger_totals_and_router(tmp_path: Path) -> None:
@@ -121,32 +124,44 @@ def test_the_groups_of_a_skipped_step_are_entered_as_such(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
-def test_a_resumed_run_does_not_evaluate_what_it_did_before(tmp_path: Path) -> None:
-    run, parts = make_run(configuration(tmp_path, steps=3), step=2)
-    run.state.evaluation_before = {"train": {"own": 0.25}}
+def test_a_resumed_run_makes_no_evaluation_before_the_first_step(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3), step=2)  # whether it began with one or without
     run.train()
-    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
+    assert asked(parts) == [*GO_ON, *STEP, "publishing.publish", "saving.save_if_due", *END]
     assert [call.args[0] for call in parts.publishing.publish.call_args_list] == [2, 3]
-    assert run.state.evaluation_before == {"train": {"own": 0.25}}
-    run, parts = make_run(configuration(tmp_path, steps=3), step=2)  # begun without an evaluation
-    run.train()
-    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"], "two steps are not before"
 
 
 def test_a_run_evaluates_before_the_first_step_only_where_it_should(tmp_path: Path) -> None:
     run, parts = make_run(configuration(tmp_path, 1, "--learner.evaluate_before", "false"))
     run.train()
-    assert [call.args[0] for call in parts.evaluator.evaluate.call_args_list] == ["after"]
-    assert run.state.evaluation_before == {}
+    assert not parts.evaluator.evaluate_before.called and not parts.evaluator.resume.called
 
 
-def test_an_interrupted_run_saves_the_step_that_it_has_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [Interrupted, NobodyCame("no actor came")])
+def test_a_run_that_ends_early_saves_the_step_that_it_has_trained(tmp_path: Path, end: Exception) -> None:
     run, parts = make_run(configuration(tmp_path, steps=3))
-    parts.publishing.publish.side_effect = [None, Interrupted]
-    with pytest.raises(Interrupted):
+    parts.publishing.publish.side_effect = [None, end]
+    with pytest.raises((Interrupted, NobodyCame)):
         run.train()
     assert asked(parts) == [*BEGIN, *STEP, "publishing.publish", "saving.save", "saving.wait", "reporting.close"]
     assert parts.saving.save.call_args.args == (1,)
+
+
+def test_a_run_saves_when_nobody_is_left_to_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3))
+    parts.batches.next_batch.side_effect = [random_batch(0), NobodyCame("no group came")]
+    parts.saving.save.side_effect = FatalError("the disk is full")
+    with pytest.raises(FatalError, match="the disk is full"):
+        run.train()
+    assert "the run ends after step 1: no group came" in caplog.text, "both are told"
+
+
+def test_what_went_wrong_is_not_saved(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=3))
+    parts.batches.next_batch.side_effect = [random_batch(0), FatalError("the learner's server has failed")]
+    with pytest.raises(FatalError, match="server"):
+        run.train()
+    assert not parts.saving.save.called
 
 
 def test_the_ledger_is_written_before_a_tracker_is_waited_for(tmp_path: Path) -> None:

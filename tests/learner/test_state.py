@@ -58,6 +58,7 @@ def busy_state(config: Config) -> RunState:
     state.totals.add_tokens(np.array([0, 3, 1], np.int32))
     state.step, state.totals.loop_s = 1, 2.5
     state.evaluation_before, state.choice_shares = {"train": {"own": 0.25}}, {"de": 0.75, "en": 0.25}
+    state.evaluated_before, state.evaluated_step = {"train": "d"}, 1
     state.began -= 100
     return state
 
@@ -89,6 +90,8 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert again.step == 1 and again.totals == state.totals
     assert (again.totals.response_tokens, again.totals.lag_sum, again.totals.lag_max) == (3, 4.0, 3)
     assert (again.evaluation_before, again.choice_shares) == (state.evaluation_before, state.choice_shares)
+    assert (again.evaluated_before, again.evaluated_step) == ({"train": "d"}, 1)
+    assert snapshot.settings == config.model_dump(mode="json")
     assert again.wall_seconds() == pytest.approx(state.wall_seconds(), abs=5) and again.wall_seconds() > 100
     assert len((tmp_path / LEDGER_FILE).read_text().splitlines()) == 2
     assert again.queue.untaken() == state.queue.untaken() == [2, 3, 4, 5]
@@ -151,10 +154,25 @@ def test_a_checkpoint_of_an_unknown_version_is_refused(tmp_path: Path, version: 
 
 
 @pytest.mark.parametrize("change", [{"step": "1"}, {"totals": {"tokens": 1}}, {"something": 1}])
-def test_a_snapshot_that_is_not_of_its_type_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_snapshot_that_is_not_of_its_type_is_of_another_version(tmp_path: Path, change: dict[str, object]) -> None:
+    """It is not damaged: its digest was right. To delete it would help nobody, as those before have the same form."""
     snapshot, _ = busy_state(configuration(tmp_path)).capture()
-    with pytest.raises(FatalError, match=r"cannot resume from .*run\.json: .*; delete this checkpoint"):
+    with pytest.raises(
+        FatalError, match=r"cannot resume from .*run\.json: .*\. It was written by another vers"
+    ) as error:
         Snapshot.from_json(snapshot.as_json() | change, tmp_path / "run.json")
+    assert "delete" not in str(error.value) and "finish the run with that one" in str(error.value)
+
+
+def test_a_checkpoint_of_the_version_before_is_read(tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    snapshot, queued = busy_state(config).capture()
+    older = snapshot.as_json()
+    for name in ("evaluated_before", "evaluated_step", "settings"):
+        del older[name]
+    again = restored(config, Snapshot.from_json(older, tmp_path / "run.json"), queued)
+    assert (again.evaluated_before, again.evaluated_step) == ({}, again.step), "no evaluation is made twice"
+    assert again.capture()[0].settings == config.model_dump(mode="json"), "the next one has it"
 
 
 def test_groups_that_are_too_old_for_a_lower_bound_are_asked_again(tmp_path: Path) -> None:

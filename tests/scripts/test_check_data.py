@@ -52,6 +52,26 @@ def test_one_accepted_answer_that_can_be_read_is_enough(tmp_path: Path) -> None:
     ]
 
 
+def test_a_directory_of_splits_and_by_products_is_read_as_the_learner_reads_it(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `lrpo prepare` and `lrpo pass-rate --out data/rated.jsonl` leave it."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("train", "heldout", "rated", "rated.answers", "rated.problems", "problems"):
+        row = {"question": f"{name}?", "answer": "a", "language": "en"}
+        (data / f"{name}.jsonl").write_text(json.dumps(row))
+    flags = {"data.train": data, "model.path": tiny_policy, "run.dir": tmp_path / "run", "router.own_language": 0}
+    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    check.main([*words, "--model.prompt_style", "system"])
+    assert "data.train: 1 questions" in capsys.readouterr().out
+    said = "\n".join(record.message for record in caplog.records)
+    assert f"of {data} the split train is read: train.jsonl. Left out: heldout.jsonl, rated.jsonl. To read" in said
+    assert f"problems.jsonl, rated.answers.jsonl, rated.problems.jsonl of {data}: not read" in said
+    check.main([*words, "--model.prompt_style", "system", "--data.heldout", str(data / "heldout.jsonl")])
+    assert "data.heldout: 1 questions" in capsys.readouterr().out, "a file that is named is read"
+
+
 @pytest.mark.e2e
 def test_a_learner_that_is_started_alone_names_them_too(tiny_policy: Path, tmp_path: Path) -> None:
     """As pools, Slurm and Kubernetes start it. The learner goes on to wait for actors, and is ended then."""

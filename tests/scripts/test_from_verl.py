@@ -84,7 +84,7 @@ def test_the_public_script_is_our_recipe(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize(
     ("before", "every", "wanted"),
-    [("True", "-1", (True, True, 0)), ("False", "5", (True, False, 5)), ("False", "-1", (False, False, 0))],
+    [("True", "-1", (True, True, 0)), ("False", "5", (True, False, 5)), ("False", "-1", (False, True, 0))],
 )
 def test_verl_evaluates_before_or_never(
     before: str, every: str, wanted: tuple[bool, bool, int], tmp_path: Path
@@ -236,6 +236,21 @@ def test_a_script_with_lora_trains_adapters() -> None:
         each = ("param", "optimizer")
         parts = {f"actor_rollout_ref.actor.fsdp_config.{what}_offload": str(what == moved) for what in each}
         assert convert({**full, **parts}).settings["learner.optimizer_on_cpu"][0] is True
+
+
+def test_what_another_option_makes_idle_is_not_carried() -> None:
+    kl = {"actor_rollout_ref.actor.use_kl_loss": "True", "actor_rollout_ref.actor.kl_loss_type": "mse"}
+    given = {"actor_rollout_ref.rollout.n": "8", "actor_rollout_ref.ref.fsdp_config.param_offload": "True"}
+    assert convert({**given, **kl}).settings["learner.reference_on_cpu"][0] is True
+    for further, why in (
+        ({}, "without a KL there is no reference"),
+        ({**kl, "actor_rollout_ref.actor.kl_loss_coef": "0"}, "without a KL there is no reference"),
+        ({**kl, "actor_rollout_ref.model.lora_rank": "8"}, "that of adapters is the model without them"),
+    ):
+        found = convert({**given, **further})
+        assert "learner.reference_on_cpu" not in found.settings and any(why in line for line in found.left)
+    undecayed = convert({**given, **kl, "actor_rollout_ref.actor.optim.weight_decay": "0"}).settings
+    assert "learner.weight_decay_on" not in undecayed
 
 
 def test_arrays_and_arithmetic_of_a_script_are_read(tmp_path: Path) -> None:

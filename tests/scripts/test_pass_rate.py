@@ -318,7 +318,7 @@ def test_a_run_trains_on_the_questions_within_the_bounds(
     tiny_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rates: list[Any] = [{"en": 0.2, "de": 0.6}, {"en": 1.0, "de": 1.0}, 0.4, None, {"fr": 0.4}, {"en": 0.4, "de": None},
-                        1.5, "0.4", {"en": 0.0, "zh": 0.0}]  # fmt: skip
+                        1.5, "often", {"en": 0.0, "zh": 0.0}]  # fmt: skip
     path, heldout = tmp_path / "rows.jsonl", tmp_path / "heldout.jsonl"
     rows = [{"question": f"{n}?", "answer": "a", "language": "en", "rate": rate} for n, rate in enumerate(rates)]
     path.write_text("\n".join(map(json.dumps, rows)))

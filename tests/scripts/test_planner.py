@@ -186,7 +186,7 @@ LEARNER = '\n[[nodes]]\nrole = "learner"\ngpu = "a"\nhosts = ["y"]\n'
     [
         ("gpus = 3", r"pool.toml is no pool file: gpus = 3"),
         ("gpus = [", r"pool.toml is not valid TOML"),
-        ("gpus.a = {}", r"nodes.*required"),
+        ("gpus.a = {}", r"nodes is missing$"),
         (GOOD + 'hosts = ["x"]\negines = 2', r"unknown key 'nodes.0.egines'; did you mean 'nodes.engines'"),
         (GOOD + 'hosts = ["x"]\nengines = -2', r"nodes.0.engines = -2"),
         (GOOD, r"nodes.0: nodes of role 'actor' need either hosts, or partition and count"),

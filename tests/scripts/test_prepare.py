@@ -17,6 +17,7 @@ from common.config import Config, DataConfig, ModelConfig, RunConfig
 from common.process import FatalError
 from common.tokenizer import load_tokenizer
 from learner.data.problems import Place, Problems
+from learner.data.records import read_records
 from learner.data.rows import QuestionRow, Rules
 from learner.work.questions import read_questions
 from reward.calibration.files import PairStatistics
@@ -173,6 +174,25 @@ def test_broken_rows_are_reported_by_number_and_the_good_ones_kept(
         main([*command, "--strict"])
     with pytest.raises(SystemExit, match="no good row"):
         main([jsonl(tmp_path / "b.jsonl", {"q": 1}), "--out", str(out)])
+
+
+@pytest.mark.parametrize("share", ["10", "-0.1"])
+def test_a_share_that_is_none_is_refused(share: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "a", "answer": "y", "language": "en"}
+    with pytest.raises(SystemExit) as error:
+        main([jsonl(tmp_path / "r.jsonl", row), "--out", str(tmp_path / "out"), "--heldout", share])
+    assert error.value.code == 2 and "'--heldout'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    rows = [{"question": f"{n}?", "answer": "y", "language": "en"} for n in range(2)]
+    source = jsonl(tmp_path / "r.jsonl", *rows)
+    with pytest.raises(SystemExit, match=r"--heldout 0\.9 holds out all of the 2 good rows"):
+        main([source, "--out", str(tmp_path / "out"), "--heldout", "0.9"])
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["problems.jsonl"]
+    main([source, "--out", str(tmp_path / "out"), "--heldout", "0.5"])
+    places = {place.file for place, _ in read_records(str(tmp_path / "out"))}
+    assert places == {str(tmp_path / "out" / "train.parquet")}, "neither what is held out nor the list of problems"
 
 
 def test_long_prompts_are_counted_in_tokens(tiny_policy: Path, tmp_path: Path) -> None:

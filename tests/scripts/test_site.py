@@ -81,7 +81,7 @@ def test_paths_in_the_documentation_are_there() -> None:
         assert not gone, f"{page.name} names {gone}, which are not there"
 
 
-_ERRORS = ("FatalError", "ConfigError", "EveryQuestionGivenUp", "ChildFailed")
+_ERRORS = ("FatalError", "ConfigError", "EveryQuestionGivenUp", "NobodyCame", "ChildFailed")
 # What a user of a run meets: its processes, and the commands that start, plan, show and publish one.
 _COMPARED = ("common", "actor", "reward", "learner", "scripts/ops", "scripts/pool")
 _NOT_OF_A_RUN = ("scripts/ops/screenshots.py",)  # makes the pictures of this documentation

@@ -26,12 +26,14 @@ def measured_run(
     *flags: str,
     timeout: float = 400,
     until: Path | None = None,
+    lost: bool = False,
 ) -> Path:
     """A run to its end; its directory. One that was interrupted goes on.
 
     Args:
         engines: by actor: seconds a token of a batch takes, and, on top, of a token of the whole engine.
         until: the learner is interrupted when this file is there.
+        lost: at that time all actors end instead, and the learner has to end by itself with an error.
     """
     directory.mkdir(parents=True, exist_ok=True)
     question: dict[str, Any] = {"ability": "A"}
@@ -61,8 +63,10 @@ def measured_run(
         deadline = time.monotonic() + timeout
         while running["learner"].poll() is None and time.monotonic() < deadline:
             if until is not None and until.exists():
-                running["learner"].terminate()
-                running["learner"].wait(60)
+                for name in engines if lost else ("learner",):
+                    running[name].terminate()
+                ended = running["learner"].wait(200)
+                assert not lost or ended == 1, (directory / "learner.log").read_text()[-3000:]
                 return directory / "run"
             time.sleep(0.02 if until else 0.2)
         told = {name: (directory / f"{name}.log").read_text(errors="replace")[-1500:] for name in processes}

@@ -128,7 +128,7 @@ def train_one_step(out: Path, model: Path, seed: int, checkpoints: Path, *flags:
     queued = random_batch(99, groups=2)
     if latest is not None:
         kept.load(latest.path, trainer.policy, trainer.optimizer)
-        assert wire.encode(latest.queued) == wire.encode(queued), "groups that waited come back"
+        assert wire.encode(latest.read_queued()) == wire.encode(queued), "groups that waited come back"
     step = latest.state["step"] if latest is not None else 0
     batch = random_batch(seed)
     ranks = Ranks({"train": lambda command: trainer.step(command.batch, command.number)})

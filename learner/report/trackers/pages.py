@@ -155,7 +155,7 @@ PAGES: dict[str, tuple[Chart | BandChart, ...]] = {
             SHARE,
         ),
         Chart("Reward service: share of time in each state", _each("flow/reward/", "busy", "wait"), SHARE),
-        Chart("Response tokens trained per second", ("flow/tokens_per_second",)),
+        Chart("Response tokens of the steps' groups per second", ("flow/tokens_per_second",)),
         Chart("Response tokens per second from each pool of actors", ("flow/pool_tokens/",)),
         Chart(
             "Groups that are leased, and groups that wait for the learner",

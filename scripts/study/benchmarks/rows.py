@@ -234,7 +234,7 @@ def _records(
     """The records of a local file, of the files of a directory, or of configurations of a data set of the hub."""
     path = Path(source)
     if path.is_dir():
-        files = [file for file in files_of(path) if not _NOT_ASKED.match(file.name)]
+        files = [file for file in files_of(path, None) if not _NOT_ASKED.match(file.name)]
         if not files:
             raise FatalError(f"the directory {source} holds no file of rows ({', '.join(SUFFIXES)})")
         for file in files:

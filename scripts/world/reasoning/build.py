@@ -150,20 +150,22 @@ _DEFAULT = Corpus()
 def main(
     *,
     out: Annotated[Path, typer.Option(help="Directory to write.")],
-    seed: Annotated[int, typer.Option(help="Seed of the world.")] = 0,
-    train_sums: Annotated[int, typer.Option(help="Sums that RL trains on.")] = 32,
-    heldout_sums: Annotated[int, typer.Option(help="Sums that RL is tested on.")] = 16,
-    examples: Annotated[int, typer.Option(help="Worked examples of the warm start.")] = _DEFAULT.examples,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the world.")] = 0,
+    train_sums: Annotated[int, typer.Option(min=1, help="Sums that RL trains on.")] = 32,
+    heldout_sums: Annotated[int, typer.Option(min=0, help="Sums that RL is tested on.")] = 16,
+    examples: Annotated[int, typer.Option(min=1, help="Worked examples of the warm start.")] = _DEFAULT.examples,
     english_questions: Annotated[
-        float, typer.Option(help="Share of the examples' questions that are English.")
+        float, typer.Option(min=0, max=1, help="Share of the examples' questions that are English.")
     ] = _DEFAULT.english_questions,
     english_thoughts: Annotated[
-        float, typer.Option(help="Share of the other questions that are thought through in English.")
+        float, typer.Option(min=0, max=1, help="Share of the other questions that are thought through in English.")
     ] = _DEFAULT.english_thoughts,
     english_slip: Annotated[
-        float, typer.Option(help="Probability that a step of an English thought is wrong.")
+        float, typer.Option(min=0, max=1, help="Probability that a step of an English thought is wrong.")
     ] = _DEFAULT.english_slip,
-    slip: Annotated[float, typer.Option(help="The same of a thought in another language.")] = _DEFAULT.slip,
+    slip: Annotated[
+        float, typer.Option(min=0, max=1, help="The same of a thought in another language.")
+    ] = _DEFAULT.slip,
 ) -> None:
     corpus = Corpus(examples, english_questions, english_thoughts, english_slip, slip)
     world = build(out, train_sums, heldout_sums, seed, corpus)

@@ -169,8 +169,8 @@ def main(
     models: Annotated[list[Path], typer.Argument(help="Directories of models.")],
     *,
     world: Annotated[Path, typer.Option(help="Directory made by scripts.world.reasoning.build.")],
-    samples: Annotated[int, typer.Option(help="Answers to each question.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each question.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     by_language: Annotated[bool, typer.Option(help="A further line for each language.")] = False,
 ) -> None:
     for model in models:

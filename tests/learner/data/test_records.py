@@ -107,13 +107,99 @@ def test_files_of_a_directory_that_are_not_read_are_named(tmp_path: Path, caplog
         read_rows(str(tmp_path / "deep"))
 
 
-def test_lists_of_unused_rows_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "rates.jsonl").write_text('{"question": "a"}\n')
-    (tmp_path / "rates.problems.jsonl").write_text('{"file": "rates.jsonl", "row": 1}\n')
+def names_read(directory: Path, *splits: str) -> list[str]:
+    return list(dict.fromkeys(Path(place.file).name for place, _ in read_records(str(directory), splits or ("train",))))
+
+
+def fill(directory: Path, *names: str) -> Path:
+    for name in names:
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text('{"question": "a"}\n')
+    return directory
+
+
+def test_lists_of_unused_rows_and_kept_answers_are_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = ["data_problems.jsonl", "problems.jsonl", "rates.answers.jsonl", "rates.problems.jsonl"]
+    fill(tmp_path, "rates.jsonl", "word_problems.json", *lists)
     for _ in range(2):
-        assert [record["question"] for record in read_rows(str(tmp_path))] == ["a"]
+        assert names_read(tmp_path) == ["rates.jsonl", "word_problems.json"]
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith(f"rates.problems.jsonl of {tmp_path}: not read") and "rename a file that holds data" in said
+    assert said.startswith(f"{', '.join(lists)} of {tmp_path}: not read") and "rename a file that holds data" in said
+    with pytest.raises(FatalError, match=r"holds no file .*; a\.problems\.jsonl are lists of unused rows"):
+        names_read(fill(tmp_path / "none", "a.problems.jsonl"))
+
+
+TRAIN = "train-00000-of-00001.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "read"),
+    [
+        ([TRAIN, "test-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl"], ["train"], [TRAIN]),
+        ([TRAIN, "test-00000-of-00001.jsonl"], ["test", "validation", "train"], ["test-00000-of-00001.jsonl"]),
+        ([TRAIN, "valid.jsonl"], ["test", "validation", "train"], ["valid.jsonl"]),
+        ([TRAIN, "rated.jsonl"], ["test", "train"], [TRAIN]),
+        (["Train_a.jsonl", "train/b.jsonl", "val/c.jsonl"], ["train"], ["Train_a.jsonl", "b.jsonl"]),
+        (["test/train_1.jsonl", "train/test_1.jsonl"], ["train"], ["test_1.jsonl"]),
+        (["heldout.jsonl", "train.jsonl"], ["test", "train"], ["heldout.jsonl"]),
+        (["german.jsonl", "held_out.jsonl", "french.jsonl", "dev.jsonl"], ["train"], ["french.jsonl", "german.jsonl"]),
+        (["test_de.jsonl", "deep/test_fr.jsonl"], ["train"], ["test_fr.jsonl", "test_de.jsonl"]),
+        (["trainees.jsonl", "testament.jsonl", "valuable.jsonl", "developers.jsonl", "latest.jsonl"], ["train"], None),
+    ],
+)
+def test_one_split_of_a_directory_is_read_and_the_others_are_named(
+    files: list[str], splits: list[str], read: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path / "test", *files)  # whatever the directory itself is called
+    for _ in range(2):
+        assert names_read(tmp_path / "test", *splits) == (sorted(files) if read is None else read)
+    left = [file for file in files if read is not None and Path(file).name not in read]
+    said = [record.message for record in caplog.records]
+    assert len(said) == bool(left) and all(Path(file).name in said[0].partition("Left out:")[2] for file in left)
+    assert not left or f"To read another file or folder name it, as {tmp_path}" in said[0]
+    for file in files:
+        assert names_read(tmp_path / "test" / file) == [Path(file).name], "a file that is named is read"
+
+
+def test_of_several_splits_none_of_which_is_wanted_one_is_to_be_named(tmp_path: Path) -> None:
+    fill(tmp_path, "test.jsonl", "dev.jsonl")
+    with pytest.raises(FatalError, match=r"files of the splits validation and test, and none of train: name a file or"):
+        names_read(tmp_path)
+    with pytest.raises(FatalError, match="no data are named: give parquet"):
+        list(read_records(""))
+
+
+def test_a_quotation_mark_in_csv_spoils_its_row_alone(tmp_path: Path) -> None:
+    good = "Wo?,Berlin,de\n"
+
+    def read(*lines: str) -> list[object]:
+        (tmp_path / "a.csv").write_text("\nquestion,answer,language\n" + "".join(lines))
+        records = [record for _, record in read_records(str(tmp_path / "a.csv"))]
+        return [one.reason if isinstance(one, Unreadable) else one["question"] for one in records]
+
+    def broken(line: int, what: str, *rows: object) -> bool:
+        reasons = [row for row in rows if isinstance(row, str) and row.startswith("line ")]
+        return bool(reasons) and reasons[0].startswith(f"line {line}: {what}") and "is written twice" in reasons[0]
+
+    found = read(good, '"Wer sagte "Ja"?",Berlin,de\n', good)
+    assert [found[0], found[2]] == ["Wo?", "Wo?"] and broken(4, "',' expected after '\"'", *found)
+    # Without its second mark a text goes on: over rows, until a mark that ends it, or to the end of the file.
+    for rest in ([good, '"Wer, wo?",Berlin,de\n', good], [good, good]):
+        found = read(good, '"Offen,Berlin,de\n', *rest)
+        assert broken(4, "a quotation mark opens a text that this line does not close", *found)
+        assert [found[0], *found[2:]] == ["Wo?", *("Wer, wo?" if "Wer" in line else "Wo?" for line in rest)]
+    # Where what follows are no rows, it is more of the text.
+    found = read(good, '"Ein Text, der\n', "nicht endet\n", "Was, das?\n")
+    assert (
+        found[0] == "Wo?" and len(found) == 2 and "nothing is used from there to the end of the file" in str(found[1])
+    )
+    found = read(good, '"Er, sagte,\n', "so, oder, so\n", 'ein "Wort" mehr",Berlin,de\n', good)
+    assert [found[0], found[2]] == ["Wo?", "Wo?"] and "nothing is used from there to line 6" in str(found[1])
+    found = read(good, '"Er sagte "Ja" und\n', 'ging.",Berlin,de\n', good)
+    assert [found[0], found[3]] == ["Wo?", "Wo?"] and "the rest of the broken row" in str(found[2])
+    assert read(good, '"Ein ""Wort""\nund noch eins",Berlin,de\n', '5" Holz,x,de\n') == [
+        "Wo?", 'Ein "Wort"\nund noch eins', '5" Holz',
+    ]  # fmt: skip
 
 
 def test_bytes_that_are_not_utf_8_spoil_their_row_alone(tmp_path: Path) -> None:
@@ -135,7 +221,11 @@ def test_bytes_that_are_not_utf_8_spoil_their_row_alone(tmp_path: Path) -> None:
         ("a.jsonl", b"question,answer\n1,2\n", r"a\.jsonl should be lines of JSON, or one JSON array"),
         ("a.jsonl", "é".encode("utf-16"), r"a\.jsonl is in UTF-16.*save it as UTF-8"),
         ("a.csv", b"a,a\n1,2\n", r"two columns of the name 'a'"),
-        ("a.csv", b'a,b\n"1"x,2\n', r"cannot read .*a\.csv"),
+        (
+            "a.csv",
+            b'a,"b\n1,2\n',
+            r"cannot read .*a\.csv: the names of its columns cannot be read: line 1: unexpected end",
+        ),
         ("a.parquet", b"PAR1 or not", r"cannot read .*a\.parquet"),
         ("a.txt", b"text", r"a\.txt: its name does not end in"),
     ],

@@ -118,3 +118,17 @@ def test_the_best_rated_answer_is_kept() -> None:
     kept = drop_repeated([make_row("a", 0, 2), make_row("a", 1, 9), make_row("a\n", 2, 5)], problems)
     assert [row.place.row for row in kept] == [1]
     assert {problem.row for problem in problems.found} == {0, 2}
+
+
+def test_nan_is_a_missing_value() -> None:
+    """pandas writes it for one, also to JSON."""
+    nan = float("nan")
+    row = {"question": "3+3?", "answer": 6, "language": nan, "accepted": nan, "topic": nan, "region": nan, "hint": nan}
+    found = parse_row(row, PLACE, Rules({"hint": "hint"}, language="en"))
+    assert (found.language, found.accepted, found.topics, found.regions, found.extra) == ("en", [], [], [], {})
+    with pytest.raises(RowError, match="it is missing") as problem:
+        parse_row({"question": "3+3?", "answer": nan, "language": "en"}, PLACE, Rules())
+    assert problem.value.key == "answer"
+    helpsteer = {"context": "Hi?", "response1": "a", "response2": "b", "language": "en", "overall_preference": nan}
+    with pytest.raises(RowError, match="it is not a number: nan"):
+        parse_row(helpsteer, PLACE, Rules())

@@ -211,7 +211,11 @@ def test_a_long_run_has_so_many_points_and_each_is_the_mean_of_its_steps(
 
 def test_a_resumed_run_forgets_the_steps_that_were_undone(tmp_path: Path) -> None:
     write(tmp_path, 10, last=8)
+    (tmp_path / "evaluations").mkdir()
+    for name in ("before-train", "step-5-train", "step-6-train", "step-10-heldout"):
+        (tmp_path / "evaluations" / f"{name}.jsonl").touch()
     run = write(tmp_path, 10, first=6)
+    assert sorted(path.stem for path in (tmp_path / "evaluations").iterdir()) == ["before-train", "step-5-train"]
     assert [point.step for point in run.Scalars("learning/reward")] == list(range(1, 11))
     assert len((tmp_path / "router.jsonl").read_text().splitlines()) == 10
 

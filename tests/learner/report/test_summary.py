@@ -30,10 +30,10 @@ def test_a_summary_has_the_means_the_outcomes_and_the_evaluations(tmp_path: Path
     state.step = 4
     state.totals.add_tokens(np.array([0, 1, 2, 3], np.int32))
     state.totals.loop_s, state.totals.pause_s = 2.0, 1.0
-    state.evaluation_before = {"train": {"own": 0.25, "compliance": 0.5}}
+    before = {"train": {"own": 0.25, "compliance": 0.5}}
     after = {"train": {"own": 0.75, "compliance": 1.0, "own_by_language": {"de": 0.75}}, "heldout": {"own": 0.5}}
     pairs = [("Asia", "en"), ("Europe", "de"), ("Europe", "en"), ("Europe", "de")]
-    found = summarise(config, state, Audit({"trained": 7, "masked": 1}, 2, 3), pairs, after, 5, MEASURED)
+    found = summarise(config, state, Audit({"trained": 7, "masked": 1}, 2, 3), pairs, before, after, 5, MEASURED)
 
     assert (found["steps"], found["questions_lost"], found["questions_duplicated"]) == (4, 2, 3)
     outcomes = [found[f"groups_{name}"] for name in ("trained", "masked", "failed", "skipped", "zero_variance")]
@@ -49,7 +49,7 @@ def test_a_summary_has_the_means_the_outcomes_and_the_evaluations(tmp_path: Path
     assert found["router_top_by_topic"] == {"Chat": "de"}
     assert found["config"]["run"]["dir"] == str(tmp_path)
     state.totals.staleness_bound = 9
-    found = summarise(config, state, Audit({}, 0, 0), pairs, after, 5, MEASURED)
+    found = summarise(config, state, Audit({}, 0, 0), pairs, before, after, 5, MEASURED)
     assert found["staleness_bound"] == 9, "some steps had another bound before a resume"
 
 

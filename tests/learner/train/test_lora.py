@@ -220,12 +220,11 @@ def test_a_checkpoint_of_other_adapters_weights_or_another_model_is_refused(tiny
 
 def test_a_resumed_run_cannot_change_its_adapters_even_if_that_is_accepted(tiny_policy: Path, tmp_path: Path) -> None:
     directory = ["--run.dir", str(tmp_path)]
-    (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
-    (tmp_path / "config.json").write_text(configuration(tiny_policy, *FLAGS, *directory).model_dump_json())
-    resume.check(configuration(tiny_policy, *FLAGS, *directory, "--lora.sync", "merged"))
+    kept = configuration(tiny_policy, *FLAGS, *directory).model_dump(mode="json")
+    resume.check(configuration(tiny_policy, *FLAGS, *directory, "--lora.sync", "merged"), kept)
     for flags in (["--lora.rank", "0"], [*FLAGS, "--lora.alpha", "9"], [*FLAGS, "--lora.targets", '["o_proj"]']):
         with pytest.raises(FatalError, match="begun with adapters of another form"):
-            resume.check(configuration(tiny_policy, *flags, *directory, "--resume.accept", "lora"))
+            resume.check(configuration(tiny_policy, *flags, *directory, "--resume.accept", "lora"), kept)
 
 
 # -- the anchor of the KL, dropout, targets ------------------------------------------------------------------------

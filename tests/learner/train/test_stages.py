@@ -224,6 +224,7 @@ def test_the_diversity_bonus_is_one_for_the_rarest_language_and_success_needs_a_
     kept = np.array([True] * 5 + [False])
     assert stages.diversity(["en"] * 4 + ["zh", "de"], kept, {}, 1.0).tolist() == [0.25] * 4 + [1, 0]
     assert stages.diversity(["en"], np.array([False]), {}, 1.0).tolist() == [0]
+    assert stages.diversity(["", "en"], np.array([True, True]), {"zh": 1.0}, 0.5).tolist() == [0, 1], "none is chosen"
     assert stages.success(["en", "zh", "en", ""], np.array([False, False, True, True])).tolist() == [1, 0, 1, 0]
 
 

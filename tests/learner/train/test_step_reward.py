@@ -56,6 +56,9 @@ def remembers(step, state):
 def unkeepable(step, state):
     return step.rewards, {"open": open}
 
+def leaves(step, state):
+    exit(0)
+
 def broken(step, state):
     return step.parts["absent"], state
 """
@@ -109,6 +112,7 @@ def test_a_step_term_may_give_advantages(terms: Path) -> None:
         ("text", r"terms\.py returned rewards in step 3 that are no array of numbers: could not convert string"),
         ("ragged", r"terms\.py returned rewards in step 3 that are no array of numbers: .*inhomogeneous"),
         ("broken", r"failed in step 3: .*terms\.py:\d+ in broken: KeyError: 'absent'"),
+        ("leaves", r"failed in step 3: .*terms\.py:\d+ in leaves: SystemExit: 0"),
     ],
 )
 def test_a_step_term_that_fails_is_named(terms: Path, name: str, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from learner.checkpoint import Checkpoints
+from learner.train.gradient_noise import noise_share
 from learner.train.optimizer import parameter_groups
 from learner.train.samples import group_samples
 from learner.train.statistics import make_axes
@@ -144,6 +146,16 @@ def test_gradient_noise_is_the_variance_over_groups_and_changes_nothing(
     variance = len(gradients) * gradients.var(axis=0, ddof=1).sum()  # of a sum of independent gradients
     assert len(gradients) > 1 and told["noise"][2] == pytest.approx(variance / (gradients.sum(0) ** 2).sum(), rel=1e-4)
     assert told["noise"][:2] == [None, None] and told["noise"][3] is None, "every second step"
+
+
+@pytest.mark.parametrize(
+    ("group_norms", "norm"),
+    [([1.0, 2.0], math.inf), ([1.0, math.inf], 2.0), ([1.0, 2.0], math.nan), ([math.nan, 1.0], 2.0), ([1.0, 2.0], 0.0),
+     ([1.0], 1.0), ([], 1.0)],
+)  # fmt: skip
+def test_a_gradient_that_is_not_finite_has_no_share_of_noise(group_norms: list[float], norm: float) -> None:
+    assert noise_share(group_norms, norm) is None
+    assert noise_share([3.0, 4.0], 5.0) == pytest.approx(1), "they are at right angles"
 
 
 def test_biases_and_gains_of_norms_are_the_vectors() -> None:

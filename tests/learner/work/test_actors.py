@@ -182,6 +182,29 @@ def test_a_group_given_back_is_offered_again_until_it_is_given_up() -> None:
     assert setting.grant() == {"a": [1]}, "another question takes its place"
 
 
+def test_the_oldest_group_is_told_with_the_reason_for_which_it_was_given_back() -> None:
+    setting = Setting(groups=3, attempts=3)
+    assert setting.registry.describe_oldest() == ""
+    setting.join("a", 2)
+    setting.grant()
+    first, second = setting.held("a")
+    row = first.question.index
+    assert setting.registry.describe_oldest() == f"the oldest is group 0, of row {row}, which is with actor a"
+    setting.registry.release("a", wire.Release(id=second.id, reason="its judge is away", cause="outage"))
+    assert "group 0" in setting.registry.describe_oldest()
+    setting.registry.release("a", wire.Release(id=first.id, reason="no reward process answers", cause="outage"))
+    before = "; it was given back before: no reward process answers"
+    assert (
+        setting.registry.describe_oldest() == f"the oldest is group 0, of row {row}, which waits for an actor{before}"
+    )
+    setting.grant()
+    assert f"is with actor a{before}" in setting.registry.describe_oldest()
+    (again,) = (one for one in setting.held("a") if one.sequence == 0)
+    assert setting.registry.submit("a", answers(again))
+    assert setting.registry.describe_oldest().endswith("group 1, of row 1, which is with actor a; it was given back "
+                                                       "before: its judge is away")  # fmt: skip
+
+
 def test_answers_are_cut_to_the_limits_and_kept_once() -> None:
     setting = Setting(groups=1, limits=Limits(tokens=25))
     registry = setting.registry

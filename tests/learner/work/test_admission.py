@@ -55,6 +55,16 @@ def test_what_cannot_be_trained_is_refused_and_named(changes: dict[str, Any], co
     assert re.match(rf"answer 2 \({answers[1].language}\).*{complaint}", found), found
 
 
+def test_what_names_no_language_cannot_be_in_the_one_that_it_names() -> None:
+    """A stage's diversity would look up the share of a language that nobody has chosen."""
+    for compliant in (True, False):
+        answers = rollouts(language="", score={"compliant": compliant})
+        asked = work(0, [answers[0].language, POLICY_CHOOSES, answers[2].language])
+        for limits in (LIMITS, UNLIMITED):
+            found = find_problem(asked, answers, limits, 0)
+            assert found.startswith("answer 2: it names no language") if compliant else not found
+
+
 def test_good_answers_pass_and_a_log_probability_that_is_not_finite_does_not() -> None:
     answers = rollouts()
     asked = work(0, [answer.language for answer in answers])

@@ -1,11 +1,13 @@
-"""Calls that block, on a network file system for example, with a deadline and away from the event loop."""
+"""Calls that block, on a network file system or in code of the user's own, each on a thread beside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -40,12 +42,24 @@ class OneCall(Generic[Result]):
 async def call_in_thread(call: Callable[[], Result], timeout_s: float) -> Result:
     """Runs ``call`` on a thread of its own, and waits for it at most ``timeout_s`` seconds.
 
-    A thread that hangs is left behind. It does not hold up the end of the process either, as one of
-    ``asyncio.to_thread`` would: ``asyncio.run`` and the interpreter wait for those.
-
     Raises:
         TimeoutError: the call did not end in time. It may still end later.
         Exception: what the call raises.
+    """
+    future = start_in_thread(call)
+    async with asyncio.timeout(timeout_s):
+        return await asyncio.wrap_future(future)
+
+
+def start_in_thread(call: Callable[[], Result]) -> concurrent.futures.Future[Result]:
+    """Runs ``call`` on a thread of its own, in the context of the caller.
+
+    A thread that hangs is left behind. It takes no other call's place, and does not hold up the end of the process
+    either, as one of ``asyncio.to_thread`` would: that has a pool of few threads, for which ``asyncio.run`` and the
+    interpreter wait.
+
+    Returns:
+        What the call returns or raises, SystemExit and the like included. It cannot be cancelled.
     """
     future: concurrent.futures.Future[Result] = concurrent.futures.Future()
     future.set_running_or_notify_cancel()  # from now on nothing but the thread ends it
@@ -53,11 +67,13 @@ async def call_in_thread(call: Callable[[], Result], timeout_s: float) -> Result
     def run() -> None:
         try:
             result = call()
-        except Exception as error:  # whatever it is, whoever waits for the call gets it
+        except StopIteration as error:  # which no asyncio future takes, so that whoever waits would wait for ever
+            future.set_exception(RuntimeError(f"the call raised StopIteration: {error}"))
+        except BaseException as error:  # whatever it is, whoever waits for the call gets it
             future.set_exception(error)
         else:
             future.set_result(result)
 
-    threading.Thread(target=run, name="a call that may block", daemon=True).start()
-    async with asyncio.timeout(timeout_s):
-        return await asyncio.wrap_future(future)
+    context = contextvars.copy_context()
+    threading.Thread(target=partial(context.run, run), name="a call that may block", daemon=True).start()
+    return future
