@@ -17,6 +17,7 @@ from scripts.ops.progress_display import Display, PlainLines
 
 _POLL_S = 0.2
 _GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
+_NOTICE_S = 45.0  # in which a lost connection is noticed: ssh asks every 10 s, and gives up after three questions
 _AWAY_S = 5.0  # from a lost connection to the next attempt
 _KILL_S = 2.0  # for the system to end what was killed; longer if a process hangs inside the system itself
 
@@ -66,7 +67,8 @@ class Children:
         Args:
             first: the command of each.
             again: the command with which each is started again.
-            lost: the exit code of any of them for which all are ended and, after a while, started again.
+            lost: the exit code of any of them for which all are ended and, after a while, started again. The failure of
+                another one before that is taken for a consequence.
         """
         for name, command in first.items():
             self.start(name, command)
@@ -138,8 +140,8 @@ class Children:
             self._show_new_lines()
 
     def _handle_failure(self, name: str, code: int) -> None:
-        if name in self._again and code == self._lost:
-            self._start_together_again(name)
+        if name in self._again and (lost := self._await_lost()):
+            self._start_together_again(lost)
             return
         failure = self._failure(name, code)
         if self._restarts[name] == 0 or " is ready" not in self._output(name):
@@ -148,6 +150,20 @@ class Children:
         self._restarts[name] -= 1
         _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
         self._spawn(name)
+
+    def _await_lost(self) -> str:
+        """Which process that was started together with others has been lost; empty if none was.
+
+        One that fails because another is lost may end first. So this blocks for as long as others may turn out to be.
+        """
+        deadline = time.monotonic() + _NOTICE_S
+        while True:
+            codes = {name: self._running[name].poll() for name in self._again}
+            lost = [name for name, code in codes.items() if code == self._lost]
+            if lost or None not in codes.values() or time.monotonic() > deadline:
+                return next(iter(lost), "")
+            time.sleep(_POLL_S)
+            self._show_new_lines()
 
     def _start_together_again(self, lost: str) -> None:
         names = ", ".join(self._again)

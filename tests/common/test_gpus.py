@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def test_a_gpu_that_is_missing_is_an_error_and_no_run_on_the_cpu(
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     config = load(["--run.dir", str(tmp_path / "run"), "--run.rendezvous", str(tmp_path)])
-    starts = [
+    starts: list[Callable[[], object]] = [
         lambda: EngineProcess(config, "a", tmp_path / "log"),
         lambda: actor.__main__.run(config),
         lambda: launch.launch("learner", config.learner, []),

@@ -22,7 +22,7 @@ from common.config import Config, load
 from learner.supervision import SUCCESSOR
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
-from scripts.ops.supervise import Children
+from scripts.ops.supervise import ChildFailed, Children
 from scripts.pool.launch import Process
 from tests.support.chat import serving
 
@@ -488,6 +488,21 @@ def test_a_learner_goes_on_where_its_connection_broke(tmp_path: Path, monkeypatc
         children.start_together({"learner": learner.once(), "node": node.once()}, again, 255)
         children.wait_until(over)
         children.wait_for("learner")
+
+
+def test_a_node_that_fails_because_the_connection_to_another_broke_is_started_again(tmp_path: Path) -> None:
+    def shell(text: str) -> list[str]:
+        return ["bash", "-c", text]
+
+    with Children(tmp_path) as children:
+        first = {"beta": shell("exit 1"), "alpha": shell("sleep 2; exit 255")}
+        children.start_together(first, {"beta": shell("echo again"), "alpha": shell("echo again")}, 255)
+        children.wait_for("alpha")
+        assert [children.log(name).read_text() for name in first] == ["again\n", "again\n"]
+    with pytest.raises(ChildFailed, match="beta ended with code 1"), Children(tmp_path) as children:
+        failed = {"beta": shell("exit 1"), "alpha": shell("sleep 1; exit 1")}
+        children.start_together(failed, failed, 255)
+        children.wait_for("alpha")
 
 
 def test_the_code_of_a_process_that_ends_by_itself_comes_back(tmp_path: Path) -> None:
