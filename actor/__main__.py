@@ -7,6 +7,7 @@ import os
 import socket
 
 from common.config import Config
+from common.gpus import usable_gpus
 from common.net.rendezvous import Route, host_of, use_interface
 from common.process import main
 from common.progress import BRIEF_S, Activity
@@ -16,8 +17,10 @@ def run(config: Config) -> None:
     """Runs an actor until the learner ends the run.
 
     Raises:
-        FatalError: the learner or the engine cannot be reached or used.
+        FatalError: the learner, the engine or its GPU cannot be reached or used.
     """
+    if not config.actor.engine_url:
+        usable_gpus()  # before the learner is waited for, which may take hours
     with Activity("actor", "importing transformers"):
         from actor.lives import AskedToEnd, Lives
         from common.prompts import PROMPT_STYLES

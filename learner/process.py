@@ -34,6 +34,7 @@ from learner.report.trackers.start import check_trackers
 from learner.run import Run
 from learner.run_lock import locked
 from learner.state import LEDGER_FILE, Snapshot
+from learner.supervision import SUCCESSOR
 from learner.train.distributed import set_up_distributed
 from learner.train.trainer import Trainer
 from learner.work.questions import RunQuestions, read_questions
@@ -84,11 +85,13 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
 
 
 def _closing(server: WorkServer, restarts: int) -> Callable[..., None]:
-    """Closes the server at the end of a run; actors wait for the next learner where torchrun will start one."""
+    """Closes the server at the end of a run; actors wait for the next learner where there will be one."""
 
     def close(kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         failed = kind is not None and issubclass(kind, Exception)
-        server.close(over=not failed or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) >= restarts)
+        goes_on = failed and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < restarts
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        server.close(over=not (goes_on or (interrupted and os.environ.get(SUCCESSOR))))
 
     return close
 

@@ -117,10 +117,10 @@ def _prepare_environment() -> None:
 
     As there, LRPO_ENV_SET names what is not the user's own, and so is not for other hosts.
     """
-    from common.gpus import has_cuda
+    from common.gpus import visible_gpus
 
     defaults = {"TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-    if not has_cuda():
+    if not visible_gpus():  # a command that computes says itself what is missing
         defaults |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     missing = {variable: value for variable, value in defaults.items() if variable not in os.environ}
     set_here = [*os.environ.get("LRPO_ENV_SET", "").split(), *missing]

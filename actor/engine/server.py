@@ -23,7 +23,7 @@ import psutil
 from actor.engine.errors import EngineError, EngineLost
 from actor.engine.readiness import is_ready
 from common.config import Config
-from common.gpus import has_cuda
+from common.gpus import has_cuda, visible_gpus
 from common.nccl import set_nccl_defaults
 from common.net.ports import reserve_port
 from common.process import FatalError
@@ -55,10 +55,11 @@ class EngineProcess:
         log_path: the file to which the server's output is appended. Its last lines are part of every error.
 
     Raises:
-        FatalError: ``actor.engine_port`` is taken.
+        FatalError: ``actor.engine_port`` is taken, or a GPU that this process was given cannot be used.
     """
 
     def __init__(self, config: Config, name: str, log_path: Path) -> None:
+        on_gpu = has_cuda()
         # Held until ``stop``: the server listens only once it has imported everything, which takes a while.
         self._reserved_port = _reserve(config.actor.engine_port)
         port = self._reserved_port.getsockname()[1]
@@ -72,7 +73,7 @@ class EngineProcess:
             "weight-version": "0",
             "random-seed": (config.run.seed + zlib.crc32(name.encode())) % 2**31,
             "skip-tokenizer-init": True,
-            **(_gpu_flags(config) if has_cuda() else _CPU_FLAGS),
+            **(_gpu_flags(config) if on_gpu else _CPU_FLAGS),
             **(adapter_flags(config) if config.lora.sends_adapters else {}),
             **{name.replace("_", "-"): value for name, value in config.actor.engine_args.items()},
         }
@@ -85,7 +86,7 @@ class EngineProcess:
         with log_path.open("ab") as output:
             self._process = subprocess.Popen(
                 command,
-                env=_environment(with_adapters=config.lora.sends_adapters),
+                env=_environment(on_gpu, with_adapters=config.lora.sends_adapters),
                 stdin=subprocess.PIPE,  # the guard kills the server when this end is closed, by whatever ends the actor
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -176,17 +177,17 @@ def adapter_flags(config: Config) -> dict[str, Any]:
         "lora-target-modules": sorted(config.lora.targets),
         "max-loras-per-batch": min(config.learner.staleness + 3, _MOST_ADAPTERS),
     }
-    return flags if has_cuda() else {**flags, "lora-backend": "torch_native"}
+    return flags if visible_gpus() else {**flags, "lora-backend": "torch_native"}
 
 
-def _environment(*, with_adapters: bool) -> dict[str, str]:
+def _environment(on_gpu: bool, *, with_adapters: bool) -> dict[str, str]:
     environment = dict(os.environ)
     set_nccl_defaults(environment)
     # While it starts, SGLang asks its own HTTP address, and would do so through a proxy that does not lead back here.
     spared = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     if spared != "*":
         environment["no_proxy"] = environment["NO_PROXY"] = ",".join(filter(None, [spared, "127.0.0.1", "localhost"]))
-    if not has_cuda():
+    if not on_gpu:
         # The stand-ins replace packages that exist for CUDA alone. The server gets one thread, because more would
         # compete with the other processes on a machine without GPUs.
         path = [str(_STAND_INS), *filter(None, [environment.get("PYTHONPATH")])]

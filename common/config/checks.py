@@ -27,6 +27,7 @@ def mistakes(config: Sections) -> Iterator[str]:
 
 
 _NO_IPV6 = "is an IPv6 address, and lrpo speaks IPv4: give an IPv4 address, or a name that stands for one"
+_USER = "names a user, which is for ssh alone: leave out what stands before the host"
 _FORM = "is not of the form tcp://HOST:PORT or ipc://PATH"
 
 
@@ -38,7 +39,8 @@ def is_address(address: str) -> bool:
 def address_problem(address: str) -> str:
     """Why an address cannot be used, as the rest of a sentence; empty if it can.
 
-    It must have the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535 and no IPv6 address.
+    It must have the form ``ipc://PATH`` or ``tcp://HOST:PORT``, with a port from 1 to 65535, no user and no IPv6
+    address.
     """
     if address.startswith("ipc://"):
         return "" if len(address) > len("ipc://") else _FORM
@@ -48,6 +50,8 @@ def address_problem(address: str) -> str:
             return _FORM
     except ValueError:  # the port is no number, or too large, or a bracket is missing
         return _FORM
+    if "@" in parts.netloc:
+        return _USER
     return _NO_IPV6 if ":" in parts.hostname else ""
 
 
@@ -104,8 +108,10 @@ def addresses_are_well_formed(config: Sections) -> Iterator[str]:
             keys = dict.fromkeys(key for key, given in services if given == address)
             yield f"{' and '.join(keys)}: {address} is given to {count} services, and each needs one of its own"
     if problem := address_problem(f"tcp://{config.learner.torchrun}"):
-        what = problem if problem is _NO_IPV6 else "is not of the form HOST:PORT"
+        what = "is not of the form HOST:PORT" if problem is _FORM else problem
         yield f"learner.torchrun = {config.learner.torchrun!r} {what}"
+    if "@" in config.sync.host:
+        yield f"sync.host = {config.sync.host!r} {_USER}"
     if config.sync.host.count(":") > 1:
         yield f"sync.host = {config.sync.host!r} {_NO_IPV6}"
     if (url := config.actor.engine_url) and not _is_http(url):
@@ -145,6 +151,17 @@ def engine_ranks_are_tensor_parallel(config: Sections) -> Iterator[str]:
             )
 
 
+def engine_numbers_are_numbers(config: Sections) -> Iterator[str]:
+    """Those of the engine's flags that are computed with here, too."""
+    for name, value in config.actor.engine_args.items():
+        flag, is_number = name.replace("_", "-"), isinstance(value, int | float) and not isinstance(value, bool)
+        if flag in _COUNTS and not (is_number and isinstance(value, int) and value >= 1):
+            yield f"actor.engine_args.{name} = {value!r}: {_COUNTS[flag]}, a whole number of at least 1"
+        if flag == "mem-fraction-static" and not (is_number and 0 < float(value) < 1):
+            yield f"actor.engine_args.{name} = {value!r}: a share of the GPU's memory, a number above 0 and below 1"
+
+
+_COUNTS = {"tp": "GPUs of an engine", "max-total-tokens": "tokens in its cache", "context-length": "tokens of a text"}
 _PARALLEL_FLAGS = {
     "pp": "pipeline", "pp-size": "pipeline", "pipeline-parallel-size": "pipeline",
     "dp": "data", "dp-size": "data", "data-parallel-size": "data", "enable-dp-attention": "data",
@@ -445,7 +462,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
-    engine_stays_on_loopback, engine_ranks_are_tensor_parallel, replicas_divide_ranks, lease_outlasts_heartbeats,
+    engine_stays_on_loopback, engine_ranks_are_tensor_parallel, engine_numbers_are_numbers, replicas_divide_ranks,
+    lease_outlasts_heartbeats,
     waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters,
     targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step,
     loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist, refill_knows_the_rewards,

@@ -112,6 +112,15 @@ def announce(run: RunConfig, name: str, address: str) -> Place | None:
     return place
 
 
+def find(run: RunConfig, name: str) -> Place | None:
+    """What the file of a service of this run says now; None without ``run.rendezvous``, or if there is no file.
+
+    Raises:
+        FatalError: the file is unreadable or of another run.
+    """
+    return _read(run.rendezvous / f"{name}.json", run) if run.rendezvous else None
+
+
 def retire(run: RunConfig, name: str, place: Place | None) -> None:
     """Notes that a service has ended for good, so that those who come later need not wait for it.
 
@@ -134,7 +143,7 @@ def confirm(run: RunConfig, name: str, place: Place | None) -> None:
     Raises:
         FatalError: another process has announced itself as the same service since.
     """
-    now = _read(run.rendezvous / f"{name}.json", run) if run.rendezvous else None
+    now = find(run, name)
     if None not in (now, place) and now != place:
         raise FatalError(f"another {name} of this run has started since and has taken over: {run.rendezvous}")
 

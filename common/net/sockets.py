@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,6 +58,27 @@ def check_address(address: str) -> None:
         )
 
 
+def check_keys(addresses: Iterable[str], *, serves: bool, asks: bool) -> None:
+    """Makes sure that the processes of a run will find the keys that their addresses need.
+
+    Args:
+        addresses: of the services of the run.
+        serves: whether the processes include a service, which needs the whole directory.
+        asks: whether they include an actor.
+
+    Raises:
+        FatalError: an address is malformed or needs keys, and there are none; or a key is missing or is none.
+    """
+    for address in addresses:
+        check_address(address)
+    if (keys := _keys()) is None:
+        return
+    for name in ["server.key", "clients/actor.key"] if serves else []:
+        _load(keys / name)
+    for name in (["server.key_secret"] if serves else []) + (["clients/actor.key_secret"] if asks else []):
+        _load_pair(keys / name)
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -69,10 +91,14 @@ def _keys() -> Path | None:
 
 
 def _identify(socket: Any, certificate: Path) -> None:
+    socket.curve_publickey, socket.curve_secretkey = _load_pair(certificate)
+
+
+def _load_pair(certificate: Path) -> tuple[bytes, bytes]:
     public, secret = _load(certificate)
     if secret is None:
         raise FatalError(f"cannot use the key {certificate} of LRPO_KEYS: it holds no secret key")
-    socket.curve_publickey, socket.curve_secretkey = public, secret
+    return public, secret
 
 
 def _load(certificate: Path) -> tuple[bytes, bytes | None]:

@@ -7,7 +7,7 @@
 # variables that were set here and not by the user, as they may not suit another host. Two variables change what they do:
 #
 #   PYTHON=/path/to/python   the interpreter to build with; by default the first suitable one of python3.11 ... python3
-#   LRPO_DEVICE=cpu|gpu      the device; by default gpu where nvidia-smi lists one
+#   LRPO_DEVICE=cpu|gpu      the device; by default gpu where nvidia-smi lists one, which CUDA_VISIBLE_DEVICES demands
 # shellcheck shell=bash
 
 _ENV_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -41,6 +41,10 @@ _env_find_device() {
     if [[ -z ${LRPO_DEVICE:-} ]]; then
         local found=cpu
         if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then found=gpu; fi
+        # A process that was given a GPU must not begin on the CPU because the GPU is broken.
+        [[ $found == gpu || -z ${CUDA_VISIBLE_DEVICES:-} || $CUDA_VISIBLE_DEVICES =~ ^(-1|NoDevFiles) ]] ||
+            _env_error "CUDA_VISIBLE_DEVICES is $CUDA_VISIBLE_DEVICES, and nvidia-smi lists no GPU; mend the driver, unset" \
+                "CUDA_VISIBLE_DEVICES, or set LRPO_DEVICE=cpu" || return 1
         _env_default LRPO_DEVICE "$found"
     fi
     [[ $LRPO_DEVICE == cpu || $LRPO_DEVICE == gpu ]] || _env_error "LRPO_DEVICE is '$LRPO_DEVICE'; set it to cpu or gpu" || return 1

@@ -27,7 +27,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from common.config import Config, load
 from common.context import context_length
-from common.gpus import has_cuda
+from common.gpus import visible_gpus
 from common.languages import tag
 from common.process import FatalError
 from common.progress import Activity
@@ -186,7 +186,7 @@ class Checks:
     def _memory(self) -> Iterator[Line]:
         if self._shape is None:
             return
-        here = "" if has_cuda() else "; this machine has none, and here a run shares the memory of the CPU"
+        here = "" if visible_gpus() else "; this machine has none, and here a run shares the memory of the CPU"
         yield Line("memory", "ok", f"counted for GPUs of {self._machine.gpu_gb:g} GB (--gpu-gb){here}")
         for row in rows(self._shape, self._config, self._machine):
             if row.ok is not None:

@@ -28,6 +28,11 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no pro
 def find_problem(role: str, config: Config) -> str:
     """Why the process cannot work; empty if it can. Blocks for at most 5 seconds."""
     if role == "actor":
+        if not config.actor.engine_url and not config.actor.engine_port:
+            return (
+                "with actor.engine_port = 0 the engine has any free port, which nobody knows here: give the actor and "
+                "this command the same actor.engine_port"
+            )
         url = config.actor.engine_url or f"http://127.0.0.1:{config.actor.engine_port}"
         try:
             with _DIRECT.open(f"{url}/health", timeout=_DEADLINE_S):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config, ConfigError, load
-from common.gpus import visible_gpus
+from common.gpus import usable_gpus
 from common.parent import die_with_parent
 from scripts.ops.progress_display import make_display
 from scripts.ops.supervise import Children
@@ -99,8 +99,9 @@ def run_all(settings: Sequence[str], run_dir: Path, actors: int | None = None) -
     Raises:
         ConfigError: the configuration does not fit the GPUs of this machine.
         ChildFailed: a process ended with an error and could not be started again.
+        FatalError: a GPU that this process was given is missing or cannot be used.
     """
-    config, gpus = load(settings), visible_gpus()
+    config, gpus = load(settings), usable_gpus()
     actors = actors or count_actors(gpus, config)
     for_learner, for_rewards, *for_actors = assign_gpus(gpus, config, actors)
     replicas = len(config.reward.addresses)

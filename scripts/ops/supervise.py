@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from scripts.ops.progress_display import Display, PlainLines
 
 _POLL_S = 0.2
 _GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
+_NOTICE_S = 45.0  # in which a lost connection is noticed: ssh asks every 10 s, and gives up after three questions
+_AWAY_S = 5.0  # from a lost connection to the next attempt
 _KILL_S = 2.0  # for the system to end what was killed; longer if a process hangs inside the system itself
 
 
@@ -41,6 +43,8 @@ class Children:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._commands: dict[str, Sequence[str]] = {}
         self._restarts: dict[str, int] = {}
+        self._again: dict[str, Sequence[str]] = {}  # commands of the processes that are started again together
+        self._lost: int | None = None  # the code of one of them for which they are
         self._offset: dict[str, int] = {}  # size of the log when the process was first started
         logs.mkdir(parents=True, exist_ok=True)
 
@@ -56,6 +60,19 @@ class Children:
         self._offset[name] = self.log(name).stat().st_size if self.log(name).exists() else 0
         self._read[name] = self._offset[name]
         self._spawn(name)
+
+    def start_together(self, first: Mapping[str, Sequence[str]], again: Mapping[str, Sequence[str]], lost: int) -> None:
+        """Starts processes that cannot go on without each other.
+
+        Args:
+            first: the command of each.
+            again: the command with which each is started again.
+            lost: the exit code of any of them for which all are ended and, after a while, started again. The failure of
+                another one before that is taken for a consequence.
+        """
+        for name, command in first.items():
+            self.start(name, command)
+        self._again, self._lost = dict(again), lost
 
     def _spawn(self, name: str) -> None:
         self._display.started(name)
@@ -79,13 +96,22 @@ class Children:
         Raises:
             ChildFailed: a process ended with an error and may not be started again.
         """
+        self.wait_until(lambda: self._running[name].poll() == 0)
+
+    def wait_until(self, over: Callable[[], bool]) -> None:
+        """Blocks until ``over()``, which is asked again and again, and shows what all processes log until then.
+
+        Raises:
+            ChildFailed: a process ended with an error and may not be started again.
+        """
         while True:
-            ended = self._running[name].poll() == 0
+            ended = over()
             self._show_new_lines()
             if ended:
                 return
             for other, process in list(self._running.items()):
-                if process.poll() not in (None, 0):
+                # One that was started again meanwhile, with another that failed, has not failed itself.
+                if process is self._running[other] and process.poll() not in (None, 0):
                     self._handle_failure(other, process.returncode)
             time.sleep(_POLL_S)
 
@@ -114,6 +140,9 @@ class Children:
             self._show_new_lines()
 
     def _handle_failure(self, name: str, code: int) -> None:
+        if name in self._again and (lost := self._await_lost()):
+            self._start_together_again(lost)
+            return
         failure = self._failure(name, code)
         if self._restarts[name] == 0 or " is ready" not in self._output(name):
             raise failure
@@ -121,6 +150,36 @@ class Children:
         self._restarts[name] -= 1
         _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
         self._spawn(name)
+
+    def _await_lost(self) -> str:
+        """Which process that was started together with others has been lost; empty if none was.
+
+        One that fails because another is lost may end first. So this blocks for as long as others may turn out to be.
+        """
+        deadline = time.monotonic() + _NOTICE_S
+        while True:
+            codes = {name: self._running[name].poll() for name in self._again}
+            lost = [name for name, code in codes.items() if code == self._lost]
+            if lost or None not in codes.values() or time.monotonic() > deadline:
+                return next(iter(lost), "")
+            time.sleep(_POLL_S)
+            self._show_new_lines()
+
+    def _start_together_again(self, lost: str) -> None:
+        names = ", ".join(self._again)
+        self._display.message(f"the connection to {lost} broke; starting {names} again in {_AWAY_S:.0f} s")
+        group = [self._running[name] for name in self._again]
+        for process in group:
+            _send_signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + _AWAY_S
+        while time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            self._show_new_lines()
+        for name, process in zip(self._again, group, strict=True):
+            _send_signal(process, signal.SIGKILL)
+            process.wait()
+            self._commands[name] = self._again[name]
+            self._spawn(name)
 
     def _show_new_lines(self) -> None:
         for name in self._running:

@@ -14,30 +14,39 @@ import json
 import os
 import shlex
 import subprocess
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from common.config import Config, ConfigError, load
+from common.config import Config, ConfigError, RunConfig, load
+from common.net import rendezvous
+from common.net.sockets import check_keys
 from common.process import FatalError
+from learner.supervision import CONNECTED_AGAIN, SUCCESSOR
 from scripts.ops.command_line import command
 from scripts.ops.supervise import Children
+from scripts.pool.agreement import settle
 from scripts.pool.pool_file import Nodes, Pool, read_pool
 
 _ROOT = Path(__file__).parents[2]
 _QUEUE_PORT, _REWARD_PORT, _TORCHRUN_PORT = 5700, 5701, 29400
 _RESTARTS = 1000
+_ENDING = ("learner", "actor", "reward")  # a process ends by itself when the run is over; the last one does not
+_OVER_S = 5.0  # between two looks whether it is
 _SET_HERE = "LRPO_ENV_SET"  # names of the variables that scripts/env/env.sh has set for this host, and not the user
 _CARRIED = ("LRPO_KEYS", "LRPO_DEVICE", "HF_HUB_OFFLINE")  # variables of the user that every host gets; none is secret
 _SSH = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10"]
-# 255 is ssh's own failure. Closing its input is how the other side learns that this one has ended or is cut off.
+# Closing its input is how the other side learns that this one has ended or is cut off.
+_ONCE = 'exec 3< <(exec sleep infinity); ssh "$@" <&3; code=$?; kill $!; exit $code'
+_AWAY = 255  # ssh's own failure
 _HERE = (
     'while :; do exec 3< <(exec sleep infinity); ssh "$@" <&3; code=$?; kill $!; '
-    '((code == 255)) || exit $code; echo " WARNING launch_pool: $0 is away" >&2; sleep 5; done'
+    f'((code == {_AWAY})) || exit $code; echo " WARNING launch_pool: $0 is away" >&2; sleep 5; done'
 )
 _THERE = (
     "cd {root} || exit 1; exec 3<&0; {command} </dev/null & pid=$!; {{ cat <&3; kill $pid; }} >/dev/null 2>&1 & "
@@ -47,16 +56,34 @@ _THERE = (
 
 @dataclass(frozen=True)
 class Process:
-    """A process on another host, which is started over ssh."""
+    """A process on another host, which is started over ssh.
+
+    Args:
+        name: of its log, and of an actor.
+        host: as ssh takes it, perhaps with the name of a user.
+    """
 
     name: str
+    role: str
     host: str
     command: list[str]
 
     def over_ssh(self) -> list[str]:
         """The command that runs it from here, and again whenever the host was away."""
+        return ["bash", "-c", _HERE, self.host, *_SSH, self.host, self._there()]
+
+    def once(self, *, again: bool = False) -> list[str]:
+        """The command that runs it from here until it ends, or with code 255 until the host is away.
+
+        Args:
+            again: whether it takes the place of one that was cut off, and may still be there.
+        """
+        told = f"env {CONNECTED_AGAIN}=1 " if again else ""
+        return ["bash", "-c", _ONCE, self.host, *_SSH, self.host, told + self._there()]
+
+    def _there(self) -> str:
         there = _THERE.format(root=shlex.quote(str(_ROOT)), command=shlex.join(self.command))
-        return ["bash", "-c", _HERE, self.host, *_SSH, self.host, f"bash -c {shlex.quote(there)}"]
+        return f"bash -c {shlex.quote(there)}"
 
 
 def shared_flags(pool: Pool, config: Config) -> list[str]:
@@ -83,7 +110,7 @@ def shared_flags(pool: Pool, config: Config) -> list[str]:
         count = sum(nodes.machines for nodes in learners)
         flags += ["--learner.nodes", str(count), "--learner.ranks", str(learners[0].engines)]
         if learners[0].hosts and config.learner.torchrun == type(config.learner)().torchrun:
-            flags += ["--learner.torchrun", f"{learners[0].hosts[0]}:{_TORCHRUN_PORT}"]
+            flags += ["--learner.torchrun", f"{machine(learners[0].hosts[0])}:{_TORCHRUN_PORT}"]
     replicas = sum(nodes.number for nodes in pool.nodes if nodes.role == "reward")
     if not (replicas or learners):  # of actors that come to a run, which has its reward replicas already
         replicas = len(list((config.run.rendezvous or config.run.dir / "rendezvous").glob("reward-*.json")))
@@ -118,6 +145,11 @@ def own_flags(nodes: Nodes) -> list[str]:
     return flags
 
 
+def machine(host: str) -> str:
+    """The name of a host by which others reach it, without the user that ssh is to log in as."""
+    return host.rpartition("@")[2]
+
+
 def users_own(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that other hosts may get: without those that scripts/env/env.sh has set for this one."""
     set_here = {_SET_HERE, *environment.get(_SET_HERE, "").split()}
@@ -136,13 +168,15 @@ def processes(numbered: list[tuple[Nodes, int]], flags: list[str], role: str | N
     carried = [f"{name}={value}" for name, value in users_own(os.environ).items() if name in _CARRIED and value]
     for nodes, replica in numbered:
         for host in nodes.hosts:
+            own = machine(host)
             for _ in range(nodes.tasks):
-                visible = ",".join(str(gpus[host] + gpu) for gpu in range(nodes.task_gpus))
-                gpus[host] += nodes.task_gpus
-                kind = f"{nodes.role}-{host}"
+                visible = ",".join(str(gpus[own] + gpu) for gpu in range(nodes.task_gpus))
+                gpus[own] += nodes.task_gpus
+                kind = f"{nodes.role}-{own}"
                 name = f"{kind}-{names[kind]}"
                 names[kind] += 1
-                environment = [f"LRPO_HOST={host}", f"CUDA_VISIBLE_DEVICES={visible}", *carried]
+                environment = [f"LRPO_HOST={own}", f"CUDA_VISIBLE_DEVICES={visible}", *carried]
+                environment += [f"{SUCCESSOR}=1"] if nodes.role == "learner" else []
                 command = ["env", *environment, f"scripts/launch_{nodes.role}.sh", *flags, *own_flags(nodes)]
                 if nodes.role == "actor":
                     command += ["--actor.name", name]
@@ -150,7 +184,7 @@ def processes(numbered: list[tuple[Nodes, int]], flags: list[str], role: str | N
                     command += ["--reward.replica", str(replica)]
                     replica += 1
                 if role in (None, nodes.role):
-                    found.append(Process(name, host, command))
+                    found.append(Process(name, nodes.role, host, command))
     return found
 
 
@@ -172,7 +206,8 @@ def jobs(
             "memory in every [[nodes]] with a partition, or in none"
         )
     parts = []
-    for nodes, replica in numbered:
+    # The script of a heterogeneous job waits for its first component, and reward processes do not end by themselves.
+    for nodes, replica in sorted(numbered, key=lambda one: _ENDING.index(one[0].role)):
         if nodes.partition and role in (None, nodes.role):
             options = [f"--partition={nodes.partition}", f"--nodes={nodes.count}"]
             options += [f"--gpus-per-task={nodes.task_gpus}"] if nodes.task_gpus else []
@@ -192,8 +227,40 @@ def jobs(
     return [command]
 
 
-def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run: bool) -> None:
-    """Submits the Slurm jobs, then runs the other processes until the first one has finished.
+class RunEnds:
+    """Whether the learner that is started after this was made has ended the run, by what it writes for all hosts."""
+
+    def __init__(self, run: RunConfig) -> None:
+        self._run = run
+        before = rendezvous.find(run, "learner")
+        self._life, self._next_s = before.life if before else 0, 0.0
+
+    def __call__(self) -> bool:
+        if time.monotonic() < self._next_s:
+            return False
+        self._next_s = time.monotonic() + _OVER_S
+        now = rendezvous.find(self._run, "learner")
+        return now is not None and now.over and now.life > self._life
+
+
+def awaited(over_ssh: Sequence[Process], role: str | None) -> Process | None:
+    """The process with which the command ends: a learner, or else an actor. A reward process does not end by itself.
+
+    Args:
+        role: of the processes that were asked for, if not all were.
+    """
+    found = {process.role: process for process in reversed(over_ssh) if process.role != "reward" or role == "reward"}
+    return next((found[kind] for kind in _ENDING if kind in found), None)
+
+
+def start(
+    batches: list[list[str]], over_ssh: list[Process], run: RunConfig, role: str | None = None, *, dry_run: bool
+) -> None:
+    """Submits the Slurm jobs, then runs the other processes until the run is over.
+
+    Args:
+        run: of the configuration that all processes have.
+        role: of the processes that were asked for, if not all were.
 
     Raises:
         ChildFailed: a process failed and could not be started again.
@@ -205,6 +272,7 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
         for command in batches:
             print(f"# Slurm\n{shlex.join(command)}")
         return
+    run_ends = RunEnds(run)
     for number, command in enumerate(batches):
         try:
             code = subprocess.run(command, cwd=_ROOT, env=users_own(os.environ), check=False).returncode
@@ -215,11 +283,19 @@ def start(batches: list[list[str]], over_ssh: list[Process], logs: Path, dry_run
             told = f"; {number} of {len(batches)} jobs were submitted before it: scancel those" if number else ""
             raise FatalError(f"sbatch submitted no job: {why}{told}. The command was: {shlex.join(command)}")
     if over_ssh:
-        with Children(logs) as children:
+        with Children(run.dir / "logs") as children:
+            # Learner nodes need each other: when one of them is cut off, all save and begin again.
+            learners = [process for process in over_ssh if process.role == "learner"]
+            first = {process.name: process.once() for process in learners}
+            again = {process.name: process.once(again=True) for process in learners}
+            children.start_together(first, again, _AWAY)
             for process in over_ssh:
-                learns = process.name.startswith("learner")
-                children.start(process.name, process.over_ssh(), restarts=0 if learns else _RESTARTS)
-            children.wait_for(over_ssh[0].name)
+                if process not in learners:
+                    children.start(process.name, process.over_ssh(), restarts=_RESTARTS)
+            if (last := awaited(over_ssh, role)) is not None:
+                children.wait_for(last.name)
+            else:  # reward processes, whose run is one of Slurm's jobs
+                children.wait_until(run_ends)
 
 
 @command(name="launch_pool.sh", passes_flags_on=True)
@@ -236,12 +312,21 @@ def main(
         bool, typer.Option("--together", help="Start all partitions as one heterogeneous Slurm job.")
     ] = False,
 ) -> None:
-    pool, config = read_pool(pool_file), load(context.args)
+    config = load(context.args)
+    pool = settle(read_pool(pool_file), config, context.args)
+    if role is not None and all(nodes.role != role for nodes in pool.nodes):
+        raise ConfigError(f"--role {role}: no [[nodes]] of {pool_file} has role = {role!r}")
     flags = [*context.args, *shared_flags(pool, config)]
-    load(flags)
+    config = load(flags)
+    if keys := os.environ.get("LRPO_KEYS"):
+        os.environ["LRPO_KEYS"] = str(Path(keys).absolute())  # the processes start in another directory
     numbered = number_replicas(pool)
     batches, over_ssh = jobs(numbered, flags, role, together=together), processes(numbered, flags, role)
-    start(batches, over_ssh, config.run.dir / "logs", dry_run)
+    if not dry_run:  # before anything waits in a queue
+        roles = {nodes.role for nodes in pool.nodes if role in (None, nodes.role)}
+        addresses = [config.learner.address, *config.reward.addresses]
+        check_keys(addresses, serves=roles != {"actor"}, asks="actor" in roles)
+    start(batches, over_ssh, config.run, role, dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ class Nodes(Section):
         return len(self.hosts) or self.count
 
     @property
+    def place(self) -> str:
+        """The hosts or the partition, for a message."""
+        return ", ".join(self.hosts) or f"the partition {self.partition}"
+
+    @property
     def number(self) -> int:
         """The number of engines on all machines together."""
         return self.machines * self.engines

@@ -7,13 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from common.config import load
 from common.process import FatalError
+from learner import launch, run_lock
 from learner.former_run import set_aside_former_run
-from learner.run_lock import LOCK_FILE, locked
+from learner.run_lock import LOCK_FILE, await_former, locked
+from learner.supervision import CONNECTED_AGAIN
 
 HOLD = "import sys, pathlib, time\nfrom learner.run_lock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
 HOLD += "    print('locked', flush=True)\n    time.sleep(600)\n"
@@ -31,6 +35,36 @@ def test_a_second_learner_is_refused_with_host_and_process_until_the_first_is_go
     for _ in range(2):
         with locked(directory):  # the lock of a dead process holds nobody up
             assert f'"pid": {os.getpid()}' in (directory / LOCK_FILE).read_text()
+
+
+SAVE = "import sys, pathlib, time\nfrom learner.run_lock import locked\nwith locked(pathlib.Path(sys.argv[1])):\n"
+SAVE += "    print('locked', flush=True)\n    sys.stdin.read()\n    time.sleep(2)\n"
+
+
+def test_a_learner_that_is_connected_again_waits_for_the_one_that_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(CONNECTED_AGAIN, "1")
+    caplog.set_level("INFO")
+    command = [sys.executable, "-c", SAVE, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        assert first.stdin is not None and first.stdout is not None and first.stdout.readline() == b"locked\n"
+        first.stdin.close()
+        began = time.monotonic()
+        await_former(tmp_path)
+        assert time.monotonic() - began > 1, "it was still saving"
+    assert f"waiting until the learner with process id {first.pid} on host {socket.gethostname()}" in caplog.text
+    with locked(tmp_path):
+        monkeypatch.delenv(CONNECTED_AGAIN)
+        await_former(tmp_path)  # of a learner that nobody has cut off, which ``locked`` tells at once
+        monkeypatch.setenv(CONNECTED_AGAIN, "1")
+        monkeypatch.setattr(run_lock, "_FORMER_S", 1.0)
+        with pytest.raises(
+            FatalError, match=rf"in use by the learner with process id {os.getpid()} .*, after 1 s still"
+        ):
+            await_former(tmp_path)
+        with pytest.raises(FatalError, match="after 1 s still"):  # before there are ranks, which wait for each other
+            launch.run(load(["--run.dir", str(tmp_path)]))
 
 
 def test_the_owner_is_unknown_until_it_has_written_its_name(tmp_path: Path) -> None:

@@ -300,6 +300,20 @@ def test_an_old_driver_or_gpu_is_named_before_anything_is_fetched(sandbox: Sandb
     assert sandbox.run(LRPO_DEVICE="gpu").returncode == 0
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_process_that_was_given_a_gpu_does_not_begin_on_the_cpu(sandbox: Sandbox, broken: bool) -> None:
+    sandbox.python(pip=CPU_WHEEL)
+    assert sandbox.run().returncode == 0
+    if broken:
+        sandbox.tool("nvidia-smi", f"#!{shutil.which('bash')}\nexit 9\n")
+    given = sandbox.run("require_env", LRPO_DEVICE="", CUDA_VISIBLE_DEVICES="3")
+    assert given.returncode == 1 and given.stderr.count("\n") == 1
+    assert "error: CUDA_VISIBLE_DEVICES is 3, and nvidia-smi lists no GPU; mend the driver" in given.stderr
+    for named in ("", "-1", "NoDevFiles"):
+        assert sandbox.run("require_env", LRPO_DEVICE="", CUDA_VISIBLE_DEVICES=named).returncode == 0
+    assert sandbox.run("require_env", LRPO_DEVICE="cpu", CUDA_VISIBLE_DEVICES="3").returncode == 0
+
+
 def test_a_link_to_what_the_lists_say_is_used(sandbox: Sandbox) -> None:
     sandbox.python(pip=CPU_WHEEL)
     assert sandbox.run().returncode == 0

@@ -19,8 +19,10 @@ import pytest
 import yaml
 
 from common.config import Config, load
+from learner.supervision import SUCCESSOR
 from learner.work.server import WorkServer
 from scripts.ops.health import find_problem
+from scripts.ops.supervise import ChildFailed, Children
 from scripts.pool.launch import Process
 from tests.support.chat import serving
 
@@ -97,6 +99,7 @@ def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> No
     assert gpus == ["0,1,2", "0,1,2", "3,4", "5,6", "0,1", "2,3", ""]
     for host, environment, role, config in found:
         assert environment["LRPO_HOST"] == host and environment["LRPO_KEYS"] == "/keys"
+        assert (SUCCESSOR in environment) == (role == "learner"), "it is started again when its connection breaks"
         assert (config.learner.nodes, config.learner.ranks, config.learner.torchrun) == (2, 3, "gamma:29400")
         assert config.run.rendezvous == config.run.dir / "rendezvous"
         assert config.learner.address == "tcp://*:5700" and config.reward.addresses == ("tcp://*:5701",)
@@ -120,6 +123,143 @@ def test_addresses_of_the_user_hold(tmp_path: Path) -> None:
     assert (
         told.returncode == 2 and "so many reward replicas: 2; the pool has 1: give an address for each" in told.stderr
     )
+
+
+def pool_of(*entries: str) -> str:
+    """A pool file whose entries are given each as its role and what follows, as ``actor gpu="a" hosts=["b"]``."""
+    tables = []
+    for entry in entries:
+        role, *rest = shlex.split(entry, posix=False)
+        tables.append("\n".join(["[[nodes]]", f'role = "{role}"', *(word.replace("=", " = ", 1) for word in rest)]))
+    return "\n".join(["[gpus.a]", *tables, ""])
+
+
+LEARNER, ACTOR, REWARD = 'learner gpu="a" hosts=["alpha"]', 'actor gpu="a" hosts=["beta"]', 'reward hosts=["beta"]'
+
+
+def test_the_width_of_an_engine_is_that_of_the_pool_and_of_the_configuration(tmp_path: Path) -> None:
+    wide = ["--actor.engine_args.tp", "2"]
+    named = f"{ACTOR} tp=2 engines=2"
+    for entry, flags in ((f"{ACTOR} engines=2", wide), (named, []), (named, wide)):
+        told = launch(tmp_path, "--dry-run", *CONFIG, *flags, pool=pool_of(LEARNER, entry, REWARD))
+        found = [(own["CUDA_VISIBLE_DEVICES"], config) for own, role, config in over_ssh(told) if role == "actor"]
+        assert [gpus for gpus, _ in found] == ["0,1", "2,3"]
+        assert all(config.actor.engine_args["tp"] == 2 for _, config in found)
+    for tp in (1, 4):
+        told = launch(tmp_path, "--dry-run", *CONFIG, *wide, pool=pool_of(LEARNER, f"{ACTOR} tp={tp}", REWARD))
+        assert told.returncode == 2
+        assert f"actors of beta have tp = {tp}, and the configuration has actor.engine_args.tp = 2" in told.stderr
+    (tmp_path / "wide.toml").write_text("[actor.engine_args]\ntp = 2\n")
+    pool = pool_of('actor gpu="a" partition="p" count=3 engines=4')
+    told = launch(tmp_path, "--dry-run", *CONFIG, str(tmp_path / "wide.toml"), pool=pool)
+    assert told.returncode == 0 and "--gpus-per-task=2" in told.stdout
+
+
+def test_a_flag_for_the_learner_that_the_pool_contradicts_is_refused(tmp_path: Path) -> None:
+    pool = pool_of(f"{LEARNER} engines=8", ACTOR, REWARD)
+    for flags, complaint in (
+        (["--learner.ranks", "3"], "the learner has 8 engines on each machine, and --learner.ranks says 3"),
+        (["--learner.nodes=2", "--run.rendezvous", "x"], "the learner has 1 machines, and --learner.nodes says 2"),
+    ):
+        told = launch(tmp_path, "--dry-run", *CONFIG, *flags, pool=pool)
+        assert told.returncode == 2 and complaint in told.stderr
+    told = launch(tmp_path, "--dry-run", *CONFIG, "--learner.ranks", "8", pool=pool)
+    assert {config.learner.ranks for *_, config in over_ssh(told)} == {8}, "whatever configs/lrpo.toml says"
+
+
+def test_a_run_without_rewards_and_a_role_that_nobody_has_are_refused(tmp_path: Path) -> None:
+    pool = pool_of(LEARNER, ACTOR)
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=pool)
+    assert told.returncode == 2 and "there is a learner, but no [[nodes]] has role = 'reward'" in told.stderr
+    elsewhere = ["--reward.addresses", '["tcp://10.0.0.9:31001"]']
+    assert len(over_ssh(launch(tmp_path, "--dry-run", *CONFIG, *elsewhere, pool=pool))) == 2
+    told = launch(tmp_path, "--dry-run", "--role", "reward", *CONFIG, *elsewhere, pool=pool)
+    assert told.returncode == 2 and "--role reward: no [[nodes]] of" in told.stderr and "role = 'reward'" in told.stderr
+
+
+def test_a_user_of_ssh_is_no_part_of_the_name_of_a_host(tmp_path: Path) -> None:
+    pool = pool_of('learner gpu="a" hosts=["me@alpha","beta"] engines=2', 'actor gpu="a" hosts=["alpha"]', REWARD)
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=pool)
+    lines = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("ssh ")]
+    assert [words[1] for words in lines] == ["me@alpha", "beta", "alpha", "beta"]
+    found = over_ssh(told)
+    assert [own["LRPO_HOST"] for own, *_ in found] == ["alpha", "beta", "alpha", "beta"]
+    assert [own["CUDA_VISIBLE_DEVICES"] for own, *_ in found] == ["0,1", "0,1", "2", ""], "of one machine"
+    assert {config.learner.torchrun for *_, config in found} == {"alpha:29400"}
+
+
+FOREVER = """#!/usr/bin/env bash
+# ssh to processes of which the actors end with the run, and the others do not.
+while [[ $1 == -o ]]; do shift 2; done
+[[ $* != *launch_actor.sh* ]] || { sleep 2; exit 0; }
+cat >/dev/null
+"""
+
+
+def tool(path: Path, name: str, script: str) -> None:
+    (path / name).write_text(script)
+    (path / name).chmod(0o755)
+
+
+def keys_in(path: Path) -> Path:
+    """A directory of keys."""
+    subprocess.run([ROOT / "scripts" / "make_keys.sh", path], check=True, capture_output=True, timeout=_PATIENCE_S)
+    return path
+
+
+def test_the_command_ends_with_the_run_and_not_with_a_reward_process(tmp_path: Path) -> None:
+    tool(tmp_path, "ssh", FOREVER)
+    tool(tmp_path, "sbatch", "#!/bin/sh\necho submitted\n")
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LRPO_KEYS": str(keys_in(tmp_path / "keys"))}
+    run = ["--run.dir", str(tmp_path / "run")]
+    told = launch(tmp_path, *CONFIG, *run, pool=pool_of(REWARD, ACTOR), **own)  # beside a run that is going
+    assert told.returncode == 0, told.stderr
+    # The learner and the actors are Slurm's: what the learner writes for all hosts says when its run is over.
+    place = {"address": "tcp://10.0.0.1:5700", "run": str(tmp_path / "run"), "life": 3, "over": True}
+    meeting = tmp_path / "run" / "rendezvous" / "learner.json"
+    meeting.parent.mkdir()
+    meeting.write_text(json.dumps(place))
+    batches = ['learner gpu="a" partition="p" count=1', 'actor gpu="a" partition="p" count=1']
+    (tmp_path / "pool.toml").write_text(pool_of(REWARD, *batches))
+    command = [*SCRIPT, str(tmp_path / "pool.toml"), *CONFIG, *run]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=subprocess.PIPE, text=True) as here:
+        assert here.stdout is not None and here.stdout.readline() == "submitted\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            here.wait(8)  # the run before this one is over
+        meeting.write_text(json.dumps(place | {"life": 4}))
+        assert here.wait(_PATIENCE_S) == 0
+
+
+def test_one_job_of_all_partitions_ends_with_its_actors_and_not_with_a_reward_process(tmp_path: Path) -> None:
+    pool = pool_of('reward partition="p" count=1', 'actor gpu="a" partition="p" count=1')
+    told = launch(tmp_path, "--dry-run", "--together", *CONFIG, pool=pool)
+    [command] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    assert [word for word in command if word in ("actor", "reward")] == ["actor", "reward"]
+
+
+def test_keys_that_are_missing_are_told_before_anything_is_submitted(tmp_path: Path) -> None:
+    tool(tmp_path, "sbatch", '#!/bin/sh\necho "$LRPO_KEYS" >"$TOLD"\n')
+    told, keys = tmp_path / "told", keys_in(tmp_path / "keys")
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(told)}
+    pool = pool_of(*(f'{role} gpu="a" partition="p" count=1' for role in ("learner", "reward", "actor")))
+
+    def refusal(**environment: str) -> str:
+        done = launch(tmp_path, *CONFIG, pool=pool, **own, **environment)
+        assert done.returncode == 1 and not told.exists()
+        return done.stderr
+
+    assert "is not loopback, and there are no keys" in refusal(LRPO_KEYS="")
+    assert "server.key of LRPO_KEYS" in refusal(LRPO_KEYS=str(tmp_path / "nowhere"))
+    for name in ("server.key_secret", "clients/actor.key_secret", "clients/actor.key"):
+        text = (keys / name).read_text()
+        (keys / name).unlink()
+        assert f"cannot use the key {keys / name} of LRPO_KEYS" in refusal(LRPO_KEYS=str(keys))
+        (keys / name).write_text(text)
+    done = launch(tmp_path, *CONFIG, pool=pool, LRPO_KEYS=os.path.relpath(keys, ROOT), **own)
+    assert done.returncode == 0 and Path(told.read_text().strip()).samefile(keys) and told.read_text()[0] == "/"
+    (keys / "server.key_secret").unlink()
+    more = pool_of('actor gpu="a" partition="p" count=1')
+    assert launch(tmp_path, *CONFIG, pool=more, LRPO_KEYS=str(keys), **own).returncode == 0, "actors have no need of it"
 
 
 SPREAD = """
@@ -201,7 +341,7 @@ def test_what_the_user_has_set_reaches_every_host_and_what_this_host_has_does_no
     (tmp_path / "sbatch").write_text('#!/bin/sh\nenv >"$TOLD"\n')
     (tmp_path / "sbatch").chmod(0o755)
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told"), "OPENAI_API_KEY": "secret-key"}
-    own |= {"LRPO_DEVICE": "", "LRPO_ENV_SET": "", "OMP_NUM_THREADS": "", "LRPO_KEYS": str(tmp_path)}
+    own |= {"LRPO_DEVICE": "", "LRPO_ENV_SET": "", "OMP_NUM_THREADS": "", "LRPO_KEYS": str(keys_in(tmp_path / "keys"))}
     for given in ("1", ""):
         own["HF_HUB_OFFLINE"] = given
         told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), **own)
@@ -247,7 +387,8 @@ def test_actors_that_come_later_ask_the_replicas_that_are_there(tmp_path: Path) 
 def test_a_job_that_cannot_be_submitted_is_told_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "sbatch").write_text('#!/bin/sh\nn=$(cat "$0.n" 2>/dev/null)\necho 1 >"$0.n"\n[ -z "$n" ] || exit 3\n')
     (tmp_path / "sbatch").chmod(0o755)
-    told = launch(tmp_path, *CONFIG, pool=POOL.format(**PARTITIONS), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LRPO_KEYS": str(keys_in(tmp_path / "keys"))}
+    told = launch(tmp_path, *CONFIG, pool=POOL.format(**PARTITIONS), **own)
     assert told.returncode and "Traceback" not in told.stderr
     assert "error: sbatch submitted no job: ended with code 3; 1 of 3 jobs were submitted before it" in told.stderr
 
@@ -278,7 +419,7 @@ def test_a_host_that_is_away_is_tried_again_and_ends_its_process_when_the_connec
     told = tmp_path / "told"
     (tmp_path / "ssh").write_text(SSH)
     (tmp_path / "ssh").chmod(0o755)
-    process = Process("actor-alpha-0", "alpha", ["bash", "-c", REMOTE, "quoted 'name'"])
+    process = Process("actor-alpha-0", "actor", "alpha", ["bash", "-c", REMOTE, "quoted 'name'"])
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(told)}
     here = subprocess.Popen(process.over_ssh(), env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     within(lambda: told.exists() and "started" in told.read_text())
@@ -288,11 +429,87 @@ def test_a_host_that_is_away_is_tried_again_and_ends_its_process_when_the_connec
     within(lambda: told.read_text().endswith("ended\n"))
 
 
+LOCKED = """import os, pathlib, signal, sys, time
+from learner.run_lock import await_former, locked
+run = pathlib.Path(os.environ["RUN"])
+await_former(run)
+with locked(run), (run / "told").open("a") as told:
+    print("trains", file=told, flush=True)
+    while not (run / "cut").exists():
+        time.sleep(0.05)
+    (run / "cut").unlink()
+    if len((run / "told").read_text().splitlines()) == 1:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.kill(int((run / "ssh").read_text()), 9)  # the connection breaks, and this learner takes its time to save
+        time.sleep(8)
+        print("saved", file=told, flush=True)
+    else:
+        (run / "over").touch()
+"""
+CUT = """#!/usr/bin/env bash
+# ssh whose connection breaks when it is killed: the other side, in a session of its own, goes on for a while.
+while [[ $1 == -o ]]; do shift 2; done
+shift
+setsid -w bash -c "$*" <&0 &
+echo $! >"$RUN/ssh"
+wait $! || code=$?
+((${code:-0} == 137)) && exit 255
+exit "${code:-0}"
+"""
+
+
+def test_a_learner_goes_on_where_its_connection_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The learner before it holds the lock of run.dir for longer than it takes to connect again."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "ssh").write_text(CUT)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("RUN", str(run))
+    learner = Process("learner-alpha-0", "learner", "alpha", [sys.executable, "-c", LOCKED])
+    ends = iter([["trains"], ["trains", "saved", "trains"]])
+    awaited = next(ends)
+
+    def over() -> bool:
+        """Cuts each learner off once it trains, and the first time while it saves; the second one ends."""
+        nonlocal awaited
+        if (run / "told").exists() and (run / "told").read_text().splitlines() == awaited:
+            mistaken = subprocess.run(
+                learner.command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            )
+            assert mistaken.returncode and "is in use by the learner with process id" in mistaken.stderr, "told at once"
+            (run / "cut").touch()
+            awaited = next(ends, ["over"])
+        return (run / "over").exists()
+
+    with Children(tmp_path / "logs") as children:
+        node = Process("learner-beta-0", "learner", "beta", ["sleep", "600"])  # which ends with the learner alone
+        again = {"learner": learner.once(again=True), "node": ["true"]}
+        children.start_together({"learner": learner.once(), "node": node.once()}, again, 255)
+        children.wait_until(over)
+        children.wait_for("learner")
+
+
+def test_a_node_that_fails_because_the_connection_to_another_broke_is_started_again(tmp_path: Path) -> None:
+    def shell(text: str) -> list[str]:
+        return ["bash", "-c", text]
+
+    with Children(tmp_path) as children:
+        first = {"beta": shell("exit 1"), "alpha": shell("sleep 2; exit 255")}
+        children.start_together(first, {"beta": shell("echo again"), "alpha": shell("echo again")}, 255)
+        children.wait_for("alpha")
+        assert [children.log(name).read_text() for name in first] == ["again\n", "again\n"]
+    with pytest.raises(ChildFailed, match="beta ended with code 1"), Children(tmp_path) as children:
+        failed = {"beta": shell("exit 1"), "alpha": shell("sleep 1; exit 1")}
+        children.start_together(failed, failed, 255)
+        children.wait_for("alpha")
+
+
 def test_the_code_of_a_process_that_ends_by_itself_comes_back(tmp_path: Path) -> None:
     (tmp_path / "ssh").write_text(SSH.replace("|| exit 255", ""))
     (tmp_path / "ssh").chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
-    command = Process("a", "alpha", ["bash", "-c", "exit 3"]).over_ssh()
+    command = Process("a", "actor", "alpha", ["bash", "-c", "exit 3"]).over_ssh()
     assert subprocess.run(command, env=environment, timeout=_PATIENCE_S, check=False).returncode == 3
 
 
@@ -320,6 +537,7 @@ for task in "$TOLD".[0-9]*; do [[ ! -e $task ]] || kill -TERM "${task##*.}"; don
 """
 LAUNCH = """#!/usr/bin/env bash
 trap 'echo ended >>"$TOLD"; exit 130' TERM
+[[ -n $LRPO_SUCCESSOR ]] || exit 1 # another learner comes when this one is interrupted
 python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$GROUP" "$(basename "$0")" "$@" >>"$TOLD"
 # A learner goes on until that many lines are written.
 [[ $0 != *learner.sh ]] || while (($(wc -l <"$TOLD") < ${CALLS:-0})); do sleep 0.1; done
@@ -478,6 +696,33 @@ def test_the_shell_scripts_pass_shellcheck(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+SKY = """#!/usr/bin/env bash
+echo "$0 $CUDA_VISIBLE_DEVICES" >>"$TOLD"
+[[ $0 != *reward.sh ]] || exec sleep 60
+[[ $0 != *learner.sh ]] || exit "$LEARNER"
+exit "$((CUDA_VISIBLE_DEVICES < FAILING))"
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "learner", "failing", "code"), [(0, 0, 0, 0), (0, 7, 0, 7), (1, 0, 0, 0), (1, 0, 2, 0), (1, 0, 3, 1)]
+)
+def test_skypilot_hears_of_what_has_failed(tmp_path: Path, rank: int, learner: int, failing: int, code: int) -> None:
+    """The node of the learner ends with its code; one of three actors fails with it if they all have failed."""
+    (tmp_path / "scripts").mkdir()
+    for role in ("learner", "reward", "actor"):
+        tool(tmp_path / "scripts", f"launch_{role}.sh", SKY)
+    script = yaml.safe_load((ROOT / "scripts/deploy/skypilot.yaml").read_text())["run"]
+    own = {"SKYPILOT_NODE_RANK": rank, "SKYPILOT_NUM_GPUS_PER_NODE": 3, "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    own |= {"LEARNER": learner, "FAILING": failing, "TOLD": tmp_path / "told", "CONFIG": "a.toml"}
+    environment = os.environ | {name: str(value) for name, value in own.items()}
+    for options in ("-c", "-ec"):
+        done = subprocess.run(
+            ["bash", options, script], cwd=tmp_path, env=environment, check=False, timeout=_PATIENCE_S
+        )
+        assert done.returncode == code
+
+
 def test_health_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--learner.address", f"ipc://{tmp_path}/queue", "--actor.engine_url", "http://127.0.0.1:9"]
     config = load(flags)
@@ -490,3 +735,5 @@ def test_health_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.Monke
     with serving(lambda _: "by the proxy") as proxy:
         monkeypatch.setenv("http_proxy", proxy)
         assert "http://127.0.0.1:9 does not answer: <urlopen error [Errno 111]" in find_problem("actor", config)
+    unknown = find_problem("actor", load(["--actor.engine_port", "0"]))
+    assert "with actor.engine_port = 0 the engine has any free port" in unknown and "127.0.0.1:0" not in unknown

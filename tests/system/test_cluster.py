@@ -39,6 +39,7 @@ class Run:
         create_certificates(keys, "server")
         create_certificates(keys / "clients", "actor")
         self.environment = {"LRPO_KEYS": str(keys), "PYTHONPATH": str(ROOT / "tests" / "support" / "light")}
+        self.environment["LRPO_DEVICE"] = os.environ.get("LRPO_DEVICE", "cpu")  # of hosts whose GPUs are pretended
         values: dict[str, object] = {
             "run.dir": directory / "run", "run.rendezvous": directory / "rendezvous",
             "run.languages": '["de", "en", "zh"]', "model.path": world / "model", "model.dtype": "float32",

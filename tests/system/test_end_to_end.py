@@ -289,7 +289,7 @@ def test_an_actor_that_cannot_start_ends_the_command(run_dir: Path, cache: Path,
         ),
         (
             "actor",
-            ["--actor.engine_args.max_total_tokens", "nonsense"],
+            ["--actor.engine_args.max_running_requests", "nonsense"],
             r"error: (.|\n)*engine(.|\n)*nonsense",
         ),
     ],

@@ -13,9 +13,11 @@ import subprocess
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from common.parent import die_with_parent
@@ -24,7 +26,7 @@ from tests.support.hosts import ROOT, Host, network
 from tests.system.test_cluster import Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-_STEPS, _ENOUGH = 3, 60  # the second: for a run that is not over before it is interrupted
+_STEPS, _ENOUGH, _CUTS_STEPS = 3, 60, 30  # the others: for a run that is not over before it is interrupted
 _PATIENCE = {"learner__lease_timeout_s": 60, "sync__timeout_s": 60}
 
 SSH = """#!/usr/bin/env bash
@@ -33,6 +35,18 @@ while [[ $1 == -o ]]; do shift 2; done
 host=$1
 shift
 exec ip netns exec "$SPACE-${host##*.}" setsid -w bash -c "$*"
+"""
+SSH_THAT_BREAKS = """#!/usr/bin/env bash
+# As above, until a connection is cut: the session, whose input ends with it, goes on for as long as it takes to end.
+while [[ $1 == -o ]]; do shift 2; done
+host=$1
+shift
+ip netns exec "$SPACE-${host##*.}" setsid -w bash -c "$*" <&0 &
+while kill -0 $! 2>/dev/null; do
+    [[ ! -e $CUTS/$host ]] || { rm "$CUTS/$host"; echo "ssh: connection to $host reset" >&2; exit 255; }
+    sleep 0.2
+done
+wait $!
 """
 SLURM_CONF = """
 ClusterName=lrpo
@@ -115,6 +129,38 @@ def test_a_pool_of_hosts_becomes_a_run_that_trains(tmp_path: Path) -> None:
         check(run, _STEPS)
         assert launcher.wait(60) == 0
         run.until(lambda: not any(host.pids() for host in hosts), "over on every host")
+
+
+def test_a_pool_goes_on_when_the_connection_to_a_learner_node_breaks(tmp_path: Path) -> None:
+    """To either of two nodes, one after the other. All save, and begin again from that checkpoint."""
+    run = Run(tmp_path, tmp_path, _CUTS_STEPS, **_PATIENCE)
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "ssh").write_text(SSH_THAT_BREAKS)
+    (tmp_path / "tools" / "ssh").chmod(0o755)
+    with network(4) as hosts, run.log("launcher").open("wb") as log:
+        own = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
+        own |= {"CUTS": str(tmp_path / "tools"), "LIGHT_TOKEN_S": "0.02"}
+        launcher = subprocess.Popen(
+            pool(run, HOSTS), cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
+            stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
+        )  # fmt: skip
+
+        def steps() -> int:
+            return len(run.told("launcher", r" step \d+/"))
+
+        def resumed() -> int:
+            return len(run.told("launcher", r"resuming after step \d+"))
+
+        for cut, host in enumerate(("10.77.0.1", "10.77.0.2")):
+            wanted = steps() + 2
+            run.until(partial(lambda wanted: steps() >= wanted, wanted), "training")
+            (tmp_path / "tools" / host).touch()
+            run.until(partial(lambda cut: resumed() > cut, cut), "resumed")
+        check(run, _CUTS_STEPS)
+        assert launcher.wait(60) == 0
+        run.until(lambda: not any(host.pids() for host in hosts), "over on every host")
+    saved = run.told("launcher", r"interrupted after step (\d+); the same command resumes")
+    assert run.told("launcher", r"resuming after step (\d+)") == saved
 
 
 def slurm(directory: Path, hosts: list[Host]) -> Callable[..., subprocess.Popen[bytes]]:
@@ -246,7 +292,9 @@ def pod(run: Run, name: str, host: Host, spec: dict[str, Any], command: list[str
 def test_the_manifests_become_a_run_that_trains_is_well_and_ends_when_told(tmp_path: Path) -> None:
     """Two learner pods, a reward pod and two actors; probes as Kubernetes runs them, in the containers."""
     run = Run(tmp_path, tmp_path, 10_000, **_PATIENCE)
-    shutil.copy(tmp_path / "train.parquet", tmp_path / "heldout.parquet")
+    questions = pq.read_table(tmp_path / "train.parquet")
+    pq.write_table(questions.slice(2), tmp_path / "train.parquet")
+    pq.write_table(questions.slice(0, 2), tmp_path / "heldout.parquet")
     (tmp_path / "pairs.csv").write_text("lang_a,lang_b,count,mean,std\nGerman,English,50,0.6,0.1\n")
     (tmp_path / "config").mkdir()
     own = {"learner__ranks": 1, "reward__embedder": "use", "sync__backend": "gloo", "learner__record": "/shared/record"}

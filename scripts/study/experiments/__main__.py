@@ -34,7 +34,7 @@ from typing import Annotated
 import typer
 
 from common.config import load
-from common.gpus import visible_gpus
+from common.gpus import usable_gpus
 from common.process import FatalError
 from scripts.ops.command_line import command, files_first
 from scripts.ops.local_run import count_actors
@@ -81,7 +81,7 @@ def _own_flags(name: Name, chosen: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 def _most_actors(place: Place, arm: str) -> int:
     """As many as this machine's GPUs are enough for; one without GPUs."""
-    return count_actors(visible_gpus(), load(files_first(place.settings(arm))))
+    return count_actors(usable_gpus(), load(files_first(place.settings(arm))))
 
 
 def _seeds(given: str) -> list[int]:
