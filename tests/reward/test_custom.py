@@ -220,7 +220,9 @@ def test_any_number_of_hanging_calls_cost_their_own_questions_and_health_tells(f
         slow = one.begin([asked(["slow"], ["en"], deadline_s=6.0, id=n) for n in range(40)])
         assert one.begin([asked(["quick"], ["en"], deadline_s=30.0)])[0].result()[0].score.reward == 2
         for future in slow:
-            with pytest.raises(RewardFunctionError, match=r"mine\.py:plain has not ended within [345]\.\d s \(question 7"):
+            with pytest.raises(
+                RewardFunctionError, match=r"mine\.py:plain has not ended within [345]\.\d s \(question 7"
+            ):
                 future.result()
         assert one.begin([asked(["quick"], ["en"], deadline_s=30.0)])[0].result()[0].score.reward == 2
         assert one.stalled_s() > 0 and one.counts["function_hung"] == 40

@@ -128,6 +128,9 @@ def test_the_demo_leaves_nothing(tmp_path: Path, rng: np.random.Generator) -> No
     end_at_a_random_moment(command, tmp_path / "out", rng, signal.SIGTERM)
 
 
+ROLES = ("learner", "actor", "reward")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["train", "demo", "compare", "pool"])
 def test_each_launcher_leaves_nothing_at_any_moment(
@@ -144,7 +147,10 @@ def test_each_launcher_leaves_nothing_at_any_moment(
             command += [f"one={' '.join(flags)}", "--out", str(directory / "out")]
         elif launcher == "pool":
             pool = directory / "pool.toml"
-            pool.write_text('[[nodes]]\nrole = "learner"\nhosts = ["nowhere.invalid"]\n')
+            nodes = [
+                f'[[nodes]]\nrole = "{role}"\ngpu = "any"\nhosts = ["nowhere.invalid"]\n' for role in ROLES
+            ]
+            pool.write_text("\n".join(["[gpus.any]", *nodes]))
             command += [str(pool), *flags]
         else:
             command += flags

@@ -149,7 +149,7 @@ def test_an_engine_reaches_itself_without_a_proxy(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     for given in ("", ".corp", "*"):
         monkeypatch.setenv("NO_PROXY", given)
-        environment = _environment(with_adapters=False)
+        environment = _environment(on_gpu=False, with_adapters=False)
         told = {"no": environment.get("no_proxy") or environment["NO_PROXY"], "http": "http://proxy.example:3128"}
         assert proxy_bypass("127.0.0.1", told) and proxy_bypass("localhost", told)
         assert bool(proxy_bypass("a.corp", told)) == (given != "")
