@@ -147,9 +147,7 @@ def test_each_launcher_leaves_nothing_at_any_moment(
             command += [f"one={' '.join(flags)}", "--out", str(directory / "out")]
         elif launcher == "pool":
             pool = directory / "pool.toml"
-            nodes = [
-                f'[[nodes]]\nrole = "{role}"\ngpu = "any"\nhosts = ["nowhere.invalid"]\n' for role in ROLES
-            ]
+            nodes = [f'[[nodes]]\nrole = "{role}"\ngpu = "any"\nhosts = ["nowhere.invalid"]\n' for role in ROLES]
             pool.write_text("\n".join(["[gpus.any]", *nodes]))
             command += [str(pool), *flags]
         else:
