@@ -127,7 +127,13 @@ def draw(records: Records, base: str, figure: str, path: Path) -> None:
 
     regimes = list(dict.fromkeys(record["regime"] for record in records))
     drawing, axes = pyplot.subplots(
-        1, len(regimes), figsize=(4.2 * len(regimes), 3.4), sharey=True, layout="constrained", squeeze=False
+        1,
+        len(regimes),
+        figsize=(4.2 * len(regimes), 3.4),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
     rows = {
         regime: {
@@ -137,7 +143,7 @@ def draw(records: Records, base: str, figure: str, path: Path) -> None:
         }
         for regime in regimes
     }
-    # The panels share their vertical axis, and a study that goes on has not all arms in all regimes.
+    # The panels share their axes, and a study that goes on has not all arms in all regimes.
     arms = list(dict.fromkeys(arm for differences in rows.values() for arm in differences))
     for panel, regime in zip(axes[0], regimes, strict=True):
         for arm, (mean, low, high) in rows[regime].items():
