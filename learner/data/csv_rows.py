@@ -44,7 +44,9 @@ def read_csv(text: str, delimiter: str) -> Iterator[list[str] | str]:
         elif after_broken and not is_long and isinstance(row, list) and _is_odd(first):
             row = "with one quotation mark too many, it seems to be the rest of the broken row before it"
         yield f"line {begin + 1}: {row}. {_TWICE}" if isinstance(row, str) else row
-        wanted, after_broken = wanted or len(row), isinstance(row, str)
+        after_broken = isinstance(row, str)
+        if not (wanted or after_broken):
+            wanted = len(row)
 
 
 class _Lines:

@@ -12,10 +12,10 @@ import shutil
 import subprocess
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -115,17 +115,24 @@ def check(run: Run, steps: int) -> None:
     assert place["address"] in ("tcp://10.77.0.1:5700", "tcp://10.77.0.2:5700") and place["key"]
 
 
+def launch(
+    run: Run, hosts: Sequence[Host], log: IO[bytes], tools: Path, ssh: str, **own: str
+) -> subprocess.Popen[bytes]:
+    """Starts the launcher of a pool, with a script in place of ssh, which is put into ``tools``."""
+    tools.mkdir()
+    (tools / "ssh").write_text(ssh)
+    (tools / "ssh").chmod(0o755)
+    own |= {"PATH": f"{tools}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
+    return subprocess.Popen(
+        pool(run, HOSTS), cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
+        stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
+    )  # fmt: skip
+
+
 def test_a_pool_of_hosts_becomes_a_run_that_trains(tmp_path: Path) -> None:
     run = Run(tmp_path, tmp_path, _STEPS, **_PATIENCE)
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "ssh").write_text(SSH)
-    (tmp_path / "tools" / "ssh").chmod(0o755)
     with network(4) as hosts, run.log("launcher").open("wb") as log:
-        own = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
-        launcher = subprocess.Popen(
-            pool(run, HOSTS), cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
-            stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
-        )  # fmt: skip
+        launcher = launch(run, hosts, log, tmp_path / "tools", SSH)
         check(run, _STEPS)
         assert launcher.wait(60) == 0
         run.until(lambda: not any(host.pids() for host in hosts), "over on every host")
@@ -134,16 +141,9 @@ def test_a_pool_of_hosts_becomes_a_run_that_trains(tmp_path: Path) -> None:
 def test_a_pool_goes_on_when_the_connection_to_a_learner_node_breaks(tmp_path: Path) -> None:
     """To either of two nodes, one after the other. All save, and begin again from that checkpoint."""
     run = Run(tmp_path, tmp_path, _CUTS_STEPS, **_PATIENCE)
-    (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "ssh").write_text(SSH_THAT_BREAKS)
-    (tmp_path / "tools" / "ssh").chmod(0o755)
     with network(4) as hosts, run.log("launcher").open("wb") as log:
-        own = {"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "SPACE": hosts[0].space.removesuffix("-1")}
-        own |= {"CUTS": str(tmp_path / "tools"), "LIGHT_TOKEN_S": "0.02"}
-        launcher = subprocess.Popen(
-            pool(run, HOSTS), cwd=ROOT, env={**os.environ, **run.environment, **own}, stdout=log, stderr=log,
-            stdin=subprocess.DEVNULL, preexec_fn=die_with_parent,
-        )  # fmt: skip
+        tools = tmp_path / "tools"
+        launcher = launch(run, hosts, log, tools, SSH_THAT_BREAKS, CUTS=str(tools), LIGHT_TOKEN_S="0.02")
 
         def steps() -> int:
             return len(run.told("launcher", r" step \d+/"))
@@ -154,7 +154,7 @@ def test_a_pool_goes_on_when_the_connection_to_a_learner_node_breaks(tmp_path: P
         for cut, host in enumerate(("10.77.0.1", "10.77.0.2")):
             wanted = steps() + 2
             run.until(partial(lambda wanted: steps() >= wanted, wanted), "training")
-            (tmp_path / "tools" / host).touch()
+            (tools / host).touch()
             run.until(partial(lambda cut: resumed() > cut, cut), "resumed")
         check(run, _CUTS_STEPS)
         assert launcher.wait(60) == 0
