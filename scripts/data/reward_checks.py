@@ -69,6 +69,4 @@ def warning_of_similarity(config: Config, questions: Sequence[Question]) -> str:
     compared = [question for question in questions if compares(config.reward, question.topics)]
     if not compared:
         return ""
-    return warning_of_languages(
-        config.reward, [*config.run.languages, *(question.language for question in compared)]
-    )
+    return warning_of_languages(config.reward, [*config.run.languages, *(question.language for question in compared)])

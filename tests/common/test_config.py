@@ -144,7 +144,7 @@ def test_a_function_takes_the_place_of_terms_that_were_given_before(tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--reward.judges", '["judge-7b"]'], "reward.judges: 'judge-7b' names no endpoint: it takes the form MODEL@URL"),
+        (["--reward.judges", '["judge-7b"]'], "reward.judges: 'judge-7b' names no endpoint: it takes the form MODEL@"),
         (["--reward.judges", '["m@http://h:1/v1", "m@localhost:8000"]'], "reward.judges: 'm@localhost:8000' names no"),
         (["--reward.judges", '["@http://h:1/v1"]'], "reward.judges: '@http://h:1/v1' names no endpoint"),
         (["--learner.staleness_bound", "2"], "unknown key 'learner.staleness_bound'; did you mean 'learner.staleness'"),

@@ -156,7 +156,7 @@ def test_a_group_is_not_scored_again_for_what_a_judge_of_a_function_refuses(func
     ("name", "message"),
     [
         ("broken", r"mine\.py:18 in <listcomp>: ZeroDivisionError: division by zero \(question 7: 'How long\?'\)"),
-        ("unawaited", r"mine\.py returned \{'long': <coroutine .* for answer 1, which nobody has awaited: write `await`"),
+        ("unawaited", r"mine\.py returned \{'long': <coroutine .* for answer 1, which nobody has awaited: write `a"),
         ("unawaited_parts", r"mine\.py returned <coroutine object .* for answer 1, which nobody has awaited: write"),
         ("incomplete", r"mine\.py returned \['long'\] for answer 1; reward\.parts names \['kept', 'long'\]"),
         ("endless", r"for answer 1; values must be finite numbers"),

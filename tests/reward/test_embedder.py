@@ -45,7 +45,7 @@ _ENGLISH = ["Water boils at one hundred degrees.", "My brother is a doctor in th
 _TRANSLATED = {
     "th": ["น้ำเดือดที่หนึ่งร้อยองศา", "พี่ชายของฉันเป็นหมอในเมือง", "รถไฟออกเวลาแปดโมง"],
     "tr": ["Su yüz derecede kaynar.", "Erkek kardeşim şehirde doktor.", "Tren sekizde kalkıyor."],
-    "el": ["Το νερό βράζει στους εκατό βαθμούς.", "Ο αδερφός μου είναι γιατρός στην πόλη.", "Το τρένο φεύγει στις οκτώ."],
+    "el": ["Το νερό βράζει στους 100 βαθμούς.", "Ο αδερφός μου είναι γιατρός στην πόλη.", "Το τρένο φεύγει στις οκτώ."],
     "sw": ["Maji huchemka kwa nyuzi mia moja.", "Kaka yangu ni daktari mjini.", "Treni inaondoka saa mbili."],
 }
 
