@@ -47,12 +47,12 @@ def _unknown(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
         return f"unknown key {key!r}: {ABSENT[last]}"
     path = [part for part in place[:-1] if isinstance(part, str)]  # without places in lists
     section = _section_at(model, path)
-    if settings and last in OTHER_NAMES:
-        names = [OTHER_NAMES[last]]
-    else:  # first those that other sections call exactly so
-        near = difflib.get_close_matches(last, section.model_fields, n=1)
-        names = [f"{name}.{last}" for name in model.model_fields if last in _section_at(model, [name]).model_fields]
-        names = names or [".".join([*path, one]) for one in near]
+    near = [".".join([*path, one]) for one in difflib.get_close_matches(last, section.model_fields, n=1)]
+    alike = [f"{name}.{last}" for name in model.model_fields if last in _section_at(model, [name]).model_fields]
+    if settings and (other := OTHER_NAMES.get(key, OTHER_NAMES.get(last))):
+        names = [other]
+    else:  # what sounds alike in this section, and what others call so; of a key without a section the latter alone
+        names = near + alike if path else alike or near
     if names:
         return f"unknown key {key!r}; did you mean {' or '.join(map(repr, names))}?"
     head = f"{'.'.join(path)} has" if path else "there are"

@@ -9,7 +9,7 @@ _WHOLE = (
     "sampling.temperature changes it"
 )
 
-OTHER_NAMES: Mapping[str, str] = {  # the last part of their name -> our setting
+OTHER_NAMES: Mapping[str, str] = {  # their name, or its last part -> our setting
     "learning_rate": "learner.lr",
     "batch_size": "learner.groups_per_step",
     "train_batch_size": "learner.groups_per_step",
@@ -22,5 +22,9 @@ OTHER_NAMES: Mapping[str, str] = {  # the last part of their name -> our setting
     "max_response_length": "sampling.max_new_tokens",
     "max_completion_length": "sampling.max_new_tokens",
     "max_tokens": "sampling.max_new_tokens",
+    "model.name": "model.path",
+    "model_name_or_path": "model.path",
+    "tp": "actor.engine_args.tp",
+    "tensor_parallel_size": "actor.engine_args.tp",
 }
 ABSENT: Mapping[str, str] = {"top_p": _WHOLE, "top_k": _WHOLE, "min_p": _WHOLE}  # the last part of a name -> the reason
