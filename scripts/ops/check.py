@@ -6,8 +6,8 @@ MODEL is a Hugging Face directory or hub name, and takes the place of model.path
 learner's log-probabilities with transformers' own, the model's context against the configured lengths, the chat
 template, the ways of asking for a language, the tokens that end an answer, what adapters would train, and the memory
 that scripts.ops.dry_run computes. Of a model with more than a billion parameters only the first layers are loaded, in
-float32; they are of every kind that the model has. Without CONFIG.toml the defaults count, and what they lack is a
-note.
+float32; they are of every kind that the model has. Where the model or its chat template cannot be had, nothing is said
+of what needs it. Without CONFIG.toml the defaults count, and what they lack is a note.
 
 The exit code is 1 where a line begins with NO.
 """
