@@ -61,7 +61,8 @@ class ChatTemplate:
         # Whether the template ends a prompt with ``<think>``, so that an answer begins inside a thought.
         self.opens_thought = prompt.rfind("<think>") > prompt.rfind("</think>")
         # The token with which the template ends an answer; None where it ends one by text alone, or does not end it.
-        self.turn_end = self._find_turn_end(user)
+        # And what it writes before an answer, after the prompt, as gpt-oss's channel; a thought is the answer's own.
+        self.answer_opening, self.turn_end = self._find_frame(user, prompt)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -86,14 +87,15 @@ class ChatTemplate:
         """
         return self._render(self.arranged(messages))
 
-    def _find_turn_end(self, user: dict[str, str]) -> int | None:
+    def _find_frame(self, user: dict[str, str], prompt: str) -> tuple[str, int | None]:
         try:
             text = self._render([user, {"role": "assistant", "content": _PROBE}])
         except PromptError:
-            return None
-        _, found, ending = text.rpartition(_PROBE)
+            return "", None
+        before, found, ending = text.rpartition(_PROBE)
+        opening = before.removeprefix(prompt) if before.startswith(prompt) and "<think>" not in before else ""
         tokens: list[int] = self._tokenizer.encode(ending, add_special_tokens=False) if found else []
-        return next((token for token in tokens if token in self._tokenizer.added_tokens_decoder), None)
+        return opening, next((token for token in tokens if token in self._tokenizer.added_tokens_decoder), None)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         answered = messages[-1]["role"] == "assistant"
