@@ -6,10 +6,9 @@ EXAMPLES has the columns messages (chat, or a text), language and answer, as scr
 scripts.data.cold_start write them, or those that ``--columns question=NAME,answer=NAME,language=NAME`` names. A row
 that cannot be taught is an error. An answer is taught as it stands, thought and language header included, up to the
 token that ends it in a run; where the chat template opens the thought itself, its ``<think>`` is not taught again. With
-the style ``tag``, tags that the tokenizer lacks are added to it, and rows are added to the embeddings where there are too
-few. The loss of a step is the mean cross-entropy over the answer tokens of
-all its examples. Weights are kept in float32; a GPU computes in bfloat16. Ranks share the examples of a step; on GPUs
-they also shard the weights, with FSDP.
+the style ``tag``, tags that the tokenizer lacks are added to it, and rows to the embeddings where there are too few.
+The loss of a step is the mean cross-entropy over the answer tokens of all its examples. Weights are kept in float32; a
+GPU computes in bfloat16. Ranks share the examples of a step; on GPUs they also shard the weights, with FSDP.
 """
 
 from __future__ import annotations
@@ -218,8 +217,8 @@ def main(
         # One rank uses one GPU: with several visible, the trainer would use DataParallel, which TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     trainer = build_trainer(
-        model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr, seed=seed,
-        prompts=prompts,
+        model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr,
+        seed=seed, prompts=prompts,
     )  # fmt: skip
     trainer.train()
     trainer.save_model()

@@ -215,5 +215,5 @@ def test_the_row_that_the_chat_template_cannot_take_is_named(tiny_policy: Path, 
     examples[1]["messages"] = [*examples[1]["messages"], *examples[1]["messages"]]
     pq.write_table(pa.Table.from_pylist(examples), tmp_path / "examples.parquet")
     words = [str(base), str(tmp_path / "examples.parquet"), "--out", str(tmp_path / "model")]
-    with pytest.raises(SystemExit, match="error: row 1 cannot be taught: .*one turn, please"):
+    with pytest.raises(SystemExit, match=r"error: row 1 cannot be taught: .*one turn, please"):
         sft.main([*words, "--date", "2026-01-31", "--template-args", "{enable_thinking = false}"])
