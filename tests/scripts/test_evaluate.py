@@ -20,7 +20,8 @@ from learner.data.rows import QuestionRow
 from scripts.data.endpoint import whole_number
 from scripts.study import evaluate, harness
 from scripts.study.evaluate import main
-from scripts.study.grading import LABELS, grade, read_label
+from scripts.study.grading import LABELS, Item, grade, read_label
+from scripts.study.score_table import summary, table
 from tests.support.chat import serving
 
 QUESTIONS = [
@@ -105,6 +106,18 @@ def test_judgements_are_kept_and_useless_ones_left_out(
         main([f"m@{model}", "--out", str(tmp_path / "s.json"), "--care", questions])
     with pytest.raises(SystemExit, match="nothing to evaluate"):
         main(["m@http://127.0.0.1:1", "--out", str(tmp_path / "s.json")])
+
+
+def test_a_set_of_which_nothing_was_judged_is_left_out_of_the_mean() -> None:
+    def items(*scores: float | None) -> list[Item]:
+        return [Item("de", score, "", "Ja.", True, str(number)) for number, score in enumerate(scores)]
+
+    sets = {"CARE-pro": summary(items(None, None), ["de"]), "mGSM": summary(items(1, 0), ["de"])}
+    json.dumps(sets, allow_nan=False)
+    assert [sets["CARE-pro"][one] for one in ("mean", "low", "high", "seen")] == [None] * 4
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in table("m", sets).splitlines()[1:]}
+    assert shown["CARE-pro"] == "not judged 2 questions in the question's language 100.00"
+    assert shown["overall"] == "50.00 mean of 1 sets"
 
 
 def test_seen_are_the_languages_of_the_run(
