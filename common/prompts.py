@@ -75,6 +75,23 @@ class ChatTemplate:
         eos: int | None = self._tokenizer.eos_token_id
         return sorted({token for token in (self.turn_end, eos) if token is not None})
 
+    @property
+    def answer_end(self) -> int | None:
+        """The token that an answer is taught to end with: of the template, else the tokenizer's end of sequence."""
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos if self.turn_end is None else self.turn_end
+
+    def answer(self, text: str) -> str:
+        """An answer as the policy is to write it after the prompt, without the token that ends it.
+
+        It does not go through the template: some keep of an answer only what stands in or after its thought, or not
+        even that. A ``<think>`` with which the prompt ends is left out.
+        """
+        before, opened, after = text.partition("<think>")
+        if self.opens_thought and opened and "</think>" not in before:
+            text = f"{before}{after.lstrip()}"
+        return text if text.startswith(self.answer_opening) else f"{self.answer_opening}{text}"
+
     def arranged(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The conversation with a system turn only where the template takes one."""
         return messages if self.takes_system else _without_system_turn(messages)

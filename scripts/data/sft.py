@@ -64,9 +64,6 @@ def example(
 ) -> dict[str, list[int]]:
     """The prompt that a run would send, and the answer as the policy is to write it, with the token that ends it.
 
-    The answer does not go through the chat template: some keep of an answer only what stands in or after its thought,
-    or not even that.
-
     Returns:
         ``input_ids``, and ``completion_mask``, which is 1 at the tokens of the answer and 0 elsewhere.
 
@@ -78,27 +75,20 @@ def example(
         prompt = template(messages)
     except PromptError as error:
         raise FatalError(str(error)) from None
-    answer = _inside_thought(row["answer"]) if template.opens_thought else row["answer"]
-    answer = answer if answer.startswith(template.answer_opening) else template.answer_opening + answer
-    prompt_ids, answer_ids = (tokenizer.encode(text, add_special_tokens=False) for text in (prompt, answer))
-    end = tokenizer.eos_token_id if template.turn_end is None else template.turn_end
-    answer_ids += [] if end is None else [end]
-    return {
-        "input_ids": prompt_ids + answer_ids,
-        "completion_mask": [0] * len(prompt_ids) + [1] * len(answer_ids),
-    }
-
-
-def _inside_thought(answer: str) -> str:
-    """What follows a prompt that ends with ``<think>``: the answer without the tag that opens its thought."""
-    if "</think>" not in answer:
+    if template.opens_thought and "</think>" not in row["answer"]:
         raise FatalError(
             "the chat template ends a prompt with <think>, and the answer has no </think>: it would be taught as a "
             "thought that never ends. Give answers with their thoughts, or what switches thoughts off, as "
             "--template-args '{enable_thinking = false}'"
         )
-    before, opened, after = answer.partition("<think>")
-    return f"{before}{after.lstrip()}" if opened and "</think>" not in before else answer
+    prompt_ids, answer_ids = (
+        tokenizer.encode(text, add_special_tokens=False) for text in (prompt, template.answer(row["answer"]))
+    )
+    answer_ids += [] if template.answer_end is None else [template.answer_end]
+    return {
+        "input_ids": prompt_ids + answer_ids,
+        "completion_mask": [0] * len(prompt_ids) + [1] * len(answer_ids),
+    }
 
 
 def add_tags(tokenizer: PreTrainedTokenizerBase, languages: set[str]) -> None:
