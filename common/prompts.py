@@ -41,7 +41,10 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
         if tokenizer.chat_template is None:
-            raise FatalError("the tokenizer of model.path has no chat template, which turns a question into a prompt")
+            raise FatalError(
+                "the tokenizer of model.path has no chat template, which turns a question into a prompt: use the "
+                "instruction-tuned version of the model, or add a chat template to its tokenizer"
+            )
         self._tokenizer = tokenizer
         day: date = model.date
         # Templates that write today's date into every prompt ask for it in one of these ways. Pinned, the prompt of a
