@@ -3,8 +3,9 @@
 A group is leased with one question and K languages. Its K answers are generated in one request to the engine and scored
 in one request to the reward service. Where one of the two fails repeatedly, the group is released with the cause and
 the reason, and the learner gives it to another actor. A request that the engine refuses for good is not repeated.
-Answers wait for their scores: a failure to score them never throws them away. Whatever happens to the task of a group,
-its lease ends with a message to the learner.
+Answers are kept while they wait for their scores: for up to ``actor.score_patience_s`` in an outage, else for
+``actor.attempts`` attempts. A group that is released loses them, and whoever leases it next generates them anew.
+Whatever happens to the task of a group, its lease ends with a message to the learner.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Run:
         Raises:
             Interrupted: the process was asked to end early; the newest step is in a checkpoint.
             NobodyCame: no actor came, or no group in time; the newest step is in a checkpoint.
-            FatalError: every question was given up, or something could not be written.
+            FatalError: every question was given up, no answer can be scored, or something could not be written.
         """
         try:
             self.begin()

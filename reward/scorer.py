@@ -41,6 +41,7 @@ from reward.calibration.drift import Drift
 from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
 from reward.detectors import Detector, diagnose, make_detector
+from reward.encoder_languages import warning_of_languages
 from reward.gate import ComplianceGate, Decision
 from reward.liveness import Liveness
 from reward.scored import ScoredAnswer, UnscoredError
@@ -143,6 +144,8 @@ class Scorer:
         self._gating = ThreadPoolExecutor(1, "gating")
         self._newest: Future[list[_Embedded | Exception]] | None = None
         if self._needs_embeddings:
+            if warning := warning_of_languages(config, languages):
+                logger.warning("%s", warning)
             self._load_encoder()
 
     def warm_up(self) -> None:

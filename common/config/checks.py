@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from common.config.idle import settings_have_an_effect
 from common.config.resume import CONFIG_FILE
+from common.config.section import is_http
 from common.config.sections import Sections
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
@@ -114,21 +115,13 @@ def addresses_are_well_formed(config: Sections) -> Iterator[str]:
         yield f"sync.host = {config.sync.host!r} {_USER}"
     if config.sync.host.count(":") > 1:
         yield f"sync.host = {config.sync.host!r} {_NO_IPV6}"
-    if (url := config.actor.engine_url) and not _is_http(url):
+    if (url := config.actor.engine_url) and not is_http(url):
         yield f"actor.engine_url = {url!r} is not of the form http://HOST:PORT"
 
 
 def _is_wildcard(address: str) -> bool:
     """Whether every host has an interface of its own for the address, so that two hosts may use it."""
     return is_address(address) and urlsplit(address).hostname in ("*", "0.0.0.0")
-
-
-def _is_http(url: str) -> bool:
-    parts = urlsplit(url)
-    try:
-        return bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
-    except ValueError:
-        return False
 
 
 def engine_stays_on_loopback(config: Sections) -> Iterator[str]:

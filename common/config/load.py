@@ -3,7 +3,8 @@
 A later value of a key takes the place of an earlier one. That holds of a table whose keys are names of the user's own,
 too, as ``reward.terms``: a reward that a later file or flag gives is not mixed with the one before it. The tables of
 ``_ADDED_UP`` are the exception among files. A flag with a longer key, as ``--reward.terms.default.exact 1``, adds to a
-table or changes one of its values.
+table or changes one of its values. Terms that are given together with a reward function, or after it, are refused, as
+the function would overrule them in silence.
 
 Unknown keys are refused, with the one that was probably meant. A setting that may have no value, as ``run.rendezvous``,
 has none where the value is an empty text: so a later file or flag switches it off.
@@ -32,6 +33,7 @@ from common.config.section import ConfigError
 # Tables of which every file says its part: the columns that a recipe needs and those of one's own data, the engine's
 # flags of a model and of a machine. A flag with the whole table takes their place all the same.
 _ADDED_UP = frozenset({"data.columns", "model.template_args", "actor.engine_args"})
+_OF_TERMS = ("reward.terms", "reward.judge_prompt", "reward.judge_scale")  # which nothing reads with a reward function
 
 
 def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config:
@@ -42,12 +44,24 @@ def load(arguments: Sequence[str], base: dict[str, Any] | None = None) -> Config
         base: settings that hold where the command line says nothing; by default there are none.
 
     Raises:
-        ConfigError: a file is missing or is no TOML, a key is unknown, or a value has the wrong type or range.
+        ConfigError: a file is missing or is no TOML, a key is unknown, a value has the wrong type or range, or terms of
+            the reward were given where a function overrules them.
     """
+    merged, newest = _merge(arguments, copy.deepcopy(base or {}))
     try:
-        return Config.model_validate(_merge(arguments, copy.deepcopy(base or {})))
+        config = Config.model_validate(merged)
     except ValidationError as error:
         raise ConfigError(f"configuration: {explain(error, Config)}") from None
+    if function := config.reward.function:
+        # Terms before the function are what it replaces. Whoever gave them later, or with it, meant them to count.
+        overruled = [key for key in _OF_TERMS if newest.get(key, -1) >= newest.get("reward.function", 0)]
+        if overruled:
+            raise ConfigError(
+                f"configuration: {' and '.join(overruled)} has no effect with reward.function = {function!r}, which "
+                f'was given before it or beside it: set reward.function = "" and reward.parts = {{}} to score by '
+                f"terms, or leave {' and '.join(overruled)} out"
+            )
+    return config
 
 
 def given_keys(arguments: Sequence[str]) -> set[str]:
@@ -59,15 +73,22 @@ def given_keys(arguments: Sequence[str]) -> set[str]:
     Raises:
         ConfigError: a file is missing or is no TOML, or a flag has no value.
     """
-    merged = _merge(arguments, {})
+    merged, _ = _merge(arguments, {})
     return {f"{section}.{key}" for section, values in merged.items() if isinstance(values, dict) for key in values}
 
 
-def _merge(arguments: Sequence[str], merged: dict[str, Any]) -> dict[str, Any]:
-    """Lays the files and flags of a command line over ``merged``, and returns it."""
-    rest = list(arguments)
+def _merge(arguments: Sequence[str], merged: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Lays the files and flags of a command line over ``merged``.
+
+    Returns: ``merged``, and for each setting ``section.key`` that the command line gives the number of the last file
+        that does. Flags, whose order says nothing, count as one further file.
+    """
+    rest, newest, number = list(arguments), dict[str, int](), 0
     while rest and not rest[0].startswith("--"):
-        _add_file(merged, read_toml(Path(rest.pop(0))))
+        tables = read_toml(Path(rest.pop(0)))
+        newest |= {f"{one}.{key}": number for one, keys in tables.items() if isinstance(keys, dict) for key in keys}
+        number += 1
+        _add_file(merged, tables)
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--"):
@@ -77,8 +98,11 @@ def _merge(arguments: Sequence[str], merged: dict[str, Any]) -> dict[str, Any]:
             if not rest:
                 raise ConfigError(f"flag --{key} needs a value")
             value = rest.pop(0)
-        _set(merged, key.split("."), _parse(value))
-    return merged
+        path, parsed = key.split("."), _parse(value)
+        keys = list(parsed) if len(path) == 1 and isinstance(parsed, dict) else path[1:2]
+        newest |= {f"{path[0]}.{one}": number for one in keys}
+        _set(merged, path, parsed)
+    return merged, newest
 
 
 def usage() -> str:

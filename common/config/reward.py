@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config.section import Fraction, LanguageCode, Section
+from common.config.section import Fraction, LanguageCode, Section, is_http
 from common.languages import code_of
 
 _JUDGE_PROMPT = """Question:
@@ -120,6 +120,18 @@ class RewardConfig(Section):
             code = code_of(name)
             near[code] = tuple(dict.fromkeys([*near.get(code, ()), *map(_label_of, others)]))
         return near
+
+    @field_validator("judges")
+    @classmethod
+    def _name_endpoints(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        """Said here, because the first judgement may be asked for only after minutes of generation."""
+        for judge in given:
+            model, _, url = judge.partition("@")
+            if not (model and is_http(url)):
+                raise ValueError(
+                    f"{judge!r} names no endpoint: it takes the form MODEL@URL, as judge-7b@http://127.0.0.1:8000/v1"
+                )
+        return given
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,6 +22,15 @@ def _named(value: Any) -> Any:
 
 
 Directory = Annotated[Path, BeforeValidator(_named)]  # Path("") would be the present directory, which nobody named
+
+
+def is_http(url: str) -> bool:
+    """Whether a text has the form ``http://HOST:PORT``, or https, with or without port and path."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:  # the port is no number, or a bracket is missing
+        return False
 
 
 class ConfigError(ValueError):

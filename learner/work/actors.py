@@ -28,6 +28,8 @@ MAX_VIOLATIONS = 2  # groups of one actor that break a rule before the actor is 
 MAX_REPLIES = 100  # of one actor to orders of the weight sync that nobody has read; two or three are usual
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
+# So many groups that come back because their answers cannot be scored, before any was scored, show that none can be.
+UNSCORABLE_GROUPS = 16
 # How many attempts may fail for a cause; for the others learner.group_attempts.
 _ATTEMPTS: dict[wire.Cause, float] = {"refusal": 1, "outage": math.inf}
 
@@ -82,6 +84,9 @@ class ActorRegistry:
         newest_version: the newest policy version that an engine may have by now. The next training step starts from it.
         refused: number of groups that were refused because their answers broke a rule.
         accepted: number of groups that were accepted, of all queues.
+        unscorable: why nothing can be scored: what the newest of the first ``UNSCORABLE_GROUPS`` groups, of all queues,
+            came back with, where each of them came back because its scoring failed; ``""`` as long as that is not so,
+            and for good once any group was scored.
 
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
@@ -92,6 +97,9 @@ class ActorRegistry:
         self.served: ServedQueue | None = None
         self.newest_version = 0
         self.refused = self.accepted = 0
+        self.unscorable = ""
+        self._scored = False  # any group in this life
+        self._unscored: set[str] = set()  # the groups that came back unscored, by their ids without that of the lease
         self.life = secrets.token_hex(6)
         self.foreign = 0
         self._names: dict[str, str] = {}  # of the actors that are present, by life
@@ -283,6 +291,7 @@ class ActorRegistry:
         work = self.actors[name].leases.pop(message.id, None)
         if work is None or self.served is None:
             return False
+        self._scored = True
         problem = admission.find_problem(work, message.rollouts, self.served.limits, self.newest_version)
         if problem:
             self.refused += 1
@@ -308,6 +317,10 @@ class ActorRegistry:
             return False
         log.warning("actor %s gives back group %s: %s", name, message.id, message.reason)
         self._release(name, work, message.reason, message.cause)
+        if message.cause == "scoring" and not self._scored:
+            self._unscored.add(work.id.partition(":")[2])
+            if len(self._unscored) >= UNSCORABLE_GROUPS:
+                self.unscorable = message.reason
         return True
 
     def release_expired(self, now: float) -> None:

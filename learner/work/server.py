@@ -23,7 +23,14 @@ from common.net import sockets
 from common.process import FatalError
 from common.stood_still import WORTH_TELLING_S, stood_still_s
 from learner.groups import Group
-from learner.work.actors import MAX_REPLIES, ActorRegistry, ActorState, ServedQueue, protocol_problem
+from learner.work.actors import (
+    MAX_REPLIES,
+    UNSCORABLE_GROUPS,
+    ActorRegistry,
+    ActorState,
+    ServedQueue,
+    protocol_problem,
+)
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 
@@ -42,7 +49,9 @@ class WorkServer:
     """Serves one work queue at a time to the actors, on a thread of its own.
 
     Public methods may be called from any thread but the server's own. The thread runs from construction to ``close``.
-    If it fails, ``take``, ``members`` and ``wait_until_all_finished`` raise FatalError.
+    If it fails, ``take``, ``members`` and ``wait_until_all_finished`` raise FatalError. They do, too, where no answer
+    can be scored: no group was since this process began, and ``UNSCORABLE_GROUPS`` came back for that reason. No step
+    was trained then, so a resume goes on from where this process began, and asks what was given up meanwhile again.
 
     Attributes:
         address: where it listens.
@@ -115,7 +124,7 @@ class WorkServer:
 
         Raises:
             EveryQuestionGivenUp: there is nothing to wait for.
-            FatalError: the server has failed.
+            FatalError: the server has failed, or no answer can be scored.
         """
         with self.lock:
             assert self._registry.served is not None, "serve() comes first"
@@ -149,7 +158,7 @@ class WorkServer:
         The dictionary is a copy. The states in it are not: the server's thread goes on to change them.
 
         Raises:
-            FatalError: the server has failed.
+            FatalError: the server has failed, or no answer can be scored.
         """
         with self.lock:
             self._check()
@@ -249,6 +258,12 @@ class WorkServer:
     def _check(self) -> None:
         if self._crash is not None:
             raise FatalError(f"the learner's server has failed: {self._crash!r}") from self._crash
+        if self._registry.unscorable:
+            raise FatalError(
+                f"no answer can be scored: {UNSCORABLE_GROUPS} groups came back unscored, before any was scored. The "
+                f"newest reason: {self._registry.unscorable}. Mend it, start the reward processes anew, and give the "
+                "same command again, which asks these questions again"
+            )
 
     def _wake(self) -> None:
         """Makes the server's thread look at the outbox and the queue now."""
@@ -273,7 +288,8 @@ class WorkServer:
                 with self.lock:
                     self._check_deadlines()
                     self._grant()
-                    if self._registry.served is not None and self._registry.served.queue.has_full_batch():
+                    served = self._registry.served
+                    if self._registry.unscorable or (served is not None and served.queue.has_full_batch()):
                         self.lock.notify_all()
                 self._flush()
         except BaseException as error:  # whatever it is, the training thread must be told instead of waiting for ever

@@ -6,10 +6,12 @@ docs/rewards.md shows how to write one.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 from common.answer import Answer
@@ -105,7 +107,7 @@ class CustomReward:
         bounded: whether what they add up to is cut to [0, 1].
 
     Raises:
-        ConfigError: the function cannot be loaded.
+        ConfigError: the function cannot be loaded, or takes other arguments.
     """
 
     def __init__(self, where: str, parts: Mapping[str, float], bounded: bool = False) -> None:
@@ -175,6 +177,14 @@ class CustomReward:
         for number, one in enumerate(result, 1):
             if one is None or one is NEVER:
                 continue
+            if any(map(inspect.isawaitable, _values(one))):
+                shown = _shown(one)
+                for coroutine in filter(inspect.iscoroutine, chain.from_iterable(map(_values, result))):
+                    coroutine.close()  # or Python would complain of each by itself
+                return (
+                    f"returned {shown} for answer {number}, which nobody has awaited: write `await` before the call of "
+                    "a tool that is awaited, in an `async def`"
+                )
             if not isinstance(one, Mapping) or set(one) != set(self._parts):
                 names = sorted(map(str, one)) if isinstance(one, Mapping) else _shown(one)
                 return f"returned {names} for answer {number}; reward.parts names {sorted(self._parts)}"
@@ -189,6 +199,11 @@ class CustomReward:
         if len(known) == len(given):
             return Found(known, self.value(known))
         return Found(None, lasting=failed_for_good or any(value is NEVER for value in given.values()))
+
+
+def _values(one: Any) -> Iterable[Any]:
+    """The values of the parts of an answer, or what was returned in their place."""
+    return one.values() if isinstance(one, Mapping) else [one]
 
 
 def _is_finite(value: Any) -> bool:

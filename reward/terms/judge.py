@@ -8,13 +8,25 @@ from collections.abc import Sequence
 from functools import partial
 from string import Formatter
 
-from common.config import ConfigError
+from common.config import ConfigError, RewardConfig
 from common.endpoint import Failure, read_grade
 from common.languages import english_name
 from reward.terms.inputs import TermFunction, TermInput
 from reward.terms.tools import Tools
 
 _FIELDS = {"question", "reference", "answer", "language"}
+
+
+def check_judge(config: RewardConfig) -> None:
+    """Returns if the term "judge" has what it needs.
+
+    Raises:
+        ConfigError: there are no judges, or the prompt names a field that is unknown.
+    """
+    if not config.judges:
+        raise ConfigError('the term "judge" of reward.terms needs reward.judges = ["MODEL@URL"]')
+    if unknown := {name for _, name, _, _ in Formatter().parse(config.judge_prompt) if name is not None} - _FIELDS:
+        raise ConfigError(f"reward.judge_prompt names {sorted(unknown)}; it may name {sorted(_FIELDS)}")
 
 
 def make_judge(tools: Tools) -> TermFunction:
@@ -27,11 +39,8 @@ def make_judge(tools: Tools) -> TermFunction:
     Raises:
         ConfigError: there are no judges, or the prompt names a field that is unknown.
     """
-    if not tools.config.judges:
-        raise ConfigError('the term "judge" of reward.terms needs reward.judges = ["MODEL@URL"]')
+    check_judge(tools.config)
     prompt, (least, most) = tools.config.judge_prompt, tools.config.judge_scale
-    if unknown := {name for _, name, _, _ in Formatter().parse(prompt) if name is not None} - _FIELDS:
-        raise ConfigError(f"reward.judge_prompt names {sorted(unknown)}; it may name {sorted(_FIELDS)}")
 
     async def grade(given: TermInput) -> float | None:
         question = "\n\n".join(turn.content for turn in given.request.messages if turn.role != "system")

@@ -48,8 +48,7 @@ class QualityTerms:
     def __init__(self, weights: Mapping[str, Mapping[str, float]], tools: Tools, bounded: bool = True) -> None:
         self._weights = {topic: dict(row) for topic, row in {**_BY_DEFAULT, **weights}.items()}
         self._bounded = bounded
-        for topic, row in self._weights.items():
-            _check(topic, row)
+        check_terms(self._weights)
         used = {name for row in self._weights.values() for name in row}
         self._functions = {name: term.load(tools) for name, term in TERMS.items() if name in used}
 
@@ -102,12 +101,20 @@ def quality(values: Mapping[str, float], weights: Mapping[str, float], bounded: 
     return min(1.0, max(0.0, total)) if bounded else total
 
 
-def _check(topic: str, row: Mapping[str, float]) -> None:
-    for name in row:
-        if name not in TERMS:
-            near = difflib.get_close_matches(name, TERMS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise ConfigError(f"reward.terms.{topic} has an unknown term {name!r}{hint} There are: {', '.join(TERMS)}")
-    if not any(TERMS[name].earns for name in row):
-        earning = ", ".join(name for name, term in TERMS.items() if term.earns)
-        raise ConfigError(f"reward.terms.{topic} needs a term that earns: {earning}")
+def check_terms(weights: Mapping[str, Mapping[str, float]]) -> None:
+    """Returns if the setting ``reward.terms`` names terms that there are, and for each topic one that earns.
+
+    Raises:
+        ConfigError: it does not; the message names the topic.
+    """
+    for topic, row in weights.items():
+        for name in row:
+            if name not in TERMS:
+                near = difflib.get_close_matches(name, TERMS, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else "."
+                raise ConfigError(
+                    f"reward.terms.{topic} has an unknown term {name!r}{hint} There are: {', '.join(TERMS)}"
+                )
+        if not any(TERMS[name].earns for name in row):
+            earning = ", ".join(name for name, term in TERMS.items() if term.earns)
+            raise ConfigError(f"reward.terms.{topic} needs a term that earns: {earning}")

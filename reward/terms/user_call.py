@@ -72,7 +72,7 @@ class UserFunction:
         where: ``FILE.py:NAME``. A class is called without arguments, and its object is then called each time.
 
     Raises:
-        ConfigError: the function cannot be loaded.
+        ConfigError: the function cannot be loaded, or takes other arguments.
     """
 
     def __init__(self, where: str) -> None:
@@ -80,6 +80,14 @@ class UserFunction:
         self._function: Any = load_user_object(where, "reward.function")
         if not callable(self._function):
             raise ConfigError(f'reward.function = "{where}": it cannot be called')
+        try:
+            inspect.signature(self._function).bind("group", "tools")
+        except TypeError as error:
+            raise ConfigError(
+                f'reward.function = "{where}": it cannot be called with the two arguments group and tools: {error}'
+            ) from None
+        except ValueError:  # what is not written in Python may have no signature
+            pass
         call = self._function if inspect.isroutine(self._function) else type(self._function).__call__
         self._in_thread = not inspect.iscoroutinefunction(call)
         self._left = LeftBehind()

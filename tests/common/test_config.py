@@ -92,13 +92,62 @@ def test_a_recipes_reward_is_replaced_and_its_columns_are_kept(tmp_path: Path) -
     assert load([str(recipes / "dapo.toml"), str(mine)]).reward.terms == {"default": {"similarity": 1.0}}
     flag = ["--reward.terms", "{default={similarity=1.0}}"]
     assert load([str(recipes / "dapo.toml"), *flag]).reward.terms == {"default": {"similarity": 1.0}}
+    mine.write_text('[data.columns]\nquestion = "prompt"\n')
     columns = load([str(recipes / "m-thinker.toml"), str(mine)]).data.columns
     assert columns["question"] == "prompt" and {"english_question", "english_thought"} <= columns.keys()
+
+
+_CSC = str(ROOT / "configs" / "recipes" / "csc.toml")
+_NO_FUNCTION = '[reward]\nfunction = ""\nparts = {}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "overruled"),
+    [
+        ("[reward.terms.default]\njudge = 1.0\n", [], "reward.terms"),
+        ('[reward]\njudge_prompt = "{answer}?"\n', [], "reward.judge_prompt"),
+        ("", ["--reward.terms.default.exact", "1.0"], "reward.terms"),
+        ("", ["--reward", "{terms = {default = {exact = 1.0}}, judge_scale = [0, 5]}"],
+         "reward.terms and reward.judge_scale"),
+        (_NO_FUNCTION, ["--reward.terms.default.exact", "1.0"], ""),
+        (_NO_FUNCTION + "[reward.terms.default]\nexact = 1.0\n", [], ""),
+        ("", ["--reward.judge_calls", "3"], ""),
+    ],
+)  # fmt: skip
+def test_terms_that_a_function_would_overrule_are_refused(
+    text: str, flags: list[str], overruled: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    command = [_CSC, str(tmp_path / "mine.toml"), *flags]
+    if not overruled:
+        load(command)
+        return
+    complaint = f"{overruled} has no effect with reward.function = 'configs/recipes/csc.py:score'"
+    with pytest.raises(ConfigError, match=re.escape(complaint)) as refused:
+        load(command)
+    assert 'set reward.function = "" and reward.parts = {} to score by terms' in str(refused.value)
+
+
+def test_a_function_takes_the_place_of_terms_that_were_given_before(tmp_path: Path) -> None:
+    """And not of those beside it."""
+    (tmp_path / "terms.toml").write_text("[reward.terms.default]\nexact = 1.0\n")
+    function = ["--reward.function", "mine.py:score", "--reward.parts", "{acc = 1.0}"]
+    assert load([str(tmp_path / "terms.toml"), _CSC]).reward.function
+    assert load([str(tmp_path / "terms.toml"), *function]).reward.function == "mine.py:score"
+    with pytest.raises(ConfigError, match=r"reward\.terms has no effect"):
+        load(["--reward.terms.default.exact", "1.0", *function])
+    both = tmp_path / "both.toml"
+    both.write_text('[reward]\nfunction = "f.py:f"\nparts = {a = 1.0}\n[reward.terms.default]\nexact = 1.0\n')
+    with pytest.raises(ConfigError, match=r"reward\.terms has no effect"):
+        load([str(both)])
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["--reward.judges", '["judge-7b"]'], "reward.judges: 'judge-7b' names no endpoint: it takes the form MODEL@"),
+        (["--reward.judges", '["m@http://h:1/v1", "m@localhost:8000"]'], "reward.judges: 'm@localhost:8000' names no"),
+        (["--reward.judges", '["@http://h:1/v1"]'], "reward.judges: '@http://h:1/v1' names no endpoint"),
         (["--learner.staleness_bound", "2"], "unknown key 'learner.staleness_bound'; did you mean 'learner.staleness'"),
         (["--reward.gate_piece", "80"], "reward.gate_piece is gone: the language gate has no pieces"),
         (["--reward.gate_piece", "80"], "as in reward.gate_share = 0.12"),

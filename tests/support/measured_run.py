@@ -27,6 +27,7 @@ def measured_run(
     timeout: float = 400,
     until: Path | None = None,
     lost: bool = False,
+    ends: int = 0,
 ) -> Path:
     """A run to its end; its directory. One that was interrupted goes on.
 
@@ -34,6 +35,7 @@ def measured_run(
         engines: by actor: seconds a token of a batch takes, and, on top, of a token of the whole engine.
         until: the learner is interrupted when this file is there.
         lost: at that time all actors end instead, and the learner has to end by itself with an error.
+        ends: the exit code with which the learner has to end by itself.
     """
     directory.mkdir(parents=True, exist_ok=True)
     question: dict[str, Any] = {"ability": "A"}
@@ -70,7 +72,7 @@ def measured_run(
                 return directory / "run"
             time.sleep(0.02 if until else 0.2)
         told = {name: (directory / f"{name}.log").read_text(errors="replace")[-1500:] for name in processes}
-        assert running["learner"].poll() == 0, "\n".join(f"== {name}\n{text}" for name, text in told.items())
+        assert running["learner"].poll() == ends, "\n".join(f"== {name}\n{text}" for name, text in told.items())
     finally:
         for process in running.values():
             with suppress(ProcessLookupError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
 
+from common.config import LearnerConfig
 from tests.support.measured_run import measured_run
 
 REWARD = '''
@@ -53,6 +56,24 @@ def test_a_run_whose_actors_are_gone_keeps_the_steps_that_it_has_trained(tiny_po
     measured_run(tmp_path, tiny_policy, {"a-0": (0.0, 0.0)}, *flags_of(tmp_path), "--learner.steps", "6")
     assert f"resuming after step {trained[-1]} of 6" in (tmp_path / "learner.log").read_text()
     assert json.loads((run / "summary.json").read_text())["steps"] == 6
+
+
+def test_a_reward_that_fails_on_every_question_ends_the_run_at_once_and_costs_no_question(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    flags = [*flags_of(tmp_path), "--learner.steps", "2", "--learner.groups_per_step", "16"]
+    flags += ["--actor.groups_in_flight", "16"]
+    (tmp_path / "mine.py").write_text(REWARD.replace("answer.final", "answer.last"))
+    began = time.monotonic()
+    run = measured_run(tmp_path, tiny_policy, {"a-0": (0.0, 0.0)}, *flags, ends=1)
+    assert time.monotonic() - began < LearnerConfig().group_timeout_s / 4
+    said = (tmp_path / "learner.log").read_text()
+    assert "error: no answer can be scored: 16 groups came back unscored" in said
+    assert re.search(r"mine\.py:4 in \S+: AttributeError: 'GroupAnswer' object has no attribute 'last'", said)
+    (tmp_path / "mine.py").write_text(REWARD)
+    measured_run(tmp_path, tiny_policy, {"a-0": (0.0, 0.0)}, *flags)
+    lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
+    assert sorted(line["sequence"] for line in lines) == [*range(32)], "each is asked, and none was given up"
 
 
 def test_an_evaluation_that_was_interrupted_is_made_by_the_resume(tiny_policy: Path, tmp_path: Path) -> None:

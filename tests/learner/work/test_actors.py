@@ -10,7 +10,7 @@ import pytest
 
 from common import wire
 from learner.groups import Group
-from learner.work.actors import ActorRegistry, ServedQueue
+from learner.work.actors import UNSCORABLE_GROUPS, ActorRegistry, ServedQueue
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 from tests.support.groups import random_rollout, seeded_generator, work
@@ -465,3 +465,53 @@ def test_a_busy_actor_is_emptied_for_a_group_that_is_leased_alone() -> None:
     assert setting.registry.submit("c", answers(setting.held("c")[0])) and setting.grant() == {}
     assert setting.registry.submit("c", answers(setting.held("c")[0])) and setting.grant() == {"c": [1]}
     assert setting.grant() == {}, "and gets no other while it holds it"
+
+
+def give_back(setting: Setting, cause: wire.Cause, reason: str = "m.py:3: KeyError") -> int:
+    """The actor "a" gives back all that it leases next; returns how many groups that are."""
+    setting.grant()
+    held = setting.held("a")
+    for one in held:
+        assert setting.registry.release("a", wire.Release(id=one.id, reason=reason, cause=cause))
+    return len(held)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 32])
+def test_nothing_can_be_scored_where_no_group_was_and_many_came_back_for_it(slots: int) -> None:
+    """However few an actor holds at a time, so that groups are given up before so many have come back."""
+    setting = Setting(groups=32, attempts=3)
+    setting.join("a", slots)
+    seen: set[int] = set()
+    while not setting.registry.unscorable:
+        before = set(seen)
+        setting.grant()
+        seen |= {one.sequence for one in setting.held("a")}
+        give_back(setting, "scoring", f"the newest of {len(seen)}")
+    assert len(before) < UNSCORABLE_GROUPS <= len(seen), "groups count, and not their leases"
+    assert setting.registry.unscorable == f"the newest of {len(seen)}"
+
+
+def test_groups_of_an_evaluation_count_beside_those_of_training() -> None:
+    setting = Setting(groups=8, attempts=1)
+    setting.join("a", 8)
+    assert give_back(setting, "scoring") == 8
+
+    def make_work(sequence: int) -> wire.Work:
+        return work(sequence, ["en", "de"], name="before-heldout")
+
+    setting.registry.serve(ServedQueue(setting.new_queue(8, 1), make_work, setting.on_failed, UNLIMITED))
+    assert not setting.registry.unscorable
+    assert give_back(setting, "scoring") == 8 and setting.registry.unscorable
+
+
+@pytest.mark.parametrize("cause", ["scoring", "generation"])
+def test_one_group_that_was_scored_shows_that_answers_can_be(cause: wire.Cause) -> None:
+    """And what came back for another reason shows nothing."""
+    setting = Setting(groups=64, attempts=1)
+    setting.join("a", UNSCORABLE_GROUPS)
+    if cause == "scoring":
+        setting.grant()
+        assert setting.registry.submit("a", answers(setting.held("a")[0]))
+    for _ in range(2):
+        assert give_back(setting, cause) >= UNSCORABLE_GROUPS - 1
+    assert not setting.registry.unscorable

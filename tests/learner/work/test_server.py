@@ -20,7 +20,7 @@ from common.net.ports import reserve_port
 from common.process import FatalError
 from learner.groups import Group
 from learner.work import server as server_module
-from learner.work.actors import MAX_REPLIES
+from learner.work.actors import MAX_REPLIES, UNSCORABLE_GROUPS
 from learner.work.scheduler import WorkQueue
 from learner.work.server import WorkServer
 from tests.support.groups import random_rollout, seeded_generator, work
@@ -351,6 +351,24 @@ def test_nobody_waits_for_questions_that_were_all_given_up(server: WorkServer, a
     actor.receive(wire.Ack)
     with pytest.raises(FatalError, match="every question was given up"):
         server.take(0.1)
+
+
+def test_a_reward_that_scores_nothing_ends_every_wait(server: WorkServer, address: str) -> None:
+    serve(server, groups=UNSCORABLE_GROUPS, attempts=3)
+    actor = Client(address, "a")
+    join(server, actor, slots=UNSCORABLE_GROUPS)
+    leased = actor.receive(wire.Leased).work
+    assert len(leased) == UNSCORABLE_GROUPS
+    for one in leased:
+        actor.send(wire.Release(id=one.id, reason="m.py:3 in score: KeyError: 'hint'", cause="scoring"))
+    wait_for(lambda: actor.receive(wire.Ack).accepted.keys() & {leased[-1].id})
+    told = r"no answer can be scored: 16 groups came back .* m\.py:3 in score: KeyError: 'hint'\. Mend it"
+    with pytest.raises(FatalError, match=told):
+        server.take(0.1)
+    with pytest.raises(FatalError, match=told):
+        server.wait_until_all_finished(0.5, lambda: None)
+    with pytest.raises(FatalError, match=told):
+        server.members()
 
 
 def test_an_ejected_actor_is_told_why(server: WorkServer, address: str) -> None:
