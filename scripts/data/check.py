@@ -22,7 +22,7 @@ from common.context import check_context
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
-from scripts.data.reward_checks import check_reward, warning_of_similarity
+from scripts.data.reward_checks import check_reward, warning_of_judges, warning_of_similarity
 from scripts.data.unscorable import warn_of_rows
 from scripts.ops.command_line import command
 
@@ -43,6 +43,8 @@ def main(context: typer.Context) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load(context.args)
     check_reward(config)
+    if warning := warning_of_judges(config.reward):
+        log.warning("warning: %s", warning)
     found = read_questions(config, load_tokenizer(config.model.path))
     print(_summary("data.train", found.train))
     if found.heldout:

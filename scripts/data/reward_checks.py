@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 
-from common.config import Config, ConfigError
+from common.config import Config, RewardConfig
 from common.user_code import user_file
 from common.wire import Question
 from learner.train.step_reward import StepReward
@@ -18,7 +18,7 @@ _ASKS = {"judge", "judge_or_failure"}  # of the tools that a reward function get
 
 
 def check_reward(config: Config) -> None:
-    """Returns if the terms, or the user's functions, load, and have the judges that they ask.
+    """Returns if the terms load and have the judges that they ask, or the user's functions load.
 
     The files of ``reward.function`` and ``learner.step_reward`` are run for it, as the processes of a run do.
 
@@ -28,16 +28,27 @@ def check_reward(config: Config) -> None:
     reward = config.reward
     if reward.function:
         UserFunction(reward.function)
-        if not reward.judges and _ASKS & (names := reached_attributes(reward.function)) and "judges" not in names:
-            raise ConfigError(
-                f'reward.function = "{reward.function}" asks a judge, and reward.judges names none: set '
-                'reward.judges = ["MODEL@URL"]'
-            )
     else:
         check_terms(reward.terms)
         if any("judge" in row for row in reward.terms.values()):
             check_judge(reward)
     StepReward.of(config.learner)
+
+
+def warning_of_judges(reward: RewardConfig) -> str:
+    """What to say where a reward function seems to ask a judge and there is none; empty where it does not.
+
+    No more than a warning, as another method may be called ``judge``, or never be called.
+    """
+    if not reward.function or reward.judges:
+        return ""
+    names = reached_attributes(reward.function)
+    if _ASKS.isdisjoint(names) or "judges" in names:
+        return ""
+    return (
+        f'reward.function = "{reward.function}" seems to ask a judge, and reward.judges names none: if it does, set '
+        'reward.judges = ["MODEL@URL"]'
+    )
 
 
 def reached_attributes(where: str) -> set[str]:

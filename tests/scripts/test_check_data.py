@@ -15,7 +15,7 @@ from common.config import Config, ConfigError, load
 from scripts.data import check
 from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
-from scripts.data.reward_checks import check_reward
+from scripts.data.reward_checks import check_reward, warning_of_judges
 from scripts.ops.recipes import find_recipe, recipe_files
 
 ROOT = Path(__file__).parents[2]
@@ -231,9 +231,6 @@ def of_one(group):
         ("mine.py", [], 'the form is "FILE.py:NAME"'),
         ("mine.py:scor", [], "defines no 'scor'"),
         ("mine.py:of_one", [], "cannot be called with the two arguments group and tools: too many"),
-        ("mine.py:plain", [], "asks a judge, and reward.judges names none"),
-        ("mine.py:plain", ["--reward.judges", '["m@http://127.0.0.1:1/v1"]'], ""),
-        ("mine.py:where_there_is_one", [], ""),
         ("mine.py:without", [], ""),
         ("mine.py:without", ["--learner.step_reward", "mine.py:gone"], "learner.step_reward: there is no file "),
         ("", ["--reward.terms.default.exakt", "1.0"], "has an unknown term 'exakt'; did you mean 'exact'?"),
@@ -252,6 +249,25 @@ def test_a_reward_that_no_process_would_take_is_refused(
         return
     with pytest.raises(ConfigError, match=re.escape(complaint)):
         check_reward(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "judges", "warned"),
+    [
+        ("plain", "[]", True),
+        ("plain", '["m@http://127.0.0.1:1/v1"]', False),
+        ("where_there_is_one", "[]", False),
+        ("without", "[]", False),
+    ],
+)
+def test_a_function_that_seems_to_ask_a_judge_where_there_is_none_is_named(
+    name: str, judges: str, warned: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(_FUNCTIONS)
+    config = load(
+        ["--reward.function", f"{tmp_path}/mine.py:{name}", "--reward.parts", "{a = 1.0}", "--reward.judges", judges]
+    )
+    assert ("seems to ask a judge" in warning_of_judges(config.reward)) == warned
 
 
 @pytest.mark.parametrize("recipe", [*recipe_files()])
