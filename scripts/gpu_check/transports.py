@@ -81,7 +81,7 @@ def check_absent_peer(sizes: Sizes) -> list[Figure]:
     else:
         try:
             zeros = torch.zeros(1, dtype=torch.uint8, device=device)
-            broadcast_first(group, zeros, sizes.deadline_s, lambda: None)
+            broadcast_first(group, backend, zeros, sizes.deadline_s, lambda: None)
         except (TimeoutError, RuntimeError) as error:
             outcome = f"{type(error).__name__} in the first broadcast"
         freed = threading.Event()
@@ -131,7 +131,7 @@ def check_living_peer(sizes: Sizes) -> list[Figure]:
         client = connect_to_store(store.host, store.port, patience_s)
         group: Any = form_group(backend, client, "living", 2, patience_s)
         zeros = torch.zeros(1, dtype=torch.uint8, device=device)
-        broadcast_first(group, zeros, patience_s, lambda: None)
+        broadcast_first(group, backend, zeros, patience_s, lambda: None)
         generator = torch.Generator(device).manual_seed(0)
         weights = torch.randint(0, 128, (numbers,), generator=generator, device=device, dtype=torch.uint8)
         begin = time.perf_counter()
