@@ -66,7 +66,7 @@ def _share_cuda(storage: torch.UntypedStorage) -> list[Any]:
     And the event would tell when the content of the first time is complete, for which the learner waits each time.
     """
     fields = list(storage._share_cuda_())
-    torch.UntypedStorage._release_ipc_counter_cuda(*fields[_COUNTER])  # type: ignore[attr-defined]
+    torch.UntypedStorage._release_ipc_counter_cuda(*fields[_COUNTER])
     fields[_WAITS_FOR_EVENT] = False
     return fields
 

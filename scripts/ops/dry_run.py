@@ -146,13 +146,14 @@ def publishing_memory(shape: ModelShape, config: Config) -> float:
     """
     if config.lora.sends_adapters:
         return 0.0
-    gathered = _BYTES[config.learner.param_dtype] * max(shape.layer, shape.parameters - shape.body)
-    gathered += _BYTES["float32"] * shape.layer if config.lora.rank else 0  # with the adapters added to it
+    needed: float = _BYTES[config.learner.param_dtype] * max(shape.layer, shape.parameters - shape.body)
+    needed += _BYTES["float32"] * shape.layer if config.lora.rank else 0  # with the adapters added to it
     if config.sync.transport == "shared" or group_backend(config.sync, torch.device("cuda")) == "gloo":
-        return gathered
+        return needed
     # A tensor larger than sync.bucket_mb has a bucket of its own.
     bucket = max(int(config.sync.bucket_mb * 2**20), _BYTES[config.model.dtype] * shape.largest)
-    return gathered + min(buckets_kept(bucket) * bucket, published_bytes(shape, config))
+    needed += min(buckets_kept(bucket) * bucket, published_bytes(shape, config))
+    return needed
 
 
 def _kept_gathered(shape: ModelShape, config: Config) -> float:
@@ -160,7 +161,8 @@ def _kept_gathered(shape: ModelShape, config: Config) -> float:
     learner = config.learner
     if not learner.has_kl or config.lora.rank or learner.reference_on_cpu:
         return 0.0
-    return _BYTES[learner.param_dtype] * (shape.parameters - (0 if learner.keep_gathered else shape.body))
+    kept: float = _BYTES[learner.param_dtype] * (shape.parameters - (0 if learner.keep_gathered else shape.body))
+    return kept
 
 
 def peak_memory(shape: ModelShape, config: Config) -> float:

@@ -23,7 +23,15 @@ from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import bytes_of, cut_into_buckets
 from learner.weights.deadlines import Deadlines
 from learner.weights.leader import Gathering, Leader, buckets_kept
-from learner.weights.leader_messages import DropGroup, FormGroup, GroupFormed, RoundPlan, SendWeights, WeightsSent
+from learner.weights.leader_messages import (
+    DropGroup,
+    EngineLost,
+    FormGroup,
+    GroupFormed,
+    RoundPlan,
+    SendWeights,
+    WeightsSent,
+)
 from learner.weights.process_group import broadcast_first, on_stream
 
 SHAPES = {"embed": [64, 64], "norm": [64], **{f"layer{number}": [32, 64] for number in range(12)}}  # 2 KiB to 16 KiB
@@ -39,7 +47,7 @@ class Group:
 
     def __init__(self) -> None:
         self.group_name = "g0"
-        self.began = lambda: None
+        self.began: Callable[[], object] = lambda: None
         self.is_complete = threading.Event()
         self.is_complete.set()
         self.waited = 0
@@ -61,9 +69,9 @@ class Sync:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> None:
         monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")  # and put back after the test
+        self.group, self.reports = Group(), list[Any]()
         monkeypatch.setattr(leader_module, "connect_to_store", lambda *_: None)
         monkeypatch.setattr(leader_module, "form_group", lambda *_: self.group)
-        self.group, self.reports = Group(), list[Any]()
         self.leader = Leader(BUCKETS, "nccl", torch.device(device), lambda report: self.report(report))
 
     def report(self, report: Any) -> None:
@@ -112,7 +120,7 @@ def test_an_engine_that_is_lost_before_this_leader_has_the_plan_holds_up_nothing
     else:
         monkeypatch.setattr(leader_module, "form_group", lambda *_: (_ for _ in ()).throw(RuntimeError("refused")))
         sync.form()
-        sync.wait(leader_module.EngineLost)
+        sync.wait(EngineLost)
     sync.begin()
     sync.gather(extra=late(time.monotonic()))
     if formed:

@@ -44,7 +44,7 @@ class CudaMemory:
 
 def test_the_memory_of_a_gpu_is_wrapped_once_and_kept_by_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounds and engine ranks share its handle, whose counter would otherwise wait for an engine that is dead."""
-    assert callable(torch.UntypedStorage._release_ipc_counter_cuda), "which no other test calls"  # type: ignore[attr-defined]
+    assert callable(torch.UntypedStorage._release_ipc_counter_cuda), "which no other test calls"
     made, released = list[CudaMemory](), list[tuple[bytes, int]]()
 
     def empty(*_: object, **__: object) -> CudaMemory:
