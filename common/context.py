@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from common.config import Config
+from common.hub import why
 from common.process import FatalError
 
 _STRETCHED = ("linear", "dynamic", "yarn")  # kinds of rotary embeddings that hold `factor` times as many positions
@@ -25,7 +26,8 @@ def context_length(config: Config) -> int | None:
     try:
         shape: Any = AutoConfig.from_pretrained(config.model.path).get_text_config()
     except (OSError, ValueError, KeyError) as error:
-        raise FatalError(f"cannot load model.path = {config.model.path!r}: {error}") from None
+        reason = why(config.model.path, error)
+        raise FatalError(f"cannot load model.path = {config.model.path!r}: {reason}") from None
     longest: int | None = getattr(shape, "max_position_embeddings", None)
     rope = getattr(shape, "rope_parameters", None) or {}
     if longest is None or rope.get("rope_type") not in _STRETCHED:

@@ -41,7 +41,10 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: ModelConfig) -> None:
         if tokenizer.chat_template is None:
-            raise FatalError("the tokenizer of model.path has no chat template, which turns a question into a prompt")
+            raise FatalError(
+                "the tokenizer of model.path has no chat template, which turns a question into a prompt: use the "
+                "instruction-tuned version of the model, or add a chat template to its tokenizer"
+            )
         self._tokenizer = tokenizer
         day: date = model.date
         # Templates that write today's date into every prompt ask for it in one of these ways. Pinned, the prompt of a
@@ -61,7 +64,8 @@ class ChatTemplate:
         # Whether the template ends a prompt with ``<think>``, so that an answer begins inside a thought.
         self.opens_thought = prompt.rfind("<think>") > prompt.rfind("</think>")
         # The token with which the template ends an answer; None where it ends one by text alone, or does not end it.
-        self.turn_end = self._find_turn_end(user)
+        # And what it writes before an answer, after the prompt, as gpt-oss's channel; a thought is the answer's own.
+        self.answer_opening, self.turn_end = self._find_frame(user, prompt)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -73,6 +77,23 @@ class ChatTemplate:
         """The tokens that end an answer: the one of the template, and the tokenizer's end of sequence; may be none."""
         eos: int | None = self._tokenizer.eos_token_id
         return sorted({token for token in (self.turn_end, eos) if token is not None})
+
+    @property
+    def answer_end(self) -> int | None:
+        """The token that an answer is taught to end with: of the template, else the tokenizer's end of sequence."""
+        eos: int | None = self._tokenizer.eos_token_id
+        return eos if self.turn_end is None else self.turn_end
+
+    def answer(self, text: str) -> str:
+        """An answer as the policy is to write it after the prompt, without the token that ends it.
+
+        It does not go through the template: some keep of an answer only what stands in or after its thought, or not
+        even that. A ``<think>`` with which the prompt ends is left out.
+        """
+        before, opened, after = text.partition("<think>")
+        if self.opens_thought and opened and "</think>" not in before:
+            text = f"{before}{after.lstrip()}"
+        return text if text.startswith(self.answer_opening) else f"{self.answer_opening}{text}"
 
     def arranged(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """The conversation with a system turn only where the template takes one."""
@@ -86,14 +107,15 @@ class ChatTemplate:
         """
         return self._render(self.arranged(messages))
 
-    def _find_turn_end(self, user: dict[str, str]) -> int | None:
+    def _find_frame(self, user: dict[str, str], prompt: str) -> tuple[str, int | None]:
         try:
             text = self._render([user, {"role": "assistant", "content": _PROBE}])
         except PromptError:
-            return None
-        _, found, ending = text.rpartition(_PROBE)
+            return "", None
+        before, found, ending = text.rpartition(_PROBE)
+        opening = before.removeprefix(prompt) if before.startswith(prompt) and "<think>" not in before else ""
         tokens: list[int] = self._tokenizer.encode(ending, add_special_tokens=False) if found else []
-        return next((token for token in tokens if token in self._tokenizer.added_tokens_decoder), None)
+        return opening, next((token for token in tokens if token in self._tokenizer.added_tokens_decoder), None)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         answered = messages[-1]["role"] == "assistant"

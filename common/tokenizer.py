@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from huggingface_hub import constants
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from common.hub import why
 from common.process import FatalError
 
 
@@ -21,7 +19,5 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        found = "" if Path(path).is_dir() else ", which is no directory here"
-        found += ", and HF_HUB_OFFLINE=1 keeps it from the hub" if found and constants.HF_HUB_OFFLINE else ""
-        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}{found}: {error}") from None
+        raise FatalError(f"cannot load the tokenizer of model.path = {path!r}: {why(path, error)}") from None
     return tokenizer

@@ -3,8 +3,9 @@
 from common.config.actor import ActorConfig
 from common.config.checks import HEARTBEAT_S, address_problem, is_address
 from common.config.config import Config
+from common.config.explain import explain
 from common.config.learner import LearnerConfig, StageConfig
-from common.config.load import explain, given_keys, load, read_toml, usage
+from common.config.load import given_keys, load, read_toml, usage
 from common.config.lora import LoraConfig
 from common.config.resume import ResumeConfig
 from common.config.reward import RewardConfig

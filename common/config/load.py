@@ -5,8 +5,8 @@ too, as ``reward.terms``: a reward that a later file or flag gives is not mixed 
 ``_ADDED_UP`` are the exception among files. A flag with a longer key, as ``--reward.terms.default.exact 1``, adds to a
 table or changes one of its values.
 
-Unknown keys are refused with the nearest known one. A setting that may have no value, as ``run.rendezvous``, has none
-where the value is an empty text: so a later file or flag switches it off.
+Unknown keys are refused, with the one that was probably meant. A setting that may have no value, as ``run.rendezvous``,
+has none where the value is an empty text: so a later file or flag switches it off.
 
 Example:
     >>> config = load(["configs/demo.toml", "--learner.lr", "1e-4"])  # doctest: +SKIP
@@ -17,17 +17,16 @@ Example:
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from common.config.config import Config
-from common.config.former import FORMER
+from common.config.explain import explain
 from common.config.section import ConfigError
 
 # Tables of which every file says its part: the columns that a recipe needs and those of one's own data, the engine's
@@ -156,36 +155,3 @@ def _set(base: dict[str, Any], path: Sequence[str], value: Any) -> None:
             base[part] = {}
         base = base[part]
     base[path[-1]] = value
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for each mistake that pydantic found in a ``model``.
-
-    A key of an earlier version comes with what has taken its place, any other unknown key with the nearest known one.
-    """
-    known = [name if not key else f"{name}.{key}" for name, keys in _keys(model).items() for key in ["", *keys]]
-    lines = []
-    for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden" and key in FORMER:
-            lines.append(f"{key} is gone: {FORMER[key]}")
-        elif item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-            lines.append(f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        elif item["type"] == "value_error":  # from our own validators, whose messages name the value
-            lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
-        elif item["type"] == "missing":
-            lines.append(f"{key} is missing")
-        elif item["type"] == "tuple_type":
-            lines.append(f'{key} = {item["input"]!r}: a list is meant, in a shell as \'["a", "b"]\'')
-        else:
-            lines.append(f"{key} = {item['input']!r}: {item['msg']}")
-    return "\n  ".join(lines)
-
-
-def _keys(model: type[BaseModel]) -> dict[str, list[str]]:
-    keys = {}
-    for name, field in model.model_fields.items():
-        kinds = [field.annotation, *get_args(field.annotation)]  # a section, or a tuple or dict of sections
-        keys[name] = [key for kind in kinds for key in getattr(kind, "model_fields", {})]
-    return keys

@@ -21,6 +21,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.hub import OFFLINE, first_line
 from common.process import FatalError
 from learner.data.csv_rows import read_csv
 from learner.data.problems import NOT_DATA, Place
@@ -299,18 +300,13 @@ def _read_hub(source: str, name: str, configuration: str | None, splits: list[st
     except (httpx.HTTPError, OSError, ValueError) as error:
         if offline:
             raise FatalError(
-                f"cannot read {source}: it is no local file, and HF_HUB_OFFLINE keeps it from the hub, while the cache "
-                f"lacks it. Give a path, or read it once where there is a network. ({_first_line(error)})"
+                f"cannot read {source}: it is no local file, and the cache lacks it; {OFFLINE} ({first_line(error)})"
             ) from None
         raise FatalError(
-            f"cannot read {source}: it is no local file, and the hub does not give it: {_first_line(error)}"
+            f"cannot read {source}: it is no local file, and the hub does not give it: {first_line(error)}"
         ) from None
     chosen = next((split for split in splits if split in every), None)
     chosen = next(iter(every)) if chosen is None and len(every) == 1 else chosen
     if chosen is None:
         raise FatalError(f"{source} has the splits {', '.join(every)}: name one, as {source}@{next(iter(every))}")
     return every[chosen].data.table
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from common.hub import why
 from common.process import FatalError
 from learner.train import fused
 from learner.train.attention import PACKED_ATTENTION
@@ -157,7 +158,7 @@ def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> Pre
         )
         return model
     except (OSError, ValueError, SafetensorError, ImportError) as error:
-        raise FatalError(f"cannot load model.path = {path!r}: {error}") from None
+        raise FatalError(f"cannot load model.path = {path!r}: {why(path, error)}") from None
     except (KeyError, AttributeError, TypeError, NotImplementedError) as error:  # models without an exchangeable one
         raise FatalError(
             f"{path} has the model type {kind!r}, which the learner does not support: its attention cannot be "

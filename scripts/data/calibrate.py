@@ -95,7 +95,7 @@ def main(
     translate: Annotated[
         str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint, up to /v1; key in OPENAI_API_KEY.")
     ] = "",
-    model: Annotated[str, typer.Option(help="Name of the endpoint's model.")] = "default",
+    model: Annotated[str, typer.Option(help="Name of the endpoint's model: 'default' unless given.")] = "",
     languages: Annotated[str, typer.Option(help="Languages to translate into, separated by commas.")] = "",
     out: Annotated[Path, typer.Option(help="CSV file to write; the other files go beside it.")],
     embedder: Annotated[str, typer.Option(help="As reward.embedder.")] = "use",
@@ -105,15 +105,20 @@ def main(
     if problem := name_problem(out, ".csv"):
         raise FatalError(f"--out: {problem}")
     if parallel is not None and not references:
-        if language:
-            raise FatalError("--language belongs to --references; --parallel has a column of languages")
+        of_references = {"--language": language, "--languages": languages, "--translate": translate, "--model": model}
+        if useless := [flag for flag, value in of_references.items() if value]:
+            raise FatalError(
+                f"{', '.join(useless)}: of --references, whose texts are translated. --parallel has a column of "
+                "languages, and all of them are measured"
+            )
         texts = read_parallel(parallel, columns or _COLUMNS)
     elif references and parallel is None:
         if not (translate and languages):
             raise FatalError("--references needs --translate URL and --languages")
         path = out.with_suffix(".parallel.parquet")
         codes = [code_of(name) for name in languages.split(",")]
-        translate_references(references, Rules(pairs(columns), language), translate, model, codes, path)
+        rules = Rules(pairs(columns), language)
+        translate_references(references, rules, translate, model or "default", codes, path)
         texts = read_parallel(path, _COLUMNS)
     else:
         raise FatalError("give either --parallel or --references")

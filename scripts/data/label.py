@@ -175,6 +175,11 @@ def main(
 ) -> None:
     if not (endpoint or classifier):
         raise FatalError("give --endpoint, --classifier, or both")
+    if classifier == "auto" and not endpoint:
+        raise FatalError(
+            "--classifier auto learns from the rows that an endpoint has just labelled: give --endpoint too, or the "
+            "labelled file itself, --classifier FILE"
+        )
     problems = Problems()
     rows = read_all(data, Rules(pairs(columns), language), problems)
     labels: list[Label | Failure | None] = [None] * len(rows)
@@ -197,7 +202,9 @@ def main(
         known = labels if classifier == "auto" else [label_of(row) for row in examples]
         taught = [(row, one) for row, one in zip(examples, known, strict=True) if isinstance(one, tuple)]
         if not taught:
-            raise FatalError(f"no row of {data if classifier == 'auto' else classifier} has a topic to learn from")
+            if classifier == "auto":
+                raise FatalError(f"the classifier cannot learn: {endpoint} has labelled no row of {data}")
+            raise FatalError(f"no row of {classifier} has a topic to learn from")
         learned = Classifier([row for row, _ in taught], [one for _, one in taught], Embedder(embedder, device))
         print(f"classifier: {learned.accuracy}, {len(taught)} rows")
         for n, guess in zip(rest, learned([rows[n] for n in rest]) if rest else [], strict=True):

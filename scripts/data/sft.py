@@ -4,10 +4,11 @@
 
 EXAMPLES has the columns messages (chat, or a text), language and answer, as scripts.data.warm_start_data and
 scripts.data.cold_start write them, or those that ``--columns question=NAME,answer=NAME,language=NAME`` names. A row
-that cannot be taught is an error. With the style ``tag``, tags that the tokenizer lacks are added to it, and rows are
-added to the embeddings where there are too few. The loss of a step is the mean cross-entropy over the answer tokens of
-all its examples. Weights are kept in float32; a GPU computes in bfloat16. Ranks share the examples of a step; on GPUs
-they also shard the weights, with FSDP.
+that cannot be taught is an error. An answer is taught as it stands, thought and language header included, up to the
+token that ends it in a run; where the chat template opens the thought itself, its ``<think>`` is not taught again. With
+the style ``tag``, tags that the tokenizer lacks are added to it, and rows to the embeddings where there are too few.
+The loss of a step is the mean cross-entropy over the answer tokens of all its examples. Weights are kept in float32; a
+GPU computes in bfloat16. Ranks share the examples of a step; on GPUs they also shard the weights, with FSDP.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from typing import Annotated, Any, Literal, cast
 import typer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from common.config import LearnerConfig, ModelConfig
+from common.config import LearnerConfig, ModelConfig, load
 from common.gpus import has_cuda
 from common.languages import code_of, tag
 from common.parent import die_with_launcher
 from common.process import FatalError
-from common.prompts import PROMPT_STYLES, ChatTemplate
+from common.prompts import PROMPT_STYLES, ChatTemplate, PromptError
 from common.tokenizer import load_tokenizer
 from learner.data.problems import Problems
 from learner.data.rows import Rules, read_question_rows
@@ -58,24 +59,32 @@ def read_examples(source: str, columns: Mapping[str, str], language: str) -> lis
     return rows
 
 
-def example(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, style: str) -> dict[str, list[int]]:
-    """Prompt and answer as the model's chat template joins them, the answer's end of turn included.
+def example(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, style: str
+) -> dict[str, list[int]]:
+    """The prompt that a run would send, and the answer as the policy is to write it, with the token that ends it.
 
     Returns:
         ``input_ids``, and ``completion_mask``, which is 1 at the tokens of the answer and 0 elsewhere.
 
     Raises:
-        FatalError: with this chat template a conversation with the answer does not start with the prompt.
+        FatalError: the template refuses the prompt, or opens a thought that the answer does not end.
     """
     messages = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]))
-    answered = [*messages, {"role": "assistant", "content": row["answer"]}]
-    template = ChatTemplate(tokenizer, ModelConfig())
-    prompt, conversation = template(messages), template(answered)
-    if not conversation.startswith(prompt):
-        raise FatalError("the chat template writes another prompt once there is an answer: it cannot be trained with")
+    try:
+        prompt = template(messages)
+    except PromptError as error:
+        raise FatalError(str(error)) from None
+    if template.opens_thought and "</think>" not in row["answer"]:
+        raise FatalError(
+            "the chat template ends a prompt with <think>, and the answer has no </think>: it would be taught as a "
+            "thought that never ends. Give answers with their thoughts, or what switches thoughts off, as "
+            "--template-args '{enable_thinking = false}'"
+        )
     prompt_ids, answer_ids = (
-        tokenizer.encode(text, add_special_tokens=False) for text in (prompt, conversation[len(prompt) :].rstrip())
+        tokenizer.encode(text, add_special_tokens=False) for text in (prompt, template.answer(row["answer"]))
     )
+    answer_ids += [] if template.answer_end is None else [template.answer_end]
     return {
         "input_ids": prompt_ids + answer_ids,
         "completion_mask": [0] * len(prompt_ids) + [1] * len(answer_ids),
@@ -91,7 +100,7 @@ def add_tags(tokenizer: PreTrainedTokenizerBase, languages: set[str]) -> None:
 
 def build_trainer(
     model_path: str, rows: list[dict[str, Any]], out: Path, *, style: str, epochs: int, batch_size: int,
-    micro_batch: int, lr: float, seed: int,
+    micro_batch: int, lr: float, seed: int, prompts: ModelConfig | None = None,
 ) -> Any:  # fmt: skip
     """TRL's trainer of a model on rows of messages, language and answer. Call it on every rank.
 
@@ -99,9 +108,10 @@ def build_trainer(
         out: where ``trainer.save_model()`` writes; nothing is written before.
         batch_size: examples of a step, of all ranks together; a multiple of the number of ranks.
         micro_batch: the most examples that a rank computes at a time.
+        prompts: its template_args and date are for the chat template.
 
     Raises:
-        FatalError: the model cannot be loaded.
+        FatalError: the model cannot be loaded, has no chat template, or a row cannot be taught with it.
     """
     from datasets import Dataset  # these are slow to import, and the help does not need them
     from trl.trainer.sft_config import SFTConfig
@@ -111,6 +121,7 @@ def build_trainer(
     share = batch_size // ranks
     at_a_time = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
     tokenizer = load_tokenizer(model_path)
+    template = ChatTemplate(tokenizer, prompts or ModelConfig())
     if style == "tag":
         add_tags(tokenizer, {code_of(row["language"]) for row in rows})
     try:
@@ -143,8 +154,20 @@ def build_trainer(
         report_to=[],
         save_strategy="no",
     )
-    data = Dataset.from_list([example(row, tokenizer, style) for row in rows])
+    data = Dataset.from_list(_examples(rows, tokenizer, template, style))
     return SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer)
+
+
+def _examples(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, style: str
+) -> list[dict[str, list[int]]]:
+    made = []
+    for number, row in enumerate(rows):
+        try:
+            made.append(example(row, tokenizer, template, style))
+        except FatalError as error:
+            raise FatalError(f"row {number} cannot be taught: {error}") from None
+    return made
 
 
 @command()
@@ -158,6 +181,10 @@ def main(
     prompt_style: Annotated[
         Literal["tag", "system", "select"], typer.Option(help="How the language is asked for; as model.prompt_style.")
     ] = "tag",
+    template_args: Annotated[
+        str, typer.Option(help="As model.template_args of the run, for example '{enable_thinking = false}'.")
+    ] = "{}",
+    date: Annotated[str, typer.Option(help="As model.date of the run.")] = str(ModelConfig().date),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the examples.")] = 3,
     batch: Annotated[int, typer.Option(min=1, help="Examples a step.")] = 32,
     micro_batch: Annotated[int, typer.Option(min=1, help="Most examples that a rank computes at a time.")] = 8,
@@ -167,10 +194,11 @@ def main(
 ) -> None:
     if batch % ranks:
         raise FatalError(f"--batch {batch} is not a multiple of --ranks {ranks}")
+    prompts = load(["--model.template_args", template_args, "--model.date", date]).model
     rows = read_examples(examples, pairs(columns), language)  # before ranks are started: an error is said once
     if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
-        words += ["--columns", columns, "--language", language]
+        words += ["--columns", columns, "--language", language, "--template-args", template_args, "--date", date]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
     if "RANK" in os.environ:
@@ -179,8 +207,9 @@ def main(
         # One rank uses one GPU: with several visible, the trainer would use DataParallel, which TRL refuses.
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     trainer = build_trainer(
-        model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr, seed=seed
-    )
+        model, rows, out, style=prompt_style, epochs=epochs, batch_size=batch, micro_batch=micro_batch, lr=lr,
+        seed=seed, prompts=prompts,
+    )  # fmt: skip
     trainer.train()
     trainer.save_model()
     if trainer.is_world_process_zero():

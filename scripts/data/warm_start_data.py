@@ -134,12 +134,16 @@ def pair_parallel(
     free = [rows for rows in by_id.values() if not any(normal_form(one.messages) in known for one in rows.values())]
     print(f"{len(by_id)} ids; {len(by_id) - len(free)} have a question that is in --without and are left out")
     made: list[dict[str, Any]] = []
+    left = prompts
     for rows in free:
         targets = [language for language in languages if language in rows]
-        for row in rows.values():
+        for row in rows.values() if targets else ():
+            if left == 0:
+                return made
+            left = None if left is None else left - 1
             for language in rng.sample(targets, min(answers, len(targets))):
                 made.append({"messages": row.messages, "language": language, "answer": rows[language].reference})
-    return made[: prompts and prompts * answers]
+    return made
 
 
 @command(ValueError)

@@ -6,8 +6,8 @@ MODEL is a Hugging Face directory or hub name, and takes the place of model.path
 learner's log-probabilities with transformers' own, the model's context against the configured lengths, the chat
 template, the ways of asking for a language, the tokens that end an answer, what adapters would train, and the memory
 that scripts.ops.dry_run computes. Of a model with more than a billion parameters only the first layers are loaded, in
-float32; they are of every kind that the model has. Without CONFIG.toml the defaults count, and what they lack is a
-note.
+float32; they are of every kind that the model has. Where the model or its chat template cannot be had, nothing is said
+of what needs it. Without CONFIG.toml the defaults count, and what they lack is a note.
 
 The exit code is 1 where a line begins with NO.
 """
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import transformers
@@ -69,33 +70,37 @@ class Checks:
         self._config = config
         self._lacks: Verdict = "NO" if is_given else "note"
         self._machine = machine
-        self._shape: ModelShape | None = None
-        self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def __iter__(self) -> Iterator[Line]:
-        """The lines, each as soon as it is found."""
-        checks: list[tuple[str, Callable[[], Iterator[Line]]]] = [
-            ("model", self._model), ("agreement", self._agreement), ("context", self._context),
-            ("chat template", self._template), ("asking", self._styles), ("end of answers", self._ends),
-            ("adapters", self._adapters), ("memory", self._memory),
+        """The lines, each as soon as it is found. Nothing is said of what needs a topic that was found wanting."""
+        checks: list[tuple[str, str, Callable[[], Iterator[Line]]]] = [
+            ("model", "", self._model), ("agreement", "model", self._agreement), ("context", "model", self._context),
+            ("chat template", "model", self._template), ("asking", "chat template", self._styles),
+            ("end of answers", "chat template", self._ends), ("adapters", "model", self._adapters),
+            ("memory", "model", self._memory),
         ]  # fmt: skip
-        for topic, check in checks:
+        wanting = set[str]()
+        for topic, needs, check in checks:
+            if needs in wanting:
+                wanting.add(topic)
+                continue
             try:
                 yield from check()
             except FatalError as error:
+                wanting.add(topic)
                 yield Line(topic, "NO", str(error))
 
     def _model(self) -> Iterator[Line]:
-        self._shape = shape = ModelShape(self._config.model.path)
+        shape = self._shape
         head = "the vocabulary projection is the embedding, too" if shape.tied else "with a head of its own"
         size = f"{shape.parameters / 1e6:.0f} million parameters in {shape.layers} layers"
         yield Line("model", "ok", f"{shape.kind}, {size}, {head}")
 
     def _agreement(self) -> Iterator[Line]:
         path, began = self._config.model.path, time.monotonic()
-        config = _read_config(path)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
         layers = config.get_text_config().num_hidden_layers
-        if self._shape is not None and self._shape.parameters > _WHOLE:
+        if self._shape.parameters > _WHOLE:
             config = first_layers(config)
         used = config.get_text_config().num_hidden_layers
         with Activity("check", f"computing log-probabilities of {path} in two ways"):
@@ -118,10 +123,10 @@ class Checks:
             yield Line("context", self._lacks, f"{context} tokens are less than {wanted}: lower one of them")
 
     def _template(self) -> Iterator[Line]:
-        template = ChatTemplate(self._loaded_tokenizer, self._config.model)
+        template = ChatTemplate(self._tokenizer, self._config.model)
         told = ["it takes a system turn" if template.takes_system else "it takes no system turn, whose text goes into "
                 "the first turn of the user"]  # fmt: skip
-        source = str(self._loaded_tokenizer.chat_template)
+        source = str(self._tokenizer.chat_template)
         if any(name in source for name in _DATES):
             told.append(f"the date it writes is model.date = {self._config.model.date}, on every day")
         if template.opens_thought:
@@ -138,14 +143,12 @@ class Checks:
         for style in PROMPT_STYLES:
             model = self._config.model.model_copy(update={"prompt_style": style})
             try:
-                PROMPT_STYLES[style](self._loaded_tokenizer, self._config.model_copy(update={"model": model}))
+                PROMPT_STYLES[style](self._tokenizer, self._config.model_copy(update={"model": model}))
             except FatalError as error:
                 refused[style] = str(error)
         takes = [style for style in PROMPT_STYLES if style not in refused]
         languages = self._config.run.languages
-        tagged = [
-            one for one in languages if len(self._loaded_tokenizer.encode(tag(one), add_special_tokens=False)) == 1
-        ]
+        tagged = [one for one in languages if len(self._tokenizer.encode(tag(one), add_special_tokens=False)) == 1]
         tags = f"tokens that stand for a language: {len(tagged)} of {len(languages)}"
         wanted = self._config.model.prompt_style
         if wanted in refused:
@@ -155,8 +158,8 @@ class Checks:
             yield Line("asking", "ok", f"model.prompt_style = {wanted!r}, of {', '.join(takes)}; {tags}")
 
     def _ends(self) -> Iterator[Line]:
-        template = ChatTemplate(self._loaded_tokenizer, self._config.model)
-        named = ", ".join(f"{self._loaded_tokenizer.convert_ids_to_tokens(one)} ({one})" for one in template.stop_ids)
+        template = ChatTemplate(self._tokenizer, self._config.model)
+        named = ", ".join(f"{self._tokenizer.convert_ids_to_tokens(one)} ({one})" for one in template.stop_ids)
         if not template.stop_ids:
             yield Line(
                 "end of answers", "NO", "neither the chat template nor the tokenizer has a token that ends an answer: "
@@ -169,8 +172,6 @@ class Checks:
             yield Line("end of answers", "ok", named)
 
     def _adapters(self) -> Iterator[Line]:
-        if self._shape is None:
-            return
         lora = self._config.lora
         try:
             layers = adapted_layers(self._shape.linear, lora.targets)
@@ -184,8 +185,6 @@ class Checks:
         yield Line("adapters", "ok", f"LoRA of rank {rank} on {where}: {size}{told}")
 
     def _memory(self) -> Iterator[Line]:
-        if self._shape is None:
-            return
         here = "" if visible_gpus() else "; this machine has none, and here a run shares the memory of the CPU"
         yield Line("memory", "ok", f"counted for GPUs of {self._machine.gpu_gb:g} GB (--gpu-gb){here}")
         for row in rows(self._shape, self._config, self._machine):
@@ -194,19 +193,13 @@ class Checks:
                 cure = "" if row.ok else "; scripts.ops.dry_run shows the parts, docs/gpus.md what makes them smaller"
                 yield Line("memory", "ok" if row.ok else self._lacks, text + cure)
 
-    @property
-    def _loaded_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(self._config.model.path)
-        return self._tokenizer
+    @cached_property
+    def _shape(self) -> ModelShape:
+        return ModelShape(self._config.model.path)
 
-
-def _read_config(path: str) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
-        return config
-    except (OSError, ValueError, KeyError) as error:
-        raise FatalError(f"cannot read the config.json of {path}: {error}") from None
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self._config.model.path)
 
 
 def first_layers(config: PreTrainedConfig) -> PreTrainedConfig:

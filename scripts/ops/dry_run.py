@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from actor.engine.server import adapter_flags
 from common.config import Config, load
+from common.hub import why
 from common.process import FatalError
 from learner.train.lora import adapted_layers, adapter_size, linear_layers
 from learner.weights.leader import buckets_kept, group_backend
@@ -57,8 +58,7 @@ class ModelShape:
             with torch.device("meta"):
                 model: Any = AutoModelForCausalLM.from_config(config.get_text_config() if text else config)
         except (OSError, ValueError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
-            raise FatalError(f"cannot build a model from {path!r}: {reason}; give its config.json as --shape") from None
+            raise FatalError(f"cannot build a model from {path!r}: {why(path, error)}") from None
         config = config.get_text_config()
         self.kind = type(model).__name__
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -394,7 +394,11 @@ def main(
     as_json: Json = False,
 ) -> None:
     config = load(context.args)
-    found = rows(ModelShape(shape or config.model.path, text), config, Machine(gpu_gb, gpus, reward_gb, process_gb))
+    try:
+        sizes = ModelShape(shape or config.model.path, text)
+    except FatalError as error:
+        raise FatalError(f"{error}{'' if shape else '; or give its config.json as --shape'}") from None
+    found = rows(sizes, config, Machine(gpu_gb, gpus, reward_gb, process_gb))
     report("dry run", found, as_json)
     if any(row.ok is False for row in found):
         raise SystemExit(1)

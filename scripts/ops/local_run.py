@@ -78,13 +78,13 @@ def assign_gpus(gpus: Sequence[str], config: Config, actors: int) -> list[Sequen
         if forms_groups and config.sync.backend != "gloo":
             raise ConfigError(
                 "learner and engine share the only GPU of this machine, which NCCL does not allow: give "
-                "configs/gpus-1.toml after your files, or set --sync.transport shared"
+                "configs/gpus-1.toml before your own file, or set --sync.transport shared"
             )
         return [gpus] * (2 + actors)
     raise ConfigError(
         f"learner.ranks = {ranks} and {actors} x actor.engine_args.tp = {width} need {used} GPUs, and this machine has "
         f"{len(gpus)}: lower --learner.ranks or --actors, or give a file for so many GPUs, such as configs/gpus-1.toml "
-        "or configs/gpus-4.toml, after your files"
+        "or configs/gpus-4.toml, before your own file"
     )
 
 

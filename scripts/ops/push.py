@@ -24,6 +24,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # its documentation lists it
 
 from common.config import Config
+from common.hub import may_be_of_hub
 from common.process import FatalError
 from scripts.ops.command_line import command
 
@@ -139,7 +140,10 @@ def upload(run_dir: Path, repo: str, private: bool) -> str:
             url = api.create_repo(repo, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=directory, commit_message="Model trained with lrpo")
         except OfflineModeIsEnabled:
-            raise FatalError("HF_HUB_OFFLINE is set; unset it to upload, or write a directory with --to DIR") from None
+            raise FatalError(
+                "HF_HUB_OFFLINE=1 keeps this process from the hub: set HF_HUB_OFFLINE=0 to upload, or write a "
+                "directory with --to DIR"
+            ) from None
         except LocalTokenNotFoundError:
             raise FatalError("no account for the hub; run `hf auth login` or set HF_TOKEN") from None
         except (HfHubHTTPError, httpx.HTTPError) as error:
@@ -184,12 +188,8 @@ def _looks_like_a_place(value: Any) -> bool:
 
 
 def _is_hub_name(path: str) -> bool:
-    """Whether a model's path is a name on the hub, like ``Qwen/Qwen3-0.6B``, and no directory."""
-    try:
-        validate_repo_id(path)
-    except HFValidationError:
-        return False
-    return path.count("/") == 1 and not Path(path).exists()
+    """Whether a model's path is a name on the hub with its owner, like ``Qwen/Qwen3-0.6B``, and no directory."""
+    return "/" in path and may_be_of_hub(path)
 
 
 @command()

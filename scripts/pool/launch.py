@@ -142,7 +142,34 @@ def own_flags(nodes: Nodes) -> list[str]:
         flags += ["--actor.engine_args.tp", str(nodes.tp)]
     if nodes.role == "actor" and nodes.groups_in_flight:
         flags += ["--actor.groups_in_flight", str(nodes.groups_in_flight)]
+    for name, value in nodes.engine_args.items():
+        flags += [f"--actor.engine_args.{name}", json.dumps(value, ensure_ascii=False)]
     return flags
+
+
+def check_own_flags(pool: Pool, flags: list[str]) -> None:
+    """Returns if the actors of each entry can be configured as it says.
+
+    Args:
+        flags: which all processes get.
+
+    Raises:
+        ConfigError: an entry's engine has a flag that is not for the user to give or a wrong value, or would hold too
+            short texts; the message names the entry.
+    """
+    for nodes in [nodes for nodes in pool.nodes if nodes.role == "actor"]:
+        try:
+            config = load([*flags, *own_flags(nodes)])
+        except ConfigError as error:
+            raise ConfigError(f"nodes: the actors of {nodes.place}: {error}") from None
+        prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
+        held = {name.replace("_", "-"): value for name, value in nodes.engine_args.items()}.get("context-length")
+        if held is not None and int(held) < prompt + answer:
+            raise ConfigError(
+                f"nodes: the actors of {nodes.place} have engine_args.context_length = {held}, and "
+                f"data.max_prompt_tokens + sampling.max_new_tokens = {prompt} + {answer}: these engines would refuse "
+                "what others take, so raise the first or lower one of the others"
+            )
 
 
 def machine(host: str) -> str:
@@ -312,14 +339,18 @@ def main(
         bool, typer.Option("--together", help="Start all partitions as one heterogeneous Slurm job.")
     ] = False,
 ) -> None:
+    if not _ROOT.samefile(Path.cwd()):
+        raise ConfigError(
+            f"give this command in {_ROOT}, where all processes start: a path that is relative to {Path.cwd()} would "
+            "be another one there"
+        )
     config = load(context.args)
     pool = settle(read_pool(pool_file), config, context.args)
     if role is not None and all(nodes.role != role for nodes in pool.nodes):
         raise ConfigError(f"--role {role}: no [[nodes]] of {pool_file} has role = {role!r}")
     flags = [*context.args, *shared_flags(pool, config)]
     config = load(flags)
-    if keys := os.environ.get("LRPO_KEYS"):
-        os.environ["LRPO_KEYS"] = str(Path(keys).absolute())  # the processes start in another directory
+    check_own_flags(pool, flags)
     numbered = number_replicas(pool)
     batches, over_ssh = jobs(numbered, flags, role, together=together), processes(numbered, flags, role)
     if not dry_run:  # before anything waits in a queue

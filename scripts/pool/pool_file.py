@@ -34,6 +34,7 @@ class Nodes(Section):
     engines: int = Field(1, gt=0)  # of each node: actors, learner ranks or reward replicas
     tp: int = Field(1, gt=0)  # GPUs of an engine; the rates of [gpus] are those of the whole engine
     groups_in_flight: int | None = Field(None, gt=0)  # of an actor; default: actor.groups_in_flight
+    engine_args: dict[str, str | int | float | bool] = Field({})  # of an actor: over those of actor.engine_args
     network_gb_s: Positive | None = None  # gigabytes that leave a learner's node in a second
     # Of a partition; without them Slurm gives what the site has as its defaults, often one core for each process.
     cpus: int | None = Field(None, gt=0)  # cores of each engine: actor, learner rank or reward replica
@@ -47,6 +48,12 @@ class Nodes(Section):
             raise ValueError(
                 f"cpus and memory are what Slurm is asked for in a partition; {', '.join(self.hosts)} are reached by "
                 "ssh, where a process takes what it needs: leave them out"
+            )
+        if self.engine_args and self.role != "actor":
+            raise ValueError(f"engine_args are of an actor's engine, and role = {self.role!r} has none: leave them out")
+        if "tp" in self.engine_args:
+            raise ValueError(
+                "engine_args.tp: write it as tp of the entry, which also says how many GPUs an engine gets"
             )
         return self
 

@@ -53,7 +53,7 @@ from scripts.study.benchmarks.scoring import (
     Verifier,
     weighted_mean,
 )
-from scripts.study.served_model import Asking, answers, cache_file, served, text_of
+from scripts.study.served_model import Asking, answers, cache_file, served, text_of, told_styles
 
 _TIMEOUT_S = 3600.0  # for one response, which may have tens of thousands of tokens
 _CHARACTERS_PER_TOKEN = 4  # where no tokenizer is known, as AdaMame counts
@@ -158,7 +158,8 @@ def _accuracies(means: Mapping[tuple[str, str], Stratum]) -> dict[str, dict[str,
 
 def table(name: str, model: str, detector: str, found: Mapping[str, Any]) -> str:
     """The figures for people, in percent."""
-    lines = [f"{name}: {model}, {found['questions']} questions, {found['samples']} responses each"]
+    size = f"{found['questions']} questions, {found['samples']} responses each"
+    lines = [f"{name}: {model}, {size}, {told_styles(found['prompt_style'])}"]
     for scoring, one in found["scorings"].items():
         lines.append(f"\n{scoring}")
         for what, (mean, low, high) in one["means"].items():
@@ -293,6 +294,7 @@ def main(
         "benchmark": name, "model": model, "detector": detector, "questions": len(rows), "samples": n,
         "sampling": {**sampling, "max_tokens": longest, "max_tokens_that_fit": min(limits), "seed": seed},
         "refused": sum(map(bool, refusals)), "prompts": str(prompts) if prompts else "ours",
+        "prompt_style": ask.styles(asked),
         "interval": "95%, bootstrap over questions, a question and its translations together",
         "published_consistency": consistency,
         "scorings": summarise(benchmark, rows, scores, per_question, seed, [_LETTERS]),

@@ -52,6 +52,8 @@ _OWN = {
     "heldout_after": ("reward.", *_HELDOUT),
     "compliance_after": (*_GATE, *_TRAINED),
 }
+# Flags that say how runs are trained and scored, and mean nothing for finished ones, by the parameters of the command.
+_OF_TRAINING = {"base": "--base", "seeds": "--seeds", "actors": "--actors", "evaluate_flags": "--evaluate"}
 
 
 @dataclass(frozen=True)
@@ -80,31 +82,38 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     A difference comes with the p-value and effect size of a paired t test over seeds, the p-value adjusted for all arms
     that are compared in this metric, and whether it is more than chance; these are nan and None with one seed. An arm
     whose values are by other definitions than those of the first arm has no difference: ``defined_otherwise`` lists
-    the settings in which they differ. One whose runs lack one of their own figures has no row there.
+    the settings in which they differ. One whose runs lack one of their own figures has no row there. A metric that the
+    first arm lacks has rows of those that have it, with ``first_lacks`` in the place of a difference.
 
     Raises:
         FatalError: two arms answered different questions, or have different numbers of seeds.
     """
     first, base = next(iter(arms.items()))
     rows = []
-    for metric, of_first in base.items():
+    for metric in dict.fromkeys(metric for arm in arms.values() for metric in arm):
+        of_first = base.get(metric)
         of_metric: list[dict[str, Any]] = []
         for name, arm in arms.items():
-            if metric in _OWN and metric not in arm:  # as without held-out questions
+            own = arm.get(metric)
+            if own is None and (metric in _OWN or of_first is None):  # as without held-out questions
                 continue
-            values = _paired(metric, first, of_first, name, arm.get(metric))
+            if of_first is not None:
+                own = _paired(metric, first, of_first, name, own)
+            assert own is not None, "an arm that cannot be paired is an error"
             row: dict[str, Any] = {
                 "metric": metric,
                 "arm": name,
-                "seeds": len(values),
-                "mean": translated_interval(values, of_first.ids),
+                "seeds": len(own.values),
+                "mean": translated_interval(own.values, own.ids),
             }
-            row["by_seed"] = np.nanmean(values, 1).tolist()
-            if name != first:
-                row["defined_otherwise"] = _differing(of_first.defined_by, arm[metric].defined_by)
+            row["by_seed"] = np.nanmean(own.values, 1).tolist()
+            if of_first is None:
+                row["first_lacks"] = True
+            elif name != first:
+                row["defined_otherwise"] = _differing(of_first.defined_by, own.defined_by)
                 if not row["defined_otherwise"]:
-                    row["difference"] = translated_interval(values - of_first.values, of_first.ids)
-                    row["p"], row["effect"] = paired_test(np.nanmean(values - of_first.values, 1))
+                    row["difference"] = translated_interval(own.values - of_first.values, of_first.ids)
+                    row["p"], row["effect"] = paired_test(np.nanmean(own.values - of_first.values, 1))
             of_metric.append(row)
         compared = [row for row in of_metric if "difference" in row]
         for row, adjusted in zip(compared, holm([row["p"] for row in compared]), strict=True):
@@ -115,8 +124,8 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
     return rows
 
 
-def _paired(metric: str, first: str, of_first: Measured, name: str, other: Measured | None) -> Floats:
-    """The values of the other arm, if they can be paired with those of the first one."""
+def _paired(metric: str, first: str, of_first: Measured, name: str, other: Measured | None) -> Measured:
+    """What the other arm has, if it can be paired with what the first one has."""
     if other is None or other.values.shape != of_first.values.shape:
         shapes = [of_first.values.shape, None if other is None else other.values.shape]
         raise FatalError(f"{metric}: {first} and {name} cannot be paired, (seeds, questions) are {shapes}")
@@ -126,7 +135,7 @@ def _paired(metric: str, first: str, of_first: Measured, name: str, other: Measu
             f"{metric}: {first} and {name} cannot be paired: {sum(differs)} of {len(differs)} questions differ, the "
             f"first is number {differs.index(True)} (from 0). Score both with the same files, in the same order"
         )
-    return other.values
+    return other
 
 
 def _differing(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -146,6 +155,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             line += "  more than chance" if row["more_than_chance"] else ""
         elif row.get("defined_otherwise"):
             line += f"  not comparable: {', '.join(row['defined_otherwise'])}"
+        elif row.get("first_lacks"):
+            line += "  the first arm has none"
         lines.append(line.rstrip())
     if rows and rows[0]["seeds"] == 1:
         lines.append(
@@ -163,6 +174,28 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _text(one: Interval) -> str:
     mean, low, high = one
     return (f"{mean:8.3f}" + ("" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]")).ljust(26)
+
+
+def check_seeds(arms: Mapping[str, Sequence[Path]]) -> None:
+    """Refuses finished runs that would be paired with runs of another seed. A run that does not tell its own may pass.
+
+    Raises:
+        FatalError: this is so.
+    """
+    first = next(iter(arms))
+    seeds = {name: [_seed_of(run) for run in runs] for name, runs in arms.items()}
+    for name, own in seeds.items():
+        for one, two, run_one, run_two in zip(seeds[first], own, arms[first], arms[name], strict=False):
+            if None not in (one, two) and one != two:
+                raise FatalError(
+                    f"{run_one} of {first} has the seed {one} and {run_two} of {name}, which it would be paired with, "
+                    f"the seed {two}: give the runs of each arm in the same order of seeds"
+                )
+
+
+def _seed_of(run: Path) -> int | None:
+    seed: int | None = ((read_summary(run) or {}).get("config") or {}).get("run", {}).get("seed")
+    return seed
 
 
 def of_runs(runs: Sequence[Path]) -> dict[str, Measured]:
@@ -255,7 +288,7 @@ def plan(
     Raises:
         ConfigError: a setting is wrong: now, and not after hours of training.
         FatalError: a run was trained with other settings or questions, or scored with other flags; or the questions
-            cannot be read.
+            cannot be read, or the flags are no good.
     """
     planned: dict[str, list[Run]] = {name: [] for name in definitions}
     digests: dict[str, str] = {}  # by source, each of which is read once
@@ -275,6 +308,9 @@ def plan(
             if evaluate_flags:
                 _check_scores(directory / _SCORES_FILE, evaluate_flags)
             planned[name].append(Run(directory, settings, questions))
+    runs = [run for some in planned.values() for run in some]
+    if evaluate_flags and not all((run.directory / _SCORES_FILE).exists() for run in runs):
+        _check_flags(evaluate_flags, out)
     return planned
 
 
@@ -322,6 +358,24 @@ def train(runs: Sequence[Run], evaluate_flags: Sequence[str], actors: int) -> Ar
     return of_runs(directories) | of_scores([directory / _SCORES_FILE for directory in directories])
 
 
+def _check_flags(flags: Sequence[str], out: Path) -> None:
+    """Reads the flags of --evaluate and the files that they name.
+
+    Raises:
+        FatalError: they cannot be used.
+    """
+    from scripts.study import evaluate  # transformers takes seconds to import, and only this needs it
+
+    if any(flag.partition("=")[0] == "--out" for flag in flags):
+        raise FatalError("--evaluate: the scores of a run are written beside its summary, so leave out --out")
+    try:
+        evaluate.main([str(out), "--out", str(out / _SCORES_FILE), *flags, "--check"])
+    except SystemExit as stopped:
+        if isinstance(stopped.code, str):
+            raise FatalError(f"--evaluate: {stopped.code.removeprefix('error: ')}") from None
+        raise FatalError("--evaluate takes flags of scripts.study.evaluate; see above") from None
+
+
 def _score(run: Path, flags: Sequence[str]) -> None:
     """Writes the scores of a run, with the flags that they were made with; at once or not at all."""
     from scripts.study import evaluate  # transformers takes seconds to import, and only this needs it
@@ -345,6 +399,11 @@ def arm_of(text: str) -> tuple[str, str]:
     return name, rest
 
 
+def _is_given(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _each_once(what: str, given: Iterable[str]) -> list[str]:
     """What was given, without spaces.
 
@@ -359,6 +418,7 @@ def _each_once(what: str, given: Iterable[str]) -> list[str]:
 
 @command()
 def main(
+    context: typer.Context,
     arms: Annotated[
         list[str],
         typer.Argument(metavar="NAME=...", help="Files and flags; with --runs or --scores the files to read."),
@@ -379,9 +439,18 @@ def main(
     _each_once("the arm", (name for name, _ in pairs))
     found: dict[str, Arm]
     if runs or scores:
+        if runs and scores:
+            raise FatalError("give either --runs or --scores: an arm is finished runs, or files of scores")
+        if useless := [flag for name, flag in _OF_TRAINING.items() if _is_given(context, name)]:
+            what = "--runs compares finished runs" if runs else "--scores compares files of scores"
+            raise FatalError(f"{what} and trains none: {', '.join(useless)} would have no effect")
+        files = {
+            name: [*map(Path, _each_once(f"of {name}, the file", text.split(",")))] for name, text in pairs
+        }  # fmt: skip
         read = of_runs if runs else of_scores
-        parts = {name: _each_once(f"of {name}, the file", text.split(",")) for name, text in pairs}
-        found = {name: read([*map(Path, some)]) for name, some in parts.items()}
+        found = {name: read(some) for name, some in files.items()}
+        if runs:
+            check_seeds(files)
     else:
         definitions = {name: files_first([*shlex.split(base), *shlex.split(text)]) for name, text in pairs}
         scored_with = shlex.split(evaluate_flags)

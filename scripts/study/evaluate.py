@@ -38,9 +38,9 @@ from scripts.data.prepare import pairs
 from scripts.data.sources import read_whole
 from scripts.ops.command_line import command
 from scripts.study.grading import Item, ask_judge_first, grade
-from scripts.study.harness import score_tasks
+from scripts.study.harness import find_tasks, score_tasks
 from scripts.study.score_table import summary, table
-from scripts.study.served_model import Asking, answers, cache_file, served, text_of
+from scripts.study.served_model import Asking, answers, cache_file, served, text_of, told_styles
 
 _SEEN = "zh,ja,ar,ko,es,fr,pt,de,ru,it,nl,vi,pl,id"  # languages of the paper's training data
 Questions = Annotated[str, typer.Option(metavar="FILE", help="Questions with reference answers.")]
@@ -79,7 +79,10 @@ def main(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
     prompt_style: Annotated[
         Literal["auto", "tag", "system", "plain"],
-        typer.Option(help="How the language is asked for; auto: by a tag where the tokenizer has it, else plain."),
+        typer.Option(
+            help="How the language is asked for; auto: as the run was trained; of other weights by a tag where the "
+            "tokenizer has it, else plain."
+        ),
     ] = "auto",
     opens_thought: Annotated[
         bool, typer.Option(help="Prompts end with <think>; of a model that is no NAME@URL the template tells it.")
@@ -88,6 +91,7 @@ def main(
         str, typer.Option(help="Languages of the training data: by default those of the run, else of the paper's data.")
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON instead of the table.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read options, files and tasks, and score nothing.")] = False,
 ) -> None:
     own = Path(model) / "model"
     weights = str(own) if (own / "config.json").exists() else model
@@ -98,8 +102,15 @@ def main(
             if name != "mGSM" and not judge:
                 raise FatalError(f"{name} needs --judge: {FORM}")
             rows[name] = read_whole(source, Rules(pairs(columns), language, splits=("test", "validation", "train")))
+    if not (rows or lm_eval):
+        raise FatalError("nothing to evaluate: give --care-pro, --care, --mgsm or --lm-eval")
     grader = Endpoint[str | int](judge, out.with_suffix(".judge.sqlite"), max_tokens=judge_tokens) if judge else None
+    # What cannot be had ends the command here, and not after hours of answering.
+    tasks = find_tasks(weights, [name.strip() for name in lm_eval.split(",")], include_path) if lm_eval else None
+    if check:
+        return
     items: dict[str, list[Item]] = {}
+    styles: dict[str, str] = {}
     refused: dict[str, int] = {}
     cache: Path | None = None
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +119,7 @@ def main(
             if grader is not None and name != "mGSM":
                 ask_judge_first(name, some, grader)
         ask = Asking(prompt_style, weights, own.parent)
+        styles = ask.styles(row for some in rows.values() for row in some)
         cache, limits = cache_file(out, weights), {name: ask.limits(some, max_tokens) for name, some in rows.items()}
         with served(weights, own.parent, out.with_suffix(".engine.log")) as endpoint:
             said = {name: answers(some, endpoint, ask, limits[name], cache) for name, some in rows.items()}
@@ -115,12 +127,10 @@ def main(
         opened = ask.opens_thought or opens_thought
         texts = {name: [text_of(one) for one in some] for name, some in said.items()}
         items = {name: grade(name, some, texts[name], grader, opened) for name, some in rows.items()}
-    if lm_eval:
-        items |= score_tasks(weights, lm_eval.split(","), include_path, limit)
-    if not items:
-        raise FatalError("nothing to evaluate: give --care-pro, --care, --mgsm or --lm-eval")
+    if tasks is not None:
+        items |= score_tasks(tasks, limit)
     sets = {name: summary(some, codes) for name, some in items.items()}
-    found = {"model": model, "seen": codes, "refused": refused, "sets": sets}
+    found = {"model": model, "seen": codes, "prompt_style": styles, "refused": refused, "sets": sets}
     every = {**found, "items": {name: [asdict(item) for item in some] for name, some in items.items()}}
     out.write_text(json.dumps(every, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if cache is not None and "@" in weights:  # another model may be behind it when it is evaluated again
@@ -128,7 +138,7 @@ def main(
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        print(f"{table(model, sets)}\nseen are {', '.join(codes)}")
+        print(f"{table(model, sets)}\nseen are {', '.join(codes)}{f'; {told_styles(styles)}' if styles else ''}")
 
 
 if __name__ == "__main__":

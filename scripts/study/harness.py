@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.gpus import has_cuda
 from common.languages import code_of
 from common.process import FatalError
 from scripts.study.grading import Item, mark
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 # The harness's tasks of Global-MMLU-Lite: a group for each language, and its subjects. ``global_mmlu_full_*`` are of
 # Global-MMLU itself, and ``include_base_44_*`` of INCLUDE-Base; of INCLUDE-Lite there are none.
@@ -22,37 +26,59 @@ _GLOBAL_MMLU_LITE = re.compile(
 _METRICS = ("acc", "exact_match", "acc_norm")  # in this order, the one that is reported
 
 
-def score_tasks(model: str, tasks: Sequence[str], include: Path | None, limit: int | None) -> dict[str, list[Item]]:
-    """Items by column of the table. Blocks until all tasks are done.
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks that the harness has, and can score on a model."""
+
+    model: str
+    names: list[str]
+    manager: TaskManager
+
+
+def find_tasks(model: str, names: Sequence[str], include: Path | None) -> Tasks:
+    """Finds the tasks, which takes a quarter of a minute: the harness reads the thousands that come with it.
 
     Args:
         include: directory of tasks that are used instead of the harness's own.
-        limit: questions of each task.
 
     Raises:
-        FatalError: the model is no directory, a task is not known, or no task scores single questions.
+        FatalError: the model is an endpoint, the harness is not installed, or it does not know a task.
     """
     if "@" in model:
         raise FatalError("--lm-eval compares the log-probabilities of choices: it needs the weights, not an endpoint")
-    import lm_eval  # slow to import, and needed only here
-    from lm_eval.tasks import TaskManager
-
-    # The harness takes a quarter of a minute to read the thousands of tasks that come with it.
+    try:
+        from lm_eval.tasks import TaskManager  # slow to import, and needed only here
+    except ImportError as error:
+        raise FatalError(f'--lm-eval needs the package lm_eval: pip install "lrpo[research]" ({error})') from None
     manager = TaskManager(include_path=str(include) if include else None, include_defaults=include is None)
-    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+    if unknown := [name for name in names if name not in manager.all_tasks]:
         raise FatalError(f"--lm-eval: no task {unknown[0]!r}; --include-path names a directory with others")
+    return Tasks(model, [*names], manager)
+
+
+def score_tasks(tasks: Tasks, limit: int | None) -> dict[str, list[Item]]:
+    """Items by column of the table. Blocks until all tasks are done.
+
+    Args:
+        limit: questions of each task.
+
+    Raises:
+        FatalError: no task scores single questions.
+    """
+    import lm_eval
+
     found = lm_eval.simple_evaluate(
         "hf",
-        {"pretrained": model},
-        list(tasks),
+        {"pretrained": tasks.model},
+        tasks.names,
         limit=limit,
-        task_manager=manager,
+        task_manager=tasks.manager,
         bootstrap_iters=0,
         batch_size=8,
         device="cuda" if has_cuda() else "cpu",
     )
     assert found is not None, "only another rank than the first one gets nothing"
-    return items_of(found["samples"], groups_of(tasks, found["group_subtasks"]))
+    return items_of(found["samples"], groups_of(tasks.names, found["group_subtasks"]))
 
 
 def groups_of(asked: Sequence[str], members: Mapping[str, Sequence[str]]) -> dict[str, str]:

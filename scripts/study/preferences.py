@@ -14,6 +14,9 @@ For each group, and each language in which it was answered, a pair is made of th
 * mpo (arXiv 2505.16869) prefers the translation of the best answer in the pivot language to the translation of the
   worst, and as strongly as MODEL prefers the originals. Its loss is in scripts.study.mpo; the other methods use DPO.
 
+Where the run has the prompt style "select", the answers of the pairs begin with the header of their language, and those
+in which the policy named none are left out.
+
 ``DIR/pairs.parquet`` holds the pairs, for mpo each pair in the pivot language followed by its translation, and
 ``DIR/model`` the trained model.
 """
@@ -29,11 +32,13 @@ from typing import Annotated, Any, Literal
 import typer
 from msgspec.structs import asdict
 
+from common.config import ModelConfig
 from common.endpoint import FORM, Failure
 from common.gpus import has_cuda
+from common.header import Header
 from common.languages import code_of
 from common.process import FatalError
-from common.prompts import PROMPT_STYLES
+from common.prompts import PROMPT_STYLES, ChatTemplate, PromptError
 from common.tokenizer import load_tokenizer
 from common.wire import Question, Rollout
 from learner import recording
@@ -46,6 +51,7 @@ _AGREEMENT = (
     "from 0 (nothing in common) to 100 (the same) and nothing else.\n\n"
     "First answer:\n{pivot}\n\nSecond answer:\n{answer}"
 )
+_AS_IT_STANDS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 AnsweredQuestion = tuple[Question, dict[str, list[Rollout]]]  # answers by language, the highest reward first
 Pair = tuple[Question, str, str, str]  # the question, the language, the chosen and the rejected text
 Translate = Callable[[list[tuple[str, str]]], list[str | Failure]]  # translates texts, each into the language beside it
@@ -54,15 +60,24 @@ Translate = Callable[[list[tuple[str, str]]], list[str | Failure]]  # translates
 def read_answers(directory: Path) -> Iterator[AnsweredQuestion]:
     """The questions of a record with their answers, in the order in which they were trained on.
 
-    Answers that could not be scored are left out: their reward of 0 says nothing.
+    Answers that could not be scored are left out: their reward of 0 says nothing. So are those of a policy that was to
+    name its language and named none. The text of an answer is without the header that names it.
     """
-    for step in recording.read(directory)[1]:
+    config, steps = recording.read(directory)
+    header = Header(config.model.header, config.run.languages)
+    for step in steps:
         for group in step.groups:
             by_language: dict[str, list[Rollout]] = {}
-            scored = (rollout for rollout in group.rollouts if rollout.score.scored)
+            scored = (_cut(rollout, header) for rollout in group.rollouts if rollout.score.scored and rollout.language)
             for rollout in sorted(scored, key=lambda rollout: -rollout.score.reward):
                 by_language.setdefault(rollout.language, []).append(rollout)
             yield group.work.question, by_language
+
+
+def _cut(rollout: Rollout, header: Header) -> Rollout:
+    if not rollout.header:
+        return rollout
+    return rollout.model_copy(update={"text": rollout.text[header.parse(rollout.text).end :].lstrip()})
 
 
 def pair_dpo(found: list[AnsweredQuestion], margin: float) -> list[Pair]:
@@ -142,26 +157,68 @@ def pair_mpo(
     return pairs
 
 
-def trl_rows(pairs: list[Pair], style: str) -> list[dict[str, Any]]:
-    """The rows of TRL's data set, whose prompts are those that the policy was given."""
+def trl_rows(pairs: list[Pair], model: ModelConfig) -> list[dict[str, Any]]:
+    """The rows of TRL's data set, whose prompts are those that the policy was given.
+
+    With the style "select" a prompt asks for no language: its answers begin with the header that names theirs.
+
+    Args:
+        model: of the run whose answers these are.
+    """
+    header = Header(model.header, ())
+    begin = header.text if model.prompt_style == "select" else lambda _: ""
     return [
         {
-            "prompt": PROMPT_STYLES[style].style_messages([asdict(message) for message in question.messages], language),
-            "chosen": [{"role": "assistant", "content": chosen}],
-            "rejected": [{"role": "assistant", "content": rejected}],
+            "prompt": PROMPT_STYLES[model.prompt_style].style_messages(
+                [asdict(message) for message in question.messages], language
+            ),
+            "chosen": [{"role": "assistant", "content": f"{begin(language)}{chosen}"}],
+            "rejected": [{"role": "assistant", "content": f"{begin(language)}{rejected}"}],
         }
         for question, language, chosen, rejected in pairs
     ]
 
 
-def train(
-    pairs: list[dict[str, Any]], model: str, out: Path, *, mpo: bool, beta: float | None, lr: float, epochs: float,
-    batch: int, max_length: int, seed: int,
-) -> None:  # fmt: skip
-    """Trains the model on the pairs by DPO or by MPO, and writes it to ``out/model``. Blocks until that is done.
+def rendered(pairs: list[dict[str, Any]], template: ChatTemplate, end: str) -> list[dict[str, Any]]:
+    """The rows with their prompts as a run sends them, and their answers as they stand, for ``_AS_IT_STANDS``.
+
+    Args:
+        end: what ends an answer.
 
     Raises:
-        FatalError: for MPO, a pair is longer than ``max_length``: it or its translation would be left out.
+        FatalError: the template refuses a prompt.
+    """
+
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    try:
+        return [
+            {
+                "prompt": turn("user", template(row["prompt"])),
+                **{
+                    name: turn("assistant", template.answer(row[name][0]["content"]) + end)
+                    for name in ("chosen", "rejected")
+                },
+            }
+            for row in pairs
+        ]
+    except PromptError as error:
+        raise FatalError(f"the pairs cannot be trained on: {error}") from None
+
+
+def build_trainer(
+    pairs: list[dict[str, Any]], model: str, out: Path, prompts: ModelConfig, *, mpo: bool, beta: float | None,
+    lr: float, epochs: float, batch: int, max_length: int, seed: int,
+) -> Any:  # fmt: skip
+    """TRL's trainer of a model on the pairs, by DPO or by MPO.
+
+    Args:
+        prompts: its template_args and date are for the chat template.
+
+    Raises:
+        FatalError: the template refuses a prompt; or for MPO, a pair is longer than ``max_length``: it or its
+            translation would be left out.
     """
     from datasets import Dataset  # imported here because it is slow to import
     from trl.trainer.dpo_config import DPOConfig
@@ -184,13 +241,20 @@ def train(
         save_strategy="no",
         logging_steps=10,
     )
+    tokenizer = load_tokenizer(model)
+    template = ChatTemplate(tokenizer, prompts)
+    end = "" if template.answer_end is None else str(tokenizer.convert_ids_to_tokens(template.answer_end))
+    data = Dataset.from_list(rendered(pairs, template, end))
+    # The trainer puts every row through the chat template, which may leave out of an answer what stands before or in a
+    # thought. It does that while it is made.
+    own, tokenizer.chat_template = tokenizer.chat_template, _AS_IT_STANDS
     trainer: Any = (MPOTrainer if mpo else DPOTrainer)(
-        model, args=settings, train_dataset=Dataset.from_list(pairs), processing_class=load_tokenizer(model)
+        model, args=settings, train_dataset=data, processing_class=tokenizer
     )
+    tokenizer.chat_template = own
     if mpo and len(trainer.train_dataset) < len(pairs):
         raise FatalError(f"a question is longer than --max-length {max_length}: raise it")
-    trainer.train()
-    trainer.save_model(str(out / "model"))
+    return trainer
 
 
 @command()
@@ -215,7 +279,7 @@ def main(
     if method != "dpo" and not endpoint:
         raise FatalError(f"{method} needs --endpoint: {FORM}")
     cache = out / "answers.sqlite"
-    style, found = recording.read(record)[0].model.prompt_style, list(read_answers(record))
+    prompts, found = recording.read(record)[0].model, list(read_answers(record))
     translate_all = partial(translate, endpoint, cache)
     if method == "dpo":
         pairs = pair_dpo(found, margin)
@@ -225,7 +289,7 @@ def main(
         pairs = pair_lidr(found, pivot, translate_all)
     else:
         pairs = pair_mpo(found, margin, pivot, seed, translate_all)
-    made = trl_rows(pairs, style)
+    made = trl_rows(pairs, prompts)
     if not made:
         raise FatalError(
             f"no pair can be made of the {len(found)} groups of {record}: no answers differ enough, or --pivot has none"
@@ -233,10 +297,12 @@ def main(
     write(made, out / "pairs.parquet")
     print(f"{len(made)} pairs of {len(found)} groups in {out / 'pairs.parquet'}")
     if model:
-        train(
-            made, model, out, mpo=method == "mpo", beta=beta, lr=lr, epochs=epochs, batch=batch, max_length=max_length,
-            seed=seed,
+        trainer = build_trainer(
+            made, model, out, prompts, mpo=method == "mpo", beta=beta, lr=lr, epochs=epochs, batch=batch,
+            max_length=max_length, seed=seed,
         )  # fmt: skip
+        trainer.train()
+        trainer.save_model(str(out / "model"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ _COLUMNS = ("CARE", "CARE-pro", "mGSM", "G-MMLU-Lite", "Include-Lite")  # in the
 
 def summary(items: Sequence[Item], seen: Sequence[str], seed: int = 0) -> dict[str, Any]:
     """Percentages: the mean score with its interval, the means of seen and unseen languages and of each language, and
-    the share of answers that are in the question's language.
+    the share of answers that are in the question's language. None where no answer could be scored.
     """
     scored = [item for item in items if item.score is not None]
 
@@ -24,7 +24,9 @@ def summary(items: Sequence[Item], seen: Sequence[str], seed: int = 0) -> dict[s
         return 100 * float(np.mean(known)) if known else None
 
     values = np.array([100 * (item.score or 0) for item in scored])
-    interval = mean_interval(values, np.random.default_rng(seed), question_ids(scored))
+    interval: Sequence[float | None] = [None] * 3
+    if scored:
+        interval = mean_interval(values, np.random.default_rng(seed), question_ids(scored))
     languages = sorted({item.language for item in scored})
     return {
         **dict(zip(("mean", "low", "high"), interval, strict=True)),
@@ -41,10 +43,12 @@ def table(model: str, sets: dict[str, dict[str, Any]]) -> str:
     """A line for each set of questions; overall and seen are means over the sets that were scored."""
     lines = [model]
     for name, one in sorted(sets.items(), key=lambda pair: (*_COLUMNS, pair[0]).index(pair[0])):
-        parts = [f"{one['mean']:6.2f} [{one['low']:.2f}, {one['high']:.2f}]", f"{one['questions']} questions"]
+        scored = one["mean"] is not None
+        parts = [f"{one['mean']:6.2f} [{one['low']:.2f}, {one['high']:.2f}]" if scored else "not judged"]
+        parts += [f"{one['questions']} questions"]
         names = {"seen": "seen", "unseen": "unseen", "compliance": "in the question's language"}
         parts += [f"{words} {one[part]:.2f}" for part, words in names.items() if one[part] is not None]
-        parts += [f"{one['unjudged']} not judged"] * bool(one["unjudged"])
+        parts += [f"{one['unjudged']} not judged"] * bool(scored and one["unjudged"])
         lines.append(f"  {name:<12} " + "  ".join(parts))
     for name, key in (("overall", "mean"), ("seen", "seen")):
         values = [one[key] for one in sets.values() if one[key] is not None]

@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from common.context import context_length
 from common.endpoint import Conversation, Failure
 from common.languages import tag
 from common.process import FatalError
-from common.prompts import ChatTemplate, PromptError, add_instruction, append_tag
+from common.prompts import PROMPT_STYLES, ChatTemplate, PromptError
 from common.tokenizer import load_tokenizer
 from learner.data.rows import QuestionRow
 from scripts.data.endpoint import Endpoint
@@ -97,7 +98,8 @@ class Asking:
     ``template_arguments`` are those of its chat template; an endpoint of somebody else's gets none.
 
     Args:
-        style: "tag", "system" or "plain"; "auto" is tag where the tokenizer has the language's tag, else plain.
+        style: "tag", "system" or "plain"; "auto" is the style of the run, or tag where the model is no run's; then a
+            language for which the tokenizer has no tag is asked for by nothing, and so is any of NAME@URL.
         model: a directory or hub name, or NAME@URL.
         run: the run whose settings count, where the model is its ``model`` directory.
 
@@ -106,9 +108,12 @@ class Asking:
     """
 
     def __init__(self, style: str, model: str, run: Path) -> None:
-        self._style = style
         self._model, self._tokenizer = model, None if "@" in model else load_tokenizer(model)
         settings = None if self._tokenizer is None else _settings(model, run)
+        self._is_free = style == "auto"
+        self._style = style
+        if self._is_free:
+            self._style = "plain" if settings is None else settings.model.prompt_style
         self._context: int | None = None
         if settings is not None:
             with suppress(FatalError):  # an engine may know models that transformers does not
@@ -125,16 +130,21 @@ class Asking:
         """None for an endpoint of somebody else's."""
         return self._tokenizer
 
+    def style_of(self, language: str) -> str:
+        """How an answer in a language is asked for: a name of ``PROMPT_STYLES``, or "plain", which is by nothing."""
+        if self._style == "tag" and self._is_free and self._tokenizer is not None:
+            return "tag" if len(self._tokenizer.encode(tag(language), add_special_tokens=False)) == 1 else "plain"
+        return self._style
+
+    def styles(self, rows: Iterable[QuestionRow]) -> dict[str, str]:
+        """Language -> the style in which its questions are asked."""
+        return {language: self.style_of(language) for language in sorted({row.language for row in rows})}
+
     def __call__(self, row: QuestionRow) -> Conversation:
         """The chat messages of a question."""
-        tagged = self._style == "tag"
-        if self._style == "auto" and self._tokenizer is not None:
-            tagged = len(self._tokenizer.encode(tag(row.language), add_special_tokens=False)) == 1
-        messages = row.messages
-        if tagged:
-            messages = append_tag(messages, row.language)
-        elif self._style == "system":
-            messages = add_instruction(messages, row.language)
+        style, messages = self.style_of(row.language), row.messages
+        if style != "plain":
+            messages = PROMPT_STYLES[style].style_messages(messages, row.language)
         return messages if self._template is None else self._template.arranged(messages)
 
     def limits(self, rows: Sequence[QuestionRow], wanted: int) -> list[int]:
@@ -161,6 +171,16 @@ class Asking:
             return len(self._tokenizer.encode(self._template(self(row)), add_special_tokens=False))
         except PromptError:  # which the engine says of this question, too
             return 0
+
+
+def told_styles(styles: Mapping[str, str]) -> str:
+    """The styles of the languages in words."""
+    by_style = defaultdict[str, list[str]](list)
+    for language, style in styles.items():
+        by_style[style].append(language)
+    if len(by_style) == 1:
+        return f"prompt style {next(iter(by_style))}"
+    return "prompt styles " + ", ".join(f"{style} ({' '.join(codes)})" for style, codes in by_style.items())
 
 
 def answers(

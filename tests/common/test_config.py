@@ -9,6 +9,7 @@ import pytest
 
 from common.config import Config, ConfigError, load, usage
 from common.config.former import FORMER
+from common.config.other_names import ABSENT, OTHER_NAMES
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +105,20 @@ def test_a_recipes_reward_is_replaced_and_its_columns_are_kept(tmp_path: Path) -
         (["--learner.batch_timeout_s", "9"], "learner.batch_timeout_s is gone: it is now learner.group_timeout_s"),
         (["--router.indifference", "0.1"], "router.indifference is gone: it is now router.diversity"),
         (["--lerner.lr", "1"], "unknown key 'lerner'; did you mean 'learner'"),
+        (["--learner.learning_rate", "1"], "unknown key 'learner.learning_rate'; did you mean 'learner.lr'?"),
+        (["--data.train_batch_size", "1"], "did you mean 'learner.groups_per_step'?"),
+        (["--router.K", "4"], "unknown key 'router.K'; did you mean 'router.rollouts'?"),
+        (["--learner.temperature", "1"], "did you mean 'router.temperature' or 'sampling.temperature'?"),
+        (["--model.name", "m"], "unknown key 'model.name'; did you mean 'model.path'?"),
+        (["--learner.rank", "4"], "did you mean 'learner.ranks' or 'lora.rank'?"),
+        (["--lr", "1"], "unknown key 'lr'; did you mean 'learner.lr'?"),
+        (["--sampling.top_p", "0.9"], "unknown key 'sampling.top_p': answers are drawn from the whole distribution"),
+        (["--sampling.best_of", "2"], "unknown key 'sampling.best_of'; sampling has temperature, max_new_tokens"),
+        (["--shape", "x.json"], "unknown key 'shape'; there are run, data, model, router, sampling, actor, reward"),
+        (
+            ["--learner.stages", "[{corectness = 1}]"],
+            "unknown key 'learner.stages.0.corectness'; did you mean 'learner.stages.correctness'?",
+        ),
         (["--learner.lr", "fast"], "learner.lr = 'fast'"),
         (["--learner.lr", "-1"], "learner.lr = -1"),
         (["--learner.lr"], "--learner.lr needs a value"),
@@ -134,6 +149,13 @@ def test_what_has_taken_the_place_of_a_former_setting_is_one() -> None:
         assert former not in known
         given = re.findall(r"as in (\S+) = (\S+)$", told)
         assert len(given) == 1 and load([f"--{given[0][0]}", given[0][1]])
+
+
+def test_other_names_stand_for_settings_that_there_are() -> None:
+    sections = {name: field.default.model_dump() for name, field in Config.model_fields.items()}
+    known = {f"{section}.{key}" for section, keys in sections.items() for key in keys}
+    assert {".".join(name.split(".")[:2]) for name in OTHER_NAMES.values()} <= known
+    assert not {*OTHER_NAMES, *ABSENT} & {name.rpartition(".")[2] for name in known}
 
 
 def test_the_help_has_every_setting_as_it_may_be_given() -> None:

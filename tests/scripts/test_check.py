@@ -81,7 +81,30 @@ def test_what_is_wrong_is_told_with_what_to_do(
     assert {line["verdict"] for lines in lenient.values() for line in lines} == {"ok", "note"}, "nothing was asked for"
     (tmp_path / "empty").mkdir()
     nothing = checked(capsys, str(tmp_path / "empty"), code=1)
-    assert nothing["model"][0]["verdict"] == "NO" and "config.json" in nothing["model"][0]["text"]
+    assert [*nothing] == ["model"] and nothing["model"][0]["verdict"] == "NO"
+    assert "config.json" in nothing["model"][0]["text"] and "--shape" not in nothing["model"][0]["text"]
+
+
+def test_a_model_of_the_hub_that_may_not_be_asked_is_told_once_with_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = checked(capsys, "nobody/nothing", *SMALL, code=1)
+    assert [*found] == ["model"] and len(found["model"]) == 1
+    assert "set HF_HUB_OFFLINE=0 to ask it" in found["model"][0]["text"]
+    assert "internet connection" not in found["model"][0]["text"]
+
+
+def test_a_model_without_a_chat_template_is_told_once_what_to_do(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_policy, tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").unlink()
+    found = checked(capsys, str(tmp_path / "model"), *SMALL, code=1)
+    told = [line["text"] for lines in found.values() for line in lines if "template" in line["text"]]
+    assert len(told) == 1 and "use the instruction-tuned version" in told[0]
+    assert found["chat template"][0]["verdict"] == "NO" and not {"asking", "end of answers"} & found.keys()
+    assert found["agreement"][0]["verdict"] == "ok", "the weights are fine"
 
 
 def test_of_a_large_model_the_first_layers_are_compared(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,20 @@ def test_questions_are_paired_with_themselves(tmp_path: Path, rng: np.random.Gen
         compare.main([f"base={same}", f"base={again}", *out])
 
 
+def test_what_the_first_arm_lacks_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    some, more = (scores(tmp_path / f"{name}.json", np.array([0.5, 1])) for name in ("some", "more"))
+    items = json.loads(Path(more).read_text())["items"]
+    Path(more).write_text(json.dumps({"items": {**items, "mGSM": items["CARE"]}}))
+    compare.main([f"some={some}", f"more={more}", "--scores", "--out", str(tmp_path / "out"), "--json"])
+    *shown, last = capsys.readouterr().out.splitlines()
+    rows = {(row["metric"], row["arm"]): row for row in json.loads(last)["rows"]}
+    assert list(rows) == [("CARE", "some"), ("CARE", "more"), ("mGSM", "more")]
+    assert rows["mGSM", "more"]["mean"][0] == 75 and "difference" not in rows["mGSM", "more"]
+    assert shown[3].startswith("mGSM") and shown[3].endswith("the first arm has none")
+    with pytest.raises(SystemExit, match="mGSM: more and some cannot be paired"):
+        compare.main([f"more={more}", f"some={some}", "--scores", "--out", str(tmp_path / "out")])
+
+
 def finished(run: Path, words: list[str], reward: float) -> None:
     """What a finished run leaves behind, as far as a comparison reads it."""
     config = load(words)
@@ -266,9 +281,8 @@ def test_rewards_of_different_scales_are_not_compared(
     compare.main(["lrpo=", own, "--seeds", "0,1", "--out", str(tmp_path / "out"), "--json"])
     rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
     assert rows["reward_after", "own"]["defined_otherwise"] == ["data.train"]
-    summary = json.loads((tmp_path / "out" / "lrpo-0" / "summary.json").read_text())
-    for run in ("lrpo-0", "lrpo-1"):
-        (tmp_path / "out" / run / "summary.json").write_text(json.dumps({**summary, "heldout_after": 0.5}))
+    for file in (tmp_path / "out" / run / "summary.json" for run in ("lrpo-0", "lrpo-1")):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "heldout_after": 0.5}))
     both = [f"{arm}={','.join(str(tmp_path / 'out' / f'{arm}-{seed}') for seed in (0, 1))}" for arm in ("lrpo", "own")]
     compare.main([*both, "--runs", "--out", str(tmp_path / "out"), "--json"])
     rows = {(row["metric"], row["arm"]): row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
@@ -281,6 +295,8 @@ def test_a_run_of_other_settings_is_not_taken_for_the_present_one(
     scored: list[str] = []
 
     def evaluated(words: list[str]) -> None:
+        if "--check" in words:
+            return
         scored.append(Path(words[0]).name)
         item = {"score": 0.5, "question": "one"}
         Path(words[2]).write_text(json.dumps({"items": {"CARE": [item, {**item, "question": "two"}]}}))
@@ -316,6 +332,46 @@ def test_a_run_of_other_settings_is_not_taken_for_the_present_one(
     with pytest.raises(SystemExit) as wrong:
         compare.main(["new=", "other=--router.mod uniform", "--out", str(tmp_path / "new")])
     assert wrong.value.code == 2 and not (tmp_path / "new").exists(), "before the first arm is trained"
+
+
+def test_the_flags_of_evaluate_are_read_before_anything_is_trained(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(flags: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            compare.main(["lrpo=", "--seeds", "0", "--out", str(tmp_path), "--evaluate", flags])
+        return f"{stopped.value.code}\n{capsys.readouterr().err}"
+
+    data = tmp_path / "care.jsonl"
+    data.write_text(json.dumps({"question": "?", "answer": "!", "language": "en"}) + "\n{}\n")
+    assert "No such option: --jugde" in refused(f"--care {data} --jugde j@http://127.0.0.1:1")
+    assert "--evaluate: CARE needs --judge" in refused(f"--care {data}")
+    assert f"{data}, row 1" in refused(f"--care {data} --judge j@http://127.0.0.1:1")
+    assert "'j' names no endpoint" in refused(f"--mgsm {tmp_path / 'data' / 'train.parquet'} --language en --judge j")
+    assert "nothing to evaluate" in refused("--max-tokens 12") and "leave out --out" in refused("--out=x")
+    (tmp_path / "tasks").mkdir()
+    assert "no task 'nothing'" in refused(f"--lm-eval nothing --include-path {tmp_path / 'tasks'}")
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    assert "--evaluate: --lm-eval needs the package lm_eval" in refused("--lm-eval nothing")
+    assert not trained
+
+
+def test_finished_runs_are_paired_by_their_seeds_and_take_no_flags_of_training(
+    tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path)]
+    compare.main(["lrpo=", "grpo=--router.mode monolingual", "--seeds", "3,4", *out])
+    lrpo, grpo = ([str(tmp_path / f"{arm}-{seed}") for seed in (3, 4)] for arm in ("lrpo", "grpo"))
+    compare.main([f"lrpo={','.join(lrpo)}", f"grpo={','.join(grpo)}", "--runs", *out])
+    with pytest.raises(SystemExit, match=r"lrpo-3 of lrpo has the seed 3 and .*grpo-4 of grpo, .* the seed 4"):
+        compare.main([f"lrpo={','.join(lrpo)}", f"grpo={','.join(grpo[::-1])}", "--runs", *out])
+    for flags, told in (
+        (["--runs", "--seeds", "0,1,2"], "--runs compares finished runs and trains none: --seeds would have no effect"),
+        (["--scores", "--base", "", "--evaluate", "x"], "--scores compares files of scores .*: --base, --evaluate"),
+        (["--runs", "--scores"], "either --runs or --scores"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            compare.main([f"lrpo={','.join(lrpo)}", *flags, *out])
 
 
 @pytest.mark.e2e

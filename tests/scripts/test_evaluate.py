@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 
 from common.config import load
+from common.languages import tag
 from common.process import FatalError
 from learner.data.problems import Place
 from learner.data.rows import QuestionRow
 from scripts.data.endpoint import whole_number
 from scripts.study import evaluate, harness
 from scripts.study.evaluate import main
-from scripts.study.grading import LABELS, grade, read_label
+from scripts.study.grading import LABELS, Item, grade, read_label
+from scripts.study.score_table import summary, table
 from tests.support.chat import serving
 
 QUESTIONS = [
@@ -107,6 +109,18 @@ def test_judgements_are_kept_and_useless_ones_left_out(
         main(["m@http://127.0.0.1:1", "--out", str(tmp_path / "s.json")])
 
 
+def test_a_set_of_which_nothing_was_judged_is_left_out_of_the_mean() -> None:
+    def items(*scores: float | None) -> list[Item]:
+        return [Item("de", score, "", "Ja.", True, str(number)) for number, score in enumerate(scores)]
+
+    sets = {"CARE-pro": summary(items(None, None), ["de"]), "mGSM": summary(items(1, 0), ["de"])}
+    json.dumps(sets, allow_nan=False)
+    assert [sets["CARE-pro"][one] for one in ("mean", "low", "high", "seen")] == [None] * 4
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in table("m", sets).splitlines()[1:]}
+    assert shown["CARE-pro"] == "not judged 2 questions in the question's language 100.00"
+    assert shown["overall"] == "50.00 mean of 1 sets"
+
+
 def test_seen_are_the_languages_of_the_run(
     tiny_policy: Path,
     questions: str,
@@ -137,6 +151,56 @@ def test_seen_are_the_languages_of_the_run(
         main([str(run), *command, "--seen", "Chinese"])
     found = json.loads((tmp_path / "s.json").read_text())
     assert (found["sets"]["CARE-pro"]["seen"], found["sets"]["CARE-pro"]["unseen"]) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("style", "given", "used"),
+    [
+        ("system", "auto", {"es": "system", "hi": "system", "zh": "system"}),
+        ("tag", "auto", {"es": "plain", "hi": "plain", "zh": "tag"}),  # the only one that the tokenizer has
+        ("select", "auto", {"es": "select", "hi": "select", "zh": "select"}),
+        ("system", "plain", {"es": "plain", "hi": "plain", "zh": "plain"}),
+        ("", "auto", {"es": "plain", "hi": "plain", "zh": "tag"}),
+    ],
+)
+def test_a_run_is_asked_as_it_was_trained(
+    style: str, given: str, used: dict[str, str], tiny_policy: Path, questions: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    asked: dict[str, list[dict[str, str]]] = {}
+    weights, model = tiny_policy, str(tiny_policy)
+    if style:
+        weights, model = tmp_path / "run" / "model", str(tmp_path / "run")
+        shutil.copytree(tiny_policy, weights)
+        (tmp_path / "run" / "config.json").write_text(load(["--model.prompt_style", style]).model_dump_json())
+
+    def answer(request: dict[str, Any]) -> str:
+        messages = request["messages"]
+        asked[next(code for code, question, _ in QUESTIONS if question in messages[-1]["content"])] = messages
+        return "7"
+
+    @contextmanager
+    def served(path: str, *_: object) -> Iterator[str]:
+        assert path == str(weights)
+        with serving(answer) as url:
+            yield f"m@{url}"
+
+    monkeypatch.setattr(evaluate, "served", served)
+    rows = [{"question": question, "answer": "7", "language": code} for code, question, _ in QUESTIONS]
+    (tmp_path / "mgsm.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = ["--out", str(tmp_path / "s.json"), "--mgsm", str(tmp_path / "mgsm.jsonl")]
+    main([model, *out, "--prompt-style", given])
+    by = {
+        code: "system" if messages[0]["role"] == "system" else "tag" if tag(code) in messages[0]["content"] else "plain"
+        for code, messages in asked.items()
+    }
+    assert by == {code: "plain" if one == "select" else one for code, one in used.items()}
+    assert json.loads((tmp_path / "s.json").read_text())["prompt_style"] == used
+    shown = capsys.readouterr().out
+    assert (
+        f"prompt style {style}" in shown if len({*used.values()}) == 1 and given == "auto" else "prompt style" in shown
+    )
+    assert len({*used.values()}) == 1 or "prompt styles plain (es hi), tag (zh)" in shown
 
 
 def test_a_benchmark_is_scored_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -284,7 +348,7 @@ def test_only_clear_judgements_count() -> None:
 
 
 def test_the_harness_scores_the_exported_model(
-    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A local task in the layout of Global-MMLU; the random model's choices are those of a direct computation."""
     import torch
@@ -321,8 +385,12 @@ def test_the_harness_scores_the_exported_model(
         right.append("ABCD"[int(np.argmax(logp))] == row["answer"])
     assert found["mean"] == pytest.approx(100 * np.mean(right))
     assert found["by_language"] == {"de": pytest.approx(100 * np.mean(right))} and found["compliance"] is None
+    monkeypatch.setattr(evaluate, "served", None)  # it is refused before an engine is started
+    (tmp_path / "mgsm.jsonl").write_text(json.dumps({"question": "7*6?", "answer": "42", "language": "en"}) + "\n")
     with pytest.raises(SystemExit, match="no task 'nothing'"):
-        main([*command, "--lm-eval", "nothing"])
+        main([*command, "--lm-eval", "nothing", "--mgsm", str(tmp_path / "mgsm.jsonl")])
+    with pytest.raises(SystemExit, match="needs the weights, not an endpoint"):
+        main(["m@http://127.0.0.1:1", *command[1:], "--lm-eval", "x", "--mgsm", str(tmp_path / "mgsm.jsonl")])
     metric = {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}
     only_normalised = {**task, "task": "normalised_sv", "metric_list": [metric]}
     (tmp_path / "task.yaml").write_text(json.dumps(only_normalised))

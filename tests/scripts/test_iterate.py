@@ -18,6 +18,7 @@ from learner.data.problems import Place
 from learner.data.rows import QuestionRow
 from scripts.data.anchors import Anchored, Part, Plan, parse_columns, parse_rounds, parts
 from scripts.data.answering import ScoredAnswer, least_of_right, scored_by
+from scripts.data.pass_rate import question_key
 from scripts.ops.recipes import find_recipe
 from scripts.study.iterate import __main__ as iterate
 from scripts.study.iterate import stages
@@ -250,16 +251,31 @@ def test_a_term_says_what_is_right_where_the_reward_compares_with_what_is_yet_to
 def test_questions_without_an_anchor_are_left_out_where_that_is_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reward such as PB-RLSVR's cannot score them."""
+    """A reward such as PB-RLSVR's cannot score them. They were not trained on, so a later iteration may have them."""
     source = tmp_path / stages.FILTERED_FILE
     source.write_text("".join(json.dumps({"question": f"{n}?", "answer": "a"}) + "\n" for n in range(3)))
-    found = [QuestionRow([], "a", "en", [], [], "", Place(str(source), n)) for n in range(3)]
-    anchored = Anchored(found, {found[1].place: {"hint": "h"}}, {"round 1": 1})
-    monkeypatch.setattr(stages, "make", lambda *_: anchored)
-    for only, questions in ((False, ["0?", "1?", "2?"]), (True, ["1?"])):
-        told = stages.make_anchors(load([]), tmp_path, 1, Plan({"hint": "whole"}, rounds=(1,)), anchored_only=only)
-        assert [row["question"] for row in read_rows(str(tmp_path / stages.ANCHORED_FILE))] == questions
+    found = [
+        QuestionRow([{"role": "user", "content": f"{n}?"}], "a", "en", [], [], "", Place(str(source), n))
+        for n in range(3)
+    ]
+    keys, fates = [question_key(row) for row in found], tmp_path / stages.FATES_FILE
+    lines = [{"key": "other", "fate": "never right"}, *({"key": key, "fate": stages.KEPT} for key in keys)]
+    fates.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    columns = Plan({"hint": "whole"}, rounds=(1,))
+
+    def made(number: int, only: bool) -> list[str]:
+        anchored = Anchored(found, {found[number].place: {"hint": "h"}}, {"round 1": 1})
+        monkeypatch.setattr(stages, "make", lambda *_: anchored)
+        told = stages.make_anchors(load([]), tmp_path, 1, columns, anchored_only=only)
+        questions = [row["question"] for row in read_rows(str(tmp_path / stages.ANCHORED_FILE))]
         assert (told["made"], told["questions"]) == (1, len(questions))
+        return questions
+
+    assert made(1, only=False) == ["0?", "1?", "2?"] and stages.kept_keys(tmp_path) == set(keys)
+    for number in (1, 2):  # the stage is done anew where it was interrupted, and may find another one
+        assert made(number, only=True) == [f"{number}?"] and stages.kept_keys(tmp_path) == {keys[number]}
+    told = [json.loads(line)["fate"] for line in fates.read_text().splitlines()]
+    assert told == ["never right", "no anchor", "no anchor", "kept"]
 
 
 def test_what_a_version_before_did_not_know_is_no_other_option(tmp_path: Path) -> None:

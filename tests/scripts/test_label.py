@@ -118,9 +118,13 @@ def test_labels_leave_the_other_columns_and_the_broken_rows_are_listed(
     assert [(one["row"], one["key"]) for one in problems] == [(1, "question"), (2, "language")]
     with pytest.raises(SystemExit, match=r"no row of .* has a topic to learn from"):
         main([str(source), "--out", str(out), "--classifier", str(source)])
+    with pytest.raises(SystemExit, match=r"--classifier auto learns from the rows .*: give --endpoint too"):
+        main([str(source), "--out", str(out), "--classifier", "auto"])
+    with serving(lambda _: "?") as url, pytest.raises(SystemExit, match=r"silent@http\S+ has labelled no row"):
+        main([str(source), "--out", str(out), "--endpoint", f"silent@{url}", "--classifier", "auto"])
     source.write_text("[]")
     with pytest.raises(SystemExit, match="has no good row"):
-        main([str(source), "--out", str(out), "--classifier", "auto"])
+        main([str(source), "--out", str(out), "--classifier", str(source)])
 
 
 @pytest.mark.parametrize("answer", [

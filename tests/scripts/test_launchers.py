@@ -155,6 +155,56 @@ def test_the_width_of_an_engine_is_that_of_the_pool_and_of_the_configuration(tmp
     assert told.returncode == 0 and "--gpus-per-task=2" in told.stdout
 
 
+def test_each_kind_of_machine_has_flags_of_its_engines_own(tmp_path: Path) -> None:
+    small = f'{ACTOR} engine_args={{mem_fraction_static=0.7,attention_backend="triton",enable_x=true}}'
+    pool = pool_of(LEARNER, REWARD, small, 'actor gpu="a" partition="p" count=1')
+    files = [*CONFIG, str(ROOT / "configs" / "gpus-1.toml")]  # which has mem_fraction_static = 0.95
+    told = launch(tmp_path, "--dry-run", *files, pool=pool)
+    flags = {role: config.actor.engine_args for _, role, config in over_ssh(told)}
+    shared = {"max_total_tokens": 196608, "mem_fraction_static": 0.95}
+    assert flags["actor"] == shared | {"mem_fraction_static": 0.7, "attention_backend": "triton", "enable_x": True}
+    assert flags["learner"] == flags["reward"] == shared
+    [job] = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    assert load(job[job.index("actor") + 3 :]).actor.engine_args == shared
+    wrong = {
+        f"{ACTOR} engine_args={{port=1}}": "nodes: the actors of beta: configuration: actor.engine_args.port is set by",
+        f"{ACTOR} engine_args={{tp=2}}": "engine_args.tp: write it as tp of the entry",
+        f"{ACTOR} engine_args={{context-length=1000}}": "actors of beta have engine_args.context_length = 1000, and",
+        f"{ACTOR} engine_args={{context_length=[1]}}": "engine_args.context_length",
+        f"{REWARD} engine_args={{mem_fraction_static=0.7}}": "role = 'reward' has none: leave them out",
+    }
+    for entry, complaint in wrong.items():
+        told = launch(tmp_path, "--dry-run", *files, pool=pool_of(LEARNER, REWARD, ACTOR, entry))
+        assert told.returncode == 2 and complaint in told.stderr, told.stderr
+
+
+def test_the_command_is_refused_where_the_processes_do_not_start(tmp_path: Path) -> None:
+    """A relative path, in the command or in a file, would be another one there."""
+    (tmp_path / "pool.toml").write_text(POOL.format(**PARTITIONS))
+    (tmp_path / "mine.toml").write_text('[run]\ndir = "runs/mine"\n')
+    command = [*SCRIPT, "pool.toml", "--dry-run", *CONFIG, "mine.toml"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    assert told.returncode == 2 and f"give this command in {ROOT}, where all processes start" in told.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "pools").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_pools_that_come_with_it_start_every_role(path: Path, tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=path.read_text())
+    assert told.returncode == 0, told.stderr
+    started_roles = re.findall(r"scripts/launch_(\w+)\.sh|pool\.sbatch (\w+) ", told.stdout)
+    assert {ssh or slurm for ssh, slurm in started_roles} == {"learner", "actor", "reward"}
+
+
+def test_two_nodes_of_eight_gpus_are_enough_for_the_pool_of_that_name(tmp_path: Path) -> None:
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=(ROOT / "configs" / "pools" / "slurm-2x8.toml").read_text())
+    jobs = [shlex.split(line) for line in told.stdout.splitlines() if line.startswith("sbatch ")]
+    asked = [dict(word.lstrip("-").split("=") for word in job if word.startswith("--") and "=" in word) for job in jobs]
+    assert [job["nodes"] for job in asked] == ["1", "1", "1"]
+    gpus = [int(job["gpus-per-task"]) * int(job["ntasks-per-node"]) for job in asked]
+    cores = [int(job["cpus-per-task"]) * int(job["ntasks-per-node"]) for job in asked]
+    assert gpus == [8, 7, 1] and cores == [64, 56, 8], "the last two share a node"
+
+
 def test_a_flag_for_the_learner_that_the_pool_contradicts_is_refused(tmp_path: Path) -> None:
     pool = pool_of(f"{LEARNER} engines=8", ACTOR, REWARD)
     for flags, complaint in (
@@ -256,7 +306,7 @@ def test_keys_that_are_missing_are_told_before_anything_is_submitted(tmp_path: P
         assert f"cannot use the key {keys / name} of LRPO_KEYS" in refusal(LRPO_KEYS=str(keys))
         (keys / name).write_text(text)
     done = launch(tmp_path, *CONFIG, pool=pool, LRPO_KEYS=os.path.relpath(keys, ROOT), **own)
-    assert done.returncode == 0 and Path(told.read_text().strip()).samefile(keys) and told.read_text()[0] == "/"
+    assert done.returncode == 0 and (ROOT / told.read_text().strip()).samefile(keys), "all processes start in ROOT"
     (keys / "server.key_secret").unlink()
     more = pool_of('actor gpu="a" partition="p" count=1')
     assert launch(tmp_path, *CONFIG, pool=more, LRPO_KEYS=str(keys), **own).returncode == 0, "actors have no need of it"

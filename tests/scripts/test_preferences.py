@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from common.config import ModelConfig
+from common.tokenizer import load_tokenizer
 from learner import recording
 from learner.groups import Group, StepResult
-from scripts.study.preferences import main
+from scripts.study.preferences import build_trainer, main
 from tests.support.chat import serving
 from tests.support.groups import random_rollout, work
 from tests.support.train_once import configuration
@@ -86,13 +89,63 @@ def test_answers_that_could_not_be_scored_enter_no_pair(
     assert {pair[1:] for pair in pairs(tmp_path / "out")} == {("0.9 True", "0.4 True")}
 
 
+def test_where_the_policy_chooses_the_header_names_the_language_of_a_pair(
+    tiny_policy: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Their prompt does not ask for it. The first answer was routed: its header was in its prompt."""
+    texts = {  # text: language, tokens of its header, reward
+        "Bonjour.": ("fr", 0, 0.2),
+        "<lang_select>\nfr\n</lang_select>\n<think>Oui</think>Salut.": ("fr", 9, 0.9),
+        "<lang_select>\nnobody knows</lang_select>What?": ("", 9, 0.0),
+        "Hm.": ("", 0, 0.1),
+    }
+    rollouts = []
+    for text, (language, header, reward) in texts.items():
+        rollout = random_rollout(rng, reward=reward)
+        rollouts.append(rollout.model_copy(update={"language": language, "text": text, "header": header}))
+    flags = ("--model.prompt_style", "select", "--run.languages", '["en", "fr"]')
+    recording.begin(tmp_path / "record", configuration(tiny_policy, *flags), 0)
+    group = Group(work=work(0, ["fr"] * 4), actor="a", rollouts=rollouts)
+    result = StepResult(means={"loss": 0.0}, by_language={}, fill=0.0, grad_norm=0.0, lr=0.0)
+    recording.write(tmp_path / "record", 1, [group], result)
+    main(["dpo", str(tmp_path / "record"), "--out", str(tmp_path / "out")])
+    named = ModelConfig().header.format(code="fr")
+    assert {pair[1:] for pair in pairs(tmp_path / "out")} == {(f"{named}<think>Oui</think>Salut.", f"{named}Bonjour.")}
+
+
+@pytest.mark.parametrize("mpo", [False, True])
+def test_answers_are_trained_on_as_they_stand(mpo: bool, tiny_policy: Path, tmp_path: Path) -> None:
+    """The template of Qwen3 leaves out what stands before a thought, and adds one where there is none."""
+    base = tmp_path / "base"
+    tokenizer = load_tokenizer(str(tiny_policy))
+    template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
+    tokenizer.chat_template = template
+    AutoModelForCausalLM.from_pretrained(tiny_policy).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    texts = {"chosen": "<lang_select>\nfr\n</lang_select>\n<think>Oui</think>Salut.", "rejected": "Bonjour."}
+    row: dict[str, Any] = {"prompt": [{"role": "user", "content": "Hi"}]}
+    row |= {name: [{"role": "assistant", "content": text}] for name, text in texts.items()}
+    prompts = ModelConfig(template_args={"enable_thinking": False})
+    trainer = build_trainer(
+        [row, row], str(base), tmp_path, prompts, mpo=mpo, beta=None, lr=1e-4, epochs=1, batch=1, max_length=512, seed=0
+    )
+    made = trainer.train_dataset[0]
+    asked = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert tokenizer.decode(made["prompt_ids"]) == asked
+    assert {name: tokenizer.decode(made[f"{name}_ids"]) for name in texts} == {
+        name: f"{text}<|im_end|>" for name, text in texts.items()
+    }
+    assert trainer.processing_class.chat_template == template, "the model is saved with its own"
+
+
 def logp(path: Path, tokenizer: Any, prompt: Any, answer: Any) -> float:
     return sum(token_logps(path, tokenizer, prompt, answer))
 
 
 def token_logps(path: Path, tokenizer: Any, prompt: Any, answer: Any) -> list[float]:
     start = tokenizer.encode(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    ids = tokenizer.encode(tokenizer.apply_chat_template([*prompt, *answer], tokenize=False))
+    # Up to the end of the turn, where the policy stops, and without what the template writes behind it.
+    ids = tokenizer.encode(str(tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)).rstrip())
     with torch.no_grad():
         table = AutoModelForCausalLM.from_pretrained(path)(torch.tensor([ids])).logits[0].log_softmax(-1)
     return [float(table[n - 1, ids[n]]) for n in range(len(start), len(ids))]
@@ -167,6 +220,7 @@ def test_the_loss_of_mpo_is_that_of_its_definition(tiny_policy: Path, tmp_path: 
     from scripts.study.mpo import MPOTrainer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>")  # TRL trains on all of it
 
     def said(role: str) -> list[dict[str, str]]:
         return [{"role": role, "content": "".join(rng.choice([*"abc "], rng.integers(1, 30)))}]

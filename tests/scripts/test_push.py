@@ -127,4 +127,4 @@ def test_errors_say_what_to_do(
     assert "holds no exported model" in message(run_dir, "a/b")
     (run_dir / "model").symlink_to(tiny_policy)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in message(run_dir, "a/b")
+    assert "set HF_HUB_OFFLINE=0 to upload" in message(run_dir, "a/b")

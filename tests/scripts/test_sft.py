@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import trl
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -21,7 +22,7 @@ from common.config import ModelConfig
 from common.gpus import has_cuda
 from common.languages import CODES, tag
 from common.process import FatalError
-from common.prompts import PROMPT_STYLES
+from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
 from scripts.data import sft
 from tests.support import processes
@@ -156,7 +157,63 @@ def test_what_cannot_be_trained_is_said_in_one_line(tiny_policy: Path, tmp_path:
         sft.main([str(tmp_path), *words])
     with pytest.raises(SystemExit, match="--batch 5 is not a multiple of --ranks 2"):
         sft.main([str(tiny_policy), *words, "--batch", "5", "--ranks", "2"])
+    with pytest.raises(SystemExit) as stopped:
+        sft.main([str(tiny_policy), *words, "--date", "soon"])
+    assert stopped.value.code == 2, "a flag of model.date that is none"
+
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"  # as TRL has them of the models' own
+
+
+def taught(tiny_policy: Path, template: str, answer: str, **prompts: Any) -> tuple[str, str]:
+    """The prompt and the answer, with what ends it, that an example teaches."""
     tokenizer = load_tokenizer(str(tiny_policy))
-    tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(FatalError, match="writes another prompt"):
-        sft.example(rows(["en"])[0], tokenizer, "tag")
+    tokenizer.add_tokens(["<｜end▁of▁sentence｜>", "<|return|>"], special_tokens=True)
+    tokenizer.chat_template = (TEMPLATES / template).read_text()
+    row = {"messages": [{"role": "user", "content": "2+2?"}], "answer": answer, "language": "fr"}
+    made = sft.example(row, tokenizer, ChatTemplate(tokenizer, ModelConfig(**prompts)), "select")
+    asked = made["completion_mask"].index(1)
+    return str(tokenizer.decode(made["input_ids"][:asked])), str(tokenizer.decode(made["input_ids"][asked:]))
+
+
+HEADED = ModelConfig().header.format(code="fr")
+THOUGHT = "D'accord…</think>Quatre."
+
+
+def test_an_answer_is_taught_as_it_stands_and_not_as_the_template_would_write_it(tiny_policy: Path) -> None:
+    """Qwen3's template keeps of an answer what stands in and after its thought, and writes an empty one if none is."""
+    whole = f"{HEADED}<think>{THOUGHT}"
+    prompt, answer = taught(tiny_policy, "qwen3.jinja", whole)
+    assert prompt.endswith("<|im_start|>assistant\n") and answer == f"{whole}<|im_end|>"
+    assert taught(tiny_policy, "qwen3.jinja", "Quatre.")[1] == "Quatre.<|im_end|>"
+    prompt, answer = taught(tiny_policy, "qwen3.jinja", "Quatre.", template_args={"enable_thinking": False})
+    assert prompt.endswith("<think>\n\n</think>\n\n") and answer == "Quatre.<|im_end|>"
+    # The channel is no part of what the example says, but the model cannot be read without.
+    assert taught(tiny_policy, "gptoss.jinja", "Quatre.")[1] == "<|channel|>final<|message|>Quatre.<|return|>"
+
+
+def test_where_the_template_opens_the_thought_the_answer_goes_on_in_it(tiny_policy: Path) -> None:
+    template, end = "deepseek_r1_distill.jinja", "<｜end▁of▁sentence｜>"
+    prompt, answer = taught(tiny_policy, template, f"<think>\n{THOUGHT}")
+    assert prompt.endswith("<think>\n") and answer == f"{THOUGHT}{end}"
+    assert taught(tiny_policy, template, THOUGHT)[1] == f"{THOUGHT}{end}"
+    assert taught(tiny_policy, template, f"{HEADED}<think>{THOUGHT}")[1] == f"{HEADED}{THOUGHT}{end}"
+    with pytest.raises(FatalError, match="ends a prompt with <think>, and the answer has no </think>"):
+        taught(tiny_policy, template, "Quatre.")
+
+
+def test_the_row_that_the_chat_template_cannot_take_is_named(tiny_policy: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    tokenizer = load_tokenizer(str(tiny_policy))
+    tokenizer.chat_template = (
+        "{% if messages | length > 1 %}{{ raise_exception('one turn, please') }}{% endif %}"
+        "{{ messages[0]['content'] }}{{ date_string }}"
+    )
+    AutoModelForCausalLM.from_pretrained(tiny_policy).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    examples = rows(["en", "en"])
+    examples[1]["messages"] = [*examples[1]["messages"], *examples[1]["messages"]]
+    pq.write_table(pa.Table.from_pylist(examples), tmp_path / "examples.parquet")
+    words = [str(base), str(tmp_path / "examples.parquet"), "--out", str(tmp_path / "model")]
+    with pytest.raises(SystemExit, match=r"error: row 1 cannot be taught: .*one turn, please"):
+        sft.main([*words, "--date", "2026-01-31", "--template-args", "{enable_thinking = false}"])

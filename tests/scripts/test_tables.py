@@ -177,6 +177,12 @@ def test_a_calibration_is_a_csv(tmp_path: Path) -> None:
         calibrate.main(["--parallel", "nowhere.parquet", "--out", str(tmp_path / "pairs.json")])
 
 
+@pytest.mark.parametrize("flag", ["--language", "--languages", "--translate", "--model"])
+def test_a_calibration_of_parallel_texts_refuses_what_would_have_no_effect(flag: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"error: {flag}: of --references"):
+        calibrate.main(["--parallel", "nowhere.parquet", "--out", str(tmp_path / "pairs.csv"), flag, "de"])
+
+
 def test_with_known_types_a_mixed_column_keeps_its_texts(tmp_path: Path) -> None:
     """They are further columns, and reach rewards as these texts in any case."""
     schema = pa.schema({"known": pa.string(), "info": pa.struct({"a": pa.int64()})})

@@ -39,7 +39,7 @@ def test_one_gpu_is_shared_where_that_can_work() -> None:
     one = load([*FILES, str(ROOT / "configs/gpus-1.toml")])
     assert count_actors(["a"], one) == 1
     assert assign_gpus(["a"], one, 1) == [["a"]] * 3
-    with pytest.raises(ConfigError, match=r"configs/gpus-1\.toml"):
+    with pytest.raises(ConfigError, match=r"configs/gpus-1\.toml before your own file"):
         assign_gpus(["a"], config("--learner.ranks", "1"), 1)
 
 

@@ -107,6 +107,8 @@ def test_parallel_rows_of_all_sources_are_paired(tmp_path: Path, capsys: pytest.
     }
     assert problems(tmp_path) == [(3, "id", "broken"), (3, "id", "broken")]
     assert "en.jsonl, row 0 has the same id" not in capsys.readouterr().out, "that is another language"
+    few = [*words[:3], "--languages", "de,fr", "--columns", "question=ask", "--prompts", "3"]  # one answer each: no fr
+    assert [row["messages"][0]["content"] for row in made(tmp_path, *few)] == ["1 en?", "1 de?", "2 en?"]
     train = jsonl(tmp_path / "train.jsonl", {"question": "2 de?", "answer": "x", "language": "de"})
     found = made(tmp_path, *words, "--without", train)
     assert {row["messages"][0]["content"][0] for row in found} == {"1", "3"}, "nor in translation"

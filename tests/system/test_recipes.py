@@ -257,6 +257,12 @@ def test_groups_in_which_nothing_differs_are_replaced_in_dapo_alone() -> None:
     assert [name for name in NAMES if config_of(name).learner.refill] == ["dapo"]
 
 
+def test_dapo_makes_about_as_many_steps_of_its_questions_as_published() -> None:
+    """The published file repeats them: 1.79 million rows, of which 1,536 are drawn for each step of one epoch."""
+    steps, published = config_of("dapo").learner.steps_with(17_000), 1_790_000 // 1536
+    assert 0.9 * published < steps <= published
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_languages_of_a_group_are_drawn_as_published(name: str, seed: int) -> None:
     config = config_of(name, "--run.languages", '["en", "fr", "ja"]', "--learner.evaluate_unseen", "[]")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from scripts.ops.local_run import gains, run_all
 FATES_FILE = "questions.jsonl"  # a line for each question that was asked, with its pass rates and what became of it
 # Lines of JSON, which hold whatever the rows of data.train have.
 FILTERED_FILE, ANCHORED_FILE = "filtered.jsonl", "anchored.jsonl"
-KEPT = "kept"
+KEPT, NO_ANCHOR = "kept", "no anchor"
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _by_language(rows: Sequence[QuestionRow]) -> str:
 
 
 def kept_keys(directory: Path) -> set[str]:
-    """The keys of the questions that an iteration kept."""
+    """The keys of the questions that an iteration trained on, once its anchors are made."""
     entries = map(json.loads, (directory / FATES_FILE).read_bytes().splitlines())
     return {entry["key"] for entry in entries if entry["fate"] == KEPT}
 
@@ -136,7 +137,8 @@ def make_anchors(
     """Writes the kept questions with their anchors, by the policy of ``config``, to ``anchored.jsonl``.
 
     Args:
-        anchored_only: leave out those that got none, as a reward may be unable to score them.
+        anchored_only: leave out those that got none, as a reward may be unable to score them. ``questions.jsonl``
+            then says so, and a later iteration may have them.
 
     Raises:
         FatalError: no question gets one.
@@ -156,11 +158,25 @@ def make_anchors(
         )
     kept = [row for row in found.rows if row.place in found.anchors or not anchored_only]
     write(anchored_records(source, kept, found.anchors, plan.columns), path)
+    if anchored_only:
+        _note_anchors(directory, {question_key(row) for row in kept})
     print(line)
     return {
         "made": len(found.anchors), "questions": len(kept), "rounds": found.asked,
         "without": dict(found.without), "digest": digest_of_file(path),
     }  # fmt: skip
+
+
+def _note_anchors(directory: Path, anchored: Set[str]) -> None:
+    """Enters which of the kept questions got no anchor and are left out; what was entered before is done anew."""
+    path = directory / FATES_FILE
+    entries = [json.loads(line) for line in path.read_bytes().splitlines()]
+    for entry in entries:
+        if entry["fate"] in (KEPT, NO_ANCHOR):
+            entry["fate"] = KEPT if entry["key"] in anchored else NO_ANCHOR
+    partial = path.with_suffix(".partial")
+    _write_lines(partial, entries)
+    os.replace(partial, path)
 
 
 def train(
