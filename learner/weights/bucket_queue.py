@@ -97,23 +97,22 @@ class BucketQueue:
 
 
 class SpareBuffers:
-    """Buffers to be used again. Fresh memory would take five times as long to fill.
+    """Buffers in host memory, to be used again. Fresh memory would take five times as long to fill.
 
     Args:
         size: bytes of each buffer.
-        device: where they lie.
         most: how many are kept while nobody uses them.
     """
 
-    def __init__(self, size: int, device: torch.device, most: int = 2) -> None:
-        self._size, self._device, self._most = size, device, most
+    def __init__(self, size: int, most: int = 2) -> None:
+        self._size, self._most = size, most
         self._free: list[Tensor] = []
 
     def take(self) -> Tensor:
         """[size] uint8 with any content; a new one if none is free."""
         if self._free:
             return self._free.pop()
-        return torch.empty(self._size, dtype=torch.uint8, device=self._device)
+        return torch.empty(self._size, dtype=torch.uint8)
 
     def give_back(self, buffer: Tensor) -> None:
         """Makes a buffer that ``take`` returned available again, or frees it. Any thread may call it."""

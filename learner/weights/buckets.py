@@ -55,9 +55,8 @@ def smallest_tensor(buckets: Sequence[wire.Bucket]) -> wire.Bucket:
 def wait_for_copies(device: torch.device) -> None:
     """Blocks until the copies that this thread has ordered on a GPU are done; does nothing on a CPU.
 
-    Other threads, streams and processes read a bucket, and none of them waits for this thread's stream. Besides, a
-    gather that is still under way would run at the same time as the broadcast of its bucket, and collectives of two
-    communicators in no fixed order may deadlock.
+    Other threads, streams and processes read a bucket, and none of them waits for this thread's stream: broadcasts are
+    started on another one, see ``sending_stream``.
     """
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()

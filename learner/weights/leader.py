@@ -42,7 +42,9 @@ from learner.weights.process_group import (
     discard_group,
     form_group,
     leave_errors_to_callers,
+    on_stream,
     raise_error,
+    sending_stream,
     start_broadcast,
     wait_briefly,
 )
@@ -91,6 +93,10 @@ def _any_memory(_number: int) -> None:
     return None
 
 
+def _let_go(_buffer: Tensor) -> None:
+    """Frees a buffer, as soon as nobody else has it."""
+
+
 def _ignore(_number: int, _tensors: Sequence[Tensor]) -> None:
     pass
 
@@ -109,6 +115,15 @@ class Gathering:
     check: Callable[[], None] = lambda: None
     memory: Callable[[int], Tensor | None] = _any_memory
     take: Callable[[int, Sequence[Tensor]], None] = _ignore
+
+
+def buckets_kept(largest: int) -> int:
+    """The most gathered buckets that a leader has in memory at a time, the one that is being filled included.
+
+    Args:
+        largest: bytes of the largest bucket.
+    """
+    return max(2, _KEPT_BYTES // max(largest, 1))
 
 
 def group_backend(config: SyncConfig, device: torch.device) -> str:
@@ -146,11 +161,14 @@ class Leader:
         self._buckets, self._report = buckets, report
         self._device = device if backend == "nccl" else torch.device("cpu")
         self._largest = max(map(bytes_of, buckets), default=0)
-        # Two buffers are in use while all engines keep pace, and one or two more while one lags behind. In the memory
-        # of a GPU those must not take room from training; on a CPU, fresh memory costs more than filling it.
-        self._spare = SpareBuffers(self._largest, self._device, most=4 if self._device.type == "cpu" else 2)
-        self._lock = threading.Lock()  # for the two that follow, which all threads share
+        # Two buffers are in use while all engines keep pace, and one or two more while one lags behind. Fresh memory of
+        # a CPU costs more than filling it. In that of a GPU nothing is kept from round to round: torch gives what is
+        # freed to training meanwhile, and has it at hand for the next bucket.
+        self._spare = SpareBuffers(self._largest, most=4) if self._device.type == "cpu" else None
+        self._stream = sending_stream(self._device)
+        self._lock = threading.Lock()  # for the three that follow, which all threads share
         self._connections: dict[str, _Connection] = {}  # by name of the group
+        self._dropped: set[str] = set()  # groups, whose names are never used again
         self._round: _Round | None = None
 
     # -- the thread that gathers ---------------------------------------------------------------------------------------
@@ -166,14 +184,18 @@ class Leader:
         share = plan.shares.get(rank, {})
         queue = BucketQueue(
             share,
-            recycle=self._spare.give_back if reuse else lambda buffer: None,
-            room=max(2, _KEPT_BYTES // max(self._largest, 1)),
+            recycle=self._spare.give_back if reuse and self._spare is not None else _let_go,
+            room=buckets_kept(self._largest),
         )
         with self._lock:
             left = [name for name in self._connections if name not in share and name not in plan.resting]
             self._round = _Round(plan, share, queue)
+            # Of the share, but lost before this rank got the plan. Nobody will send to them.
+            lost = [name for name in share if name in self._dropped]
         for name in left:
             self._drop(name)
+        for name in lost:
+            queue.leave(name)
 
     def gather(self, weights: Iterator[tuple[str, Tensor]], extra: Gathering | None = None) -> None:
         """Copies one bucket after another into a buffer, for the threads that send it.
@@ -195,13 +217,19 @@ class Leader:
                 extra.check()
                 self._lose_holders(round_, number)
             required = extra.memory(number)
-            buffer = required if required is not None else self._spare.take()
+            buffer = required if required is not None else self._take_buffer(bucket)
             tensors = tensors_in(buffer, bucket)
             for target, (_, tensor) in zip(tensors, itertools.islice(weights, len(tensors)), strict=True):
                 target.copy_(tensor.reshape(target.shape))
             wait_for_copies(buffer.device)
             extra.take(number, tensors)
             round_.queue.put(number, buffer)
+
+    def _take_buffer(self, bucket: wire.Bucket) -> Tensor:
+        """[at least the bytes of the bucket] uint8 with any content."""
+        if self._spare is not None:
+            return self._spare.take()
+        return torch.empty(bytes_of(bucket), dtype=torch.uint8, device=self._device)
 
     def _lose_holders(self, round_: _Round, number: int) -> None:
         """Gives up engines that hold the buckets before ``number`` for too long."""
@@ -219,6 +247,8 @@ class Leader:
             case FormGroup():
                 connection = _Connection(order.group, order.backend)
                 with self._lock:
+                    if order.group in self._dropped:  # by an order that another thread of rank 0 gave first
+                        return
                     self._connections[order.group] = connection
                 self._start(self._form, connection, order)
             case SendWeights():
@@ -237,15 +267,18 @@ class Leader:
         self._drop(name, lambda: self._report(EngineLost(name, reason)))
 
     def _drop(self, name: str, report: Callable[[], None] = lambda: None) -> None:
+        group: ProcessGroup | None = None
         with self._lock:
+            self._dropped.add(name)
             connection, round_ = self._connections.pop(name, None), self._round
             if connection is not None:
                 connection.is_dropped = True
+                group = connection.group  # one that forms later is discarded where it has formed
         if round_ is not None:
             round_.queue.leave(name)
         report()
-        if connection is not None and connection.group is not None:
-            discard_group(connection.group, connection.backend)
+        if connection is not None and group is not None:
+            discard_group(group, connection.backend)
 
     def _start(self, work: Callable[..., None], connection: _Connection, order: FormGroup | SendWeights) -> None:
         """Does what concerns one group on a thread of its own.
@@ -256,7 +289,8 @@ class Leader:
 
         def run() -> None:
             try:
-                work(connection, order)
+                with on_stream(self._stream):
+                    work(connection, order)
             except _Dropped:
                 pass
             except _Lost as error:
@@ -311,6 +345,7 @@ class Leader:
                         )
                 raise_error(work)
                 left_s -= time.monotonic() - begin
+                del buffer, work  # the last bucket must not stay in memory while this waits for the next one
         except RuntimeError as error:  # the base of torch's distributed errors
             raise _Lost(f"sending weights to its engine failed: {_first_line(error)}") from None
         round_.queue.leave(name)
@@ -327,7 +362,7 @@ class Leader:
         """Sends the additional bucket that connects the ranks; blocks for at most ``timeout_s``."""
         zeros = torch.zeros(bytes_of(smallest_tensor(self._buckets)), dtype=torch.uint8, device=self._device)
         try:
-            broadcast_first(connection.group, zeros, timeout_s, connection.check)
+            broadcast_first(connection.group, connection.backend, zeros, timeout_s, connection.check)
         except TimeoutError:
             raise _Lost(f"its engine did not connect to the weight group within {timeout_s:.0f} s") from None
 

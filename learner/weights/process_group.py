@@ -12,10 +12,11 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, TypeAlias
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import BroadcastOptions, PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -117,6 +118,24 @@ def form_group(
     return group
 
 
+def sending_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The CUDA stream for all threads that broadcast from ``device``; None if that is no GPU.
+
+    NCCL lets a broadcast begin after everything that is queued on the current stream of the thread that starts it, and
+    all threads share the default stream unless they choose another one. There a broadcast would wait for the gathering
+    of later buckets, which may wait for the engine of another node. On this stream nothing is ever queued that takes
+    time: whoever has gathered a bucket waits until its copies are done, see ``wait_for_copies``. It has high priority
+    because NCCL takes the streams of its groups from torch's pool of normal priority, which gives out the same 32 again
+    and again, so that one of that pool might be the stream on which a stopped engine is waited for.
+    """
+    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+
+
+def on_stream(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
+    """A block in which ``stream`` is the current one of this thread; without a stream nothing changes."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
 def start_broadcast(group: ProcessGroup, buffer: Tensor, timeout_s: float) -> Any:
     """Begins to send ``buffer`` from rank 0 to the others, or to receive it. Does not block.
 
@@ -159,13 +178,18 @@ def raise_error(work: Any) -> None:
     work.wait(timedelta(seconds=_RAISE_S))
 
 
-def broadcast_first(group: ProcessGroup, buffer: Tensor, timeout_s: float, check: Callable[[], None]) -> None:
+def broadcast_first(
+    group: ProcessGroup, backend: str, buffer: Tensor, timeout_s: float, check: Callable[[], None]
+) -> None:  # fmt: skip
     """The first broadcast of a group, within which NCCL connects its ranks; blocks until it is complete.
 
     Connecting happens inside the call that starts the broadcast, and waits for a dead peer without end. So the call
-    runs on a thread of its own, which is left behind when the deadline passes; ``discard_group`` must follow then.
+    runs on a thread of its own, which is left behind when the deadline passes; ``discard_group`` must follow then. That
+    thread uses the caller's current CUDA stream. The broadcast is waited for only when it is complete, because a wait
+    would put one that never ends before everything else on that stream.
 
     Args:
+        backend: "gloo" or "nccl".
         buffer: [n] uint8, sent from rank 0.
         check: is called every 0.1 s; raises to give up.
 
@@ -173,25 +197,33 @@ def broadcast_first(group: ProcessGroup, buffer: Tensor, timeout_s: float, check
         TimeoutError: it was not complete within ``timeout_s``.
         RuntimeError: it failed.
     """
-    ended, errors = threading.Event(), list[RuntimeError]()
+    is_started, works, errors = threading.Event(), list[Any](), list[RuntimeError]()
+    stream = torch.cuda.current_stream(buffer.device) if buffer.is_cuda else None
 
     def run() -> None:
         try:
-            work = start_broadcast(group, buffer, timeout_s)
-            work.wait(timedelta(seconds=timeout_s))
+            with on_stream(stream):
+                works.append(start_broadcast(group, buffer, timeout_s))
         except RuntimeError as error:  # the base of torch's distributed errors
             errors.append(error)
         finally:
-            ended.set()
+            is_started.set()
 
     threading.Thread(target=run, name=f"first broadcast of {group.group_name}", daemon=True).start()
     deadline = time.monotonic() + timeout_s
-    while not ended.wait(_POLL_S):
+
+    def give_up_late() -> None:
         check()
         if time.monotonic() > deadline:
             raise TimeoutError
+
+    while not is_started.wait(_POLL_S):
+        give_up_late()
     if errors:
         raise errors[0]
+    while not wait_briefly(works[0], backend, _POLL_S):
+        give_up_late()
+    raise_error(works[0])
 
 
 def abort_group(group: ProcessGroup, backend: str) -> None:

@@ -12,34 +12,63 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from common import wire
 
+# Of the fields of a CUDA handle, see torch/csrc/StorageSharing.cpp.
+_COUNTER = slice(4, 6)  # where torch counts the readers
+_WAITS_FOR_EVENT = 7
 
-def allocate_shared_buffer(size: int, device: torch.device) -> Tensor:
-    """Memory that other processes can be given handles of: [size] uint8 on ``device``, uninitialized.
 
-    Host memory is a shared file from the start. Torch would otherwise move it into one when the first handle is made,
-    while somebody may hold a view of the old place.
+class SharedBuffer:
+    """Memory that other processes can be given handles of.
+
+    Attributes:
+        tensor: [size] uint8, uninitialized.
+
+    Args:
+        size: in bytes.
+        device: where it lies.
     """
-    buffer = torch.empty(size, dtype=torch.uint8, device=device)
-    if not buffer.is_cuda:
-        _share_file(buffer.untyped_storage())
-    return buffer
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.tensor = torch.empty(size, dtype=torch.uint8, device=device)
+        storage = self.tensor.untyped_storage()
+        self._cuda: list[Any] | None = None  # the fields of every handle, where this is memory of a GPU
+        if self.tensor.is_cuda:
+            self._cuda = _share_cuda(storage)
+        else:
+            # Host memory is a shared file from the start. Torch would otherwise move it into one when the first handle
+            # is made, while somebody may hold a view of the old place.
+            _share_file(storage)
+
+    def create_handle(self) -> wire.SharedMemoryHandle:
+        """What one other process needs to open the memory, once.
+
+        Host memory needs a handle for each process and time, because torch counts the handles to know when to remove
+        the file. The content must be complete, copies on a GPU included, before a handle is given to anybody.
+        """
+        if self._cuda is not None:
+            return wire.SharedMemoryHandle(cuda=True, fields=list(self._cuda))
+        storage = self.tensor.untyped_storage()
+        fields = _share_file(storage)
+        storage._shared_incref()
+        return wire.SharedMemoryHandle(cuda=False, fields=fields)
 
 
-def create_handle(buffer: Tensor) -> wire.SharedMemoryHandle:
-    """What one other process needs to open the memory of ``buffer``.
+def _share_cuda(storage: torch.UntypedStorage) -> list[Any]:
+    """The fields of a handle of GPU memory, which any number of processes may open any number of times.
 
-    Every process needs a handle of its own, because torch counts the handles to know when the memory may be freed.
+    Each time that torch is asked for one it wraps the memory once more and takes a place in a file of counters and an
+    event, all of which stay until the memory is freed. So this is done once for each buffer. Two things of that handle
+    are for senders that give one to each reader, and are switched off. The counter of readers, which begins at 1, would
+    keep the memory for ever if an engine died before it opened it; the learner knows by itself how long it needs it.
+    And the event would tell when the content of the first time is complete, for which the learner waits each time.
     """
-    storage = buffer.untyped_storage()
-    if storage.is_cuda:
-        return wire.SharedMemoryHandle(cuda=True, fields=list(storage._share_cuda_()))
-    fields = _share_file(storage)
-    storage._shared_incref()
-    return wire.SharedMemoryHandle(cuda=False, fields=fields)
+    fields = list(storage._share_cuda_())
+    torch.UntypedStorage._release_ipc_counter_cuda(*fields[_COUNTER])
+    fields[_WAITS_FOR_EVENT] = False
+    return fields
 
 
 def _share_file(storage: torch.UntypedStorage) -> list[Any]:

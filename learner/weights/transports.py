@@ -43,7 +43,7 @@ from learner.weights.leader_messages import (
 )
 from learner.weights.process_group import GroupStore
 from learner.weights.round import ActorLost, Receiver, Round
-from learner.weights.shared_memory import allocate_shared_buffer, create_handle
+from learner.weights.shared_memory import SharedBuffer
 from learner.work.actors import ActorState
 
 log = logging.getLogger("learner.publisher")
@@ -283,7 +283,7 @@ class SharedMemoryTransport(Transport):
 
     def __init__(self, buckets: Sequence[wire.Bucket], device: torch.device) -> None:
         self._buckets, self._device = buckets, device
-        self._buffers: list[Tensor] = []  # one for each bucket that was gathered so far
+        self._buffers: list[SharedBuffer] = []  # one for each bucket that was gathered so far
 
     def begin_round(self, round_: Round) -> None:
         if not any(actor.transport == "shared" for actor in (*round_.actors.values(), *round_.resting.values())):
@@ -291,12 +291,12 @@ class SharedMemoryTransport(Transport):
 
     def buffer(self, number: int) -> Tensor:
         if number == len(self._buffers):
-            self._buffers.append(allocate_shared_buffer(bytes_of(self._buckets[number]), self._device))
-        return self._buffers[number]
+            self._buffers.append(SharedBuffer(bytes_of(self._buckets[number]), self._device))
+        return self._buffers[number].tensor
 
     def order(self, receiver: Receiver, round_: Round) -> wire.Receive:
         ranks = range(receiver.actor.engine_ranks)
-        return round_.order(handles=[[create_handle(buffer) for _ in ranks] for buffer in self._buffers])
+        return round_.order(handles=[[buffer.create_handle() for _ in ranks] for buffer in self._buffers])
 
 
 class DiskTransport(Transport):

@@ -28,7 +28,7 @@ def receive(backend: str, port: int, size: int) -> None:
     if backend == "nccl":
         torch.cuda.set_device(device)
     group = form_group(backend, connect_to_store("127.0.0.1", port, 60), "living", 2, 60, rank=1)
-    broadcast_first(group, torch.zeros(1, dtype=torch.uint8, device=device), 60, lambda: None)
+    broadcast_first(group, backend, torch.zeros(1, dtype=torch.uint8, device=device), 60, lambda: None)
     weights = torch.empty(size, dtype=torch.uint8, device=device)
     work = start_broadcast(group, weights, 60)
     while not work.is_completed():

@@ -22,11 +22,12 @@ def check_shared_memory(sizes: Sizes) -> list[Figure]:
     """``sync.transport = "shared"``: another process reads the learner's memory, the same bytes each time."""
     from actor.engine.shared_memory import pickle_shared_tensors
     from common import wire
-    from learner.weights.shared_memory import allocate_shared_buffer, create_handle
+    from learner.weights.shared_memory import SharedBuffer
 
     device, numbers = device_of_checks(), 1000 if sizes.tiny else 2**24
     bucket = wire.Bucket(names=["weight"], dtypes=["bfloat16"], shapes=[[numbers]])
-    buffer = allocate_shared_buffer(2 * numbers, device)
+    shared = SharedBuffer(2 * numbers, device)
+    buffer = shared.tensor
     reader = subprocess.Popen(
         [sys.executable, "-m", "scripts.gpu_check.peer", "read"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -40,7 +41,7 @@ def check_shared_memory(sizes: Sizes) -> list[Figure]:
             if device.type == "cuda":
                 torch.cuda.synchronize()
             begin = time.perf_counter()
-            print(pickle_shared_tensors(bucket, create_handle(buffer)), file=reader.stdin, flush=True)
+            print(pickle_shared_tensors(bucket, shared.create_handle()), file=reader.stdin, flush=True)
             digest, used = reader.stdout.readline().split()
             seconds += time.perf_counter() - begin
             equal += digest == hashlib.sha256(buffer.cpu().numpy().tobytes()).hexdigest()
@@ -81,7 +82,7 @@ def check_absent_peer(sizes: Sizes) -> list[Figure]:
     else:
         try:
             zeros = torch.zeros(1, dtype=torch.uint8, device=device)
-            broadcast_first(group, zeros, sizes.deadline_s, lambda: None)
+            broadcast_first(group, backend, zeros, sizes.deadline_s, lambda: None)
         except (TimeoutError, RuntimeError) as error:
             outcome = f"{type(error).__name__} in the first broadcast"
         freed = threading.Event()
@@ -131,7 +132,7 @@ def check_living_peer(sizes: Sizes) -> list[Figure]:
         client = connect_to_store(store.host, store.port, patience_s)
         group: Any = form_group(backend, client, "living", 2, patience_s)
         zeros = torch.zeros(1, dtype=torch.uint8, device=device)
-        broadcast_first(group, zeros, patience_s, lambda: None)
+        broadcast_first(group, backend, zeros, patience_s, lambda: None)
         generator = torch.Generator(device).manual_seed(0)
         weights = torch.randint(0, 128, (numbers,), generator=generator, device=device, dtype=torch.uint8)
         begin = time.perf_counter()

@@ -6,7 +6,8 @@
 All other arguments are configuration files and flags --section.key value. No weights are loaded: the model is built
 from its ``config.json`` on PyTorch's meta device, so that parameters are counted and not guessed. The rest is the
 arithmetic in ``learner_memory`` and ``engine_memory``. Activations are of full micro-batches. What CUDA, kernels and
-the allocator's fragmentation take of a GPU is counted as ``--process-gb`` for each process.
+the allocator's fragmentation take of a GPU is counted as ``--process-gb`` for each process. Between steps the learner
+publishes in the memory that activations have left, so only what publishing needs beyond that is added.
 
 Processes on one GPU are added up: the learner, an engine and the reward process with sync.transport = "shared", or
 where ``--gpus`` are fewer than learner and engine need; otherwise the learner and the reward process. An engine takes
@@ -29,6 +30,7 @@ from common.config import Config, load
 from common.hub import why
 from common.process import FatalError
 from learner.train.lora import adapted_layers, adapter_size, linear_layers
+from learner.weights.leader import buckets_kept, group_backend
 from scripts.bench.table import Json, Row, report
 from scripts.ops.command_line import command
 
@@ -60,6 +62,7 @@ class ModelShape:
         config = config.get_text_config()
         self.kind = type(model).__name__
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.largest = max(parameter.numel() for parameter in model.parameters())
         stack = model.get_decoder().layers
         self.layers, self.layer = len(stack), sum(parameter.numel() for parameter in stack[0].parameters())
         self.tied = bool(config.tie_word_embeddings)
@@ -120,11 +123,58 @@ def published_bytes(shape: ModelShape, config: Config) -> int:
     return _BYTES[config.model.dtype] * sent
 
 
+def all_ranks(config: Config) -> int:
+    """How many ranks the learner has, on all its machines together."""
+    return config.learner.ranks * config.learner.nodes
+
+
 def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     """Bytes by use on the GPU of rank 0, which needs the most memory of the learner."""
+    step = _step_memory(shape, config)
+    if config.sync.transport == "shared" and not config.lora.sends_adapters:
+        return {**step, "copy to publish": published_bytes(shape, config)}
+    # Training and publishing take turns, and torch gives the one what the other has freed.
+    free = sum(_transient_memory(shape, config).values()) - _kept_gathered(shape, config)
+    return {**step, "to publish, beyond a step": max(0.0, publishing_memory(shape, config) - free)}
+
+
+def publishing_memory(shape: ModelShape, config: Config) -> float:
+    """Bytes of rank 0's GPU that exist only while it publishes, between two steps.
+
+    They are the layer, or the rest of the model, that is gathered, and buckets of gathered tensors, as many as it keeps
+    for an engine that lags behind. Gloo sends buckets from host memory.
+    """
+    if config.lora.sends_adapters:
+        return 0.0
+    needed: float = _BYTES[config.learner.param_dtype] * max(shape.layer, shape.parameters - shape.body)
+    needed += _BYTES["float32"] * shape.layer if config.lora.rank else 0  # with the adapters added to it
+    if config.sync.transport == "shared" or group_backend(config.sync, torch.device("cuda")) == "gloo":
+        return needed
+    # A tensor larger than sync.bucket_mb has a bucket of its own.
+    bucket = max(int(config.sync.bucket_mb * 2**20), _BYTES[config.model.dtype] * shape.largest)
+    needed += min(buckets_kept(bucket) * bucket, published_bytes(shape, config))
+    return needed
+
+
+def _kept_gathered(shape: ModelShape, config: Config) -> float:
+    """Bytes of gathered weights that stay after a step: those of the reference policy."""
+    learner = config.learner
+    if not learner.has_kl or config.lora.rank or learner.reference_on_cpu:
+        return 0.0
+    kept: float = _BYTES[learner.param_dtype] * (shape.parameters - (0 if learner.keep_gathered else shape.body))
+    return kept
+
+
+def peak_memory(shape: ModelShape, config: Config) -> float:
+    """Most bytes that a step takes of rank 0's GPU, without what publishing keeps there."""
+    return sum(_step_memory(shape, config).values())
+
+
+def _step_memory(shape: ModelShape, config: Config) -> dict[str, float]:
+    """Bytes by use on rank 0's GPU in a step."""
     learner = config.learner
     width = _BYTES[learner.param_dtype]
-    shards = learner.ranks // learner.replicas  # ranks that the weights are sharded over
+    shards = all_ranks(config) // learner.replicas  # ranks that the weights are sharded over
     adam = 8 if learner.optimizer == "adamw" else 2 * (1 + 4 / 256)  # in 8 bits 256 values share a scale in float32
     if adapters := adapter_parameters(shape, config):
         kept = {
@@ -138,18 +188,7 @@ def learner_memory(shape: ModelShape, config: Config) -> dict[str, float]:
             else (4 + 4 + adam) * shape.parameters / shards,
             "reference": 0 if not learner.has_kl or learner.reference_on_cpu else width * shape.parameters / shards,
         }
-    buckets = 0 if config.lora.sends_adapters else 2 * config.sync.bucket_mb * 2**20
-    shares = config.sync.transport == "shared" and not config.lora.sends_adapters
-    return {
-        **kept,
-        **_transient_memory(shape, config),
-        "copy to publish": _BYTES[config.model.dtype] * shape.parameters if shares else buckets,
-    }
-
-
-def peak_memory(shape: ModelShape, config: Config) -> float:
-    """Most bytes that a step takes of rank 0's GPU, without what publishing keeps there."""
-    return sum(bytes_ for use, bytes_ in learner_memory(shape, config).items() if use != "copy to publish")
+    return {**kept, **_transient_memory(shape, config)}
 
 
 def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
@@ -157,7 +196,7 @@ def _transient_memory(shape: ModelShape, config: Config) -> dict[str, float]:
     learner = config.learner
     width, tokens = _BYTES[learner.param_dtype], learner.microbatch_tokens
     chunk = min(learner.head_chunk, tokens) * shape.vocabulary
-    shards = learner.ranks // learner.replicas
+    shards = all_ranks(config) // learner.replicas
     root = shape.parameters - shape.body  # embeddings and the last norm, which stay gathered for the whole step
     trained = 0 if config.lora.rank else 1  # what is frozen has no gradient, and no second copy for the reference
     matrix = trained * shape.vocabulary * shape.hidden
@@ -302,6 +341,7 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
         table += [Row(f"{name}: {use}", value / GB, "GB") for use, value in parts.items()]
         width = int(config.actor.engine_args.get("tp", 1)) if name == "engine" else 1
         needs[name] = sum(parts.values()) / GB / width
+    table.append(Row("learner: while it publishes, between steps", publishing_memory(shape, config) / GB, "GB"))
     on_gpus = gpu_rows(needs, config, machine)
     table += on_gpus
     # Whole, before it is sharded: in float32, and the reference too; or frozen, in the dtype of the forward pass.
@@ -311,10 +351,10 @@ def rows(shape: ModelShape, config: Config, machine: Machine) -> list[Row]:
     beside = max(row.value for row in on_gpus if row.metric.endswith("one GPU") or row.metric == "learner: each GPU")
     share = least_checkpointing(shape, config, machine.gpu_gb - (beside - needs["learner"]))
     table.append(Row("share of the layers that has to be checkpointed", 1 if share is None else share, ""))
-    table.append(Row("host memory to load, all ranks", each * shape.parameters * learner.ranks / GB, "GB"))
+    table.append(Row("host memory to load, all ranks of a machine", each * shape.parameters * learner.ranks / GB, "GB"))
     table.append(Row("answers a step", sequences, ""))
     table.append(Row("tokens a step, at most", tokens / 1e6, "million"))
-    micro_batches = math.ceil(tokens / learner.minibatches / (learner.microbatch_tokens * learner.ranks))
+    micro_batches = math.ceil(tokens / learner.minibatches / (learner.microbatch_tokens * all_ranks(config)))
     updates = learner.minibatches * learner.passes
     table.append(Row("micro-batches a step and rank, at most", updates * micro_batches, ""))
     table.append(Row("work of a step in the layers, at most", _work(shape, config) * tokens / 1e15, "PFLOP"))

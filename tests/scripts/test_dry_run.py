@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 from common.config import load
 from learner.train.packing import Sample, pack
 from learner.train.policy import Policy
+from learner.weights.buckets import bytes_of, cut_into_buckets
+from learner.weights.leader import buckets_kept
 from scripts.ops.dry_run import Machine, gpu_rows, main
 from tests.support.groups import random_rollout
 
@@ -114,6 +117,66 @@ def test_several_optimizer_steps_and_the_reference_of_a_stage_are_counted(capsys
     staged = counted("--learner.kl", "0", "--learner.stages", "[{until = 0.5, kl = 0.0}, {kl = 0.1}]")
     assert none["learner: reference"] == 0 < staged["learner: reference"] == once["learner: reference"]
     assert staged[work] == once[work]
+
+
+@pytest.fixture
+def counted(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, float]]:
+    """The figures for Qwen2.5-1.5B on GPUs of 141 GB with these files and flags."""
+
+    def count(*arguments: str) -> dict[str, float]:
+        name = "qwen2.5-1.5b"
+        files = [str(CONFIGS / file) for file in ("lrpo.toml", f"models/{name}.toml", "gpus-4.toml")]
+        main([*files, "--shape", str(CONFIGS / "models" / f"{name}.json"), "--json", "--gpu-gb", "141", *arguments])
+        return {row["metric"]: row["value"] for row in json.loads(capsys.readouterr().out)["rows"]}
+
+    return count
+
+
+def test_the_ranks_of_all_machines_share_weights_and_work(counted: Callable[..., dict[str, float]]) -> None:
+    nodes = ("--run.rendezvous", "/shared", "--learner.nodes", "2")
+    four, two_by_two = counted("--learner.ranks", "4"), counted(*nodes, "--learner.ranks", "2")
+    by_machine = "host memory to load, all ranks of a machine"
+    assert two_by_two.pop(by_machine) == four.pop(by_machine) / 2
+    assert two_by_two == four
+    held = "learner: weights, gradients and Adam"
+    assert counted(*nodes, "--learner.replicas", "4")[held] == counted("--learner.ranks", "1")[held] == 4 * four[held]
+
+
+def test_buckets_are_counted_as_they_are_cut_and_take_the_room_of_a_step(
+    counted: Callable[..., dict[str, float]],
+) -> None:
+    """The embeddings are larger than sync.bucket_mb, and so are the buckets that a slow engine lets pile up."""
+    config = AutoConfig.from_pretrained(CONFIGS / "models" / "qwen2.5-1.5b.json")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+    embeddings, layer = 2 * 151936 * 1536, sum(one.numel() for one in model.model.layers[0].parameters())
+
+    def buffers(bucket_mb: float) -> int:
+        largest = max(map(bytes_of, cut_into_buckets(shapes, "bfloat16", bucket_mb)))
+        return buckets_kept(largest) * largest
+
+    figures = counted()
+    published, beyond = "learner: while it publishes, between steps", "learner: to publish, beyond a step"
+    assert figures[published] == pytest.approx((embeddings + buffers(256)) / 1e9, rel=1e-3)
+    assert buffers(256) == 2 * embeddings and figures[beyond] == 0, "where activations were"
+    large = counted("--sync.bucket_mb", "600")
+    assert large[published] == pytest.approx((embeddings + buffers(600)) / 1e9, rel=0.01)
+    engine = ("--actor.engine_args.max_total_tokens", "1000000", "--actor.engine_args.mem_fraction_static", "0.9")
+    gloo, shared = counted("--sync.backend", "gloo"), counted("--sync.transport", "shared", *engine)
+    assert gloo[published] == shared[published] == pytest.approx(embeddings / 1e9, rel=1e-3)
+    assert shared["learner: copy to publish"] == pytest.approx(2 * parameters("qwen2.5-1.5b") / 1e9)
+    assert counted("--lora.rank", "8", "--lora.sync", "adapter")[published] == 0
+    merged = counted("--lora.rank", "8", "--lora.sync", "merged")[published]
+    assert merged == pytest.approx(figures[published] + 4 * layer / 1e9, rel=0.01)
+    small = ("--learner.microbatch_tokens", "1536", "--learner.head_chunk", "16", "--sync.bucket_mb", "3000")
+    tight = counted(*small, "--learner.kl", "0")
+    transient = sum(
+        tight[f"learner: {use}"] for use in ("gathered weights", "activations", "gradients on the way")
+    )  # fmt: skip
+    assert tight[beyond] == pytest.approx(tight[published] - transient) and tight[beyond] > 0
+    kept = counted(*small, "--learner.kl", "0.1")
+    assert kept[beyond] == pytest.approx(tight[beyond]), "the embeddings of the reference stay gathered"
 
 
 def gpus(*flags: str, count: int = 0, learner: float = 40, engine: float = 30) -> dict[str, tuple[float, bool | None]]:

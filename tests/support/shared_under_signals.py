@@ -9,7 +9,7 @@ import signal
 
 import torch
 
-from learner.weights.shared_memory import allocate_shared_buffer, create_handle
+from learner.weights.shared_memory import SharedBuffer
 
 
 def main() -> None:
@@ -21,8 +21,7 @@ def main() -> None:
 
     signal.signal(signal.SIGALRM, count)
     signal.setitimer(signal.ITIMER_REAL, 5e-5, 5e-5)
-    buffer = allocate_shared_buffer(4096, torch.device("cpu"))
-    handle = create_handle(buffer)
+    handle = SharedBuffer(4096, torch.device("cpu")).create_handle()
     signal.setitimer(signal.ITIMER_REAL, 0)
     print(f"{len(handle.fields)} fields, {signals} signals")
 

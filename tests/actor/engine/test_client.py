@@ -29,7 +29,7 @@ from actor.engine.start import open_engine
 from common import wire
 from common.config import load
 from learner.weights.buckets import bytes_of, cut_into_buckets
-from learner.weights.shared_memory import allocate_shared_buffer, create_handle
+from learner.weights.shared_memory import SharedBuffer
 from scripts.bench.pauses import (
     NO_PROBE,
     PROMPT,
@@ -45,14 +45,14 @@ from tests.support.processes import forked
 OTHERS = [directory for directory in os.environ.get("SGLANG_DIRS", "").split(":") if directory]
 
 
-def by_memory(model: PreTrainedModel, version: int, kept: list[torch.Tensor]) -> wire.Receive:
+def by_memory(model: PreTrainedModel, version: int, kept: list[SharedBuffer]) -> wire.Receive:
     buckets = cut_into_buckets({name: list(value.shape) for name, value in model.named_parameters()}, "float32", 0.05)
     weights = iter(model.parameters())
     for bucket in buckets:
-        flat = allocate_shared_buffer(bytes_of(bucket), torch.device("cpu"))
-        flat.view(torch.float32).copy_(torch.cat([next(weights).detach().flatten() for _ in bucket.names]))
+        flat = SharedBuffer(bytes_of(bucket), torch.device("cpu"))
+        flat.tensor.view(torch.float32).copy_(torch.cat([next(weights).detach().flatten() for _ in bucket.names]))
         kept.append(flat)
-    handles = [[create_handle(flat)] for flat in kept[-len(buckets) :]]
+    handles = [[flat.create_handle()] for flat in kept[-len(buckets) :]]
     return wire.Receive(
         group="", path="", version=version, buckets=buckets, probe=NO_PROBE, timeout_s=60, handles=handles
     )  # fmt: skip
@@ -126,7 +126,7 @@ def test_every_token_of_an_answer_is_of_the_version_that_it_is_marked_with(
     """An SGLang that cannot flush its cache while answers wait lets them end instead, and a warning says so."""
     monkeypatch.setenv("PYTHONPATH", directory)
     policies: list[PreTrainedModel] = [AutoModelForCausalLM.from_pretrained(tiny_policy, dtype=torch.float32)]
-    kept: list[torch.Tensor] = []
+    kept: list[SharedBuffer] = []
 
     async def all_modes(engine: Engine) -> None:
         retracts = engine.pause_mode == "retract"
