@@ -75,7 +75,7 @@ class _Replica:
     def silent(self) -> bool:
         return max(time.monotonic() - self.last_heard, self.stalled_s) > _SILENCE_S
 
-    def order(self) -> tuple[bool, bool, int, float]:
+    def rank(self) -> tuple[bool, bool, int, float]:
         """The smallest is asked first: the one with the fewest requests, and of these the one asked the longest ago.
 
         Otherwise all actors would ask the first of several idle ones.
@@ -86,6 +86,46 @@ class _Replica:
         """What was asked of it is lost, as it has started again or its connection was made anew."""
         for future in self.waiting.values():
             future.cancel()
+
+
+@dataclass
+class _Asking:
+    """One request on its way.
+
+    Attributes:
+        free: replicas that may be asked.
+        tasks: those that are being asked, and the monotonic time since when; the newest last.
+        newest_at: when the newest of all was asked, also if it has replied since.
+        full: those whose queue was full.
+        problems: why each that was asked sent no scores, by address.
+        refused: some replica says that the fault lies in the answers.
+    """
+
+    free: list[_Replica]
+    tasks: dict[asyncio.Task[wire.ScoreReply | None], tuple[_Replica, float]] = field(default_factory=dict)
+    newest_at: float = 0.0
+    full: list[_Replica] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    refused: bool = False
+
+    @property
+    def newest(self) -> _Replica:
+        return [*self.tasks.values()][-1][0]
+
+    def hear(self, replica: _Replica, reply: wire.ScoreReply | None, count: int) -> list[wire.Score] | None:
+        """The scores of ``count`` answers; None, and the problem is kept, where the reply has none."""
+        if reply is None:
+            self.problems[replica.address] = "it started again, or its connection was made anew"
+            self.free.append(replica)
+        elif reply.full:
+            self.problems[replica.address] = "its queue is full"
+            self.full.append(replica)
+        elif not reply.error and len(reply.scores) == count:
+            return reply.scores
+        else:
+            self.problems[replica.address] = reply.error or "a score is missing"
+            self.refused |= not reply.later
+        return None
 
 
 class Scoring:
@@ -166,52 +206,45 @@ class Scoring:
             extra=question.extra,
             tokens=tokens or [],
         )
-        deadline = time.monotonic() + self._timeout_s
-        back_off_s = _FULL_BACK_OFF_S
-        candidates = list(self._replicas)  # those that have not been asked, or may be asked again
-        asked: dict[asyncio.Task[wire.ScoreReply | None], _Replica] = {}  # the newest last
-        newest_at = 0.0  # when the newest was asked
-        began_at: dict[str, float] = {}  # when each was, by address
-        problems: dict[str, str] = {}  # by address
-        refused = False  # some replica says that the fault lies in the answers
+        return await self._ask(request)
+
+    async def _ask(self, request: wire.ScoreRequest) -> list[wire.Score]:
+        """Asks one replica after another until one has scored; raises ScoringError as ``score`` says."""
+        deadline, back_off_s = time.monotonic() + self._timeout_s, _FULL_BACK_OFF_S
+        asking = _Asking(free=list(self._replicas))
         try:
             while (left_s := deadline - time.monotonic()) > 0:
-                if candidates and (not asked or self._is_overdue([*asked.values()][-1], newest_at)):
-                    replica = min(candidates, key=_Replica.order)
-                    candidates.remove(replica)
-                    newest_at = began_at[replica.address] = replica.asked = time.monotonic()
-                    numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
-                    asked[asyncio.create_task(self._request(replica, numbered))] = replica
-                if not asked:  # all have refused; those that are full are asked again, after a while
-                    if "its queue is full" not in problems.values():
-                        break
+                if asking.free and (not asking.tasks or self._is_overdue(asking.newest, asking.newest_at)):
+                    self._ask_next(asking, request, left_s)
+                if asking.tasks:
+                    pause_s = min(left_s, self._patience_s() / 2) if asking.free else left_s
+                    done, _ = await asyncio.wait(asking.tasks, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        replica, began_at = asking.tasks.pop(task)
+                        scores = asking.hear(replica, task.result(), len(request.answers))
+                        if scores is not None:
+                            self._latencies.append(time.monotonic() - began_at)
+                            return scores
+                elif asking.full:  # all have refused; those that are full are asked again, after a while
                     await asyncio.sleep(min(back_off_s, left_s))
                     back_off_s = min(2 * back_off_s, _HEALTH_S)
-                    candidates = [one for one in self._replicas if problems.get(one.address) == "its queue is full"]
-                    continue
-                pause_s = min(left_s, self._patience_s() / 2) if candidates else left_s
-                done, _ = await asyncio.wait(asked, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    replica, reply = asked.pop(task), task.result()
-                    if reply is None:  # it has started again, or its connection was made anew
-                        problems[replica.address] = "it started again"
-                        candidates.append(replica)
-                    elif reply.full:
-                        problems[replica.address] = "its queue is full"
-                    elif not reply.error and len(reply.scores) == len(answers):
-                        self._latencies.append(time.monotonic() - began_at[replica.address])
-                        return reply.scores
-                    else:
-                        problems[replica.address] = reply.error or "a score is missing"
-                        refused |= not reply.later
+                    asking.free, asking.full = asking.full, []
+                else:
+                    break
         finally:
-            for task in asked:
+            for task in asking.tasks:
                 task.cancel()
-        problems |= {replica.address: "no answer" for replica in asked.values()}
+        problems = asking.problems | {replica.address: "no answer" for replica, _ in asking.tasks.values()}
         listed = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
-        raise ScoringError(
-            f"no reward process scored the answers within {self._timeout_s:.0f} s: {listed}", later=not refused
-        )
+        message = f"no reward process scored the answers within {self._timeout_s:.0f} s: {listed}"
+        raise ScoringError(message, later=not asking.refused)
+
+    def _ask_next(self, asking: _Asking, request: wire.ScoreRequest, left_s: float) -> None:
+        replica = min(asking.free, key=_Replica.rank)
+        asking.free.remove(replica)
+        asking.newest_at = replica.asked = time.monotonic()
+        numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
+        asking.tasks[asyncio.create_task(self._request(replica, numbered))] = replica, asking.newest_at
 
     def _patience_s(self) -> float:
         """How long a replica may take before another one is asked as well: twice what nine in ten scores take."""
