@@ -64,9 +64,9 @@ class RankActions:
             command.number,
             {} if snapshot is None else snapshot.as_json(),
             queued,
-            anchor=trainer.reference if trainer.anchor.moved else None,
+            reference=trainer.reference if trainer.reference_state.moved else None,
             depends_on=[config.run.dir / LEDGER_FILE] if dist.get_rank() == 0 else [],
-            anchor_stage=trainer.anchor.stage if config.learner.stages else None,
+            reference_stage=trainer.reference_state.stage if config.learner.stages else None,
         )
 
     def _export(self) -> None:

@@ -121,8 +121,8 @@ def _train(
         trainer = make_trainer(config)
     if latest is not None and snapshot is not None:
         with Activity("learner", f"reading the checkpoint {latest.path}"):
-            anchor = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-            trainer.resume_anchor(anchor, snapshot.step)
+            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+            trainer.resume_reference(found, snapshot.step)
     actions = RankActions(config, trainer, checkpoints, tokenizer, links, place)
     ranks = Ranks(actions.by_name())
     if server is None or questions is None:
