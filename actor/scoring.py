@@ -52,7 +52,7 @@ class ScoringError(RuntimeError):
 
 
 @dataclass
-class _Replica:
+class Replica:
     """One process of the reward service, and what this actor has asked it."""
 
     route: Route
@@ -101,18 +101,18 @@ class _Asking:
         refused: some replica says that the fault lies in the answers.
     """
 
-    free: list[_Replica]
-    tasks: dict[asyncio.Task[wire.ScoreReply | None], tuple[_Replica, float]] = field(default_factory=dict)
+    free: list[Replica]
+    tasks: dict[asyncio.Task[wire.ScoreReply | None], tuple[Replica, float]] = field(default_factory=dict)
     newest_at: float = 0.0
-    full: list[_Replica] = field(default_factory=list)
+    full: list[Replica] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
     refused: bool = False
 
     @property
-    def newest(self) -> _Replica:
+    def newest(self) -> Replica:
         return [*self.tasks.values()][-1][0]
 
-    def hear(self, replica: _Replica, reply: wire.ScoreReply | None, count: int) -> list[wire.Score] | None:
+    def hear(self, replica: Replica, reply: wire.ScoreReply | None, count: int) -> list[wire.Score] | None:
         """The scores of ``count`` answers; None, and the problem is kept, where the reply has none."""
         if reply is None:
             self.problems[replica.address] = "it started again, or its connection was made anew"
@@ -141,11 +141,16 @@ class Scoring:
 
     def __init__(self, context: zmq.asyncio.Context, timeout_s: float, routes: list[Route]) -> None:
         self._timeout_s = timeout_s
-        self._replicas = [_Replica(route) for route in routes]
+        self._replicas = [Replica(route) for route in routes]
         for route in routes:
             route.connect(context)
         self._ids = itertools.count()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)  # seconds of the newest scores
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The replicas, for whoever watches them."""
+        return tuple(self._replicas)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -240,7 +245,7 @@ class Scoring:
         raise ScoringError(message, later=not asking.refused)
 
     def _ask_next(self, asking: _Asking, request: wire.ScoreRequest, left_s: float) -> None:
-        replica = min(asking.free, key=_Replica.rank)
+        replica = min(asking.free, key=Replica.rank)
         asking.free.remove(replica)
         asking.newest_at = replica.asked = time.monotonic()
         numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
@@ -255,7 +260,7 @@ class Scoring:
         # The last replica should also get a good part of the deadline.
         return min(max(patience_s, _LEAST_PATIENCE_S), self._timeout_s / (len(self._replicas) + 1))
 
-    def _is_overdue(self, replica: _Replica, asked_at: float) -> bool:
+    def _is_overdue(self, replica: Replica, asked_at: float) -> bool:
         """Whether it is time to ask another replica as well, because the one that was asked takes too long."""
         if replica.silent and not all(each.silent for each in self._replicas):
             overdue = True
@@ -266,7 +271,7 @@ class Scoring:
             log.warning("the reward process at %s takes long: asking another one as well", replica.address)
         return overdue
 
-    async def _request(self, replica: _Replica, request: wire.ScoreRequest) -> wire.ScoreReply | None:
+    async def _request(self, replica: Replica, request: wire.ScoreRequest) -> wire.ScoreReply | None:
         """Asks one replica and waits for its reply until it is cancelled. None: the request is lost; ask again."""
         future = replica.waiting[request.id] = asyncio.get_running_loop().create_future()
         try:
@@ -290,7 +295,7 @@ class Scoring:
                 )  # fmt: skip
             await asyncio.sleep(_HEALTH_S)
 
-    async def _check_health(self, replica: _Replica) -> NoReturn:
+    async def _check_health(self, replica: Replica) -> NoReturn:
         """Asks a replica for its health, and looks for it while it is silent."""
         looking, since = OneCall(replica.route.look), time.monotonic()  # since when it could have answered
         patience_s = _CUT_S
@@ -318,7 +323,7 @@ class Scoring:
                 since = time.monotonic()
                 replica.last_heard = min(since, replica.last_heard + stood_s)
 
-    async def _receive(self, replica: _Replica) -> NoReturn:
+    async def _receive(self, replica: Replica) -> NoReturn:
         while True:
             try:
                 message = wire.decode(await replica.route.socket.recv())
