@@ -365,8 +365,8 @@ class ActorRegistry:
         served = self.served.queue
         return {
             "waiting": len(served.finished()), "leased": served.count_leased(),
-            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed, "refused": self.refused_groups,
-            "foreign": self.foreign,
+            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed,
+            "refused": self.refused_groups, "foreign": self.foreign,
         }  # fmt: skip
 
     def _ask_again_for_stale(self) -> None:

@@ -82,16 +82,8 @@ _API = {  # title -> modules whose docstrings are shown
     "Reports": ["learner.report.report", "learner.report.trackers.tracker", "learner.report.bottleneck"],
     "Messages": ["common.wire.groups", "common.wire.session", "common.wire.scoring", "common.wire.weights"],
 }
-_SETTINGS = (
-    "run",
-    "actor",
-    "router",
-    "reward",
-    "learner",
-    "lora",
-    "sync",
-    "resume",
-)  # files of common/config; comments explain them
+# Files of common/config; their comments explain the settings.
+_SETTINGS = ("run", "actor", "router", "reward", "learner", "lora", "sync", "resume")
 _SETTINGS_PAGE = "api/settings.md"
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
