@@ -165,6 +165,11 @@ class WorkServer:
             self._check()
             return {name: actor for name, actor in sorted(self._registry.actors.items()) if actor.engine_ranks}
 
+    def present(self) -> list[str]:
+        """The names of all actors that are there, also of those whose engines still start, sorted."""
+        with self.lock:
+            return sorted(self._registry.actors)
+
     def is_present(self, name: str, actor: ActorState) -> bool:
         """Whether this actor has neither left nor been given up since ``members`` returned it.
 
