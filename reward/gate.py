@@ -220,19 +220,16 @@ class ComplianceGate:
             similarity_earns: for each answer whether its similarity to a reference earns something, in which case the
                 rewarded text is judged whatever ``reward.gate_span`` says.
         """
-        judged = [
-            answer.judged(self._config.gate_span, earns)
-            for answer, earns in zip(answers, similarity_earns, strict=True)
-        ]
-        # The rewarded text comes first: its language is looked up for the calibration. It is not judged twice.
-        texts = [[answer.rewarded, *(one for one in some if one is not answer.rewarded)]
-                 for answer, some in zip(answers, judged, strict=True)]  # fmt: skip
-        flat = [text for some in texts for text in some]
-        asked = [answer.asked for answer, some in zip(answers, texts, strict=True) for _ in some]
-        found = iter(self.judge(flat, asked))
+        # The answer, its judged texts, and all to look at: also the rewarded one, by whose language it is calibrated.
+        rows = []
+        for answer, earns in zip(answers, similarity_earns, strict=True):
+            judged = answer.judged(self._config.gate_span, earns)
+            rows.append((answer, judged, list(dict.fromkeys([answer.rewarded, *judged]))))
+        pairs = [(text, answer.asked) for answer, _, texts in rows for text in texts]
+        found = dict(zip(pairs, self.judge([text for text, _ in pairs], [code for _, code in pairs]), strict=True))
         return [
-            self._decision(answer, some, dict(zip(mine, [next(found) for _ in mine], strict=True)))
-            for answer, some, mine in zip(answers, judged, texts, strict=True)
+            self._decision(answer, judged, {text: found[text, answer.asked] for text in texts})
+            for answer, judged, texts in rows
         ]
 
     def _decision(self, answer: Answer, judged: Sequence[str], found: Mapping[str, Finding]) -> Decision:

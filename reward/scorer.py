@@ -35,6 +35,7 @@ from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
 from common.process import FatalError
 from common.prose import without_code
+from common.sparse_log import is_logged
 from common.wire import Score, ScoreRequest
 from reward.batching import each_or_error
 from reward.calibration.drift import Drift
@@ -195,13 +196,14 @@ class Scorer:
                 if self._newest is not None:
                     self._newest.exception()  # waits
                 embedded = self._newest = self._embedding.submit(self._embed, jobs, tokenised)
-        numbers = iter(range(len(jobs)))
-        return [
-            self._waits.start(self._finish(one, next(numbers), decided, embedded))
-            if isinstance(one, _Job)
-            else _failed(one)
-            for one in read
-        ]
+        futures, number = list[Future[list[ScoredAnswer]]](), 0
+        for one in read:
+            if isinstance(one, _Job):
+                futures.append(self._waits.start(self._finish(one, number, decided, embedded)))
+                number += 1
+            else:
+                futures.append(_failed(one))
+        return futures
 
     def busy_s(self) -> float:
         """Seconds in which batches were read, judged for their language or embedded."""
@@ -399,7 +401,7 @@ class Scorer:
     def _count_not_finite(self, request: ScoreRequest) -> None:
         self.counts["not_finite"] += 1
         times = self.counts["not_finite"]
-        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+        if is_logged(times):
             logger.warning(
                 "the embedder %s gives no numbers for an answer to question %d, or for its reference, so that they "
                 "cannot be compared (%d so far)", self._config.embedder, request.row, times,

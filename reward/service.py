@@ -18,6 +18,7 @@ import zmq
 from common.config import RewardConfig
 from common.process import FatalError
 from common.progress import Activity
+from common.sparse_log import is_logged
 from common.wire import Health, Healthy, Score, ScoreReply, ScoreRequest, WireError, decode, encode, read_heading
 from reward.batching import QueuedRequest, RequestQueue
 from reward.scored import ScoredAnswer, UnscoredError
@@ -146,7 +147,7 @@ class Service:
                 self.counts[name] += 1
                 text = "not scored before the deadline" if isinstance(error, TimeoutError) else str(error)
                 times = self.counts[name]
-                if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
+                if is_logged(times):
                     expected = later or isinstance(error, ValueError)
                     trace = None if expected else error
                     logger.warning("cannot score request %d (%d so far): %s", queued.request.id, times, text,
@@ -197,7 +198,7 @@ class Service:
             self._answer_stranger(frames, error)
             self.counts["refused"] += 1
             times = self.counts["refused"]
-            if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: a flood must not fill the disk
+            if is_logged(times):
                 logger.warning("refused a message (%d so far): %s", times, error)
 
     def _answer_stranger(self, frames: list[bytes], error: WireError) -> None:
