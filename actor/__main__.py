@@ -22,7 +22,7 @@ def run(config: Config) -> None:
     if not config.actor.engine_url:
         usable_gpus()  # before the learner is waited for, which may take hours
     with Activity("actor", "importing transformers"):
-        from actor.lives import AskedToEnd, Lives
+        from actor.lives import AskedToEnd, LifeRunner
         from common.prompts import PROMPT_STYLES
         from common.tokenizer import load_tokenizer
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
@@ -41,7 +41,7 @@ def run(config: Config) -> None:
         ]
     use_interface(host_of(learner.place.address))
     try:
-        asyncio.run(Lives(config, name, tokenizer, learner, rewards).run())
+        asyncio.run(LifeRunner(config, name, tokenizer, learner, rewards).run())
     except (AskedToEnd, asyncio.CancelledError):
         raise KeyboardInterrupt from None
 

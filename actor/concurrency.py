@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_TARGET_USAGE = 0.6  # of the KV cache with one step more; answers in flight have on average half of their tokens yet
+# The largest share of the KV cache after one more step. It is low, as answers in flight have half of their tokens.
+_TARGET_USAGE = 0.6
 _CUT_FACTOR = 0.75
 _SETTLING = 1.5  # the effect of a cut is seen once this many times the groups in flight have finished
 _RETRY_AFTER = 64  # groups without retraction before the limit is raised by one again; doubles with each cut
@@ -40,7 +41,7 @@ class Concurrency:
         if not gauges and not self._had_gauges:
             self.slots = self._most
             return
-        if not self._had_gauges:  # what it got until now was not found out
+        if not self._had_gauges:  # until now it had all slots, so the search begins at the first step
             self._had_gauges, self.slots = True, self._step
         self._since_cut += 1
         waiting, running = gauges.get("waiting", 0.0), gauges.get("running", 0.0)

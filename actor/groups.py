@@ -259,8 +259,8 @@ class PromptGroups:
     def _in_engine(self, lease_id: str) -> Iterator[None]:
         """Surrounds the call that has the engine generate a group.
 
-        The group stays among those that are generated if the engine ends meanwhile, or the life, as it does when the
-        process of the engine has ended.
+        Where the engine or this life ends meanwhile, the group stays among those that are being generated, so that the
+        actor's ``Leave`` names it. Any other outcome removes it.
         """
         self._generating.add(lease_id)
         try:

@@ -47,7 +47,7 @@ class AskedToEnd(Exception):
     """The process was asked to end by a signal."""
 
 
-class Lives:
+class LifeRunner:
     """Runs one life after another.
 
     Args:

@@ -52,7 +52,7 @@ class ScoringError(RuntimeError):
 
 
 @dataclass
-class _Replica:
+class Replica:
     """One process of the reward service, and what this actor has asked it."""
 
     route: Route
@@ -75,7 +75,7 @@ class _Replica:
     def silent(self) -> bool:
         return max(time.monotonic() - self.last_heard, self.stalled_s) > _SILENCE_S
 
-    def order(self) -> tuple[bool, bool, int, float]:
+    def rank(self) -> tuple[bool, bool, int, float]:
         """The smallest is asked first: the one with the fewest requests, and of these the one asked the longest ago.
 
         Otherwise all actors would ask the first of several idle ones.
@@ -86,6 +86,46 @@ class _Replica:
         """What was asked of it is lost, as it has started again or its connection was made anew."""
         for future in self.waiting.values():
             future.cancel()
+
+
+@dataclass
+class _Asking:
+    """One request on its way.
+
+    Attributes:
+        free: replicas that may be asked.
+        tasks: those that are being asked, and the monotonic time since when; the newest last.
+        newest_at: when the newest of all was asked, also if it has replied since.
+        full: those whose queue was full.
+        problems: why each that was asked sent no scores, by address.
+        refused: some replica says that the fault lies in the answers.
+    """
+
+    free: list[Replica]
+    tasks: dict[asyncio.Task[wire.ScoreReply | None], tuple[Replica, float]] = field(default_factory=dict)
+    newest_at: float = 0.0
+    full: list[Replica] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    refused: bool = False
+
+    @property
+    def newest(self) -> Replica:
+        return [*self.tasks.values()][-1][0]
+
+    def hear(self, replica: Replica, reply: wire.ScoreReply | None, count: int) -> list[wire.Score] | None:
+        """The scores of ``count`` answers; None, and the problem is kept, where the reply has none."""
+        if reply is None:
+            self.problems[replica.address] = "it started again, or its connection was made anew"
+            self.free.append(replica)
+        elif reply.full:
+            self.problems[replica.address] = "its queue is full"
+            self.full.append(replica)
+        elif not reply.error and len(reply.scores) == count:
+            return reply.scores
+        else:
+            self.problems[replica.address] = reply.error or "a score is missing"
+            self.refused |= not reply.later
+        return None
 
 
 class Scoring:
@@ -101,11 +141,16 @@ class Scoring:
 
     def __init__(self, context: zmq.asyncio.Context, timeout_s: float, routes: list[Route]) -> None:
         self._timeout_s = timeout_s
-        self._replicas = [_Replica(route) for route in routes]
+        self._replicas = [Replica(route) for route in routes]
         for route in routes:
             route.connect(context)
         self._ids = itertools.count()
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)  # seconds of the newest scores
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        """The replicas, for whoever watches them."""
+        return tuple(self._replicas)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -166,52 +211,45 @@ class Scoring:
             extra=question.extra,
             tokens=tokens or [],
         )
-        deadline = time.monotonic() + self._timeout_s
-        back_off_s = _FULL_BACK_OFF_S
-        candidates = list(self._replicas)  # those that have not been asked, or may be asked again
-        asked: dict[asyncio.Task[wire.ScoreReply | None], _Replica] = {}  # the newest last
-        newest_at = 0.0  # when the newest was asked
-        began_at: dict[str, float] = {}  # when each was, by address
-        problems: dict[str, str] = {}  # by address
-        refused = False  # some replica says that the fault lies in the answers
+        return await self._ask(request)
+
+    async def _ask(self, request: wire.ScoreRequest) -> list[wire.Score]:
+        """Asks one replica after another until one has scored; raises ScoringError as ``score`` says."""
+        deadline, back_off_s = time.monotonic() + self._timeout_s, _FULL_BACK_OFF_S
+        asking = _Asking(free=list(self._replicas))
         try:
             while (left_s := deadline - time.monotonic()) > 0:
-                if candidates and (not asked or self._is_overdue([*asked.values()][-1], newest_at)):
-                    replica = min(candidates, key=_Replica.order)
-                    candidates.remove(replica)
-                    newest_at = began_at[replica.address] = replica.asked = time.monotonic()
-                    numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
-                    asked[asyncio.create_task(self._request(replica, numbered))] = replica
-                if not asked:  # all have refused; those that are full are asked again, after a while
-                    if "its queue is full" not in problems.values():
-                        break
+                if asking.free and (not asking.tasks or self._is_overdue(asking.newest, asking.newest_at)):
+                    self._ask_next(asking, request, left_s)
+                if asking.tasks:
+                    pause_s = min(left_s, self._patience_s() / 2) if asking.free else left_s
+                    done, _ = await asyncio.wait(asking.tasks, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        replica, began_at = asking.tasks.pop(task)
+                        scores = asking.hear(replica, task.result(), len(request.answers))
+                        if scores is not None:
+                            self._latencies.append(time.monotonic() - began_at)
+                            return scores
+                elif asking.full:  # all have refused; those that are full are asked again, after a while
                     await asyncio.sleep(min(back_off_s, left_s))
                     back_off_s = min(2 * back_off_s, _HEALTH_S)
-                    candidates = [one for one in self._replicas if problems.get(one.address) == "its queue is full"]
-                    continue
-                pause_s = min(left_s, self._patience_s() / 2) if candidates else left_s
-                done, _ = await asyncio.wait(asked, timeout=pause_s, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    replica, reply = asked.pop(task), task.result()
-                    if reply is None:  # it has started again, or its connection was made anew
-                        problems[replica.address] = "it started again"
-                        candidates.append(replica)
-                    elif reply.full:
-                        problems[replica.address] = "its queue is full"
-                    elif not reply.error and len(reply.scores) == len(answers):
-                        self._latencies.append(time.monotonic() - began_at[replica.address])
-                        return reply.scores
-                    else:
-                        problems[replica.address] = reply.error or "a score is missing"
-                        refused |= not reply.later
+                    asking.free, asking.full = asking.full, []
+                else:
+                    break
         finally:
-            for task in asked:
+            for task in asking.tasks:
                 task.cancel()
-        problems |= {replica.address: "no answer" for replica in asked.values()}
+        problems = asking.problems | {replica.address: "no answer" for replica, _ in asking.tasks.values()}
         listed = "; ".join(f"{address}: {problem}" for address, problem in problems.items())
-        raise ScoringError(
-            f"no reward process scored the answers within {self._timeout_s:.0f} s: {listed}", later=not refused
-        )
+        message = f"no reward process scored the answers within {self._timeout_s:.0f} s: {listed}"
+        raise ScoringError(message, later=not asking.refused)
+
+    def _ask_next(self, asking: _Asking, request: wire.ScoreRequest, left_s: float) -> None:
+        replica = min(asking.free, key=Replica.rank)
+        asking.free.remove(replica)
+        asking.newest_at = replica.asked = time.monotonic()
+        numbered = request.model_copy({"id": next(self._ids), "deadline_s": left_s})
+        asking.tasks[asyncio.create_task(self._request(replica, numbered))] = replica, asking.newest_at
 
     def _patience_s(self) -> float:
         """How long a replica may take before another one is asked as well: twice what nine in ten scores take."""
@@ -222,7 +260,7 @@ class Scoring:
         # The last replica should also get a good part of the deadline.
         return min(max(patience_s, _LEAST_PATIENCE_S), self._timeout_s / (len(self._replicas) + 1))
 
-    def _is_overdue(self, replica: _Replica, asked_at: float) -> bool:
+    def _is_overdue(self, replica: Replica, asked_at: float) -> bool:
         """Whether it is time to ask another replica as well, because the one that was asked takes too long."""
         if replica.silent and not all(each.silent for each in self._replicas):
             overdue = True
@@ -233,7 +271,7 @@ class Scoring:
             log.warning("the reward process at %s takes long: asking another one as well", replica.address)
         return overdue
 
-    async def _request(self, replica: _Replica, request: wire.ScoreRequest) -> wire.ScoreReply | None:
+    async def _request(self, replica: Replica, request: wire.ScoreRequest) -> wire.ScoreReply | None:
         """Asks one replica and waits for its reply until it is cancelled. None: the request is lost; ask again."""
         future = replica.waiting[request.id] = asyncio.get_running_loop().create_future()
         try:
@@ -257,7 +295,7 @@ class Scoring:
                 )  # fmt: skip
             await asyncio.sleep(_HEALTH_S)
 
-    async def _check_health(self, replica: _Replica) -> NoReturn:
+    async def _check_health(self, replica: Replica) -> NoReturn:
         """Asks a replica for its health, and looks for it while it is silent."""
         looking, since = OneCall(replica.route.look), time.monotonic()  # since when it could have answered
         patience_s = _CUT_S
@@ -285,7 +323,7 @@ class Scoring:
                 since = time.monotonic()
                 replica.last_heard = min(since, replica.last_heard + stood_s)
 
-    async def _receive(self, replica: _Replica) -> NoReturn:
+    async def _receive(self, replica: Replica) -> NoReturn:
         while True:
             try:
                 message = wire.decode(await replica.route.socket.recv())

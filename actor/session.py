@@ -27,6 +27,7 @@ from common.config import HEARTBEAT_S
 from common.net.rendezvous import Place, Route
 from common.process import FatalError
 from common.progress import Activity
+from common.sparse_log import is_logged
 from common.stood_still import WORTH_TELLING_S, stood_still_s
 from common.threads import OneCall
 
@@ -166,7 +167,7 @@ class Session:
 
     def _drop(self, message: wire.LifeMessage) -> None:
         self.dropped += 1
-        if self.dropped & (self.dropped - 1) == 0:
+        if is_logged(self.dropped):
             log.warning(
                 "dropped a message of the learner that belongs to another life (%d so far): %s",
                 self.dropped, message.kind,

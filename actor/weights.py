@@ -31,7 +31,7 @@ from common.process import FatalError
 log = logging.getLogger("actor")
 
 RECOVERY_S = 5.0  # to resume an engine whose update was cut off; each of its calls has half of that
-_PROOF_SHARE = 0.25  # of sync.timeout_s, in which an engine must pause: how long a pause waits for a probe to end
+_PROOF_SHARE = 0.25  # share of sync.timeout_s for which a pause waits for a running probe; the rest is the engine's
 
 Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter
 

@@ -14,7 +14,6 @@ from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
 
 GateSpan: TypeAlias = Literal["all", "thinking", "answer"]  # which parts of an answer must be in its language
-ThoughtOpening: TypeAlias = Literal["", "template", "policy"]  # who wrote the tag that a thought begins with
 
 ODDITIES = ("unencodable", "over_long")  # counters of answers with lone surrogates, and of those cut for their length
 
@@ -31,8 +30,6 @@ class Answer:
         thought: the thought, without its tags; ``""`` where there is none.
         final: the answer after the thought: what is rewarded. Empty where the answer has no content, and where its
             thought never ended, because a thought is no answer.
-        thought_opened_by: "template" where the prompt ended with ``<think>``, "policy" where the answer contains it (or
-            contains ``</think>`` alone), ``""`` where there is no thought.
         thought_closed: whether the thought ended; True where there is none.
         asked: the code of the language that the answer should be in. Where the policy chose the language, the one that
             its header names; ``""`` where that header names none.
@@ -45,7 +42,6 @@ class Answer:
     header: str
     thought: str
     final: str
-    thought_opened_by: ThoughtOpening
     thought_closed: bool
     asked: str
     truncated: bool = False
@@ -102,9 +98,6 @@ def read_answer(
             raise ValueError("the policy chose the language, and no header is known that could name it")
         asked, well_formed, end = header.parse(text)
         text, named, selection = text[end:].strip(), text[:end].strip(), {"selection": float(well_formed)}
-    opened_by: ThoughtOpening = "policy" if _OPEN in text or _CLOSE in text else ""
-    if thinking_opened:
-        opened_by = "template"
     before, tag, after = text.rpartition(_CLOSE)
     thought, final = (before, after) if tag else (text, "") if thinking_opened else ("", text)
     unfinished = _OPEN in final
@@ -116,7 +109,6 @@ def read_answer(
         header=named,
         thought=thought.strip(),
         final=final.strip(),
-        thought_opened_by=opened_by,
         thought_closed=not unfinished and (bool(tag) or not thinking_opened),
         asked=asked and code_of(asked),
         truncated=truncated,

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.process import FatalError
+from common.sparse_log import is_logged
 
 log = logging.getLogger("endpoint")
 
@@ -63,7 +64,7 @@ class AnswerCache:
 
     def _warn(self, what: str, error: sqlite3.Error) -> None:
         self._problems += 1
-        if self._problems & (self._problems - 1) == 0:  # the 1st, 2nd, 4th, …: there are two calls for each question
+        if is_logged(self._problems):  # there are two calls for each question
             log.warning("%s %s (%d problems so far): %s", what, self._path, self._problems, error)
 
 

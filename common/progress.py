@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 Text = str | Callable[[], str]
 LOGGER = "progress"
-BRIEF_S = 15.0  # as ``silent_s`` of what usually ends by then
+BRIEF_S = 15.0  # the ``silent_s`` of what usually takes less, and is not logged then
 _EVERY_S = (15.0, 15.0, 30.0)  # seconds between the lines of an activity; the last one again and again
 _WARN_AFTER_S = 60.0
 

@@ -13,7 +13,7 @@ from common.process import FatalError
 from common.run_files import sync_of_run
 from common.stopwatch import Stopwatch
 from learner import recording, resume
-from learner.checkpoint import STATE_FILE, Checkpoint, Checkpoints
+from learner.checkpoint import Checkpoint, Checkpoints
 from learner.gathering import published_buckets
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
@@ -51,6 +51,7 @@ def build_run(
     links: RankLinks,
     checkpoints: Checkpoints,
     latest: Checkpoint | None,
+    snapshot: Snapshot | None,
     interrupts: Interrupts,
 ) -> Run:
     """A run that has yet to begin, or to go on.
@@ -66,6 +67,7 @@ def build_run(
         links: with the other ranks.
         checkpoints: where ``ranks`` saves.
         latest: the checkpoint to go on from; None at the beginning of a run.
+        snapshot: what that checkpoint holds besides the weights; None exactly where ``latest`` is.
         interrupts: end every wait.
 
     Raises:
@@ -75,7 +77,6 @@ def build_run(
     """
     learner = config.learner
     questions = ShuffledQuestions(run_questions.train, config.run.seed)
-    snapshot = None if latest is None else Snapshot.from_json(latest.state, latest.path / STATE_FILE)
     digest = hash_questions(questions.questions, config.run.seed)
     state = _state(config, digest, server.lock, snapshot, latest)
     bound = staleness_bound(learner.groups_per_step, learner.staleness, learner.window)

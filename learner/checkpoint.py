@@ -39,10 +39,10 @@ from common import wire
 from common.process import FatalError
 from learner.groups import Group
 from learner.ranks import broadcast
-from learner.train.anchor import Anchor
-from learner.train.lora import check_same_adapters, is_anchor, saved_parameters
+from learner.train.lora import check_same_adapters, is_reference, saved_parameters
 from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
+from learner.train.reference_state import ReferenceState
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 
 log = logging.getLogger("learner.checkpoint")
@@ -50,7 +50,8 @@ log = logging.getLogger("learner.checkpoint")
 STATE_FILE = "run.json"
 _ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they are
 _OPTIMIZER_FILE = "optimizer.json"  # only where its state is not in float32: in which form it is
-_ANCHOR_FILE = "anchor.json"  # only where the run has stages: for which of them the policy of the KL was last set
+_REFERENCE = "anchor"  # begins the names of the reference policy's tensors
+_REFERENCE_FILE = "anchor.json"  # only where the run has stages: for which of them the reference was last set
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
 _DISK_S, _DISK_MB_PER_S = 600.0, 20.0  # a file system that stalls, and the slowest that is put up with
@@ -90,7 +91,7 @@ class Checkpoints:
 
     Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are. Where the
     state of the optimizer is in 8 bits, ``optimizer.json`` says so. Where a run has stages, ``anchor.json`` says of
-    which one the policy is that the KL is taken to.
+    which one the reference policy is.
 
     One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
     its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
@@ -121,9 +122,9 @@ class Checkpoints:
         step: int,
         state: Mapping[str, Any],
         queued: Sequence[Group] = (),
-        anchor: Policy | None = None,
+        reference: Policy | None = None,
         depends_on: Sequence[Path] = (),
-        anchor_stage: int | None = None,
+        reference_stage: int | None = None,
     ) -> None:
         """Begins to write a checkpoint; all ranks call it together.
 
@@ -133,8 +134,8 @@ class Checkpoints:
             step: how many steps were trained.
             state: JSON; what rank 0 gives is kept.
             queued: as ``state``.
-            anchor: the policy that the KL is taken to, where it is no longer the one the run began with.
-            anchor_stage: the stage for which the KL's policy was last set, from 0; None where there are no stages.
+            reference: the policy that the KL is taken to, where it is no longer the one the run began with.
+            reference_stage: the stage for which the reference was last set, from 0; None where there are no stages.
             depends_on: files without which the state means nothing, as they are now; they reach the disk before it.
 
         Raises:
@@ -150,11 +151,11 @@ class Checkpoints:
                 (partial / STATE_FILE).write_text(json.dumps(state, ensure_ascii=False), encoding="utf-8")
                 (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
                 adapters = None if policy.adapters is None else policy.adapters.description()
-                kl_anchor = None if anchor_stage is None else {"stage": anchor_stage}
+                stage = None if reference_stage is None else {"stage": reference_stage}
                 for name, described in (
                     (_ADAPTERS_FILE, adapters),
                     (_OPTIMIZER_FILE, describe_state(optimizer)),
-                    (_ANCHOR_FILE, kl_anchor),
+                    (_REFERENCE_FILE, stage),
                 ):
                     if described is not None:
                         (partial / name).write_text(json.dumps(described), encoding="utf-8")
@@ -166,8 +167,8 @@ class Checkpoints:
         model = saved_parameters(model, policy.adapters)
         plain, parts = as_plain_tensors(optim)
         tensors: dict[str, Any] = {"model": model, "optim": plain, "optim_parts": parts}
-        if anchor is not None:
-            tensors["anchor"] = get_model_state_dict(anchor)
+        if reference is not None:
+            tensors[_REFERENCE] = get_model_state_dict(reference)
         self._path, self._bytes = partial.with_suffix(""), _bytes_of(tensors)
         self._due = time.monotonic() + _deadline_s(self._bytes, self._collective_s)
         written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
@@ -215,12 +216,12 @@ class Checkpoints:
         return Checkpoint(path, json.loads((path / STATE_FILE).read_text(encoding="utf-8")))
 
     def load(
-        self, path: Path, policy: Policy, optimizer: torch.optim.Optimizer, anchor: Policy | None = None
-    ) -> Anchor:
-        """Fills model and optimizer, and the anchor if the checkpoint has one; all ranks, however many, call it.
+        self, path: Path, policy: Policy, optimizer: torch.optim.Optimizer, reference: Policy | None = None
+    ) -> ReferenceState:
+        """Fills model and optimizer, and the reference if the checkpoint has one; all ranks, however many, call it.
 
         Returns:
-            Whether the anchor was filled, because the checkpoint has one and one was given to fill, and its stage.
+            Whether the reference was filled, because the checkpoint has one and one was given to fill, and its stage.
 
         Raises:
             FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer.
@@ -234,13 +235,13 @@ class Checkpoints:
         model = {
             name: value
             for name, value in saved_parameters(model, policy.adapters).items()
-            if not is_anchor(name) or f"model.{name}" in saved
+            if not is_reference(name) or f"model.{name}" in saved
         }
         plain, parts = as_plain_tensors(optim)
         tensors: dict[str, Any] = {"model": model, "optim": plain, "optim_parts": parts}
-        has_anchor = anchor is not None and any(name.startswith("anchor.") for name in saved)
-        if anchor is not None and has_anchor:
-            tensors["anchor"] = get_model_state_dict(anchor)
+        has_reference = reference is not None and any(name.startswith(f"{_REFERENCE}.") for name in saved)
+        if reference is not None and has_reference:
+            tensors[_REFERENCE] = get_model_state_dict(reference)
         try:
             load_sharded(tensors, checkpoint_id=path)
         except CheckpointException as error:
@@ -250,10 +251,10 @@ class Checkpoints:
             ) from None
         options = StateDictOptions(strict=policy.adapters is None)  # what is frozen is not in the checkpoint
         set_state_dict(policy, optimizer, model_state_dict=model, optim_state_dict=optim, options=options)
-        if anchor is not None and has_anchor:
-            set_model_state_dict(anchor, tensors["anchor"])
-        described = _read_description(path / _ANCHOR_FILE)
-        return Anchor(moved=has_anchor, stage=None if described is None else described["stage"])
+        if reference is not None and has_reference:
+            set_model_state_dict(reference, tensors[_REFERENCE])
+        described = _read_description(path / _REFERENCE_FILE)
+        return ReferenceState(moved=has_reference, stage=None if described is None else described["stage"])
 
     def _complete_when_written(self, written: Future[Any], partial: Path, depends_on: list[Path]) -> None:
         """On the checkpoint thread: digests and the rename, each on the disk in turn; then the oldest are removed."""

@@ -1,4 +1,4 @@
-"""The process of one rank: what every rank sets up, the actions all ranks know, and what rank 0 does beside them."""
+"""The process of one rank: what every rank sets up, and what rank 0 does beside the actions of all."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from common.config import Config
@@ -19,21 +18,18 @@ from common.context import check_context
 from common.gpus import has_cuda
 from common.net import rendezvous
 from common.progress import BRIEF_S, Activity
-from common.prompts import ChatTemplate
 from common.tokenizer import load_tokenizer
 from learner import resume
+from learner.actions import RankActions
 from learner.build import build_run
 from learner.checkpoint import STATE_FILE, Checkpoints
-from learner.export import export, export_adapters
-from learner.gathering import GatherAction
 from learner.loop.interrupts import Interrupted, Interrupts
 from learner.rank_links import RankLinks
 from learner.rank_watch import RankWatch
-from learner.ranks import Command, Ranks, broadcast, collective_timeout_s
+from learner.ranks import Ranks, broadcast, collective_timeout_s
 from learner.report.trackers.start import check_trackers
-from learner.run import Run
 from learner.run_lock import locked
-from learner.state import LEDGER_FILE, Snapshot
+from learner.state import Snapshot
 from learner.supervision import SUCCESSOR
 from learner.train.distributed import set_up_distributed
 from learner.train.trainer import Trainer
@@ -125,47 +121,18 @@ def _train(
         trainer = make_trainer(config)
     if latest is not None and snapshot is not None:
         with Activity("learner", f"reading the checkpoint {latest.path}"):
-            anchor = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-            trainer.resume_anchor(anchor, snapshot.step)
-    run: Run | None = None  # of rank 0, once it is built
-
-    def save(command: Command) -> None:
-        rendezvous.confirm(config.run, "learner", place)  # two learners must not write over each other
-        snapshot, queued = run.state.capture() if run is not None else (None, [])
-        state = {} if snapshot is None else snapshot.as_json()
-        reference = trainer.reference if trainer.anchor.moved else None
-        stage = trainer.anchor.stage if config.learner.stages else None
-        ledger = [config.run.dir / LEDGER_FILE] if leads else []
-        checkpoints.save(trainer.policy, trainer.optimizer, command.number, state, queued, reference, ledger, stage)
-
-    def export_model() -> None:
-        with Activity("learner", f"exporting the model to {config.run.dir / 'model'}"):
-            stop_ids = ChatTemplate(tokenizer, config.model).stop_ids
-            export(trainer.policy, tokenizer, config.run.dir / "model", stop_ids)
-            export_adapters(trainer.policy, config.model.path, config.run.dir / "adapter")
-
-    gather = GatherAction(config, trainer, links)
-
-    def gather_and_walk(command: Command) -> Iterator[tuple[str, Tensor]]:
-        weights = gather(command)
-        return ranks.walk(weights) if leads else weights
-
-    ranks = Ranks(
-        {
-            "train": lambda command: trainer.step(command.batch, command.number),
-            "probe": lambda _: trainer.probe(),
-            "gather": gather_and_walk,
-            "save": save,
-            "export": lambda _: export_model(),
-        }
-    )
+            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+            trainer.resume_reference(found, snapshot.step)
+    actions = RankActions(config, trainer, checkpoints, tokenizer, links, place)
+    ranks = Ranks(actions.by_name())
     if server is None or questions is None:
         ranks.follow()
         checkpoints.wait()
         return
     interrupts = Interrupts()
     try:
-        run = build_run(config, server, trainer, questions, ranks, links, checkpoints, latest, interrupts)
+        run = build_run(config, server, trainer, questions, ranks, links, checkpoints, latest, snapshot, interrupts)
+        actions.state = run.state
         interrupts.install()
         run.train()
         ranks.run("stop")

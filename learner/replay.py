@@ -117,8 +117,9 @@ def _save(trainer: Trainer, step: int, directory: Path) -> Path:
         raise FatalError(f"a replay writes a checkpoint into {directory}, and cannot: {error.strerror}") from None
     root = Path(broadcast(name.encode()).decode())
     checkpoints = Checkpoints(root, kept=1)
-    reference = trainer.reference if trainer.anchor.moved else None
-    checkpoints.save(trainer.policy, trainer.optimizer, step, {}, anchor=reference, anchor_stage=trainer.anchor.stage)
+    state = trainer.reference_state
+    reference = trainer.reference if state.moved else None
+    checkpoints.save(trainer.policy, trainer.optimizer, step, {}, reference=reference, reference_stage=state.stage)
     checkpoints.wait()
     return root
 
@@ -129,8 +130,8 @@ def _resume(config: Config, step: int, root: Path) -> Trainer:
         trainer, checkpoints = Trainer(config), Checkpoints(root, kept=1)
         latest = checkpoints.latest()
         assert latest is not None  # it was written a moment ago
-        anchor = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-        trainer.resume_anchor(anchor, step)
+        found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        trainer.resume_reference(found, step)
         dist.barrier()
     finally:
         if dist.get_rank() == 0:

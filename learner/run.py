@@ -49,8 +49,10 @@ class Run:
     Args:
         config: the section ``learner``.
         languages: of the run, as the router has them.
-        right: from what on an answer counts as right for the curriculum, where somebody has said it.
-        gated: whether it must be in its language, too. Without the gate, the router learns from quality alone.
+        right: the least accuracy, or quality, that counts as right for the curriculum; None where
+            ``data.curriculum_right`` is not set.
+        gated: whether the reward is gated: right answers must be in their language, too. Otherwise the router learns
+            from quality alone.
         step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
         ranks: knows the actions ``train`` and ``export``.
@@ -105,7 +107,8 @@ class Run:
                 batch = self.next_batch()
                 result = self.train_step(batch)
                 self.settle(batch, result)
-                self.reporting.step(batch, result)  # before what an interrupt may end
+                # This step is trained, so it is reported before an interrupt may end the run.
+                self.reporting.step(batch, result)
                 self.publish_or_evaluate()
                 self.saving.save_if_due(self.state.step)
             self.finish()
@@ -129,7 +132,10 @@ class Run:
         self.saving.wait()
 
     def begin(self) -> None:
-        """Publishes, evaluates what no step has trained yet, or was to be, and has training groups handed out."""
+        """Publishes the policy, evaluates it where that is due, and begins to lease training groups.
+
+        An evaluation is due before the first step, and where a run that is resumed still owes one.
+        """
         self.publishing.publish(self.state.step)
         if self.state.step:
             self.evaluator.resume()

@@ -68,7 +68,7 @@ class Logits:
         """The rows of these names, as they are: float64 [rows, L]."""
         return np.array([self.rows.get(name, np.zeros(self.arms)) for name in names])
 
-    def reference(self, batch: Batch) -> None:
+    def update_as_published(self, batch: Batch) -> None:
         """Updates the logits as LRPO's public code (arXiv 2605.25360) does, with its faults.
 
         Rewards are averaged by (topic, region, language), where a missing region counts as a region of its own.

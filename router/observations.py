@@ -176,33 +176,24 @@ class Batch:
         reward, compliant = np.array(state["reward"], np.float64), np.array(state["compliant"], np.bool_)
         return cls(contexts, state["arms"], context, group, arm, reward, compliant)
 
-    def cells(self, values: Array, kept: NDArray[np.bool_], predicted: Array | None = None) -> Cells:
-        """Sums ``values - predicted``, centred by question, over the rollouts of each context in each language.
+    def cells(self, values: Array, kept: NDArray[np.bool_]) -> Cells:
+        """Sums ``values``, centred by question, over the rollouts of each context in each language.
 
         Args:
             values: [n] what is summed.
             kept: [n] the rollouts that count. The mean of a question is over these.
-            predicted: [C, L] what is subtracted from each value; by default 0.
         """
         cell, group, arm = (self.context * self.arms + self.arm)[kept], self.group[kept], self.arm[kept]
-        error = values[kept] if predicted is None else values[kept] - predicted.ravel()[cell]
         number = np.bincount(group)
-        error = error - (np.bincount(group, error) / np.maximum(number, 1))[group]
+        centred = values[kept] - (np.bincount(group, values[kept]) / np.maximum(number, 1))[group]
         pair = group * self.arms + arm
-        information = 1 - np.bincount(pair)[pair] / number[group]
-        compared = information > 0
+        compared = np.bincount(pair)[pair] < number[group]  # its question also has rollouts in another language
         shape = (len(self.contexts), self.arms)
 
         def by_cell(which: Integers, weights: Array | None) -> Array:
             return np.bincount(which, weights, minlength=shape[0] * shape[1]).reshape(shape).astype(np.float64)
 
-        return Cells(
-            sums=by_cell(cell, error),
-            counts=by_cell(cell[compared], None),
-            information=by_cell(cell, information),
-            squares=float(error @ error),
-            freedom=len(error) - int(np.count_nonzero(number)),
-        )
+        return Cells(sums=by_cell(cell, centred), counts=by_cell(cell[compared], None))
 
 
 @dataclass(frozen=True)
@@ -214,16 +205,10 @@ class Cells:
     Attributes:
         sums: [C, L] the sum of the residuals.
         counts: [C, L] the number of compared rollouts.
-        information: [C, L] the same, each rollout counted as 1 minus the share of its language in its question.
-        squares: the sum of the squared residuals of all rollouts.
-        freedom: the degrees of freedom: the number of rollouts minus the number of questions.
     """
 
     sums: Array
     counts: Array
-    information: Array
-    squares: float
-    freedom: int
 
     @property
     def mean(self) -> Array:

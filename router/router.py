@@ -22,7 +22,7 @@ from router.posterior import COMPLIANCE, QUALITY, Beliefs
 from router.schedule import exploration_schedule, temperature_schedule
 
 STATE = 3  # the format number of Router.state
-_STREAM = 2  # tells draws by place from what else is drawn by the run's seed and a question's place
+_STREAM = 2  # third part of the seed [run.seed, place, stream]: keeps draws apart from the curriculum's, which has 1
 _LOGGED = 200  # the most rows that one line of the log has
 
 
@@ -263,7 +263,7 @@ class Router:
         batch, steps = Batch.joined(self._buffer), len(self._buffer)
         self._buffer.clear()
         if self._config.credit == "reference":
-            self._logits.reference(batch)
+            self._logits.update_as_published(batch)
         elif self._config.credit == "pooled" and len(batch.arm):
             kept = batch.cells(batch.compliant.astype(np.float64), np.ones_like(batch.compliant))
             good = batch.cells(batch.reward, batch.compliant)

@@ -18,7 +18,8 @@ class ActorConfig(Section):
     attempts: int = Field(3, gt=0)  # tries of generation, and of scoring, before a group is handed back
     score_patience_s: float = Field(600, gt=0)  # how long answers wait while the reward service or a judge is out
     restarts: int = Field(5, ge=0)  # failures of its engine in a row, without a weight update between, before it ends
-    # For the engine to start, with its weights and kernels; and for other processes to be there: the learner for actors
-    # and reward processes, or again after it fell silent, and a first actor for the learner.
+    # Each of these may take so long: its engine's start; an attached engine to come back; the learner's and the reward
+    # processes' rendezvous files to appear; the learner to be heard again; the learner's first actor to come. It is
+    # part of the learner's collective timeout, too.
     start_timeout_s: float = Field(600, gt=0)
     request_timeout_s: float = Field(600, gt=0)  # for one generation call, with the pauses for weight updates

@@ -83,7 +83,7 @@ def settings_have_an_effect(config: Sections) -> Iterator[str]:
             "the model without its adapters and needs no memory: leave it at False"
         )
     yield from _kl_of_the_stages(learner)
-    yield from _anchors_of_the_stages(learner)
+    yield from _resets_of_the_stages(learner)
 
 
 def _kl_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
@@ -104,8 +104,8 @@ def _kl_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
         )
 
 
-def _anchors_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
-    """A new anchor matters where its stage or a later one has a KL."""
+def _resets_of_the_stages(learner: LearnerConfig) -> Iterator[str]:
+    """A new reference matters where its stage or a later one has a KL."""
     for number, stage in enumerate(learner.stages):
         if stage.reset_anchor and learner.gives("stages") and not any(later.kl for later in learner.stages[number:]):
             yield (

@@ -48,7 +48,8 @@ class LearnerConfig(Section):
     epochs: float = Field(0.0, ge=0)  # passes over the training questions, of which the last step is a whole one
     groups_per_step: int = Field(256, gt=0)  # questions in a step [P]
     staleness: int = Field(1, ge=0)  # at most (S + 1) P groups are alive [S]; 0 is synchronous and on policy
-    window: int = Field(1, gt=0)  # a step may overtake the oldest group by fewer than this many [W]; docs/staleness.md
+    # Fewer than this many younger groups may be trained before an unfinished one; 1: strictly oldest first [W].
+    window: int = Field(1, gt=0)  # docs/staleness.md
     lease_timeout_s: float = Field(60, gt=0)  # the groups of an actor that is silent for so long go to the others
     group_attempts: int = Field(3, gt=0)  # a group handed back this often for the same cause is entered as failed
     # So many engines may end by themselves while they generate a group. Then it is leased alone, and entered as failed

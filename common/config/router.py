@@ -30,8 +30,9 @@ class RouterConfig(Section):
     rollouts: int = Field(8, ge=2)  # answers to each question [K]
     free_rollouts: int = Field(4, ge=0)  # of these, in mode "hybrid", those in a language that the policy chooses
     own_language: int = Field(2, ge=0)  # of these, those reserved for the question's own language [K_on]
-    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits. With logits,
-    # the defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
+    # What is learned: "posterior" are Gaussian beliefs, "pooled" and "reference" are the paper's logits; "reference" is
+    # the update of LRPO's public code, and has nothing to do with reference answers or the reference policy. With
+    # logits, the defaults of temperature, exploration and interval are those of the paper (PUBLISHED).
     credit: Literal["posterior", "pooled", "reference"] = "posterior"
     # What a language is valued by: what its answers earn, or how much they teach, which is the squared deviation of
     # their rewards from the mean of their group (docs/router.md).

@@ -46,12 +46,9 @@ class DataConfig(Section):
     # a further column that reaches the rewards as a text. {language = "extra_info.lang", level = "difficulty"}
     columns: dict[str, str] = {}
     language: LanguageCode | None = None  # of the rows that name none
-    broken_rows: Literal["skip", "refuse"] = (
-        "skip"  # they are listed in any case; "refuse" ends the run before it begins
-    )
-    max_prompt_tokens: int = Field(
-        512, gt=0
-    )  # of a prompt as it is sent; rows with a longer one are left out and listed
+    broken_rows: Literal["skip", "refuse"] = "skip"  # listed in any case; "refuse" ends the run before it begins
+    # Of a prompt as it is sent; rows with a longer one are left out and listed.
+    max_prompt_tokens: int = Field(512, gt=0)
     # Training questions are used whose pass rate lies within [low, high]: the share of answers that were right when
     # scripts.data.pass_rate asked them, as a mean over the languages of the run. Without it all are used.
     pass_rate: tuple[Fraction, Fraction] | None = None

@@ -11,7 +11,7 @@ from common.config.section import Directory, Port, Section
 
 
 class SyncConfig(Section):
-    """Weight sync; docs/staleness.md compares the ways to pause."""
+    """Weight sync; docs/weight-sync.md compares the ways to pause."""
 
     # How an actor's engine gets the weights: "group" through a process group with the learner; "shared" from the
     # learner's memory on the same machine (or GPU, with the same CUDA_VISIBLE_DEVICES), which then holds a second copy

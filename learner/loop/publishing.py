@@ -58,7 +58,9 @@ class Publishing:
         engines = f"publishing the weights of step {version} to {', '.join(needing)}"
         with self._stopwatch("publish"), Activity("learner", engines, silent_s=BRIEF_S):
             probe = self._ranks.run("probe")
-            published = self._publisher.publish(version, lambda plan: self._ranks.run("gather", data=plan), probe)
+            published = self._publisher.publish(
+                version, lambda plan: self._ranks.walk(self._ranks.run("gather", data=plan)), probe
+            )
         self._untold.append(published)
         self.version = version
         self._server.mark_published(published.members)

@@ -18,7 +18,7 @@ from learner.evaluate.diagnostics import samples, tagged
 from learner.groups import Group, StepResult
 from learner.report.bottleneck import Bottleneck
 from learner.report.choice_metrics import choice_metrics
-from learner.report.timing import ActorTimes, TimeByState, WindowTotals, shares_of_time
+from learner.report.timing import MeasuredActor, TimeByState, WindowTotals, shares_of_time
 from learner.train.samples import group_outcome
 
 _GRADIENT_STATISTICS = ("entropy", "mismatch", "outside_bounds")  # those of a step's result shown by language
@@ -54,7 +54,7 @@ class StepContext:
 
     seconds: TimeByState
     counts: Mapping[str, int]
-    peers: Mapping[str, ActorTimes]
+    peers: Mapping[str, MeasuredActor]
     published: WeightSync
     spent_s: float
 

@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 TimeByState: TypeAlias = dict[str, dict[str, float]]  # process -> state -> seconds
 
 
-class ActorTimes(Protocol):
+class MeasuredActor(Protocol):
     """The part of an actor's state that the report reads, as its hello and its heartbeats bring it."""
 
     engine_ranks: int  # GPUs of its engine, where it is on GPUs
@@ -23,7 +23,7 @@ class ActorTimes(Protocol):
     gauges: dict[str, float]  # measurements of its engine, see wire.Heartbeat
 
 
-def time_by_process(learner: dict[str, float], actors: Mapping[str, ActorTimes]) -> TimeByState:
+def time_by_process(learner: dict[str, float], actors: Mapping[str, MeasuredActor]) -> TimeByState:
     """Seconds in each state, of the learner and of every actor that has sent its own, and of the reward service.
 
     The reward service is measured by the actor that knows the most about it.

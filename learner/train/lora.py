@@ -29,7 +29,8 @@ from common.config import LoraConfig
 from common.process import FatalError
 
 T = TypeVar("T")
-_TRAINED, _ANCHOR = ("lora_A", "lora_B"), ("anchor_A", "anchor_B")  # last parts of the parameters' names
+# Last parts of the parameters' names, in checkpoints too; those of the reference policy are called anchor there.
+_TRAINED, _REFERENCE = ("lora_A", "lora_B"), ("anchor_A", "anchor_B")
 
 
 @dataclass
@@ -91,13 +92,13 @@ class Adapters:
         model: whose linear layers get adapters, in place. All its other parameters are frozen.
         config: its ``rank`` is above 0.
         seed: of A.
-        anchored: whether the reference policy may get adapters of its own, by :meth:`move_anchor`.
+        reference_moves: whether the reference policy may get adapters of its own, by :meth:`reset_reference`.
 
     Raises:
         FatalError: a name in ``targets`` belongs to no linear layer of the decoder.
     """
 
-    def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int, *, anchored: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int, *, reference_moves: bool = False) -> None:
         self.config = config
         self._switch = _Switch()
         self.base = _digest(model)
@@ -105,9 +106,9 @@ class Adapters:
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, LoraLinear] = {}
         for name, layer in adapted_layers(linear_layers(model), config.targets).items():
-            self.layers[name] = self._adapt(layer, generator, anchored)
+            self.layers[name] = self._adapt(layer, generator, reference_moves)
 
-    def _adapt(self, layer: nn.Linear, generator: torch.Generator, anchored: bool) -> LoraLinear:
+    def _adapt(self, layer: nn.Linear, generator: torch.Generator, reference_moves: bool) -> LoraLinear:
         rank, device = self.config.rank, layer.weight.device
         bound = 1 / math.sqrt(layer.in_features)  # of PEFT's Kaiming initialization with a = √5
         a_r_I = torch.empty(rank, layer.in_features).uniform_(-bound, bound, generator=generator).to(device)
@@ -117,9 +118,9 @@ class Adapters:
         adapted.lora_A, adapted.lora_B = nn.Parameter(a_r_I), nn.Parameter(b_O_r)
         adapted.scale, adapted.dropout = self.config.alpha / rank, self.config.dropout
         adapted.switch = self._switch
-        for name, value in zip(_ANCHOR, (a_r_I, b_O_r), strict=True):
-            anchor = nn.Parameter(value.clone(), requires_grad=False) if anchored else None
-            adapted.register_parameter(name, anchor)
+        for name, value in zip(_REFERENCE, (a_r_I, b_O_r), strict=True):
+            reference = nn.Parameter(value.clone(), requires_grad=False) if reference_moves else None
+            adapted.register_parameter(name, reference)
         return adapted
 
     @property
@@ -137,15 +138,15 @@ class Adapters:
             self._switch.reference = False
 
     @torch.no_grad()
-    def move_anchor(self) -> None:
+    def reset_reference(self) -> None:
         """Makes the present policy the reference. The sharded parameters are copied, so nothing is communicated.
 
         Raises:
-            ValueError: the adapters were made without ``anchored``.
+            ValueError: the adapters were made without ``reference_moves``.
         """
         for layer in self.layers.values():
             if layer.anchor_A is None or layer.anchor_B is None:
-                raise ValueError("these adapters have no anchor")
+                raise ValueError("these adapters were made without reference_moves")
             layer.anchor_A.copy_(layer.lora_A)
             layer.anchor_B.copy_(layer.lora_B)
 
@@ -215,12 +216,12 @@ def _last(name: str) -> str:
 
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter, and not to the model that is adapted."""
-    return _last(name) in _TRAINED + _ANCHOR
+    return _last(name) in _TRAINED + _REFERENCE
 
 
-def is_anchor(name: str) -> bool:
+def is_reference(name: str) -> bool:
     """Whether a parameter of this name belongs to the adapters of the reference policy."""
-    return _last(name) in _ANCHOR
+    return _last(name) in _REFERENCE
 
 
 def merge(weight_O_I: Tensor, a_r_I: Tensor, b_O_r: Tensor, scale: float) -> Tensor:

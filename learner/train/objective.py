@@ -103,8 +103,8 @@ class Objective:
         raw_weight_R = torch.exp(drift_R)
         outside_R = (raw_weight_R < self.importance_floor) | (raw_weight_R > self.importance_cap)
         weight_R, limited_R = self._importance(raw_weight_R, outside_R)
-        anchor_R = old_logp_R if self.proximal == "step" else behaviour_logp_R
-        surrogate_R, clipped_R = self._surrogate(logp_R, anchor_R, advantage_R, sequence_R)
+        proximal_logp_R = old_logp_R if self.proximal == "step" else behaviour_logp_R
+        surrogate_R, clipped_R = self._surrogate(logp_R, proximal_logp_R, advantage_R, sequence_R)
         loss_R = weight_R * surrogate_R
         bounded_weight_R = torch.exp(drift_R.clamp(-_LARGEST_DRIFT, _LARGEST_DRIFT))
         statistics = {
@@ -120,7 +120,7 @@ class Objective:
             kl_R = kl_estimate(logp_R, ref_logp_R, self.kl_form)
             statistics["kl"] = kl_R.detach()
             if self.kl_importance:
-                kl_R = kl_R * torch.exp(logp_R - anchor_R) * weight_R
+                kl_R = kl_R * torch.exp(logp_R - proximal_logp_R) * weight_R
             loss_R = loss_R + self.kl * kl_R
         if self.entropy_bonus:
             loss_R = loss_R - self.entropy_bonus * entropy_R
@@ -136,11 +136,11 @@ class Objective:
         return weight_R, weight_R != raw_weight_R
 
     def _surrogate(
-        self, logp_R: Tensor, anchor_R: Tensor, advantage_R: Tensor, sequence_R: Tensor
+        self, logp_R: Tensor, proximal_logp_R: Tensor, advantage_R: Tensor, sequence_R: Tensor
     ) -> tuple[Tensor, Tensor]:
         low, high = self.clip_low, self.clip_high
         if self.loss == "gspo":
-            return surrogates.gspo(logp_R, anchor_R, advantage_R, sequence_R, low=low, high=high)
+            return surrogates.gspo(logp_R, proximal_logp_R, advantage_R, sequence_R, low=low, high=high)
         if self.loss == "cispo":
-            return surrogates.cispo(logp_R, anchor_R, advantage_R, low=low, high=high)
-        return surrogates.ppo(logp_R, anchor_R, advantage_R, low=low, high=high, dual_clip=self.dual_clip)
+            return surrogates.cispo(logp_R, proximal_logp_R, advantage_R, low=low, high=high)
+        return surrogates.ppo(logp_R, proximal_logp_R, advantage_R, low=low, high=high, dual_clip=self.dual_clip)

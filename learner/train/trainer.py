@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor
 from common.config import Config, LearnerConfig
 from common.wire import Probe
 from learner.groups import Group, StepResult
-from learner.train.anchor import Anchor
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
 from learner.train.gradient_noise import noise_share
@@ -30,6 +29,7 @@ from learner.train.optimizer import make_optimizer, set_rates, take_step
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
 from learner.train.policy import Policy, drop_gathered, shard, store_weights
 from learner.train.prefetch import prefetch
+from learner.train.reference_state import ReferenceState
 from learner.train.samples import group_samples
 from learner.train.schedules import learning_rate
 from learner.train.statistics import Axes, StepSums, make_axes
@@ -105,10 +105,10 @@ class Trainer:
         ).to(self.device)
         agreement = check_fidelity(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
-        self.anchor = Anchor(moved=False, stage=0)
+        self.reference_state = ReferenceState(moved=False, stage=0)
         if config.lora.rank:
-            anchored = any(stage.reset_anchor for stage in learner.stages)
-            policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, anchored=anchored)
+            moves = any(stage.reset_anchor for stage in learner.stages)
+            policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, reference_moves=moves)
         elif learner.has_kl:
             reference_on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             reference = copy.deepcopy(policy).requires_grad_(False)
@@ -252,36 +252,36 @@ class Trainer:
         stage = self._config.stages[current]
         self._objective = replace(self._objective, kl=stage.kl)
         # Not asked of the step before: a resume with another number of steps may begin within a later stage.
-        if stage.reset_anchor and self.anchor.stage != current:
-            self._move_anchor()
-            self.anchor = Anchor(moved=True, stage=current)
-        elif current < (self.anchor.stage or 0):  # the run has become longer, and that stage is to begin again
-            self.anchor = replace(self.anchor, stage=current)
+        if stage.reset_anchor and self.reference_state.stage != current:
+            self._reset_reference()
+            self.reference_state = ReferenceState(moved=True, stage=current)
+        elif current < (self.reference_state.stage or 0):  # the run has become longer, and that stage is to begin again
+            self.reference_state = replace(self.reference_state, stage=current)
 
-    def _move_anchor(self) -> None:
+    def _reset_reference(self) -> None:
         """Makes the present policy the reference, where there is one."""
         if self.policy.adapters is not None:
-            self.policy.adapters.move_anchor()
+            self.policy.adapters.reset_reference()
         elif self.reference is not None:
             drop_gathered(self.reference)
             with torch.no_grad():
-                for anchor, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+                for reference, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
                     # The shards are copied one by one, because those of the reference may be in host memory.
-                    cast(DTensor, anchor).to_local().copy_(cast(DTensor, present).to_local())
+                    cast(DTensor, reference).to_local().copy_(cast(DTensor, present).to_local())
 
-    def resume_anchor(self, anchor: Anchor, step: int) -> None:
+    def resume_reference(self, state: ReferenceState, step: int) -> None:
         """Goes on with the reference policy of a checkpoint, which :meth:`Checkpoints.load` has filled.
 
         Args:
-            anchor: what the checkpoint says of it.
+            state: what the checkpoint says of it.
             step: how many steps were trained until there.
         """
-        if anchor.stage is None:  # not written yet by who wrote the checkpoint: by the stages as they are now
-            known = anchor.moved or self.policy.adapters is not None
+        if state.stage is None:  # not written yet by who wrote the checkpoint: by the stages as they are now
+            known = state.moved or self.policy.adapters is not None
             last = (self._config.stage_number(step - 1) or 0) if known and step else 0
             reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
-            anchor = replace(anchor, stage=max(reset, default=0))
-        self.anchor = anchor
+            state = replace(state, stage=max(reset, default=0))
+        self.reference_state = state
 
     def _set_optimizer(self, number: int) -> float:
         """Sets the optimizer as the configuration says. The learning rate of the step."""

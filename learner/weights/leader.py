@@ -25,7 +25,7 @@ from learner.weights.buckets import bytes_of, smallest_tensor, tensors_in, wait_
 from learner.weights.deadlines import Deadlines
 from learner.weights.leader_messages import (
     DropGroup,
-    EngineLost,
+    EngineGivenUp,
     FormGroup,
     GroupFormed,
     LeaderFailed,
@@ -52,7 +52,7 @@ from learner.weights.process_group import (
 log = logging.getLogger("learner.publisher")
 
 _KEPT_BYTES = 2**30  # of gathered buckets that wait for a slow engine; two buckets at least
-_LATER_S = 1.0  # by which gloo's own deadline is later than that of a bucket, whose message says more
+_LATER_S = 1.0  # gloo's own deadline comes this much later than ours, whose error says more
 _BEGIN_POLL_S = 0.1  # between two checks of whether the round has begun here, too
 
 
@@ -264,7 +264,7 @@ class Leader:
 
         The others come first: its place in the queue is free before anything is done about its own group.
         """
-        self._drop(name, lambda: self._report(EngineLost(name, reason)))
+        self._drop(name, lambda: self._report(EngineGivenUp(name, reason)))
 
     def _drop(self, name: str, report: Callable[[], None] = lambda: None) -> None:
         group: ProcessGroup | None = None

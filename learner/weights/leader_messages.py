@@ -26,7 +26,7 @@ class RoundPlan(wire.WireStruct):
 
 
 class FormGroup(wire.Message):
-    """Rank 0 to a leader: form this group with its engine. The answer is ``GroupFormed`` or ``EngineLost``."""
+    """Rank 0 to a leader: form this group with its engine. The answer is ``GroupFormed`` or ``EngineGivenUp``."""
 
     group: str
     backend: str  # "gloo" or "nccl"
@@ -37,7 +37,7 @@ class FormGroup(wire.Message):
 
 
 class SendWeights(wire.Message):
-    """Rank 0 to a leader: the engine takes the weights now. The answer is ``WeightsSent`` or ``EngineLost``."""
+    """Rank 0 to a leader: the engine takes the weights now. The answer is ``WeightsSent`` or ``EngineGivenUp``."""
 
     group: str
     round: int
@@ -63,7 +63,7 @@ class WeightsSent(wire.Message):
     round: int
 
 
-class EngineLost(wire.Message):
+class EngineGivenUp(wire.Message):
     """A leader to rank 0: the engine did not take part, or held up the others. The leader has dropped the group."""
 
     group: str
@@ -77,4 +77,4 @@ class LeaderFailed(wire.Message):
 
 
 LeaderOrder: TypeAlias = FormGroup | SendWeights | DropGroup
-LeaderReport: TypeAlias = GroupFormed | WeightsSent | EngineLost | LeaderFailed
+LeaderReport: TypeAlias = GroupFormed | WeightsSent | EngineGivenUp | LeaderFailed

@@ -31,7 +31,7 @@ from learner.weights.bucket_queue import POLL_S
 from learner.weights.buckets import bytes_of, smallest_tensor
 from learner.weights.leader_messages import (
     DropGroup,
-    EngineLost,
+    EngineGivenUp,
     FormGroup,
     GroupFormed,
     LeaderFailed,
@@ -230,7 +230,7 @@ class GroupTransport(Transport):
                     connection.is_formed.set()
                 case WeightsSent():
                     connection.is_sent.set()
-                case EngineLost():
+                case EngineGivenUp():
                     self._on_lost(name, connection.actor, report.reason)
 
     def disconnect(self, name: str, actor: ActorState) -> None:

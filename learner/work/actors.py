@@ -82,7 +82,8 @@ class ActorRegistry:
         life: of this learner; random.
         foreign: number of messages that were dropped because they belong to other lives.
         newest_version: the newest policy version that an engine may have by now. The next training step starts from it.
-        refused: number of groups that were refused because their answers broke a rule.
+        refused_groups: number of groups that were refused because an answer broke a rule, or that became too old while
+            they waited.
         accepted: number of groups that were accepted, of all queues.
         unscorable: why nothing can be scored: what the newest of the first ``UNSCORABLE_GROUPS`` groups, of all queues,
             came back with, where each of them came back because its scoring failed; ``""`` as long as that is not so,
@@ -96,7 +97,7 @@ class ActorRegistry:
         self.actors: dict[str, ActorState] = {}
         self.served: ServedQueue | None = None
         self.newest_version = 0
-        self.refused = self.accepted = 0
+        self.refused_groups = self.accepted = 0
         self.unscorable = ""
         self._scored = False  # any group in this life
         self._unscored: set[str] = set()  # the groups that came back unscored, by their ids without that of the lease
@@ -294,7 +295,7 @@ class ActorRegistry:
         self._scored = True
         problem = admission.find_problem(work, message.rollouts, self.served.limits, self.newest_version)
         if problem:
-            self.refused += 1
+            self.refused_groups += 1
             self.actors[name].violations += 1
             log.error("group %s of actor %s is refused: %s", work.id, name, problem)
             self._release(name, work, problem)
@@ -364,8 +365,8 @@ class ActorRegistry:
         served = self.served.queue
         return {
             "waiting": len(served.finished()), "leased": served.count_leased(),
-            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed, "refused": self.refused,
-            "foreign": self.foreign,
+            "retried": served.retried, "orphaned": served.orphaned, "failed": served.failed,
+            "refused": self.refused_groups, "foreign": self.foreign,
         }  # fmt: skip
 
     def _ask_again_for_stale(self) -> None:
@@ -383,7 +384,7 @@ class ActorRegistry:
                     f"newest version is {self.newest_version}, the lease was given at {group.work.policy_version}"
                 )
                 log.error("group %s is asked for again: %s", group.work.id, reason)
-                self.refused += 1
+                self.refused_groups += 1
                 self.served.queue.ask_again(sequence)
                 self.served.on_stale(sequence, reason)
 

@@ -21,6 +21,7 @@ import zmq
 from common import wire
 from common.net import sockets
 from common.process import FatalError
+from common.sparse_log import is_logged
 from common.stood_still import WORTH_TELLING_S, stood_still_s
 from learner.groups import Group
 from learner.work.actors import (
@@ -57,7 +58,7 @@ class WorkServer:
         address: where it listens.
         lock: guards the actors and the queue being served. Hold it to read or change the served queue, or anything that
             ``make_work`` and ``on_failed`` use. ``take`` waits on it as a condition.
-        refused: number of messages that could not be decoded, or were not meant for a learner.
+        refused_messages: number of messages that could not be decoded, or were not meant for a learner.
         life: of this learner, see ``wire.Lives``.
 
     Args:
@@ -71,7 +72,7 @@ class WorkServer:
     def __init__(self, address: str, lease_timeout_s: float) -> None:
         self.address = address
         self.lock = threading.Condition()
-        self.refused = 0
+        self.refused_messages = 0
         self._registry = ActorRegistry(lease_timeout_s)
         self.life = self._registry.life
         self._status: tuple[str, dict[str, float]] = "", {}  # line and rates of the newest step, see wire.Status
@@ -164,6 +165,11 @@ class WorkServer:
             self._check()
             return {name: actor for name, actor in sorted(self._registry.actors.items()) if actor.engine_ranks}
 
+    def present(self) -> list[str]:
+        """The names of all actors that are there, also of those whose engines still start, sorted."""
+        with self.lock:
+            return sorted(self._registry.actors)
+
     def is_present(self, name: str, actor: ActorState) -> bool:
         """Whether this actor has neither left nor been given up since ``members`` returned it.
 
@@ -193,6 +199,7 @@ class WorkServer:
         """
         deadline, accepted = time.monotonic() + timeout_s, self.accepted()
         while time.monotonic() < deadline and not self.has_newcomers():
+            began = time.monotonic()
             check()
             with self.lock:
                 self._check()
@@ -201,6 +208,7 @@ class WorkServer:
                 if self._registry.accepted > accepted:
                     deadline, accepted = time.monotonic() + timeout_s, self._registry.accepted
             time.sleep(_POLL_MS / 1000)
+            deadline += stood_still_s(began, _POLL_MS / 1000)  # a learner that was stopped blames no actor for it
         return False
 
     def counts(self) -> dict[str, int]:
@@ -346,9 +354,9 @@ class WorkServer:
                 self._put(peer_frame.decode(), wire.Stop(error=problem))
 
     def _refuse(self, peer: str, reason: str) -> None:
-        self.refused += 1
-        if self.refused & (self.refused - 1) == 0:  # only the 1st, 2nd, 4th, 8th, … so that a flood fills no disk
-            log.warning("refused message number %d, from %s: %s", self.refused, peer, reason)
+        self.refused_messages += 1
+        if is_logged(self.refused_messages):
+            log.warning("refused message number %d, from %s: %s", self.refused_messages, peer, reason)
 
     def _put(self, peer: str, message: wire.LifeMessage | wire.Status) -> None:
         self._outbox.put((peer, cast(wire.AnyMessage, message)))

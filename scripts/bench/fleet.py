@@ -122,7 +122,7 @@ class Fleet:
         ranks, links = Ranks(actions), RankLinks("127.0.0.1")
         checkpoints = Checkpoints(config.run.dir / "checkpoints", 1)
         parts = self.server, self._trainer, read_questions(config, self._tokenizer), ranks, links, checkpoints
-        build_run(config, *parts, None, Interrupts()).train()
+        build_run(config, *parts, None, None, Interrupts()).train()
         busy = {}
         for name, after in reported[-1 - _ENDS].items():
             spent = {s: v - reported[_ENDS][name].get(s, 0.0) for s, v in after.items() if not s.startswith("reward_")}

@@ -24,7 +24,9 @@ _ORDER = {  # section -> title -> page in docs/; those that do not exist are lef
         "Benchmarks": "benchmarks",
         "Losses": "losses",
         "Router": "router",
-        "Staleness and weight sync": "staleness",
+        "Staleness": "staleness",
+        "How weights reach the engines": "weight-sync",
+        "What happens when something fails": "failures",
         "The policy chooses its language": "explang",
         "Papers": "papers",
         "Does learned routing help?": "study",
@@ -80,16 +82,8 @@ _API = {  # title -> modules whose docstrings are shown
     "Reports": ["learner.report.report", "learner.report.trackers.tracker", "learner.report.bottleneck"],
     "Messages": ["common.wire.groups", "common.wire.session", "common.wire.scoring", "common.wire.weights"],
 }
-_SETTINGS = (
-    "run",
-    "actor",
-    "router",
-    "reward",
-    "learner",
-    "lora",
-    "sync",
-    "resume",
-)  # files of common/config; comments explain them
+# Files of common/config; their comments explain the settings.
+_SETTINGS = ("run", "actor", "router", "reward", "learner", "lora", "sync", "resume")
 _SETTINGS_PAGE = "api/settings.md"
 _LINK = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 

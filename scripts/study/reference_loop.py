@@ -390,8 +390,8 @@ def batch_loss(config: Config, model: PreTrainedModel, reference: PreTrainedMode
         begin = len(one.answer.prompt) - 1
         one.old_logp = one.old_logp or row[begin : begin + len(one.answer.response)].tolist()
     old_logp = of_tokens([one.old_logp or [] for one in some])
-    anchor = old_logp if learner.proximal == "step" else behaviour_logp
-    loss = surrogate(learner, logp, anchor, of_response, advantage)
+    proximal_logp = old_logp if learner.proximal == "step" else behaviour_logp
+    loss = surrogate(learner, logp, proximal_logp, of_response, advantage)
     importance = importance_weight(learner, old_logp, behaviour_logp)
     loss = importance * loss
     if reference is not None:
@@ -399,7 +399,7 @@ def batch_loss(config: Config, model: PreTrainedModel, reference: PreTrainedMode
             reference_logp = log_probabilities(reference, ids_B_T, mask_B_T, temperature)[0]
         d = reference_logp - logp
         kl = {"k1": -d, "k2": d**2 / 2, "k3": torch.exp(d) - d - 1}[learner.kl_form]
-        loss = loss + learner.kl * kl * (torch.exp(logp - anchor) * importance if learner.kl_importance else 1)
+        loss = loss + learner.kl * kl * (torch.exp(logp - proximal_logp) * importance if learner.kl_importance else 1)
     loss = loss - learner.entropy_bonus * entropy
     return (loss * of_response * torch.tensor([[one.weight] for one in some], device=model.device)).sum()
 

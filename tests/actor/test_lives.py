@@ -81,7 +81,7 @@ def test_an_actor_whose_engine_starts_hears_that_the_run_is_over(
 ) -> None:
     monkeypatch.setitem(LIGHT, "LIGHT_START_S", "1000")
     pool.start("slow")
-    pool.until(lambda: "slow" in pool.server._registry.actors, "it says that it is there", timeout=300)
+    pool.until(lambda: "slow" in pool.server.present(), "it says that it is there", timeout=300)
     assert not pool.server.members() and not pool.server.has_newcomers(), "but has no engine"
     pool.server.close(over=True)
     assert ended(pool, "slow") == 0
@@ -190,7 +190,7 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
     async def run() -> None:
         config, route = load(["--learner.address", address]), Route(RunConfig(), "learner", address, 0)
         no_tokenizer: Any = None
-        tasks.append(asyncio.create_task(lives.Lives(config, "a", no_tokenizer, route, []).run()))
+        tasks.append(asyncio.create_task(lives.LifeRunner(config, "a", no_tokenizer, route, []).run()))
         with pytest.raises(type(error)):
             await tasks[0]
 
@@ -199,8 +199,8 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
         with caplog.at_level(logging.WARNING):
             asyncio.run(asyncio.wait_for(run(), 120))
             deadline = time.monotonic() + 120
-            while "a" in server._registry.actors and time.monotonic() < deadline:
+            while "a" in server.present() and time.monotonic() < deadline:
                 time.sleep(0.05)
     finally:
         server.close(over=False)
-    assert f"actor a leaves: {reason}" in caplog.text and "a" not in server._registry.actors
+    assert f"actor a leaves: {reason}" in caplog.text and "a" not in server.present()

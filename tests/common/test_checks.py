@@ -270,7 +270,7 @@ REFUSED = {
         ["--learner.weight_decay_on", "all"],
         "learner.weight_decay_on = 'all' has no effect with learner.weight_decay = 0",
     ),
-    "a new anchor of no KL": (
+    "a new reference of no KL": (
         ["--learner.stages", "[{until = 0.5, kl = 0.1}, {reset_anchor = true}]"],
         "learner.stages: reset_anchor = true of stage 2 has no effect with kl = 0 there and in later stages",
     ),

@@ -212,11 +212,11 @@ def an_interrupt_is_no_failure() -> None:
 
 
 def stop_is_not_sent_while_others_walk() -> None:
-    ranks = Ranks({"gather": lambda _: ranks.walk(iter([1, 2]))})
+    ranks = Ranks({"gather": lambda _: iter([1, 2])})
     if dist.get_rank():
         ranks.follow()
         return
-    walk = ranks.run("gather")
+    walk = ranks.walk(ranks.run("gather"))
     ranks.stop()  # would end the other rank in the middle
     assert list(walk) == [1, 2]
     ranks.run("wait")

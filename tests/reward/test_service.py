@@ -339,7 +339,7 @@ def client(body: Any, config: RewardConfig) -> Any:
 
 
 async def all_alive(one: Scoring) -> None:
-    while not all(replica.life for replica in one._replicas):
+    while not all(replica.life for replica in one.replicas):
         await asyncio.sleep(0.05)
 
 
@@ -404,7 +404,7 @@ def test_the_time_of_all_replicas_is_told_together_and_never_falls(tmp_path: Pat
     async def body(one: Scoring) -> None:
         await score(one)
         with replica(second):  # has less to tell than the first one
-            while not one._replicas[1].life:
+            while not one.replicas[1].life:
                 await asyncio.sleep(0.05)
             for _ in range(5):
                 await asyncio.gather(score(one), score(one))
@@ -427,9 +427,9 @@ def test_the_time_of_a_replica_that_starts_again_goes_on(tmp_path: Path) -> None
     async def body(one: Scoring) -> None:
         with replica(address, seconds=1.0):
             await score(one)
-            life = one._replicas[0].life
+            life = one.replicas[0].life
         with replica(address, seconds=0.1):
-            while one._replicas[0].life == life:
+            while one.replicas[0].life == life:
                 await asyncio.sleep(0.05)
             await score(one)
             await score(one)
@@ -496,7 +496,7 @@ def test_a_replica_that_starts_again_is_asked_again(tmp_path: Path) -> None:
     async def body(one: Scoring) -> list[Score]:
         with process_replica(address, seconds=60) as stuck:
             asked = asyncio.create_task(one.score(question(), ["a"], ["en"], []))
-            while not one._replicas[0].life:
+            while not one.replicas[0].life:
                 await asyncio.sleep(0.05)
             stuck.kill()
             stuck.wait()
@@ -553,7 +553,7 @@ def test_what_was_asked_of_a_dead_replica_does_not_wait_for_its_return(
             found = [decode(payload) for _, payload in parts]
             alive = Healthy(life="earlier", ready=True, queued=0, counts={})
             newest = parts[-1][0]
-            while one._replicas[0].life != "earlier":  # a busy machine may take so long that the actor connects anew
+            while one.replicas[0].life != "earlier":  # a busy machine may take so long that the actor connects anew
                 socket.send_multipart([newest, encode(alive)])  # it dies with what it was asked
                 await asyncio.sleep(0.1)
                 newest = [newest, *(socket.recv_multipart()[0] for _ in iter(lambda: socket.poll(0), 0))][-1]
@@ -574,7 +574,7 @@ def test_replicas_that_are_equally_busy_are_asked_alike(tmp_path: Path) -> None:
         await all_alive(one)
         for _ in range(60):
             await one.score(question(), ["a"], ["en"], [])
-        return [each.busy_s for each in one._replicas]
+        return [each.busy_s for each in one.replicas]
 
     with replica(three[0]), replica(three[1]), replica(three[2]):
         found = client(body, RewardConfig(addresses=three, request_timeout_s=_PATIENCE_S, batch_window_ms=0))
@@ -599,11 +599,11 @@ def test_a_rendezvous_that_hangs_makes_no_other_replica_silent(tmp_path: Path) -
         one = Scoring(context, _PATIENCE_S, routes)
         listening = asyncio.create_task(one.listen())
         try:
-            while not one._replicas[0].silent:
+            while not one.replicas[0].silent:
                 await asyncio.sleep(0.05)
             for _ in range(30):
                 assert await one.score(question(), ["a"], ["en"], []) == [GOOD]
-                assert not one._replicas[1].silent
+                assert not one.replicas[1].silent
         finally:
             listening.cancel()
             file.write_text(told)  # which frees the thread

@@ -169,7 +169,7 @@ def test_rows_are_read_as_they_are_published(name: str, tmp_path: Path) -> None:
     files, wanted = FORMS[name]
     found = BENCHMARKS[name].read(write(tmp_path, files), [])
     assert [(row.language, row.question, row.answer, row.group) for row in found] == wanted
-    assert all(row.choices == (tuple(OPTIONS.values()) if BENCHMARKS[name].is_choice else ()) for row in found)
+    assert all(row.choices == (tuple(OPTIONS.values()) if name in HARNESS_PROMPTS else ()) for row in found)
     one = wanted[-1][0]
     chosen = BENCHMARKS[name].read(str(tmp_path), [one])
     assert [row.language for row in chosen] == [language for language, *_ in wanted if language == one]
@@ -355,7 +355,7 @@ def test_options_are_put_as_the_harness_puts_them() -> None:
     rows_of = {"global-mmlu-lite": "global_mmlu/default/de/_de_template_yaml",
                "include-lite": "include/default/German/_german_template_yaml"}  # fmt: skip
     row = BenchmarkRow("de", " Hauptstadt? ", "C", Place("f", 0), choices=tuple(OPTIONS.values()))
-    assert rows_of.keys() == HARNESS_PROMPTS.keys() == {name for name, one in BENCHMARKS.items() if one.is_choice}
+    assert rows_of.keys() == HARNESS_PROMPTS.keys()
     for name, file in rows_of.items():
         form = yaml.safe_load((tasks / file).read_text(encoding="utf-8"))["doc_to_text"]
         assert HARNESS_PROMPTS[name](row) == apply_template(form, {"question": row.question, **OPTIONS}), name

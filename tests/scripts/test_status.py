@@ -71,7 +71,7 @@ def test_a_line_without_a_terminal_and_again_until_the_run_is_over(run_dir: Path
     told = ask(run_dir, "--once").stdout
     assert told.startswith(NEWEST[0]) and "leased 2" in told
     assert "[l40s-0 live 2/4 groups 410 tokens/s 75% busy]" in told
-    assert server.refused == 0 and list(server.members()) == ["l40s-0"], "who asks is no actor"
+    assert server.refused_messages == 0 and list(server.members()) == ["l40s-0"], "who asks is no actor"
 
 
 def test_a_live_table_in_a_terminal(run_dir: Path, server: WorkServer) -> None:

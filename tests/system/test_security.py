@@ -74,7 +74,7 @@ def malformed(rng: np.random.Generator, good: list[bytes]) -> bytes | None:
 
 
 def caught_up(server: WorkServer, number: int) -> bool:
-    return server.refused >= number
+    return server.refused_messages >= number
 
 
 @pytest.mark.parametrize("messages", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
@@ -108,7 +108,7 @@ def test_a_flood_of_malformed_messages_changes_nothing(
         if sent % 1000 == 0:
             wait_for(partial(caught_up, server, sent - 1000))
     wait_for(partial(caught_up, server, messages))
-    assert server.refused == messages
+    assert server.refused_messages == messages
     assert (server.counts(), server.members()) == before and not failures
     assert actor.submit(leased[0]) and noisy.submit(leased[1])
 

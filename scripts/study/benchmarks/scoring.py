@@ -268,11 +268,6 @@ class Benchmark:
     top_p: float = 1.0
     max_tokens: int = 4096
 
-    @property
-    def is_choice(self) -> bool:
-        """Whether a question has options, of which lm-evaluation-harness compares the likelihood."""
-        return self.ours is _letter
-
 
 _QUESTIONS = {"questions": over_questions}
 _WORDS = {"AdaMame": _adamame}

@@ -227,18 +227,20 @@ def test_a_resumed_run_cannot_change_its_adapters_even_if_that_is_accepted(tiny_
             resume.check(configuration(tiny_policy, *flags, *directory, "--resume.accept", "lora"), kept)
 
 
-# -- the anchor of the KL, dropout, targets ------------------------------------------------------------------------
+# -- the reference of the KL, dropout, targets ------------------------------------------------------------------------
 
 
-def make_policy(model: Path, dtype: torch.dtype = torch.float32, *, anchored: bool = False, **settings: Any) -> Policy:
+def make_policy(
+    model: Path, dtype: torch.dtype = torch.float32, *, reference_moves: bool = False, **settings: Any
+) -> Policy:
     policy = Policy(str(model), temperature=1.0, head_chunk=64, dtype=dtype)
     config = LoraConfig(rank=RANK, alpha=ALPHA, **settings)
-    policy.adapters = Adapters(policy.lm, config, 0, anchored=anchored)
+    policy.adapters = Adapters(policy.lm, config, 0, reference_moves=reference_moves)
     return policy
 
 
-def move_anchor(out: Path, model: Path) -> None:
-    """Four steps in two stages, the second of which moves the anchor, and the last step again from a checkpoint."""
+def move_reference(out: Path, model: Path) -> None:
+    """Four steps in two stages, the second of which moves the reference, and the last step again from a checkpoint."""
     stages = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
     config = configuration(model, *FLAGS, "--learner.stages", stages, "--learner.steps", "4")
     trainer, kept = Trainer(config), Checkpoints(out.parent / f"{out.name}-checkpoints", kept=1)
@@ -251,14 +253,14 @@ def move_anchor(out: Path, model: Path) -> None:
         kls.append(trainer.step(random_batch(number), number).means["kl"])
     resumed, latest = Trainer(config), kept.latest()
     assert latest is not None
-    resumed.resume_anchor(kept.load(latest.path, resumed.policy, resumed.optimizer), 3)
+    resumed.resume_reference(kept.load(latest.path, resumed.policy, resumed.optimizer), 3)
     kls.append(resumed.step(random_batch(3), 3).means["kl"])
     if dist.get_rank() == 0:
         out.write_text(json.dumps(kls))
 
 
-def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path, tmp_path: Path) -> None:
-    assert run_ranks(2, move_anchor, tmp_path / "kl", tiny_policy) == [0, 0]
+def test_the_reference_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(2, move_reference, tmp_path / "kl", tiny_policy) == [0, 0]
     first, second, third, fourth, again = json.loads((tmp_path / "kl").read_text())
     assert first == third == pytest.approx(0, abs=1e-9) and second > 1e-7 and fourth > 1e-7
     assert again == fourth

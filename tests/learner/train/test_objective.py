@@ -85,8 +85,8 @@ def definition(
 
     Of CISPO, whether the weight of the token's gradient was clipped.
     """
-    anchor = old if o.proximal == "step" else behaviour
-    sequence = torch.exp((logp - anchor).mean()).detach()  # GSPO, equation 7
+    proximal_logp = old if o.proximal == "step" else behaviour
+    sequence = torch.exp((logp - proximal_logp).mean()).detach()  # GSPO, equation 7
     losses, clipped = [], []
     for t in range(len(logp)):
         weight = torch.exp(old[t] - behaviour[t])
@@ -96,7 +96,7 @@ def definition(
             weight = torch.zeros_like(weight)
         else:
             weight = min(weight, torch.full_like(weight, o.importance_cap))
-        ratio = torch.exp(logp[t] - anchor[t])
+        ratio = torch.exp(logp[t] - proximal_logp[t])
         if o.loss == "cispo":
             coefficient = min(max(float(ratio.detach()), 1 - o.clip_low), 1 + o.clip_high)
             gain = coefficient * advantage * logp[t]

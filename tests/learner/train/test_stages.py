@@ -1,4 +1,4 @@
-"""Stage rewards (ExpLang), where the policy chooses its language: headers, rewards, the anchor, hybrid routing."""
+"""Stage rewards (ExpLang), where the policy chooses its language: headers, rewards, the reference, hybrid routing."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ def test_without_the_gate_the_router_learns_from_quality_in_whatever_language(rn
         assert all(learned.compliant), "else the router would multiply by compliance"
 
 
-# -- the anchor ------------------------------------------------------------------------------------------------------
+# -- the reference ---------------------------------------------------------------------------------------------------
 
 _STAGES = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
 
@@ -394,22 +394,22 @@ def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int, step
 
     Args:
         steps: of the run, half of them in each stage.
-        told: whether the checkpoint says of which stage the anchor is; those of before did not.
+        told: whether the checkpoint says of which stage the reference is; those of before did not.
     """
     flags = ["--learner.stages", _STAGES, "--learner.steps", str(steps)]
     trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
     if (latest := kept.latest()) is not None:
         found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-        trainer.resume_anchor(found, latest.state["step"])
+        trainer.resume_reference(found, latest.state["step"])
     kls = [trainer.step(random_batch(number), number).means["kl"] for number in range(begin, end)]
-    anchor = trainer.reference if trainer.anchor.moved else None
-    stage = trainer.anchor.stage if told else None
-    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), anchor, anchor_stage=stage)
+    reference = trainer.reference if trainer.reference_state.moved else None
+    stage = trainer.reference_state.stage if told else None
+    kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), reference, reference_stage=stage)
     kept.wait()
     torch.save({"kl": kls, "weights": {name: whole.clone() for name, whole in full_weights(trainer.policy)}}, out)
 
 
-def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path, tmp_path: Path) -> None:
+def test_the_reference_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path, tmp_path: Path) -> None:
     assert run_ranks(1, staged, tmp_path / "whole", tiny_policy, tmp_path / "a", 0, 4) == [0]
     for begin, end in ((0, 3), (3, 4)):
         assert run_ranks(1, staged, tmp_path / f"from-{begin}", tiny_policy, tmp_path / "b", begin, end) == [0]
@@ -422,7 +422,7 @@ def test_the_anchor_moves_with_the_stage_and_survives_a_resume(tiny_policy: Path
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_the_anchor_moves_though_a_resume_with_fewer_steps_begins_within_the_stage(
+def test_the_reference_moves_though_a_resume_with_fewer_steps_begins_within_the_stage(
     tiny_policy: Path, tmp_path: Path, told: bool
 ) -> None:
     """Of eight steps the second stage would begin with the fifth; with four steps it has begun before the resume."""
@@ -433,7 +433,7 @@ def test_the_anchor_moves_though_a_resume_with_fewer_steps_begins_within_the_sta
     assert torch.load(tmp_path / "second")["kl"] == pytest.approx([0], abs=1e-9)
 
 
-def test_the_anchor_moves_again_where_a_resume_with_more_steps_is_before_the_stage(
+def test_the_reference_moves_again_where_a_resume_with_more_steps_is_before_the_stage(
     tiny_policy: Path, tmp_path: Path
 ) -> None:
     common = tiny_policy, tmp_path / "checkpoints"

@@ -25,7 +25,7 @@ from learner.weights.deadlines import Deadlines
 from learner.weights.leader import Gathering, Leader, buckets_kept
 from learner.weights.leader_messages import (
     DropGroup,
-    EngineLost,
+    EngineGivenUp,
     FormGroup,
     GroupFormed,
     RoundPlan,
@@ -120,7 +120,7 @@ def test_an_engine_that_is_lost_before_this_leader_has_the_plan_holds_up_nothing
     else:
         monkeypatch.setattr(leader_module, "form_group", lambda *_: (_ for _ in ()).throw(RuntimeError("refused")))
         sync.form()
-        sync.wait(EngineLost)
+        sync.wait(EngineGivenUp)
     sync.begin()
     sync.gather(extra=late(time.monotonic()))
     if formed:

@@ -242,9 +242,7 @@ def test_an_interrupt_waits_for_no_engine(stuck: str, sync: Sync) -> None:
     with pytest.raises(InterruptedError):
         sync.publisher().publish(1, sync.gather, PROBE)
     assert time.monotonic() - begin < SOON_S
-    time.sleep(0.5)  # in which a thread that is not inside torch ends
     assert set(sync.server.members()) == {"stuck"}, "it is not given up, and will hear that the run is over"
-    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("weights of"))
 
 
 def test_an_actor_that_is_gone_holds_nobody_up(sync: Sync, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,7 @@ def test_nonsense_does_no_harm(server: WorkServer, address: str) -> None:
     noisy.send(wire.Welcome())  # is not for a learner
     noisy.send(wire.Heartbeat(holding=[], seconds={}))  # not refused: a stranger is told that it is unknown
     noisy.receive(wire.Unknown)
-    wait_for(lambda: server.refused == 5)
+    wait_for(lambda: server.refused_messages == 5)
     noisy.say_hello(protocol=99)
     refusal = noisy.receive(wire.Stop)
     assert "protocol" in refusal.error and not any(refusal.lives)
@@ -269,7 +269,7 @@ def test_an_actor_of_another_version_is_told_why_it_is_refused(server: WorkServe
         }
     actor.socket.send(msgpack.packb({**HELLO_8, "protocol": wire.PROTOCOL}))  # not another version, but nonsense
     actor.send(wire.Health())
-    assert isinstance(actor.receive(), wire.Status) and server.refused == 3 and not server.members()
+    assert isinstance(actor.receive(), wire.Status) and server.refused_messages == 3 and not server.members()
 
 
 def test_a_lease_that_runs_out_is_given_again_and_then_the_group_is_given_up(server: WorkServer, address: str) -> None:
@@ -441,7 +441,7 @@ def test_an_actor_cannot_make_metrics_without_end(field: str, server: WorkServer
         given: dict[str, Any] = {"holding": [], "seconds": {}, field: figures}
         actor.send(wire.Heartbeat(**given))
     actor.receive(wire.Alive)
-    assert server.refused == 2 and getattr(server.members()["a"], field) == most
+    assert server.refused_messages == 2 and getattr(server.members()["a"], field) == most
 
 
 def test_a_second_actor_of_a_name_cannot_take_it_nor_what_is_sent_to_the_first(

@@ -1,0 +1,77 @@
+"""What all ranks of the learner do together: the actions that every rank knows by name."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
+
+from common.config import Config
+from common.net import rendezvous
+from common.progress import Activity
+from common.prompts import ChatTemplate
+from learner.checkpoint import Checkpoints
+from learner.export import export, export_adapters
+from learner.gathering import GatherAction
+from learner.rank_links import RankLinks
+from learner.ranks import Action, Command
+from learner.state import LEDGER_FILE, RunState
+from learner.train.trainer import Trainer
+
+
+class RankActions:
+    """The actions of one rank; ``learner.ranks`` runs them on all of them.
+
+    Args:
+        checkpoints: where ``save`` writes to.
+        links: with the other ranks.
+        place: where rank 0 has announced the run's learner; None on the others, and without a rendezvous.
+
+    Attributes:
+        state: what a checkpoint keeps besides the weights. Rank 0 sets it once its run is built; None on the others.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        trainer: Trainer,
+        checkpoints: Checkpoints,
+        tokenizer: PreTrainedTokenizerBase,
+        links: RankLinks,
+        place: rendezvous.Place | None,
+    ) -> None:
+        self._config, self._trainer, self._checkpoints = config, trainer, checkpoints
+        self._tokenizer, self._place = tokenizer, place
+        self._gather = GatherAction(config, trainer, links)
+        self.state: RunState | None = None
+
+    def by_name(self) -> dict[str, Action]:
+        """All actions, for ``Ranks``."""
+        return {
+            "train": lambda command: self._trainer.step(command.batch, command.number),
+            "probe": lambda _: self._trainer.probe(),
+            "gather": self._gather,
+            "save": self._save,
+            "export": lambda _: self._export(),
+        }
+
+    def _save(self, command: Command) -> None:
+        config, trainer = self._config, self._trainer
+        rendezvous.confirm(config.run, "learner", self._place)  # two learners must not write over each other
+        snapshot, queued = self.state.capture() if self.state is not None else (None, [])
+        self._checkpoints.save(
+            trainer.policy,
+            trainer.optimizer,
+            command.number,
+            {} if snapshot is None else snapshot.as_json(),
+            queued,
+            reference=trainer.reference if trainer.reference_state.moved else None,
+            depends_on=[config.run.dir / LEDGER_FILE] if dist.get_rank() == 0 else [],
+            reference_stage=trainer.reference_state.stage if config.learner.stages else None,
+        )
+
+    def _export(self) -> None:
+        directory, policy = self._config.run.dir, self._trainer.policy
+        with Activity("learner", f"exporting the model to {directory / 'model'}"):
+            stop_ids = ChatTemplate(self._tokenizer, self._config.model).stop_ids
+            export(policy, self._tokenizer, directory / "model", stop_ids)
+            export_adapters(policy, self._config.model.path, directory / "adapter")
