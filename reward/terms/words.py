@@ -25,7 +25,7 @@ _BEFORE = {  # and, so, by, like, to, the, and their combinations
     _INDIC: re.compile(""),
 }
 _BEFORE_PERSIAN = re.compile("و|ن?می|به?|بی|هم|نا|در|از")  # where a text leaves out the space or has a joiner
-_BEHIND_ARABIC = re.compile("[اة]|هم?ا?|هن|کم?|نا|ی|یة|یا|یه|یی?ن|یون|ون|ان|ات")  # endings of cases and persons, plurals
+_BEHIND_ARABIC = re.compile("[اة]|هم?ا?|هن|کم?|نا|ی|یة|یا|یه|یی?ن|یون|ون|ان|ات")  # of cases, persons, plurals
 _BEHIND_HEBREW = re.compile("[הוי]|ים|ות|ית|יה|יים|יות|נו|[םןך]|כם|הם")
 _ARABIC_LANGUAGES = frozenset(["", "ar", "arz"])
 _MOST_LETTERS = {_ARABIC: 4, _HEBREW: 4, _INDIC: 6}  # of endings, in languages that have many; vowel signs not counted
