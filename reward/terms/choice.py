@@ -42,15 +42,17 @@ _WORDS_BETWEEN = (  # "the answer is option B", "la respuesta es la B"
 )
 _ANSWER = (  # words for an answer or the right option, as they stand before the letter
     r"(?:answer|option|choice|antwort|lösung|réponse|choix|respuesta|opción|alternativa|resposta|opção|gabarito|"
-    r"risposta|opzione|soluzione|cevap|yanıt|svar(?:et)?|antwoord|odpowiedź|răspuns(?:ul)?|απάντηση|відповідь|ответ(?:ом)?|вариант(?:ом)?|решение|jibu|chaguo|"
+    r"risposta|opzione|soluzione|cevap|yanıt|svar(?:et)?|antwoord|odpowiedź|răspuns(?:ul)?|"
+    r"απάντηση|відповідь|ответ(?:ом)?|вариант(?:ом)?|решение|jibu|chaguo|"
     rf"đáp án|câu trả lời|phương án|lựa chọn|jawaban(?:nya)?|jawapan(?:nya)?)(?![{_CASED}])|"
     r"الإجابة|الاجابة|الجواب|إجابة|جواب|الخيار|"
-    r"答案|正确选项|正確選項|答え|正解|解答|回答|正しい選択肢|정답|답|올바른 선택지|उत्तर|উত্তর|คำตอบ|సమాధానం"
+    r"答案|正确选项|正確選項|答え|正解|解答|回答|正しい選択肢|정답|답|올바른 선택지|उत्तर|উত্তর|సమాధానం|"
+    + unicodedata.normalize("NFKC", "คำตอบ")  # of two letters, as in the text
 )
 _LINK = (  # what stands between these words and the letter: a copula, after which a capital is no first word
-    r"is|would be|must be|ist|lautet|wäre|est|serait|es|sería|é|seria|è|sarebbe|är|er|jest|este|"
+    r"(?:is|would be|must be|ist|lautet|wäre|est|serait|es|sería|é|seria|è|sarebbe|är|er|jest|este|"
     r"είναι|является|будет|это|"
-    r"ni(?!\s+\S+\s+ni\b)|là|adalah|ialah|"
+    rf"ni(?!\s+\S+\s+ni\b)|là|adalah|ialah)(?![{_CASED}])|"
     r"هي|هو|是|为|為|就是|应该是|應該是|は|が|은|는|이|है|হল|হলো|คือ"
 )
 _STATED = re.compile(

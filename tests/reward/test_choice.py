@@ -87,7 +87,11 @@ AT_THE_BEGINNING = ["{}", "**{}**", "({})", "{}.", "{})", "**{}.**", "\\boxed{{{
         ("Doğru cevap A, çünkü B yanlış.", "A"), ("Doğru cevap B'dir, A değil.", "B"), ("Cevap A veya B", ""),
         ("Rätt svar är alternativ A, eftersom B är fel", "A"), ("Rätt svar är inte A utan B", "B"),
         ("Η σωστή απάντηση είναι η Β.", "B"), ("Σωστή απάντηση είναι το A, όχι το B", "A"), ("It's A's", ""),
-        ("Het juiste antwoord is C, niet D", "C"), ("B'A", ""),
+        ("Het juiste antwoord is C, niet D", "C"), ("B'A", ""), ("Die Antwort ist A, nicht B", "A"),
+        ("Răspunsul corect este A, nu B", "A"), ("Det rigtige svar er A, fordi B er forkert", "A"),
+        ("Prawidłowa odpowiedź jest A, nie B", "A"), ("সঠিক উত্তর হল A, B নয়", "A"), ("คำตอบคือ A ไม่ใช่ B", "A"),
+        ("Jawaban yang benar adalah A, bukan B", "A"), ("Відповідь: A, а не B", "A"), ("सही उत्तर: A, B नहीं", "A"),
+        ("సమాధానం: A, B కాదు", "A"),
     ],
 )  # fmt: skip
 def test_a_choice_is_the_letter_that_an_answer_settles_on(answer: str, letter: str) -> None:
