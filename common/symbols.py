@@ -3,6 +3,9 @@
 They are Latin and Greek letters, one or two at a time. In a formula with delimiters ``common/prose.py`` leaves them
 out. Here they are found outside of any, in texts of languages that are not written in their script; in others they
 cannot be told from words.
+
+What a Korean text adds to a word in brackets to say how it is written in Chinese characters is no word either, as in
+세종대왕(世宗大王).
 """
 
 from __future__ import annotations
@@ -22,11 +25,15 @@ _WORD = re.compile(rf"[{_LETTER}]+")
 _LONGEST = 2  # letters of a symbol
 # Words of English that are no longer than symbols.
 _ENGLISH = re.compile("a[hmnst]|b[ey]|do|go|h[ei]|i[fnst]|m[ey]|no|o[fhknr]|so|to|u[ps]|we", re.IGNORECASE)
+# A word in Hangul and, in brackets directly behind it, Chinese characters.
+_GLOSS = re.compile("([\uac00-\ud7a3]+)\\(([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+)\\)")
 _MOST = 3  # letters of symbols that stand side by side, as "cm x": the language of so few cannot be told
 
 
 def without_symbols(text: str, language: str) -> str:
     """The text, in one form, with a space for each lone word of one or two letters in a foreign script.
+
+    A Korean one is without Chinese characters in brackets, if these are no more than the letters of the word before.
 
     Args:
         language: the code of the language that the text should be in; with ``""`` no script is foreign.
@@ -35,6 +42,8 @@ def without_symbols(text: str, language: str) -> str:
     if not wanted or (text.isascii() and wanted & scripts_of_language("en")):
         return text
     text = normalise(text)
+    if language == "ko":
+        text = _GLOSS.sub(lambda found: found[1] if len(found[2]) <= len(found[1]) else found[0], text)
 
     def kept(match: re.Match[str]) -> str:
         words = _WORD.findall(match[0])

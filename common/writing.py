@@ -33,6 +33,7 @@ _ALSO = {  # languages that are also written in scripts that are not the likely 
 _NUMBER = {name: number for number, name in enumerate(dict.fromkeys(n for names in _NAMES.values() for n in names), 1)}
 _OTHER = len(_NUMBER) + 1  # a letter of any script that is not listed
 KANA = 1 << _NUMBER["HIRAGANA"] | 1 << _NUMBER["KATAKANA"]
+WRITTEN_WITHOUT_SPACES = KANA | 1 << _NUMBER["CJK"] | 1 << _NUMBER["SIMPLIFIED"]
 _ALIASES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA", "HANGZHOU": "CJK", "HALFWIDTH": "KATAKANA"}
 _INHERITED = {"COMBINING", "MODIFIER", "FEMININE", "MASCULINE", "MICRO", "DOUBLE-STRUCK", "SCRIPT", "BLACK-LETTER"}
 

@@ -22,7 +22,7 @@ from common.languages import CODES, code_of
 from common.process import FatalError
 from common.prose import judged_words
 from common.wire import PartLanguages
-from reward.gate import LanguageGate
+from reward.gate import ComplianceGate
 
 DetectorName: TypeAlias = Literal["gate", "langdetect", "lingua"]
 
@@ -70,7 +70,7 @@ def diagnose(detector: Detector, answers: Sequence[Answer]) -> list[tuple[PartLa
 
 
 def make_detector(
-    name: DetectorName, gate: LanguageGate, languages: Collection[str] = (), seed: int | None = _SEED
+    name: DetectorName, gate: ComplianceGate, languages: Collection[str] = (), seed: int | None = _SEED
 ) -> Detector:
     """A detector by name.
 
@@ -88,16 +88,16 @@ def make_detector(
 
 
 class GateDetector:
-    """The language gate. It reads all of a text, which is in a language where no more than the share
-    ``reward.gate_share`` of its letters is foreign; languages that are near one another count as one.
+    """The language gate, by which a text is in a language where :meth:`ComplianceGate.in_language` says so.
 
-    Lines of 20 letters or more are judged. A text switches between languages where more than that share is foreign even
-    to the language that most of it is in. An empty text is in no language and passes in nothing.
+    Lines of 20 letters or more are judged. A text switches between languages where more than ``reward.gate_share`` of
+    it is foreign even to the language that most of it is in. An empty text is in no language and passes in nothing. One
+    that passes because it is short (``reward.gate_short``) passes by lines, too, and does not switch.
     """
 
     name: DetectorName = "gate"
 
-    def __init__(self, gate: LanguageGate) -> None:
+    def __init__(self, gate: ComplianceGate) -> None:
         self._gate = gate
 
     def knows(self, language: str) -> bool:
@@ -105,12 +105,15 @@ class GateDetector:
 
     def parts(self, texts: Sequence[str], asked: Sequence[str]) -> list[PartLanguages | None]:
         judged = self._gate.judge(texts, asked)
+        consistent = [self._gate.passes(*one) for one in zip(texts, asked, judged, strict=True)]
         lines = [[line for line in text.split("\n") if _is_long(line)] for text in texts]
         single = {n for n, text in enumerate(texts) if "\n" not in text.strip()}  # lines that are judged already
-        failing = {n for n in single if lines[n] and not judged[n].matches and judged[n].language not in ("", asked[n])}
-        failing |= self._foreign_lines([[] if n in single else some for n, some in enumerate(lines)], asked)
+        elsewhere = {n for n, one in enumerate(judged) if not (one.matches or consistent[n])}
+        failing = {n for n in single & elsewhere if lines[n] and judged[n].language not in ("", asked[n])}
+        accepted = single | {n for n, one in enumerate(judged) if consistent[n] and not one.matches}
+        failing |= self._foreign_lines([[] if n in accepted else some for n, some in enumerate(lines)], asked)
         # A text that does not match is judged again, by the language that most of it is in.
-        doubtful = [n for n, one in enumerate(judged) if not one.matches and one.language]
+        doubtful = [n for n in sorted(elsewhere) if judged[n].language]
         again = self._gate.judge([texts[n] for n in doubtful], [judged[n].language for n in doubtful])
         switching = {n for n, one in zip(doubtful, again, strict=True) if not one.matches}
         found: list[PartLanguages | None] = []
@@ -118,7 +121,7 @@ class GateDetector:
             by_lines = bool(text.strip() and code) and n not in failing
             found.append(
                 PartLanguages(
-                    consistent=judged[n].matches,
+                    consistent=consistent[n],
                     lines=by_lines,
                     words=words_pass(text, code) if by_lines else None,
                     switches=n in switching,
@@ -129,7 +132,7 @@ class GateDetector:
     def _foreign_lines(self, lines: Sequence[Sequence[str]], asked: Sequence[str]) -> set[int]:
         """The numbers of the texts with a line that is taken for another language and that the gate does not accept."""
         flat = [(n, line) for n, some in enumerate(lines) for line in some]
-        best = self._gate.detect([line for _, line in flat])
+        best = self._gate.detect([line for _, line in flat], [asked[n] for n, _ in flat])
         doubtful = [(n, line) for (n, line), code in zip(flat, best, strict=True) if code not in ("", asked[n])]
         judged = self._gate.judge([line for _, line in doubtful], [asked[n] for n, _ in doubtful])
         return {n for (n, _), one in zip(doubtful, judged, strict=True) if not one.matches}

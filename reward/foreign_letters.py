@@ -6,10 +6,14 @@ text depends on nothing but the text and the language asked for.
 Letters of a script that the language is not written in are foreign. The others are read in passages of about ten and
 of about thirty letters. Where few or most of them are foreign by a quick count, that is the estimate. Elsewhere the
 text is taken for a mixture of languages, whose shares are those that make the passages most probable.
+
+Names and single words say little of their language, and lid.176 takes most of them for a language of which it has seen
+much. So a text of a few letters is in the language asked for unless another one is far more likely.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -17,7 +21,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from common.writing import KANA, scripts_of_language
+from common.writing import KANA, WRITTEN_WITHOUT_SPACES, scripts_of_language
 from reward.lid import LanguageModel, Units, sum_rows
 
 # Language asked for -> the columns of the model's languages that count as it, its own first.
@@ -41,7 +45,8 @@ _QUICK_SHORT, _QUICK_LONG = 0.3, 0.05
 _ROUNDS = 20  # of expectation maximisation
 _CANDIDATES = 12  # most foreign languages that a text may be a mixture with
 _EXPECTED = 8.0  # letters of the language asked for that are added to those of a text, as what is expected of it
-_RARE, _COMMON = 1e4, 1e5  # training examples: lid.176 hardly trusts languages of which it has seen fewer
+# Training examples: lid.176 hardly trusts languages of which it has seen fewer.
+_RAREST, _RARE, _COMMON = 1e3, 1e4, 1e5
 # Where more than this share of a text is foreign by its long passages, these are no mistakes, even if each of them
 # seems to be in a language of its own.
 _TOGETHER = 0.25
@@ -52,6 +57,12 @@ _LEAST = 1e-6  # least probability of the language asked for in a passage
 # _SENTENCE is taken to be in the language that the model finds in the whole of it. The exception is a text whose
 # beginning or end, of _CLEAR_END letters or more, is in another language with the probability _CLEARLY.
 _SENTENCE, _CLEAR_END, _CLEARLY = 80, 20, 0.7
+# A text of fewer letters than _FEW is in the language asked for unless another one is e^_WORD times as likely, or for
+# several words e^_WORDS times: a word is often a name, while the words of a sentence show their language. The values
+# were chosen by tests/reward/test_short_texts.py, which says how often that is right, by language.
+_FEW, _WORD, _WORDS = 20, 6.0, 2.0
+# White space, and punctuation but the apostrophe.
+_BETWEEN_WORDS = re.compile(r"[\s!-&(-/:-@\[-`{-~\u2010-\u2015\u2026]+")
 
 
 class ForeignLetters:
@@ -70,6 +81,7 @@ class ForeignLetters:
     def count(
         self,
         units: Units,
+        texts: Sequence[str],
         asked: Sequence[str],
         families: Families,
         letters: NDArray[np.int64],
@@ -80,6 +92,7 @@ class ForeignLetters:
 
         Args:
             units: of the texts, as ``LanguageModel.read`` gives them.
+            texts: [n] the texts that were read.
             asked: [n] the language asked for; ``""`` is none.
             families: of every language in ``asked``.
             letters: [n] letters of each text.
@@ -91,12 +104,33 @@ class ForeignLetters:
         """
         found = self._estimated(units, asked, families, letters, allowed)
         for row in np.flatnonzero((whole >= 0) & (letters < _SENTENCE) & (found > self._share * letters)).tolist():
-            family = families[asked[row]]
-            if whole[row] in family and not self._ends_in_another(units, row, family):
-                mine = units.owner == row
-                elsewhere = (units.scripts[mine] & ~scripts_of_language(asked[row])) != 0
+            family, mine = families[asked[row]], units.owner == row
+            elsewhere = (units.scripts[mine] & ~scripts_of_language(asked[row])) != 0
+            if whole[row] in family:
+                is_own = not self._ends_in_another(units, row, family)
+            else:
+                is_own = letters[row] < _FEW and self._may_be_own(units, row, texts[row], family, allowed[row])
+            if is_own:
                 found[row] = units.letters[mine][elsewhere].sum()
         return found
+
+    def _may_be_own(self, units: Units, row: int, text: str, family: list[int], allowed: NDArray[np.bool_]) -> bool:
+        """Whether no other language is so much more likely that a short text has to be in it.
+
+        Compared are likelihoods, as far as they can be had: the model's probabilities, divided by the square root of
+        how often it has seen a language. Others are the languages in the scripts of the text that the model knows well.
+        """
+        mine = units.owner == row
+        scripts = np.bitwise_or.reduce(units.scripts[mine])
+        if scripts & WRITTEN_WITHOUT_SPACES:  # a name cannot be told from a sentence
+            return False
+        found = self._model.log_probabilities(units.sums[mine].sum(0)[None], units.counts[mine].sum()[None])[0]
+        found -= np.log(np.maximum(self._model.frequencies, _RAREST)) / 2
+        others = allowed & (self._model.frequencies >= _COMMON) & ((scripts & ~self._scripts) == 0)
+        others[family] = False
+        ahead = found[others].max(initial=-np.inf) - found[family].max(initial=-np.inf)
+        words = sum(any(map(str.isalpha, word)) for word in _BETWEEN_WORDS.split(text))
+        return bool(ahead <= (_WORD if words <= 1 else _WORDS))
 
     def _ends_in_another(self, units: Units, text: int, family: list[int]) -> bool:
         """Whether the beginning or the end of a text is clearly in one other language."""

@@ -131,7 +131,8 @@ class LanguageGate:
         certain = has_letters & (chances.max(1, initial=0) >= max(self._min_probability, 1e-12))
 
         whole = np.where(certain, best, -1)
-        foreign = self._foreign_letters.count(units, asked, families, letters, allowed, whole) / np.maximum(letters, 1)
+        foreign = self._foreign_letters.count(units, words, asked, families, letters, allowed, whole)
+        foreign /= np.maximum(letters, 1)
         findings = []
         for row, code in enumerate(asked):
             named = languages[best[row]] if certain[row] else ""
@@ -186,8 +187,11 @@ class ComplianceGate:
 
     def judge(self, texts: Sequence[str], asked: Sequence[str]) -> list[Finding]:
         """What ``language_gate`` finds in texts, among the languages of the run with ``reward.gate_active_only``."""
-        among = [self._languages | {code} for code in asked] if self._config.gate_active_only else None
-        return self.language_gate.judge(texts, asked, among)
+        return self.language_gate.judge(texts, asked, self._among(asked))
+
+    def detect(self, texts: Sequence[str], asked: Sequence[str]) -> list[str]:
+        """The language of each text as a whole by ``language_gate``, among the same languages as in :meth:`judge`."""
+        return self.language_gate.detect(texts, self._among(asked))
 
     def in_language(self, texts: Sequence[str], asked: Sequence[str]) -> list[bool]:
         """Whether each text counts as being in the language asked for.
@@ -199,7 +203,15 @@ class ComplianceGate:
         asked for (``""``), no text is in it.
         """
         found = self.judge(texts, asked)
-        return [self._passes(text, code, one) for text, code, one in zip(texts, asked, found, strict=True)]
+        return [self.passes(text, code, one) for text, code, one in zip(texts, asked, found, strict=True)]
+
+    def passes(self, text: str, asked: str, found: Finding) -> bool:
+        """:meth:`in_language` for a text in which :meth:`judge` has found this."""
+        if not asked or not text.strip():
+            return False
+        if self._is_short(text) and self._config.gate_short != "detect":
+            return self._config.gate_short == "pass"
+        return found.matches
 
     def decide(self, answers: Sequence[Answer], similarity_earns: Sequence[bool]) -> list[Decision]:
         """Identifies the language of each answer and decides whether it is compliant.
@@ -224,22 +236,18 @@ class ComplianceGate:
         ]
 
     def _decision(self, answer: Answer, judged: Sequence[str], found: Mapping[str, Finding]) -> Decision:
-        compliant = all(self._passes(text, answer.asked, found[text]) for text in judged)
+        compliant = all(self.passes(text, answer.asked, found[text]) for text in judged)
         short = self._is_short(answer.rewarded)
         # A short answer that passes without being judged counts as what was asked for.
         taken_as_asked = short and self._config.gate_short == "pass" and bool(answer.asked and answer.rewarded)
         detected = answer.asked if taken_as_asked else found[answer.rewarded].language
         return Decision(detected, max(found[text].foreign for text in judged), compliant, short)
 
+    def _among(self, asked: Sequence[str]) -> list[Collection[str]] | None:
+        return [self._languages | {code} for code in asked] if self._config.gate_active_only else None
+
     def _is_short(self, text: str) -> bool:
         return len(text) < self._config.gate_short_characters
-
-    def _passes(self, text: str, asked: str, found: Finding) -> bool:
-        if not asked or not text.strip():
-            return False
-        if self._is_short(text) and self._config.gate_short != "detect":
-            return self._config.gate_short == "pass"
-        return found.matches
 
 
 def shipped_model() -> Path:

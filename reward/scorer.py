@@ -131,7 +131,7 @@ class Scorer:
         self._gate, self._worth = ComplianceGate(config, languages), Worth(config)
         self._detector: Detector | None = None
         if config.diagnostics != "off":
-            self._detector = make_detector(config.diagnostics, self._gate.language_gate, {*languages, "en"})
+            self._detector = make_detector(config.diagnostics, self._gate, {*languages, "en"})
             if unknown := sorted(code for code in languages if not self._detector.knows(code)):
                 logger.warning("%s does not know %s: these have no diagnostics", config.diagnostics, ", ".join(unknown))
         self._directory = directory

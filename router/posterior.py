@@ -129,6 +129,11 @@ class Beliefs:
         self._fits = [self._fit(table, 0, covariance=True) for table in (QUALITY, COMPLIANCE)]
 
     @property
+    def has_evidence(self) -> bool:
+        """Whether anything was observed."""
+        return bool(self._contexts)
+
+    @property
     def met(self) -> list[Context]:
         """Topics and regions that were observed together, in the order in which they first were."""
         return [Context("", topics, regions) for topics, regions in self._layout.pairs]

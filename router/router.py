@@ -83,6 +83,7 @@ class Router:
         self._logits.rows.update({name: np.array(row) for name, row in initial.items()})
         self._distributions: dict[Context, Array] = {}  # effective ones, [L] each, computed since the last policy step
         self._buffer: list[Batch] = []  # observed since the last update
+        self._idle = 0  # policy steps of updates without a rollout since, in which what is believed did not fade yet
         self._believes = config.credit == "posterior" and draws_are_learned(config)
         self._step = 0
         self._version = 0
@@ -271,7 +272,10 @@ class Router:
             credit = weights[QUALITY] * good.mean + weights[COMPLIANCE] * kept.mean
             self._logits.pooled(batch, credit, kept.counts, self._config.prior)
         if len(batch.arm):
-            self._beliefs.update(batch, steps)
+            self._beliefs.update(batch, self._idle + steps)
+            self._idle = 0
+        elif self._beliefs.has_evidence:
+            self._idle += steps
         self._distributions.clear()
         self._version += 1
 
@@ -331,6 +335,7 @@ class Router:
             "logits": {name: row.tolist() for name, row in self._logits.rows.items()},
             "seen": self._logits.seen.tolist(),
             "buffer": [batch.state() for batch in self._buffer],
+            "idle": self._idle,
             "step": self._step,
             "version": self._version,
             "random": self._random.bit_generator.state,
@@ -353,6 +358,7 @@ class Router:
         self._logits.rows = {name: np.array(row) for name, row in state["logits"].items()}
         self._logits.seen = np.array(state["seen"])
         self._buffer = [Batch.from_state(batch) for batch in state["buffer"]]
+        self._idle = state.get("idle", 0)  # earlier versions did not count these steps
         self._step, self._version = state["step"], state["version"]
         self._random.bit_generator.state = state["random"]
         self._distributions.clear()

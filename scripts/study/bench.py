@@ -30,6 +30,7 @@ import typer
 
 from common import diagnostics
 from common.answer import read_answer
+from common.config import RewardConfig
 from common.diagnostics import Sample
 from common.endpoint import Failure
 from common.languages import code_of
@@ -37,7 +38,7 @@ from common.process import FatalError
 from common.progress import Activity
 from learner.data.rows import QuestionRow
 from reward.detectors import Detector, DetectorName, diagnose, make_detector
-from reward.gate import LanguageGate
+from reward.gate import ComplianceGate
 from scripts.ops.command_line import command
 from scripts.study.benchmarks.consistency import published_consistency
 from scripts.study.benchmarks.letters import LetterQuestion, SeveralTokens, letter_questions, likeliest
@@ -242,7 +243,7 @@ def main(
     own = Path(model) / "model"
     weights = str(own) if (own / "config.json").exists() else model
     # What cannot be had ends the command here, and not after hours of answering.
-    tells = make_detector(detector, LanguageGate(), {row.language for row in rows} | {"en"})
+    tells = make_detector(detector, ComplianceGate(RewardConfig()), {row.language for row in rows} | {"en"})
     ask = Asking(prompt_style, weights, own.parent)
     letters = _letter_questions(name, rows, ask)
     sampling = {"temperature": heat, "top_p": benchmark.top_p if top_p is None else top_p}

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from common import diagnostics
+from common.answer import read_answer
 from common.config import RewardConfig
 from common.process import FatalError
 from common.wire import PartLanguages
 from reward.detectors import ADAMAME_MGSM, ADAMAME_MSVAMP, DetectorName, GateDetector, Langdetect, Lingua, make_detector
-from reward.gate import LanguageGate
+from reward.gate import ComplianceGate
 from reward.scorer import Scorer
 from scripts.bench.support.scoring import request
 from scripts.world.sources import paragraphs
@@ -41,7 +42,7 @@ def texts() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def gate() -> GateDetector:
-    return GateDetector(LanguageGate())
+    return GateDetector(ComplianceGate(RewardConfig()))
 
 
 def test_honest_texts_pass_everything(gate: GateDetector, texts: dict[str, list[str]]) -> None:
@@ -76,6 +77,30 @@ def test_what_has_no_language(gate: GateDetector) -> None:
     assert empty == ELSEWHERE and number == CLEAN and formula is not None and formula.lines
     assert short is not None and short.lines and not short.words, "nobody can tell the language of such lines"
     assert nothing_asked == ELSEWHERE
+
+
+def test_the_gate_and_its_diagnoses_agree_on_short_texts_and_on_the_languages_of_a_run() -> None:
+    texts, asked = (
+        ["No idea, sorry.", "Thank you!\nNo, I do not know.", "Das weiß ich nicht.", ""],
+        ["sw", "sw", "de", "sw"],
+    )
+    for rule in ("detect", "pass", "fail"):
+        for only in (False, True):
+            settings = {"gate_short": rule, "gate_short_characters": 40, "gate_active_only": only}
+            gate = ComplianceGate(RewardConfig.model_validate(settings), ["de", "sw"])
+            decided = gate.decide(
+                [read_answer(text, code) for text, code in zip(texts, asked, strict=True)], [True] * 4
+            )
+            parts = GateDetector(gate).parts(texts, asked)
+            consistent = [part is not None and part.consistent for part in parts]
+            assert consistent == [one.compliant for one in decided] == gate.in_language(texts, asked), settings
+            if rule == "pass":
+                assert parts == [CLEAN, CLEAN, CLEAN, ELSEWHERE]
+            if rule == "fail":
+                assert consistent == [False] * 4
+    assert GateDetector(ComplianceGate(RewardConfig())).parts(["I do not know."], ["sw"]) == [
+        PartLanguages(consistent=False, lines=True, words=True, switches=False)
+    ]
 
 
 def test_langdetect_is_the_packages_own_and_always_the_same(texts: dict[str, list[str]]) -> None:
@@ -122,7 +147,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     for name in names:
         monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(FatalError, match=rf"{name}.*pip install \"lrpo\[detectors\]\""):
-            make_detector(name, LanguageGate())
+            make_detector(name, ComplianceGate(RewardConfig()))
 
 
 @pytest.mark.parametrize("detector", ["off", "gate", "langdetect"])

@@ -141,6 +141,11 @@ CASES = [
     ("zh", "日本の首都は東京です。", False),
     ("ja", "日本的首都是东京，这是一座非常大的城市。", False),
     ("ko", "日本的首都是东京。", False),
+    ("ko", "세종대왕(世宗大王)은 조선의 제4대 국왕이며 한글을 만들었다.", True),
+    ("ko", unicodedata.normalize("NFD", "세종대왕（世宗大王）은 조선의 제4대 국왕이며 한글을 만들었다."), True),
+    ("ko", "세종(日本的首都是东京)은 조선의 제4대 국왕이며 한글을 만들었다.", False),
+    ("ko", "세종대왕은 조선의 제4대 국왕이며 世宗大王 한글을 만들었다.", False),
+    ("zh", "세종대왕(世宗大王)", False),
     (
         "ja",
         "すべての人間は自由である。格享有本宣言所载的一切权利和自由,不分种族、肤色。理性を授けられている。",
@@ -314,9 +319,9 @@ def test_the_estimate_of_foreign_letters_follows_their_share(declaration: dict[s
     count = ForeignLetters(model, 0.12).count
     allowed, whole = np.ones((len(texts), len(model.languages)), bool), np.full(len(texts), -1)
     families = {"de": model.index(["de"])}
-    found = count(units, asked, families, total.astype(np.int64), allowed, whole) / total
+    found = count(units, texts, asked, families, total.astype(np.int64), allowed, whole) / total
     assert found == pytest.approx(shares, abs=0.08), found
-    assert (count(units, asked, families, total.astype(np.int64), allowed, whole) / total == found).all()
+    assert (count(units, texts, asked, families, total.astype(np.int64), allowed, whole) / total == found).all()
 
 
 def test_gate_may_choose_among_some_languages_and_ask_for_certainty(gate: LanguageGate) -> None:

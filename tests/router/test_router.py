@@ -556,6 +556,33 @@ def test_logits_come_with_the_published_schedules() -> None:
     assert configuration.RouterConfig.model_validate(config.model_dump()) == config
 
 
+def test_old_evidence_fades_in_steps_without_rollouts() -> None:
+    """As it does where these steps and the next rollouts are learned from at once, and after a resume."""
+
+    def step(liked: str) -> list[Observation]:
+        rewards = tuple(0.2 + 0.6 * (one == liked) for one in LANGUAGES * 2)
+        return [Observation(Context("ko", ("Chat",), ()), tuple(LANGUAGES * 2), rewards, (True,) * 8)]
+
+    each, at_once = router(interval=1), router(interval=1000)
+    for bandit in (each, at_once):
+        bandit.observe([])  # before which there is nothing that could fade
+        bandit.update()
+        bandit.observe(step("en"))
+        bandit.update()
+        for _ in range(30):
+            bandit.observe([])
+        assert bandit.version >= 2
+    resumed = router(interval=1)
+    resumed.load(json.loads(json.dumps(each.state())))
+    for bandit in (each, resumed, at_once):
+        bandit.observe(step("de"))
+        bandit.update()
+    told = [np.array(one.state()["beliefs"]["told"]) for one in (each, resumed, at_once)]
+    np.testing.assert_allclose(told[0], told[2])
+    np.testing.assert_allclose(told[1], told[2])
+    router().load({key: value for key, value in each.state().items() if key != "idle"})  # of an earlier version
+
+
 def test_the_rate_of_forgetting_follows_how_fast_rewards_move() -> None:
     random, steady, moving = np.random.default_rng(5), router(), router()
     for step in range(60):

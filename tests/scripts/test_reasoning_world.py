@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import load
+from common.config import RewardConfig, load
 from common.languages import code_of
 from common.wire import ScoreRequest
 from learner.data.problems import Problems
 from learner.data.rows import Rules, read_question_rows
-from reward.gate import LanguageGate
+from reward.gate import ComplianceGate
 from reward.scorer import Scorer
 from scripts.world import demo
 from scripts.world.reasoning import build, warm_start
@@ -61,7 +61,7 @@ _TENS = {
     "tr": "yirmi|otuz|kırk|elli|altmış|yetmiş|seksen|doksan",
     "zh": "二十|三十|四十|五十|六十|七十|八十|九十",
 }
-_GATE = LanguageGate()
+_GATE = ComplianceGate(RewardConfig())
 
 sums = st.sampled_from(every_sum())
 languages = st.sampled_from(LANGUAGES)

@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 import typer
 
 from common.answer import Answer, read_answer
+from common.config import RewardConfig
 from common.diagnostics import Sample, summarise
 from common.languages import code_of
 from common.prompts import append_tag
 from reward.detectors import GateDetector
-from reward.gate import LanguageGate
+from reward.gate import ComplianceGate
 from reward.terms.text import exact
 from scripts.ops.command_line import command
 
@@ -106,7 +107,7 @@ def sample(model_dir: Path, asked: Sequence[Question], samples: int, seed: int) 
     return answers
 
 
-def judge(asked: Sequence[Question], answers: Sequence[Written], gate: LanguageGate) -> list[Judged]:
+def judge(asked: Sequence[Question], answers: Sequence[Written], gate: ComplianceGate) -> list[Judged]:
     """Judges answers by the gate and the verifier of the reward.
 
     Args:
@@ -161,7 +162,7 @@ def _share(found: Iterator[bool]) -> float:
 def measure(model_dir: Path, world: Path, samples: int = 4, seed: int = 0) -> list[Judged]:
     """Samples and judges the answers of a model to the held-out questions. Blocks for about half a minute."""
     asked = questions(world / "heldout.parquet")
-    return judge(asked, sample(model_dir, asked, samples, seed), LanguageGate())
+    return judge(asked, sample(model_dir, asked, samples, seed), ComplianceGate(RewardConfig()))
 
 
 @command()
