@@ -28,6 +28,14 @@ _GROUP = rf"[.,،٬٫{_SPACES}{_APOSTROPHES}·]"
 _NUMBER = re.compile(rf"\d+(?:{_GROUP}\d+)*")
 _LATEX_SIGN = re.compile(r"\{([.,])\}")  # 18{,}000
 _LATEX_SPACE = re.compile(r"(?<=\d)(?:\\[,;:! ]|\\thinspace)(?=\d)")  # 18\,000; a tilde is that of a range, 10~20
+_VULGAR = {  # ½ -> ("1", "2")
+    chr(code): tuple(parts)
+    for code in (*range(0xBC, 0xBF), *range(0x2150, 0x218A))
+    if len(parts := unicodedata.normalize("NFKC", chr(code)).split("\u2044")) == 2 and all(parts)
+}
+# 3½ and 3 ½ are mixed numbers; in 2024 ½ the year is none, and in 1.5½ neither.
+_MIXED = re.compile(rf"(?:(?<![\d.,/])(\d{{1,3}})[{_SPACES}]?|(?<![\d.,/])(\d+))?([{''.join(_VULGAR)}])")
+_FRACTION_SIGNS = str.maketrans("\u2044\u2215", "//")
 _MOST_DIGITS = 300  # with more a run of digits is no number: no result has so many, and long integers are slow
 
 
@@ -49,17 +57,30 @@ class Number:
 
 
 def plain_digits(text: str) -> str:
-    """The text in one form (:func:`common.text.normalise`), with ASCII digits and without LaTeX between digits."""
+    """The text in one form (:func:`common.text.normalise`), with ASCII digits and without LaTeX between digits.
+
+    Vulgar fractions are written with a slash, ½ as 1/2 and 3½ as 7/2.
+    """
     text = normalise(text)
     if not text.isascii():
-        text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text)
+        text = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text).translate(_FRACTION_SIGNS)
+        text = _MIXED.sub(_improper, text)
     return _LATEX_SPACE.sub("", _LATEX_SIGN.sub(r"\1", text)) if "{" in text or "\\" in text else text
+
+
+def _improper(match: re.Match[str]) -> str:
+    over, under = _VULGAR[match[3]]
+    whole = match[1] or match[2] or "0"
+    if len(whole) > _MOST_DIGITS or (whole == "0" and match.string[match.start() - 1 : match.start()].isdigit()):
+        return f"{match[0][:-1]} {over}/{under}"
+    return f"{int(whole) * int(under) + int(over)}/{under}"
 
 
 def find_numbers(text: str, language: str = "") -> list[Number]:
     """The numbers of a text, in order. Takes time in proportion to the length of the text, whatever it is.
 
-    What would be a number of more than 300 digits is none.
+    What would be a number of more than 300 digits is none. Digits with the same sign between three groups or more that
+    do not group them, as in dates and versions, are whole numbers: 5.10.2024 is 5, 10 and 2024.
 
     Args:
         language: ISO code of the language that the text is in, which decides what 1.234 means; ``""``: not known, and
@@ -107,7 +128,8 @@ def _signs(language: str) -> tuple[str, ...]:
 def _read(plain: str, start: int, end: int, language: str) -> Iterator[Number]:
     """The numbers of a run of digits and signs between them: one, or several where the signs only list them.
 
-    As 1,2,3, or numbers with spaces between them. Each is the longest beginning, of what is left, that is a number.
+    As 1,2,3 and 5.10.2024, or numbers with spaces between them. Each is the longest beginning, of what is left, that is
+    a number.
     """
     run = plain[start:end]
     digits, signs = re.split(_GROUP, run), re.findall(_GROUP, run)
@@ -159,18 +181,22 @@ def _longest(digits: list[str], signs: list[str], grouped: _Grouped, first: int,
     groups = max(threes, indian) if digits[first][0] != "0" else 0
     # All signs before that of the fraction must be the same, and group the digits.
     after = first + alike
-    if alike in (threes, indian) and groups and after < len(signs) and _may_be_decimal(signs[after]):
+    if alike in (threes, indian) and groups and _is_decimal(signs, after):
         return after + 1, True
     if groups > 1 or (groups and _groups(signs[first], decimal, group)):
         return first + groups, False
     # 1,2 lists two numbers in a language whose decimal sign is the point.
-    if _may_be_decimal(signs[first]) and not (signs[first] == "," and decimal and "," not in decimal):
+    if _is_decimal(signs, first) and not (signs[first] == "," and decimal and "," not in decimal):
         return first + 1, True
     return first, False
 
 
-def _may_be_decimal(sign: str) -> bool:
-    return sign not in _SPACES + _APOSTROPHES + "،٬·"
+def _is_decimal(signs: list[str], place: int) -> bool:
+    """Whether there is such a sign, and it may be a decimal sign: one that is repeated, as in a date, is none."""
+    sign = signs[place : place + 1]
+    if not sign or sign[0] in _SPACES + _APOSTROPHES + "،٬·":
+        return False
+    return sign not in (signs[max(0, place - 1) : place], signs[place + 1 : place + 2])
 
 
 def _finish(plain: str, value: Fraction, start: int, end: int) -> Number:

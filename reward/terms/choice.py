@@ -30,25 +30,29 @@ _OTHER_ALPHABET = re.compile(r"(?m)^[ \t*_#>(•-]*[БГДΓΔ][).:]")
 # spaces may stand right beside it.
 _CASED = r"A-Za-z0-9_À-ɏ\u0300-\u036fͰ-ϿЀ-ԯḀ-ỿἀ-῿"
 _BEFORE = rf"(?<![{_CASED}'’°&/\\^+#@])(?<![{_CASED}][-.&/])"
-_AFTER = rf"(?![{_CASED}'’°&/+#^])(?![-&/][{_CASED}])(?!\.[A-Za-z](?![{_CASED}]))"
+_ENDING = rf"(?:[dt][ıi]r|y?[ıiae]|n[ıi]n)(?![{_CASED}])"  # of Turkish, behind an apostrophe: B'dir
+_AFTER = rf"(?![{_CASED}°&/+#^])(?!['’](?!{_ENDING}))(?![-&/][{_CASED}])(?!\.[A-Za-z](?![{_CASED}]))"
 _CAPITAL = "[A-ZАВСЕНΑΒΕΗ]"
 _LATIN = re.compile(rf"{_BEFORE}([A-Z]){_AFTER}")
 _MARK = r"[*_`\"'“”„«»‘’「」『』〈〉《》()\[\]{}$]"  # what may stand around a letter
 _WORDS_BETWEEN = (  # "the answer is option B", "la respuesta es la B"
     r"(?:(?-i:the|option|choice|letter|die|der|buchstabe|la|le|l'option|lettre|opción|letra|inciso|a|o|opção|alternativa|"
     r"l'opzione|opzione|lettera|вариант|буква|под буквой|chaguo|herufi|phương án|lựa chọn|chữ|الخيار|الحرف|"
-    r"选项|選項|選択肢|選択肢の|보기|선택지)\s*){0,2}"
+    r"alternativ|alternativet|optie|η|το|επιλογή|选项|選項|選択肢|選択肢の|보기|선택지)\s*){0,2}"
 )
 _ANSWER = (  # words for an answer or the right option, as they stand before the letter
     r"(?:answer|option|choice|antwort|lösung|réponse|choix|respuesta|opción|alternativa|resposta|opção|gabarito|"
-    r"risposta|opzione|soluzione|ответ(?:ом)?|вариант(?:ом)?|решение|jibu|chaguo|"
+    r"risposta|opzione|soluzione|cevap|yanıt|svar(?:et)?|antwoord|odpowiedź|răspuns(?:ul)?|"
+    r"απάντηση|відповідь|ответ(?:ом)?|вариант(?:ом)?|решение|jibu|chaguo|"
     rf"đáp án|câu trả lời|phương án|lựa chọn|jawaban(?:nya)?|jawapan(?:nya)?)(?![{_CASED}])|"
     r"الإجابة|الاجابة|الجواب|إجابة|جواب|الخيار|"
-    r"答案|正确选项|正確選項|答え|正解|解答|回答|正しい選択肢|정답|답|올바른 선택지|उत्तर|উত্তর|คำตอบ|సమాధానం"
+    r"答案|正确选项|正確選項|答え|正解|解答|回答|正しい選択肢|정답|답|올바른 선택지|उत्तर|উত্তর|సమాధానం|"
+    + unicodedata.normalize("NFKC", "คำตอบ")  # of two letters, as in the text
 )
 _LINK = (  # what stands between these words and the letter: a copula, after which a capital is no first word
-    r"is|would be|must be|ist|lautet|wäre|est|serait|es|sería|é|seria|è|sarebbe|является|будет|это|"
-    r"ni(?!\s+\S+\s+ni\b)|là|adalah|ialah|"
+    r"(?:is|would be|must be|ist|lautet|wäre|est|serait|es|sería|é|seria|è|sarebbe|är|er|jest|este|"
+    r"είναι|является|будет|это|"
+    rf"ni(?!\s+\S+\s+ni\b)|là|adalah|ialah)(?![{_CASED}])|"
     r"هي|هو|是|为|為|就是|应该是|應該是|は|が|은|는|이|है|হল|হলো|คือ"
 )
 _STATED = re.compile(
@@ -59,13 +63,19 @@ _STATED = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _DENIED_BEFORE = re.compile(r"(?:不|并非|並非)\s*$")  # and after it, in languages that deny behind the letter
-_DENIED_AFTER = re.compile(rf"{_MARK}*\s*(?:가|이)?\s*(?:아니|아닌)|{_MARK}*\s*(?:では|じゃ)(?:な|あり)")
-_OR = r"or|oder|ou|o|oppure|или|либо|hoặc|hay|au|atau|أو|或者?|または|又は|또는|혹은"
+_DENIED_AFTER = re.compile(
+    rf"{_MARK}*\s*(?:가|이)?\s*(?:아니|아닌)|{_MARK}*\s*(?:では|じゃ)(?:な|あり)|{_MARK}*\s*değil"
+)
+_OR = r"or|oder|ou|o|oppure|или|либо|hoặc|hay|au|atau|veya|ya da|eller|ή|أو|或者?|または|又は|또는|혹은"
 _AND_SO_ON = re.compile(  # several letters, of which none is chosen: "A or B", "A, B, C"
     rf"{_MARK}*\s*(?:(?:{_OR})\s*{_MARK}*{_CAPITAL}{_AFTER}"
     rf"|[,，、]\s*{_MARK}*{_CAPITAL}{_MARK}*\s*(?:[,，、]|(?:{_OR})\s*{_MARK}*{_CAPITAL}{_AFTER}))"
 )
-_CHOSEN = re.compile(rf"(?:选择?|選擇?|應選|应选)\s*{_MARK}*({_CAPITAL}){_AFTER}")
+_CHOSEN = re.compile(  # 选B; Cevap B'dir, and without a copula where the letter ends a clause
+    rf"(?:选择?|選擇?|應選|应选)\s*{_MARK}*({_CAPITAL}){_AFTER}"
+    rf"|(?<![{_CASED}])(?i:cevap|yanıt|seçenek|şık)\s+{_MARK}*({_CAPITAL}){_AFTER}{_MARK}*"
+    rf"(?=['’]|\s*(?:[.,;!]|$)|\s+(?:şık|seçene|veya|ya da))"
+)
 _BOX = re.compile(
     r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf|rm|bf)\s*\{?)?\s*[(\[]?\s*"
     rf"([A-Za-zАВСЕНΑΒΕΗ])(?=\s*[\])}}.:,]|\s*\}}){_AFTER}"
@@ -98,7 +108,7 @@ _NOT_AFTER_A = frozenset([
     "is", "was", "ist", "war", "est", "es", "era", "é", "è", "ni", "là", "because", "since", "weil", "denn", "porque",
     "pues", "parce", "perché", "poiché", "vì",
 ])  # fmt: skip
-_OPTION = re.compile(r"\s*\(?([A-Z])(?:[).:]|\s|$)")  # what an accepted answer begins with
+_OPTION = re.compile(r"\s*\(?(?:([A-Z])(?:[).:]|\s|$)|([a-z])(?:[).:]|\s*$))")  # what an accepted answer begins with
 _OFFERED = re.compile(r"(?m)^[ \t*_(\[•-]*([A-Z])\**[).:\]]\s*\S")
 
 
@@ -138,13 +148,22 @@ def chosen_letter(answer: str, letters: str = USUAL_LETTERS) -> str:
 
 
 def choice(answer: str, accepted: list[str], letters: str = USUAL_LETTERS) -> float:
-    """1 where the answer settles on the letter of an accepted one, as "B", "(B)" or "B. Paris"; otherwise 0.
+    """1 where the answer settles on the letter of an accepted one (:func:`gold_letters`); otherwise 0.
 
     Args:
         letters: of the options that there are; those of accepted answers are among them in any case.
     """
-    golds = {found[1] for one in accepted if (found := _OPTION.match(unicodedata.normalize("NFKC", one)))}
+    golds = gold_letters(accepted)
     return float(chosen_letter(answer, letters + "".join(sorted(golds - set(letters)))) in golds)
+
+
+def gold_letters(accepted: list[str]) -> set[str]:
+    """The letters of accepted answers, as "B", "b)" or "(B) Paris"; none of numbers and of letters that are not Latin.
+
+    A small letter counts where nothing but a bracket, stop or colon follows it: "a whale" is no option A.
+    """
+    found = (_OPTION.match(unicodedata.normalize("NFKC", one)) for one in accepted)
+    return {(one[1] or one[2]).upper() for one in found if one}
 
 
 def offered_letters(question: str) -> str:
@@ -184,9 +203,9 @@ def _stated(text: str, letters: str, other_alphabet: bool) -> Iterator[str]:
         if _DENIED_BEFORE.search(one["gap"] or "") or _DENIED_AFTER.match(text, end):
             continue
         found.append((one.start("letter"), "" if _AND_SO_ON.match(text, end) else letter))
-    found += [
-        (one.start(1), letter) for one in _CHOSEN.finditer(text) if (letter := _latin(one[1], letters, other_alphabet))
-    ]
+    for one in _CHOSEN.finditer(text):
+        if letter := _latin(one[1] or one[2], letters, other_alphabet):
+            found.append((one.start(), "" if _AND_SO_ON.match(text, one.end()) else letter))
     return (letter for _, letter in sorted(found))
 
 

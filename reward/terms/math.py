@@ -42,7 +42,16 @@ from pebble import ProcessPool
 from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
-from reward.terms.results import closing_brace, ends_in_box, is_hostile, number_in_box, result_of
+from reward.terms.multiples import without_multiples
+from reward.terms.results import (
+    closing_brace,
+    ends_in_box,
+    ends_multiplied,
+    is_hostile,
+    is_multiplied_box,
+    number_in_box,
+    result_of,
+)
 
 logger = logging.getLogger("reward")
 
@@ -330,6 +339,9 @@ def _verify(answer: str, accepted: list[str], language: str) -> bool:
     try:
         box = last_box(answer)
         shown = answer if box is None else box
+        # 5 thousand is not 5, of which math-verify knows nothing; but it is 5 thousand.
+        if is_multiplied_box(shown) if box is not None else ends_multiplied(shown, language):
+            accepted = [gold for gold in accepted if without_multiples(plain_digits(gold)) != plain_digits(gold)]
         for gold in accepted:
             # A number is compared by its value, whatever script, grouping or unit it is written with.
             value = number_of(gold, "en")

@@ -11,7 +11,8 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from common.numbers import number_of, plain_digits
+from common.numbers import find_numbers, number_of, plain_digits
+from reward.terms.multiples import multiplied_before, multiplies, without_multiples
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\{")
 _BOXES = 6  # math-verify reads so many that belong together, as $\boxed{1}$ and $\boxed{2}$
@@ -19,7 +20,8 @@ _BOX_DISTANCE = 70  # characters between two boxes that math-verify may take for
 _PERCENT_AFTER = re.compile(r"[\s$]*+\\?[%٪]")
 
 # What math-verify may take for a formula where there is no box.
-_FORMULA = re.compile(r"\$[^$]++\$|\\[(\[](?:[^\\]|\\[^()\[\]])*+\\[)\]]|[\d(][\d\s.,+\-*×/^()÷{}]*+")
+_DELIMITED = re.compile(r"\$[^$]++\$|\\[(\[](?:[^\\]|\\[^()\[\]])*+\\[)\]]")
+_FORMULA = re.compile(_DELIMITED.pattern + r"|[\d(][\d\s.,+\-*×/^()÷{}]*+")
 # A power of a power, a power of more than four digits, 200 digits in a row.
 _TOWER = re.compile(
     r"(?:\^|\*\*)\s*+[{(]?\s*+[+-]?\d++\s*+[})]?\s*+(?:\^|\*\*)"
@@ -57,14 +59,6 @@ _WORDS = re.compile(
     rf"(?:[{_LATIN}{_GREEK}]{{3,}}+|[a-zA-Z]?[À-ÖØ-öø-ɏḀ-ỿ][{_LATIN}]?|km/h|m/s|[kcmd]?m|[km]g|m[lL])"
     rf"(?![{_LATIN}{_GREEK}])"
     rf"(?:[\s.,'’/-]++[{_LATIN}{_GREEK}]++)*+{_EXPONENT}[\s.]*$"
-)
-# What multiplies a number that stands before it, in some languages.
-_MULTIPLE = re.compile(
-    r"\d\s*+(?:\\(?:text|mathrm|mbox)\s*+\{\s*+)?(?:[万萬亿億만억]|千(?![米克瓦卡])|"
-    r"(?:hundred|thousand|million|billion|trillion|dozen|factorial|squared|cubed|hundert|tausend|million(?:en)?|milliarden?|dutzend|mil|mill[oó]n(?:es)?|cien(?:tos)?|docenas?|mille|milliards?|"
-    r"douzaines?|milhões|milhão|milioni|milione|miliardi|тысяч[аи]?|миллион(?:а|ов)?|миллиард(?:а|ов)?|ribu|juta|elfu|"
-    r"nghìn|ngàn|triệu|tỷ|bin|milyon|milyar|พัน|หมื่น|แสน|ล้าน|हज़ार|लाख|करोड़|হাজার|লক্ষ|লাখ|কোটি|వేలు|లక్షలు)s?\b)",
-    re.IGNORECASE,
 )
 
 
@@ -117,11 +111,38 @@ def number_in_box(box: str, language: str) -> Fraction | None:
     Args:
         language: ISO code; ``""``: not known.
     """
-    if len(box) > _LONGEST_NUMBER:
-        return None
-    plain = _LATEX_SPACE.sub(" ", plain_digits(_without_emphasis(box)))
-    if _MULTIPLE.search(plain):
-        return None
+    plain = _inside(box)
+    return None if without_multiples(plain) != plain else _number_with_unit(plain, language)
+
+
+def is_multiplied_box(box: str) -> bool:
+    """Whether a box consists of a number and a word that multiplies it, with or without a unit: ``5 million km``."""
+    plain = _inside(box)
+    number = without_multiples(plain)
+    return number != plain and _number_with_unit(number, "en") is not None
+
+
+def ends_multiplied(text: str, language: str) -> bool:
+    """Whether a word multiplies the number that a text without a box ends with.
+
+    Where a formula stands before it, which is what math-verify reads of the text, it plays no part.
+    """
+    plain = plain_digits(text)
+    numbers = find_numbers(plain, language)
+    if not numbers:
+        return False
+    last, formulas = numbers[-1], list(_DELIMITED.finditer(plain))
+    if formulas and not formulas[-1].start() <= last.start < formulas[-1].end():
+        return False
+    return multiplies(plain[last.end :], language) or multiplied_before(plain[: last.start])
+
+
+def _inside(box: str) -> str:
+    """What is read of a box as a number; "" of one that is too long to be one."""
+    return "" if len(box) > _LONGEST_NUMBER else _LATEX_SPACE.sub(" ", plain_digits(_without_emphasis(box)))
+
+
+def _number_with_unit(plain: str, language: str) -> Fraction | None:
     # Two spaces, which part numbers: \text{2 or }300 is not 2 300.
     return number_of(_WORDS.sub("", _UNIT.sub("  ", plain)), language)
 

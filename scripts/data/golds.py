@@ -1,4 +1,4 @@
-"""Finds questions whose accepted answers math-verify cannot read, so that no answer to them can be right."""
+"""Finds questions whose accepted answers "math" or "choice" cannot read, so that no answer to them can be right."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from common.numbers import number_of
 from common.user_code import user_file
 from learner.data.problems import Problems, RowError
 from learner.data.rows import Rules, read_question_rows
+from reward.terms.choice import gold_letters
 from reward.terms.math import last_box, read_gold
 from reward.terms.quality import choose_weights
 
@@ -21,26 +22,34 @@ _READS_GOLDS = re.compile(r"\.(accepted|reference)\b")  # of its group
 
 
 def unread_golds(source: str, config: Config) -> Problems:
-    """The rows of a source whose answers math-verify is asked about, and of whose accepted answers it can read none.
+    """The rows of a source whose answers a term compares with accepted ones of which it can read none.
 
-    It is asked where ``reward.terms`` has "math" for the topic of a row, or for all rows where the file of
-    ``reward.function`` calls ``tools.verify`` and names the group's accepted answers.
+    The term "choice" reads letters of options, where ``reward.terms`` has it for the topic of a row. math-verify reads
+    numbers and formulas. It is asked where ``reward.terms`` has "math" for the topic of a row, or for all rows where
+    the file of ``reward.function`` calls ``tools.verify`` and names the group's accepted answers.
 
     Returns:
         A problem of the kind "unread" for each of them. Rows that cannot be read as questions are not among them.
     """
     found = Problems()
     function, terms = config.reward.function, config.reward.terms
-    if not (_verifies(function) if function else any("math" in row for row in terms.values())):
+    if not (_verifies(function) if function else any({"math", "choice"} & {*row} for row in terms.values())):
         return found
     who = f"tools.verify, which {function} calls," if function else 'the term "math"'
-    log.info("reading the accepted answers of %s as the verifier will", source)
+    log.info("reading the accepted answers of %s as the reward will", source)
     for row in read_question_rows(source, Rules(config.data.columns, config.data.language or ""), Problems()):
         golds = row.accepted or [row.reference]
-        is_verified = bool(function) or "math" in choose_weights(terms, row.topics)
-        if is_verified and not any(map(_can_be_read, golds)):
-            quoted = " or ".join(repr(gold[:_SHOWN]) for gold in golds)
-            reason = f"{who} reads no number and no formula in {quoted}, so every answer earns 0 by it"
+        used = {"math"} if function else {*choose_weights(terms, row.topics)}
+        quoted = " or ".join(repr(gold[:_SHOWN]) for gold in golds)
+        reasons = []
+        if "math" in used and not any(map(_can_be_read, golds)):
+            reasons.append(f"{who} reads no number and no formula in {quoted}, so every answer earns 0 by it")
+        if "choice" in used and not gold_letters(golds):
+            reasons.append(
+                f'the term "choice" reads no letter of an option in {quoted}, so every answer earns 0 by it: '
+                "letter the options A, B, C, ... in the question, and give the letter of the right one"
+            )
+        for reason in reasons:
             found.add(row.place, RowError("accepted" if row.accepted else "answer", reason, "unread"))
     return found
 

@@ -1,4 +1,4 @@
-"""Names the rows whose answers can earn nothing, as math-verify reads no accepted answer or a column is missing.
+"""Names the rows whose answers can earn nothing, as a term reads no accepted answer or a column is missing.
 
     python -m scripts.data.unscorable CONFIG.toml ... [--section.key value]
 

@@ -31,12 +31,39 @@ ZEROS = "0٠۰०০௦౦๐໐༠၀០０𝟎"
         ("4-5", "", 5), ("x-5", "", 5), ("温度-5", "zh", -5), ("1,2", "en", 2), ("1,2", "de", 1.2),
         ("1 234", "fr", 1234), ("1 234", "en", 234), ("in 2014 300", "", 300), ("1,2,3", "", 3), ("٣٫٥", "ar", 3.5),
         ("-1.234.567,89", "pt", -1234567.89), ("1\u202f234,5", "fr", 1234.5),
+        ("5.10.2024", "de", 2024), ("1,5 2,5", "de", 2.5), ("1.5,2.5", "en", 2.5), ("1.234.5,6", "de", 5.6),
         ("10~20", "", 20), ("答案是3～5", "zh", 5), ("3〜5", "ja", 5), ("100~200", "ko", 200), ("1~-2", "", -2),
     ],
 )  # fmt: skip
 def test_the_last_number_is_read(text: str, language: str, value: float) -> None:
     found = last_number(text, language)
     assert found is not None and float(found) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("language", ["", "en", "de", "ar"])
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("5.10.2024", [5, 10, 2024]), ("05.01.2024", [5, 1, 2024]), ("Python 3.10.2", [3, 10, 2]),
+        ("192.168.1.1", None), ("am 5.10.2024 um 12.30", [5, 10, 2024, 12.3]), ("5,10,2024", [5, 10, 2024]),
+        ("12:30:05", [12, 30, 5]), ("2024-10-05", [2024, 10, 5]), ("1.234.567", [1234567]),
+    ],
+)  # fmt: skip
+def test_dates_and_versions_are_lists_of_whole_numbers(text: str, values: list[float] | None, language: str) -> None:
+    found = [float(one.value) for one in find_numbers(text, language)]
+    assert found == values or (values is None and found[-1] == 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("½", "1/2"), ("3½", "7/2"), ("-3½", "-7/2"), ("2 ½ cups", "5/2 cups"), ("⅓ or ⅞", "1/3 or 7/8"),
+        ("in 2024 ½", "in 2024 1/2"), ("1.5½", "1.5 1/2"), ("1⁄2", "1/2"), ("1234½", "2469/2"), ("٣½", "7/2"),
+        ("7" * 301 + "½", "7" * 301 + " 1/2"), ("⅟", "⅟"),
+    ],
+)  # fmt: skip
+def test_vulgar_fractions_are_written_with_a_slash(text: str, plain: str) -> None:
+    assert numbers.plain_digits(text) == plain == numbers.plain_digits(plain)
 
 
 def test_a_text_without_a_number_has_none() -> None:
@@ -86,8 +113,12 @@ def test_no_text_is_an_error(text: str, language: str) -> None:
     last_number(text, language), number_of(text, language)
 
 
-def value_of(digits: list[str], signs: list[str], language: str) -> Fraction | None:
-    """The value of groups of digits with signs between them, by the definition; None where they are no one number."""
+def value_of(digits: list[str], signs: list[str], beside: tuple[str, str], language: str) -> Fraction | None:
+    """The value of groups of digits with signs between them, by the definition; None where they are no one number.
+
+    ``beside`` has the signs before and after the groups, "" where the run begins or ends: a sign that is repeated, as
+    in a date, is no decimal sign.
+    """
     decimal, group = numbers._signs(language)
 
     def grouped(some: list[str]) -> bool:
@@ -103,6 +134,8 @@ def value_of(digits: list[str], signs: list[str], language: str) -> Fraction | N
     *others, last = signs
     if (
         last in others
+        or last == beside[1]
+        or (not others and last == beside[0])
         or last in " \u00a0\u2009\u202f'’،٬·"
         or (others and not (len({*others}) == 1 and grouped(digits[:-1])))
     ):
@@ -117,12 +150,17 @@ def read_slowly(text: str, language: str) -> list[tuple[int, int, Fraction]]:
     found = []
     for run in re.finditer(rf"\d+(?:{numbers._GROUP}\d+)*", text):
         start, digits, signs = run.start(), re.split(numbers._GROUP, run[0]), re.findall(numbers._GROUP, run[0])
+        before = ""
         while digits:
-            values = [value_of(digits[:n], signs[: n - 1], language) for n in range(1, len(digits) + 1)]
+            values = [
+                value_of(digits[:n], signs[: n - 1], (before, "".join(signs[n - 1 : n])), language)
+                for n in range(1, len(digits) + 1)
+            ]
             count, value = next((n + 1, values[n]) for n in reversed(range(len(values))) if values[n] is not None)
             end = start + sum(map(len, digits[:count])) + count - 1
             assert value is not None
             found.append((start, end, value))
+            before = "".join(signs[count - 1 : count])
             start, digits, signs = end + 1, digits[count:], signs[count:]
     return found
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward.terms.choice import USUAL_LETTERS, choice, chosen_letter, offered_letters
+from reward.terms.choice import USUAL_LETTERS, choice, chosen_letter, gold_letters, offered_letters
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / folder / "declaration.jsonl" for folder in ("tests/support/texts", "scripts/world/texts")]
@@ -38,6 +38,11 @@ SAID: dict[str, tuple[list[str], list[str]]] = {
     "sw": (["Jibu sahihi ni {}.", "Jibu: {}", "Jibu ni {}."], ["Paris ni mji mkuu.", "A ni herufi ya kwanza."]),
     "vi": (["Đáp án đúng là {}.", "Đáp án: {}", "Câu trả lời là {}."],
            ["Bậc thầy là Cấp cao nhất.", "Cộng hòa Pháp ở châu Âu.", "Ấn Độ, Đức và Anh."]),
+    "tr": (["Doğru cevap {}'dir.", "Cevap: {}", "Doğru yanıt {} şıkkıdır.", "Cevap {}, çünkü B yanlış."],
+           ["A noktası burada.", "O gün geldi.", "E tabii ki öyle."]),
+    "sv": (["Rätt svar är {}.", "Svar: {}", "Rätt svar är alternativ {}."], ["I Paris regnar det.", "Å andra sidan."]),
+    "el": (["Η σωστή απάντηση είναι {}.", "Απάντηση: {}", "Η σωστή απάντηση είναι η {}."], ["Η Γαλλία είναι χώρα."]),
+    "nl": (["Het juiste antwoord is {}.", "Antwoord: {}"], ["U weet het."]),
 }  # fmt: skip
 ALIKE = {"A": "А", "B": "В", "C": "С", "E": "Е"}  # Latin -> Cyrillic
 MARKED = ["{}", "**{}**", "({})", "“{}”", "`{}`", "$\\boxed{{{}}}$", "\\boxed{{\\text{{{}}}}}"]
@@ -77,6 +82,16 @@ AT_THE_BEGINNING = ["{}", "**{}**", "({})", "{}.", "{})", "**{}.**", "\\boxed{{{
         ("Options: A) Paris B) London C) Rome D) Oslo", ""), ("选项：A. 巴黎 B. 伦敦 C. 罗马", ""),
         ("A. Paris B. London C. Rome D. Oslo. It is B", "B"), ("А. нет\nБ. да\nВ. нет", ""),
         ("A is wrong. B. is wrong. So it is D.", "D"),
+        # other languages
+        ("Cevap A'dır", "A"), ("Doğru cevap B’dir.", "B"), ("Yanıt D'dır, çünkü A yanlış.", "D"),
+        ("Doğru cevap A, çünkü B yanlış.", "A"), ("Doğru cevap B'dir, A değil.", "B"), ("Cevap A veya B", ""),
+        ("Rätt svar är alternativ A, eftersom B är fel", "A"), ("Rätt svar är inte A utan B", "B"),
+        ("Η σωστή απάντηση είναι η Β.", "B"), ("Σωστή απάντηση είναι το A, όχι το B", "A"), ("It's A's", ""),
+        ("Het juiste antwoord is C, niet D", "C"), ("B'A", ""), ("Die Antwort ist A, nicht B", "A"),
+        ("Răspunsul corect este A, nu B", "A"), ("Det rigtige svar er A, fordi B er forkert", "A"),
+        ("Prawidłowa odpowiedź jest A, nie B", "A"), ("সঠিক উত্তর হল A, B নয়", "A"), ("คำตอบคือ A ไม่ใช่ B", "A"),
+        ("Jawaban yang benar adalah A, bukan B", "A"), ("Відповідь: A, а не B", "A"), ("सही उत्तर: A, B नहीं", "A"),
+        ("సమాధానం: A, B కాదు", "A"),
     ],
 )  # fmt: skip
 def test_a_choice_is_the_letter_that_an_answer_settles_on(answer: str, letter: str) -> None:
@@ -144,6 +159,18 @@ def test_no_answer_takes_long(part: str) -> None:
     for answer in (text, f"{text}!", f"Answer{text}!"):
         chosen_letter(answer)
     assert time.process_time() - began < 3
+
+
+@pytest.mark.parametrize(
+    ("accepted", "letters"),
+    [
+        (["b"], "B"), (["b)"], "B"), (["(c) Paris"], "C"), (["B. Paris"], "B"), (["Ｂ"], "B"), (["a whale"], ""),
+        (["2"], ""), (["Б"], ""), (["ข"], ""), (["甲"], ""), (["Paris", "d"], "D"), ([], ""),
+    ],
+)  # fmt: skip
+def test_accepted_answers_tell_their_letters(accepted: list[str], letters: str) -> None:
+    assert gold_letters(accepted) == {*letters}
+    assert choice("The answer is B.", accepted) == (letters == "B")
 
 
 def test_only_options_that_there_are_can_be_chosen() -> None:

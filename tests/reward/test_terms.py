@@ -85,6 +85,84 @@ def test_verified_answers(answer: str, accepted: str, is_in: bool, is_it: bool) 
     assert exact(answer, ["absent", accepted]) == is_it
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "language"),
+    [
+        ("x+1", "x-1", ""), ("x > 5", "x < 5", ""), ("x ≤ 5", "x ≥ 5", ""), ("x = 5", "x ≠ 5", ""), ("√2", "2", ""),
+        ("±5", "5", ""), ("C++", "C", ""), ("C#", "C", ""), ("B+", "B", ""), ("-x", "x", ""), ("x^2", "x 2", ""),
+        ("😀", "🙂", ""), ("5♠", "5♥", ""), ("🇩🇪", "🇫🇷", ""), ("?", "-", ""), ("6 ÷ 2", "6 × 2", ""),
+        ("5.10.2024", "5.1.2024", "de"), ("10.1.2024", "10.10.2024", "de"), ("3.10.2", "3.1.2", "en"), ("½", "2", ""),
+    ],
+)  # fmt: skip
+def test_different_expressions_and_dates_are_not_the_same(one: str, other: str, language: str) -> None:
+    for answer, accepted in ((one, other), (other, one)):
+        assert not exact(answer, [accepted], language) and exact(answer, [answer], language)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "language"),
+    [
+        ("Guinea-Bissau", "Guinea Bissau", ""), ("Guinea Bissau", "Guinea-Bissau", ""), ("COVID-19", "covid 19", ""),
+        ("x-1", "x − 1", ""), ("x+1", "x + 1", ""), ("−x", "-x", ""), ("**-x**", "-x", ""), ("= 42", "42", ""),
+        ("≈ 42", "42", ""), ("+5", "5", ""), ("18+", "18", ""), ("25 °C", "25°C", ""), ("2 × 3", "2*3", ""),
+        ("x <= 5", "x ≤ 5", ""), ("x == 5", "x = 5", ""), ("A -> B", "A → B", ""), ("C♯", "C#", ""), ("❤️", "❤", ""),
+        ("→ Paris", "Paris", ""), ("✅ Paris", "Paris", ""), ("Paris 😀", "Paris", ""), ("| Paris |", "Paris", ""),
+        ("> Paris", "Paris", ""), ("- Paris", "Paris", ""), ("+ Paris", "Paris", ""), ("iPhone®", "iPhone", ""),
+        ("<b>Paris</b>", "b Paris b", ""), ("½", "1/2", ""), ("3½", "7/2", ""),
+        ("5.1.2024", "05.01.2024", "de"), ("5,50 €", "5.5", "de"), ("ايران", "ایران", "fa"), ("كتاب", "کتاب", "fa"),
+        ("على", "علی", "fa"),
+    ],
+)  # fmt: skip
+def test_what_differs_by_spelling_alone_is_the_same(answer: str, accepted: str, language: str) -> None:
+    assert exact(answer, [accepted], language) == contains(f"… {answer}\n", [accepted], language) == 1
+
+
+def test_punctuation_alone_is_compared_as_it_is_written() -> None:
+    assert exact(" ？\n", ["?"]) == contains("?", ["?"]) == exact("−", ["-"]) == 1
+    assert exact("-", ["?"]) == contains("Is it?", ["?"]) == exact("Paris", ["?"]) == exact("?", ["Paris"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "language"),
+    [
+        ("ذهبت إلى المصرف", "مصر", "ar"), ("मैं दिल्ली में रहता हूँ", "दिल", "hi"), ("रामायण", "राम", "hi"),
+        ("ישראל", "אל", "he"), ("רוסיהלנד", "רוסיה", "he"), ("ปีใหม่", "ป", "th"), ("مصالح", "صالح", "ar"),
+        ("উপমা", "মা", "bn"), ("మాట", "మ", "te"), ("Моско́вский", "Моско", "ru"), ("C++ is good", "C", "en"),
+        ("√2", "2", ""), ("It is -x", "x", ""), ("Python 3.10.2", "3.1", "en"), ("in 5.10.2024", "5.1", "de"),
+    ],
+)  # fmt: skip
+def test_a_name_is_not_found_inside_another_word(answer: str, accepted: str, language: str) -> None:
+    assert not contains(answer, [accepted], language)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "language"),
+    [
+        ("عاصمة مصر", "مصر", "ar"), ("ومصر", "مصر", "ar"), ("في المصر", "مصر", "ar"), ("بمصر.", "مصر", "ar"),
+        ("هو مصري", "مصر", "ar"), ("هي عادلة", "عادل", "ar"), ("وبالقاهرة", "القاهرة", "ar"),
+        ("إلى باريس!", "باريس", "ar"),
+        ("بباريس", "باريس", ""),
+        ("תשובה: ירושלים", "ירושלים", "he"), ("בירושלים", "ירושלים", "he"), ("ושבתל אביב", "תל אביב", "he"),
+        ("הישראלי", "ישראל", "he"),
+        ("تهران‌است", "تهران", "fa"), ("کتاب‌هایی", "کتاب", "fa"), ("می‌روم", "روم", "fa"), ("تهرانه", "تهران", "fa"),
+        ("لاہور میں", "لاہور", "ur"),
+        ("दिल्ली में", "दिल्ली", "hi"), ("देशों में", "देश", "hi"), ("दिल्लीमध्ये", "दिल्ली", "mr"), ("भारतात", "भारत", "mr"),
+        ("भारताची राजधानी", "भारत", "mr"), ("नेपालको राजधानी", "नेपाल", "ne"),
+        ("ঢাকায়", "ঢাকা", "bn"), ("ভারতের রাজধানী", "ভারত", "bn"), ("ভারতেই", "ভারত", "bn"),
+        ("અમદાવાદમાં", "અમદાવાદ", "gu"), ("ਦਿੱਲੀ ਵਿੱਚ", "ਦਿੱਲੀ", "pa"),
+        ("హైదరాబాద్‌లో ఉంది", "హైదరాబాద్", "te"), ("ఢిల్లీకి", "ఢిల్లీ", "te"), ("சென்னையில்", "சென்னை", "ta"),
+        ("சென்னையிலிருந்து", "சென்னை", "ta"), ("ഡൽഹിയിലാണ്", "ഡൽഹി", "ml"), ("ದೆಹಲಿಯಲ್ಲಿದೆ", "ದೆಹಲಿ", "kn"),
+        ("ශ්‍රී ලංකාවේ අගනුවර", "ශ්‍රී ලංකාව", "si"), ("မြန်မာ့", "မြန်မာ", "my"),
+        ("서울에서", "서울", "ko"), ("東京都です", "東京", "ja"), ("กรุงเทพฯคือ", "กรุงเทพ", "th"),
+        ("在北京市", "北京", "zh"),
+        ("Москва́ — столица", "Москва", "ru"), ("I use C++.", "C++", "en"), ("2+3=5", "5", ""),
+        ("am 5.10.2024", "2024", "de"), ("am 05.10.2024", "5.10.2024", "de"), ("| Paris | 5 |", "Paris", "fr"),
+    ],
+)  # fmt: skip
+def test_a_name_is_found_in_sentences(answer: str, accepted: str, language: str) -> None:
+    assert contains(answer, [accepted], language) == 1
+
+
 @settings(max_examples=30)
 @given(st.text(max_size=60), st.text(max_size=20), st.text(max_size=60))
 def test_terms_take_any_text(before: str, accepted: str, after: str) -> None:

@@ -57,6 +57,19 @@ def test_one_accepted_answer_that_can_be_read_is_enough(tmp_path: Path) -> None:
     ]
 
 
+def test_accepted_answers_without_a_letter_are_named_where_letters_are_read(tmp_path: Path) -> None:
+    rows = [
+        {"question": "A. one\nB. two", "answer": gold, "language": "en", "topic": topic}
+        for gold, topic in [("b", "tests"), ("2", "tests"), ("Б", "tests"), ("ข", "words"), ("(B) two", "tests")]
+    ]
+    config = load(["--data.train", _written(tmp_path, rows), "--reward.terms.tests.choice", "1.0"])
+    found = unread_golds(config.data.train, config).found
+    assert [(problem.row, problem.key, problem.kind) for problem in found] == [
+        (1, "answer", "unread"), (2, "answer", "unread"),
+    ]  # fmt: skip
+    assert "the term \"choice\" reads no letter of an option in '2'" in found[0].reason
+
+
 def test_a_directory_of_splits_and_by_products_is_read_as_the_learner_reads_it(
     tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
