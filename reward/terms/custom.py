@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 from common.answer import Answer
+from common.sparse_log import is_logged
 from common.wire import Chat, ScoreRequest
 from reward.gate import Decision
 from reward.terms.missing import NEVER, Never, begin_group
@@ -158,7 +159,7 @@ class CustomReward:
 
     def _tell_unexplained(self, request: ScoreRequest) -> None:
         self._unexplained += 1
-        if self._unexplained & (self._unexplained - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+        if is_logged(self._unexplained):
             logger.warning(
                 "%s gives None, although no tool has failed (%s; %d so far). A group with many such answers is scored "
                 "again, until the run gives up: return tools.never where another time would not change it",

@@ -42,6 +42,7 @@ from pebble import ProcessPool
 from common.numbers import last_number, number_of, plain_digits
 from common.parent import die_with_parent
 from common.process import FatalError
+from common.sparse_log import is_logged
 from reward.terms.multiples import without_multiples
 from reward.terms.results import (
     closing_brace,
@@ -200,7 +201,7 @@ class MathVerifier:
         """Counts an answer that is worth 0 because it could not be evaluated."""
         self.counts[name] += 1
         times = self.counts[name]
-        if times & (times - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged
+        if is_logged(times):
             logger.warning("a mathematical answer %s, and counts as wrong (%d so far): %r", what, times, shown)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from common.config import RewardConfig
 from common.endpoint import Conversation, Endpoints, Failure
 from common.prose import judged_words
+from common.sparse_log import is_logged
 from common.symbols import without_symbols
 from reward.calibration.formulas import Calibration
 from reward.gate import ComplianceGate
@@ -124,7 +125,7 @@ class Tools:
         if isinstance(found, Failure):
             note(for_now=not found.lasting, for_good=found.lasting)
             failed = self._endpoints.counts["failed"]
-            if failed & (failed - 1) == 0:  # the 1st, 2nd, 4th, 8th, ... is logged: an outage must not fill the disk
+            if is_logged(failed):
                 logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
         return found
 
