@@ -205,7 +205,8 @@ def test_the_check_command_says_what_the_learner_would(
     tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "q.parquet", [row(), row(prompt=asks("")), row(prompt=asks("?"))])
-    flags = ["--model.path", str(tiny_policy), "--data.train", str(path), "--run.dir", str(tmp_path / "run")]
+    flags = ["--model.path", str(tiny_policy), "--data.train", str(path), "--run.dir", str(tmp_path / "run"),
+             "--sampling.max_new_tokens", "64"]  # fmt: skip
     check.main([*flags, "--run.languages", '["de"]'])
     assert "data.train: 2 questions; languages: 2 de; topics: 2 Regional Knowledge" in capsys.readouterr().out
     assert [problem["row"] for problem in problems(tmp_path)] == [1]
