@@ -221,7 +221,8 @@ class Checkpoints:
         """Fills model and optimizer, and the reference if the checkpoint has one; all ranks, however many, call it.
 
         Returns:
-            Whether the reference was filled, because the checkpoint has one and one was given to fill, and its stage.
+            ``moved``: the checkpoint has a reference policy of its own, and the one given was filled with it.
+            ``stage``: as it was saved; None where it was not.
 
         Raises:
             FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer.

@@ -276,7 +276,9 @@ class Trainer:
             state: what the checkpoint says of it.
             step: how many steps were trained until there.
         """
-        if state.stage is None:  # not written yet by who wrote the checkpoint: by the stages as they are now
+        if state.stage is None:
+            # An older program wrote the checkpoint without the stage. Take the last one until ``step`` that resets the
+            # reference by the present configuration.
             known = state.moved or self.policy.adapters is not None
             last = (self._config.stage_number(step - 1) or 0) if known and step else 0
             reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
