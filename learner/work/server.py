@@ -120,6 +120,18 @@ class WorkServer:
             self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits, on_stale))
         self._wake()
 
+    def require(self, settings: Mapping[str, str]) -> None:
+        """Refuses from now on every actor with other settings, those included that are there already.
+
+        Args:
+            settings: as ``common/rollout_settings.py`` has them.
+        """
+        with self.lock:
+            refused = self._registry.require(settings)
+        for actor, problem in refused:
+            log.warning("refused an actor: %s", problem)
+            self.send(actor, wire.Stop(error=problem))
+
     def take(self, timeout_s: float) -> list[Group] | None:
         """The groups of the next step, from old to young. Blocks for at most ``timeout_s``; None if they are not there.
 

@@ -190,7 +190,7 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
     async def run() -> None:
         config, route = load(["--learner.address", address]), Route(RunConfig(), "learner", address, 0)
         no_tokenizer: Any = None
-        tasks.append(asyncio.create_task(lives.LifeRunner(config, "a", no_tokenizer, route, []).run()))
+        tasks.append(asyncio.create_task(lives.LifeRunner(config, "a", no_tokenizer, route, [], {}).run()))
         with pytest.raises(type(error)):
             await tasks[0]
 
