@@ -3,7 +3,8 @@
 A life begins with a session, which reserves the actor's name, and opens the engine meanwhile. It ends with an
 ``EngineError`` when its engine fails. The actor then tells the learner that it leaves, so that its leases go to others,
 stops the engine, waits, and begins the next life. The wait doubles with each failure in a row. An error that no other
-engine would mend ends the actor, and the learner is told of it in the same way.
+engine would mend ends the actor, and so does an engine that does not start the first time; the learner is told of it in
+the same way.
 
 When the process is asked to end (SIGTERM, SIGINT), the groups whose answers are generated are still scored and handed
 over, for at most ``_FAREWELL_S`` seconds. All others go back with the actor's ``Leave``.

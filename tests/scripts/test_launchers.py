@@ -574,6 +574,7 @@ SRUN = """#!/usr/bin/env bash
 # Slurm's srun as far as it matters here: the tasks of a component, one after the other.
 group=0
 while [[ $1 == --* ]]; do echo "$1" >>"$TOLD.srun"; [[ $1 != --het-group=* ]] || group=${1#*=}; shift; done
+[[ -z ${CODE:-} ]] || exit "$CODE"
 for ((task = 0; task < TASKS; task++)); do
     SLURM_PROCID=$task GROUP=$group "$@" &
     touch "$TOLD.$!"
@@ -602,7 +603,7 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
     tools = {
         "srun": SRUN,
         "scancel": SCANCEL,
-        "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n',
+        "scontrol": '#!/bin/sh\nsleep "${SLOW:-0}"; [ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n',
     }
     tools |= {f"scripts/launch_{role}.sh": LAUNCH for role in ("learner", "reward", "actor")}
     for name, text in tools.items():
@@ -649,6 +650,14 @@ def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) 
     assert (job / "told").read_text().splitlines()[1:] == ["ended", "requeue 42"]
 
 
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_job_whose_first_step_ends_before_the_last_one_is_started_has_its_code(code: int, tmp_path: Path) -> None:
+    words = ["actor", "0", "0", "flag", "--", "learner", "0", "0", "flag"]
+    command = ["scripts/deploy/slurm/pool.sbatch", *words]
+    job = slurm(tmp_path / "job", command, SLURM_HET_SIZE="2", TASKS="1", CODE=str(code), SLOW="1")
+    assert job.wait(_PATIENCE_S) == code
+
+
 def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
     apart = (
@@ -686,6 +695,10 @@ def test_kubernetes_starts_the_launch_scripts_and_asks_our_health(tmp_path: Path
         assert container["livenessProbe"]["exec"]["command"] == ["scripts/ops/health.sh", role, *container["args"]]
         secrets = {item["path"] for item in job["spec"]["template"]["spec"]["volumes"][-1]["secret"]["items"]}
         assert ("server.key_secret" in secrets) == (role != "actor")
+        if role == "actor":
+            probe = container["livenessProbe"]
+            patience_s = probe["periodSeconds"] * (probe["failureThreshold"] - 1)
+            assert patience_s > config.actor.start_timeout_s, "an engine that failed has the time to start again"
     assert jobs["learner"]["spec"]["completions"] == config.learner.nodes
     assert config.learner.torchrun == "lrpo-learner-0-0.lrpo:29400" and jobset["spec"]["network"]["subdomain"] == "lrpo"
 
