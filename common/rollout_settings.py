@@ -30,7 +30,7 @@ _SHOWN = 200  # characters of a value in a message
 
 def rollout_settings(config: Config, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """The settings as JSON by their names, and digests of the tokenizer and its chat template."""
-    found = {}
+    found: dict[str, str] = {}
     for section, names in _SETTINGS.items():
         values = getattr(config, section).model_dump(mode="json")
         found |= {f"{section}.{name}": json.dumps(values[name], sort_keys=True, ensure_ascii=False) for name in names}
