@@ -198,7 +198,8 @@ def test_an_engine_of_another_model_is_refused_and_its_actor_says_so(
 def test_an_engine_left_paused_by_a_killed_actor_goes_on_with_the_next(present: ActorPool, engine_url: str) -> None:
     for route in ("pause_generation", "begin_weight_update"):
         post(f"{engine_url}/{route}", {"mode": "retract"})
-    present.start("next", "--actor.engine_url", engine_url)
+    # It waits for twice this time, as another actor might be in its weight update.
+    present.start("next", "--actor.engine_url", engine_url, "--sync.timeout_s", "5")
     try:
         present.here("next")
         assert "next" in present.publish().members
