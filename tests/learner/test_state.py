@@ -114,8 +114,9 @@ def test_a_group_is_given_up_when_it_has_ended_as_many_engines_as_is_set(engines
     config = configuration(tmp_path, "--learner.group_engines", str(engines))
     state = RunState.begin(config=config, router=router(config), questions_digest="d", lock=threading.Condition())
     sequence = state.queue.lease("a", deadline=60)
+    assert sequence is not None
     given_up = [state.queue.end_engine("a", [sequence]) for _ in range(engines)]
-    assert given_up == [None] * (engines - 1) + [sequence]
+    assert given_up == [*[None] * (engines - 1), sequence]
 
 
 def test_a_file_system_that_hangs_does_not_keep_the_server_from_its_lock(

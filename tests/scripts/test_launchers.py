@@ -794,7 +794,7 @@ def test_health_is_that_of_the_process(tmp_path: Path, monkeypatch: pytest.Monke
     assert find_problem("learner", config) == ""
     server.close()
     command = [sys.executable, "-m", "scripts.ops.health", "learner", *flags]
-    done = processes.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
     assert done.returncode == 1 and "nothing answers at ipc://" in done.stderr
     with serving(lambda _: "by the proxy") as proxy:
         monkeypatch.setenv("http_proxy", proxy)
