@@ -36,8 +36,8 @@ _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
 class Finding(NamedTuple):
     """What the gate finds in one text."""
 
-    # Code of the text's language: the one asked for where the text counts as being in it, else the most probable one.
-    # "" where it has none, as a bare number, which counts as being in any.
+    # The code of the language asked for if the text counts as being in it, else of the most probable one. "" if the
+    # text has no language; a bare number has none, and matches whatever was asked.
     language: str
     foreign: float  # share of the letters that are in another language than the one asked for
     matches: bool  # whether the text counts as being in the language asked for

@@ -192,7 +192,7 @@ class Leader:
         with self._lock:
             not_in_plan = [name for name in self._groups if name not in share and name not in plan.up_to_date]
             self._round = _LeaderRound(plan, share, queue)
-            # Rank 0 gave these groups up before its plan arrived here: nobody will send to them.
+            # Rank 0 gave these up before its plan arrived here: nobody will send to them.
             given_up = [name for name in share if name in self._forgotten]
         for group_name in not_in_plan:
             self._forget(group_name)
