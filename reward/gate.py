@@ -22,10 +22,10 @@ from common.config import RewardConfig
 from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
-from common.symbols import without_symbols
 from common.wire import PartLanguages
 from reward.foreign_letters import ForeignLetters
 from reward.lid import LanguageModel, sum_rows
+from reward.symbols import without_symbols
 
 Near: TypeAlias = Mapping[str, Collection[str]]
 
@@ -90,7 +90,7 @@ class LanguageGate:
 
         A text counts as being in its language where no larger share of its letters than ``share`` is foreign. One
         without letters that has digits, as a bare number, counts as being in any language. Variables and units are no
-        letters in a language of another script (:mod:`common.symbols`).
+        letters in a language of another script (:mod:`reward.symbols`).
 
         Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
         """
