@@ -13,7 +13,7 @@ from common.config import Config, load
 from common.process import FatalError
 from learner.groups import Group
 from learner.state import LEDGER_FILE, VERSION, RunState, Snapshot
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.work.ledger import audit
 from learner.work.scheduler import Setbacks
 from router import Context, Observation, Router

@@ -21,7 +21,7 @@ from common.wire import PartLanguages, Score, ScoreRequest
 from learner.evaluate.choices import accuracy, pass_at_k
 from learner.evaluate.diagnostics import samples
 from learner.groups import Group
-from learner.train.samples import group_advantages
+from learner.train.outcomes import group_advantages
 from learner.work.curriculum import CurriculumState
 from reward.calibration.files import KINDS, Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.embedder import TokenisedTexts, Vectors
