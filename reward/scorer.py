@@ -39,7 +39,7 @@ from common.sparse_log import is_logged
 from common.wire import Score, ScoreRequest
 from reward.batching import each_or_error
 from reward.calibration.drift import Drift
-from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
+from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path, warning_of_dtype
 from reward.calibration.formulas import Calibration
 from reward.detectors import Detector, diagnose, make_detector
 from reward.encoder_languages import warning_of_languages
@@ -257,7 +257,9 @@ class Scorer:
                 from reward.references import ReferenceCache
 
                 config = self._config
-                embedder = Embedder(config.embedder, config.device, config.batch_tokens)
+                embedder = Embedder(config.embedder, config.device, config.batch_tokens, config.embedder_dtype)
+                if warning := warning_of_dtype(config, embedder.dtype):
+                    logger.warning("%s", warning)
                 file = self._directory / f"references-{config.replica}.sqlite" if self._directory is not None else None
                 self._encoder = embedder, ReferenceCache(embedder, config.cache_entries, file)
             return self._encoder
