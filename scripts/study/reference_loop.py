@@ -29,8 +29,8 @@ code below:
 The other losses of ``learner.loss``, ``advantage`` and ``aggregation`` are here as well, each in the few lines in which
 it differs, and ``minibatches`` and ``passes``, with which the ratio is no longer 1. docs/losses.md explains them.
 
-Three departures belong to this project and not to the paper, and configs/recipes/lrpo-paper.toml goes without them. A
-group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A token's loss is weighted by
+The main departures from the paper are these three, and configs/recipes/lrpo-paper.toml goes without them;
+docs/papers.md lists all. A group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A token's loss is weighted by
 min(π_learner / π_engine, cap) (truncated importance sampling, ``learner.importance``), because engine and learner
 round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` = ``reference``
 selects the logits of the paper.
