@@ -147,21 +147,21 @@ class Decision:
     """What the gate says of one answer.
 
     Attributes:
-        detected: the code of the language that its rewarded text is in, ``""`` where it has none.
+        detected: the code of the language that its final answer is in, ``""`` where it has none.
         foreign: the share of the letters of the judged text that are in another language than the one asked for, in
             [0, 1]; of several judged texts the largest.
         compliant: whether the answer passes the gate.
-        short: whether the rewarded text is too short to be identified (``reward.gate_short_characters``).
-        thought: the languages of its thought by ``reward.diagnostics``; None where these are off, or it has none.
-        answer: the same of its final answer; None where ``reward.diagnostics`` are off.
+        short: whether the final answer is too short to be identified (``reward.gate_short_characters``).
+        thought_languages: those of its thought by ``reward.diagnostics``; None where these are off, or it has none.
+        final_languages: the same of its final answer; None where ``reward.diagnostics`` are off.
     """
 
     detected: str
     foreign: float
     compliant: bool
     short: bool
-    thought: PartLanguages | None = None
-    answer: PartLanguages | None = None
+    thought_languages: PartLanguages | None = None
+    final_languages: PartLanguages | None = None
 
 
 class ComplianceGate:
@@ -218,13 +218,13 @@ class ComplianceGate:
 
         Args:
             similarity_earns: for each answer whether its similarity to a reference earns something, in which case the
-                rewarded text is judged whatever ``reward.gate_span`` says.
+                final answer is judged whatever ``reward.gate_span`` says.
         """
-        # The answer, its judged texts, and all to look at: also the rewarded one, by whose language it is calibrated.
+        # The answer, its judged texts, and all to look at: also the final answer, by whose language it is calibrated.
         rows = []
         for answer, earns in zip(answers, similarity_earns, strict=True):
             judged = answer.judged(self._config.gate_span, earns)
-            rows.append((answer, judged, list(dict.fromkeys([answer.rewarded, *judged]))))
+            rows.append((answer, judged, list(dict.fromkeys([answer.final, *judged]))))
         pairs = [(text, answer.asked) for answer, _, texts in rows for text in texts]
         found = dict(zip(pairs, self.judge([text for text, _ in pairs], [code for _, code in pairs]), strict=True))
         return [
@@ -234,10 +234,10 @@ class ComplianceGate:
 
     def _decision(self, answer: Answer, judged: Sequence[str], found: Mapping[str, Finding]) -> Decision:
         compliant = all(self.passes(text, answer.asked, found[text]) for text in judged)
-        short = self._is_short(answer.rewarded)
+        short = self._is_short(answer.final)
         # A short answer that passes without being judged counts as what was asked for.
-        taken_as_asked = short and self._config.gate_short == "pass" and bool(answer.asked and answer.rewarded)
-        detected = answer.asked if taken_as_asked else found[answer.rewarded].language
+        taken_as_asked = short and self._config.gate_short == "pass" and bool(answer.asked and answer.final)
+        detected = answer.asked if taken_as_asked else found[answer.final].language
         return Decision(detected, max(found[text].foreign for text in judged), compliant, short)
 
     def _among(self, asked: Sequence[str]) -> list[Collection[str]] | None:

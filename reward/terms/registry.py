@@ -105,7 +105,7 @@ TERMS: Mapping[str, Term] = {
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
     "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thought), of_final=False),
-    "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
+    "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.final)),
     "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
     "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ from reward.embedder import TokenisedTexts, Vectors
 from reward.gate import ComplianceGate
 from reward.scorer import Scorer
 from reward.service import Service
+from reward.terms import quality, registry
+from reward.terms.inputs import TermFunction, TermInput
+from reward.terms.registry import TERMS, Term
+from reward.terms.tools import Tools
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
 from tests.support.groups import random_rollout, work
 
@@ -64,8 +69,8 @@ def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer, p
 def test_answers_without_content_earn_nothing(scorer: Scorer) -> None:
     empty, emoji = scorer.score([request([" \n", "😀😀😀"], ["en", "en"])])[0]
     assert scorer.counts["empty"] == 1
-    assert empty.answer == PartLanguages(consistent=False, lines=False, words=None, switches=False)
-    assert empty.model_copy({"answer": None}) == Score(
+    assert empty.final_languages == PartLanguages(consistent=False, lines=False, words=None, switches=False)
+    assert empty.model_copy({"final_languages": None}) == Score(
         reward=0, quality=0, similarity=0, compliant=False, detected="", language="en", terms={"similarity": 0}
     )
     assert (emoji.reward, emoji.compliant, emoji.detected) == (0, False, "")
@@ -184,8 +189,8 @@ def test_odd_answers_have_a_defined_score_and_are_counted(scorer: Scorer, monkey
 
     monkeypatch.setattr(embedder, "encode", poisoned)
     spanish, english = scorer.score([request([SENTENCES["es"], SENTENCES["en"]], ["es", "en"], reference="Tokyo!")])[0]
-    assert spanish.answer == PartLanguages(consistent=True, lines=True, words=True, switches=False)
-    assert spanish.model_copy({"answer": None}) == Score(
+    assert spanish.final_languages == PartLanguages(consistent=True, lines=True, words=True, switches=False)
+    assert spanish.model_copy({"final_languages": None}) == Score(
         reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es", scored=False
     ), "what cannot be compared is missing, and not worthless"
     assert scorer.counts["not_finite"] == scorer.counts["unscored"] == 1 and english.reward > 0
@@ -245,6 +250,26 @@ def test_the_gate_reads_the_configured_span_and_what_earns_similarity(
     )[0]
     assert [score.compliant for score in scores] == compliant
     assert scores[0].similarity == bare.similarity, "the thinking part is no part of what is compared"
+
+
+def test_an_embedding_term_of_ones_own_is_earned_in_the_language_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is enough to enter it in TERMS. A term that costs, or embeds nothing, leaves the span as it is."""
+
+    def half(_: Tools) -> TermFunction:
+        async def values(given: Sequence[TermInput]) -> list[float]:
+            return [0.5] * len(given)
+
+        return values
+
+    thought, answer = f"<think>{SENTENCES['de']}</think>", f" {SENTENCES['en']}"
+    for earns, embeds, terms in ((True, True, {"mine": 1.0}), (True, False, {"mine": 1.0}),
+                                 (False, True, {"mine": 0.1, "contains": 1.0})):  # fmt: skip
+        monkeypatch.setattr(registry, "TERMS", {**TERMS, "mine": Term(earns, half, embeds)})
+        monkeypatch.setattr(quality, "TERMS", registry.TERMS)
+        scorer = Scorer(RewardConfig(gate_span="thinking", terms={"default": terms}))
+        (score,) = scorer.score([request([thought + answer], ["de"])])[0]
+        assert score.compliant is not (earns and embeds), (earns, embeds)
+        scorer.close()
 
 
 def test_short_texts_and_languages_of_the_run() -> None:

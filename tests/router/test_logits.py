@@ -78,6 +78,27 @@ class Published:
                 arm[language] = 0.9 * arm[language] + 0.1 * value
 
 
+def test_z_scores_take_the_size_of_a_difference_away(rng: np.random.Generator) -> None:
+    """So languages that differ by a hundredth, and equal ones that noise tells apart, are driven apart as far."""
+
+    def distance_from_even(norm: str, quality: dict[str, float], noise: float = 0.0) -> float:
+        one = router(credit="reference", group_norm=norm)
+        for _ in range(12):  # updates, as in 64 steps with one every five
+            drawn = tuple(rng.permutation(LANGUAGES * 64).tolist())
+            rewards = tuple(quality[language] + noise * rng.normal() for language in drawn)
+            one.observe([Observation(Context("en", ("Chat",), ()), drawn, rewards, (True,) * len(drawn))])
+        chances = one._chances([Context("en", ("Chat",), ())])[0]
+        return float(np.abs(chances - 1 / len(LANGUAGES)).sum() / 2)
+
+    small = dict(zip(LANGUAGES, (0.60, 0.601, 0.602, 0.604), strict=True))
+    large = dict(zip(LANGUAGES, (0.50, 0.60, 0.70, 0.90), strict=True))
+    assert distance_from_even("zscore", small) == pytest.approx(distance_from_even("zscore", large), abs=0.01)
+    assert distance_from_even("zscore", small) > 0.15
+    assert distance_from_even("center", small) < 0.001 < distance_from_even("center", large) / 20
+    equal = [distance_from_even("zscore", dict.fromkeys(LANGUAGES, 0.6), noise=1e-3) for _ in range(20)]
+    assert np.mean(equal) > 0.02
+
+
 @pytest.mark.parametrize("region_topics", [(), ("Regional Knowledge",)])
 @pytest.mark.parametrize("norm", ["none", "center", "zscore"])
 def test_reference_credit_is_that_of_the_public_code(
