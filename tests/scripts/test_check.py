@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedConfig, SmolLM3Config
 
 from common.config import LoraConfig
+from learner.train.fidelity import first_layers
 from learner.train.lora import Adapters
 from scripts.ops import check
-from scripts.ops.check import first_layers
 
 SMALL = ["--data.max_prompt_tokens", "100", "--sampling.max_new_tokens", "100", "--run.languages", '["en", "de"]']
 

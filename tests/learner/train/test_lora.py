@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -270,11 +271,15 @@ def test_the_reference_moves_with_the_stage_and_survives_a_resume(tiny_policy: P
     assert again == fourth
 
 
+def _scaled(scale: float, _: Any) -> LogitTransform:
+    return LogitTransform(scale)
+
+
 def load_in_bfloat16(out: Path, *models: Path) -> None:
     """What is said of models, and of one whose logits the learner scales wrongly."""
     told = []
     for model, scale in ((models[0], 1.0), (models[0], 1.05), (models[1], None)):
-        transform = policy_module.logit_transform if scale is None else lambda _, scale=scale: LogitTransform(scale)
+        transform = policy_module.logit_transform if scale is None else partial(_scaled, scale)
         with patch.object(policy_module, "logit_transform", transform):
             try:
                 trainer = Trainer(configuration(model, *FLAGS, "--learner.param_dtype", "bfloat16"))
