@@ -12,6 +12,7 @@ from common.prompts import ChatTemplate
 from learner.checkpoint import Checkpoints
 from learner.export import export, export_adapters
 from learner.gather_action import GatherAction
+from learner.generation_settings import make_savable
 from learner.rank_links import RankLinks
 from learner.ranks import Action, Command
 from learner.state import LEDGER_FILE, RunState
@@ -25,6 +26,9 @@ class RankActions:
         checkpoints: where ``save`` writes to.
         links: with the other ranks.
         place: where rank 0 has announced the run's learner; None on the others, and without a rendezvous.
+
+    Raises:
+        FatalError: the model could not be exported when the training is done.
 
     Attributes:
         state: what a checkpoint keeps besides the weights. Rank 0 sets it once its run is built; None on the others.
@@ -43,6 +47,9 @@ class RankActions:
         self._tokenizer, self._place = tokenizer, place
         self._gather = GatherAction(config, trainer, links)
         self.state: RunState | None = None
+        # The tokens that end the answers in training end those of the exported model, too.
+        stop_ids = ChatTemplate(tokenizer, config.model).stop_ids
+        make_savable(trainer.policy.lm, config.model.path, stop_ids)
 
     def by_name(self) -> dict[str, Action]:
         """All actions, for ``Ranks``."""
@@ -66,12 +73,14 @@ class RankActions:
             queued,
             reference=trainer.reference if trainer.reference_state.moved else None,
             depends_on=[config.run.dir / LEDGER_FILE] if dist.get_rank() == 0 else [],
-            reference_stage=trainer.reference_state.stage if config.learner.stages else None,
+            reference_stage=trainer.reference_state.stage
+            if config.learner.stages or trainer.reference_state.stage
+            else None,
         )
 
     def _export(self) -> None:
         directory, policy = self._config.run.dir, self._trainer.policy
         with Activity("learner", f"exporting the model to {directory / 'model'}"):
-            stop_ids = ChatTemplate(self._tokenizer, self._config.model).stop_ids
-            export(policy, self._tokenizer, directory / "model", stop_ids)
+            # The adapters first: they are small, and with them and model.path there is all that was trained.
             export_adapters(policy, self._config.model.path, directory / "adapter")
+            export(policy, self._tokenizer, directory / "model")

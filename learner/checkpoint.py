@@ -40,6 +40,7 @@ from common.process import FatalError
 from learner.groups import Group
 from learner.ranks import broadcast
 from learner.train.lora import check_same_adapters, is_reference, saved_parameters
+from learner.train.model_digest import check_same_model
 from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
 from learner.train.reference_state import ReferenceState
@@ -50,6 +51,7 @@ log = logging.getLogger("learner.checkpoint")
 STATE_FILE = "run.json"
 _ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they are
 _OPTIMIZER_FILE = "optimizer.json"  # only where its state is not in float32: in which form it is
+_BASE_FILE = "base.json"  # only where the reference policy is the model that the run began with: its digest
 _REFERENCE = "anchor"  # begins the names of the reference policy's tensors
 _REFERENCE_FILE = "anchor.json"  # only where the run has stages: for which of them the reference was last set
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
@@ -91,7 +93,8 @@ class Checkpoints:
 
     Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are. Where the
     state of the optimizer is in 8 bits, ``optimizer.json`` says so. Where a run has stages, ``anchor.json`` says of
-    which one the reference policy is.
+    which one the reference policy is. Where there is a KL penalty and all weights are trained, ``base.json`` has the
+    digest of the model that the run began with.
 
     One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
     its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
@@ -152,10 +155,12 @@ class Checkpoints:
                 (partial / _QUEUED_FILE).write_bytes(wire.encode(list(queued)))
                 adapters = None if policy.adapters is None else policy.adapters.description()
                 stage = None if reference_stage is None else {"stage": reference_stage}
+                base = None if policy.base is None else {"base": policy.base}
                 for name, described in (
                     (_ADAPTERS_FILE, adapters),
                     (_OPTIMIZER_FILE, describe_state(optimizer)),
                     (_REFERENCE_FILE, stage),
+                    (_BASE_FILE, base),
                 ):
                     if described is not None:
                         (partial / name).write_text(json.dumps(described), encoding="utf-8")
@@ -221,17 +226,24 @@ class Checkpoints:
         """Fills model and optimizer, and the reference if the checkpoint has one; all ranks, however many, call it.
 
         Returns:
-            ``moved``: the checkpoint has a reference policy of its own, and the one given was filled with it.
+            ``moved``: the checkpoint has a reference policy of its own, and the one given, or the adapters of the
+            reference, were filled with it.
             ``stage``: as it was saved; None where it was not.
 
         Raises:
-            FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer.
+            FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer;
+                or the reference policy is the model that the run began with, and another one was loaded.
         """
         check_same_adapters(_read_description(path / _ADAPTERS_FILE), policy.adapters, str(path))
         check_same_state(_read_description(path / _OPTIMIZER_FILE), optimizer, str(path))
+        saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        has_reference = reference is not None and any(name.startswith(f"{_REFERENCE}.") for name in saved)
+        base = (_read_description(path / _BASE_FILE) or {}).get("base")
+        if not has_reference:
+            check_same_model(base, policy.base, str(path))
+        policy.base = base or policy.base  # also where the KL is off and nothing depends on it for now
         initialise(optimizer)
         model, optim = get_state_dict(policy, optimizer)
-        saved = FileSystemReader(path).read_metadata().state_dict_metadata
         # Adapters of the reference are not there where the run did not move it until now.
         model = {
             name: value
@@ -240,7 +252,6 @@ class Checkpoints:
         }
         plain, parts = as_plain_tensors(optim)
         tensors: dict[str, Any] = {"model": model, "optim": plain, "optim_parts": parts}
-        has_reference = reference is not None and any(name.startswith(f"{_REFERENCE}.") for name in saved)
         if reference is not None and has_reference:
             tensors[_REFERENCE] = get_model_state_dict(reference)
         try:
@@ -255,6 +266,7 @@ class Checkpoints:
         if reference is not None and has_reference:
             set_model_state_dict(reference, tensors[_REFERENCE])
         described = _read_description(path / _REFERENCE_FILE)
+        has_reference |= any(map(is_reference, model))
         return ReferenceState(moved=has_reference, stage=None if described is None else described["stage"])
 
     def _complete_when_written(self, written: Future[Any], partial: Path, depends_on: list[Path]) -> None:

@@ -22,6 +22,7 @@ log = logging.getLogger("learner")
 
 _CONFIG_FILE = "config.json"
 _LATER_CONFIG = "config-from-step-"
+_SKIPPED_KEPT = 20  # skipped steps of a run; what makes one is in the first of them
 
 
 class Step(wire.WireStruct):
@@ -45,7 +46,8 @@ class Recorder:
 
     Args:
         every_step: the directory for all, ``learner.record``; None: they are not kept.
-        skipped: the directory for those with an optimizer step whose loss or gradient was not finite.
+        skipped: the directory for those with an optimizer step whose loss or gradient was not finite; the first 20
+            are kept.
     """
 
     def __init__(self, every_step: Path | None, skipped: Path) -> None:
@@ -60,11 +62,13 @@ class Recorder:
         if self._every_step is not None:
             write(self._every_step, number, groups, result)
         if result.problem:
-            path = write(self._skipped, number, groups, result)
+            kept = f"no more than {_SKIPPED_KEPT} such steps are kept in {self._skipped}"
+            if len([*self._skipped.glob("step-*.msgpack")]) < _SKIPPED_KEPT:
+                kept = f"its groups are in {write(self._skipped, number, groups, result)}"
             what = f"step {number} is skipped"
             if 0 < result.left_out < result.optimizer_steps:
                 what = f"in step {number}, {result.left_out} of {result.optimizer_steps} optimizer steps are skipped"
-            log.error("%s, %s; its groups are in %s", what, result.problem, path)
+            log.error("%s, %s; %s", what, result.problem, kept)
 
 
 def write(directory: Path, number: int, groups: list[Group], result: StepResult) -> Path:

@@ -21,8 +21,9 @@ from common.process import FatalError
 
 log = logging.getLogger("learner.resume")
 
-# A setting is harmless if every step is what it would have been without the change, apart from rounding and from what
-# is random in an asynchronous run. A section's name stands for all of it.
+# A setting is harmless if every step is what it would have been without the change, apart from rounding, from what is
+# random in an asynchronous run, and from the masks of lora.dropout, which are others with other ranks or micro-batches.
+# A section's name stands for all of it.
 _HARMLESS = frozenset({
     "resume",
     "run.dir", "run.rendezvous", "run.trackers",
@@ -102,8 +103,13 @@ def _is_harmless(key: str) -> bool:
 
 
 def _what_matters(section: str, name: str, value: Any) -> Any:
-    """Of judges the models: where they are served may change."""
-    return [one.partition("@")[0] for one in value] if (section, name) == ("reward", "judges") else value
+    """Of judges the models: where they are served may change. Of the targets of adapters, the names in any order."""
+    match f"{section}.{name}":
+        case "reward.judges":
+            return [one.partition("@")[0] for one in value]
+        case "lora.targets":
+            return sorted(set(value))
+    return value
 
 
 def check(config: Config, kept: Mapping[str, Any] | None) -> None:

@@ -7,6 +7,7 @@
         train on them, on all ranks    learner.train.trainer, through learner.ranks
         settle what became of them     ledger, totals, router
         report the step                learner.loop.reporting
+        end where nothing is trained   learner.loop.skips
         publish, or evaluate as well   learner.loop.publishing, learner.loop.evaluator
         save now and then              learner.loop.saving
     save; evaluate; export the model; write the summary
@@ -30,6 +31,7 @@ from learner.loop.observations import router_observations
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
+from learner.loop.skips import SkippedSteps
 from learner.loop.training_work import TrainingWork
 from learner.ranks import Ranks
 from learner.recording import Recorder
@@ -64,6 +66,7 @@ class Run:
         reporting: tells people.
         saving: writes checkpoints.
         stopwatch: counts the seconds of the state ``train``.
+        skipped_steps: notices that nothing is trained any more.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class Run:
         reporting: Reporting,
         saving: Saving,
         stopwatch: Stopwatch,
+        skipped_steps: SkippedSteps,
         step_reward: StepReward | None = None,
         right: float | None = None,
         gated: bool = True,
@@ -89,7 +93,7 @@ class Run:
         self.right, self.gated = right, gated
         self.training_work, self.batches, self.publishing = training_work, batches, publishing
         self.evaluator, self.recorder, self.reporting, self.saving = evaluator, recorder, reporting, saving
-        self.stopwatch, self.step_reward = stopwatch, step_reward
+        self.stopwatch, self.skipped_steps, self.step_reward = stopwatch, skipped_steps, step_reward
 
     def train(self) -> None:
         """Trains to the last step, exports the model and writes the summary.
@@ -99,16 +103,19 @@ class Run:
         Raises:
             Interrupted: the process was asked to end early; the newest step is in a checkpoint.
             NobodyCame: no actor came, or no group in time; the newest step is in a checkpoint.
-            FatalError: every question was given up, no answer can be scored, or something could not be written.
+            FatalError: every question was given up, no answer can be scored, nothing is trained in many steps in a row,
+                or something could not be written.
         """
         try:
             self.begin()
             while self.state.step < self.config.steps:
-                batch = self.next_batch()
+                scored = self.batches.next_batch()
+                batch = self.with_step_rewards(scored)
                 result = self.train_step(batch)
-                self.settle(batch, result)
+                self.settle(batch, result, scored)
                 # This step is trained, so it is reported before an interrupt may end the run.
                 self.reporting.step(batch, result)
+                self.end_if_nothing_is_trained(result)
                 self.publish_or_evaluate()
                 self.saving.save_if_due(self.state.step)
             self.finish()
@@ -144,11 +151,10 @@ class Run:
         self.training_work.serve()
         self.reporting.begin()
 
-    def next_batch(self) -> list[Group]:
-        """The P groups of the next step, with the rewards of its stage and of the user's step term."""
+    def with_step_rewards(self, scored: list[Group]) -> list[Group]:
+        """The P groups of the next step with the rewards of its stage and of the user's step term."""
         state, stage = self.state, self.config.stage(self.state.step)
-        batch = self.batches.next_batch()
-        batch, state.choice_shares = stages.stage_rewards(batch, stage, state.choice_shares)
+        batch, state.choice_shares = stages.stage_rewards(scored, stage, state.choice_shares)
         if self.step_reward is not None:
             batch, state.step_reward = self.step_reward(batch, state.step, state.step_reward)
         return batch
@@ -159,8 +165,14 @@ class Run:
             result: StepResult = self.ranks.run("train", number=self.state.step, batch=batch)
         return result
 
-    def settle(self, batch: list[Group], result: StepResult) -> None:
-        """Counts the step, enters what became of each group, and lets router and curriculum learn from all of them."""
+    def settle(self, batch: list[Group], result: StepResult, scored: list[Group]) -> None:
+        """Counts the step, enters what became of each group, and lets router and curriculum learn from all of them.
+
+        Args:
+            batch: as it was trained.
+            scored: the same groups as the reward process scored them, from which router and curriculum learn: an answer
+                that a step term leaves out is known to them all the same.
+        """
         state = self.state
         state.totals.add_tokens(token_lags(batch, state.step))
         state.step += 1
@@ -175,11 +187,18 @@ class Run:
             )
         state.ledger.flush()
         with state.lock:
-            state.router.observe(router_observations(batch, self.languages, gated=self.gated))
-            for group in batch:
+            state.router.observe(router_observations(scored, self.languages, gated=self.gated))
+            for group in scored:
                 scores = [rollout.score for rollout in group.rollouts]
                 sequence, row = group.work.sequence, group.work.question.index
                 state.curriculum.record(sequence, row, scores, self.right, gated=self.gated)
+
+    def end_if_nothing_is_trained(self, result: StepResult) -> None:
+        """Saves and raises the FatalError of a run in which every optimizer step is left out, step after step."""
+        if (error := self.skipped_steps.count(result)) is not None:
+            log.error("the run ends after step %d: %s", self.state.step, error)  # before the save, which may fail, too
+            self._save_at_an_early_end()
+            raise error
 
     def publish_or_evaluate(self) -> None:
         """Publishes the new policy; every ``learner.evaluate_every`` steps it is evaluated, too."""
@@ -193,6 +212,6 @@ class Run:
         self.saving.save(self.state.step)
         self.reporting.end()
         after = self.evaluator.evaluate("after")
+        self.saving.wait()  # before what may fail for want of room, and is done again from there
         self.ranks.run("export")
-        self.saving.wait()
         self.reporting.summary(self.evaluator.comparable_before(), after)

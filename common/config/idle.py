@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from common.config.learner import LearnerConfig
+from common.config.lora import LoraConfig
 from common.config.sections import Sections
 
 
@@ -82,8 +83,22 @@ def settings_have_an_effect(config: Sections) -> Iterator[str]:
             f"learner.reference_on_cpu = true has no effect with lora.rank = {config.lora.rank}, whose reference is "
             "the model without its adapters and needs no memory: leave it at False"
         )
+    yield from _without_adapters(config.lora)
     yield from _kl_of_the_stages(learner)
     yield from _resets_of_the_stages(learner)
+
+
+def _without_adapters(lora: LoraConfig) -> Iterator[str]:
+    """A rank of 0 that somebody gave switches off the adapters of an earlier file, whose other settings may stay."""
+    if lora.rank or lora.gives("rank"):
+        return
+    for name in type(lora).model_fields:
+        if lora.differs(name):
+            value, default = getattr(lora, name), type(lora).model_fields[name].default
+            yield (
+                f"lora.{name} = {value!r} has no effect without lora.rank, whose default 0 trains all weights: set "
+                f"lora.rank to train adapters, or leave lora.{name} at {default!r}"
+            )
 
 
 def _kl_of_the_stages(learner: LearnerConfig) -> Iterator[str]:

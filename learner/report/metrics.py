@@ -105,18 +105,23 @@ def health_metrics(
 
 
 def learning_metrics(batch: Sequence[Group], result: StepResult, config: LearnerConfig) -> dict[str, float]:
-    """Reward and loss, the terms of the reward, and the languages that the policy chose, if it chose any."""
+    """Reward and loss, the terms of the reward, and the languages that the policy chose, if it chose any.
+
+    A mean over scored answers is left out where there is none.
+    """
     scores = [rollout.score for group in batch for rollout in group.rollouts if rollout.score.scored]
     outcomes = Counter(group_outcome(group, config) for group in batch)
     metrics = {
         **{name: value for name, value in result.means.items() if name not in _AGREEMENT},
-        "reward": np.mean([score.reward for score in scores]) if scores else 0.0,
-        "compliance": np.mean([score.compliant for score in scores]) if scores else 0.0,
+        "tokens": np.mean([len(rollout.response_ids) for group in batch for rollout in group.rollouts]),
         "grad_norm": result.grad_norm,
         "lr": result.lr,
         "zero_variance": outcomes["zero_variance"] / len(batch),
-        "reward_std": np.mean([_reward_std(group) for group in batch]),
     }
+    if scores:
+        metrics["reward"] = np.mean([score.reward for score in scores])
+        metrics["compliance"] = np.mean([score.compliant for score in scores])
+        metrics["reward_std"] = np.mean([std for group in batch if (std := _reward_std(group)) is not None])
     if result.gradient_noise is not None:
         metrics["gradient_noise"] = result.gradient_noise
     values_by_term: defaultdict[str, list[float]] = defaultdict(list)
@@ -128,23 +133,21 @@ def learning_metrics(batch: Sequence[Group], result: StepResult, config: Learner
     return _tagged("learning", metrics) | _tagged("terms", terms) | _tagged("selection", choices)
 
 
-def _reward_std(group: Group) -> float:
-    """The standard deviation of a group's scored rewards, with ``ddof`` 0; 0 without any."""
+def _reward_std(group: Group) -> float | None:
+    """The standard deviation of a group's scored rewards, with ``ddof`` 0; None without any."""
     rewards = [rollout.score.reward for rollout in group.rollouts if rollout.score.scored]
-    return float(np.std(rewards)) if rewards else 0.0
+    return float(np.std(rewards)) if rewards else None
 
 
 def diagnostic_metrics(batch: Sequence[Group], detector: str) -> dict[str, float]:
-    """Language consistency, accuracy, both, LCPR, code switching and length, as ``common/diagnostics.py`` defines them.
+    """Language consistency, accuracy, both, LCPR and code switching, as ``common/diagnostics.py`` defines them.
 
     Args:
         detector: ``reward.diagnostics``.
     """
     figures = summarise(samples(rollout for group in batch for rollout in group.rollouts))
-    found = tagged(figures, detector)
-    if "tokens" in found:
-        found["learning/tokens"] = found.pop("tokens")
-    return found
+    figures.pop("tokens", None)  # of scored answers alone; learning/tokens counts all
+    return tagged(figures, detector)
 
 
 def flow_metrics(
@@ -179,26 +182,31 @@ def flow_metrics(
 def language_metrics(batch: Sequence[Group], version: int, result: StepResult) -> dict[str, dict[str, float]]:
     """Metric -> language of the batch -> value. Answers in no language are under ``none``.
 
+    What answers are worth is a mean over those that could be scored, and is left out for a language that has none.
+    Their number, length and staleness are of all answers.
+
     Args:
         version: the policy version that the step begins with.
     """
     by_language: defaultdict[str, list[Rollout]] = defaultdict(list)
     for group in batch:
         for rollout in group.rollouts:
-            if rollout.score.scored:
-                by_language[rollout.language or "none"].append(rollout)
+            by_language[rollout.language or "none"].append(rollout)
     total = sum(map(len, by_language.values()))
     found: defaultdict[str, dict[str, float]] = defaultdict(dict)
     for language, rollouts in sorted(by_language.items()):
         metrics = {
-            "reward": np.mean([rollout.score.reward for rollout in rollouts]),
-            "quality": np.mean([rollout.score.quality for rollout in rollouts]),
-            "compliance": np.mean([rollout.score.compliant for rollout in rollouts]),
             "length": np.mean([len(rollout.response_ids) for rollout in rollouts]),
             "truncated": np.mean([rollout.truncated for rollout in rollouts]),
             "share": len(rollouts) / total,
             "staleness": version - np.concatenate([rollout.versions for rollout in rollouts]).mean(),
         }
+        if scores := [rollout.score for rollout in rollouts if rollout.score.scored]:
+            metrics |= {
+                "reward": np.mean([score.reward for score in scores]),
+                "quality": np.mean([score.quality for score in scores]),
+                "compliance": np.mean([score.compliant for score in scores]),
+            }
         figures = summarise(samples(rollouts))
         metrics |= {name: figures[name] for name in _DIAGNOSTICS if name in figures}
         for name, value in metrics.items():

@@ -143,8 +143,8 @@ class Report:
             for name, png in self._heat_maps.draw():
                 self._tracker.image(number, name, png)
         line = (
-            f"step {number}/{self._steps}  reward {metrics['learning/reward']:.3f}  "
-            f"compliance {metrics['learning/compliance']:.2f}  staleness {lags.mean():.1f}/{self._bound}  "
+            f"step {number}/{self._steps}  reward {_shown(metrics.get('learning/reward'))}  "
+            f"compliance {_shown(metrics.get('learning/compliance'), 2)}  staleness {lags.mean():.1f}/{self._bound}  "
             f"{metrics['flow/tokens_per_second']:.0f} tokens/s  {bottleneck}"
         )
         log.info("%s", line)
@@ -211,6 +211,6 @@ class Report:
         self._tracker.close()
 
 
-def _shown(value: float | None) -> str:
-    """A figure of an evaluation for the log."""
-    return "none" if value is None else f"{value:.3f}"
+def _shown(value: float | None, digits: int = 3) -> str:
+    """A figure for the log."""
+    return "none" if value is None else f"{value:.{digits}f}"

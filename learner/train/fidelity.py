@@ -4,13 +4,14 @@ The learner does not call a model's own forward pass: it packs sequences, replac
 the layers, and computes the vocabulary projection itself, in chunks. What an architecture does besides (soft caps,
 scaled logits, a state that runs through packed sequences) would be left out in silence, and everything that is trained
 would be slightly wrong. So a few short random sequences are computed both ways, with the same weights, before anything
-is sharded.
+is sharded. In float32, because rounding to bfloat16 makes differences that others hide behind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
@@ -27,7 +29,7 @@ from learner.train.packing import MicroBatch, bare_sample, pack
 from learner.train.policy import Policy, drop_gathered
 from learner.weights.probe import probe_tolerance
 
-LARGEST = 1e-3  # nats; in float32 only the order of additions differs, which makes 1e-7 to 1e-5
+_LEAST_LAYERS = 4  # of a model of which not all are computed
 _LENGTHS = (23, 3, 10)  # of the sequences, packed in this order
 _WINDOW = 5  # the tokens that a layer with a window sees meanwhile, so that sequences as short as these are longer
 _WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -42,31 +44,60 @@ class Agreement:
         sequences: token ids of each.
         logp: [tokens that are predicted] float32, transformers' own log-probabilities, in nats.
         difference: mean absolute difference of the learner's, in nats.
+        dtype: in which both computed.
     """
 
     sequences: list[NDArray[np.int32]]
     logp: Tensor
     difference: float
+    dtype: torch.dtype
+
+
+def first_layers(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration with only so many layers that each kind is among them, and at least four."""
+    config = deepcopy(config)
+    shape: Any = config.get_text_config()
+    every = shape.num_hidden_layers
+    by_layer = {name: value for name, value in vars(shape).items() if isinstance(value, list) and len(value) == every}
+    firsts = [value.index(kind) + 1 for value in by_layer.values() for kind in value]
+    kept = min(every, max([_LEAST_LAYERS, *firsts]))
+    shape.num_hidden_layers = kept
+    for name, value in by_layer.items():
+        setattr(shape, name, value[:kept])
+    return config
 
 
 @torch.no_grad()
-def check_fidelity(policy: Policy) -> Agreement:
+def compare(policy: Policy) -> Agreement:
     """Compares the policy, which must not be sharded yet, with transformers' own forward pass in eager attention.
 
     The same weights are used for both, so that a model needs no second copy. Layers with a window get a shorter one
     meanwhile.
 
     Raises:
-        FatalError: they differ by more than rounding explains. It names the model type and what differs.
+        FatalError: one of the two cannot compute the model.
     """
     sequences = _random_sequences(policy)
-    windows = _windows(policy)
-    with _short(windows):
+    with _short(_windows(policy)):
         logp = _transformers(policy, sequences)
         found = _learner(policy, sequences)
-    difference = float((found - logp).abs().mean())
-    exact = next(policy.parameters()).dtype == torch.float32
-    limit = probe_tolerance(0.0, exact=exact, layers=policy.layers, spread=float(logp.std()))
+    return Agreement(sequences, logp, float((found - logp).abs().mean()), next(policy.parameters()).dtype)
+
+
+@torch.no_grad()
+def check_fidelity(policy: Policy) -> Agreement:
+    """Compares the policy, whose weights are in float32, as :func:`compare` does.
+
+    Raises:
+        FatalError: they differ by more than the order of additions explains, which makes 1e-7 to 1e-5 nats. It names
+            the model type and what differs.
+        ValueError: the weights are not in float32.
+    """
+    agreement = compare(policy)
+    if agreement.dtype != torch.float32:
+        raise ValueError(f"weights in {agreement.dtype} round too much for this")
+    sequences, difference = agreement.sequences, agreement.difference
+    limit = probe_tolerance(0.0, exact=True, layers=policy.layers, spread=float(agreement.logp.std()))
     if not difference <= limit:  # also where it is not a number
         config: Any = policy.lm.config
         raise FatalError(
@@ -75,12 +106,12 @@ def check_fidelity(policy: Policy) -> Agreement:
             f"are allowed. What differs is {_what_differs(policy, sequences, limit)}. This model type cannot be "
             "trained; docs/models.md lists what is supported"
         )
-    return Agreement(sequences, logp, difference)
+    return agreement
 
 
 @torch.no_grad()
 def rounding_difference(policy: Policy, agreement: Agreement, device: torch.device) -> tuple[float, float]:
-    """How far the policy is from transformers in float32 with the dtype and the kernels that it trains with.
+    """How far the policy is, with the dtype and the kernels that it trains with, from transformers in ``agreement``.
 
     A collective of all ranks, once the policy is sharded.
 

@@ -11,7 +11,6 @@ Shape suffixes: O outputs of a linear layer, I its inputs, r rank.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from transformers import PreTrainedModel
 
 from common.config import LoraConfig
 from common.process import FatalError
+from learner.train.model_digest import model_digest
 
 T = TypeVar("T")
 # Last parts of the parameters' names, in checkpoints too; those of the reference policy are called anchor there.
@@ -101,7 +101,7 @@ class Adapters:
     def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int, *, reference_moves: bool = False) -> None:
         self.config = config
         self._switch = _Switch()
-        self.base = _digest(model)
+        self.base = model_digest(model)
         model.requires_grad_(False)
         generator = torch.Generator().manual_seed(seed)
         self.layers: dict[str, LoraLinear] = {}
@@ -273,17 +273,3 @@ def check_same_adapters(saved: Mapping[str, Any] | None, adapters: Adapters | No
         f"cannot resume from {checkpoint}: its adapters have {listed}: give the settings as they were, or another "
         "run.dir"
     )
-
-
-@torch.no_grad()
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of names, shapes and, for each parameter, the sum of its bits as integers, after rounding to bfloat16.
-
-    The rounding makes it the same for a model that is loaded in float32 and in bfloat16. A sum of integers does not
-    depend on the order, nor on the device.
-    """
-    digest = hashlib.sha256()
-    for name, value in model.named_parameters():
-        bits = int(value.bfloat16().view(torch.int16).sum(dtype=torch.int64))
-        digest.update(f"{name} {list(value.shape)} {bits}\n".encode())
-    return digest.hexdigest()

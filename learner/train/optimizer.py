@@ -68,16 +68,19 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
 
 
 def initialise(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the state of an optimizer that has made no step yet, as its first step would: zeros.
+    """Makes the state of the parameters that have none yet, as their first step would: zeros.
+
+    These are all before the first step, and later those that have not had a gradient so far. A checkpoint is read by an
+    optimizer that has made no step, so it must hold the state of every parameter.
 
     Torch makes a missing state before it reads or writes one by a step with the gradient 0. The state then says that a
     step was made, so that the bias correction of the first real step is that of the second: with the default betas,
     the step is only 0.74 times as large (pytorch #164929).
     """
-    if optimizer.state:
-        return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            if parameter in optimizer.state:
+                continue
             if isinstance(optimizer, torch.optim.AdamW):
                 on_device = group.get("fused") or group.get("capturable")
                 optimizer.state[parameter] = {

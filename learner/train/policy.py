@@ -28,8 +28,9 @@ _MULTIPLIED = ("hyperclovax",)  # model types whose logits_scaling is a factor; 
 class Policy(nn.Module):
     """A causal LM that computes the log-probabilities of the responses in a micro-batch.
 
-    Backbone and vocabulary projection are one module, so that FSDP2 shards tied embeddings once. Whether it computes
-    what the model itself does, ``learner.train.fidelity`` finds out.
+    Backbone and vocabulary projection are one module, so that FSDP2 shards tied embeddings once. What else a model has,
+    as an image encoder, takes no part: it is frozen. Whether the policy computes what the model itself does,
+    ``learner.train.fidelity`` finds out.
 
     Args:
         path: Hugging Face directory or hub name.
@@ -44,6 +45,8 @@ class Policy(nn.Module):
 
     Attributes:
         adapters: what is trained of the model; None where that is all of it.
+        base: digest of the model that the run began with, by ``model_digest``; None where no reference policy is kept
+            that depends on it, as with adapters, which have their own.
 
     Raises:
         FatalError: the model cannot be loaded, or is not built as a decoder of layers with attention.
@@ -64,6 +67,7 @@ class Policy(nn.Module):
         model = _load(path, config, dtype)
         self.lm: PreTrainedModel = model
         self.adapters: Adapters | None = None
+        self.base: str | None = None
         self.temperature, self.head_chunk, self.compiled = temperature, head_chunk, compiled
         shape: Any = model.config.get_text_config()
         try:
@@ -78,6 +82,9 @@ class Policy(nn.Module):
                 f"decoder with layers, attention heads and a vocabulary projection ({error}); docs/models.md lists "
                 "what is supported"
             ) from None
+        model.requires_grad_(False)
+        for trained in (model.get_decoder(), model.get_output_embeddings()):
+            trained.requires_grad_(True)
         fused.fuse(model, compiled=compiled)
         self.transform = logit_transform(shape)
         self._head_size: int = model.get_output_embeddings().weight.numel()
@@ -143,6 +150,23 @@ def logit_transform(shape: Any) -> LogitTransform:
     return LogitTransform(scale, getattr(shape, "final_logit_softcapping", None))
 
 
+def read_config(path: str) -> PreTrainedConfig:
+    """The configuration of a model.
+
+    Raises:
+        FatalError: it cannot be read.
+    """
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _cannot_load(path, error) from None
+    return config
+
+
+def _cannot_load(path: str, error: Exception) -> FatalError:
+    return FatalError(f"cannot load model.path = {path!r}: {why(path, error)}")
+
+
 def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> PreTrainedModel:
     """The model with our attention, in evaluation mode.
 
@@ -151,14 +175,14 @@ def _load(path: str, config: PreTrainedConfig | None, dtype: torch.dtype) -> Pre
     """
     kind = ""
     try:
-        config = AutoConfig.from_pretrained(path) if config is None else config
+        config = read_config(path) if config is None else config
         kind = config.model_type
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=dtype, attn_implementation=PACKED_ATTENTION
         )
         return model
     except (OSError, ValueError, SafetensorError, ImportError) as error:
-        raise FatalError(f"cannot load model.path = {path!r}: {why(path, error)}") from None
+        raise _cannot_load(path, error) from None
     except (KeyError, AttributeError, TypeError, NotImplementedError) as error:  # models without an exchangeable one
         raise FatalError(
             f"{path} has the model type {kind!r}, which the learner does not support: its attention cannot be "

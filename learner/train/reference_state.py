@@ -10,10 +10,10 @@ class ReferenceState:
     """Which policy the reference of a run is.
 
     Args:
-        moved: whether it is no longer the policy that the run began with. Not known of adapters, as those of
-            the reference are among the parameters of the policy in any case.
+        moved: whether it is no longer the policy that the run began with, and is there. Of adapters, after a resume:
+            whether the checkpoint has those of the reference, moved or not.
         stage: number of the stage for which it was last set, from 0; None where a checkpoint does not say it, as those
-            of a run without stages and of earlier versions of this program.
+            of a run that never had stages and of earlier versions of this program.
     """
 
     moved: bool

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -13,21 +14,24 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
+import transformers
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Config, LearnerConfig
+from common.process import FatalError
 from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
-from learner.train.fidelity import Agreement, check_fidelity, rounding_difference
+from learner.train.fidelity import Agreement, check_fidelity, compare, first_layers, rounding_difference
 from learner.train.gradient_noise import noise_share
 from learner.train.lora import Adapters
+from learner.train.model_digest import model_digest
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
 from learner.train.optimizer import make_optimizer, set_rates, take_step
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, drop_gathered, shard, store_weights
+from learner.train.policy import Policy, drop_gathered, read_config, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.reference_state import ReferenceState
 from learner.train.samples import group_samples
@@ -95,21 +99,26 @@ class Trainer:
         self.ranks = dist.get_world_size()
         mesh = sharding_mesh(self.device, learner.replicas)
         dtype = getattr(torch, learner.param_dtype)
-        policy = Policy(
+        make_policy = partial(
+            Policy,
             config.model.path,
             temperature=config.sampling.temperature,
             head_chunk=learner.head_chunk,
             checkpointing=learner.checkpointed_layers if learner.activation_checkpointing else 0.0,
             compiled=learner.compile,
-            dtype=dtype if config.lora.rank else torch.float32,
-        ).to(self.device)
-        agreement = check_fidelity(policy)
+        )
+        in_float32 = not config.lora.rank or dtype == torch.float32
+        if not in_float32:
+            check_first_layers(make_policy, config.model.path, self.device)
+        policy = make_policy(dtype=torch.float32 if in_float32 else dtype).to(self.device)
+        agreement = check_fidelity(policy) if in_float32 else compare(policy)
         self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
         self.reference_state = ReferenceState(moved=False, stage=0)
         if config.lora.rank:
             moves = any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, reference_moves=moves)
         elif learner.has_kl:
+            policy.base = model_digest(policy.lm)
             reference_on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
             reference = copy.deepcopy(policy).requires_grad_(False)
             store_weights(reference, dtype)
@@ -275,6 +284,9 @@ class Trainer:
         Args:
             state: what the checkpoint says of it.
             step: how many steps were trained until there.
+
+        Raises:
+            FatalError: there is a KL penalty, and the checkpoint no longer has the reference that a stage had set.
         """
         if state.stage is None:
             # An older program wrote the checkpoint without the stage. Take the last one until ``step`` that resets the
@@ -283,6 +295,18 @@ class Trainer:
             last = (self._config.stage_number(step - 1) or 0) if known and step else 0
             reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
             state = replace(state, stage=max(reset, default=0))
+        if state.stage and not state.moved:  # steps without a KL were trained since, or are to be
+            if self._config.has_kl:
+                raise FatalError(
+                    f"cannot resume with a KL penalty: stage {state.stage + 1} of the run so far had set its reference "
+                    "policy, which the checkpoint does not have, because no step had a penalty any more. Now it would "
+                    "be to the model that the run began with. Leave learner.kl and the kl of all stages at 0, or begin "
+                    "another run.dir"
+                )
+            log.warning(
+                "the reference policy that stage %d had set is not kept, because no step has a KL penalty any more: "
+                "the run cannot go on with one later", state.stage + 1,
+            )  # fmt: skip
         self.reference_state = state
 
     def _set_optimizer(self, number: int) -> float:
@@ -338,15 +362,15 @@ class Trainer:
 
     def _tell_agreement(self, agreement: Agreement) -> None:
         """Logs how far the policy is from transformers, also with the dtype and the kernels of training."""
-        log.info("log-probabilities agree with those of transformers: %.1e nats apart", agreement.difference)
-        dtype = self._config.param_dtype
+        theirs, dtype = str(agreement.dtype).removeprefix("torch."), self._config.param_dtype
+        log.info("log-probabilities in %s: %.1e nats from those of transformers", theirs, agreement.difference)
         if dtype != "float32":
             apart, allowed = rounding_difference(self.policy, agreement, self.device)
-            if apart > allowed:
+            if not apart <= allowed:  # also where it is not a number
                 log.warning(
-                    "in %s the log-probabilities are %.2g nats from those of transformers in float32, which is more "
-                    "than rounding explains (%.2g): ratios and KL will be noisy; try learner.param_dtype = 'float32'",
-                    dtype, apart, allowed,
+                    "in %s the log-probabilities are %.2g nats from those of transformers in %s, which is more than "
+                    "the rounding of most models makes (%.2g): ratios and KL will be noisy; try "
+                    "learner.param_dtype = 'float32'", dtype, apart, theirs, allowed,
                 )  # fmt: skip
 
     def _pack(self, samples: list[Sample]) -> MicroBatch:
@@ -387,6 +411,30 @@ class Trainer:
         with self.policy.adapters.reference():
             logp_R = self.policy(batch, with_entropy=False)[0]
         return logp_R
+
+
+def check_first_layers(make_policy: Callable[..., Policy], path: str, device: torch.device) -> None:
+    """Compares the first layers of a model, of every kind that it has, with transformers' own in float32.
+
+    For a model whose weights are not kept in float32: all of them would take twice the memory.
+
+    Args:
+        make_policy: takes ``config`` and ``dtype``, as ``Policy`` does.
+        path: of the model.
+
+    Raises:
+        FatalError: it cannot be loaded, or its log-probabilities are not those of transformers.
+    """
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would name all weights of the other layers
+    try:
+        policy = make_policy(config=first_layers(read_config(path)), dtype=torch.float32).to(device)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    found = check_fidelity(policy)
+    log.info("log-probabilities of %d layers in float32: %.1e nats apart", policy.layers, found.difference)
+    del policy
+    gc.collect()  # its modules refer to one another, and the memory is needed for the whole model
 
 
 def make_objective(config: LearnerConfig) -> Objective:

@@ -30,6 +30,8 @@ from common.prompts import PROMPT_STYLES, ChatTemplate, PromptError
 from common.tokenizer import load_tokenizer
 from learner.data.problems import Problems
 from learner.data.rows import Rules, read_question_rows
+from learner.export import writing
+from learner.generation_settings import make_savable
 from learner.launch import launch
 from scripts.data.prepare import pairs
 from scripts.ops.command_line import command
@@ -111,7 +113,8 @@ def build_trainer(
         prompts: its template_args and date are for the chat template.
 
     Raises:
-        FatalError: the model cannot be loaded, has no chat template, or a row cannot be taught with it.
+        FatalError: the model cannot be loaded or could not be written again, has no chat template, or a row cannot be
+            taught with it.
     """
     from datasets import Dataset  # these are slow to import, and the help does not need them
     from trl.trainer.sft_config import SFTConfig
@@ -128,6 +131,7 @@ def build_trainer(
         model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
     except (OSError, ValueError) as error:
         raise FatalError(f"cannot load the model {model_path!r}: {error}") from None
+    make_savable(model, model_path)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     steps = epochs * -(-len(rows) // batch_size)
@@ -211,9 +215,10 @@ def main(
         seed=seed, prompts=prompts,
     )  # fmt: skip
     trainer.train()
-    trainer.save_model()
-    if trainer.is_world_process_zero():
-        (out / "training_args.bin").unlink()  # a pickle of no use to whoever loads the model
+    with writing("model", out, "mend what the message says and give the same command again, which trains it anew"):
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            (out / "training_args.bin").unlink()  # a pickle of no use to whoever loads the model
 
 
 if __name__ == "__main__":

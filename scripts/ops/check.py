@@ -3,11 +3,12 @@
     python -m scripts.ops.check MODEL [CONFIG.toml ...] [--section.key value]
 
 MODEL is a Hugging Face directory or hub name, and takes the place of model.path. Checked are the agreement of the
-learner's log-probabilities with transformers' own, the model's context against the configured lengths, the chat
-template, the ways of asking for a language, the tokens that end an answer, what adapters would train, and the memory
-that scripts.ops.dry_run computes. Of a model with more than a billion parameters only the first layers are loaded, in
-float32; they are of every kind that the model has. Where the model or its chat template cannot be had, nothing is said
-of what needs it. Without CONFIG.toml the defaults count, and what they lack is a note.
+learner's log-probabilities with transformers' own, whether the trained model could be exported, the model's context
+against the configured lengths, the chat template, the ways of asking for a language, the tokens that end an answer,
+what adapters would train, and the memory that scripts.ops.dry_run computes. Of a model with more than a billion
+parameters only the first layers are loaded, in float32; they are of every kind that the model has. Where the model or
+its chat template cannot be had, nothing is said of what needs it. Without CONFIG.toml the defaults count, and what they
+lack is a note.
 
 The exit code is 1 where a line begins with NO.
 """
@@ -17,14 +18,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import transformers
 import typer
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.config import Config, load
 from common.context import context_length
@@ -34,14 +34,14 @@ from common.process import FatalError
 from common.progress import Activity
 from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
-from learner.train.fidelity import check_fidelity
+from learner.generation_settings import make_savable
+from learner.train.fidelity import check_fidelity, first_layers
 from learner.train.lora import adapted_layers, adapter_size
 from learner.train.policy import Policy
 from scripts.ops.command_line import command
 from scripts.ops.dry_run import Machine, ModelShape, rows
 
 _WHOLE = 10**9  # parameters up to which all layers are loaded
-_LEAST_LAYERS = 4
 _RANK = 16  # of adapters, for the number of their parameters where the configuration trains all weights
 _DATES = ("strftime_now", "date_string")
 
@@ -70,11 +70,13 @@ class Checks:
         self._config = config
         self._lacks: Verdict = "NO" if is_given else "note"
         self._machine = machine
+        self._model_of_policy: PreTrainedModel | None = None  # until it was tried whether it can be written
 
     def __iter__(self) -> Iterator[Line]:
         """The lines, each as soon as it is found. Nothing is said of what needs a topic that was found wanting."""
         checks: list[tuple[str, str, Callable[[], Iterator[Line]]]] = [
-            ("model", "", self._model), ("agreement", "model", self._agreement), ("context", "model", self._context),
+            ("model", "", self._model), ("agreement", "model", self._agreement),
+            ("export", "agreement", self._export), ("context", "model", self._context),
             ("chat template", "model", self._template), ("asking", "chat template", self._styles),
             ("end of answers", "chat template", self._ends), ("adapters", "model", self._adapters),
             ("memory", "model", self._memory),
@@ -104,12 +106,20 @@ class Checks:
             config = first_layers(config)
         used = config.get_text_config().num_hidden_layers
         with Activity("check", f"computing log-probabilities of {path} in two ways"):
-            found = check_fidelity(Policy(path, temperature=1.0, head_chunk=1024, config=config))
+            policy = Policy(path, temperature=1.0, head_chunk=1024, config=config)
+            found = check_fidelity(policy)
+        self._model_of_policy = policy.lm
         part = "" if used == layers else f", in the first {used} of {layers} layers"
         yield Line(
             "agreement", "ok", f"the learner's log-probabilities are {found.difference:.1e} nats from those of "
             f"transformers{part} ({time.monotonic() - began:.1f} s)",
         )  # fmt: skip
+
+    def _export(self) -> Iterator[Line]:
+        assert self._model_of_policy is not None  # it agreed
+        make_savable(self._model_of_policy, self._config.model.path)
+        self._model_of_policy = None  # and its memory
+        yield Line("export", "ok", "the model can be written as transformers wants it")
 
     def _context(self) -> Iterator[Line]:
         context = context_length(self._config)
@@ -200,20 +210,6 @@ class Checks:
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self._config.model.path)
-
-
-def first_layers(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The configuration with only so many layers that each kind is among them, and at least four."""
-    config = deepcopy(config)
-    shape: Any = config.get_text_config()
-    every = shape.num_hidden_layers
-    by_layer = {name: value for name, value in vars(shape).items() if isinstance(value, list) and len(value) == every}
-    firsts = [value.index(kind) + 1 for value in by_layer.values() for kind in value]
-    kept = min(every, max([_LEAST_LAYERS, *firsts]))
-    shape.num_hidden_layers = kept
-    for name, value in by_layer.items():
-        setattr(shape, name, value[:kept])
-    return config
 
 
 @command(passes_flags_on=True)

@@ -188,6 +188,10 @@ REFUSED = {
         "lora.targets = ['o_proj', 'q_proj']: SGLang loads adapters of q_proj, k_proj and v_proj only if",
     ),
     "an adapter twice": (["--lora.targets", '["o_proj", "o_proj"]'], "lora.targets has 'o_proj' 2 times"),
+    "adapters of no rank": (
+        ["--lora.alpha", "64"],
+        "lora.alpha = 64.0 has no effect without lora.rank, whose default 0 trains all weights: set lora.rank",
+    ),
     "adapters for copies": (
         ["--lora.rank", "4", "--actor.engine_args.dp_size", "2"],
         "actor.engine_args.dp_size = 2: SGLang loads adapters into one data-parallel copy only",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from common import wire
 from common.process import FatalError
@@ -47,6 +48,52 @@ def test_a_checkpoint_before_the_first_step_does_not_change_it(tiny_policy: Path
     alone, saved, resumed = torch.load(tmp_path / "weights")
     for name, value in alone.items():
         assert torch.equal(value, saved[name]) and torch.equal(value, resumed[name]), name
+
+
+def resume_from_another_model(out: Path, model: Path) -> None:
+    """What is said where model.path has other weights than at the beginning; the model is rewritten meanwhile."""
+    root, told = out.parent / "checkpoints", []
+
+    def resume(*flags: str, save_as: int = 0) -> str:
+        trainer, checkpoints = Trainer(configuration(model, *flags)), Checkpoints(root, 9)
+        latest = checkpoints.latest()
+        try:
+            if latest is not None:
+                checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+        except FatalError as error:
+            return str(error)
+        if save_as:
+            checkpoints.save(trainer.policy, trainer.optimizer, save_as, {})
+            checkpoints.wait()
+        return ""
+
+    told.append(resume(save_as=1))
+    told.append(resume())
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"][3] += 0.1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    told.append(resume())
+    told.append(resume("--learner.kl", "0", save_as=2))
+    told.append(resume())
+    for path in root.glob("step-*/base.json"):
+        path.unlink()
+    for path in root.glob("step-*/manifest.json"):
+        digests = json.loads(path.read_text())
+        del digests["base.json"]
+        path.write_text(json.dumps(digests))
+    told.append(resume())
+    out.write_text(json.dumps(told))
+
+
+def test_the_model_that_the_penalty_is_to_cannot_be_exchanged(tiny_policy: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_policy, model)
+    output = tmp_path / "log"
+    assert run_ranks(1, resume_from_another_model, tmp_path / "told", model, output=output) == [0], output.read_text()
+    begun, same, other, without_kl, with_kl_again, of_an_older_program = json.loads((tmp_path / "told").read_text())
+    assert begun == same == without_kl == of_an_older_program == ""
+    for message in (other, with_kl_again):
+        assert re.fullmatch(r"cannot resume from .*: the model at model\.path is another one than .* run\.dir", message)
 
 
 def cut_and_resume(out: Path, model: Path) -> None:

@@ -67,6 +67,15 @@ def test_what_was_skipped_of_a_step_is_told(tmp_path: Path, caplog: pytest.LogCa
     assert second.startswith("step 7 is skipped, not finite: loss; its groups are in ")
 
 
+def test_no_more_than_so_many_skipped_steps_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    most = recording._SKIPPED_KEPT
+    for number in range(1, most + 3):
+        Recorder(None, tmp_path).record(number, *a_step("not finite: loss"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step-{n:06d}.msgpack" for n in range(1, most + 1)]
+    assert len(caplog.messages) == most + 2, "each is told"
+    assert caplog.messages[-1].endswith(f"no more than {most} such steps are kept in {tmp_path}")
+
+
 @pytest.mark.parametrize(
     "spoil",
     [lambda path: path.write_text("a file"), lambda path: (path / "config.json").mkdir(parents=True)],

@@ -70,6 +70,14 @@ def test_judges_may_move_and_stay_the_same_models(tmp_path: Path) -> None:
         resume.check(going_on(tmp_path, "--reward.judges", '["other@http://one/v1", "b@http://two/v1"]'), kept)
 
 
+def test_the_targets_of_adapters_may_come_in_another_order(tmp_path: Path) -> None:
+    lora = ["--lora.rank", "4", "--lora.targets"]
+    kept = begun(tmp_path, *lora, '["o_proj", "up_proj"]')
+    resume.check(going_on(tmp_path, *lora, '["up_proj", "o_proj"]'), kept)
+    with pytest.raises(FatalError, match="adapters of another form"):
+        resume.check(going_on(tmp_path, *lora, '["o_proj", "down_proj"]'), kept)
+
+
 @pytest.mark.parametrize("key", MATTERS)
 def test_what_matters_must_be_accepted(key: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     kept = begun(tmp_path)

@@ -15,8 +15,10 @@ from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
 from learner.loop.interrupts import Interrupted, NobodyCame
+from learner.loop.skips import SkippedSteps
 from learner.run import Run
 from learner.state import LEDGER_FILE, RunState
+from learner.train.step_reward import StepReward
 from router import Router
 from tests.support.train_once import random_batch
 
@@ -47,7 +49,8 @@ def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[
             "ranks", "training_work", "batches", "publishing", "evaluator", "recorder", "reporting", "saving",
         )
     }  # fmt: skip
-    return Run(config.learner, LANGUAGES, state=state, stopwatch=Stopwatch(), **others), parts
+    skipped = SkippedSteps(config.learner.steps - step, config.run.dir / "skipped")
+    return Run(config.learner, LANGUAGES, state=state, stopwatch=Stopwatch(), skipped_steps=skipped, **others), parts
 
 
 def asked(parts: Mock) -> list[str]:
@@ -62,7 +65,7 @@ STEP = ["batches.next_batch", "ranks.train", "recorder.record", "reporting.step"
 BEGIN = ["publishing.publish", "evaluator.evaluate_before", "training_work.serve", "reporting.begin"]
 GO_ON = ["publishing.publish", "evaluator.resume", "training_work.serve", "reporting.begin"]
 END = [
-    "saving.save", "reporting.end", "evaluator.evaluate", "ranks.export", "saving.wait", "reporting.summary",
+    "saving.save", "reporting.end", "evaluator.evaluate", "saving.wait", "ranks.export", "reporting.summary",
     "reporting.close",
 ]  # fmt: skip
 
@@ -122,6 +125,51 @@ def test_the_groups_of_a_skipped_step_are_entered_as_such(tmp_path: Path) -> Non
     assert {(line["outcome"], line["reason"]) for line in lines} == {
         ("skipped", "not finite: loss"), ("zero_variance", ""),
     }  # fmt: skip
+
+
+NOT_FINITE = StepResult({}, {}, 1.0, 0.0, 0.0, problem="not finite: loss of x", optimizer_steps=2, left_out=2)
+NO_GRADIENT = StepResult({}, {}, 0.0, 0.0, 0.0)
+ONE_OF_TWO = StepResult({"loss": 0.0}, {}, 1.0, 1.0, 0.0, problem="not finite: loss", optimizer_steps=2, left_out=1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "between", "ends"),
+    [(30, None, 10), (30, NO_GRADIENT, 11), (3, None, 3), (30, ONE_OF_TWO, 15), (30, FINE, 15)],
+)
+def test_a_run_in_which_nothing_is_trained_is_saved_and_ends(
+    tmp_path: Path, steps: int, between: StepResult | None, ends: int
+) -> None:
+    """After ten steps in a row, or all; a step without a gradient is none of them, and one that trains ends the row."""
+    run, parts = make_run(configuration(tmp_path, steps))
+    parts.ranks.run.side_effect = lambda *_, number, **__: between if between and number == 4 else NOT_FINITE
+    with pytest.raises(FatalError, match=r"nothing was trained in .*not finite: loss of x.*skipped"):
+        run.train()
+    assert run.state.step == ends and parts.saving.save.call_args.args == (ends,)
+    assert asked(parts)[-4:] == ["reporting.step", "saving.save", "saving.wait", "reporting.close"]
+
+
+def test_router_and_curriculum_learn_from_answers_that_a_step_term_leaves_out(tmp_path: Path) -> None:
+    stage = ["--learner.stages", "[{correctness = 0.0}]", "--model.prompt_style", "select", "--router.mode", "policy"]
+    run, parts = make_run(configuration(tmp_path, 1, *stage))
+    batch = [
+        group.model_copy(update={"rollouts": [
+            one.model_copy(update={"score": one.score.model_copy(update={"terms": {"math": 1.0}, "compliant": True})})
+            for one in group.rollouts
+        ]})
+        for group in random_batch(0)
+    ]  # fmt: skip
+    parts.batches.next_batch.side_effect = lambda: batch
+    seen = Mock(side_effect=run.state.router.observe)
+    run.state.router.observe = seen  # type: ignore[method-assign]
+    term = tmp_path / "term.py"
+    term.write_text(
+        "import numpy as np\ndef nothing(step, state):\n    return np.full(len(step.rewards), np.nan), {}\n"
+    )
+    run.step_reward = StepReward(f"{term}:nothing", 1)
+    run.train()
+    trained = parts.ranks.run.call_args_list[0].kwargs["batch"]
+    assert not any(rollout.score.scored for group in trained for rollout in group.rollouts)
+    assert all(len(one.rewards) == 4 for one in seen.call_args.args[0]) and run.state.curriculum.streaks
 
 
 def test_a_resumed_run_makes_no_evaluation_before_the_first_step(tmp_path: Path) -> None:

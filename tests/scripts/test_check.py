@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3TextConfig, PreTrainedConfig, SmolLM3Config
 
 from common.config import LoraConfig
+from learner.train.fidelity import first_layers
 from learner.train.lora import Adapters
 from scripts.ops import check
-from scripts.ops.check import first_layers
 
 SMALL = ["--data.max_prompt_tokens", "100", "--sampling.max_new_tokens", "100", "--run.languages", '["en", "de"]']
 
@@ -105,6 +105,18 @@ def test_a_model_without_a_chat_template_is_told_once_what_to_do(
     assert len(told) == 1 and "use the instruction-tuned version" in told[0]
     assert found["chat template"][0]["verdict"] == "NO" and not {"asking", "end of answers"} & found.keys()
     assert found["agreement"][0]["verdict"] == "ok", "the weights are fine"
+
+
+@pytest.mark.parametrize(("settings", "verdict"), [({"temperature": 0.6}, "ok"), ({"length_penalty": 0.5}, "NO")])
+def test_a_model_that_could_not_be_exported_is_told(
+    settings: dict[str, float], verdict: str, tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(tiny_policy, tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    found = checked(capsys, str(model), *SMALL, code=int(verdict == "NO"))
+    (line,) = found["export"]
+    assert line["verdict"] == verdict and ("length_penalty" in line["text"]) == (verdict == "NO")
+    assert found["context"][0]["verdict"] == "ok", "the other questions are answered all the same"
 
 
 def test_of_a_large_model_the_first_layers_are_compared(

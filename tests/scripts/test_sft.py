@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,18 @@ def test_missing_tags_get_tokens_and_rows_of_the_embeddings_and_are_learned(tiny
         likely, other = (float(answer_losses(model, tokenizer, row, answer).mean()) for answer in ANSWERS)
         assert (likely < other) == (row["answer"] == ANSWERS[0]), row["language"]
     assert not list(out.glob("*.bin")), "a directory to publish holds no pickle"
+
+
+def test_a_model_is_written_again_whatever_transformers_says_of_its_settings(tiny_policy: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_policy, tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9}))
+    common: dict[str, Any] = {"style": "tag", "epochs": 1, "batch_size": 2, "micro_batch": 2, "lr": 1e-3, "seed": 0}
+    sft.build_trainer(str(base), rows(["en", "de"]), tmp_path / "out", **common).save_model()
+    found = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (found["do_sample"], found["temperature"], found["top_p"]) == (True, 0.6, 0.9)
+    (base / "generation_config.json").write_text(json.dumps({"length_penalty": 0.5}))
+    with pytest.raises(FatalError, match=r"could not be exported.*length_penalty"):
+        sft.build_trainer(str(base), rows(["en", "de"]), tmp_path / "out", **common)
 
 
 @pytest.mark.skipif(has_cuda(), reason="two ranks would need two GPUs")

@@ -202,7 +202,9 @@ def _pretended(config: Config, layers: int) -> Iterator[None]:
         patch.object(policy.Policy, "to", lambda self, device: self),  # it is there already
         patch.object(fused, "_agree", agree_with_numbers),
         patch.object(fused, "_rotates_halves", rotates_numbers),
-        patch.object(trainer, "check_fidelity", lambda policy: None),  # compares values
+        patch.object(trainer, "check_fidelity", lambda policy: None),  # compares values, as the two that follow
+        patch.object(trainer, "compare", lambda policy: None),
+        patch.object(trainer, "check_first_layers", lambda make_policy, path, device: None),
         patch.object(Trainer, "_tell_agreement", lambda self, agreement: None),
         patch.object(trainer, "training_device", lambda: _DEVICE),
         patch.object(trainer, "prefetch", one_by_one),

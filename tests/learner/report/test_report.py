@@ -17,11 +17,12 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from common import diagnostics
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.wire import Rollout
 from learner.evaluate.diagnostics import samples, tagged
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group
 from learner.report import report as report_module
-from learner.report.metrics import pool_of
+from learner.report.metrics import language_metrics, learning_metrics, pool_of
 from learner.report.report import Report
 from learner.report.text_samples import group_as_markdown
 from learner.report.trackers.pages import BAND_FLOOR, PAGES, Chart
@@ -184,6 +185,41 @@ def test_the_staleness_is_that_of_every_token(tmp_path: Path, rng: np.random.Gen
         assert sum(lag <= written[name] for lag in lags) >= share * len(lags)
         assert sum(lag < written[name] for lag in lags) < share * len(lags)
     assert runs[""].Histograms("health/staleness")[0].histogram_value.num == len(lags)
+
+
+def test_answers_without_a_score_count_where_no_score_is_asked_for(tmp_path: Path, rng: np.random.Generator) -> None:
+    step = random_step(rng, 1)
+
+    def unscored(rollout: Rollout, language: str) -> Rollout:
+        score = rollout.score.model_copy(update={"scored": False, "reward": 0.0})
+        return rollout.model_copy(update={"score": score, "language": language, "truncated": True})
+
+    first, second, *others = step["batch"]
+    first = first.model_copy(update={"rollouts": [unscored(one, "sw") for one in first.rollouts]})
+    second = second.model_copy(update={"rollouts": [unscored(second.rollouts[0], "en"), *second.rollouts[1:]]})
+    batch = [first, second, *others]
+    every = [rollout for group in batch for rollout in group.rollouts]
+    by_language = language_metrics(batch, 0, step["result"])
+    for name in {rollout.language for rollout in every}:
+        of_language = [rollout for rollout in every if rollout.language == name]
+        scored = [rollout.score.reward for rollout in of_language if rollout.score.scored]
+        assert by_language["share"][name] == pytest.approx(len(of_language) / len(every))
+        lengths = [len(rollout.response_ids) for rollout in of_language]
+        assert by_language["length"][name] == pytest.approx(np.mean(lengths))
+        assert (name in by_language["reward"]) == bool(scored)
+        assert not scored or by_language["reward"][name] == pytest.approx(np.mean(scored))
+    assert by_language["truncated"]["sw"] == 1 and "sw" not in by_language["quality"]
+    learner = configuration(tmp_path, 1).learner
+    metrics = learning_metrics(batch, step["result"], learner)
+    assert metrics["learning/tokens"] == pytest.approx(np.mean([len(rollout.response_ids) for rollout in every]))
+    spreads = [np.std([one.score.reward for one in group.rollouts if one.score.scored]) for group in batch[1:]]
+    assert metrics["learning/reward_std"] == pytest.approx(np.mean(spreads))
+    nothing = learning_metrics([first], step["result"], learner)
+    assert not {"learning/reward", "learning/compliance", "learning/reward_std"} & nothing.keys()
+    report = Report(configuration(tmp_path, 1), 2, 0)
+    report.begin({})
+    assert "reward none  compliance none" in report.step(**{**step, "batch": [first]})[0]
+    report.close()
 
 
 @pytest.mark.parametrize("most", [100, pytest.param(1000, marks=pytest.mark.slow)])

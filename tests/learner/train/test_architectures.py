@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ from transformers import (
     PreTrainedModel,
 )
 
+from common.config import LearnerConfig
 from common.process import FatalError
+from learner.checkpoint import Checkpoints
 from learner.export import export
+from learner.generation_settings import make_savable
 from learner.train import kernels
 from learner.train.attention import PACKED_ATTENTION, packed_attention
-from learner.train.fidelity import check_fidelity, rounding_difference
+from learner.train.fidelity import check_fidelity, compare, rounding_difference
 from learner.train.logprob import LogitTransform
+from learner.train.optimizer import make_optimizer, take_step
 from learner.train.packing import Sample, pack
 from learner.train.policy import Policy, full_weights, logit_transform, published_shapes, shard
 from tests.support.groups import random_rollout
@@ -181,6 +186,14 @@ def test_rounding_is_told_from_another_model(mesh: DeviceMesh, tmp_path: Path, s
     assert rounding_difference(sharded, agreement, torch.device("cpu"))[0] > allowed
 
 
+def test_weights_in_bfloat16_are_compared_and_never_judged(tmp_path: Path, seed: int) -> None:
+    policy = Policy(saved(tmp_path, "LlamaConfig", seed), temperature=1.0, head_chunk=7, dtype=torch.bfloat16)
+    agreement = compare(policy)
+    assert agreement.dtype == torch.bfloat16 and 0 < agreement.difference < 0.1
+    with pytest.raises(ValueError, match=r"weights in torch\.bfloat16"):
+        check_fidelity(policy)
+
+
 @pytest.mark.parametrize(("known", "exported"), [(2, [2, 7]), ([2, 7], [2, 7]), (None, 7)])
 def test_the_exported_model_ends_its_answers_as_in_training(
     known: Any, exported: Any, mesh: DeviceMesh, tmp_path: Path, seed: int
@@ -189,8 +202,67 @@ def test_the_exported_model_ends_its_answers_as_in_training(
     settings = policy.lm.generation_config
     assert settings is not None
     settings.eos_token_id = known
-    export(shard(policy, mesh, torch.float32), None, tmp_path / "out", stop_ids=[7])
+    make_savable(policy.lm, "model", stop_ids=[7])
+    export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == exported
+
+
+@pytest.mark.parametrize(
+    "values", [{"temperature": 0.6, "top_p": 0.9}, {"do_sample": False, "top_k": 20}, {"max_new_tokens": 2048}]
+)
+def test_settings_that_transformers_reads_and_does_not_write_are_mended(
+    values: dict[str, Any], mesh: DeviceMesh, tmp_path: Path, seed: int
+) -> None:
+    path = saved(tmp_path / "model", "LlamaConfig", seed)
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} | values))
+    policy = load(path)
+    make_savable(policy.lm, path)
+    export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    for name, value in (values | ({"do_sample": True} if "max_new_tokens" not in values else {})).items():
+        assert getattr(found, name) == value
+
+
+def test_what_cannot_be_exported_is_said(mesh: DeviceMesh, tmp_path: Path, seed: int) -> None:
+    path = saved(tmp_path / "model", "LlamaConfig", seed)
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"num_beams": 1, "length_penalty": 0.5}))
+    policy = load(path)
+    with pytest.raises(
+        FatalError, match=rf"could not be exported.*generation_config.json that {path} has.*length_penalty"
+    ):
+        make_savable(policy.lm, path)
+    (tmp_path / "out").write_text("a file where the directory should be")
+    with pytest.raises(FatalError, match=rf"cannot export the model to {tmp_path}/out: .*the same command exports it"):
+        export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
+    (tmp_path / "out").unlink()
+    with pytest.raises(FatalError, match=rf"cannot export the model to {tmp_path}/out: .*length_penalty"):
+        export(policy, None, tmp_path / "out")
+
+
+def test_a_run_of_a_model_with_an_image_encoder_resumes_after_a_step(
+    mesh: DeviceMesh, tmp_path: Path, seed: int, rng: np.random.Generator
+) -> None:
+    save_randomised(AutoModelForCausalLM.from_config(with_images()), tmp_path / "model", seed)
+    batch, found = pack([Sample(random_rollout(rng), 0.0)] * 2), []
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1)
+    for resumes in (False, True):
+        policy = shard(load(str(tmp_path / "model")), mesh, torch.float32)
+        optimizer = make_optimizer([one for one in policy.parameters() if one.requires_grad], LearnerConfig(lr=1e-3))
+        if resumes:
+            latest = checkpoints.latest()
+            assert latest is not None
+            checkpoints.load(latest.path, policy, optimizer)
+        for _ in range(1 if resumes else 2):
+            policy(batch)[0].sum().backward()
+            take_step(optimizer)
+            optimizer.zero_grad()
+            if not checkpoints.latest():
+                checkpoints.save(policy, optimizer, 1, {})
+                checkpoints.wait()
+        found.append({key: one.clone() for key, one in full_weights(policy)})
+    assert any("vision_tower." in key for key in found[0]), "it is published all the same"
+    for key, value in found[0].items():
+        assert torch.equal(value, found[1][key]), key
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

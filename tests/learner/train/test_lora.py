@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 import peft
@@ -24,10 +26,13 @@ from common.process import FatalError
 from learner import resume
 from learner.checkpoint import Checkpoints
 from learner.export import export, export_adapters
+from learner.train import policy as policy_module
+from learner.train.logprob import LogitTransform
 from learner.train.lora import Adapters, check_same_adapters
 from learner.train.packing import Sample, pack
 from learner.train.policy import Policy, full_weights
 from learner.train.trainer import Trainer
+from tests.learner.train.test_architectures import saved
 from tests.support.groups import random_rollout
 from tests.support.train_once import configuration, random_batch, record_steps, run_ranks, train_recorded
 
@@ -264,6 +269,34 @@ def test_the_reference_moves_with_the_stage_and_survives_a_resume(tiny_policy: P
     first, second, third, fourth, again = json.loads((tmp_path / "kl").read_text())
     assert first == third == pytest.approx(0, abs=1e-9) and second > 1e-7 and fourth > 1e-7
     assert again == fourth
+
+
+def _scaled(scale: float, _: Any) -> LogitTransform:
+    return LogitTransform(scale)
+
+
+def load_in_bfloat16(out: Path, *models: Path) -> None:
+    """What is said of models, and of one whose logits the learner scales wrongly."""
+    told = []
+    for model, scale in ((models[0], 1.0), (models[0], 1.05), (models[1], None)):
+        transform = policy_module.logit_transform if scale is None else partial(_scaled, scale)
+        with patch.object(policy_module, "logit_transform", transform):
+            try:
+                trainer = Trainer(configuration(model, *FLAGS, "--learner.param_dtype", "bfloat16"))
+                told.append(str(next(trainer.policy.parameters()).dtype))
+            except FatalError as error:
+                told.append(str(error))
+    out.write_text(json.dumps(told))
+
+
+def test_what_is_kept_in_bfloat16_is_checked_in_float32(tiny_policy: Path, tmp_path: Path) -> None:
+    """A wrong scale of 5% is less than rounding makes in some models, as in the deep one, which is right."""
+    saved(tmp_path / "deep", "GraniteConfig", 0, logits_scaling=4.0, num_hidden_layers=24)
+    models, log = (tiny_policy, tmp_path / "deep"), tmp_path / "log"
+    assert run_ranks(1, load_in_bfloat16, tmp_path / "told", *models, output=log) == [0], log.read_text()
+    right, wrong, deep = json.loads((tmp_path / "told").read_text())
+    assert right == deep == "torch.bfloat16"
+    assert re.search(r"log-probabilities are not the model's.* and 0\.001 are allowed.*does to its logits", wrong)
 
 
 def test_dropout_applies_where_gradients_are_computed(tiny_policy: Path, seed: int) -> None:

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from common.process import FatalError
 from learner.checkpoint import Checkpoints
-from learner.train.optimizer import check_same_state, describe_state, make_optimizer
+from learner.train.optimizer import check_same_state, describe_state, initialise, make_optimizer
 from learner.train.trainer import Trainer
 from tests.support.train_once import (
     configuration,
@@ -44,6 +44,18 @@ def test_without_its_package_the_optimizer_is_refused(monkeypatch: pytest.Monkey
         make_optimizer(parameters, configuration(Path("m"), *FLAGS).learner)
     plain = make_optimizer(parameters, configuration(Path("m")).learner)
     assert isinstance(plain, torch.optim.AdamW) and describe_state(plain) is None
+
+
+def test_a_parameter_that_had_no_gradient_yet_gets_a_state_and_the_others_keep_theirs() -> None:
+    trained, idle = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = make_optimizer([trained, idle], configuration(Path("m")).learner)
+    trained.grad = torch.ones(3)
+    optimizer.step()
+    moment = optimizer.state[trained]["exp_avg"].clone()
+    assert idle not in optimizer.state and moment.any()
+    initialise(optimizer)
+    assert torch.equal(optimizer.state[trained]["exp_avg"], moment) and optimizer.state[trained]["step"] == 1
+    assert not optimizer.state[idle]["exp_avg"].any() and optimizer.state[idle]["step"] == 0
 
 
 def test_a_state_of_another_form_is_refused() -> None:

@@ -19,6 +19,7 @@ from common import config as configuration
 from common.config import ConfigError, ModelConfig, RewardConfig, StageConfig, load
 from common.header import Header
 from common.languages import POLICY_CHOOSES
+from common.process import FatalError
 from common.prompts import PROMPT_STYLES
 from common.tokenizer import load_tokenizer
 from learner.checkpoint import Checkpoints
@@ -443,6 +444,43 @@ def test_the_reference_moves_again_where_a_resume_with_more_steps_is_before_the_
     assert torch.load(tmp_path / "first")["kl"][2] == pytest.approx(0, abs=1e-9)
     fourth, fifth, sixth = torch.load(tmp_path / "second")["kl"]
     assert fourth > 1e-6 and fifth == pytest.approx(0, abs=1e-9) and sixth > 1e-6
+
+
+def resume_with_other_penalties(out: Path, model: Path) -> None:
+    """A run in two stages, the second of which sets the reference, goes on without a KL, and then with one."""
+    told, kept = [], Checkpoints(out.parent / "checkpoints", kept=3)
+    staged, without = ["--learner.stages", _STAGES], ["--learner.kl", "0"]
+    for end, flags in ((3, staged), (4, without), (5, without), (6, staged), (6, [])):
+        trainer = Trainer(train_configuration(model, "--learner.steps", "4", *flags))
+        latest = kept.latest()
+        begin = 0 if latest is None else latest.state["step"]
+        try:
+            if latest is not None:
+                found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+                trainer.resume_reference(found, begin)
+        except FatalError as error:
+            told.append(str(error))
+            continue
+        for number in range(begin, end):
+            trainer.step(random_batch(number), number)
+        reference = trainer.reference if trainer.reference_state.moved else None
+        stage = trainer.reference_state.stage or None
+        kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), reference, reference_stage=stage)
+        kept.wait()
+        told.append("")
+    out.write_text(json.dumps(told))
+
+
+def test_a_reference_that_was_dropped_is_not_taken_for_the_model_of_the_beginning(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    assert run_ranks(1, resume_with_other_penalties, tmp_path / "told", tiny_policy, output=log) == [0], log.read_text()
+    begun, dropped, again, *refused = json.loads((tmp_path / "told").read_text())
+    assert begun == dropped == again == ""
+    for message in refused:
+        assert message.startswith("cannot resume with a KL penalty: stage 2 of the run so far had set its reference")
+    assert len(refused) == 2 and log.read_text().count("the reference policy that stage 2 had set is not kept") == 2
 
 
 # -- a step, from the batch to the dashboard -------------------------------------------------------------------------
