@@ -218,7 +218,7 @@ def answers(
             )
 
     arguments: dict[str, Any] = {"chat_template_kwargs": ask.template_arguments} if ask.template_arguments else {}
-    model = Endpoint[str](endpoint, cache, calls=calls, timeout_s=timeout_s, **arguments, **sampling)
+    model = Endpoint[str](endpoint, cache, calls=calls, timeout_s=timeout_s, thoughts=True, **arguments, **sampling)
     said = model.ask([ask(row) for row in rows], lambda _, answer: answer, limits=limits, refused=take_refusal)
     if refused:
         print(f"{refused[-1]}. They count as not answered", file=sys.stderr)
