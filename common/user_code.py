@@ -48,9 +48,10 @@ def load_user_object(where: str, setting: str) -> Any:
         raise ConfigError(f'{setting} = "{where}": the form is "FILE.py:NAME"')
     if not path.is_file():
         raise ConfigError(f"{setting}: there is no file {path} (from the directory {Path.cwd()})")
+    module_name = _module_name(path)
     with _directory_first(path.resolve().parent):
         try:
-            module = _run(path)
+            module = _run(path, module_name)
             found = getattr(module, name, _NOTHING)
             if found is not _NOTHING:
                 return found() if isinstance(found, type) else found
@@ -76,9 +77,8 @@ def _directory_first(directory: Path) -> Iterator[None]:
             sys.path.append(first)
 
 
-def _run(path: Path) -> ModuleType:
+def _run(path: Path, name: str) -> ModuleType:
     """The module that the file makes. It is in ``sys.modules``, where dataclasses and pickle look it up by its name."""
-    name = _module_name(path)
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -92,15 +92,16 @@ def _run(path: Path) -> ModuleType:
 
 
 def _module_name(path: Path) -> str:
-    """The file's own name where an import of that name leads to this file and to no other; otherwise one for it alone.
+    """The file's own name where no other module has it; otherwise one for it alone, which nobody else imports.
 
-    The first is so that a process that the file starts, as of a process pool, finds it, too.
+    With its own name it is also found by processes that the file starts, as those of a process pool. The directory of
+    the file must not be in front of the others yet.
     """
     name = path.stem
     if name.isidentifier() and name not in sys.modules:
         with suppress(ImportError, ValueError):
             found = importlib.util.find_spec(name)
-            if found is not None and found.origin is not None and Path(found.origin).resolve() == path.resolve():
+            if found is None or (found.origin is not None and Path(found.origin).resolve() == path.resolve()):
                 return name
     return f"{name} ({next(_numbers)})"
 

@@ -42,7 +42,7 @@ def ask_judges_first(config: Config, questions: Sequence[Question]) -> list[str]
         if len(failures) < len(found):
             continue
         if all(one.lasting for one in failures):
-            raise FatalError(f"the judge {name} can grade no answer: {failures[0]}. {_cure(failures[0])}")
+            raise FatalError(f"the judge {name} can grade no answer: {failures[0]}. {_cure(failures[0], reward)}")
         reason = next(one for one in failures if not one.lasting)
         warnings.append(f"the judge {name} cannot be asked: {reason}. Answers wait for it when the run begins")
     return warnings
@@ -86,14 +86,14 @@ def _something(said: str) -> str:
     return said
 
 
-def _cure(failure: Failure) -> str:
+def _cure(failure: Failure, reward: RewardConfig) -> str:
     if failure.kind == "refused":
         return (
             "Every request has the fields of reward.judge_sampling: leave out what the server does not take, or name "
             "another model in reward.judges"
         )
+    prompt = "" if reward.function else "say more clearly in reward.judge_prompt what it is to reply, or "
     return (
         "Of a judge that thinks, thinking is switched off by reward.judge_sampling = {chat_template_kwargs = "
-        "{enable_thinking = false}} on servers that take it; otherwise say more clearly in reward.judge_prompt what it "
-        "is to reply, or name another model in reward.judges"
+        f"{{enable_thinking = false}}}} on servers that take it; otherwise {prompt}name another model in reward.judges"
     )
