@@ -39,7 +39,7 @@ _NO_LEARNER = (
 )
 _SILENCE_S = 3 * HEARTBEAT_S  # after which the session looks whether the learner has moved, or the run is over
 _LOOK_S = 5.0  # how long it waits for the rendezvous file
-_OVER_S = 120.0  # how long an actor that comes when the run is over waits for a learner that resumes it
+_OVER_S = 120.0  # an actor that finds the run marked as over waits this long for a learner that resumes it
 
 
 class RunEnded(Exception):

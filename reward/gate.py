@@ -22,10 +22,10 @@ from common.config import RewardConfig
 from common.config.reward import NEAR_LANGUAGES
 from common.process import FatalError
 from common.prose import judged_words
-from common.symbols import without_symbols
 from common.wire import PartLanguages
 from reward.foreign_letters import ForeignLetters
 from reward.lid import LanguageModel, sum_rows
+from reward.symbols import without_symbols
 
 Near: TypeAlias = Mapping[str, Collection[str]]
 
@@ -36,8 +36,8 @@ _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
 class Finding(NamedTuple):
     """What the gate finds in one text."""
 
-    # Code of the text's language: the one asked for where the text counts as being in it, else the most probable one.
-    # "" where it has none, as a bare number, which counts as being in any.
+    # The code of the language asked for if the text counts as being in it, else of the most probable one. "" if the
+    # text has no language; a bare number has none, and matches whatever was asked.
     language: str
     foreign: float  # share of the letters that are in another language than the one asked for
     matches: bool  # whether the text counts as being in the language asked for
@@ -90,7 +90,7 @@ class LanguageGate:
 
         A text counts as being in its language where no larger share of its letters than ``share`` is foreign. One
         without letters that has digits, as a bare number, counts as being in any language. Variables and units are no
-        letters in a language of another script (:mod:`common.symbols`).
+        letters in a language of another script (:mod:`reward.symbols`).
 
         Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
         """

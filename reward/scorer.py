@@ -215,7 +215,8 @@ class Scorer:
         return max(self.liveness.stalled_s(), self._waits.stalled_s(), hung_s)
 
     def check(self) -> None:
-        """
+        """Checks that requests are still answered, and warns where a reward function holds them up. Does not block.
+
         Raises:
             FatalError: the thread that waits for reward functions and judges died: no request would be answered.
         """

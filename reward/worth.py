@@ -73,7 +73,8 @@ class Worth:
         return self.score(answer, decision, dict.fromkeys(earning, 0.0), 0.0)
 
     def check_group(self, scored: Sequence[ScoredAnswer]) -> None:
-        """
+        """Checks that enough answers of a group are scored; those that never can be do not count.
+
         Raises:
             UnscoredError: more than the share ``reward.missing_max`` of the answers are not scored, and may be later.
         """

@@ -32,7 +32,7 @@ class Question(WireStruct):
 class Work(WireStruct):
     """A question with the languages it is to be answered in, once in each: what an actor holds a lease for."""
 
-    id: str  # of the lease: "5:train-17" is the sixth lease given, for the question at position 17 of the run's order
+    id: str  # of the lease: "5:train-17" is the sixth lease that was given, for prompt group 17 of the run
     question: Question
     languages: list[str]  # [K]; POLICY_CHOOSES where the policy chooses
     propensities: list[float]  # [K] probability with which the router drew each language; 1 for reserved ones
@@ -43,7 +43,11 @@ class Work(WireStruct):
 
     @property
     def sequence(self) -> int:
-        """The position of the question in the run's order; 17 in the example."""
+        """The number of the prompt group, in the order in which groups were first leased; 17 in the example.
+
+        With ``data.curriculum`` < 1 it is not the question's place in the run's order, because places are passed over.
+        The place is in ``learner.work.curriculum``.
+        """
         return int(self.id.rpartition("-")[2])
 
 

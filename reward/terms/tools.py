@@ -20,9 +20,9 @@ from common.config import RewardConfig
 from common.endpoint import Conversation, Endpoints, Failure
 from common.prose import judged_words
 from common.sparse_log import is_logged
-from common.symbols import without_symbols
 from reward.calibration.formulas import Calibration
 from reward.gate import ComplianceGate
+from reward.symbols import without_symbols
 from reward.terms.math import MathVerifier
 from reward.terms.missing import NEVER, note, waiting
 from reward.terms.verifying import VerifyingQueue

@@ -198,17 +198,18 @@ def explicit(bandit: Router, table: int, arm: int) -> tuple[dict[str, int], Any,
         for name, (_, kind) in terms(context).items():
             if name not in index:
                 index[name] = len(index)
-                prior.append(fit.variances[arm, kind])
+                prior.append(fit.prior.variance_A_V[arm, kind])
                 own = arm < len(LANGUAGES) and name == f"question:{LANGUAGES[arm]}"
-                centre.append(fit.own_mean[0] * own + 0.5 * (name == "shared" and arm == len(LANGUAGES)))
+                centre.append(fit.prior.own_mean[0] * own + 0.5 * (name == "shared" and arm == len(LANGUAGES)))
     x = np.zeros((len(contexts), len(index)))
     for row, context in enumerate(contexts):
         for name, (weight, _) in terms(context).items():
             x[row, index[name]] = weight
     noise = beliefs._noise.answers[table]
-    told, sums = beliefs._told[beliefs.rate, table, :, arm] / noise, beliefs._sums[beliefs.rate, table, :, arm] / noise
-    covariance = np.linalg.inv(x.T @ (told[:, None] * x) + np.diag(1 / np.array(prior)))
-    mean = covariance @ (x.T @ sums + np.array(centre) / prior)
+    precision = beliefs._information_S_T_C_A[beliefs.rate, table, :, arm] / noise
+    weighted_value = beliefs._weighted_value_S_T_C_A[beliefs.rate, table, :, arm] / noise
+    covariance = np.linalg.inv(x.T @ (precision[:, None] * x) + np.diag(1 / np.array(prior)))
+    mean = covariance @ (x.T @ weighted_value + np.array(centre) / prior)
     return index, x, mean, covariance
 
 
@@ -227,7 +228,7 @@ def test_the_posterior_is_that_of_regression_on_all_terms(own: bool, rng: np.ran
             np.testing.assert_allclose(found[:, arm], x @ mean, atol=1e-6)
             np.testing.assert_allclose(variance[:, arm], ((x @ covariance) * x).sum(1), rtol=1e-4, atol=5e-9)
             if arm < len(LANGUAGES):
-                assert fit.mean[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
+                assert fit.mean_A_J[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
 
 
 def test_beliefs_are_as_sure_as_they_are_right(rng: np.random.Generator) -> None:

@@ -22,8 +22,8 @@ from common.languages import POLICY_CHOOSES
 from common.tokenizer import load_tokenizer
 from learner.groups import Group
 from learner.train import stages
+from learner.train.outcomes import group_outcome, step_advantages
 from learner.train.policy import full_weights
-from learner.train.samples import group_outcome, step_advantages
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
 from reward import embedder, gate, lid

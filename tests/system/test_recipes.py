@@ -18,7 +18,7 @@ from common.config import Config, ConfigError, load
 from common.diagnostics import is_right
 from common.languages import POLICY_CHOOSES
 from learner.train.aggregation import token_weights
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.train.trainer import make_objective
 from router import Router
 from scripts.lrpo import main as lrpo
