@@ -112,6 +112,20 @@ def read_answer(
     )
 
 
+def without_thought(reply: str) -> str:
+    """What a model replies after its thought: the text after the last ``</think>``, stripped, or all of it without one.
+
+    For replies that are read and not rewarded, as a judge's, from servers that do not take thoughts out themselves.
+
+    Raises:
+        ValueError: the reply is a thought without an end.
+    """
+    final = reply.rpartition(_CLOSE)[2].strip()
+    if final.startswith(_OPEN):
+        raise ValueError("it is a thought without an end: thinking has to be switched off, or to end within max_tokens")
+    return final
+
+
 def replace_surrogates(text: str) -> str:
     """The text with a question mark in place of each lone surrogate, because UTF-8 cannot encode those."""
     return text.encode("utf-8", "replace").decode()

@@ -32,6 +32,7 @@ import httpx
 import openai
 from openai.types.chat import ChatCompletionMessageParam
 
+from common.answer import without_thought
 from common.answer_cache import AnswerCache
 from common.net.proxies import may_use_proxy
 from common.process import FatalError
@@ -131,6 +132,8 @@ class Endpoints:
         deadline_s: how long one question may take, with all its calls and waits; None: as long as its attempts.
         attempts: most calls of a question that failed on the way; None: any number until the deadline.
         sampling: further fields of a request; ``temperature`` is 0 unless given.
+        thoughts: whether answers are read with the thought that they begin with, as those of a teacher. Otherwise what
+            follows the last ``</think>`` is the answer.
 
     Raises:
         FatalError: a name has no @, or the cache, the key file or the proxy cannot be used.
@@ -146,12 +149,14 @@ class Endpoints:
         deadline_s: float | None = None,
         attempts: int | None = 4,
         sampling: Mapping[str, Any] | None = None,
+        thoughts: bool = False,
     ) -> None:
         self._servers = [_connect(name, timeout_s) for name in names]
         self._cache = AnswerCache(cache) if cache is not None else None
         self._free = asyncio.Semaphore(calls)
         self._deadline_s, self._attempts = deadline_s, attempts
         self._sampling = {"temperature": 0.0, **(sampling or {})}
+        self._thoughts = thoughts
         self.counts: Counter[str] = Counter()
 
     async def ask(
@@ -170,7 +175,7 @@ class Endpoints:
             known = self._cache.get(self._key(model, conversation, sample, fields)) if self._cache is not None else None
             if known is not None:
                 with suppress(ValueError):  # an answer that was usable once may not be today
-                    value = read(known)
+                    value = read(self._what_counts(known))
                     self.counts["cached"] += 1
                     return value
         newest = _Newest()
@@ -193,6 +198,13 @@ class Endpoints:
         if self._cache is not None:
             self._cache.close()
 
+    def _what_counts(self, answer: str) -> str:
+        """
+        Raises:
+            ValueError: the answer is a thought without an end, which does not count.
+        """
+        return answer if self._thoughts else without_thought(answer)
+
     def _key(self, model: str, conversation: Conversation, sample: str, fields: Mapping[str, Any]) -> str:
         request = {"model": model, "messages": conversation, **fields}
         if sample:
@@ -213,13 +225,15 @@ class Endpoints:
                 answer, model = await self._answer(asked, newest, fields)
             except _Problem as problem:
                 return Failure(problem.reason, "refused" if problem.refused else "unreachable")
+            counted = answer
             try:
-                value = read(answer)
+                counted = self._what_counts(answer)
+                value = read(counted)
             except ValueError as error:
-                reason = newest.reason = f"{error}; the answer was {answer[:200]!r}"
+                reason = newest.reason = f"{error}; the answer was {counted[:200]!r}"
                 newest.answered = True
                 again = f"That cannot be used: {error}. Answer again, in the form asked for and with nothing else."
-                asked = [*conversation, {"role": "assistant", "content": answer}, {"role": "user", "content": again}]
+                asked = [*conversation, {"role": "assistant", "content": counted}, {"role": "user", "content": again}]
                 continue
             if self._cache is not None:
                 self._cache.put(self._key(model, conversation, sample, fields), answer)

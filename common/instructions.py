@@ -1,8 +1,16 @@
-"""The system prompt that asks for an answer in a language, written in that language."""
+"""The system prompt that asks for an answer in a language, written in that language, or the user's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from common.languages import english_name, native_name
+
+DEFAULT = "default"  # the key of one's own instruction for all languages that have none of their own
+PLACES = ("{language}", "{native}")  # where it names the language: in English, and in itself
+
+NONE_OWN: Mapping[str, str] = MappingProxyType({})
 
 # By language code: "You are a helpful assistant. Always answer in <the language>."
 INSTRUCTIONS: dict[str, str] = {
@@ -83,13 +91,25 @@ INSTRUCTIONS: dict[str, str] = {
 }
 
 
-def instruction(language: str) -> str:
+def names_the_language(text: str) -> bool:
+    """Whether an instruction of one's own for all languages says which one is meant."""
+    return any(place in text for place in PLACES)
+
+
+def instruction(language: str, own: Mapping[str, str] = NONE_OWN) -> str:
     """The sentence that asks for an answer in a language, which is given by its code.
 
     Where nobody has written one in the language itself, it is an English one with the language's own name.
+
+    Args:
+        own: ``model.instructions``, which take the place of those of this file.
     """
+    if language in own:
+        return own[language]
+    english, native = english_name(language).title(), native_name(language)
+    if DEFAULT in own:
+        return own[DEFAULT].replace("{language}", english).replace("{native}", native)
     if language in INSTRUCTIONS:
         return INSTRUCTIONS[language]
-    english, native = english_name(language).title(), native_name(language)
     name = english if native == english else f"{english} ({native})"
     return f"You are a helpful assistant. Always answer in {name}, and in no other language."

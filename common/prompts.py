@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.config import Config, ModelConfig
 from common.header import Header
-from common.instructions import instruction
+from common.instructions import NONE_OWN, instruction
 from common.languages import POLICY_CHOOSES, tag
 from common.process import FatalError
 from common.wire import Question
@@ -147,17 +148,22 @@ def append_tag(messages: list[dict[str, str]], language: str) -> list[dict[str, 
     return [*messages[:-1], {**last, "content": f"{last['content'].strip()}\n{tag(language)}"}]
 
 
-def add_instruction(messages: list[dict[str, str]], language: str) -> list[dict[str, str]]:
+def add_instruction(
+    messages: list[dict[str, str]], language: str, own: Mapping[str, str] = NONE_OWN
+) -> list[dict[str, str]]:
     """Puts the instruction in the language before the system prompt that the conversation has.
 
     A policy without warm start is asked in this way. ``messages`` has role and content of each turn and is not changed.
+
+    Args:
+        own: ``model.instructions``.
     """
-    own = "".join("\n\n" + message["content"] for message in messages if message["role"] == "system")
+    of_row = "".join("\n\n" + message["content"] for message in messages if message["role"] == "system")
     turns = [message for message in messages if message["role"] != "system"]
-    return [{"role": "system", "content": instruction(language) + own}, *turns]
+    return [{"role": "system", "content": instruction(language, own) + of_row}, *turns]
 
 
-def strip_last_turn(messages: list[dict[str, str]], language: str) -> list[dict[str, str]]:
+def strip_last_turn(messages: list[dict[str, str]]) -> list[dict[str, str]]:
     """Strips the last user turn and asks for no language; ``messages`` is not changed."""
     return [*messages[:-1], {**messages[-1], "content": messages[-1]["content"].strip()}]
 
@@ -177,6 +183,7 @@ class PromptStyle(ABC):
         self._template = ChatTemplate(tokenizer, config.model)
         self._tokenizer = tokenizer
         self._header = Header(config.model.header, config.run.languages)
+        self._instructions, self._silent = config.model.instructions, config.model.silent_about_language
         self._checked_languages = set(config.run.languages)
         self._check_languages(config.run.languages)
         if not self.stop_ids:
@@ -199,21 +206,34 @@ class PromptStyle(ABC):
         """The token ids of the prompt, which ends with the opening of the assistant's turn.
 
         Raises:
-            FatalError: the style cannot ask for this language.
+            FatalError: the style cannot ask for this language; one that asks for none can ask for the question's alone.
             PromptError: the chat template refuses the conversation.
         """
+        if self._silent and language != question.language:
+            raise FatalError(
+                f"{self._silent} does not say in which language an answer is to be, so a question in "
+                f"{question.language!r} cannot be asked for an answer in {language!r}: ask for languages by another "
+                "model.prompt_style"
+            )
         if language not in self._checked_languages:  # the language of a question need not be one of the run
             self._check_languages((language,))
             self._checked_languages.add(language)
-        messages = self.style_messages([asdict(message) for message in question.messages], language)
+        turns = [asdict(message) for message in question.messages]
+        messages = self.style_messages(turns, language, self._instructions)
         text = f"{self._template(messages)}{self._begin_answer(language)}"
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     @staticmethod
     @abstractmethod
-    def style_messages(messages: list[dict[str, str]], language: str) -> list[dict[str, str]]:
-        """A copy of the conversation that asks for the language; each turn has ``role`` and ``content``."""
+    def style_messages(
+        messages: list[dict[str, str]], language: str, instructions: Mapping[str, str] = NONE_OWN
+    ) -> list[dict[str, str]]:
+        """A copy of the conversation that asks for the language; each turn has ``role`` and ``content``.
+
+        Args:
+            instructions: ``model.instructions``, which the style "system" reads.
+        """
 
     @abstractmethod
     def _check_languages(self, languages: tuple[str, ...]) -> None:
@@ -231,7 +251,11 @@ class TagPrompts(PromptStyle):
         FatalError: the tokenizer splits the tag of a language, so the policy has never learned it.
     """
 
-    style_messages = staticmethod(append_tag)
+    @staticmethod
+    def style_messages(
+        messages: list[dict[str, str]], language: str, instructions: Mapping[str, str] = NONE_OWN
+    ) -> list[dict[str, str]]:
+        return append_tag(messages, language)
 
     def _check_languages(self, languages: tuple[str, ...]) -> None:
         for language in languages:
@@ -244,13 +268,17 @@ class TagPrompts(PromptStyle):
 
 
 class SystemPrompts(PromptStyle):
-    """The style of a policy without a warm start: an instruction in the language as system prompt.
+    """The style of a policy without a warm start: an instruction in the language, or one's own, as system prompt.
 
     Raises:
         FatalError: the chat template leaves the instruction out.
     """
 
-    style_messages = staticmethod(add_instruction)
+    @staticmethod
+    def style_messages(
+        messages: list[dict[str, str]], language: str, instructions: Mapping[str, str] = NONE_OWN
+    ) -> list[dict[str, str]]:
+        return add_instruction(messages, language, instructions)
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, config: Config) -> None:
         super().__init__(tokenizer, config)
@@ -259,8 +287,8 @@ class SystemPrompts(PromptStyle):
 
     def _check_languages(self, languages: tuple[str, ...]) -> None:
         for language in languages:
-            text = self._template(add_instruction([{"role": "user", "content": "?"}], language))
-            if instruction(language) not in text:
+            text = self._template(add_instruction([{"role": "user", "content": "?"}], language, self._instructions))
+            if instruction(language, self._instructions) not in text:
                 raise FatalError('the chat template of model.path has no place for prompt_style = "system"')
 
 
@@ -270,7 +298,11 @@ class SelectPrompts(PromptStyle):
     Where the router has chosen the language, the header is part of the prompt.
     """
 
-    style_messages = staticmethod(strip_last_turn)
+    @staticmethod
+    def style_messages(
+        messages: list[dict[str, str]], language: str, instructions: Mapping[str, str] = NONE_OWN
+    ) -> list[dict[str, str]]:
+        return strip_last_turn(messages)
 
     def _check_languages(self, languages: tuple[str, ...]) -> None:
         """Returns always, as a header can name any language."""
@@ -279,4 +311,22 @@ class SelectPrompts(PromptStyle):
         return "" if language == POLICY_CHOOSES else self._header.text(language)
 
 
-PROMPT_STYLES: dict[str, type[PromptStyle]] = {"tag": TagPrompts, "system": SystemPrompts, "select": SelectPrompts}
+class PlainPrompts(PromptStyle):
+    """Prompts as the rows have them, their own system turns included, for answers in the questions' own languages."""
+
+    @staticmethod
+    def style_messages(
+        messages: list[dict[str, str]], language: str, instructions: Mapping[str, str] = NONE_OWN
+    ) -> list[dict[str, str]]:
+        return [*messages]
+
+    def _check_languages(self, languages: tuple[str, ...]) -> None:
+        """Returns always, as no language is asked for."""
+
+
+PROMPT_STYLES: dict[str, type[PromptStyle]] = {
+    "tag": TagPrompts,
+    "system": SystemPrompts,
+    "select": SelectPrompts,
+    "plain": PlainPrompts,
+}

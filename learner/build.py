@@ -98,7 +98,7 @@ def build_run(
     training_work = TrainingWork(server, state, curriculum, publishing, limits)
     evaluator = Evaluator(
         learner,
-        config.run.languages,
+        () if config.model.silent_about_language else config.run.languages,
         {"train": questions.questions, "heldout": run_questions.heldout},
         state=state,
         server=server,

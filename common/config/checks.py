@@ -61,9 +61,30 @@ def policy_may_choose(config: Sections) -> Iterator[str]:
     chooses = f"router.mode = {config.router.mode!r}" if config.router.mode in ("policy", "hybrid") else ""
     chooses = chooses or ("learner.evaluate_samples" if config.learner.evaluate_samples else "")
     if chooses and config.model.prompt_style != "select":
+        other = "has no header that names it" if config.model.prompt_style == "plain" else "tells it"
         yield (
             f"{chooses} needs model.prompt_style = 'select', which leaves the language open; "
-            f"{config.model.prompt_style!r} tells it"
+            f"{config.model.prompt_style!r} {other}"
+        )
+
+
+def prompts_say_the_language(config: Sections) -> Iterator[str]:
+    """Answers in another language than the question's have to be asked for, and what asks for it has to be read."""
+    model, mode = config.model, config.router.mode
+    if model.silent_about_language and mode not in ("monolingual", "policy", "hybrid"):
+        yield (
+            f"{model.silent_about_language} does not say in which language an answer is to be, and router.mode = "
+            f"{mode!r} asks for answers in other languages than the question's: set router.mode = 'monolingual', or "
+            + (
+                "choose another prompt_style"
+                if model.prompt_style == "plain"
+                else "write {language} or {native} where the language is to be named"
+            )
+        )
+    if model.instructions and model.prompt_style != "system":
+        yield (
+            f"model.instructions has no effect with model.prompt_style = {model.prompt_style!r}: choose 'system', or "
+            "leave it out"
         )
 
 
@@ -454,11 +475,12 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
-    policy_may_choose, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages, addresses_are_well_formed,
-    engine_stays_on_loopback, engine_ranks_are_tensor_parallel, engine_numbers_are_numbers, replicas_divide_ranks,
-    lease_outlasts_heartbeats, waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one,
-    engines_can_load_adapters, targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way,
-    dropout_has_one_optimizer_step, loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist,
-    refill_knows_the_rewards, right_answers_are_known, evaluation_is_on, steps_are_counted, warm_up_ends,
-    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
+    policy_may_choose, prompts_say_the_language, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages,
+    addresses_are_well_formed, engine_stays_on_loopback, engine_ranks_are_tensor_parallel, engine_numbers_are_numbers,
+    replicas_divide_ranks, lease_outlasts_heartbeats, waiting_outlasts_generation, sequences_fit_a_microbatch,
+    importance_bounds_hold_one, engines_can_load_adapters, targets_differ, adapters_keep_their_optimizer,
+    optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step, loss_has_its_settings, settings_have_an_effect,
+    decoupled_parts_exist, refill_knows_the_rewards, right_answers_are_known, evaluation_is_on, steps_are_counted,
+    warm_up_ends, stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out,
+    accepted_keys_exist,
 )  # fmt: skip

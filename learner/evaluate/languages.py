@@ -31,7 +31,7 @@ class Evaluation:
         unscored: share of all answers that could not be scored.
         own: in the question's own language; the headline.
         oracle: in the best language for each question; None, as the next five, where no question has all its answers
-            scored.
+            scored, or questions are asked in their own languages alone, because prompts do not say the language.
         best_fixed: in the one language that is best for all questions together.
         best_fixed_language: that language.
         english: in English; None where English is no language of the run.
@@ -67,7 +67,7 @@ def read_reward_matrix(
 
     Args:
         groups: [Q], each answered in ``languages`` first and, where it is none of these, in the question's own last.
-        languages: [L], in the router's order.
+        languages: [L], in the router's order; may be none.
         router: says how each question is routed.
         detector: ``reward.diagnostics``.
 
@@ -97,7 +97,7 @@ def read_reward_matrix(
 
 def _compare_languages(groups: Sequence[Group], languages: Sequence[str], router: Router) -> dict[str, Any]:
     """The figures of an :class:`Evaluation` that compare languages, of groups whose answers were all scored."""
-    if not groups:
+    if not groups or not languages:
         return dict.fromkeys(("oracle", "best_fixed", "best_fixed_language", "english", "uniform", "routed"))
     rewards_Q_L: NDArray[np.float64] = np.array(
         [[rollout.score.reward for rollout in group.rollouts[: len(languages)]] for group in groups]

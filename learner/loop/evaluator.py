@@ -51,7 +51,7 @@ class Evaluator:
 
     Args:
         config: the section ``learner``.
-        languages: of the run.
+        languages: in which every question is asked besides its own: those of the run, or none.
         question_sets: name -> questions; at most ``evaluate_questions`` of each set are asked, evenly spread.
         state: has the router and the training queue, and remembers which evaluations were made.
         server: hands out the questions.

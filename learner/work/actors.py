@@ -32,6 +32,10 @@ _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign
 _LONGEST_NAME = 200  # characters
 # So many groups that come back because their answers cannot be scored, before any was scored, show that none can be.
 UNSCORABLE_GROUPS = 16
+_NEVER_SCORED = (
+    "no answer of a group has a score, and none would have one another time: a judge refuses each or gives no grade "
+    "that can be read (the log of the reward process has what it says), or the reward function returns tools.never"
+)
 # How many attempts may fail for a cause; for the others learner.group_attempts.
 _ATTEMPTS: dict[wire.Cause, float] = {"refusal": 1, "outage": math.inf}
 
@@ -89,8 +93,8 @@ class ActorRegistry:
             they waited.
         accepted: number of groups that were accepted, of all queues.
         unscorable: why nothing can be scored: what the newest of the first ``UNSCORABLE_GROUPS`` groups, of all queues,
-            came back with, where each of them came back because its scoring failed; ``""`` as long as that is not so,
-            and for good once any group was scored.
+            came back with, where each of them came back because its scoring failed, or with no answer that is scored;
+            ``""`` as long as that is not so, and for good once any answer was scored.
 
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
@@ -102,7 +106,7 @@ class ActorRegistry:
         self.newest_version = 0
         self.refused_groups = self.accepted = 0
         self.unscorable = ""
-        self._scored = False  # any group in this life
+        self._scored = False  # any answer in this life
         self._unscored: set[str] = set()  # the groups that came back unscored, by their ids without that of the lease
         self.life = secrets.token_hex(6)
         self.foreign = 0
@@ -340,7 +344,7 @@ class ActorRegistry:
         work = self.actors[name].leases.pop(message.id, None)
         if work is None or self.served is None:
             return False
-        self._scored = True
+        self._scored = self._scored or any(one.score.scored for one in message.rollouts)
         problem = admission.find_problem(work, message.rollouts, self.served.limits, self.newest_version)
         if problem:
             self.refused_groups += 1
@@ -355,6 +359,8 @@ class ActorRegistry:
         accepted = self.served.queue.submit(work.sequence, name, group)
         self.accepted += accepted
         self._given_back.pop(work.sequence, None)
+        if not any(one.score.scored for one in message.rollouts):
+            self._note_unscored(work, _NEVER_SCORED)
         return accepted
 
     def is_untrustworthy(self, name: str) -> bool:
@@ -368,11 +374,17 @@ class ActorRegistry:
             return False
         log.warning("actor %s gives back group %s: %s", name, message.id, message.reason)
         self._release(name, work, message.reason, message.cause)
-        if message.cause == "scoring" and not self._scored:
-            self._unscored.add(work.id.partition(":")[2])
-            if len(self._unscored) >= UNSCORABLE_GROUPS:
-                self.unscorable = message.reason
+        if message.cause == "scoring":
+            self._note_unscored(work, message.reason)
         return True
+
+    def _note_unscored(self, work: wire.Work, reason: str) -> None:
+        """A group came back without any score: once there are many and nothing else, nothing can be scored."""
+        if self._scored:
+            return
+        self._unscored.add(work.id.partition(":")[2])
+        if len(self._unscored) >= UNSCORABLE_GROUPS:
+            self.unscorable = reason
 
     def release_expired(self, now: float) -> None:
         """Ends the leases that no heartbeat has extended in time, although their actors are present."""

@@ -138,7 +138,8 @@ class _CheckedPrompts:
 
     def __init__(self, style: PromptStyle, config: Config) -> None:
         self._style = style
-        self._languages = config.run.languages
+        # Where prompts do not say the language, every question is asked for an answer in its own.
+        self._languages = () if config.model.silent_about_language else config.run.languages
         self._limit = config.data.max_prompt_tokens
         self._tokens: dict[Place, int] = {}  # of the longest prompt of a row that fits
         self._lengths: dict[str, int | str] = {}  # by language: tokens of a short prompt, or why there can be none

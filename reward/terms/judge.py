@@ -9,8 +9,9 @@ from functools import partial
 from string import Formatter
 
 from common.config import ConfigError, RewardConfig
-from common.endpoint import Failure, read_grade
+from common.endpoint import Conversation, Failure, read_grade
 from common.languages import english_name
+from common.wire import Chat
 from reward.terms.inputs import TermFunction, TermInput
 from reward.terms.tools import Tools
 
@@ -21,12 +22,36 @@ def check_judge(config: RewardConfig) -> None:
     """Returns if the term "judge" has what it needs.
 
     Raises:
-        ConfigError: there are no judges, or the prompt names a field that is unknown.
+        ConfigError: there are no judges, or the prompt has a single brace, or names a field that is unknown.
     """
     if not config.judges:
         raise ConfigError('the term "judge" of reward.terms needs reward.judges = ["MODEL@URL"]')
-    if unknown := {name for _, name, _, _ in Formatter().parse(config.judge_prompt) if name is not None} - _FIELDS:
-        raise ConfigError(f"reward.judge_prompt names {sorted(unknown)}; it may name {sorted(_FIELDS)}")
+    braces = "; where a brace is to stand in the prompt, as of JSON, write {{ and }} for { and }"
+    try:
+        unknown = {name for _, name, _, _ in Formatter().parse(config.judge_prompt) if name is not None} - _FIELDS
+        if not unknown:
+            config.judge_prompt.format(**dict.fromkeys(_FIELDS, ""))
+    except (ValueError, LookupError) as error:
+        raise ConfigError(f"reward.judge_prompt cannot be filled in: {error}{braces}") from None
+    if unknown:
+        raise ConfigError(f"reward.judge_prompt names {sorted(unknown)}; it may name {sorted(_FIELDS)}{braces}")
+
+
+def judge_request(prompt: str, messages: Sequence[Chat], reference: str, answer: str, language: str) -> Conversation:
+    """What a judge is asked about an answer.
+
+    Args:
+        prompt: ``reward.judge_prompt``.
+        messages: the question.
+        language: the code of the language asked for; ``""`` where it is not known.
+    """
+    asked = prompt.format(
+        question="\n\n".join(turn.content for turn in messages if turn.role != "system"),
+        reference=reference,
+        answer=answer,
+        language=english_name(language).capitalize() if language else "any language",
+    )
+    return [{"role": "user", "content": asked}]
 
 
 def make_judge(tools: Tools) -> TermFunction:
@@ -37,21 +62,15 @@ def make_judge(tools: Tools) -> TermFunction:
     next time, too.
 
     Raises:
-        ConfigError: there are no judges, or the prompt names a field that is unknown.
+        ConfigError: as of :func:`check_judge`.
     """
     check_judge(tools.config)
     prompt, (least, most) = tools.config.judge_prompt, tools.config.judge_scale
 
     async def grade(given: TermInput) -> float | None:
-        question = "\n\n".join(turn.content for turn in given.request.messages if turn.role != "system")
-        asked = prompt.format(
-            question=question,
-            reference=given.accepted[0],
-            answer=given.text,
-            language=english_name(given.answer.asked).capitalize() if given.answer.asked else "any language",
-        )
+        asked = judge_request(prompt, given.request.messages, given.accepted[0], given.text, given.answer.asked)
         read = partial(read_grade, least=least, most=most)
-        found = await tools.judge_or_failure([{"role": "user", "content": asked}], read)
+        found = await tools.judge_or_failure(asked, read)
         if isinstance(found, Failure):
             return math.nan if found.lasting else None
         return (found - least) / (most - least)

@@ -99,7 +99,8 @@ class Tools:
 
         Args:
             messages: chat messages, ``[{"role": "user", "content": …}]``.
-            read: raises ValueError for an answer of no use; the judge is then told why and asked again.
+            read: gets what follows the judge's thought, where there is one. Raises ValueError for an answer of no use;
+                the judge is then told why and asked again.
 
         Returns:
             None where no endpoint gave a usable answer in time: the value is missing, which is not 0. Where an endpoint

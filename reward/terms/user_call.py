@@ -24,6 +24,10 @@ from common.user_code import describe_failure, load_user_object, user_file
 from reward.scored import UnscoredError
 from reward.terms.missing import Failures
 
+_FORM = (
+    "write `def score(group, tools)`, plain or async, which returns a list with a dict of parts for each answer; "
+    "docs/rewards.md says what group holds, and what TRL calls it"
+)
 _FEW = 4  # calls left behind, at most, with which a reward process counts as one that gets on
 
 
@@ -84,10 +88,13 @@ class UserFunction:
             inspect.signature(self._function).bind("group", "tools")
         except TypeError as error:
             raise ConfigError(
-                f'reward.function = "{where}": it cannot be called with the two arguments group and tools: {error}'
+                f'reward.function = "{where}": it cannot be called with the two arguments group and tools: {error}; '
+                f"{_FORM}"
             ) from None
         except ValueError:  # what is not written in Python may have no signature
             pass
+        if _is_of_trl(self._function):
+            raise ConfigError(f'reward.function = "{where}" takes the arguments of a reward of TRL; {_FORM}')
         call = self._function if inspect.isroutine(self._function) else type(self._function).__call__
         self._in_thread = not inspect.iscoroutinefunction(call)
         self._left = LeftBehind()
@@ -168,6 +175,15 @@ class UserFunction:
             if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
                 raise
             raise RewardFunctionError(f"{describe_failure(error, self.path)} ({question})") from error
+
+
+def _is_of_trl(function: Any) -> bool:
+    """Whether a function is written for TRL, which gives ``prompts`` and ``completions`` and more by their names."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # what is not written in Python may have no signature
+        return False
+    return "completions" in parameters and parameters.keys().isdisjoint({"group", "tools"})
 
 
 def _is_being_cancelled() -> bool:

@@ -143,6 +143,12 @@ def make(config: Config, out: Path, plan: Plan) -> Anchored:
             lost["no question in that language"] += 1
             reason = f"its column {config.data.columns[plan.question]!r} is empty: it gets no anchor"
             problems.add(row.place, RowError(plan.question, reason, "no anchor"))
+        elif config.model.silent_about_language and question.language != plan.language:
+            raise FatalError(
+                f"{config.model.silent_about_language} does not say in which language an answer is to be, so "
+                f"{row.place} cannot be asked for an anchor in {plan.language!r}: name a column with the question in "
+                "that language by --question, or ask for languages by another model.prompt_style"
+            )
         else:
             tasks.append(Task(row, plan.language, _key(question, how)))
     journal = Journal(out.with_suffix(".answers.jsonl"))

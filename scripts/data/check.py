@@ -5,9 +5,9 @@
 Prints how many questions there are by language and topic, and lists the rows that are not used, those whose accepted
 answers math-verify cannot read, where the term "math" or the reward function asks it, and those without a further
 column that data.columns names. Says, too, which of these columns nothing of the reward reads, and where similarity is
-asked of languages that the embedder does not know. The exit code is not 0 where the learner would refuse the data, as
-where they make no step or do not fit into the model, or the reward process the reward: functions of your own are loaded
-for it.
+asked of languages that the embedder does not know, and asks the judges of the reward for a few grades. The exit code is
+not 0 where the learner would refuse the data, as where they make no step or do not fit into the model, or the reward
+process the reward (functions of your own are loaded for it), or where a judge can grade nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from common.context import check_context
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
+from scripts.data.judge_check import ask_judges_first
 from scripts.data.reward_checks import check_reward, warning_of_columns, warning_of_judges, warning_of_similarity
 from scripts.data.unscorable import warn_of_rows
 from scripts.ops.command_line import command
@@ -53,6 +54,8 @@ def main(context: typer.Context) -> None:
     print(f"{config.run.dir / PROBLEMS_FILE} lists the rows that are not used")
     check_context(config.with_questions(len(found.train)), found.longest_prompt)
     warn_of_rows(config)
+    for warning in ask_judges_first(config, found.train):
+        log.warning("warning: %s", warning)
     if warning := warning_of_similarity(config, [*found.train, *found.heldout]):
         log.warning("warning: %s", warning)
 

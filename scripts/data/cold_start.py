@@ -182,6 +182,7 @@ def main(
     teacher = Endpoint[str](
         f"{model}@{url}", out.with_suffix(".answers.sqlite"), calls=_CALLS, timeout_s=600, temperature=temperature,
         max_tokens=max_tokens, continue_final_message=True, add_generation_prompt=False, separate_reasoning=False,
+        thoughts=True,
     )  # fmt: skip
     acceptance = Acceptance(each)
     try:

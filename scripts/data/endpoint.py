@@ -32,6 +32,7 @@ class Endpoint(Generic[Value]):
         cache: SQLite file of the usable answers, by a hash of model, messages and sampling; None: nothing is kept.
         calls: the number of calls that are under way at a time.
         timeout_s: how long one call may take.
+        thoughts: whether answers are read with the thought that they begin with; as of ``Endpoints``.
         sampling: further fields of a request; ``temperature`` is 0 unless given.
 
     Raises:
@@ -39,13 +40,20 @@ class Endpoint(Generic[Value]):
     """
 
     def __init__(
-        self, name: str, cache: Path | None = None, *, calls: int = 16, timeout_s: float = 300, **sampling: Any
+        self,
+        name: str,
+        cache: Path | None = None,
+        *,
+        calls: int = 16,
+        timeout_s: float = 300,
+        thoughts: bool = False,
+        **sampling: Any,
     ) -> None:
         self.model, at, url = name.partition("@")
         if not (self.model and at and url):
             raise FatalError(f"{name!r} names no endpoint: it takes the form {FORM}")
         self._name, self._cache, self._calls, self._timeout_s = name, cache, calls, timeout_s
-        self._sampling = sampling
+        self._sampling, self._thoughts = sampling, thoughts
 
     def ask(
         self,
@@ -83,7 +91,12 @@ class Endpoint(Generic[Value]):
         refused: Callable[[int, Failure], None],
     ) -> list[Value | Failure]:
         endpoints = Endpoints(
-            [self._name], self._cache, calls=self._calls, timeout_s=self._timeout_s, sampling=self._sampling
+            [self._name],
+            self._cache,
+            calls=self._calls,
+            timeout_s=self._timeout_s,
+            sampling=self._sampling,
+            thoughts=self._thoughts,
         )
 
         async def ask_one(number: int, conversation: Conversation) -> Value | Failure:

@@ -172,6 +172,7 @@ def main(
     device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
     columns: Annotated[str, typer.Option(help="OURS=THEIRS,... as for scripts.data.prepare.")] = "",
     language: Annotated[str, typer.Option(help="Language of the rows that do not name one.")] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply; a model that thinks needs thousands.")] = 200,
 ) -> None:
     if not (endpoint or classifier):
         raise FatalError("give --endpoint, --classifier, or both")
@@ -184,7 +185,7 @@ def main(
     rows = read_all(data, Rules(pairs(columns), language), problems)
     labels: list[Label | Failure | None] = [None] * len(rows)
     if endpoint:
-        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.sqlite"), max_tokens=200)
+        asked = Endpoint[Label](endpoint, out.with_suffix(".answers.sqlite"), max_tokens=max_tokens)
         labels = [*asked.ask([labelling_request(row) for row in rows], read_label)]
         failed = [(row, one) for row, one in zip(rows, labels, strict=True) if isinstance(one, Failure)]
         for row, one in failed:

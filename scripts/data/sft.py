@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from common.config import LearnerConfig, ModelConfig, load
 from common.gpus import has_cuda
+from common.instructions import NONE_OWN
 from common.languages import code_of, tag
 from common.parent import die_with_launcher
 from common.process import FatalError
@@ -62,7 +63,11 @@ def read_examples(source: str, columns: Mapping[str, str], language: str) -> lis
 
 
 def example(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, style: str
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    style: str,
+    instructions: Mapping[str, str] = NONE_OWN,
 ) -> dict[str, list[int]]:
     """The prompt that a run would send, and the answer as the policy is to write it, with the token that ends it.
 
@@ -72,7 +77,7 @@ def example(
     Raises:
         FatalError: the template refuses the prompt, or opens a thought that the answer does not end.
     """
-    messages = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]))
+    messages = PROMPT_STYLES[style].style_messages(row["messages"], code_of(row["language"]), instructions)
     try:
         prompt = template(messages)
     except PromptError as error:
@@ -124,7 +129,8 @@ def build_trainer(
     share = batch_size // ranks
     at_a_time = max(size for size in range(1, min(micro_batch, share) + 1) if share % size == 0)
     tokenizer = load_tokenizer(model_path)
-    template = ChatTemplate(tokenizer, prompts or ModelConfig())
+    prompts = prompts or ModelConfig()
+    template = ChatTemplate(tokenizer, prompts)
     if style == "tag":
         add_tags(tokenizer, {code_of(row["language"]) for row in rows})
     try:
@@ -158,17 +164,21 @@ def build_trainer(
         report_to=[],
         save_strategy="no",
     )
-    data = Dataset.from_list(_examples(rows, tokenizer, template, style))
+    data = Dataset.from_list(_examples(rows, tokenizer, template, style, prompts.instructions))
     return SFTTrainer(model, args=settings, train_dataset=data, processing_class=tokenizer)
 
 
 def _examples(
-    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, style: str
+    rows: list[dict[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: ChatTemplate,
+    style: str,
+    instructions: Mapping[str, str],
 ) -> list[dict[str, list[int]]]:
     made = []
     for number, row in enumerate(rows):
         try:
-            made.append(example(row, tokenizer, template, style))
+            made.append(example(row, tokenizer, template, style, instructions))
         except FatalError as error:
             raise FatalError(f"row {number} cannot be taught: {error}") from None
     return made
@@ -183,8 +193,12 @@ def main(
     columns: Annotated[str, typer.Option(help="OURS=THEIRS,... where ours are question, answer and language.")] = "",
     language: Annotated[str, typer.Option(help="Language of the examples that do not name one.")] = "",
     prompt_style: Annotated[
-        Literal["tag", "system", "select"], typer.Option(help="How the language is asked for; as model.prompt_style.")
+        Literal["tag", "system", "select", "plain"],
+        typer.Option(help="How the language is asked for; as model.prompt_style."),
     ] = "tag",
+    instructions: Annotated[
+        str, typer.Option(help="As model.instructions of the run, for example '{default = \"Answer in {language}.\"}'.")
+    ] = "{}",
     template_args: Annotated[
         str, typer.Option(help="As model.template_args of the run, for example '{enable_thinking = false}'.")
     ] = "{}",
@@ -198,11 +212,15 @@ def main(
 ) -> None:
     if batch % ranks:
         raise FatalError(f"--batch {batch} is not a multiple of --ranks {ranks}")
-    prompts = load(["--model.template_args", template_args, "--model.date", date]).model
+    style_flags = ["--model.prompt_style", prompt_style, "--model.instructions", instructions]
+    # Each example is asked for in its own language, whatever the router of a run would do.
+    style_flags += ["--router.mode", "monolingual"]
+    prompts = load([*style_flags, "--model.template_args", template_args, "--model.date", date]).model
     rows = read_examples(examples, pairs(columns), language)  # before ranks are started: an error is said once
     if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--columns", columns, "--language", language, "--template-args", template_args, "--date", date]
+        words += ["--instructions", instructions]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
     if "RANK" in os.environ:

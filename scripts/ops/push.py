@@ -49,6 +49,7 @@ _PROMPTS = {
     "tag": "A question is asked with the language's tag in front of it, as in training.",
     "system": "The language of the answer is asked for by an instruction in the system prompt, as in training.",
     "select": "The answer begins with a header that names its language, as in training.",
+    "plain": "Questions are asked as they are, as in training: nothing asks for a language.",
 }
 
 

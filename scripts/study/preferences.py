@@ -170,7 +170,7 @@ def trl_rows(pairs: list[Pair], model: ModelConfig) -> list[dict[str, Any]]:
     return [
         {
             "prompt": PROMPT_STYLES[model.prompt_style].style_messages(
-                [asdict(message) for message in question.messages], language
+                [asdict(message) for message in question.messages], language, model.instructions
             ),
             "chosen": [{"role": "assistant", "content": f"{begin(language)}{chosen}"}],
             "rejected": [{"role": "assistant", "content": f"{begin(language)}{rejected}"}],

@@ -21,6 +21,7 @@ from actor.engine.server import EngineProcess
 from common.config import Config, load
 from common.context import context_length
 from common.endpoint import Conversation, Failure
+from common.instructions import NONE_OWN
 from common.languages import tag
 from common.process import FatalError
 from common.prompts import PROMPT_STYLES, ChatTemplate, PromptError
@@ -110,6 +111,7 @@ class Asking:
     def __init__(self, style: str, model: str, run: Path) -> None:
         self._model, self._tokenizer = model, None if "@" in model else load_tokenizer(model)
         settings = None if self._tokenizer is None else _settings(model, run)
+        self._instructions = NONE_OWN if settings is None else settings.model.instructions
         self._is_free = style == "auto"
         self._style = style
         if self._is_free:
@@ -131,7 +133,7 @@ class Asking:
         return self._tokenizer
 
     def style_of(self, language: str) -> str:
-        """How an answer in a language is asked for: a name of ``PROMPT_STYLES``, or "plain", which is by nothing."""
+        """How an answer in a language is asked for: a name of ``PROMPT_STYLES``."""
         if self._style == "tag" and self._is_free and self._tokenizer is not None:
             return "tag" if len(self._tokenizer.encode(tag(language), add_special_tokens=False)) == 1 else "plain"
         return self._style
@@ -142,9 +144,8 @@ class Asking:
 
     def __call__(self, row: QuestionRow) -> Conversation:
         """The chat messages of a question."""
-        style, messages = self.style_of(row.language), row.messages
-        if style != "plain":
-            messages = PROMPT_STYLES[style].style_messages(messages, row.language)
+        style = PROMPT_STYLES[self.style_of(row.language)]
+        messages = style.style_messages(row.messages, row.language, self._instructions)
         return messages if self._template is None else self._template.arranged(messages)
 
     def limits(self, rows: Sequence[QuestionRow], wanted: int) -> list[int]:
@@ -218,7 +219,7 @@ def answers(
             )
 
     arguments: dict[str, Any] = {"chat_template_kwargs": ask.template_arguments} if ask.template_arguments else {}
-    model = Endpoint[str](endpoint, cache, calls=calls, timeout_s=timeout_s, **arguments, **sampling)
+    model = Endpoint[str](endpoint, cache, calls=calls, timeout_s=timeout_s, thoughts=True, **arguments, **sampling)
     said = model.ask([ask(row) for row in rows], lambda _, answer: answer, limits=limits, refused=take_refusal)
     if refused:
         print(f"{refused[-1]}. They count as not answered", file=sys.stderr)

@@ -130,6 +130,30 @@ REFUSED = {
         ["--router.mode", "policy"],
         "router.mode = 'policy' needs model.prompt_style = 'select'",
     ),
+    "answers in languages that no prompt asks for": (
+        ["--model.prompt_style", "plain"],
+        "model.prompt_style = 'plain' does not say in which language an answer is to be, and router.mode = 'learned'",
+    ),
+    "words of one's own that name no language": (
+        ["--model.prompt_style", "system", "--model.instructions.default", "Think first."],
+        "write {language} or {native} where the language is to be named",
+    ),
+    "words of one's own that nobody reads": (
+        ["--model.instructions.de", "Auf Deutsch!"],
+        "model.instructions has no effect with model.prompt_style = 'tag'",
+    ),
+    "a language with two instructions": (
+        ["--model.prompt_style", "system", "--model.instructions", '{de = "a", German = "b"}'],
+        "'German' is 'de', which has an instruction already",
+    ),
+    "an instruction that says nothing": (
+        ["--model.prompt_style", "system", "--model.instructions.de", " "],
+        "that of 'de' is empty",
+    ),
+    "a policy that chooses and has no header": (
+        ["--router.mode", "policy", "--model.prompt_style", "plain"],
+        "'plain' has no header that names it",
+    ),
     "nodes that cannot find each other": (["--learner.nodes", "2"], "learner.nodes = 2 needs run.rendezvous"),
     "a language under two names": (
         ["--run.languages", '["en", "German", "English"]'],

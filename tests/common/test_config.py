@@ -31,10 +31,12 @@ _OWN_KEYS = {
     "router.initial": ('{"topic:Chat" = {en = 0.1}}', '{"topic:Reasoning" = {de = 0.1}}'),
     "data.columns": ('{question = "a"}', '{answer = "b"}'),
     "model.template_args": ("{enable_thinking = true}", '{date_string = "today"}'),
+    "model.instructions": ('{de = "Auf Deutsch!"}', '{default = "Answer in {language}."}'),
     "actor.engine_args": ("{tp = 2}", "{max_running_requests = 4}"),
 }
 _NEEDS = {
     "reward.parts": ("--reward.function", "mine.py:score"),
+    "model.instructions": ("--model.prompt_style", "system"),
     "learner.decoupled_parts": ("--learner.advantage", "decoupled"),
 }
 _ADDED_UP = {"data.columns", "model.template_args", "actor.engine_args"}

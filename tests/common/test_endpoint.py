@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from common.config import load
 from common.endpoint import KEY_FILE, Endpoints, Failure, _connect, _pause, _retry_after, read_api_key, read_grade
 from common.process import FatalError
 from tests.support.chat import serving
@@ -244,3 +245,57 @@ def test_a_grade_has_its_sign(said: str, grade: int | None) -> None:
         assert read_grade(said, -5, 5) == grade
     with pytest.raises(ValueError, match="whole number from 0 to 10"):
         read_grade("-3", 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("said", "thoughts", "read"),
+    [
+        ("<think>The answer has 2 parts, so 8.</think>\n\n8", False, "8"),
+        ("2 parts.</think> 8", False, "8"),  # the chat template has opened the thought
+        ("8", False, "8"),
+        ("<think>2 parts, so", False, None),
+        ("<think>1</think>8", True, "<think>1</think>8"),
+    ],
+)
+def test_what_follows_a_thought_is_read(said: str, thoughts: bool, read: str | None, tmp_path: Path) -> None:
+    """Also of an answer that was kept, and of one that is asked for again."""
+    heard: list[list[dict[str, str]]] = []
+
+    def answer(request: dict[str, Any]) -> str:
+        heard.append(request["messages"])
+        return said
+
+    async def one() -> str | Failure:
+        endpoints = Endpoints([f"m@{url}"], tmp_path / "kept.sqlite", thoughts=thoughts)
+        try:
+            return await endpoints.ask([{"role": "user", "content": "?"}], str)
+        finally:
+            await endpoints.close()
+
+    with serving(answer) as url:
+        found = [asyncio.run(one()) for _ in range(2)]
+    if read is None:
+        assert all(isinstance(one, Failure) and one.kind == "unusable" for one in found)
+        assert "a thought without an end" in str(found[0]) and "a thought without an end" in heard[1][-1]["content"]
+    else:
+        assert found == [read, read] and len(heard) == 1
+
+
+def test_fields_of_a_request_have_any_form_of_json() -> None:
+    flags = "{chat_template_kwargs = {enable_thinking = false}, stop = ['a'], seed = 1}"
+    sampling = load(["--reward.judge_sampling", flags]).reward.judge_sampling
+    heard: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any]) -> str:
+        heard.append(request)
+        return "8"
+
+    async def one(url: str) -> None:
+        endpoints = Endpoints([f"m@{url}"], sampling=sampling)
+        await endpoints.ask([{"role": "user", "content": "?"}], str)
+        await endpoints.close()
+
+    with serving(answer) as url:
+        asyncio.run(one(url))
+    assert heard[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (heard[0]["stop"], heard[0]["seed"], heard[0]["temperature"]) == (["a"], 1, 0.0)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import fasttext
 import pytest
 
-from common.config import Config, ModelConfig, RunConfig
+from common.config import Config, ModelConfig, RunConfig, load
 from common.instructions import INSTRUCTIONS, instruction
 from common.languages import CODES, native_name
 from common.process import FatalError
@@ -57,6 +59,55 @@ def test_the_tag_and_the_system_style_keep_the_conversation(tiny_policy: Path) -
         f"<|im_start|>system\n{INSTRUCTIONS['de']}\n\nBe brief.<|im_end|>\n"
         f"{opening} And now? <|im_end|>\n<|im_start|>assistant\n"
     )
+    assert prompts["plain"] == (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n{opening} And now? <|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_ones_own_words_ask_for_a_language(tiny_policy: Path) -> None:
+    """By language, else by the default, else by the built-in ones; before the system turn that the row has."""
+    tokenizer = load_tokenizer(str(tiny_policy))
+    asked = question(language="de").model_copy(update={"messages": [Chat("system", "Be brief."), Chat("user", "Hi")]})
+
+    def prompt(language: str, **own: str) -> str:
+        flags = ["--model.prompt_style", "system", "--run.languages", '["de", "sw", "ja"]', "--router.mode", "uniform"]
+        flags += [f"--model.instructions.{name}={json.dumps(text)}" for name, text in own.items()]
+        return str(tokenizer.decode(PROMPT_STYLES["system"](tokenizer, load(flags))(asked, language)))
+
+    own = {"German": "Auf Deutsch, in \\boxed{}! "}
+    assert prompt("de", **own).startswith("<|im_start|>system\nAuf Deutsch, in \\boxed{}!\n\nBe brief.<|im_end|>")
+    assert INSTRUCTIONS["ja"] in prompt("ja", **own)
+    own["default"] = "Answer in {language} ({native}), in \\boxed{}."
+    assert "system\nAnswer in Japanese (日本語), in \\boxed{}.\n\nBe brief." in prompt("ja", **own)
+    assert "Auf Deutsch" in prompt("de", **own) and INSTRUCTIONS["ja"] not in prompt("ja", **own)
+
+
+@pytest.mark.parametrize(
+    "flags", [["plain"], ["system", "--model.instructions.default", "Think first."]], ids=["plain", "no language"]
+)
+def test_what_asks_for_no_language_is_asked_in_the_questions_own_alone(flags: list[str], tiny_policy: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    config = load(["--model.prompt_style", *flags, "--router.mode", "monolingual", "--run.languages", '["de", "sw"]'])
+    style = PROMPT_STYLES[config.model.prompt_style](tokenizer, config)
+    assert "Think first." in tokenizer.decode(style(question(language="fr"), "fr")) or flags == ["plain"]
+    with pytest.raises(FatalError, match=r"does not say in which language .* in 'fr' cannot be asked .* in 'de'"):
+        style(question(language="fr"), "de")
+
+
+def test_a_template_beside_the_model_takes_the_place_of_its_own(tiny_policy: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(tiny_policy, own)
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    (own / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "that of the model"}))
+    (own / "chat_template.jinja").write_text(
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}[a]"
+    )
+    tokenizer = load_tokenizer(str(own))
+    asked = question(language="de").model_copy(update={"messages": [Chat("system", "Be brief."), Chat("user", "Hi")]})
+    config = load(["--model.prompt_style", "plain", "--router.mode", "monolingual"])
+    assert tokenizer.decode(PROMPT_STYLES["plain"](tokenizer, config)(asked, "de")) == "[system]Be brief.[user]Hi[a]"
+    tokenizer.save_pretrained(tmp_path / "exported")
+    assert load_tokenizer(str(tmp_path / "exported")).chat_template == tokenizer.chat_template
 
 
 def test_a_style_that_the_model_cannot_take_is_refused(tiny_policy: Path) -> None:

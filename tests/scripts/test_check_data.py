@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
 from scripts.data.reward_checks import check_reward, warning_of_columns, warning_of_judges
 from scripts.ops.recipes import find_recipe, recipe_files
+from tests.support.chat import Answer, serving
 
 ROOT = Path(__file__).parents[2]
 # The forms in which data sets write a result, and one that is none. Only the topic "sums" is verified as mathematics.
@@ -274,7 +276,20 @@ def without(group, tools):
 
 def of_one(group):
     return []
+
+
+def of_trl(completions, **kwargs):
+    return [1.0 for _ in completions]
+
+
+def of_trl_too(prompts, completions, **kwargs):
+    return [1.0 for _ in completions]
+
+
+def of_verl(data_source, solution_str, ground_truth, extra_info=None):
+    return 1.0
 """
+_JUDGED = ["--reward.terms.default.judge", "1.0", "--reward.judges", '["m@http://127.0.0.1:1/v1"]']
 
 
 @pytest.mark.parametrize(
@@ -284,11 +299,19 @@ def of_one(group):
         ("mine.py", [], 'the form is "FILE.py:NAME"'),
         ("mine.py:scor", [], "defines no 'scor'"),
         ("mine.py:of_one", [], "cannot be called with the two arguments group and tools: too many"),
+        ("mine.py:of_trl", [], "too many positional arguments; write `def score(group, tools)`, plain or async"),
+        ("mine.py:of_trl_too", [], "takes the arguments of a reward of TRL; write `def score(group, tools)`"),
+        ("mine.py:of_verl", [], "missing a required argument: 'ground_truth'; write `def score(group, tools)`"),
         ("mine.py:without", [], ""),
         ("mine.py:without", ["--learner.step_reward", "mine.py:gone"], "learner.step_reward: there is no file "),
         ("", ["--reward.terms.default.exakt", "1.0"], "has an unknown term 'exakt'; did you mean 'exact'?"),
         ("", ["--reward.terms.default.judge", "1.0"], "needs reward.judges"),
         ("", ["--reward.terms.default.judge", "1.0", "--reward.judges", '["m@http://127.0.0.1:1/v1"]'], ""),
+        ("", [*_JUDGED, "--reward.judge_prompt", 'Grade {answer} as {"grade": 7}'],
+         "reward.judge_prompt names ['\"grade\"']; it may name"),
+        ("", [*_JUDGED, "--reward.judge_prompt", "Grade {answer} as }"], "write {{ and }} for { and }"),
+        ("", [*_JUDGED, "--reward.judge_prompt", "Grade {answer:d}"], "cannot be filled in: "),
+        ("", [*_JUDGED, "--reward.judge_prompt", 'Grade {answer} as {{"grade": 7}}'], ""),
     ],
 )  # fmt: skip
 def test_a_reward_that_no_process_would_take_is_refused(
@@ -332,3 +355,48 @@ def test_data_are_checked_with_their_reward(tiny_policy: Path, tmp_path: Path) -
     with pytest.raises(SystemExit) as end:
         _checked(tmp_path, tiny_policy, 8, "--reward.function", "gone.py:score", "--reward.parts", "{a = 1.0}")
     assert end.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda request: "8", ""),
+        (lambda request: "8" if "Frage 1?" in request["messages"][0]["content"] else (400, "too long"), ""),
+        (lambda request: (400, "no such field: stop"), "can grade no answer: status 400: no such field: stop"),
+        (lambda request: "I had rather not.", "can grade no answer: it has to be a whole number from 0 to 10"),
+        (lambda request: (503, "still loading"), None),
+    ],
+)
+def test_a_judge_is_asked_before_a_run_begins(
+    answer: Answer,
+    told: str | None,
+    tiny_policy: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that can grade nothing ends it; one that is not there yet is told of."""
+    with serving(answer) as url:
+        flags = ["--reward.terms.default", "{judge = 1.0}", "--reward.judges", f'["m@{url}"]']
+        if told:
+            with pytest.raises(SystemExit) as end:
+                _checked(tmp_path, tiny_policy, 8, *flags)
+            assert told in f"{end.value} {capsys.readouterr().err}"
+            return
+        _checked(tmp_path, tiny_policy, 8, *flags)
+    said = [record.getMessage() for record in caplog.records if "cannot be asked" in record.getMessage()]
+    assert bool(said) == (told is None) and all("still loading" in one for one in said)
+
+
+def test_a_judge_of_a_function_only_has_to_answer(tiny_policy: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(_FUNCTIONS)
+    function = ["--reward.function", f"{tmp_path}/mine.py:without", "--reward.parts", "{a = 1.0}"]
+    asked: list[str] = []
+
+    def answer(request: Mapping[str, Any]) -> str:
+        asked.append(request["messages"][0]["content"])
+        return "No."
+
+    with serving(answer) as url:
+        _checked(tmp_path, tiny_policy, 8, *function, "--reward.judges", f'["m@{url}"]')
+    assert asked == ["Reply with the number 5 and nothing else."]

@@ -19,7 +19,7 @@ from common.process import FatalError
 from learner.data.problems import Place
 from learner.data.rows import QuestionRow
 from scripts.data.endpoint import whole_number
-from scripts.study import evaluate, harness
+from scripts.study import evaluate, harness, served_model
 from scripts.study.evaluate import main
 from scripts.study.grading import LABELS, Item, grade, read_label
 from scripts.study.score_table import summary, table
@@ -201,6 +201,16 @@ def test_a_run_is_asked_as_it_was_trained(
         f"prompt style {style}" in shown if len({*used.values()}) == 1 and given == "auto" else "prompt style" in shown
     )
     assert len({*used.values()}) == 1 or "prompt styles plain (es hi), tag (zh)" in shown
+
+
+def test_a_run_with_words_of_its_own_is_asked_in_them(tiny_policy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_policy, run / "model")
+    flags = ["--model.prompt_style", "system", "--model.instructions.zh", "Kurz."]
+    (run / "config.json").write_text(load(flags).model_dump_json())
+    ask = served_model.Asking("auto", str(run / "model"), run)
+    row = QuestionRow([{"role": "user", "content": "2 + 2?"}], "4", "zh", [], [], "", Place("f", 0))
+    assert ask(row) == [{"role": "system", "content": "Kurz."}, {"role": "user", "content": "2 + 2?"}]
 
 
 def test_a_benchmark_is_scored_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,21 @@ def test_what_cannot_be_trained_is_said_in_one_line(tiny_policy: Path, tmp_path:
     assert stopped.value.code == 2, "a flag of model.date that is none"
 
 
+@pytest.mark.parametrize(
+    ("style", "own", "begins"),
+    [
+        ("plain", {}, "<|im_start|>user\nCapital of Japan?<|im_end|>"),
+        ("system", {"default": "In {language}."}, "<|im_start|>system\nIn German.<|im_end|>\n<|im_start|>user\n"),
+    ],
+)
+def test_examples_are_asked_in_the_words_of_a_run(
+    style: str, own: dict[str, str], begins: str, tiny_policy: Path
+) -> None:
+    tokenizer = load_tokenizer(str(tiny_policy))
+    made = sft.example(rows(["de"])[0], tokenizer, ChatTemplate(tokenizer, ModelConfig()), style, own)
+    assert str(tokenizer.decode(made["input_ids"])).startswith(begins)
+
+
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"  # as TRL has them of the models' own
 
 

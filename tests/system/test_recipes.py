@@ -101,7 +101,7 @@ def test_one_command_runs_it(name: str, tiny_policy: Path, tmp_path: Path) -> No
     assert done.returncode == 0, f"{done.stdout.decode()[-2000:]}{done.stderr.decode()[-2000:]}\n{logs}"
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3 and summary["config"]["reward"]["function"] == config.reward.function
-    assert bool(calls) or name != WHOLE, "the judge was asked"
+    assert len(calls) > 1 or name != WHOLE, "the judge was asked, and not by the check of the data alone"
     assert summary["questions_lost"] == 0 and (run / "model" / "config.json").is_file()
 
 

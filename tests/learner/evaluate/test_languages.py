@@ -76,3 +76,17 @@ def test_an_answer_that_was_not_scored_costs_the_figures_that_need_it_and_no_oth
     assert [everywhere.oracle, everywhere.best_fixed, everywhere.uniform, everywhere.routed] == [None] * 4
     own = [unscored(group, place) for place, group in enumerate(groups)]
     assert read_reward_matrix(own, LANGUAGES, router, "gate") is None, "there is no figure, and no error"
+
+
+def test_questions_in_their_own_languages_alone_have_no_figures_that_compare_languages() -> None:
+    """As where prompts ask for no language: each question has one answer."""
+    router = Router(load(["--router.mode", "monolingual"]).router, LANGUAGES, 0, 1)
+    own = [
+        Group(work=one.work, actor="a", rollouts=one.rollouts[-1:]) for one in answered(np.eye(2, 4, 3), ["fr", "sw"])
+    ]
+    for group in own:
+        group.work.languages = [group.work.question.language]
+    evaluation = read_reward_matrix(own, (), router, "gate")
+    assert evaluation is not None and (evaluation.own, evaluation.questions) == (0.5, 2)
+    assert evaluation.own_by_language == {"fr": 1.0, "sw": 0.0}
+    assert {evaluation.oracle, evaluation.best_fixed, evaluation.uniform, evaluation.routed} == {None}

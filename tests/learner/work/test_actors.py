@@ -516,3 +516,32 @@ def test_one_group_that_was_scored_shows_that_answers_can_be(cause: wire.Cause) 
     for _ in range(2):
         assert give_back(setting, cause) >= UNSCORABLE_GROUPS - 1
     assert not setting.registry.unscorable
+
+
+def hand_in(setting: Setting, scored: bool) -> int:
+    """The actor "a" hands in all that it leases next, with or without scores; returns how many groups that are."""
+    setting.grant()
+    held = setting.held("a")
+    for one in held:
+        done = answers(one)
+        for rollout in done.rollouts:
+            rollout.score.scored = scored
+        assert setting.registry.submit("a", done)
+    return len(held)
+
+
+def test_groups_without_any_score_are_no_scored_ones() -> None:
+    """As of a judge that refuses each answer for good: what it makes is taken, and shows that nothing can be scored."""
+    setting = Setting(groups=UNSCORABLE_GROUPS)
+    setting.join("a", UNSCORABLE_GROUPS - 1)
+    assert hand_in(setting, scored=False) == UNSCORABLE_GROUPS - 1 and not setting.registry.unscorable
+    assert hand_in(setting, scored=False) == 1 and "a judge refuses each" in setting.registry.unscorable
+
+
+def test_one_score_shows_that_answers_can_have_one() -> None:
+    setting = Setting(groups=64)
+    setting.join("a", 1)
+    assert hand_in(setting, scored=True) == 1
+    for _ in range(2 * UNSCORABLE_GROUPS):
+        hand_in(setting, scored=False)
+    assert not setting.registry.unscorable

@@ -73,7 +73,7 @@ def test_rows_become_questions(tiny_policy: Path, tmp_path: Path) -> None:
     assert (plain.language, plain.topics, plain.regions) == ("de", ["Regional Knowledge"], [])
 
 
-@pytest.mark.parametrize("style", ["tag", "system", "select"])
+@pytest.mark.parametrize("style", ["tag", "system", "select", "plain"])
 def test_a_prompt_is_as_long_as_it_is_sent(style: str, tiny_policy: Path, tmp_path: Path) -> None:
     """The limit that just lets a question pass is the length of the longest prompt that an actor would send."""
     tokenizer = load_tokenizer(str(tiny_policy))
@@ -88,7 +88,8 @@ def test_a_prompt_is_as_long_as_it_is_sent(style: str, tiny_policy: Path, tmp_pa
     config = config.model_copy(update={"model": ModelConfig(path=str(tiny_policy), prompt_style=style)})
     sent = PROMPT_STYLES[style](tokenizer, config)
     questions = read(tmp_path, tiny_policy, path).train
-    lengths = sorted(max(len(sent(one, language)) for language in config.run.languages) for one in questions)
+    asked = {one.index: [one.language] if style == "plain" else config.run.languages for one in questions}
+    lengths = sorted(max(len(sent(one, language)) for language in asked[one.index]) for one in questions)
     assert kept(lengths[1]) == 2 and kept(lengths[1] - 1) == kept(lengths[0]) == 1
     assert [one["kind"] for one in problems(tmp_path)] == ["too long"]
     with pytest.raises(FatalError, match=f"no question of at most {lengths[0] - 1} prompt tokens"):
