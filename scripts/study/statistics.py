@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +51,12 @@ def crossed_interval(values: Floats) -> Interval:
         half width^2 = (t[S-1]^2 M_seeds + t[Q-1]^2 max(M_questions - M_rest, 0)) / (S Q)
 
     A bootstrap over seeds is far too narrow for two to five of them; ``scripts.study.coverage`` compares both. With one
-    seed the interval says nothing of other seeds, with one question nothing of other questions.
+    seed the interval says nothing of other seeds, with one question nothing of other questions. A seed or a question
+    without any value counts as not there; where none has one, mean and bounds are nan.
     """
+    values = _without_empty(values)
+    if not values.size:
+        return float("nan"), float("nan"), float("nan")
     mean = float(np.nanmean(values))
     filled = _filled(values)
     seeds, questions = filled.shape
@@ -74,29 +77,40 @@ def crossed_interval(values: Floats) -> Interval:
 def translated_interval(values: Floats, ids: Sequence[str]) -> Interval:
     """As :func:`crossed_interval`, of values [seeds, items] some of which are of translations of one question.
 
+    The mean over items is a ratio: the sum of the values of a question's items, over how many items it has, each
+    averaged over questions. So what varies over questions is the sum of the items' distances from the mean, to first
+    order (the linearised variance of a ratio; Cochran, Sampling Techniques, 1977, section 6.4). The sums themselves
+    would vary with the number of translations, even where all values are equal.
+
     Args:
         ids: [items] of the question that each is of; translations have the same one.
     """
+    scored = np.flatnonzero((~np.isnan(values)).any(0))
+    values, ids = _without_empty(values), [ids[int(number)] for number in scored]
+    if not values.size or len({*ids}) == len(ids):
+        return crossed_interval(values)
     question = np.unique(ids, return_inverse=True)[1]
     count = int(question.max()) + 1
-    if count == len(ids):
-        return crossed_interval(values)
-    totals = np.stack([np.bincount(question, row, count) for row in _filled(values)])
-    mean, low, high = crossed_interval(totals * count / len(ids))  # whose mean is that of the items
     center = float(np.nanmean(values))
+    totals = np.stack([np.bincount(question, row - center, count) for row in _filled(values)])
+    mean, low, high = crossed_interval(totals * count / len(ids))
     return center, center - (mean - low), center + (high - mean)
 
 
+def _without_empty(values: Floats) -> Floats:
+    """The values [seeds, questions] without the seeds and the questions that have none."""
+    given = ~np.isnan(values)
+    return values[given.any(1)][:, given.any(0)]
+
+
 def _filled(values: Floats) -> Floats:
-    """The values with what the additive model of rows and columns says in the place of nan."""
+    """The values with what the additive model of rows and columns says in the place of nan; none may be all nan."""
     missing = np.isnan(values)
     if not missing.any():
         return values
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a row or column without any value, which becomes the mean
-        mean = np.nanmean(values)
-        rows, columns = np.nanmean(values, 1, keepdims=True) - mean, np.nanmean(values, 0, keepdims=True) - mean
-    return np.where(missing, mean + np.nan_to_num(rows) + np.nan_to_num(columns), values)
+    mean = np.nanmean(values)
+    rows, columns = np.nanmean(values, 1, keepdims=True) - mean, np.nanmean(values, 0, keepdims=True) - mean
+    return np.where(missing, mean + rows + columns, values)
 
 
 def seed_interval(values: Floats) -> Interval:

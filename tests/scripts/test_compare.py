@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def test_translations_are_one_question(seeds: int, rng: np.random.Generator) -> 
         ):
             kept.append(low <= 0 <= high)
     spread = 4 * (0.95 * 0.05 / trials) ** 0.5  # four standard deviations of a share of 0.95
-    assert np.mean(together) >= 0.95 - spread and np.mean(drawn) >= 0.93 - spread and np.mean(apart) < 0.75
+    assert np.mean(together) >= 0.95 - spread and np.mean(drawn) >= 0.93 - spread and np.mean(apart) < 0.8
     values = rng.normal(0, 1, (seeds, len(ids)))
     assert (
         translated_interval(values, ids)[0] == pytest.approx(values.mean()) == np.mean(translated_interval(values, ids))
@@ -102,6 +104,33 @@ def test_intervals_are_those_of_textbooks(rng: np.random.Generator) -> None:
     values = rng.normal(0, 1, (4, 50))
     values[1, 3] = np.nan
     assert crossed_interval(values)[0] == pytest.approx(np.nanmean(values)), "an answer without a score is left out"
+    ids = [str(number // 2) for number in range(50)]
+    for interval in (crossed_interval, partial(translated_interval, ids=ids)):
+        assert np.isnan(interval(np.full((2, 50), np.nan))).all(), "nothing was scored"
+
+
+@pytest.mark.parametrize("interval", [crossed_interval, partial(translated_interval, ids=[*map(str, range(100))])])
+def test_what_was_never_scored_is_no_evidence(
+    interval: Callable[[np.ndarray[Any, Any]], tuple[float, float, float]], rng: np.random.Generator
+) -> None:
+    """A question or a seed without any score gives the interval that the others give alone."""
+    values = rng.normal(0.5, 1, (1, 100))
+    values[:, rng.permutation(100)[:50]] = np.nan
+    known = stats.ttest_1samp(values[~np.isnan(values)], 0).confidence_interval(0.95)
+    assert interval(values)[1:] == pytest.approx((known.low, known.high))
+    values = rng.normal(0.5, 1, (3, 100)) + rng.normal(0, 1, (3, 1))
+    missing = values.copy()
+    missing[1] = np.nan
+    assert interval(missing) == pytest.approx(interval(values[[0, 2]]))
+
+
+def test_the_level_of_the_scores_does_not_widen_their_interval(rng: np.random.Generator) -> None:
+    """Questions with different numbers of translations: their sums differ, and say nothing of how scores vary."""
+    ids = [f"often {number // 10}" for number in range(100)] + [f"once {number}" for number in range(100)]
+    assert translated_interval(np.full((3, 200), 80.0), ids) == pytest.approx((80.0, 80.0, 80.0))
+    values = rng.normal(0, 10, (3, 200))
+    mean, low, high = translated_interval(values, ids)
+    assert translated_interval(values + 80, ids) == pytest.approx((mean + 80, low + 80, high + 80))
 
 
 def test_many_comparisons_are_adjusted(rng: np.random.Generator) -> None:

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from common.config import Config, load
 from reward.calibration.files import quantile_path
 from scripts.study.experiments import __main__ as study
-from scripts.study.experiments import results, runner, set_up, transfer
+from scripts.study.experiments import figures, results, runner, set_up, transfer
 from scripts.study.experiments.arm_tables import compare_arms, draw, overview
 from scripts.study.experiments.arms import IN_HINDSIGHT, OURS, arms_of
 from scripts.study.experiments.facts_world import FactsWorld, OwnData
@@ -27,7 +27,7 @@ from scripts.study.experiments.figures import MEANING, read_figures
 from scripts.study.experiments.knowledge import Knowledge, best_language, read_knowledge
 from scripts.study.experiments.reasoning_world import ReasoningWorld
 from scripts.study.experiments.report import records_of, write_report
-from scripts.study.experiments.transfer import Answers, measure_transfer
+from scripts.study.experiments.transfer import measure_transfer
 from scripts.world import build as world
 from tests.support.processes import forked
 
@@ -99,18 +99,14 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path, monkeypatch: pyte
         },
         "heldout": {"0": {"de": 0.125, "en": 0.375, "fr": 1.0}, "1": {"de": 1.0, "en": 0.125, "fr": 0.0625}},
     }  # fmt: skip
-    answers = Answers()
-    for row, languages in {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}.items():
-        answers.add(row, languages, trained=True)
-    found = measure_transfer(before, after, answers, knowledge)
-    # German was trained for row 1, and so for row 0, which asks for the same; row 2 in English. Held-out questions that
-    # they did not know gained 0.125 in German, 0.25 in English and 0.0625 in French.
+    found = measure_transfer(before, after, {0: {"en"}, 1: {"de"}, 2: {"de", "en"}}, knowledge)
+    # Answers were asked for in German to row 1, and so to row 0, which asks for the same; in English to row 2. Held-out
+    # questions that they did not know gained 0.125 in German, 0.25 in English and 0.0625 in French.
     assert found["taught"] == pytest.approx(((0.5 - 0.125) + (1.0 - 0.25)) / 2)
-    assert found["transfer"] == pytest.approx((0.25 + 0.5 + 0.0) / 3 - 0.0625)
-    one = Answers(asked={0: {"en"}}, trained={0: {"en"}})
-    alone = measure_transfer(before, after, one, None)
+    assert found["transfer"] == pytest.approx(((0.25 + 0.5) / 2 + 0.0) / 2 - 0.0625), "a fact counts once in a language"
+    alone = measure_transfer(before, after, {0: {"en"}}, None)
     assert alone["taught"] == pytest.approx(1.0 - 0.25), "every language and each row counts for itself"
-    assert measure_transfer({}, after, Answers(), knowledge) == {"taught": None, "transfer": None}
+    assert measure_transfer({}, after, {}, knowledge) == {"taught": None, "transfer": None}
 
     leave_behind(tmp_path / "run", 0.7)
     for when, rewards in (("before", before), ("after", after)):
@@ -119,16 +115,16 @@ def test_what_was_taught_and_what_carried_over(tmp_path: Path, monkeypatch: pyte
             path = tmp_path / "run" / "evaluations" / f"{when}-{name}.jsonl"
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n".join(lines) + "\n")
-    with (tmp_path / "run" / "ledger.jsonl").open("a") as ledger:  # which has row 0 trained in German and English
+    with (tmp_path / "run" / "ledger.jsonl").open("a") as ledger:  # which has fact a, in German and English
         ledger.write('{"row": 2, "outcome": "zero_variance", "languages": ["fr"], "lengths": [3]}\n')
     figures = read_figures(tmp_path / "run", knowledge)
-    assert figures["taught"] == pytest.approx(0.5 - 0.125)
-    assert figures["transfer"] == pytest.approx(((0.25 - 0.0625) + (0.5 - 0.0625) + (1.0 - 0.25)) / 3), (
-        "fact b was asked for in French, and not trained there: it is in neither"
+    assert figures["taught"] == pytest.approx(((0.5 - 0.125) + (0.0 - 0.0625)) / 2), (
+        "fact b was asked for in French, and not trained there, because all answers earned the same"
     )
+    assert figures["transfer"] == pytest.approx((((0.25 + 0.5) / 2 - 0.0625) + (1.0 - 0.25)) / 2)
 
 
-def willing(gains: dict[str, float], rows: int = 20) -> tuple[dict[str, Any], dict[str, Any]]:
+def willing(gains: dict[str, float], rows: int = 8) -> tuple[dict[str, Any], dict[str, Any]]:
     """The rewards before and after a training that made languages more willing by ``gains``, and taught no fact."""
     first = {str(row): dict.fromkeys(gains, 0.25) for row in range(rows)}
     last = {str(row): {language: 0.25 + gain for language, gain in gains.items()} for row in range(rows)}
@@ -137,18 +133,23 @@ def willing(gains: dict[str, float], rows: int = 20) -> tuple[dict[str, Any], di
 
 def test_willingness_of_single_languages_is_neither_taught_nor_transferred() -> None:
     before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0})
-    in_german = {row: {"de"} for row in range(20)}
-    nobody = {row: set[str]() for row in range(20)}
+    in_german = {row: {"de"} for row in range(8)}
+    nobody = {row: set[str]() for row in range(8)}
     # German knows half of the held-out questions, so few of those that count there are of its language.
     knowledge = Knowledge(
-        {"train": nobody, "heldout": {row: {"de"} if row < 10 else set() for row in range(20)}},
-        {row: str(row) for row in range(20)},
+        {"train": nobody, "heldout": {row: {"de"} if row < 4 else set() for row in range(8)}},
+        {row: str(row) for row in range(8)},
     )
-    found = measure_transfer(before, after, Answers(in_german, in_german), knowledge)
-    assert found == {"taught": None, "transfer": pytest.approx(0.0)}, "20 pairs are too few for a mean, 40 are not"
-    before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0}, 30)
-    in_german = {row: {"de"} for row in range(30)}
-    assert measure_transfer(before, after, Answers(in_german, in_german), None) == {"taught": 0.0, "transfer": 0.0}
+    found = measure_transfer(before, after, in_german, knowledge)
+    assert found == {"taught": None, "transfer": pytest.approx(0.0)}, "8 pairs are too few for a mean, 16 are not"
+    before, after = willing({"de": 0.5, "en": 0.0, "fr": 0.0}, 10)
+    in_german = {row: {"de"} for row in range(10)}
+    assert measure_transfer(before, after, in_german, None) == {"taught": 0.0, "transfer": 0.0}
+    unknown = {row: set[str]() for row in range(10)}
+    one_fact = Knowledge({"train": unknown, "heldout": unknown}, dict.fromkeys(range(10), "a"))
+    assert measure_transfer(before, after, in_german, one_fact) == {"taught": None, "transfer": None}, (
+        "ten questions that ask for one fact are one pair in a language"
+    )
 
 
 def test_gains_come_in_order_so_that_their_means_are_the_same_in_every_process() -> None:
@@ -157,13 +158,13 @@ def test_gains_come_in_order_so_that_their_means_are_the_same_in_every_process()
     assert found == [(row, language) for row in range(12) for language in LANGUAGES]
 
 
-def test_pairs_that_were_asked_and_not_trained_are_selected_on_what_they_earned() -> None:
+def test_a_pair_counts_whatever_its_answers_earned() -> None:
+    """What was asked for and never answered rightly is not trained, and counts as not taught."""
     before, after = willing({"de": 0.0, "en": 0.0}, 40)
-    for row in range(40):  # answers that were all wrong were not trained, and stayed wrong
-        after["train"][str(row)]["de"] = 0.0 if row < 35 else 1.0
+    after["train"] = {str(row): {"de": 0.25 if row < 30 else 1.25, "en": 0.25} for row in range(40)}
     everywhere = {row: {"de", "en"} for row in range(40)}
-    trained = {row: {"en"} if row < 35 else {"de", "en"} for row in range(40)}
-    assert measure_transfer(before, after, Answers(everywhere, trained), None)["transfer"] is None
+    found = measure_transfer(before, after, everywhere, None)
+    assert found == {"taught": pytest.approx(10 / 80), "transfer": None}
 
 
 def test_where_the_policy_chooses_all_languages_nothing_is_routed(tmp_path: Path) -> None:
@@ -249,6 +250,10 @@ def test_differences_are_paired_by_seed(rng: np.random.Generator) -> None:
     assert [float(cell) for cell in row.split("|")[2:-1]] == [
         round(float(np.mean(values[arm])), 3) for arm in (OURS, "uniform", "paper")
     ], "a figure that no run has is no row"
+    few = [("uniform", 0), ("uniform", 1)]
+    records = [{**one, "figures": {"known": 0.25 if (one["arm"], one["seed"]) in few else None}} for one in records]
+    row = overview(records, "region", {"known": ""}).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == ["", "0.250 (2)", ""], "fewer seeds than the arm has"
 
 
 def test_a_study_goes_on_where_it_was_stopped(
@@ -289,6 +294,18 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert (tmp_path / "out" / "differences.png").stat().st_size > 1000
     study.main([*words, "--dry-run"])
     assert "0 of 6 runs are left to do" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "out" / "region" / "uniform-1")
+    monkeypatch.setattr(figures, "_mean_of_metric", lambda run, tag: 0.125)  # as if a figure meant something else now
+    trained.clear()
+    study.main([*words, "--measure-again"])
+    assert not trained and "uniform-1 holds no finished run; its record keeps the figures" in capsys.readouterr().err
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    for was, now in zip(records, again, strict=True):
+        changed = {} if was["figures"] == now["figures"] else {"reward_std": 0.125, "gradient_noise": 0.125}
+        assert now == {**was, "figures": {**was["figures"], **changed}}
+    assert [f"{one['arm']}-{one['seed']}" for was, one in zip(records, again, strict=True) if was == one] == [
+        "uniform-1"
+    ]
     with pytest.raises(SystemExit, match=r"has ours, region, seed 0 with other settings: choose another --out"):
         study.main([*words, "--learner.lr", "1e-3"])
     with pytest.raises(SystemExit, match="seed 0 with 1 actors, and these runs would have 2: give --actors 1"):

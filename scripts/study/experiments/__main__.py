@@ -16,7 +16,8 @@ thinks and how often it is right (docs/papers.md). Model, lengths, groups and st
 
 Seeds are the outermost loop, so the study is balanced whenever it is stopped; the same command goes on, in the middle
 of a run as well. ``OUT/results.json`` has a record for each finished run: its figures, a hash of its settings, the
-version of the code, and the seconds since the run was last begun. ``--report`` only reads it.
+version of the code, and the seconds since the run was last begun. ``--report`` only reads it. ``--measure-again`` reads
+the figures anew from the directories of the runs, after a change of what a figure means.
 
 With ``--base`` nothing is prepared: its files and flags name the model and the data. Further flags
 ``--section.key value`` are settings of all arms. What an arm or the study itself sets cannot be given.
@@ -46,7 +47,7 @@ from scripts.study.experiments.place import Place
 from scripts.study.experiments.reasoning_world import ReasoningWorld
 from scripts.study.experiments.report import left_out, records_of, write_report
 from scripts.study.experiments.results import Results, sole_user
-from scripts.study.experiments.runner import missing_runs, train_missing
+from scripts.study.experiments.runner import measure_again, missing_runs, train_missing
 
 _ROOT = Path(__file__).parents[3]
 
@@ -119,6 +120,9 @@ def main(
     cache: Annotated[Path, typer.Option(help="Where worlds and policies are kept.")] = _ROOT / ".cache" / "study",
     keep: Annotated[bool, typer.Option("--keep", help="Keep checkpoints and models.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Train nothing; only write tables and picture.")] = False,
+    again: Annotated[
+        bool, typer.Option("--measure-again", help="Train nothing; read the figures of the finished runs anew.")
+    ] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say what the runs need and how many there are.")] = False,
 ) -> None:
     of_recipes = name == "recipes"
@@ -166,8 +170,11 @@ def main(
     if not report:
         with sole_user(out):
             try:
-                count = actors or (_most_actors(*runs[0]) if base else 1)
-                train_missing(runs, Results(out / "results.json"), out, count, keep)
+                if again:
+                    measure_again(runs, Results(out / "results.json"), out)
+                else:
+                    count = actors or (_most_actors(*runs[0]) if base else 1)
+                    train_missing(runs, Results(out / "results.json"), out, count, keep)
             except KeyboardInterrupt:
                 print(f"\ninterrupted; the same command goes on, --report shows what is in {out}", file=sys.stderr)
                 raise

@@ -53,17 +53,29 @@ def _array(values: Any) -> Floats:
 
 
 def overview(records: Records, regime: str, figures: Mapping[str, str]) -> str:
-    """A table in Markdown with a row for each figure and a column for each arm: means over its seeds."""
+    """A table in Markdown with a row for each figure and a column for each arm: means over its seeds.
+
+    The head has how many seeds an arm has; so has a cell whose figure fewer of them have.
+    """
     of_arm: dict[str, list[Mapping[str, float | None]]] = {}
     for record in records:
         if record["regime"] == regime:
             of_arm.setdefault(record["arm"], []).append(record["figures"])
     rows = []
     for figure in figures:
-        known = [[one[figure] for one in each if one.get(figure) is not None] for each in of_arm.values()]
+        known = [[value for one in each if (value := one.get(figure)) is not None] for each in of_arm.values()]
         if any(known):
-            rows.append([figure, *(_short(float(np.mean(_array(values)))) if values else "" for values in known)])
+            cells = [_mean_of(values, len(each)) for values, each in zip(known, of_arm.values(), strict=True)]
+            rows.append([figure, *cells])
     return markdown(["", *(f"{arm} ({len(each)})" for arm, each in of_arm.items())], rows)
+
+
+def _mean_of(values: Sequence[float], seeds: int) -> str:
+    """The mean as a cell of a table, with the number of values where that is not the arm's number of seeds."""
+    if not values:
+        return ""
+    mean = _short(float(np.mean(_array(values))))
+    return mean if len(values) == seeds else f"{mean} ({len(values)})"
 
 
 def _short(value: float) -> str:

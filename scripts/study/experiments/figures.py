@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.process import FatalError
 from scripts.study.experiments.knowledge import Knowledge
-from scripts.study.experiments.transfer import Answers, measure_transfer, read_rewards
+from scripts.study.experiments.transfer import measure_transfer, read_rewards
 
 _GRADIENT_NOISE, _REWARD_STD = "learning/gradient_noise", "learning/reward_std"
 
@@ -21,7 +21,7 @@ _GRADIENT_NOISE, _REWARD_STD = "learning/gradient_noise", "learning/reward_std"
 MEANING = {
     "own_heldout": "greedy reward of held-out questions, answered in their own language",
     "own_train": "the same for trained questions",
-    "routed_heldout": "greedy reward of held-out questions in the languages that the arm draws besides their own",
+    "routed_heldout": "greedy reward of held-out questions in the languages of the rollouts not reserved for their own",
     "routed_train": "the same for trained questions",
     "uniform_heldout": "greedy reward of held-out questions, mean over all languages",
     "oracle_heldout": "greedy reward of held-out questions, each in its best language",
@@ -36,8 +36,8 @@ MEANING = {
     "forgetting": "loss of own held-out rewards, mean over all languages; a language without a loss counts as 0",
     "zero_variance": "share of the prompt groups whose answers had equal rewards",
     "reward_std": "standard deviation of the rewards of a prompt group, mean over the groups of the training",
-    "taught": "gain of trained questions in trained languages that did not know them, less that of held-out ones there",
-    "transfer": "the same in languages in which no answer to the question was asked for",
+    "taught": "gain of trained facts in languages that were asked and did not know them, less that of held-out ones",
+    "transfer": "the same in languages that were not asked for them",
     "gradient_noise": "share of the squared gradient norm that is noise, mean over the steps where it was measured",
     "tokens": "tokens of all training answers",
 }
@@ -80,8 +80,8 @@ def read_figures(
             f"{run} holds no finished and evaluated run: {error!r}; remove it, so that it is trained again"
         ) from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
-    routing, answers = _read_routing(run / "ledger.jsonl", knowledge)
-    transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), answers, knowledge)
+    routing, asked = _read_routing(run / "ledger.jsonl", knowledge)
+    transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), asked, knowledge)
     return {
         "own_heldout": heldout["own"],
         "own_train": trained["own"],
@@ -124,12 +124,12 @@ def _mean_of_metric(run: Path, tag: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, float | None], Answers]:
-    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger, and the languages of
-    their answers.
+def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, float | None], dict[int, set[str]]]:
+    """The figures ``tokens``, ``known`` and ``diversity`` of the answered groups in a ledger, and by the row of a
+    question the languages of the answers to it.
     """
     groups, tokens, answers, known, different = 0, 0, 0, 0, 0
-    found = Answers()
+    asked: dict[int, set[str]] = {}
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             entry = json.loads(line)
@@ -137,7 +137,8 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
             tokens += sum(entry.get("lengths") or [])
             groups, answers = groups + bool(languages), answers + len(languages)
             different += len({*languages})
-            found.add(entry["row"], languages, trained=entry["outcome"] == "trained")
+            if languages:
+                asked.setdefault(entry["row"], set()).update(languages)
             if knowledge is not None:
                 known += sum(language in knowledge.languages["train"][entry["row"]] for language in languages)
     figures = {
@@ -145,4 +146,4 @@ def _read_routing(path: Path, knowledge: Knowledge | None) -> tuple[dict[str, fl
         "known": known / answers if answers and knowledge is not None else None,
         "diversity": different / groups if groups else None,
     }
-    return figures, found
+    return figures, asked

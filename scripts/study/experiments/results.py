@@ -13,6 +13,7 @@ from typing import Any
 
 from common.process import FatalError
 from scripts.study.experiments.files import write_whole
+from scripts.study.experiments.place import Figures
 
 _ROOT = Path(__file__).parents[3]
 _LOCK_FILE = "study.lock"  # it stays, and means nothing unless a process holds the lock
@@ -100,6 +101,16 @@ class Results:
     def add(self, record: dict[str, Any]) -> None:
         """Adds a record and writes the file, at once or not at all."""
         self.records.append(record)
+        self._write()
+
+    def replace_figures(self, regime: str, arm: str, seed: int, figures: Figures) -> None:
+        """Replaces the figures of the record of a run and writes the file, at once or not at all."""
+        for one in self._of(regime):
+            if (one["arm"], one["seed"]) == (arm, seed):
+                one["figures"] = dict(figures)
+        self._write()
+
+    def _write(self) -> None:
         lines = ",\n".join(json.dumps(one, sort_keys=True, allow_nan=False) for one in self.records)
         write_whole(self._path, f"[\n{lines}\n]\n")
 

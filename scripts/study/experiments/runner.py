@@ -85,6 +85,34 @@ def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int,
             shutil.rmtree(run / name, ignore_errors=True)
 
 
+def measure_again(runs: Sequence[Run], results: Results, out: Path) -> None:
+    """Reads the figures of the recorded runs anew, for records that were made when a figure was defined otherwise.
+
+    A run whose directory is gone keeps its figures, and a line on stderr names it.
+
+    Args:
+        runs: those without a record are left out.
+        out: directory of the runs, each in OUT/REGIME/ARM-SEED.
+
+    Raises:
+        FatalError: the records are of other settings, or of another policy or world than is there now.
+    """
+    missing = {(place.regime, arm, place.seed) for place, arm, _ in missing_runs(runs, results)}
+    prepared = list[Place]()
+    for place, arm in runs:
+        run = out / place.regime / f"{arm}-{place.seed}"
+        if (place.regime, arm, place.seed) in missing:
+            continue
+        if read_summary(run) is None:
+            print(f"warning: {run} holds no finished run; its record keeps the figures that it has", file=sys.stderr)
+            continue
+        if place not in prepared:
+            place.prepare()
+            results.check_start(place.regime, place.seed, place.starts_from())
+            prepared.append(place)
+        results.replace_figures(place.regime, arm, place.seed, _finite(place.figures(arm, run), run))
+
+
 def _warn_of_versions(others: Collection[str], out: Path) -> None:
     """Says that a study goes on with runs of other versions of the code, which may train otherwise."""
     if others:

@@ -1,10 +1,10 @@
-"""What training taught, and what of it carried over to languages in which nothing was trained."""
+"""What training taught, and what of it carried over to languages in which nothing was asked for."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from scripts.study.experiments.knowledge import SETS, Knowledge
 # Set of questions ("train", "heldout") -> row, as text -> language -> greedy reward, None where it was not scored.
 Rewards = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
-FEWEST_PAIRS = 30  # of a question and a language; a mean over fewer is of a few facts that chance has picked
+FEWEST_PAIRS = 10  # of a fact and a language; a mean over fewer is of a few that chance has picked
 
 
 def read_rewards(run: Path, when: str) -> Rewards:
@@ -29,69 +29,47 @@ def read_rewards(run: Path, when: str) -> Rewards:
     return found
 
 
-@dataclass
-class Answers:
-    """The languages of the training answers, by the row of the question.
-
-    Args:
-        asked: of all answers.
-        trained: of those that were trained. A group whose answers all earned the same taught nothing.
-    """
-
-    asked: dict[int, set[str]] = field(default_factory=dict)
-    trained: dict[int, set[str]] = field(default_factory=dict)
-
-    def add(self, row: int, languages: Collection[str], *, trained: bool) -> None:
-        """Adds the answers of a group to the question of a row."""
-        for rows in [self.asked, *([self.trained] if trained else [])]:
-            rows.setdefault(row, set()).update(languages)
-
-
 def measure_transfer(
-    before: Rewards, after: Rewards, answers: Answers, knowledge: Knowledge | None
+    before: Rewards, after: Rewards, asked: Mapping[int, AbstractSet[str]], knowledge: Knowledge | None
 ) -> dict[str, float | None]:
-    """Gains in languages that did not know a question, less what held-out questions gained in the same languages.
+    """Gains of trained facts in languages that did not know them, less what held-out facts gained in these languages.
 
-    Training teaches facts, and it teaches a language to answer at all. The second shows in questions that were never
-    trained, so their gain is taken off, language by language: ``taught`` and ``transfer`` are the mean, over trained
-    questions and languages that did not know them, of the gain less the mean gain of the held-out questions that this
-    language did not know. For ``taught`` an answer in that very language was trained, to this question or to another
-    one that asks for the same fact. For ``transfer`` none was even asked for there: where answers were asked for and
-    all earned the same, nothing was trained, but what they earned decided so, and a mean over those would be selected
-    on its outcome.
+    Training teaches facts, and it teaches a language to answer at all. The second shows in facts that were never
+    trained, so their gain is taken off, language by language: ``taught`` and ``transfer`` are means, over pairs of a
+    trained fact and a language that did not know it, of the gain less the mean gain of the held-out questions that
+    this language did not know. For ``taught`` an answer to the fact was asked for in that very language, for
+    ``transfer`` none was. Which of the two it is was settled before anything was earned. Pairs that were asked for and
+    not trained, because all answers of their groups earned the same, stay in ``taught``: what they earned decided it,
+    so a mean without them would be selected on its outcome.
+
+    Several questions may ask for one fact, as in the worlds, once in each language. The gain of a pair is the mean
+    over them.
 
     Args:
         before: the warm start's rewards.
         after: those of the trained policy.
-        answers: of the training.
+        asked: row of a trained question -> the languages in which the training asked for answers to it.
         knowledge: None where it is not known who knows what: then every language counts as one that did not know, and
             every question as a fact of its own.
 
     Returns:
-        ``taught`` and ``transfer``; None with fewer than ``FEWEST_PAIRS`` questions and languages, or no evaluation.
+        ``taught`` and ``transfer``; None with fewer than ``FEWEST_PAIRS`` facts and languages, or no evaluation.
     """
-    asked, trained = (_by_fact(rows, knowledge) for rows in (answers.asked, answers.trained))
+    asked_by_fact: dict[int | str, set[str]] = {}
+    for row, languages in asked.items():
+        asked_by_fact.setdefault(_fact(row, knowledge), set()).update(languages)
     held_out: dict[str, list[float]] = {}
     for _, language, gain in _gains(before, after, "heldout", knowledge):
         held_out.setdefault(language, []).append(gain)
     willingness = {language: float(np.mean(gains)) for language, gains in held_out.items()}
-    found: dict[str, list[float]] = {"taught": [], "transfer": []}
+    of_pair: dict[tuple[int | str, str], list[float]] = {}
     for row, language, gain in _gains(before, after, "train", knowledge):
-        if language not in willingness:  # it knew all held-out questions
-            continue
-        fact = _fact(row, knowledge)
-        if language in trained.get(fact, ()):
-            found["taught"].append(gain - willingness[language])
-        elif language not in asked.get(fact, ()):
-            found["transfer"].append(gain - willingness[language])
+        if language in willingness:  # else it knew all held-out questions
+            of_pair.setdefault((_fact(row, knowledge), language), []).append(gain - willingness[language])
+    found: dict[str, list[float]] = {"taught": [], "transfer": []}
+    for (fact, language), gains in of_pair.items():
+        found["taught" if language in asked_by_fact.get(fact, ()) else "transfer"].append(float(np.mean(gains)))
     return {name: float(np.mean(gains)) if len(gains) >= FEWEST_PAIRS else None for name, gains in found.items()}
-
-
-def _by_fact(rows: Mapping[int, set[str]], knowledge: Knowledge | None) -> dict[int | str, set[str]]:
-    found: dict[int | str, set[str]] = {}
-    for row, languages in rows.items():
-        found.setdefault(_fact(row, knowledge), set()).update(languages)
-    return found
 
 
 def _fact(row: int, knowledge: Knowledge | None) -> int | str:
