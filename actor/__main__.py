@@ -24,11 +24,13 @@ def run(config: Config) -> None:
     with Activity("actor", "importing transformers"):
         from actor.lives import AskedToEnd, LifeRunner
         from common.prompts import PROMPT_STYLES
+        from common.rollout_settings import rollout_settings
         from common.tokenizer import load_tokenizer
     name = config.actor.name or f"{socket.gethostname()}-{os.getpid()}"
     tokenizer = load_tokenizer(config.model.path)
     PROMPT_STYLES[config.model.prompt_style](tokenizer, config)  # refuses what it cannot use, before an engine starts
     timeout_s = config.actor.start_timeout_s
+    settings = rollout_settings(config, tokenizer)
     missing = (
         "start what has no file there, with scripts/launch_learner.sh or launch_reward.sh and the same configuration"
     )
@@ -41,7 +43,7 @@ def run(config: Config) -> None:
         ]
     use_interface(host_of(learner.place.address))
     try:
-        asyncio.run(LifeRunner(config, name, tokenizer, learner, rewards).run())
+        asyncio.run(LifeRunner(config, name, tokenizer, learner, rewards, settings).run())
     except (AskedToEnd, asyncio.CancelledError):
         raise KeyboardInterrupt from None
 

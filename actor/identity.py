@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
 from common import wire
+from common.machine import boot_id
 
 _SAME_S = 2.0  # by which two readings of when a process started may differ
 
@@ -17,9 +17,9 @@ _SAME_S = 2.0  # by which two readings of when a process started may differ
 def own_process() -> wire.ActorProcess:
     """This process."""
     machine = ""
+    boot = boot_id()
     with suppress(OSError):  # other systems than Linux do not say; then nobody can tell that we are gone
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        machine = f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+        machine = f"{boot} {os.stat('/proc/self/ns/pid').st_ino}" if boot else ""
     started_s = _seconds_after_boot(psutil.Process())
     return wire.ActorProcess(host=socket.gethostname(), pid=os.getpid(), started_s=started_s, machine=machine)
 

@@ -3,7 +3,8 @@
 A life begins with a session, which reserves the actor's name, and opens the engine meanwhile. It ends with an
 ``EngineError`` when its engine fails. The actor then tells the learner that it leaves, so that its leases go to others,
 stops the engine, waits, and begins the next life. The wait doubles with each failure in a row. An error that no other
-engine would mend ends the actor, and the learner is told of it in the same way.
+engine would mend ends the actor, and so does an engine that does not start the first time; the learner is told of it in
+the same way.
 
 When the process is asked to end (SIGTERM, SIGINT), the groups whose answers are generated are still scored and handed
 over, for at most ``_FAREWELL_S`` seconds. All others go back with the actor's ``Leave``.
@@ -15,7 +16,7 @@ import asyncio
 import logging
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import NoReturn
 
@@ -56,16 +57,24 @@ class LifeRunner:
         tokenizer: of the policy.
         learner: the route to the learner, not yet connected.
         rewards: the routes to the replicas of the reward service, not yet connected.
+        settings: those that its rollouts depend on, as ``common/rollout_settings.py`` has them.
     """
 
     def __init__(
-        self, config: Config, name: str, tokenizer: PreTrainedTokenizerBase, learner: Route, rewards: list[Route]
+        self,
+        config: Config,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        learner: Route,
+        rewards: list[Route],
+        settings: Mapping[str, str],
     ) -> None:
         self._config = config
         self._name = name
         self._tokenizer = tokenizer
         self._learner = learner
         self._rewards = rewards
+        self._settings = settings
         self._process = own_process()
         self._asked_to_end = asyncio.Event()
         self._failures = 0  # in a row
@@ -108,6 +117,7 @@ class LifeRunner:
             self._learner,
             self._name,
             self._process,
+            settings=self._settings,
             lease_timeout_s=config.learner.lease_timeout_s,
             silence_timeout_s=config.actor.start_timeout_s,
         )

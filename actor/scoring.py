@@ -28,10 +28,9 @@ _HEALTH_S = 1.0  # between two requests for a replica's health
 _WARN_S = 60.0  # of silence of all replicas, after which each such time brings a warning
 _SILENCE_S = 5.0  # a replica that has sent nothing for so long, or got on with nothing, is asked last
 _LOOK_S = 5.0  # how long the file that says where a silent replica is may take
-# Of silence, after each of which the connection is made anew. Its own pings have given it up by then, and what waits in
-# it would reach the replica when nobody waits for the scores any more.
+# After this much silence the connection is made anew: what waits in the old one would arrive when nobody wants it.
 _CUT_S = 15.0
-_LONGEST_CUTS = 8  # to how many times of that it doubles while the silence lasts
+_LONGEST_CUTS = 8  # the wait doubles with every new connection, up to this many times _CUT_S
 _FULL_BACK_OFF_S = 0.1  # before asking again when all queues are full; doubles up to _HEALTH_S
 _LATENCIES = 100  # of the newest scores, from which the patience with a replica follows
 _LEAST_LATENCIES = 8  # before so many are known, the patience is _SILENCE_S

@@ -17,6 +17,7 @@ import logging
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from typing import NoReturn, Protocol
 
@@ -39,7 +40,7 @@ _NO_LEARNER = (
 )
 _SILENCE_S = 3 * HEARTBEAT_S  # after which the session looks whether the learner has moved, or the run is over
 _LOOK_S = 5.0  # how long it waits for the rendezvous file
-_OVER_S = 120.0  # how long an actor that comes when the run is over waits for a learner that resumes it
+_OVER_S = 120.0  # an actor that finds the run marked as over waits this long for a learner that resumes it
 
 
 class RunEnded(Exception):
@@ -83,6 +84,7 @@ class Session:
         learner: the connected route to it.
         name: of the actor.
         process: of the actor.
+        settings: that its rollouts depend on, by which the learner sees that they are its own.
         lease_timeout_s: seconds after which a finished group is sent again.
         silence_timeout_s: seconds after which a silent learner is given up, counted from ``begin``.
     """
@@ -93,10 +95,12 @@ class Session:
         name: str,
         process: wire.ActorProcess,
         *,
+        settings: Mapping[str, str],
         lease_timeout_s: float,
         silence_timeout_s: float,
     ) -> None:
         self.dropped = 0
+        self._settings = dict(settings)
         self._learner, self._name, self._process = learner, name, process
         self._owner: SessionOwner | None = None
         self._lease_timeout_s = lease_timeout_s
@@ -319,5 +323,6 @@ class Session:
         else:
             hello = self._owner.make_hello()
         hello.name, hello.process, hello.replaces = self._name, self._process, self._replaces
+        hello.settings = self._settings
         self._hello = hello.of(self._lives)
         await self.send_heartbeat()

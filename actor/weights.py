@@ -30,7 +30,8 @@ from common.process import FatalError
 
 log = logging.getLogger("actor")
 
-RECOVERY_S = 5.0  # to resume an engine whose update was cut off; each of its calls has half of that
+_END_S = 1.0  # for an engine to end an update that was cut off; it does not answer while it still takes weights
+RECOVERY_S = 5.0  # for it to do that and to go on
 _PROOF_SHARE = 0.25  # share of sync.timeout_s for which a pause waits for a running probe; the rest is the engine's
 
 Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter
@@ -160,7 +161,7 @@ class WeightUpdates:
             except BaseException:  # also when cancelled, as an engine that others use must not stay paused for ever
                 if self._outlived:
                     with suppress(EngineError, TimeoutError):
-                        await asyncio.wait_for(self._engine.recover(RECOVERY_S / 2), RECOVERY_S)
+                        await asyncio.wait_for(self._engine.let_go(_END_S, RECOVERY_S - _END_S), RECOVERY_S)
                 raise
         if isinstance(order, wire.Receive):
             pause_s = time.monotonic() - stopped

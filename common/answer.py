@@ -28,8 +28,8 @@ class Answer:
     Attributes:
         header: what the answer begins with where the policy chose its language; ``""`` where it has none.
         thought: the thought, without its tags; ``""`` where there is none.
-        final: the answer after the thought: what is rewarded. Empty where the answer has no content, and where its
-            thought never ended, because a thought is no answer.
+        final: the answer after the thought: what terms and embedder read, and nothing else. Empty where the answer has
+            no content, and where its thought never ended, because a thought is no answer.
         thought_closed: whether the thought ended; True where there is none.
         asked: the code of the language that the answer should be in. Where the policy chose the language, the one that
             its header names; ``""`` where that header names none.
@@ -48,22 +48,17 @@ class Answer:
     selection: dict[str, float] = field(default_factory=dict)
     oddities: tuple[str, ...] = ()
 
-    @property
-    def rewarded(self) -> str:
-        """The text that terms and embedder read: the final answer and nothing else."""
-        return self.final
-
-    def judged(self, span: GateSpan, rewarded_too: bool) -> list[str]:
+    def judged(self, span: GateSpan, final_too: bool) -> list[str]:
         """The texts that must be in the language asked for, each by itself. A text without content is in none.
 
         Args:
             span: "all" are the final answer and, where there is one, the thought; "thinking" is the thought alone, also
                 where there is none, and "answer" the final answer alone.
-            rewarded_too: adds the final answer to the span "thinking": similarity may be earned only in the language
+            final_too: adds the final answer to the span "thinking": similarity may be earned only in the language
                 asked for.
         """
         thought = [self.thought] if span == "thinking" or (span == "all" and self.thought) else []
-        final = [self.final] if span != "thinking" or rewarded_too else []
+        final = [self.final] if span != "thinking" or final_too else []
         return thought + final
 
 

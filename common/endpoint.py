@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -89,10 +89,15 @@ class _Server:
     resumes: float = 0.0  # monotonic time before which it is not asked
     failures: int = 0  # in a row; those of calls that were under way together count once
     denial: str = ""  # why it took no question, for a wrong key or model; "" once it has answered one
+    key: str = ""  # that it is asked with
 
     @property
     def name(self) -> str:
         return f"{self.model}@{self.url}"
+
+    def without_key(self, text: str) -> str:
+        """``text`` as it may be logged: a server, or the client's own error, may repeat what it was sent."""
+        return text.replace(self.key, "…") if self.key else text
 
 
 @dataclass
@@ -176,7 +181,9 @@ class Endpoints:
             # A slow endpoint that answers uselessly has no time for as many answers as a quick one.
             kind: Literal["unusable", "unreachable"] = "unusable" if newest.answered else "unreachable"
             found = Failure(f"no usable answer within {self._deadline_s:g} s: {newest.reason}", kind)
-        self.counts["failed"] += isinstance(found, Failure)
+        if isinstance(found, Failure):
+            self.counts["failed"] += 1
+            return replace(found, reason=self._servers[0].without_key(found.reason))  # all have the same one
         return found
 
     async def close(self) -> None:
@@ -242,7 +249,7 @@ class Endpoints:
                 server.failures, server.denial = 0, ""
                 return answer, server.model
             except _Problem as problem:
-                newest.reason = problem.reason
+                problem.reason = newest.reason = server.without_key(problem.reason)
                 if problem.refused:
                     raise
                 if problem.denied:
@@ -286,7 +293,7 @@ class Endpoints:
                 self.counts["tokens_written"] += said.usage.completion_tokens
             return (said.choices[0].message.content or "").strip()
         except openai.APIStatusError as error:
-            problem = f"status {error.status_code}: {error.response.text[:300]}"
+            problem = f"status {error.status_code}: {server.without_key(error.response.text)[:300]}"
             if error.status_code in _REFUSED:
                 raise _Problem(problem, refused=True) from None
             if error.status_code in _DENIED:
@@ -319,14 +326,15 @@ def _connect(name: str, timeout_s: float) -> _Server:
     model, at, url = name.partition("@")
     if not (model and at and url):
         raise FatalError(f"{name!r} names no endpoint: it takes the form {FORM}")
+    key = read_api_key()
     client = openai.AsyncOpenAI(
         base_url=url.rstrip("/"),
-        api_key=read_api_key() or "none",
+        api_key=key or "none",
         timeout=openai.Timeout(timeout_s, connect=min(10, timeout_s)),
         max_retries=0,  # the next attempt may go to another endpoint
         http_client=_http_client(name, urlsplit(url).hostname or ""),
     )
-    return _Server(model, url.rstrip("/"), client)
+    return _Server(model, url.rstrip("/"), client, key=key)
 
 
 def _http_client(name: str, host: str) -> httpx.AsyncClient:
@@ -346,22 +354,30 @@ def read_api_key() -> str:
     """The key of endpoints: OPENAI_API_KEY, or else the file in the directory of LRPO_KEYS; empty where there is none.
 
     Raises:
-        FatalError: there is such a file and it cannot be read, or is not one word.
+        FatalError: there is such a file and it cannot be read; or the key is not one word of ASCII, white space around
+            it apart, as a request's header has to be.
     """
     if key := os.environ.get("OPENAI_API_KEY", ""):
-        return key
+        return _only_word(key, "OPENAI_API_KEY")
     if not os.environ.get("LRPO_KEYS"):
         return ""
     path = Path(os.environ["LRPO_KEYS"]) / KEY_FILE
     try:
-        words = path.read_text(encoding="utf-8").split()
+        content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise FatalError(f"cannot read the key of endpoints from {path}: {reason}") from None
+    return _only_word(content, str(path))
+
+
+def _only_word(content: str, where: str) -> str:
+    words = content.split()
     if len(words) != 1:
-        raise FatalError(f"cannot read the key of endpoints from {path}: it holds {len(words)} words instead of one")
+        raise FatalError(f"cannot read the key of endpoints from {where}: it holds {len(words)} words instead of one")
+    if not (words[0].isascii() and words[0].isprintable()):
+        raise FatalError(f"cannot read the key of endpoints from {where}: it has characters that no key has")
     return words[0]
 
 

@@ -2,22 +2,25 @@
 
 Whoever is killed cannot delete what it has written. So each such directory lies in one that belongs to the run alone,
 and the process that made it holds a lock in it, which the system frees when the process ends, however that happens.
-Before a process makes a directory it deletes those in which nobody holds the lock. The files of another run lie
-elsewhere.
+Before a process makes a directory it deletes those of its own host in which nobody holds the lock: a file system that
+several hosts share may keep locks to the host that took them. The files of another run lie elsewhere.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.config import Config, SyncConfig
+from common.machine import boot_id
 
 log = logging.getLogger("files")
 
@@ -36,8 +39,8 @@ def sync_of_run(config: Config) -> SyncConfig:
 def owned_directory(parent: Path) -> Iterator[Path]:
     """A new directory in ``parent``, which is deleted at the end of the block, with ``parent`` where that is empty.
 
-    On entry, what processes that have ended left in ``parent`` is deleted. On a file system without locks, nobody's
-    files are.
+    On entry, what processes of this host that have ended left in ``parent`` is deleted. On a file system without locks,
+    nobody's files are.
 
     Raises:
         OSError: it cannot be made.
@@ -49,6 +52,8 @@ def owned_directory(parent: Path) -> Iterator[Path]:
         with (new / _LOCK_FILE).open("w") as lock:
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.write(json.dumps({"host": socket.gethostname(), "boot": boot_id()}))
+            lock.flush()
             yield new.rename(parent / name)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -58,14 +63,25 @@ def owned_directory(parent: Path) -> Iterator[Path]:
 
 
 def delete_left_behind(parent: Path) -> None:
-    """Deletes the directories in ``parent`` whose process has ended. Blocks meanwhile."""
+    """Deletes the directories in ``parent`` whose process was on this host and has ended. Blocks meanwhile."""
     for directory in sorted(parent.glob("*")):
         if directory.suffix == _NEW:
             continue
         with suppress(OSError), (directory / _LOCK_FILE).open("r+") as lock:  # no such file; no locks; somebody's lock
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_of_this_host(lock.read()):
+                continue
             shutil.rmtree(directory, ignore_errors=True)
             log.info("deleted %s, which a process of this run left behind when it was killed", directory)
+
+
+def _is_of_this_host(owner: str) -> bool:
+    """Whether the owner of a lock file ran on this machine, or on one of its name before it was started anew."""
+    try:
+        found = json.loads(owner)
+        return bool(found["boot"] and found["boot"] == boot_id()) or found["host"] == socket.gethostname()
+    except (ValueError, TypeError, KeyError):  # written by something else
+        return False
 
 
 def _make(directory: Path) -> Path:

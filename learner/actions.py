@@ -11,7 +11,7 @@ from common.progress import Activity
 from common.prompts import ChatTemplate
 from learner.checkpoint import Checkpoints
 from learner.export import export, export_adapters
-from learner.gathering import GatherAction
+from learner.gather_action import GatherAction
 from learner.rank_links import RankLinks
 from learner.ranks import Action, Command
 from learner.state import LEDGER_FILE, RunState

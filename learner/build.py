@@ -14,7 +14,7 @@ from common.run_files import sync_of_run
 from common.stopwatch import Stopwatch
 from learner import recording, resume
 from learner.checkpoint import Checkpoint, Checkpoints
-from learner.gathering import published_buckets
+from learner.gather_action import published_buckets
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupts

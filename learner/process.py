@@ -18,6 +18,7 @@ from common.context import check_context
 from common.gpus import has_cuda
 from common.net import rendezvous
 from common.progress import BRIEF_S, Activity
+from common.rollout_settings import rollout_settings
 from common.tokenizer import load_tokenizer
 from learner import resume
 from learner.actions import RankActions
@@ -63,6 +64,8 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
         if not has_cuda():
             torch.set_num_threads(1)
         tokenizer = load_tokenizer(config.model.path)
+        if server is not None:
+            server.require(rollout_settings(config, tokenizer))
         questions = None
         if leads:  # before anything that takes long: what is wrong with the data is said at once
             with Activity("learner", f"reading the questions of {config.data.train}"):

@@ -16,8 +16,8 @@ from typing import Any
 
 from common.config import Config
 from common.config.resume import CONFIG_FILE
+from common.files import replace_text
 from common.process import FatalError
-from learner.report.best_effort import replace_text
 
 log = logging.getLogger("learner.resume")
 

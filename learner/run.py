@@ -36,7 +36,7 @@ from learner.recording import Recorder
 from learner.report.metrics import token_lags
 from learner.state import RunState
 from learner.train import stages
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.train.step_reward import StepReward
 from learner.work.chosen import work_as_answered
 

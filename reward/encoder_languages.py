@@ -6,19 +6,18 @@ from collections.abc import Iterable, Sequence
 
 from common.config import RewardConfig
 from common.languages import english_name
-from reward.terms.quality import choose_weights
+from reward.terms.quality import choose_weights, earns_by_similarity
 
 # Of the multilingual Universal Sentence Encoder v3, by the table of its model card: 16, of which two are Chinese, in
 # simplified and in traditional script. https://www.kaggle.com/models/google/universal-sentence-encoder/
 USE_LANGUAGES = frozenset(
     {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
 )  # fmt: skip
-_COMPARING = ("similarity", "pivot")  # terms
 
 
 def compares(reward: RewardConfig, topics: Sequence[str]) -> bool:
     """Whether similarity to a reference earns something for a question of these topics."""
-    return not reward.function and not choose_weights(reward.terms, topics).keys().isdisjoint(_COMPARING)
+    return not reward.function and earns_by_similarity(choose_weights(reward.terms, topics))
 
 
 def warning_of_languages(reward: RewardConfig, languages: Iterable[str]) -> str:

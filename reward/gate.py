@@ -23,10 +23,10 @@ from common.config.reward import NEAR_LANGUAGES
 from common.languages import english_name
 from common.process import FatalError
 from common.prose import judged_words
-from common.symbols import without_symbols
 from common.wire import PartLanguages
 from reward.foreign_letters import ForeignLetters
 from reward.lid import LanguageModel, sum_rows
+from reward.symbols import without_symbols
 
 Near: TypeAlias = Mapping[str, Collection[str]]
 
@@ -37,8 +37,8 @@ _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
 class Finding(NamedTuple):
     """What the gate finds in one text."""
 
-    # Code of the text's language: the one asked for where the text counts as being in it, else the most probable one.
-    # "" where it has none, as a bare number, which counts as being in any.
+    # The code of the language asked for if the text counts as being in it, else of the most probable one. "" if the
+    # text has no language; a bare number has none, and matches whatever was asked.
     language: str
     foreign: float  # share of the letters that are in another language than the one asked for
     matches: bool  # whether the text counts as being in the language asked for
@@ -95,7 +95,7 @@ class LanguageGate:
 
         A text counts as being in its language where no larger share of its letters than ``share`` is foreign. One
         without letters that has digits, as a bare number, counts as being in any language. Variables and units are no
-        letters in a language of another script (:mod:`common.symbols`). Of a language that the model does not know
+        letters in a language of another script (:mod:`reward.symbols`). Of a language that the model does not know
         (:meth:`knows`) nothing is checked: any text with letters or digits counts as being in it.
 
         Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
@@ -160,21 +160,21 @@ class Decision:
     """What the gate says of one answer.
 
     Attributes:
-        detected: the code of the language that its rewarded text is in, ``""`` where it has none.
+        detected: the code of the language that its final answer is in, ``""`` where it has none.
         foreign: the share of the letters of the judged text that are in another language than the one asked for, in
             [0, 1]; of several judged texts the largest.
         compliant: whether the answer passes the gate.
-        short: whether the rewarded text is too short to be identified (``reward.gate_short_characters``).
-        thought: the languages of its thought by ``reward.diagnostics``; None where these are off, or it has none.
-        answer: the same of its final answer; None where ``reward.diagnostics`` are off.
+        short: whether the final answer is too short to be identified (``reward.gate_short_characters``).
+        thought_languages: those of its thought by ``reward.diagnostics``; None where these are off, or it has none.
+        final_languages: the same of its final answer; None where ``reward.diagnostics`` are off.
     """
 
     detected: str
     foreign: float
     compliant: bool
     short: bool
-    thought: PartLanguages | None = None
-    answer: PartLanguages | None = None
+    thought_languages: PartLanguages | None = None
+    final_languages: PartLanguages | None = None
 
 
 class ComplianceGate:
@@ -235,13 +235,13 @@ class ComplianceGate:
 
         Args:
             similarity_earns: for each answer whether its similarity to a reference earns something, in which case the
-                rewarded text is judged whatever ``reward.gate_span`` says.
+                final answer is judged whatever ``reward.gate_span`` says.
         """
-        # The answer, its judged texts, and all to look at: also the rewarded one, by whose language it is calibrated.
+        # The answer, its judged texts, and all to look at: also the final answer, by whose language it is calibrated.
         rows = []
         for answer, earns in zip(answers, similarity_earns, strict=True):
             judged = answer.judged(self._config.gate_span, earns)
-            rows.append((answer, judged, list(dict.fromkeys([answer.rewarded, *judged]))))
+            rows.append((answer, judged, list(dict.fromkeys([answer.final, *judged]))))
         pairs = [(text, answer.asked) for answer, _, texts in rows for text in texts]
         found = dict(zip(pairs, self.judge([text for text, _ in pairs], [code for _, code in pairs]), strict=True))
         return [
@@ -251,10 +251,10 @@ class ComplianceGate:
 
     def _decision(self, answer: Answer, judged: Sequence[str], found: Mapping[str, Finding]) -> Decision:
         compliant = all(self.passes(text, answer.asked, found[text]) for text in judged)
-        short = self._is_short(answer.rewarded)
+        short = self._is_short(answer.final)
         # A short answer that passes without being judged counts as what was asked for.
-        taken_as_asked = short and self._config.gate_short == "pass" and bool(answer.asked and answer.rewarded)
-        detected = answer.asked if taken_as_asked else found[answer.rewarded].language
+        taken_as_asked = short and self._config.gate_short == "pass" and bool(answer.asked and answer.final)
+        detected = answer.asked if taken_as_asked else found[answer.final].language
         return Decision(detected, max(found[text].foreign for text in judged), compliant, short)
 
     def _among(self, asked: Sequence[str]) -> list[Collection[str]] | None:

@@ -15,6 +15,7 @@ from reward.embedder import Embedder, Vectors
 
 logger = logging.getLogger("reward")
 
+_DTYPES = {"float32": 1, "bfloat16": 2}  # a file's user_version: what its embeddings were computed in; 0 before
 _PROBE = "The capital of Japan is Tokyo."  # its embedding shows whether a file was written with the same encoder
 
 
@@ -105,9 +106,15 @@ class ReferenceCache:
             )
             probe = self._embedder.embed([_PROBE])[0]
             saved = connection.execute("SELECT vector FROM probe").fetchone()
-            if saved is None or not _alike(np.frombuffer(saved[0], np.float32), probe):
+            (written_in,) = connection.execute("PRAGMA user_version").fetchone()
+            same = saved is not None and _alike(np.frombuffer(saved[0], np.float32), probe)
+            if not same or written_in != _DTYPES[self._embedder.dtype]:
                 if saved is not None:
-                    logger.warning("%s was made by another encoder, so references are embedded again", self._file)
+                    logger.warning(
+                        "%s was made by another encoder, or in another dtype, so references are embedded again",
+                        self._file,
+                    )
+                connection.execute(f"PRAGMA user_version = {_DTYPES[self._embedder.dtype]}")
                 connection.execute("DELETE FROM vectors")
                 connection.execute("DELETE FROM probe")
                 connection.execute("INSERT INTO probe VALUES (?)", (probe.tobytes(),))

@@ -24,12 +24,11 @@ class ScoredAnswer:
         decision: what the gate says.
         pair: the two languages whose calibration was used; None where no similarity was needed.
         calibrated: the similarity after calibration, in [0, 1]; None where none was needed, or it is no number.
-        lasting: whether the answer is not scored for a reason that another time will not change, as an embedding that
-            is no number.
+        never: whether the answer would not be scored another time either, as where its embedding is no number.
     """
 
     score: Score
     decision: Decision
     pair: Pair | None
     calibrated: float | None
-    lasting: bool = False
+    never: bool = False

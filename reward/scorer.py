@@ -39,7 +39,7 @@ from common.sparse_log import is_logged
 from common.wire import Score, ScoreRequest
 from reward.batching import each_or_error
 from reward.calibration.drift import Drift
-from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path
+from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path, warning_of_dtype
 from reward.calibration.formulas import Calibration
 from reward.detectors import Detector, diagnose, make_detector
 from reward.encoder_languages import warning_of_languages
@@ -48,7 +48,7 @@ from reward.liveness import Liveness
 from reward.scored import ScoredAnswer, UnscoredError
 from reward.terms.custom import CustomReward
 from reward.terms.inputs import TermInput
-from reward.terms.quality import QualityTerms
+from reward.terms.quality import QualityTerms, Valued
 from reward.terms.tools import Tools
 from reward.waits import WaitingThread
 from reward.worth import Worth, says_nothing
@@ -224,7 +224,8 @@ class Scorer:
         return max(self.liveness.stalled_s(), self._waits.stalled_s(), hung_s)
 
     def check(self) -> None:
-        """
+        """Checks that requests are still answered, and warns where a reward function holds them up. Does not block.
+
         Raises:
             FatalError: the thread that waits for reward functions and judges died: no request would be answered.
         """
@@ -252,7 +253,7 @@ class Scorer:
         """None where that fails; the jobs are then embedded in smaller parts, to find the one that fails."""
         try:
             return self._load_encoder()[0].tokenise(
-                [without_code(answer.rewarded) for job in jobs for answer in job.answers]
+                [without_code(answer.final) for job in jobs for answer in job.answers]
             )
         except Exception:  # a tokenizer raises its own kinds of errors; the job that provokes one is found later
             logger.exception("a batch cannot be tokenised")
@@ -266,7 +267,9 @@ class Scorer:
                 from reward.references import ReferenceCache
 
                 config = self._config
-                embedder = Embedder(config.embedder, config.device, config.batch_tokens)
+                embedder = Embedder(config.embedder, config.device, config.batch_tokens, config.embedder_dtype)
+                if warning := warning_of_dtype(config, embedder.dtype):
+                    logger.warning("%s", warning)
                 file = self._directory / f"references-{config.replica}.sqlite" if self._directory is not None else None
                 self._encoder = embedder, ReferenceCache(embedder, config.cache_entries, file)
             return self._encoder
@@ -281,7 +284,7 @@ class Scorer:
             if tokenised is not None and len(some) == len(jobs):
                 vectors = embedder.encode(tokenised)
             else:
-                vectors = embedder.embed([without_code(answer.rewarded) for job in some for answer in job.answers])
+                vectors = embedder.embed([without_code(answer.final) for job in some for answer in job.answers])
             sizes = [len(job.answers) for job in some]
             if not sum(sizes):
                 return [_Embedded(vectors, [])] * len(some)
@@ -295,7 +298,10 @@ class Scorer:
 
     def _decide(self, jobs: Sequence[_Job]) -> list[list[Decision] | Exception]:
         def decide(some: Sequence[_Job]) -> list[list[Decision]]:
-            earns = [self._similarity_earns(job.request) for job in some for _ in job.answers]
+            terms = self._terms
+            earns = [
+                terms is not None and terms.earns_by_similarity(job.request.topics) for job in some for _ in job.answers
+            ]
             answers = [answer for job in some for answer in job.answers]
             decisions = iter(self._diagnosed(answers, self._gate.decide(answers, earns)))
             return [[next(decisions) for _ in job.answers] for job in some]
@@ -309,14 +315,9 @@ class Scorer:
             return decisions
         parts = diagnose(self._detector, answers)
         return [
-            replace(decision, thought=thought, answer=final)
+            replace(decision, thought_languages=thought, final_languages=final)
             for decision, (thought, final) in zip(decisions, parts, strict=True)
         ]
-
-    def _similarity_earns(self, request: ScoreRequest) -> bool:
-        return self._terms is not None and not {"similarity", "pivot"}.isdisjoint(
-            self._terms.weights_of(request.topics)
-        )
 
     def _embed_for_tools(self, texts: list[str], keep: bool) -> asyncio.Future[Vectors]:
         def embed() -> Vectors:
@@ -360,52 +361,63 @@ class Scorer:
         finally:
             self.counts |= function.counts
         scored = []
-        for answer, decision, (parts, quality, lasting) in zip(job.answers, decisions, found, strict=True):
+        for answer, decision, (parts, quality, never) in zip(job.answers, decisions, found, strict=True):
             score = self._worth.score(answer, decision, parts or {}, quality)
-            scored.append(ScoredAnswer(score, decision, None, None, lasting))
+            scored.append(ScoredAnswer(score, decision, None, None, never))
         return scored
 
     async def _score_by_terms(
         self, terms: QualityTerms, job: _Job, decisions: Sequence[Decision], embedded: _Embedded | None
     ) -> list[ScoredAnswer]:
-        request = job.request
-        language = code_of(request.reference_language)
-        inputs: dict[int, TermInput] = {}  # by the number of the answer; those that say nothing have none
-        for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
-            if says_nothing(answer):
-                continue
-            other = decision.detected or answer.asked
-            similarity = embedded.similarities[number] if embedded is not None else math.nan
-            inputs[number] = TermInput(
-                answer=answer,
-                detected=decision.detected,
-                accepted=request.accepted or [request.reference],
-                similarity=self.calibrate(similarity, language, other),
-                vector=embedded.vectors[number] if embedded is not None else None,
-                request=request,
-            )
-        valued = await terms.evaluate(list(inputs.values()), request.topics) if inputs else []
-        found = dict(zip(inputs, valued, strict=True))
+        topics = job.request.topics
+        inputs = [self._input(job, number, decision, embedded) for number, decision in enumerate(decisions)]
+        given = [one for one in inputs if one is not None]
+        valued = iter(await terms.evaluate(given, topics) if given else [])
         scored = []
-        for number, (answer, decision) in enumerate(zip(job.answers, decisions, strict=True)):
-            if number not in inputs:
-                nothing = self._worth.nothing(answer, decision, terms.earned_by_final(request.topics))
+        for number, (answer, decision, one) in enumerate(zip(job.answers, decisions, inputs, strict=True)):
+            if one is None:
+                nothing = self._worth.nothing(answer, decision, terms.earned_by_final(topics))
                 scored.append(ScoredAnswer(nothing, decision, None, None))
-                continue
-            values, quality, lasting = found[number]
-            similarity, drift = 0.0, 0.0
-            pair: Pair | None = None
-            calibrated: float | None = None
-            if embedded is not None and math.isfinite(embedded.similarities[number]):
-                similarity, calibrated = embedded.similarities[number], inputs[number].similarity
-                pair = pair_of(language, inputs[number].language)
-                self.counts["uncalibrated"] += not self.calibrate.knows(*pair)
-                drift = self._drift.observe(similarity, *pair) if decision.compliant else 0.0
-            elif embedded is not None:
-                self._count_not_finite(request)
-            score = self._worth.score(answer, decision, values, quality, similarity, drift)
-            scored.append(ScoredAnswer(score, decision, pair, calibrated, lasting))
+            else:
+                raw = embedded.similarities[number] if embedded is not None else None
+                scored.append(self._scored_by_terms(one, decision, next(valued), raw))
         return scored
+
+    def _input(self, job: _Job, number: int, decision: Decision, embedded: _Embedded | None) -> TermInput | None:
+        """What the terms read of the answer of this number; None where it says nothing."""
+        request, answer = job.request, job.answers[number]
+        if says_nothing(answer):
+            return None
+        similarity = embedded.similarities[number] if embedded is not None else math.nan
+        return TermInput(
+            answer=answer,
+            detected=decision.detected,
+            accepted=request.accepted or [request.reference],
+            similarity=self.calibrate(
+                similarity, code_of(request.reference_language), decision.detected or answer.asked
+            ),
+            vector=embedded.vectors[number] if embedded is not None else None,
+            request=request,
+        )
+
+    def _scored_by_terms(self, given: TermInput, decision: Decision, valued: Valued, raw: float | None) -> ScoredAnswer:
+        """The score of an answer with these terms.
+
+        Args:
+            raw: its cosine similarity to the reference, which may be nan; None where no term of the run embeds.
+        """
+        similarity, drift = 0.0, 0.0
+        pair: Pair | None = None
+        calibrated: float | None = None
+        if raw is not None and math.isfinite(raw):
+            similarity, calibrated = raw, given.similarity
+            pair = pair_of(code_of(given.request.reference_language), given.language)
+            self.counts["uncalibrated"] += not self.calibrate.knows(*pair)
+            drift = self._drift.observe(similarity, *pair) if decision.compliant else 0.0
+        elif raw is not None:
+            self._count_not_finite(given.request)
+        score = self._worth.score(given.answer, decision, valued.values, valued.quality, similarity, drift)
+        return ScoredAnswer(score, decision, pair, calibrated, valued.never)
 
     def _count_not_finite(self, request: ScoreRequest) -> None:
         self.counts["not_finite"] += 1

@@ -60,8 +60,8 @@ class Worth:
             terms={**values, **answer.selection},
             drift=drift,
             scored=quality is not None,
-            thought=decision.thought,
-            answer=decision.answer,
+            thought_languages=decision.thought_languages,
+            final_languages=decision.final_languages,
         )
 
     def nothing(self, answer: Answer, decision: Decision, earning: Iterable[str]) -> Score:
@@ -73,11 +73,12 @@ class Worth:
         return self.score(answer, decision, dict.fromkeys(earning, 0.0), 0.0)
 
     def check_group(self, scored: Sequence[ScoredAnswer]) -> None:
-        """
+        """Checks that enough answers of a group are scored; those that never can be do not count.
+
         Raises:
             UnscoredError: more than the share ``reward.missing_max`` of the answers are not scored, and may be later.
         """
-        missing = sum(not one.score.scored and not one.lasting for one in scored)
+        missing = sum(not one.score.scored and not one.never for one in scored)
         if missing > self._missing_max * len(scored):
             raise UnscoredError(
                 f"{missing} of {len(scored)} answers could not be scored, more than reward.missing_max = "
@@ -87,4 +88,4 @@ class Worth:
 
 def says_nothing(answer: Answer) -> bool:
     """Whether there is no final answer, as where a thought never ended."""
-    return not answer.rewarded
+    return not answer.final

@@ -47,12 +47,12 @@ def _names(what: str, given: Names) -> tuple[str, ...]:
 
 
 class Observation(NamedTuple):
-    """The scored rollouts of one question. However late they arrive, they count for the languages that were drawn."""
+    """The scored rollouts of one question. However late they arrive, they count for the same languages."""
 
     context: Context
-    languages: tuple[str, ...]  # [K] the languages that were asked for
+    languages: tuple[str, ...]  # [K] what each answer counts for: the one asked for, or the one the policy chose
     rewards: tuple[float, ...]  # [K] what the answer earned: with the gate 0 where it was in another language
-    compliant: tuple[bool, ...]  # [K] whether the answer was in the language asked for; without the gate all are
+    compliant: tuple[bool, ...]  # [K] whether the answer was in that language; without the gate all count as it
 
     def signal(self) -> Observation:
         """The same rollouts, valued by how much each teaches in place of what it earned.

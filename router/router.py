@@ -22,7 +22,7 @@ from router.posterior import COMPLIANCE, QUALITY, Beliefs
 from router.schedule import exploration_schedule, temperature_schedule
 
 STATE = 3  # the format number of Router.state
-_STREAM = 2  # third part of the seed [run.seed, place, stream]: keeps draws apart from the curriculum's, which has 1
+_STREAM = 2  # third part of the seed [run.seed, group, stream]: keeps draws apart from the curriculum's, which has 1
 _LOGGED = 200  # the most rows that one line of the log has
 
 
@@ -83,7 +83,9 @@ class Router:
         self._logits.rows.update({name: np.array(row) for name, row in initial.items()})
         self._distributions: dict[Context, Array] = {}  # effective ones, [L] each, computed since the last policy step
         self._buffer: list[Batch] = []  # observed since the last update
-        self._idle = 0  # policy steps of updates without a rollout since, in which what is believed did not fade yet
+        # Policy steps without a rollout since the last update that had some; the beliefs fade for all of them at the
+        # next one.
+        self._idle = 0
         self._believes = config.credit == "posterior" and draws_are_learned(config)
         self._step = 0
         self._version = 0
@@ -110,7 +112,7 @@ class Router:
 
     # -- drawing ---------------------------------------------------------------------------------------------------
 
-    def draw(self, question_language: str, topics: Names, regions: Names, place: int | None = None) -> Draw:
+    def draw(self, question_language: str, topics: Names, regions: Names, group: int | None = None) -> Draw:
         """Chooses the languages of a question's K rollouts: fixed ones first, then those that are drawn.
 
         A question's language need not be among the L languages; fixed rollouts are in it all the same.
@@ -119,14 +121,14 @@ class Router:
             question_language: a code or English name, or ``""`` where it does not matter.
             topics: a name, a list of names, or None.
             regions: likewise.
-            place: of the question in the run's order. Its random numbers are made of the seed and the place, so that a
-                question that is asked again, or after a resume, gets the same ones, and none of the others gets
-                different ones for it. Without a place they are the next of the router's own generator.
+            group: number of the prompt group. Random numbers are made of the seed and it, so that a group that is
+                leased again, or after a resume, gets the same ones, and no other group gets different ones for it.
+                None: they are the next of the router's own generator.
 
         Raises:
             ValueError: the language is unknown, or topics or regions are not names. Nothing was drawn.
         """
-        random = self._random if place is None else np.random.default_rng([self._seed, place, _STREAM])
+        random = self._random if group is None else np.random.default_rng([self._seed, group, _STREAM])
         return self._route([Context.of(question_language, topics, regions)], random)[0]
 
     def route(self, contexts: Sequence[Context]) -> list[Draw]:

@@ -380,6 +380,18 @@ class Engine:
         self._accepts_requests.set()
         await self.call("/continue_generation", {}, timeout_s)
 
+    async def let_go(self, end_s: float, resume_s: float) -> None:
+        """Has a server generate on whose weight update was cut off, as it may be the last call that it gets from here.
+
+        Waits at most ``end_s`` seconds for the update to be ended, which may fail, and ``resume_s`` for the rest.
+
+        Raises:
+            EngineError: it could not be told to go on.
+        """
+        with suppress(EngineError):  # the server refuses where there is no update to end
+            await self.call("/end_weight_update", {}, end_s, missing_ok=True)
+        await self.resume(resume_s)
+
     async def recover(self, timeout_s: float) -> None:
         """Ends what an actor that died in a weight update left behind: an open update and a pause.
 

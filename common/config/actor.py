@@ -17,7 +17,8 @@ class ActorConfig(Section):
     groups_in_flight: int = Field(16, gt=0)  # most groups it works on at once; it finds how many fit (docs/tuning.md)
     attempts: int = Field(3, gt=0)  # tries of generation, and of scoring, before a group is handed back
     score_patience_s: float = Field(600, gt=0)  # how long answers wait while the reward service or a judge is out
-    restarts: int = Field(5, ge=0)  # failures of its engine in a row, without a weight update between, before it ends
+    # Failures of its engine in a row, without a weight update between, before it ends; one if the engine never started.
+    restarts: int = Field(5, ge=0)
     # Each of these may take so long: its engine's start; an attached engine to come back; the learner's and the reward
     # processes' rendezvous files to appear; the learner to be heard again; the learner's first actor to come. It is
     # part of the learner's collective timeout, too.

@@ -87,6 +87,8 @@ class RewardConfig(Section):
     # "langdetect" and "lingua" are packages of their own, with the definitions of those who publish with them.
     diagnostics: Literal["off", "gate", "langdetect", "lingua"] = "gate"
     embedder: str = "use"  # "use" (Universal Sentence Encoder), or a name or path for sentence-transformers
+    # What the embedder computes in; "auto" is bfloat16 on a GPU and float32 on a CPU. "use" has float32 alone.
+    embedder_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"  # of the embedder; "auto" is cuda when there is one
     batch_window_ms: float = Field(5.0, ge=0)  # how long a batch waits for requests of other actors
     batch_texts: int = Field(256, gt=0)  # most texts in a batch
@@ -142,6 +144,8 @@ class RewardConfig(Section):
             raise ValueError(f"replica = {self.replica}, but there are {len(self.addresses)} addresses")
         if self.similarity_range[0] >= self.similarity_range[1]:
             raise ValueError(f"similarity_range = {list(self.similarity_range)} must be increasing")
+        if self.embedder == "use" and self.embedder_dtype == "bfloat16":
+            raise ValueError('embedder_dtype = "bfloat16" is not for embedder = "use", which computes in float32')
         if bool(self.function) != bool(self.parts):
             raise ValueError("function and parts go together: parts names what the function returns, with weights")
         if "selection" in self.parts:

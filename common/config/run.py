@@ -65,8 +65,8 @@ class DataConfig(Section):
     # A question whose answers were all right, or all wrong, n times in a row is asked with the probability
     # max(0.05, curriculumⁿ) when its turn comes again; learner/work/curriculum.py. 1 asks every question each time.
     curriculum: float = Field(1.0, gt=0, le=1)
-    # From what on an answer counts as right: the part of its reward that is its accuracy (common/diagnostics.py). Where
-    # none is, this must be given, and its quality counts.
+    # An answer is right for the curriculum if its accuracy (common/diagnostics.py) is at least this. Must be given
+    # where the reward has no accuracy part: then its quality counts.
     curriculum_right: float = 0.5
 
     @field_validator("pass_rate")

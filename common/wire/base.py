@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-PROTOCOL = 10  # number of this protocol; an actor whose hello has another one is refused
+PROTOCOL = 11  # number of this protocol; an actor whose hello has another one is refused
 MAX_MESSAGE_BYTES = 256 << 20  # sockets drop the connection of a peer that sends more
 # Data of a message that is larger travels in frames of this size. A socket takes whole frames alone for a sign of life,
 # and gives up a peer after some seconds without one, however fast the bytes come.

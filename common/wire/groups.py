@@ -32,7 +32,7 @@ class Question(WireStruct):
 class Work(WireStruct):
     """A question with the languages it is to be answered in, once in each: what an actor holds a lease for."""
 
-    id: str  # of the lease: "5:train-17" is the sixth lease given, for the question at position 17 of the run's order
+    id: str  # of the lease: "5:train-17" is the sixth lease that was given, for prompt group 17 of the run
     question: Question
     languages: list[str]  # [K]; POLICY_CHOOSES where the policy chooses
     propensities: list[float]  # [K] probability with which the router drew each language; 1 for reserved ones
@@ -43,7 +43,11 @@ class Work(WireStruct):
 
     @property
     def sequence(self) -> int:
-        """The position of the question in the run's order; 17 in the example."""
+        """The number of the prompt group, in the order in which groups were first leased; 17 in the example.
+
+        With ``data.curriculum`` < 1 it is not the question's place in the run's order, because places are passed over.
+        The place is in ``learner.work.curriculum``.
+        """
         return int(self.id.rpartition("-")[2])
 
 
@@ -56,7 +60,11 @@ class PartLanguages(WireStruct):
     switches: bool  # it holds two languages or more
 
 
-class Score(WireStruct):
+# The names that these fields have had in messages and in recorded runs, which are still to be replayed.
+_SCORE_ON_THE_WIRE = {"thought_languages": "thought", "final_languages": "answer"}
+
+
+class Score(WireStruct, rename=_SCORE_ON_THE_WIRE):
     """What the reward process says of one answer.
 
     The reward is the quality where the answer is compliant and 0 elsewhere, unless ``reward.gated`` is off. An answer
@@ -72,8 +80,9 @@ class Score(WireStruct):
     terms: dict[str, float] = {}  # value of each term of reward.terms, or part of reward.parts, before its weight
     drift: float = 0.0  # of this pair of languages from its calibration, see reward/calibration/drift.py
     scored: bool = True  # False: a term or part is missing, so the answer takes no part in its group's advantages
-    thought: PartLanguages | None = None  # by reward.diagnostics; None without it, and where there is no thought
-    answer: PartLanguages | None = None  # of the final answer; None without reward.diagnostics
+    # Of the thought, by reward.diagnostics; None without these, and where there is no thought.
+    thought_languages: PartLanguages | None = None
+    final_languages: PartLanguages | None = None  # of the final answer; None without reward.diagnostics
 
 
 class Rollout(WireStruct):

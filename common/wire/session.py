@@ -12,6 +12,11 @@ from common.wire.base import Amount, Count, LifeMessage, Seconds, WireStruct
 # Figures by their names, which are metrics of the run: neither is without end, whatever an actor sends.
 Named: TypeAlias = Annotated[dict[Annotated[str, Meta(max_length=50)], Amount], Meta(max_length=50)]
 
+# The settings that an actor's rollouts depend on, as ``common/rollout_settings.py`` has them.
+RolloutSettings: TypeAlias = Annotated[
+    dict[Annotated[str, Meta(max_length=50)], Annotated[str, Meta(max_length=20_000)]], Meta(max_length=50)
+]
+
 
 class ActorProcess(WireStruct):
     """Which process an actor is, so that a second one of its name can be told who holds the name."""
@@ -41,6 +46,7 @@ class Hello(LifeMessage):
     name: str = ""  # unique in the run
     process: ActorProcess = msgspec.field(default_factory=ActorProcess)
     waited_s: Seconds = 0.0  # since the learner first said that another actor holds the name
+    settings: RolloutSettings = {}
     replaces: str = ""  # the life of the actor that holds the name, if its process is known to be gone
 
 

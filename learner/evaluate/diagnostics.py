@@ -25,8 +25,8 @@ def samples(rollouts: Iterable[Rollout]) -> list[Sample]:
     """The rollouts that could be scored, with what is known of them."""
     return [
         Sample(
-            thought=rollout.score.thought,
-            answer=rollout.score.answer,
+            thought=rollout.score.thought_languages,
+            answer=rollout.score.final_languages,
             right=is_right(rollout.score.quality, rollout.score.terms),
             tokens=len(rollout.response_ids),
         )

@@ -1,4 +1,4 @@
-"""How a position in the run's order of questions becomes work for an actor, and what is entered when it fails."""
+"""How a number of a prompt group becomes work for an actor, and what is entered when it fails."""
 
 from __future__ import annotations
 

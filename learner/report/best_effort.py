@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger("learner")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file as a whole: whenever the process is killed or the disk full, the one before it is there, or this.
-
-    Raises:
-        OSError: it cannot be written; the one before it stays.
-    """
-    partial = path.with_suffix(f"{path.suffix}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 class BestEffortFiles:

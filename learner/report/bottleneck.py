@@ -44,6 +44,40 @@ class Bottleneck:
         return f"{self.stage} cost {self.cost:.0%}: {self.remedy}{saved}"
 
 
+@dataclass(frozen=True)
+class _Shares:
+    """Shares of the time of some steps; the letters are those of :func:`find_bottleneck`.
+
+    Attributes:
+        demand: d of each stage.
+        learner_waits: w, for groups.
+        learner_trains: a part of l.
+        actors_wait: i, for work.
+        reward_busy: b.
+    """
+
+    demand: dict[PipelineStage, float]
+    learner_waits: float
+    learner_trains: float
+    actors_wait: float
+    reward_busy: float
+
+    @property
+    def learner_thread(self) -> float:
+        """For which the thread of learner and sync is needed."""
+        return 1 - self.learner_waits
+
+    @property
+    def other_stages(self) -> float:
+        """For which actors or reward are needed, whichever is more."""
+        return max(self.demand["actors"], self.demand["reward"])
+
+    @property
+    def unneeded(self) -> float:
+        """For which no stage is needed, so that all wait for one another."""
+        return 1 - max(self.learner_thread, self.other_stages)
+
+
 def find_bottleneck(
     times: TimeByState,
     config: Config,
@@ -74,6 +108,29 @@ def find_bottleneck(
         gauges: of each actor's engine.
         spare: what is left of the machine that the whole run is on; None if there may be others.
     """
+    shares = _measure_shares(times)
+    stage, cost = _find_stage(shares)
+    if min(shares.learner_waits, shares.actors_wait, shares.unneeded) > _NOISE:
+        return _raise_staleness(stage, shares, config)
+    demand = shares.learner_thread if stage in ("learner", "sync") else shares.demand[stage]
+    limit = _next_limit(stage, shares)
+    if demand - limit <= _NOISE / 2:
+        return Bottleneck(stage, shares.demand, cost, "balanced: nothing to change", max(demand - limit, 0.0))
+    match stage:
+        case "actors":
+            remedy, after = _more_generation(demand, limit, config, tokens_per_second, gauges, spare)
+        case "reward":
+            remedy, after = _more_reward(demand, limit, shares, config, spare)
+        case "learner":
+            remedy, after = _more_ranks(demand, limit, shares, config, spare)
+        case "sync":
+            remedy, after = f"learner.groups_per_step = {2 * config.learner.groups_per_step}, half the updates", limit
+    if after >= demand:
+        remedy = f"no room for more of them on this machine ({spare})"
+    return Bottleneck(stage, shares.demand, cost, remedy, max(demand - after, 0.0))
+
+
+def _measure_shares(times: TimeByState) -> _Shares:
     share = shares_of_time(times)
     learner, actors = share["learner"], share["actors"]
     wait, sync = learner.get("wait", 0.0), learner.get("publish", 0.0)
@@ -84,47 +141,42 @@ def find_bottleneck(
         "learner": 1 - wait - sync,
         "sync": sync,
     }
-    trainer, others = 1 - wait, max(demand["actors"], demand["reward"])
-    idle = actors.get("wait_work", 0.0)
-    coupled = 1 - max(trainer, others)
-    stage: PipelineStage = "reward" if demand["reward"] > demand["actors"] else "actors"
-    lost = wait
-    if wait < _NOISE or trainer >= others:
-        stage, lost = ("sync", sync) if sync > demand["learner"] else ("learner", idle)
-    if min(wait, idle, coupled) > _NOISE:
-        deeper = config.learner.staleness + 1
-        gain = coupled / (deeper + 1)
-        remedy = f"learner.staleness = {deeper} would hide {gain / coupled:.0%} of the {coupled:.0%} that all wait"
-        return Bottleneck(stage, demand, min(wait, idle), remedy, gain)
-    train, needed = learner.get("train", 0.0), trainer if stage in ("learner", "sync") else demand[stage]
-    after: dict[PipelineStage, float] = {  # the share for which the next stage, or half the bottleneck, is needed
-        "actors": max(trainer, demand["reward"], demand["actors"] / 2),
-        "reward": max(trainer, demand["actors"], demand["reward"] / 2),
-        "learner": max(others, trainer - train / 2),
-        "sync": max(others, trainer - sync / 2),
-    }
-    rest = after[stage]
-    if needed - rest <= _NOISE / 2:
-        return Bottleneck(stage, demand, lost, "balanced: nothing to change", max(needed - rest, 0.0))
-    if stage == "actors":
-        remedy, rest = _more_generation(needed, rest, config, tokens_per_second, gauges, spare)
-    elif stage == "reward" and busy < demand["reward"] / 2:
-        remedy = f"lower reward.batch_window_ms: actors wait for scores while the reward works {busy:.0%}"
-    elif stage == "reward":
-        replicas = len(config.reward.addresses)
-        extra = _room(replicas * (needed / rest - 1), 1, spare)
-        rest = needed * replicas / (replicas + extra)
-        remedy = f"add {extra:.1f} reward processes (reward.addresses)"
-    elif stage == "learner":
-        ranks = config.learner.ranks
-        extra = _room(ranks * (needed - rest) / (train - (needed - rest)), 1, spare)
-        rest = trainer - train * extra / (ranks + extra)
-        remedy = f"add {extra:.1f} learner ranks (learner.ranks)"
-    else:
-        remedy = f"learner.groups_per_step = {2 * config.learner.groups_per_step}, half the updates"
-    if rest >= needed:
-        remedy = f"no room for more of them on this machine ({spare})"
-    return Bottleneck(stage, demand, lost, remedy, max(needed - rest, 0.0))
+    return _Shares(demand, wait, learner.get("train", 0.0), actors.get("wait_work", 0.0), busy)
+
+
+def _find_stage(shares: _Shares) -> tuple[PipelineStage, float]:
+    """The bottleneck, and the share of time that it costs."""
+    demand = shares.demand
+    if shares.learner_waits < _NOISE or shares.learner_thread >= shares.other_stages:
+        return ("sync", demand["sync"]) if demand["sync"] > demand["learner"] else ("learner", shares.actors_wait)
+    return "reward" if demand["reward"] > demand["actors"] else "actors", shares.learner_waits
+
+
+def _next_limit(stage: PipelineStage, shares: _Shares) -> float:
+    """The share of time for which the next stage is needed, or half the bottleneck, whichever is more."""
+    demand, thread = shares.demand, shares.learner_thread
+    match stage:
+        case "actors":
+            return max(thread, demand["reward"], demand["actors"] / 2)
+        case "reward":
+            return max(thread, demand["actors"], demand["reward"] / 2)
+        case "learner":
+            return max(shares.other_stages, thread - shares.learner_trains / 2)
+        case "sync":
+            return max(shares.other_stages, thread - demand["sync"] / 2)
+
+
+# -- the advice: what to change, and the share of time for which the bottleneck is needed after it ---------------------
+
+
+def _raise_staleness(stage: PipelineStage, shares: _Shares, config: Config) -> Bottleneck:
+    deeper = config.learner.staleness + 1
+    gain = shares.unneeded / (deeper + 1)
+    remedy = (
+        f"learner.staleness = {deeper} would hide {gain / shares.unneeded:.0%} of the {shares.unneeded:.0%} that all "
+        "wait"
+    )
+    return Bottleneck(stage, shares.demand, min(shares.learner_waits, shares.actors_wait), remedy, gain)
 
 
 def _room(wanted: float, devices_each: int, spare: Spare | None) -> float:
@@ -135,21 +187,35 @@ def _room(wanted: float, devices_each: int, spare: Spare | None) -> float:
 
 
 def _more_generation(
-    demand: float, rest: float, config: Config, tokens_per_second: Mapping[str, float], gauges: Gauges,
+    demand: float, limit: float, config: Config, tokens_per_second: Mapping[str, float], gauges: Gauges,
     spare: Spare | None,
 ) -> tuple[str, float]:  # fmt: skip
-    """The advice by which the pool of actors is needed for the share ``rest`` in place of ``demand``.
-
-    Returns:
-        The advice, and the share for which the actors are needed after it.
-    """
     waiting = sum(gauge.get("waiting", 0.0) for gauge in gauges.values())
     used = [gauge["usage"] for gauge in gauges.values() if "usage" in gauge]
     if waiting and used and max(used) < _ROOMY:
         advice = f"raise max_running_requests: {waiting:.0f} requests wait in engines with {max(used):.0%} of KV in use"
-        return advice, rest
+        return advice, limit
     best = max(tokens_per_second, key=tokens_per_second.__getitem__, default="")
     total = sum(tokens_per_second.values())
     each = tokens_per_second[best] / total if best and tokens_per_second[best] else 1.0  # of an actor more
-    extra = _room((demand / rest - 1) / each, int(config.actor.engine_args.get("tp", 1)), spare)
+    extra = _room((demand / limit - 1) / each, int(config.actor.engine_args.get("tp", 1)), spare)
     return f"add {extra:.1f} actors like {best or 'those there'}", demand / (1 + extra * each)
+
+
+def _more_reward(
+    demand: float, limit: float, shares: _Shares, config: Config, spare: Spare | None
+) -> tuple[str, float]:  # fmt: skip
+    busy = shares.reward_busy
+    if busy < demand / 2:
+        return f"lower reward.batch_window_ms: actors wait for scores while the reward works {busy:.0%}", limit
+    replicas = len(config.reward.addresses)
+    extra = _room(replicas * (demand / limit - 1), 1, spare)
+    return f"add {extra:.1f} reward processes (reward.addresses)", demand * replicas / (replicas + extra)
+
+
+def _more_ranks(
+    demand: float, limit: float, shares: _Shares, config: Config, spare: Spare | None
+) -> tuple[str, float]:  # fmt: skip
+    ranks, train = config.learner.ranks, shares.learner_trains
+    extra = _room(ranks * (demand - limit) / (train - (demand - limit)), 1, spare)
+    return f"add {extra:.1f} learner ranks (learner.ranks)", demand - train * extra / (ranks + extra)

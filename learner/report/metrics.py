@@ -19,7 +19,7 @@ from learner.groups import Group, StepResult
 from learner.report.bottleneck import Bottleneck
 from learner.report.choice_metrics import choice_metrics
 from learner.report.timing import MeasuredActor, TimeByState, WindowTotals, shares_of_time
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 
 _GRADIENT_STATISTICS = ("entropy", "mismatch", "outside_bounds")  # those of a step's result shown by language
 _DIAGNOSTICS = ("lc_thought", "lc_answer", "accuracy", "lc_accuracy")  # those that are shown by language

@@ -13,11 +13,12 @@ from typing import Any
 
 from common.config import Config
 from common.config.resume import CONFIG_FILE
+from common.files import replace_text
 from common.header import Header
 from learner.evaluate.languages import Evaluation
 from learner.groups import Group, StepResult
 from learner.report import evaluations
-from learner.report.best_effort import BestEffortFiles, replace_text
+from learner.report.best_effort import BestEffortFiles
 from learner.report.bottleneck import Bottleneck, find_bottleneck
 from learner.report.heat_maps import HeatMaps
 from learner.report.machine import Machine

@@ -28,8 +28,8 @@ from common.process import FatalError
 from common.run_files import owned_directory
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
-from learner.weights.publisher import Gather, Published
-from learner.weights.round import fitting_actors, split_off_resting
+from learner.weights.publisher import Published, StartGather
+from learner.weights.round import fitting_actors, split_by_need
 from learner.work.actors import MAX_REPLIES, ActorState
 from learner.work.server import WorkServer
 
@@ -79,7 +79,7 @@ class AdapterPublisher:
                 "lower lora.rank"
             )
 
-    def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:
+    def publish(self, version: int, start_gather: StartGather, probe: wire.Probe) -> Published:
         """Sends the adapters as ``version`` to all actors that are present now, as ``Publisher.publish``.
 
         Blocks until every actor has loaded them, left, or was given up: after ``sync.timeout_s`` plus the time that the
@@ -87,8 +87,8 @@ class AdapterPublisher:
 
         Args:
             version: number of the policy version.
-            gather: is called once, without a plan for the other ranks, because rank 0 alone sends adapters. It returns
-                A and B of every layer under PEFT's names.
+            start_gather: is called once, without a plan for the other ranks, because rank 0 alone sends adapters. It
+                returns A and B of every layer under PEFT's names.
             probe: with which the engines prove that they compute as the learner does. This is not waited for.
 
         Returns:
@@ -100,9 +100,11 @@ class AdapterPublisher:
         """
         begin = time.monotonic()
         self._server.begin_version(version)
-        data = save({name: value.to("cpu", self._dtype).contiguous() for name, value in gather(b"")}, {"format": "pt"})
+        data = save(
+            {name: value.to("cpu", self._dtype).contiguous() for name, value in start_gather(b"")}, {"format": "pt"}
+        )
         present = fitting_actors(self._server, [TRANSPORT])
-        actors, resting = split_off_resting(present, is_new=version != self._published)
+        actors, up_to_date = split_by_need(present, is_new=version != self._published)
         transfer_s = len(actors) * len(data) / (self._config.slowest_mb_per_s * 1e6)
         deadline_s = min(self._config.timeout_s + transfer_s, self._longest_s)
         with ExitStack() as files:
@@ -116,7 +118,7 @@ class AdapterPublisher:
                 self._server.send(actor, order.model_copy({}))  # each is marked with the lives of its actor
             members = self._collect(version, actors, deadline_s)
         self._published = version
-        members |= {name: actor for name, actor in resting.items() if self._server.is_present(name, actor)}
+        members |= {name: actor for name, actor in up_to_date.items() if self._server.is_present(name, actor)}
         return Published(members, time.monotonic() - begin, 0.0)
 
     def _write(self, files: ExitStack, data: bytes) -> Path:
@@ -153,7 +155,7 @@ class AdapterPublisher:
 
 
 def _has_loaded(actor: ActorState, version: int) -> bool:
-    """Whether the actor has said so. What it said of earlier versions is dropped; does not block."""
+    """Whether the actor has said so. What it said of earlier versions is ignored; does not block."""
     for _ in range(MAX_REPLIES):  # an actor may send more while these are read
         try:
             reply = actor.replies.get_nowait()

@@ -18,8 +18,8 @@ class BucketQueue:
 
     Gathering is at most one bucket ahead of the fastest sender, so two buckets are in memory at a time. More are kept
     for senders that lag behind the fastest, at most ``room``; then gathering waits for the slowest. Whoever gathers
-    drops a sender that it waits for too long, see ``held_s``. Thread-safe: one thread gathers, and each sender may have
-    its own.
+    gives up a sender that it waits for too long, see ``held_s``. Thread-safe: one thread gathers, and each sender may
+    have its own.
 
     Args:
         senders: the names of those who send. Without any, gathering is not held up.
@@ -59,7 +59,7 @@ class BucketQueue:
             self._kept[number] = buffer
             now = time.monotonic()
             self._moved |= {name: now for name, sent in self._sent.items() if sent == number}
-            self._drop_sent()
+            self._forget_sent()
 
     def get(self, sender: str, number: int) -> Tensor | None:
         """Bucket ``number``, for a sender that has sent all buckets before it.
@@ -72,7 +72,7 @@ class BucketQueue:
                 return None
             if number > self._sent[sender]:
                 self._sent[sender], self._moved[sender] = number, time.monotonic()
-                self._drop_sent()
+                self._forget_sent()
             self._changed.wait_for(lambda: number in self._kept or sender not in self._sent, POLL_S)
             return self._kept.get(number) if sender in self._sent else None
 
@@ -81,7 +81,7 @@ class BucketQueue:
         with self._changed:
             self._sent.pop(sender, None)
             self._moved.pop(sender, None)
-            self._drop_sent()
+            self._forget_sent()
 
     def _holders(self, number: int) -> list[str]:
         """The senders that gathering waits for before bucket ``number``."""
@@ -89,7 +89,7 @@ class BucketQueue:
             return list(self._sent)
         return [name for name, sent in self._sent.items() if sent <= number - self._room]
 
-    def _drop_sent(self) -> None:
+    def _forget_sent(self) -> None:
         slowest = min(self._sent.values(), default=math.inf)
         for number in [number for number in self._kept if number < slowest]:
             self._recycle(self._kept.pop(number))
@@ -108,13 +108,13 @@ class SpareBuffers:
         self._size, self._most = size, most
         self._free: list[Tensor] = []
 
-    def take(self) -> Tensor:
+    def borrow(self) -> Tensor:
         """[size] uint8 with any content; a new one if none is free."""
         if self._free:
             return self._free.pop()
         return torch.empty(self._size, dtype=torch.uint8)
 
     def give_back(self, buffer: Tensor) -> None:
-        """Makes a buffer that ``take`` returned available again, or frees it. Any thread may call it."""
+        """Makes a buffer that ``borrow`` returned available again, or frees it. Any thread may call it."""
         if len(self._free) < self._most:
             self._free.append(buffer)

@@ -22,7 +22,7 @@ class RoundPlan(wire.WireStruct):
     # By the rank of the leader, then by the group of each of its engines: how long the first bucket may be held, which
     # includes that the engine joins and pauses, in seconds.
     shares: dict[int, dict[str, float]]
-    resting: list[str]  # groups of engines that have these weights already: they stay, and nothing is sent
+    up_to_date: list[str]  # groups of engines that have these weights already: they stay, and nothing is sent
 
 
 class FormGroup(wire.Message):
@@ -44,7 +44,7 @@ class SendWeights(wire.Message):
     connects: bool  # the first broadcast of this group comes before the weights, see ``GroupTransport``
 
 
-class DropGroup(wire.Message):
+class ForgetGroup(wire.Message):
     """Rank 0 to a leader: the actor is gone or given up, so that nothing more is done for its engine. No answer."""
 
     group: str
@@ -64,7 +64,7 @@ class WeightsSent(wire.Message):
 
 
 class EngineGivenUp(wire.Message):
-    """A leader to rank 0: the engine did not take part, or held up the others. The leader has dropped the group."""
+    """A leader to rank 0: the engine did not take part, or held up the others. The leader has forgotten the group."""
 
     group: str
     reason: str
@@ -76,5 +76,5 @@ class LeaderFailed(wire.Message):
     error: str
 
 
-LeaderOrder: TypeAlias = FormGroup | SendWeights | DropGroup
+LeaderOrder: TypeAlias = FormGroup | SendWeights | ForgetGroup
 LeaderReport: TypeAlias = GroupFormed | WeightsSent | EngineGivenUp | LeaderFailed

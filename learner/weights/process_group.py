@@ -238,9 +238,9 @@ def destroy_group(group: ProcessGroup) -> None:
 
 
 def discard_group(group: ProcessGroup, backend: str) -> None:
-    """Breaks off and frees the group of an engine that is lost. Does not block, whatever the group is doing.
+    """Breaks off and frees the group of an engine that is gone or was given up. Does not block, whatever it is doing.
 
-    A group that is dropped in the middle of a broadcast waits for the peer, or with gloo for the broadcast's deadline.
+    A group that is freed in the middle of a broadcast waits for the peer, or with gloo for the broadcast's deadline.
     So this is left to a thread for which nobody waits.
     """
 
@@ -249,6 +249,6 @@ def discard_group(group: ProcessGroup, backend: str) -> None:
             abort_group(group, backend)
             destroy_group(group)
         except Exception as error:  # whatever torch raises about a group that is broken anyway: nobody needs it
-            log.info("a weight group of a lost engine could not be freed: %s", error)
+            log.info("a weight group could not be freed: %s", error)
 
     threading.Thread(target=discard, name=f"discarding {group.group_name}", daemon=True).start()

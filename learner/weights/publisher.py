@@ -37,10 +37,10 @@ from learner.rank_links import RankLinks
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.buckets import bytes_of
 from learner.weights.deadlines import round_deadlines
-from learner.weights.leader import Gathering, Leader, group_backend
+from learner.weights.leader import BucketHooks, Leader, group_backend
 from learner.weights.leader_messages import CHANNEL, LeaderOrder, LeaderReport
 from learner.weights.process_group import GroupStore
-from learner.weights.round import ActorLost, Receiver, Round, fitting_actors, split_off_resting
+from learner.weights.round import ActorGivenUp, Receiver, Round, fitting_actors, split_by_need
 from learner.weights.transports import DiskTransport, GroupTransport, SharedMemoryTransport, Transport
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
@@ -51,7 +51,7 @@ log = logging.getLogger("learner.publisher")
 _Results: TypeAlias = "queue.SimpleQueue[tuple[str, float | Exception]]"
 
 # Begins to gather on all ranks, which are given these bytes, and returns rank 0's names and tensors.
-Gather: TypeAlias = Callable[[bytes], Iterator[tuple[str, Tensor]]]
+StartGather: TypeAlias = Callable[[bytes], Iterator[tuple[str, Tensor]]]
 
 _OWN = 0  # this rank
 
@@ -105,7 +105,7 @@ class Publisher:
         store = GroupStore(config.host or host_of(server.address), config.port, config.timeout_s)
         self._groups = GroupTransport(
             store, backend, run_id, {_OWN: ""} if links is None else links.leaders,
-            give_order=self._give_order, on_lost=self._lose, on_failed=self._note_mistake,
+            give_order=self._give_order, on_given_up=self._give_up, on_failed=self._note_mistake,
         )  # fmt: skip
         self.leader = Leader(buckets, backend, device, self._groups.hear)
         if links is not None:
@@ -116,7 +116,7 @@ class Publisher:
             "disk": DiskTransport(config.directory),
         }
 
-    def publish(self, version: int, gather: Gather, probe: wire.Probe) -> Published:
+    def publish(self, version: int, start_gather: StartGather, probe: wire.Probe) -> Published:
         """Sends the weights as ``version`` to all actors that are present now.
 
         If it is the version of the round before, those that are marked to have it go on generating and are left alone.
@@ -126,9 +126,9 @@ class Publisher:
 
         Args:
             version: number of the policy version.
-            gather: is called once, with the plan of the round for all ranks. The names and tensors that it returns are
-                in the order of the buckets. They are used up in any case, because other ranks take part in gathering
-                until its end.
+            start_gather: is called once, with the plan of the round for all ranks. The names and tensors that it
+                returns are in the order of the buckets. They are used up in any case, because other ranks take part in
+                gathering until its end.
             probe: with which the engines prove that they have the weights. This is not waited for.
 
         Returns:
@@ -146,13 +146,13 @@ class Publisher:
             transport.begin_round(round_)
         plan = self._groups.plan(round_)
         self.leader.begin_round(plan, _OWN, reuse=not round_.uses("shared"))
-        weights = gather(wire.encode(plan))
+        weights = start_gather(wire.encode(plan))
         results: _Results = queue.SimpleQueue()
         for name, actor in round_.actors.items():
             serve = partial(self._serve, name, actor, round_, results)
             threading.Thread(target=serve, name=f"weights of {name}", daemon=True).start()
         try:
-            self.leader.gather(weights, self._gathering(round_))
+            self.leader.gather(weights, self._bucket_hooks(round_))
             round_.gathered.end()
             pauses = self._collect(round_, results)
         except BaseException:
@@ -166,13 +166,13 @@ class Publisher:
                 transport.end_round(round_)
         seconds = time.monotonic() - begin
         self._published = version
-        members = {name: actor for name, actor in round_.resting.items() if self._server.is_present(name, actor)}
+        members = {name: actor for name, actor in round_.up_to_date.items() if self._server.is_present(name, actor)}
         members |= {name: round_.actors[name] for name in pauses}
         return Published(members, seconds, max(pauses.values(), default=0.0))
 
     def _make_round(self, version: int, probe: wire.Probe) -> Round:
         present = fitting_actors(self._server, self.transports)
-        actors, resting = split_off_resting(present, is_new=version != self._published)
+        actors, up_to_date = split_by_need(present, is_new=version != self._published)
         leaders = {name: rank for name, rank in self._groups.assign(present).items() if name in actors}
         # What shared memory and files take is this node's, as is what its leader sends.
         senders = [leaders.get(name, _OWN) for name in actors]
@@ -184,7 +184,7 @@ class Publisher:
             buckets=self._buckets,
             actors=actors,
             leaders=leaders,
-            resting=resting,
+            up_to_date=up_to_date,
             deadlines=round_deadlines(
                 self._config,
                 engines=max(map(senders.count, senders), default=0),
@@ -198,19 +198,19 @@ class Publisher:
     def _used(self, round_: Round) -> list[Transport]:
         return [transport for name, transport in self.transports.items() if round_.uses(name)]
 
-    def _gathering(self, round_: Round) -> Gathering:
+    def _bucket_hooks(self, round_: Round) -> BucketHooks:
         """What the transports of this round do with each bucket, beside what the leader does with it."""
         transports = self._used(round_)
 
         def memory(number: int) -> Tensor | None:
             return next((buffer for each in transports if (buffer := each.buffer(number)) is not None), None)
 
-        def take(number: int, tensors: Sequence[Tensor]) -> None:
+        def on_bucket(number: int, tensors: Sequence[Tensor]) -> None:
             for transport in transports:
                 transport.add_bucket(round_, number, tensors)
-            round_.gathered.some.set()
+            round_.gathered.has_first.set()
 
-        return Gathering(self._check, memory, take)
+        return BucketHooks(self._check, memory, on_bucket)
 
     def _check(self) -> None:
         self._check_interrupts()
@@ -221,14 +221,14 @@ class Publisher:
 
     def _give_order(self, rank: int, order: LeaderOrder) -> None:
         if rank == _OWN or self._links is None:
-            self.leader.take(order)
+            self.leader.obey(order)
         else:
             self._links.send(rank, CHANNEL, order)
 
     def _note_mistake(self, error: str) -> None:
         self._mistake = error
 
-    def _lose(self, name: str, actor: ActorState, reason: str) -> None:
+    def _give_up(self, name: str, actor: ActorState, reason: str) -> None:
         """Gives up an actor. Does not block for longer than it takes to tell its leader.
 
         Once the round is cancelled no actor is at fault: each stays, to hear that the run is over.
@@ -236,7 +236,7 @@ class Publisher:
         if self._cancelled.is_set():
             return
         self._server.eject(name, actor, reason)
-        self.transports[actor.transport].disconnect(name, actor)
+        self.transports[actor.transport].forget(name, actor)
 
     def _collect(self, round_: Round, results: _Results) -> dict[str, float]:
         """The pauses, in seconds, of the actors that have the weights; waits for nobody who is gone or was given up."""
@@ -264,8 +264,8 @@ class Publisher:
         receiver = Receiver(name, actor, partial(self._server.send, actor), is_present)
         try:
             results.put((name, self._update(receiver, transport, round_)))
-        except ActorLost as error:
-            self._lose(name, actor, str(error))
+        except ActorGivenUp as error:
+            self._give_up(name, actor, str(error))
         except Exception as error:  # a mistake of this program: the main thread must raise it instead of waiting
             results.put((name, error))
 

@@ -17,27 +17,27 @@ from learner.work.actors import ActorState
 from learner.work.server import WorkServer
 
 
-class ActorLost(Exception):
-    """An actor left, or its engine did not take the weights. The message says why."""
+class ActorGivenUp(Exception):
+    """Nothing more is sent to an actor: it is gone, or its engine did not take the weights. The message says why."""
 
 
-class Gathered:
-    """What rank 0 has gathered of a round's weights.
+class GatherProgress:
+    """How much of a round's weights rank 0 has gathered.
 
     Attributes:
-        some: the first bucket is there.
-        all: every bucket is.
+        has_first: the first bucket is there.
+        has_all: every bucket is.
     """
 
     def __init__(self) -> None:
-        self.some, self.all = threading.Event(), threading.Event()
+        self.has_first, self.has_all = threading.Event(), threading.Event()
         self._end = math.inf
 
     def end(self) -> None:
         """Notes that every bucket is there."""
         self._end = time.monotonic()
-        self.some.set()
-        self.all.set()
+        self.has_first.set()
+        self.has_all.set()
 
     def is_overdue(self, limit_s: float) -> bool:
         """Whether more than ``limit_s`` has passed since the end. Gathering itself has the deadline of collectives."""
@@ -56,8 +56,8 @@ class Round:
     leaders: dict[str, int]  # the rank that sends to it, by name, of those that take weights through a process group
     deadlines: Deadlines
     # Who has the weights already and goes on generating, by name; none where the version is a new one.
-    resting: dict[str, ActorState] = field(default_factory=dict)
-    gathered: Gathered = field(default_factory=Gathered)
+    up_to_date: dict[str, ActorState] = field(default_factory=dict)
+    gathered: GatherProgress = field(default_factory=GatherProgress)
 
     def uses(self, transport: str) -> bool:
         """Whether an actor takes its weights by this transport, a value of ``sync.transport``."""
@@ -94,7 +94,7 @@ def fitting_actors(server: WorkServer, transports: Collection[str]) -> dict[str,
     return {name: actor for name, actor in actors.items() if actor.transport in transports}
 
 
-def split_off_resting(
+def split_by_need(
     actors: dict[str, ActorState], *, is_new: bool
 ) -> tuple[dict[str, ActorState], dict[str, ActorState]]:  # fmt: skip
     """Those who need the weights of a version, and those who have them since it was published before.
@@ -102,8 +102,8 @@ def split_off_resting(
     Args:
         is_new: the version has not been published before.
     """
-    resting = {} if is_new else {name: actor for name, actor in actors.items() if actor.has_weights}
-    return {name: actor for name, actor in actors.items() if name not in resting}, resting
+    up_to_date = {} if is_new else {name: actor for name, actor in actors.items() if actor.has_weights}
+    return {name: actor for name, actor in actors.items() if name not in up_to_date}, up_to_date
 
 
 class Receiver:
@@ -123,12 +123,12 @@ class Receiver:
         self._is_present = is_present
 
     def check_present(self) -> None:
-        """Raises ActorLost if the actor is gone or the round was cancelled. Does not block."""
+        """Raises ActorGivenUp if the actor is gone or the round was cancelled. Does not block."""
         if not self._is_present():
-            raise ActorLost("it is gone")
+            raise ActorGivenUp("it is gone")
 
     def wait_joined(self, group: str, timeout_s: float) -> None:
-        """Blocks until the engine says that it has joined ``group``; raises ActorLost after ``timeout_s``."""
+        """Blocks until the engine says that it has joined ``group``; raises ActorGivenUp after ``timeout_s``."""
         self._wait_reply(
             lambda reply: isinstance(reply, wire.Joined) and reply.group == group,
             f"its engine did not join the weight group {group} within {timeout_s:.0f} s",
@@ -136,7 +136,7 @@ class Receiver:
         )
 
     def wait_ready(self, version: int, timeout_s: float) -> None:
-        """Blocks until the engine has paused for ``version``; raises ActorLost after ``timeout_s``."""
+        """Blocks until the engine has paused for ``version``; raises ActorGivenUp after ``timeout_s``."""
         self._wait_reply(
             lambda reply: isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("ready", version),
             f"its engine did not pause for version {version} within {timeout_s:.0f} s",
@@ -147,7 +147,7 @@ class Receiver:
         """Blocks until the engine has ``version``; returns the seconds for which it did not generate.
 
         Raises:
-            ActorLost: the actor is gone, or did not answer within ``timeout_s``.
+            ActorGivenUp: the actor is gone, or did not answer within ``timeout_s``.
         """
         reply = self._wait_reply(
             lambda reply: isinstance(reply, wire.Synced) and (reply.stage, reply.version) == ("done", version),
@@ -160,7 +160,7 @@ class Receiver:
     def _wait_reply(
         self, is_expected: Callable[[wire.Joined | wire.Synced], bool], problem: str, timeout_s: float
     ) -> wire.Joined | wire.Synced:
-        """The first reply that is expected. Others are of an earlier round, and are dropped."""
+        """The first reply that is expected. Others are of an earlier round, and are ignored."""
         deadline = time.monotonic() + timeout_s
         while True:
             with suppress(queue.Empty):
@@ -169,4 +169,4 @@ class Receiver:
                     return reply
             self.check_present()
             if time.monotonic() > deadline:
-                raise ActorLost(problem)
+                raise ActorGivenUp(problem)

@@ -30,8 +30,8 @@ from learner.weights.assignment import assign_leaders
 from learner.weights.bucket_queue import POLL_S
 from learner.weights.buckets import bytes_of, smallest_tensor
 from learner.weights.leader_messages import (
-    DropGroup,
     EngineGivenUp,
+    ForgetGroup,
     FormGroup,
     GroupFormed,
     LeaderFailed,
@@ -42,7 +42,7 @@ from learner.weights.leader_messages import (
     WeightsSent,
 )
 from learner.weights.process_group import GroupStore
-from learner.weights.round import ActorLost, Receiver, Round
+from learner.weights.round import ActorGivenUp, Receiver, Round
 from learner.weights.shared_memory import SharedBuffer
 from learner.work.actors import ActorState
 
@@ -53,7 +53,7 @@ class Transport(ABC):
     """Serves all actors that chose it, round after round.
 
     The gathering thread calls ``begin_round``, for each bucket ``buffer`` and ``add_bucket``, and ``end_round``. In
-    between each actor's own thread calls ``prepare``, ``order`` and ``send``, and ``disconnect`` if the actor is lost.
+    between each actor's own thread calls ``prepare``, ``order`` and ``send``, and ``forget`` if it gives the actor up.
     """
 
     def begin_round(self, round_: Round) -> None:  # noqa: B027
@@ -80,9 +80,9 @@ class Transport(ABC):
         """Blocks until there is something to send, so that no engine pauses earlier than it must.
 
         Raises:
-            ActorLost: the actor is gone, or could not be connected.
+            ActorGivenUp: the actor is gone, or could not be connected.
         """
-        while not round_.gathered.all.wait(POLL_S):
+        while not round_.gathered.has_all.wait(POLL_S):
             receiver.check_present()
 
     @abstractmethod
@@ -93,13 +93,13 @@ class Transport(ABC):
         """Sees to it that an engine that has its order gets the weights, within the deadlines of the round.
 
         Raises:
-            ActorLost: the actor is gone, or the weights did not reach its engine.
+            ActorGivenUp: the actor is gone, or the weights did not reach its engine.
         """
 
-    def disconnect(self, name: str, actor: ActorState) -> None:  # noqa: B027
-        """Frees what was kept for an actor that is lost. Does not block, and does nothing if nothing was kept.
+    def forget(self, name: str, actor: ActorState) -> None:  # noqa: B027
+        """Frees what was kept for an actor that is gone or given up. Does not block.
 
-        Any thread may call it, also while another one is in ``send``, which then ends.
+        Does nothing if nothing was kept. Any thread may call it, also while another is in ``send``, which then ends.
         """
 
     def end_round(self, round_: Round) -> None:  # noqa: B027
@@ -110,12 +110,12 @@ class Transport(ABC):
 
 
 @dataclass(eq=False)
-class _Connection:
-    """The process group of an engine, as rank 0 knows it."""
+class _ActorGroup:
+    """The process group with an actor's engine, as rank 0 knows it."""
 
     actor: ActorState
     leader: int  # rank that sends to it
-    group: str
+    name: str  # of the process group
     is_formed: threading.Event = field(default_factory=threading.Event)
     is_sent: threading.Event = field(default_factory=threading.Event)  # the weights of this round
     is_tried: bool = False  # a broadcast has gone through it
@@ -136,7 +136,7 @@ class GroupTransport(Transport):
         leaders: the name of the machine by the rank of each leader.
         give_order: gives an order to the leader with this rank; blocks for at most a second. Raises OSError if it is
             gone.
-        on_lost: is called with the name of an actor, the actor and the reason when a leader has given its engine up.
+        on_given_up: is called with the name of an actor, the actor and the reason when a leader gives its engine up.
         on_failed: is called with a description when a leader has made a mistake.
     """
 
@@ -148,12 +148,12 @@ class GroupTransport(Transport):
         leaders: Mapping[int, str],
         *,
         give_order: Callable[[int, LeaderOrder], None],
-        on_lost: Callable[[str, ActorState, str], None],
+        on_given_up: Callable[[str, ActorState, str], None],
         on_failed: Callable[[str], None],
     ) -> None:
         self._store, self._backend, self._run_id, self._leaders = store, backend, run_id, leaders
-        self._give_order, self._on_lost, self._on_failed = give_order, on_lost, on_failed
-        self._connections: dict[str, _Connection] = {}  # by name of the actor
+        self._give_order, self._on_given_up, self._on_failed = give_order, on_given_up, on_failed
+        self._groups: dict[str, _ActorGroup] = {}  # by name of the actor
         self._before: dict[str, int] = {}  # the leader that each actor had last
         self._numbers = itertools.count()
 
@@ -163,15 +163,15 @@ class GroupTransport(Transport):
         return assign_leaders(hosts, self._leaders, self._before)
 
     def begin_round(self, round_: Round) -> None:
-        for name, connection in list(self._connections.items()):
-            takes_part = round_.actors.get(name) is connection.actor
-            stays = takes_part and round_.leaders.get(name) == connection.leader
-            if not stays and round_.resting.get(name) is not connection.actor:
-                self.disconnect(name, connection.actor)
+        for name, group in list(self._groups.items()):
+            takes_part = round_.actors.get(name) is group.actor
+            stays = takes_part and round_.leaders.get(name) == group.leader
+            if not stays and round_.up_to_date.get(name) is not group.actor:
+                self.forget(name, group.actor)
         for name, leader in round_.leaders.items():
-            if name not in self._connections:
-                group = f"lrpo-{self._run_id}-{next(self._numbers)}"
-                self._connections[name] = _Connection(round_.actors[name], leader, group)
+            if name not in self._groups:
+                group_name = f"lrpo-{self._run_id}-{next(self._numbers)}"
+                self._groups[name] = _ActorGroup(round_.actors[name], leader, group_name)
                 if len(self._leaders) > 1:
                     log.info("rank %d of the learner sends the weights to the engine of actor %s", leader, name)
         self._before |= round_.leaders
@@ -179,94 +179,92 @@ class GroupTransport(Transport):
     def plan(self, round_: Round) -> RoundPlan:
         """What all leaders must know of a round that has begun."""
         shares: dict[int, dict[str, float]] = {leader: {} for leader in self._leaders}
-        resting: list[str] = []
-        for name, connection in self._connections.items():
-            if name in round_.resting:
-                resting.append(connection.group)
+        up_to_date: list[str] = []
+        for name, group in self._groups.items():
+            if name in round_.up_to_date:
+                up_to_date.append(group.name)
                 continue
-            first_s = round_.deadlines.first_bucket_s(connection.actor.drain_s)
-            shares[connection.leader][connection.group] = first_s
-        return RoundPlan(round_.number, round_.deadlines, shares, resting)
+            first_s = round_.deadlines.first_bucket_s(group.actor.drain_s)
+            shares[group.leader][group.name] = first_s
+        return RoundPlan(round_.number, round_.deadlines, shares, up_to_date)
 
     def prepare(self, receiver: Receiver, round_: Round) -> None:
         receiver.check_present()
-        connection, timeout_s = self._connection(receiver), round_.deadlines.form_s
-        if not connection.is_formed.is_set():
+        group, timeout_s = self._group_of(receiver), round_.deadlines.form_s
+        if not group.is_formed.is_set():
             join = wire.Join(
-                group=connection.group, host=self._store.host, port=self._store.port, backend=self._backend,
+                group=group.name, host=self._store.host, port=self._store.port, backend=self._backend,
                 world=1 + receiver.actor.engine_ranks, timeout_s=timeout_s, nccl=nccl_settings(),
             )  # fmt: skip
             receiver.send(join)
             form = FormGroup(join.group, join.backend, join.host, join.port, join.world, timeout_s)
-            self._order(connection, form)
-            self._wait_for_leader(connection, connection.is_formed, "form its weight group", receiver, round_)
-            receiver.wait_joined(connection.group, timeout_s)
-        while not round_.gathered.some.wait(POLL_S):
+            self._order(group, form)
+            self._wait_for_leader(group, group.is_formed, "form its weight group", receiver, round_)
+            receiver.wait_joined(group.name, timeout_s)
+        while not round_.gathered.has_first.wait(POLL_S):
             receiver.check_present()
 
     def order(self, receiver: Receiver, round_: Round) -> wire.Receive:
-        connection = self._connection(receiver)
-        order = round_.order(group=connection.group)
-        if connection.is_tried:
+        group = self._group_of(receiver)
+        order = round_.order(group=group.name)
+        if group.is_tried:
             return order
         return msgspec.structs.replace(order, buckets=[smallest_tensor(round_.buckets), *order.buckets])
 
     def send(self, receiver: Receiver, round_: Round) -> None:
-        connection = self._connection(receiver)
-        connection.is_sent.clear()
-        connects, connection.is_tried = not connection.is_tried, True
-        self._order(connection, SendWeights(connection.group, round_.number, connects))
-        self._wait_for_leader(connection, connection.is_sent, "send the weights", receiver, round_)
+        group = self._group_of(receiver)
+        group.is_sent.clear()
+        connects, group.is_tried = not group.is_tried, True
+        self._order(group, SendWeights(group.name, round_.number, connects))
+        self._wait_for_leader(group, group.is_sent, "send the weights", receiver, round_)
 
     def hear(self, report: LeaderReport) -> None:
-        """Takes a leader's report, on any thread; does not block. One about a group that is gone is dropped."""
+        """Takes a leader's report, on any thread; does not block. One about a group that is forgotten is ignored."""
         if isinstance(report, LeaderFailed):
             self._on_failed(report.error)
             return
-        found = [(name, each) for name, each in list(self._connections.items()) if each.group == report.group]
-        for name, connection in found:
+        found = [(name, each) for name, each in list(self._groups.items()) if each.name == report.group]
+        for name, group in found:
             match report:
                 case GroupFormed():
-                    connection.is_formed.set()
+                    group.is_formed.set()
                 case WeightsSent():
-                    connection.is_sent.set()
+                    group.is_sent.set()
                 case EngineGivenUp():
-                    self._on_lost(name, connection.actor, report.reason)
+                    self._on_given_up(name, group.actor, report.reason)
 
-    def disconnect(self, name: str, actor: ActorState) -> None:
-        connection = self._connections.get(name)
-        if connection is not None and connection.actor is actor:
-            self._connections.pop(name, None)
+    def forget(self, name: str, actor: ActorState) -> None:
+        group = self._groups.get(name)
+        if group is not None and group.actor is actor:
+            self._groups.pop(name, None)
             with suppress(OSError):  # then that rank has ended, and so will this one
-                self._give_order(connection.leader, DropGroup(connection.group))
+                self._give_order(group.leader, ForgetGroup(group.name))
 
     def close(self) -> None:
         self._store.close()
-        for name, connection in list(self._connections.items()):
-            self.disconnect(name, connection.actor)
+        for name, group in list(self._groups.items()):
+            self.forget(name, group.actor)
 
-    def _connection(self, receiver: Receiver) -> _Connection:
-        connection = self._connections.get(receiver.name)
-        if connection is None or connection.actor is not receiver.actor:
-            raise ActorLost("it is gone")  # another thread has lost it in the meantime
-        return connection
+    def _group_of(self, receiver: Receiver) -> _ActorGroup:
+        group = self._groups.get(receiver.name)
+        if group is None or group.actor is not receiver.actor:
+            raise ActorGivenUp("it is gone")  # another thread has given it up in the meantime
+        return group
 
-    def _order(self, connection: _Connection, order: LeaderOrder) -> None:
+    def _order(self, group: _ActorGroup, order: LeaderOrder) -> None:
         try:
-            self._give_order(connection.leader, order)
+            self._give_order(group.leader, order)
         except OSError as error:
-            raise ActorLost(f"rank {connection.leader}, its leader, cannot be reached: {error}") from None
+            raise ActorGivenUp(f"rank {group.leader}, its leader, cannot be reached: {error}") from None
 
     def _wait_for_leader(
-        self, connection: _Connection, event: threading.Event, what: str, receiver: Receiver, round_: Round
+        self, group: _ActorGroup, event: threading.Event, what: str, receiver: Receiver, round_: Round
     ) -> None:
         """Waits for a report. A leader has its own deadlines; those of a round bound one that is slow or stopped."""
         while not event.wait(POLL_S):
             receiver.check_present()
             if round_.gathered.is_overdue(round_.longest_s()):
-                raise ActorLost(
-                    f"rank {connection.leader}, its leader, did not {what} within {round_.longest_s():.0f} s"
-                )
+                raise ActorGivenUp(f"rank {group.leader}, its leader, did not {what} within {round_.longest_s():.0f} s")
 
 
 class SharedMemoryTransport(Transport):
@@ -286,7 +284,7 @@ class SharedMemoryTransport(Transport):
         self._buffers: list[SharedBuffer] = []  # one for each bucket that was gathered so far
 
     def begin_round(self, round_: Round) -> None:
-        if not any(actor.transport == "shared" for actor in (*round_.actors.values(), *round_.resting.values())):
+        if not any(actor.transport == "shared" for actor in (*round_.actors.values(), *round_.up_to_date.values())):
             self._buffers.clear()
 
     def buffer(self, number: int) -> Tensor:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from common import wire
 from common.config import HEARTBEAT_S
+from common.rollout_settings import find_difference
 from learner.groups import Group
 from learner.work import admission
 from learner.work.admission import Limits
@@ -25,6 +26,7 @@ from learner.work.scheduler import WorkQueue
 log = logging.getLogger("learner.server")
 
 MAX_VIOLATIONS = 2  # groups of one actor that break a rule before the actor is given up
+MAX_EXPULSIONS = 3  # how often an actor of one name is given up for that before the name is refused
 MAX_REPLIES = 100  # of one actor to orders of the weight sync that nobody has read; two or three are usual
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
@@ -48,6 +50,7 @@ class ActorState:
     engine_ranks: int  # ranks of its engine in the weight group; 0 while the engine starts
     transport: str  # how its engine takes weights: a value of sync.transport
     drain_s: float  # how much longer than usual its engine may take to pause, because it finishes its answers first
+    settings: dict[str, str]  # that its rollouts depend on
     slots: int  # most leases that it can hold
     last_heard: float  # time of its last message, on the clock of whoever calls ``ActorRegistry``
     has_weights: bool = False  # its engine has the current weights, so that it may lease
@@ -106,6 +109,8 @@ class ActorRegistry:
         self._names: dict[str, str] = {}  # of the actors that are present, by life
         self._lease_timeout_s = lease_timeout_s
         self._lease_numbers = itertools.count()
+        self._required: dict[str, str] = {}  # the learner's own settings, which actors need to share; empty until known
+        self._expulsions: dict[str, list[str]] = {}  # by name, why an actor was given up for groups that broke a rule
         self._given_back: dict[int, tuple[wire.Work, str]] = {}  # by sequence number, with the newest reason
 
     def serve(self, served: ServedQueue) -> None:
@@ -129,7 +134,7 @@ class ActorRegistry:
         Args:
             peer: where the hello came from.
         """
-        problem = _find_problem(hello)
+        problem = _find_problem(hello) or self._find_unfitness(hello.name, hello.settings)
         if not problem and self._names.get(hello.actor_life, hello.name) != hello.name:
             problem = "another actor has this life"
         if problem:
@@ -147,10 +152,36 @@ class ActorRegistry:
         self._names[hello.actor_life] = hello.name
         self.actors[hello.name] = ActorState(
             name=hello.name, peer=peer, life=hello.actor_life, process=hello.process,
-            engine_ranks=hello.engine_ranks, transport=hello.transport, drain_s=hello.drain_s, slots=hello.slots,
-            last_heard=now,
+            engine_ranks=hello.engine_ranks, transport=hello.transport, drain_s=hello.drain_s,
+            settings=hello.settings, slots=hello.slots, last_heard=now,
         )  # fmt: skip
         return wire.Welcome()
+
+    def require(self, settings: Mapping[str, str]) -> list[tuple[ActorState, str]]:
+        """Refuses actors with other settings from now on.
+
+        Returns: those that were present and are removed, with the reason.
+        """
+        self._required = dict(settings)
+        refused = [
+            (actor, problem)
+            for name, actor in self.actors.items()
+            if (problem := self._find_unfitness(name, actor.settings))
+        ]
+        for actor, _ in refused:
+            self.remove(actor.name)
+        return refused
+
+    def _find_unfitness(self, name: str, settings: Mapping[str, str]) -> str:
+        """Why the learner takes no groups of an actor of this name with these settings; empty if it does."""
+        expulsions = self._expulsions.get(name, [])
+        if len(expulsions) >= MAX_EXPULSIONS:
+            return (
+                f"actor {name} was given up {len(expulsions)} times because its groups broke a rule, the last time for "
+                f"this: {expulsions[-1]}. Look at its machine and its software; when it is mended, give it another "
+                "actor.name, or start the learner again"
+            )
+        return find_difference(self._required, settings, name) if self._required else ""
 
     def find_sender(self, peer: str, message: wire.LifeMessage) -> ActorState | None:
         """The actor that sent a message; None, and counted, if the message does not belong to lives of now."""
@@ -177,7 +208,7 @@ class ActorRegistry:
         actor = self.actors[name]
         if self.served is not None:
             works = [actor.leases[lease] for lease in message.generating if lease in actor.leases]
-            given_up = self.served.queue.end_engine(name, [work.sequence for work in works])
+            given_up = self.served.queue.end_engine(name, [work.sequence for work in works], self._able())
             for work in works:
                 if work.sequence == given_up:
                     ended = self.served.queue.engines
@@ -238,7 +269,8 @@ class ActorRegistry:
     def grant(self, now: float) -> dict[str, list[wire.Work]]:
         """Leases as many groups as the queue and the free slots allow.
 
-        The actor with the fewest leases is always next, and the first by name among equals.
+        The actor with the fewest leases is always next, and the first by name among equals. A group at which an actor
+        has failed is left to those who have not, as long as one of them is there and may lease.
 
         Returns: the new leases by the name of the actor. Each work's ``id`` is that of its lease.
         """
@@ -251,23 +283,39 @@ class ActorRegistry:
             for name, actor in self.actors.items()
             if actor.has_weights and len(actor.leases) < actor.slots and not self._holds_suspect(actor)
         ]
-        heapq.heapify(asking)
-        while asking and work_queue.has_suspect():
-            held, name = heapq.heappop(asking)
-            if held:
-                break  # it gets no more until it holds nothing, and then the suspect
-            granted[name] = [self._lease(name, work_queue.lease_alone(name, now + self._lease_timeout_s))]
+        if not asking:
+            return granted
+        deadline, able = now + self._lease_timeout_s, self._able()
+        without_suspect: list[tuple[int, str]] = []
+        emptied = False  # whether an actor gets no more until it holds nothing, and then the suspect
+        for held, name in sorted(asking):
+            if not work_queue.has_suspect(name, able):
+                without_suspect.append((held, name))
+            elif not held:
+                granted[name] = [self._lease(name, work_queue.lease_alone(name, deadline, able))]
+            elif emptied:
+                without_suspect.append((held, name))
+            else:
+                emptied = True
+        asking = without_suspect  # sorted, and so a heap
         while asking:
             held, name = asking[0]
-            sequence = work_queue.lease(name, now + self._lease_timeout_s)
+            sequence = work_queue.lease(name, deadline, able)
             if sequence is None:
-                break
+                if work_queue.is_exhausted():
+                    break
+                heapq.heappop(asking)
+                continue
             granted.setdefault(name, []).append(self._lease(name, sequence))
             if held + 1 < self.actors[name].slots:
                 heapq.heapreplace(asking, (held + 1, name))
             else:
                 heapq.heappop(asking)
         return granted
+
+    def _able(self) -> list[str]:
+        """The names of the actors that may lease."""
+        return [name for name, actor in self.actors.items() if actor.has_weights and actor.slots]
 
     def _holds_suspect(self, actor: ActorState) -> bool:
         if len(actor.leases) != 1 or self.served is None:
@@ -287,7 +335,7 @@ class ActorRegistry:
 
         They are refused if the actor does not hold the lease, or if they break a rule of ``learner/work/admission.py``.
         In the second case the group is offered again. An actor for which ``is_untrustworthy`` then holds is to be given
-        up.
+        up, and its name is refused after ``MAX_EXPULSIONS`` such times, because a new engine did not help.
         """
         work = self.actors[name].leases.pop(message.id, None)
         if work is None or self.served is None:
@@ -299,6 +347,8 @@ class ActorRegistry:
             self.actors[name].violations += 1
             log.error("group %s of actor %s is refused: %s", work.id, name, problem)
             self._release(name, work, problem)
+            if self.actors[name].violations == MAX_VIOLATIONS:
+                self._expulsions.setdefault(name, []).append(problem)
             return False
         rollouts, note = admission.cut_to_fit(message.rollouts, self.served.limits)
         group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
@@ -331,7 +381,8 @@ class ActorRegistry:
             leases = self.actors[name].leases
             work = next(work for work in leases.values() if work.sequence == sequence)
             del leases[work.id]
-            self._release(name, work, "its lease ran out")
+            # A message was lost with a connection, which is nobody's fault.
+            self._release(name, work, "its lease ran out", "outage")
 
     def all_finished(self) -> bool:
         """Whether no group that was handed out is unfinished; finished ones may still wait for their step."""
@@ -391,7 +442,7 @@ class ActorRegistry:
     def _release(self, name: str, work: wire.Work, reason: str, cause: wire.Cause = "unforeseen") -> None:
         assert self.served is not None  # there are no leases without a queue
         self._given_back[work.sequence] = work, reason
-        if self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause)):
+        if self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause), self._able()):
             self._report_failed(work, reason)
 
     def _report_failed(self, work: wire.Work, reason: str) -> None:

@@ -41,7 +41,7 @@ def find_problem(work: Work, rollouts: list[Rollout], limits: Limits, newest_ver
     Every number that training, router or report will use is checked here, and nowhere later.
 
     Args:
-        newest_version: of the policy versions that an engine may have by now. The next step trains on top of it.
+        newest_version: the newest policy version that an engine may have. The next step starts from it.
     """
     languages = [rollout.language for rollout in rollouts]
     if languages != work.languages and (
@@ -78,8 +78,8 @@ def _find_strange_name(work: Work, rollouts: list[Rollout], limits: Limits) -> s
 def oldest_allowed(work: Work, limits: Limits, newest_version: int) -> int:
     """The oldest policy version that a token of the answers to ``work`` may be of.
 
-    No engine that may lease is behind the version of the lease, and the next step trains with a lag of at least
-    ``newest_version`` minus the version of the token.
+    An engine gets a lease only when it has the version named in the lease, so no token is older than that. The next
+    step trains at ``newest_version``, so a token's lag will be at least ``newest_version`` minus its version.
     """
     if newest_version - work.policy_version <= limits.lag:
         return work.policy_version

@@ -64,7 +64,7 @@ class Ledger:
         """Adds a line, which may stay in a buffer until ``flush``.
 
         Args:
-            sequence: the group's position in the order of questions.
+            sequence: number of the prompt group, see ``Work.sequence``.
             row: the question's row in its file.
             outcome: what became of the group.
             step: the training step that took it, counted from 1; for a failed one, the last step that was finished.

@@ -5,6 +5,9 @@ and gives each of them to exactly one step. ``docs/staleness.md`` proves the bou
 reads no clock, opens no socket and starts no thread, and it is not thread-safe. Whether the *answers* of a group are
 valid is not decided here but in ``learner/work/admission.py``.
 
+A group that an actor could not do goes to an actor that has not failed at it, as long as there is one, so that one bad
+machine gives up no group: that takes two actors, unless there is only one.
+
 With *refill* a finished group that is of no use for training is set aside, and its slot is free at once for another
 question, so that a step has P groups that are. The groups set aside are handed to that step as well, to be reported and
 entered with it.
@@ -15,6 +18,7 @@ Symbols: P = ``learner.groups_per_step``, S = ``learner.staleness``, W = ``learn
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -83,6 +87,7 @@ class _Slot(Generic[Result]):
     deadline: float = 0.0  # of the lease, on the caller's clock
     failed_attempts: dict[str, int] = field(default_factory=dict)  # by cause
     engines_ended: int = 0  # engines that ended by themselves while they generated its answers
+    failed_actors: set[str] = field(default_factory=set)  # by which one of these two was counted, in this process
     overtaken: int = 0  # number of younger groups that steps have taken before this one
     result: Result | None = None  # present from the answer until a step takes it
     training: bool = False  # a step has taken it, and the weights of that step are not yet published
@@ -98,7 +103,8 @@ class WorkQueue(Generic[Result]):
         groups_per_step: P.
         staleness: S.
         window: W; a step may pass over an unfinished group until W − 1 younger groups have been taken before it.
-        attempts: how often a group may be released for the same cause before it is given up for good.
+        attempts: how often a group may be released for the same cause before it is given up for good. It is not given
+            up before it has failed with two actors, unless there is no other.
         engines: how many engines may end by themselves while they generate the answers of a group. From then on the
             group is leased alone, and it is given up if it was alone when the last of them ended.
         total: number of groups that steps are still to take; no group is leased beyond it.
@@ -166,17 +172,20 @@ class WorkQueue(Generic[Result]):
         for sequence in sorted(done):
             self._set_aside_if_useless(sequence, done[sequence])
 
-    def lease(self, actor: str, deadline: float) -> int | None:
+    def lease(self, actor: str, deadline: float, present: Collection[str] = ()) -> int | None:
         """Leases the oldest group that has no lease, or else a new one; none that is to be leased alone.
+
+        A group at which the actor has failed is left to those who have not, as long as one of them is present.
 
         Args:
             actor: who gets the lease.
             deadline: when the lease expires, on the clock that ``expired`` is called with.
+            present: the names of all actors that may lease.
 
-        Returns: the sequence number, or None if no further group may be admitted now.
+        Returns: the sequence number, or None if there is none for this actor now; see ``is_exhausted``.
         """
-        if self._waiting and self._is_admitted(self._waiting[0]):
-            return self._give(heapq.heappop(self._waiting), actor, deadline)
+        if (offered := self._oldest_for(self._waiting, actor, present)) is not None:
+            return self._give(self._waiting, offered, actor, deadline)
         if len(self._alive) >= self.capacity or len(self._alive) - self._training >= self.remaining:
             return None
         sequence = self.next_sequence
@@ -184,17 +193,23 @@ class WorkQueue(Generic[Result]):
         self._alive[sequence] = _Slot(actor=actor, deadline=deadline)
         return sequence
 
-    def has_suspect(self) -> bool:
-        """Whether ``lease_alone`` has a group to lease."""
-        return bool(self._suspects) and self._is_admitted(self._suspects[0])
+    def is_exhausted(self) -> bool:
+        """Whether no actor would get anything of ``lease``, after one of them got nothing."""
+        return not (self._waiting and self._is_admitted(self._waiting[0]))
 
-    def lease_alone(self, actor: str, deadline: float) -> int:
+    def has_suspect(self, actor: str, present: Collection[str] = ()) -> bool:
+        """Whether ``lease_alone`` has a group to lease. Arguments are those of ``lease``."""
+        return self._oldest_for(self._suspects, actor, present) is not None
+
+    def lease_alone(self, actor: str, deadline: float, present: Collection[str] = ()) -> int:
         """Leases the oldest of the groups that may have ended engines; there must be one, see ``has_suspect``.
 
         The actor must hold no other group, and must get none while it holds this one. Arguments and result are those of
         ``lease``.
         """
-        return self._give(heapq.heappop(self._suspects), actor, deadline)
+        offered = self._oldest_for(self._suspects, actor, present)
+        assert offered is not None, "has_suspect() comes first"
+        return self._give(self._suspects, offered, actor, deadline)
 
     def is_suspect(self, sequence: int) -> bool:
         """Whether the group is one that is leased alone."""
@@ -227,16 +242,26 @@ class WorkQueue(Generic[Result]):
         for slot in self._alive.values():
             slot.deadline = max(slot.deadline, min(latest, slot.deadline + seconds))
 
-    def release(self, sequence: int, actor: str, cause: str = "", attempts: float | None = None) -> bool:
+    def release(
+        self,
+        sequence: int,
+        actor: str,
+        cause: str = "",
+        attempts: float | None = None,
+        present: Collection[str] = (),
+    ) -> bool:
         """Ends a lease without a result and counts a failed attempt.
 
-        The group is then offered again, or given up for good when so many attempts have failed for this cause.
+        The group is then offered again, or given up for good when so many attempts have failed for this cause, and not
+        all of them with one actor while another is there.
 
         Args:
             sequence: of the group.
             actor: must hold the lease.
             cause: attempts are counted for each cause apart.
-            attempts: how many may fail for it; None means those of the constructor.
+            attempts: how many may fail for it; None means those of the constructor. Where it is infinite, the attempt
+                is not held against this actor either.
+            present: the names of all actors that may lease.
 
         Returns: whether the group was given up. False, too, if the actor does not hold the lease.
         """
@@ -245,21 +270,28 @@ class WorkQueue(Generic[Result]):
             return False
         slot.failed_attempts[cause] = slot.failed_attempts.get(cause, 0) + 1
         self.retried += 1
-        if slot.failed_attempts[cause] < (self.attempts if attempts is None else attempts):
+        attempts = self.attempts if attempts is None else attempts
+        if attempts < math.inf:
+            slot.failed_actors.add(actor)
+        if slot.failed_attempts[cause] < attempts or not _is_given_up(slot, present):
             self._offer(sequence)
             return False
         self._give_up(sequence)
         return True
 
-    def end_engine(self, actor: str, sequences: Iterable[int]) -> int | None:
+    def end_engine(self, actor: str, sequences: Iterable[int], present: Collection[str] = ()) -> int | None:
         """Notes that an engine has ended by itself while it generated the answers of these groups of an actor.
+
+        Args:
+            present: the names of all actors that may lease.
 
         Returns: the group that was given up for it, if there is one. The leases of the others go on.
         """
         held = [n for n in sequences if n in self._alive and self._alive[n].actor == actor]
         for sequence in held:
             self._alive[sequence].engines_ended += 1
-        if len(held) != 1 or not self.is_suspect(held[0]):
+            self._alive[sequence].failed_actors.add(actor)
+        if len(held) != 1 or not self.is_suspect(held[0]) or not _is_given_up(self._alive[held[0]], present):
             return None
         self.retried += 1
         self._give_up(held[0])
@@ -382,7 +414,27 @@ class WorkQueue(Generic[Result]):
         """Whether this group may be leased again: a run that resumes with a smaller S may hold more than it admits."""
         return len(self._alive) <= self.capacity or sequence in islice(self._alive, self.capacity)
 
-    def _give(self, sequence: int, actor: str, deadline: float) -> int:
+    def _oldest_for(self, heap: list[int], actor: str, present: Collection[str]) -> int | None:
+        """The oldest group of a heap that this actor may be given now; None if there is none."""
+        if not heap:
+            return None
+        if actor not in self._alive[heap[0]].failed_actors:  # so it is, nearly always
+            return heap[0] if self._is_admitted(heap[0]) else None
+        for sequence in sorted(heap):
+            if not self._is_admitted(sequence):
+                return None
+            failed = self._alive[sequence].failed_actors
+            if actor not in failed or failed.issuperset(present):
+                return sequence
+        return None
+
+    def _give(self, heap: list[int], sequence: int, actor: str, deadline: float) -> int:
+        """Leases a group of this heap."""
+        if sequence == heap[0]:
+            heapq.heappop(heap)
+        else:
+            heap.remove(sequence)
+            heapq.heapify(heap)
         self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
         return sequence
 
@@ -402,3 +454,8 @@ class WorkQueue(Generic[Result]):
 
     def _untaken_slots(self) -> list[tuple[int, _Slot[Result]]]:
         return [(sequence, slot) for sequence, slot in self._alive.items() if not slot.training]
+
+
+def _is_given_up(slot: _Slot[Result], present: Collection[str]) -> bool:
+    """Whether a group with too many failures is given up: two actors have failed at it, or no other is present."""
+    return len(slot.failed_actors) > 1 or slot.failed_actors.issuperset(present)

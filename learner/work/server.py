@@ -50,9 +50,9 @@ class WorkServer:
     """Serves one work queue at a time to the actors, on a thread of its own.
 
     Public methods may be called from any thread but the server's own. The thread runs from construction to ``close``.
-    If it fails, ``take``, ``members`` and ``wait_until_all_finished`` raise FatalError. They do, too, where no answer
-    can be scored: no group was since this process began, and ``UNSCORABLE_GROUPS`` came back for that reason. No step
-    was trained then, so a resume goes on from where this process began, and asks what was given up meanwhile again.
+    If it fails, ``take``, ``members`` and ``wait_until_all_finished`` raise FatalError. They also raise it if no answer
+    can be scored: ``UNSCORABLE_GROUPS`` groups came back unscored, and none was scored since this process began. This
+    process has not trained a step then. So a resume goes on from where it began, and asks again what was given up.
 
     Attributes:
         address: where it listens.
@@ -119,6 +119,18 @@ class WorkServer:
         with self.lock:
             self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits, on_stale))
         self._wake()
+
+    def require(self, settings: Mapping[str, str]) -> None:
+        """Refuses from now on every actor with other settings, those included that are there already.
+
+        Args:
+            settings: as ``common/rollout_settings.py`` has them.
+        """
+        with self.lock:
+            refused = self._registry.require(settings)
+        for actor, problem in refused:
+            log.warning("refused an actor: %s", problem)
+            self.send(actor, wire.Stop(error=problem))
 
     def take(self, timeout_s: float) -> list[Group] | None:
         """The groups of the next step, from old to young. Blocks for at most ``timeout_s``; None if they are not there.

@@ -16,11 +16,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ConfigError
+from common.config import ConfigError, RewardConfig
 from common.languages import code_of, english_name
 
 Pair: TypeAlias = tuple[str, str]  # two language codes in alphabetical order, possibly equal
 KINDS = ("equivalent", "mismatched", "hard")  # the kinds of text pairs that are measured
+MEASURED_IN = "embedder dtype"  # key of the summary
 _HEADER = ["lang_a", "lang_b", "count", "mean", "std"]
 
 
@@ -184,6 +185,34 @@ def _increases(values: NDArray[np.float64]) -> bool:
     return (
         values.ndim == 1 and len(values) > 1 and bool((np.diff(values) >= 0).all())
     )  # also false where a value is nan
+
+
+def warning_of_dtype(config: RewardConfig, dtype: str) -> str:
+    """What to say where ``reward.calibration`` was measured by an embedder that computed in another dtype.
+
+    Empty where it was not, where nothing is calibrated, and where the file beside the CSV does not say: that of the
+    public code has none.
+
+    Args:
+        dtype: in which the embedder of this process computes.
+    """
+    if config.calibration is None or config.calibration_mode == "raw":
+        return ""
+    try:
+        measured = json.loads(summary_path(config.calibration).read_text(encoding="utf-8"))[MEASURED_IN]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if measured == dtype:
+        return ""
+    return (
+        f"{config.calibration} was measured by an embedder in {measured}, and this one computes in {dtype}: set "
+        f'reward.embedder_dtype = "{measured}", or calibrate again with --dtype {dtype}'
+    )
+
+
+def summary_path(calibration: Path) -> Path:
+    """The path of what was measured besides, as JSON: beside the CSV, ``NAME.json``."""
+    return calibration.with_suffix(".json")
 
 
 def quantile_path(calibration: Path) -> Path:

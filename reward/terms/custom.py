@@ -89,12 +89,12 @@ class Found(NamedTuple):
     Attributes:
         parts: None where the answer cannot be scored.
         quality: what the parts are worth together; None where the answer cannot be scored.
-        lasting: whether that is so for a reason that another time will not change.
+        never: whether it cannot be scored another time either.
     """
 
     parts: dict[str, float] | None
     quality: float | None = None
-    lasting: bool = False
+    never: bool = False
 
 
 class CustomReward:
@@ -126,8 +126,8 @@ class CustomReward:
     ) -> list[Found]:
         """The parts of each answer.
 
-        What is missing is missing for good where the function says so, and where nothing failed while it worked but
-        what the tools would fail to give the next time, too.
+        What is missing will never be there where the function says so, and where nothing failed while it worked but
+        what the tools will never give.
 
         Args:
             within_s: how long the function may take.
@@ -142,14 +142,14 @@ class CustomReward:
         result = await self._function(group, tools, failures, question, within_s, request.deadline_s)
         if problem := self._problem(result, len(answers)):
             raise RewardFunctionError(f"{self._path} {problem} ({question})")
-        found = [self._found(one, failures.lasting) for one in result]
+        found = [self._found(one, failures.never_alone) for one in result]
         for number, one in enumerate(found, 1):
             if one.quality is not None and not math.isfinite(one.quality):
                 raise RewardFunctionError(
                     f"{self._where} returned {_shown(one.parts)} for answer {number}, which add up to {one.quality} "
                     f"with the weights of reward.parts ({question})"
                 )
-        if not failures.any and any(one.parts is None and not one.lasting for one in found):
+        if not failures.any and any(one.parts is None and not one.never for one in found):
             self._tell_unexplained(request)
         return found
 
@@ -193,13 +193,13 @@ class CustomReward:
                 return f"returned {_shown(one)} for answer {number}; values must be finite numbers, None or tools.never"
         return ""
 
-    def _found(self, given: Mapping[str, Part] | Never | None, failed_for_good: bool) -> Found:
+    def _found(self, given: Mapping[str, Part] | Never | None, tools_never: bool) -> Found:
         if given is None or given is NEVER:
-            return Found(None, lasting=given is NEVER or failed_for_good)
+            return Found(None, never=given is NEVER or tools_never)
         known = {name: float(value) for name, value in given.items() if value is not None and value is not NEVER}
         if len(known) == len(given):
             return Found(known, self.value(known))
-        return Found(None, lasting=failed_for_good or any(value is NEVER for value in given.values()))
+        return Found(None, never=tools_never or any(value is NEVER for value in given.values()))
 
 
 def _values(one: Any) -> Iterable[Any]:

@@ -37,8 +37,8 @@ class TermInput:
 
     @property
     def text(self) -> str:
-        """The rewarded text of the answer."""
-        return self.answer.rewarded
+        """The final answer."""
+        return self.answer.final
 
     @property
     def language(self) -> str:

@@ -32,18 +32,18 @@ class Failures:
 
     Attributes:
         for_now: values that may be there later.
-        for_good: values that would be missing the next time, too.
+        never: values that would be missing the next time, too.
         waiting: calls of tools that have not ended yet.
     """
 
     for_now: int = 0
-    for_good: int = 0
+    never: int = 0
     waiting: int = 0
 
     @property
     def any(self) -> bool:
         """Whether a tool failed at all."""
-        return bool(self.for_now or self.for_good)
+        return bool(self.for_now or self.never)
 
     @property
     def held_up(self) -> bool:
@@ -51,9 +51,9 @@ class Failures:
         return bool(self.for_now or self.waiting)
 
     @property
-    def lasting(self) -> bool:
-        """Whether scoring again would miss the same."""
-        return self.for_good > 0 and not self.for_now
+    def never_alone(self) -> bool:
+        """Whether all that failed would be missing the next time, too, so that scoring again would miss the same."""
+        return self.never > 0 and not self.for_now
 
 
 # Of the group that the running task scores; tasks that it starts share the object.
@@ -67,12 +67,12 @@ def begin_group() -> Failures:
     return failures
 
 
-def note(*, for_now: int = 0, for_good: int = 0) -> None:
+def note(*, for_now: int = 0, never: int = 0) -> None:
     """Enters values that a tool could not give; nothing where no group is being scored."""
     failures = _of_group.get()
     if failures is not None:
         failures.for_now += for_now
-        failures.for_good += for_good
+        failures.never += never
 
 
 @contextmanager

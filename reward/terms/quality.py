@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from common.config import ConfigError
@@ -23,12 +23,12 @@ class Valued(NamedTuple):
     Attributes:
         values: of the terms that could be had, by name.
         quality: None where one could not be had.
-        lasting: whether one could not be had for a reason that another time will not change: its value is nan.
+        never: whether one of them can never be had: its value is nan.
     """
 
     values: dict[str, float]
     quality: float | None
-    lasting: bool
+    never: bool
 
 
 class QualityTerms:
@@ -61,6 +61,10 @@ class QualityTerms:
         """The weights of a question's terms by name: those of its first topic that has weights, or of "default"."""
         return choose_weights(self._weights, topics)
 
+    def earns_by_similarity(self, topics: Sequence[str]) -> bool:
+        """:func:`earns_by_similarity` for a question of these topics."""
+        return earns_by_similarity(self.weights_of(topics))
+
     def earned_by_final(self, topics: Sequence[str]) -> list[str]:
         """The names of a question's terms by which its final answer adds to the quality."""
         return [name for name in self.weights_of(topics) if TERMS[name].earns and TERMS[name].of_final]
@@ -75,7 +79,7 @@ class QualityTerms:
             values = {name: value for name, value in known.items() if not math.isnan(value)}
             complete = len(values) == len(weights)
             worth = quality(values, weights, self._bounded) if complete else None
-            found.append(Valued(values, worth, lasting=len(values) < len(known)))
+            found.append(Valued(values, worth, never=len(values) < len(known)))
         return found
 
 
@@ -88,6 +92,14 @@ def choose_weights(weights: Mapping[str, Mapping[str, float]], topics: Sequence[
     """
     known = {**_BY_DEFAULT, **weights}
     return dict(known[next((topic for topic in topics if topic in known), _DEFAULT)])
+
+
+def earns_by_similarity(terms: Iterable[str]) -> bool:
+    """Whether one of these terms adds to the quality and reads embeddings.
+
+    An embedding is much the same in every language, so such a term is to be earned only in the one asked for.
+    """
+    return any(TERMS[name].earns and TERMS[name].embeds for name in terms)
 
 
 def quality(values: Mapping[str, float], weights: Mapping[str, float], bounded: bool = True) -> float:

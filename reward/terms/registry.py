@@ -28,8 +28,8 @@ class Term:
         load: makes the function. It is called once, when a process starts that uses the term, and may load what the
             function needs. It raises FatalError where something is missing.
         embeds: whether it reads ``similarity`` or ``vector``.
-        of_final: whether it is about the final answer, so that it is 0 where there is none. What it is of a thought
-            alone nobody computes: such an answer is worth 0.
+        of_final: whether the term judges the final answer. Then it is 0 for an answer without one. Other terms are not
+            computed for such an answer: its quality is 0 in any case.
     """
 
     earns: bool
@@ -105,7 +105,7 @@ TERMS: Mapping[str, Term] = {
     "judge": Term(earns=True, load=make_judge),
     "pivot": Term(earns=True, load=_load_pivot, embeds=True),
     "thought_language": Term(earns=True, load=_load_language_of(lambda answer: answer.thought), of_final=False),
-    "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.rewarded)),
+    "answer_language": Term(earns=True, load=_load_language_of(lambda answer: answer.final)),
     "repetition": Term(earns=False, load=_each(lambda one: text.repetition(one.text))),
     "truncation": Term(earns=False, load=_each(lambda one: float(one.answer.truncated))),
 }

@@ -20,9 +20,9 @@ from common.config import RewardConfig
 from common.endpoint import Conversation, Endpoints, Failure
 from common.prose import judged_words
 from common.sparse_log import is_logged
-from common.symbols import without_symbols
 from reward.calibration.formulas import Calibration
 from reward.gate import ComplianceGate
+from reward.symbols import without_symbols
 from reward.terms.math import MathVerifier
 from reward.terms.missing import NEVER, note, waiting
 from reward.terms.verifying import VerifyingQueue
@@ -123,7 +123,7 @@ class Tools:
         with waiting():
             found = await self._endpoints.ask(messages, read)
         if isinstance(found, Failure):
-            note(for_now=not found.lasting, for_good=found.lasting)
+            note(for_now=not found.lasting, never=found.lasting)
             failed = self._endpoints.counts["failed"]
             if is_logged(failed):
                 logger.warning("a judgement is missing (%d so far): %s", failed, found.reason)
@@ -147,7 +147,7 @@ class Tools:
             task.add_done_callback(self._tasks.discard)
         with waiting():
             vectors = await future
-        note(for_good=int(np.isnan(vectors).any(axis=1).sum()))
+        note(never=int(np.isnan(vectors).any(axis=1).sum()))
         return vectors
 
     async def _embed_waiting(self, keep: bool) -> None:

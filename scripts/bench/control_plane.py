@@ -176,8 +176,8 @@ def measure(scratch: Path, actors: int, seconds: float) -> list[Row]:
 @command()
 def main(
     *,
-    actors: Annotated[int, typer.Option(help="Number of simulated actors.")] = 512,
-    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 20.0,
+    actors: Annotated[int, typer.Option(min=1, help="Number of simulated actors.")] = 512,
+    seconds: Annotated[float, typer.Option(min=1, help="Length of each measurement.")] = 20.0,
     as_json: Json = False,
 ) -> None:
     run(measure, as_json, actors=actors, seconds=seconds)

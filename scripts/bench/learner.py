@@ -242,7 +242,9 @@ def preparation(trainer: Trainer, config: Config, repeat: int) -> list[Row]:
 
 @command()
 def main(
-    *, repeat: Annotated[int, typer.Option(help="Steps of each kind; the fastest counts.")] = 2, as_json: Json = False
+    *,
+    repeat: Annotated[int, typer.Option(min=1, help="Steps of each kind; the fastest counts.")] = 2,
+    as_json: Json = False,
 ) -> None:
     run(measure, as_json, repeat=repeat)
 

@@ -156,7 +156,9 @@ def measure(scratch: Path, updates: int) -> list[Row]:
 
 @command()
 def main(
-    *, updates: Annotated[int, typer.Option(help="Weight updates for each kind of pause.")] = 6, as_json: Json = False
+    *,
+    updates: Annotated[int, typer.Option(min=1, help="Weight updates for each kind of pause.")] = 6,
+    as_json: Json = False,
 ) -> None:
     run(measure, as_json, updates=updates)
 

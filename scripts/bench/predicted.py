@@ -141,16 +141,16 @@ def main(
         list[str] | None,
         typer.Option(help="config.json of a model, or the name of one in configs/models; may be given several times."),
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Of a micro-batch.")] = 16384,
-    ranks: Annotated[list[int] | None, typer.Option(help="Learner ranks; may be given several times.")] = None,
-    layers: Annotated[int, typer.Option(help="Layers of the model; 0 for all.")] = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="Of a micro-batch.")] = 16384,
+    ranks: Annotated[list[int] | None, typer.Option(min=1, help="Learner ranks; may be given several times.")] = None,
+    layers: Annotated[int, typer.Option(min=0, help="Layers of the model; 0 for all.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer combinations of options.")] = False,
     only: Annotated[
         list[str] | None, typer.Option(help="Only cases whose name contains this; may be given several times.")
     ] = None,
-    gpu_gb: Annotated[float, typer.Option(help="Predict no step that needs more memory than this, by dry_run.")] = (
-        math.inf
-    ),
+    gpu_gb: Annotated[
+        float, typer.Option(min=0, help="Predict no step that needs more memory than this, by dry_run.")
+    ] = math.inf,
     as_json: Json = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="A line for each case, as soon as it is predicted.")

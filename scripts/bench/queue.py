@@ -178,7 +178,9 @@ def measure(scratch: Path, groups: int) -> list[Row]:
 
 @command()
 def main(
-    *, groups: Annotated[int, typer.Option(help="Groups in all turns together.")] = 45_000, as_json: Json = False
+    *,
+    groups: Annotated[int, typer.Option(min=_TURNS, help="Groups in all turns together.")] = 45_000,
+    as_json: Json = False,
 ) -> None:
     run(measure, as_json, groups=groups)
 

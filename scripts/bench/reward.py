@@ -217,11 +217,11 @@ def measure(path: Path, pairs: int, lengths: str, seed: int) -> list[Row]:
 @command()
 def main(
     *,
-    pairs: Annotated[int, typer.Option(help="Pairs of an answer and a reference.")] = 2048,
+    pairs: Annotated[int, typer.Option(min=8, help="Pairs of an answer and a reference.")] = 2048,
     lengths: Annotated[
         Literal["log-uniform", "uniform"], typer.Option(help="How lengths of texts are drawn.")
     ] = "log-uniform",
-    seed: Annotated[int, typer.Option(help="Seed of texts and lengths.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of texts and lengths.")] = 0,
     as_json: Json = False,
 ) -> None:
     run(measure, as_json, pairs=pairs, lengths=lengths, seed=seed)

@@ -67,7 +67,7 @@ def measure(directory: Path, steps: int, run: Path | None) -> list[Row]:
 @command()
 def main(
     *,
-    steps: Annotated[int, typer.Option(help="Steps to report.")] = 10_000,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to report.")] = 10_000,
     run: Annotated[Path | None, typer.Option(help="A finished run, whose steps are the baseline.")] = None,
     as_json: table.Json = False,
 ) -> None:

@@ -236,10 +236,10 @@ def measure(scratch: Path, engines: int, width: int, rounds: int, rank: int) -> 
 @command()
 def main(
     *,
-    engines: Annotated[int, typer.Option(help="Engines that receive the weights.")] = 2,
-    width: Annotated[int, typer.Option(help="Hidden width of the model; 512 has 36M parameters.")] = 512,
-    rounds: Annotated[int, typer.Option(help="Rounds of each transport, of which the median counts.")] = 12,
-    rank: Annotated[int, typer.Option(help="Rank of the adapters.")] = 16,
+    engines: Annotated[int, typer.Option(min=1, help="Engines that receive the weights.")] = 2,
+    width: Annotated[int, typer.Option(min=64, help="Hidden width of the model; 512 has 36M parameters.")] = 512,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each transport, of which the median counts.")] = 12,
+    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 16,
     as_json: Json = False,
 ) -> None:
     run(measure, as_json, engines=engines, width=width, rounds=rounds, rank=rank)

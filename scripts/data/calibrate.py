@@ -15,7 +15,8 @@ Of each unordered pair of languages it takes three kinds of text pairs: *equival
 * the CSV of the LRPO reference, from the equivalent pairs;
 * ``*.quantiles.json``: quantiles of each kind, and of the three pooled in the proportions 1 : 10 : 2;
 * ``*.json``: mean calibrated similarity of equivalent and mismatched texts, which help to choose
-  ``reward.similarity_range``, and how well each calibration mode does on texts that it was not measured on;
+  ``reward.similarity_range``, how well each calibration mode does on texts that it was not measured on, and the
+  dtype that the embedder computed in, which the reward process compares with its own;
 * ``*.html``: the same with plots and bootstrap intervals, and the pairs with too few texts.
 """
 
@@ -33,9 +34,9 @@ import typer
 from common.languages import code_of
 from common.process import FatalError
 from learner.data.rows import Rules
-from reward.calibration.files import KINDS, quantile_path
+from reward.calibration.files import KINDS, MEASURED_IN, quantile_path, summary_path
 from reward.calibration.formulas import Calibration
-from reward.embedder import Embedder
+from reward.embedder import Embedder, EmbedderDtype
 from scripts.data.calibration_modes import calibrated, judge
 from scripts.data.calibration_report import report
 from scripts.data.parallel_texts import Texts, halves, read_parallel, translate_references
@@ -66,8 +67,9 @@ def calibrate(parallel: dict[str, Texts], embedder: Embedder, out: Path, seed: i
     statistics.write(out)
     tables.write(quantile_path(out))
     found: dict[str, Any] = {kind: 2 * value - 1 for kind, value in level.items()} | {"retained pairs": len(samples)}
+    found[MEASURED_IN] = embedder.dtype
     found["modes"] = {mode: asdict(result) for mode, result in modes.items()}
-    out.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
+    summary_path(out).write_text(json.dumps(found, indent=2) + "\n")
     equivalent = {pair: (sample.similarities["equivalent"], tables.tables[pair]) for pair, sample in samples.items()}
     html = report(equivalent, modes, [*scanty, *missing], _LEAST, seed)
     out.with_suffix(".html").write_text(html, encoding="utf-8")
@@ -100,6 +102,7 @@ def main(
     out: Annotated[Path, typer.Option(help="CSV file to write; the other files go beside it.")],
     embedder: Annotated[str, typer.Option(help="As reward.embedder.")] = "use",
     device: Annotated[str, typer.Option(help="As reward.device.")] = "auto",
+    dtype: Annotated[EmbedderDtype, typer.Option(help="As reward.embedder_dtype.")] = "auto",
     seed: Annotated[int, typer.Option(min=0, help="Seed of mismatched pairs, halves and resamples.")] = 0,
 ) -> None:
     if problem := name_problem(out, ".csv"):
@@ -122,7 +125,7 @@ def main(
         texts = read_parallel(path, _COLUMNS)
     else:
         raise FatalError("give either --parallel or --references")
-    calibrate(texts, Embedder(embedder, device), out, seed)
+    calibrate(texts, Embedder(embedder, device, dtype=dtype), out, seed)
 
 
 if __name__ == "__main__":

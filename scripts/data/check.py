@@ -4,10 +4,10 @@
 
 Prints how many questions there are by language and topic, and lists the rows that are not used, those whose accepted
 answers math-verify cannot read, where the term "math" or the reward function asks it, and those without a further
-column that data.columns names. Says, too, where similarity is asked of languages that the embedder does not know, and
-for which languages no answer can be checked, as the language model does not know them. The exit code is not 0 where the
-learner would refuse the data, as where they make no step or do not fit into the model, or the reward process the
-reward: functions of your own are loaded for it.
+column that data.columns names. Says, too, which of these columns nothing of the reward reads, where similarity is asked
+of languages that the embedder does not know, and for which languages no answer can be checked, as the language model
+does not know them. The exit code is not 0 where the learner would refuse the data, as where they make no step or do not
+fit into the model, or the reward process the reward: functions of your own are loaded for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
 from reward.gate import LanguageGate, check_languages
-from scripts.data.reward_checks import check_reward, warning_of_judges, warning_of_similarity
+from scripts.data.reward_checks import check_reward, warning_of_columns, warning_of_judges, warning_of_similarity
 from scripts.data.unscorable import warn_of_rows
 from scripts.ops.command_line import command
 
@@ -45,7 +45,7 @@ def main(context: typer.Context) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load(context.args)
     check_reward(config)
-    if warning := warning_of_judges(config.reward):
+    for warning in filter(None, (warning_of_judges(config.reward), warning_of_columns(config))):
         log.warning("warning: %s", warning)
     gate = LanguageGate(config.reward.language_model, near=config.reward.near_languages)
     if warning := check_languages(config, gate.knows):

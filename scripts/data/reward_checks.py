@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from common.config import Config, RewardConfig
 from common.user_code import user_file
 from common.wire import Question
+from learner.data.rows import OURS
 from learner.train.step_reward import StepReward
 from reward.encoder_languages import compares, warning_of_languages
 from reward.terms.judge import check_judge
 from reward.terms.quality import check_terms
 from reward.terms.user_call import UserFunction
 
+_READ_ALL = {"asdict", "astuple", "attrgetter", "eval", "exec", "fields", "getattr", "vars", "__dict__"}
 _ASKS = {"judge", "judge_or_failure"}  # of the tools that a reward function gets
 
 
@@ -49,6 +54,70 @@ def warning_of_judges(reward: RewardConfig) -> str:
         f'reward.function = "{reward.function}" seems to ask a judge, and reward.judges names none: if it does, set '
         'reward.judges = ["MODEL@URL"]'
     )
+
+
+def warning_of_columns(config: Config) -> str:
+    """What to say where ``data.columns`` names further columns that nothing of the reward reads; empty where all are.
+
+    A name is read where it is ``reward.pivot``, or stands as a text in the file of ``reward.function``. Nothing is said
+    of a function that may read columns in a way that cannot be seen, as :func:`_columns_of` has it.
+    """
+    reward, further = config.reward, [name for name in config.data.columns if name not in OURS]
+    if reward.function:
+        columns = _columns_of(user_file(reward.function))
+        if columns is None:
+            return ""
+        unread = [name for name in further if name not in columns.texts]
+        reader = f'reward.function = "{reward.function}" does not read'
+        hint = f"it reads {', '.join(sorted(columns.keys))}" if columns.keys else "it reads no further column"
+    else:
+        pivots = any("pivot" in row for row in reward.terms.values())
+        unread = [name for name in further if not (pivots and name == reward.pivot)]
+        reader = "no term of the reward reads"
+        hint = 'the term "pivot" reads the one that reward.pivot names, and `lrpo anchors` its --question'
+    return f"{reader} {', '.join(f'data.columns.{name}' for name in unread)}; {hint}" if unread else ""
+
+
+class _Columns(NamedTuple):
+    """How a file of the user's may name further columns."""
+
+    texts: set[str]  # all texts in it
+    keys: set[str]  # those that it asks a question's ``extra`` for
+
+
+def _columns_of(path: Path) -> _Columns | None:
+    """None where it may read others: by a name that no text is, by all at once, or by what it imports of the user's."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts, keys, seen = set[str](), set[str](), set[ast.Attribute]()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)):
+                texts.add(text)
+            case (
+                ast.Subscript(value=ast.Attribute(attr="extra") as extra, slice=ast.Constant(value=str(key)))
+                | ast.Call(
+                    func=ast.Attribute(value=ast.Attribute(attr="extra") as extra, attr="get"),
+                    args=[ast.Constant(value=str(key)), *_],
+                )
+            ):
+                keys.add(key)
+                seen.add(extra)
+            case ast.Import(names=names) if any(not _is_known(one.name) for one in names):
+                return None
+            case ast.ImportFrom(module=module, level=level) if level or not _is_known(module or ""):
+                return None
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr="extra") if node not in seen:
+                return None
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name) if name in _READ_ALL:
+                return None
+    return _Columns(texts, keys)
+
+
+def _is_known(module: str) -> bool:
+    """Whether it is of Python, of this project's packages or of numpy, none of which reads a question's columns."""
+    return module.partition(".")[0] in {*sys.stdlib_module_names, "common", "reward", "numpy"}
 
 
 def reached_attributes(where: str) -> set[str]:

@@ -37,7 +37,16 @@ _ORDER = {  # section -> title -> page in docs/; those that do not exist are lef
 }
 _MORE = "More"
 _API = {  # title -> modules whose docstrings are shown
-    "Router": ["router.router", "router.modes", "router.posterior", "router.logits", "router.schedule", "router.show"],
+    "Router": [
+        "router.router",
+        "router.modes",
+        "router.posterior",
+        "router.regression",
+        "router.ease",
+        "router.logits",
+        "router.schedule",
+        "router.show",
+    ],
     "Rewards": [
         "reward.scorer",
         "reward.gate",

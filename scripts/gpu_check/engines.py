@@ -127,7 +127,7 @@ class _Sender:
     """Rank 0 of a learner, as far as one engine is concerned, with the real leader."""
 
     def __init__(self, config: Any, trainer: Any) -> None:
-        from learner.gathering import published_buckets
+        from learner.gather_action import published_buckets
         from learner.weights.deadlines import round_deadlines
         from learner.weights.leader import Leader, group_backend
         from learner.weights.process_group import GroupStore
@@ -156,7 +156,7 @@ class _Sender:
         await engine.pause(self._timeout_s, 0.0)
         plan = RoundPlan(version, self._deadlines, {0: {_GROUP: self._deadlines.first_bucket_s(0.0)}}, [])
         self._leader.begin_round(plan, 0)
-        self._leader.take(SendWeights(_GROUP, version, connects))
+        self._leader.obey(SendWeights(_GROUP, version, connects))
         buckets = [*([smallest_tensor(self.buckets)] if connects else []), *self.buckets]
         order = wire.Receive(
             group=_GROUP, path="", version=version, buckets=buckets, probe=probe, timeout_s=self._timeout_s
@@ -177,7 +177,7 @@ class _Sender:
             group=_GROUP, host=self._store.host, port=self._store.port, backend=self.backend,
             world=1 + engine.ranks, timeout_s=self._timeout_s, nccl=nccl_settings(),
         )  # fmt: skip
-        self._leader.take(FormGroup(join.group, join.backend, join.host, join.port, join.world, join.timeout_s))
+        self._leader.obey(FormGroup(join.group, join.backend, join.host, join.port, join.world, join.timeout_s))
         await engine.join_group(join)
 
     def _gather(self) -> None:

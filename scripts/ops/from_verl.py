@@ -364,6 +364,8 @@ def _score(options: _Options, result: Converted) -> None:
         result.settings["reward.embedder"] = "jhu-clsp/mmBERT-small", name
         result.settings["reward.calibration"] = "data/pairs.csv", name
         result.settings["reward.calibration_mode"] = "mean", name
+        result.settings["reward.embedder_dtype"] = "float32", name
+        result.settings["reward.near_languages"] = {}, name
         result.settings["reward.gate_share"] = 0.5, name
         result.left.append(
             "custom_reward_function.path: the file names its statistics itself (STATS_CSV); put that file, or the one "

@@ -19,6 +19,11 @@ _POLL_S = 0.2
 _GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
 _NOTICE_S = 45.0  # in which a lost connection is noticed: ssh asks every 10 s, and gives up after three questions
 _AWAY_S = 5.0  # from a lost connection to the next attempt
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = (
+    1.0,
+    60.0,
+)  # before a failed process is started again; doubles each time it fails early
+_READY = " is ready"  # which a process logs
 _KILL_S = 2.0  # for the system to end what was killed; longer if a process hangs inside the system itself
 
 
@@ -46,6 +51,11 @@ class Children:
         self._again: dict[str, Sequence[str]] = {}  # commands of the processes that are started again together
         self._lost: int | None = None  # the code of one of them for which they are
         self._offset: dict[str, int] = {}  # size of the log when the process was first started
+        self._newest_offset: dict[str, int] = {}  # and when it was last started
+        self._peers: dict[str, frozenset[str]] = {}  # of those of which one is enough, with their own name
+        self._failed_early: set[str] = set()  # of these, those that failed before they were ready
+        self._early_failures: dict[str, int] = {}  # in a row
+        self._due: dict[str, float] = {}  # monotonic time at which a failed process is started again
         logs.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Children:
@@ -60,6 +70,15 @@ class Children:
         self._offset[name] = self.log(name).stat().st_size if self.log(name).exists() else 0
         self._read[name] = self._offset[name]
         self._spawn(name)
+
+    def start_any(self, commands: Mapping[str, Sequence[str]], restarts: int) -> None:
+        """Starts processes of which one is enough. Each that fails is started again at most ``restarts`` times.
+
+        All are ended only where none of them has been ready, and each has failed.
+        """
+        for name, command in commands.items():
+            self._peers[name] = frozenset(commands)
+            self.start(name, command, restarts)
 
     def start_together(self, first: Mapping[str, Sequence[str]], again: Mapping[str, Sequence[str]], lost: int) -> None:
         """Starts processes that cannot go on without each other.
@@ -76,6 +95,7 @@ class Children:
 
     def _spawn(self, name: str) -> None:
         self._display.started(name)
+        self._newest_offset[name] = self.log(name).stat().st_size if self.log(name).exists() else 0
         with self.log(name).open("ab") as output:
             self._running[name] = subprocess.Popen(
                 self._commands[name],
@@ -90,13 +110,13 @@ class Children:
         """The log file of a process."""
         return self._logs / f"{name}.log"
 
-    def wait_for(self, name: str) -> None:
-        """Blocks until ``name`` has ended with code 0, and shows what all processes log until then.
+    def wait_for(self, *names: str) -> None:
+        """Blocks until one of these has ended with code 0, and shows what all processes log until then.
 
         Raises:
             ChildFailed: a process ended with an error and may not be started again.
         """
-        self.wait_until(lambda: self._running[name].poll() == 0)
+        self.wait_until(lambda: any(self._running[name].poll() == 0 for name in names))
 
     def wait_until(self, over: Callable[[], bool]) -> None:
         """Blocks until ``over()``, which is asked again and again, and shows what all processes log until then.
@@ -110,6 +130,11 @@ class Children:
             if ended:
                 return
             for other, process in list(self._running.items()):
+                if other in self._due:
+                    if time.monotonic() >= self._due[other]:
+                        del self._due[other]
+                        self._spawn(other)
+                    continue
                 # One that was started again meanwhile, with another that failed, has not failed itself.
                 if process is self._running[other] and process.poll() not in (None, 0):
                     self._handle_failure(other, process.returncode)
@@ -144,12 +169,26 @@ class Children:
             self._start_together_again(lost)
             return
         failure = self._failure(name, code)
-        if self._restarts[name] == 0 or " is ready" not in self._output(name):
+        if self._restarts[name] == 0 or not self._may_come(name):
             raise failure
-        self._display.message(f"{failure}\nstarting {name} again")
+        was_ready = _READY in self._output(name, self._newest_offset[name])
+        early = self._early_failures[name] = 0 if was_ready else self._early_failures.get(name, 0) + 1
+        pause_s = min(_FIRST_PAUSE_S * 2 ** min(early, 9), _LONGEST_PAUSE_S)
+        self._display.message(f"{failure}\nstarting {name} again in {pause_s:.0f} s")
         self._restarts[name] -= 1
         _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
-        self._spawn(name)
+        self._due[name] = time.monotonic() + pause_s
+
+    def _may_come(self, name: str) -> bool:
+        """Whether a process that has failed could be of use when it is started again.
+
+        It was ready once; or it is one of those of which one is enough, and another was ready or may still be.
+        """
+        if _READY in self._output(name):
+            return True
+        self._failed_early.add(name)
+        others = self._peers.get(name, frozenset()) - {name}
+        return any(other not in self._failed_early or _READY in self._output(other) for other in others)
 
     def _await_lost(self) -> str:
         """Which process that was started together with others has been lost; empty if none was.
@@ -190,8 +229,9 @@ class Children:
             for line in whole_lines.decode(errors="replace").splitlines():
                 self._display.line(name, line.rstrip())
 
-    def _output(self, name: str) -> str:
-        return self.log(name).read_bytes()[self._offset[name] :].decode(errors="replace")
+    def _output(self, name: str, offset: int | None = None) -> str:
+        """What a process has logged since it was first started, or from ``offset`` on."""
+        return self.log(name).read_bytes()[self._offset[name] if offset is None else offset :].decode(errors="replace")
 
     def _failure(self, name: str, code: int) -> ChildFailed:
         lines = self._output(name).splitlines()

@@ -4,8 +4,10 @@ partition as Slurm jobs.
     scripts/launch_pool.sh POOL.toml [--dry-run] [--role ROLE] [--together] CONFIG.toml ... [--section.key value] ...
 
 Every process is started by its launch script, from this directory's path, which all hosts must see. When a host goes
-away, its processes are started again as soon as it is back; so are actors and reward processes that fail. When this
-command is interrupted, it interrupts them all, and the learner saves a checkpoint.
+away, its processes are started again as soon as it is back. Reward processes that fail after they were ready are
+started again after a pause. So are actors whenever they fail: a host that cannot run one costs the run no more than
+that, and it ends where none of the actors becomes ready. When this command is interrupted, it interrupts them all, and
+the learner saves a checkpoint.
 """
 
 from __future__ import annotations
@@ -270,14 +272,18 @@ class RunEnds:
         return now is not None and now.over and now.life > self._life
 
 
-def awaited(over_ssh: Sequence[Process], role: str | None) -> Process | None:
-    """The process with which the command ends: a learner, or else an actor. A reward process does not end by itself.
+def awaited(over_ssh: Sequence[Process], role: str | None) -> list[str]:
+    """The names of the processes with the first of which the command ends: the first learner, or else any actor.
+
+    A reward process does not end by itself.
 
     Args:
         role: of the processes that were asked for, if not all were.
     """
-    found = {process.role: process for process in reversed(over_ssh) if process.role != "reward" or role == "reward"}
-    return next((found[kind] for kind in _ENDING if kind in found), None)
+    names = {kind: [process.name for process in over_ssh if process.role == kind] for kind in _ENDING}
+    if names["learner"]:
+        return names["learner"][:1]
+    return names["actor"] or (names["reward"] if role == "reward" else [])
 
 
 def start(
@@ -317,10 +323,12 @@ def start(
             again = {process.name: process.once(again=True) for process in learners}
             children.start_together(first, again, _AWAY)
             for process in over_ssh:
-                if process not in learners:
+                if process.role == "reward":
                     children.start(process.name, process.over_ssh(), restarts=_RESTARTS)
-            if (last := awaited(over_ssh, role)) is not None:
-                children.wait_for(last.name)
+            actors = {process.name: process.over_ssh() for process in over_ssh if process.role == "actor"}
+            children.start_any(actors, restarts=_RESTARTS)
+            if last := awaited(over_ssh, role):
+                children.wait_for(*last)
             else:  # reward processes, whose run is one of Slurm's jobs
                 children.wait_until(run_ends)
 

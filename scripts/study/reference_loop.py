@@ -29,11 +29,11 @@ code below:
 The other losses of ``learner.loss``, ``advantage`` and ``aggregation`` are here as well, each in the few lines in which
 it differs, and ``minibatches`` and ``passes``, with which the ratio is no longer 1. docs/losses.md explains them.
 
-Three departures belong to this project and not to the paper, and configs/recipes/lrpo-paper.toml goes without them. A
-group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A token's loss is weighted by
-min(π_learner / π_engine, cap) (truncated importance sampling, ``learner.importance``), because engine and learner
-round differently. The router's default credit is a posterior with Thompson sampling; ``router.credit`` = ``reference``
-selects the logits of the paper.
+The main departures from the paper are these three, and configs/recipes/lrpo-paper.toml goes without them;
+docs/papers.md lists all. A group in which all rewards are equal is left out of the mean (``drop_zero_variance``). A
+token's loss is weighted by min(π_learner / π_engine, cap) (truncated importance sampling, ``learner.importance``),
+because engine and learner round differently. The router's default credit is a posterior with Thompson sampling;
+``router.credit`` = ``reference`` selects the logits of the paper.
 
 Shape suffixes: B answers of a micro-batch, T tokens of the longest, padded at the right. A tensor [B, T − 1] has a
 value for every token but the first, each of which is predicted at the position before it.

@@ -190,7 +190,7 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
     async def run() -> None:
         config, route = load(["--learner.address", address]), Route(RunConfig(), "learner", address, 0)
         no_tokenizer: Any = None
-        tasks.append(asyncio.create_task(lives.LifeRunner(config, "a", no_tokenizer, route, []).run()))
+        tasks.append(asyncio.create_task(lives.LifeRunner(config, "a", no_tokenizer, route, [], {}).run()))
         with pytest.raises(type(error)):
             await tasks[0]
 
@@ -204,3 +204,32 @@ def test_the_learner_hears_at_once_why_an_actor_ends(
     finally:
         server.close(over=False)
     assert f"actor a leaves: {reason}" in caplog.text and "a" not in server.present()
+
+
+@pytest.mark.usefixtures("_signals")
+def test_an_actor_with_other_settings_ends_before_its_engine_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"ipc://{tmp_path}/queue"
+
+    @asynccontextmanager
+    async def open_engine(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(600)
+        yield
+
+    monkeypatch.setattr(lives, "open_engine", open_engine)
+
+    async def run() -> None:
+        config, route = load(["--learner.address", address]), Route(RunConfig(), "learner", address, 0)
+        no_tokenizer: Any = None
+        settings = {"model.prompt_style": '"system"'}
+        await lives.LifeRunner(config, "a", no_tokenizer, route, [], settings).run()
+
+    server = WorkServer(address, lease_timeout_s=1000)
+    server.require({"model.prompt_style": '"tag"'})
+    try:
+        with pytest.raises(FatalError, match=r'refuses this actor: model.prompt_style is "tag" here and "system" in a'):
+            asyncio.run(asyncio.wait_for(run(), 120))
+        assert not server.present()
+    finally:
+        server.close(over=False)

@@ -86,7 +86,12 @@ class FakeActor:
         self.orders: list[Any] = []
         self.route = FakeRoute()
         self.session = Session(
-            cast(Any, self.route), "a", OWN, lease_timeout_s=lease_timeout_s, silence_timeout_s=silence_timeout_s
+            cast(Any, self.route),
+            "a",
+            OWN,
+            settings={},
+            lease_timeout_s=lease_timeout_s,
+            silence_timeout_s=silence_timeout_s,
         )
         self.engine = engine
         self.tasks: list[asyncio.Task[Any]] = []
@@ -307,7 +312,9 @@ def test_a_silent_learner_whose_run_is_over_is_not_waited_for(before: bool, monk
 
     async def scene(actor: FakeActor) -> None:
         actor.route.place = Place(address="ipc://learner", over=before)
-        actor.session = Session(cast(Any, actor.route), "a", OWN, lease_timeout_s=0.05, silence_timeout_s=1000)
+        actor.session = Session(
+            cast(Any, actor.route), "a", OWN, settings={}, lease_timeout_s=0.05, silence_timeout_s=1000
+        )
         await actor.begin()
         actor.route.over = True
         with pytest.raises(RunEnded):
@@ -372,7 +379,7 @@ def test_a_rendezvous_whose_file_system_hangs_holds_nothing_up(tmp_path: Path) -
         os.mkfifo(file)
         context = zmq.asyncio.Context()
         route.connect(context)
-        learner = Session(route, "a", OWN, lease_timeout_s=1000, silence_timeout_s=1000)
+        learner = Session(route, "a", OWN, settings={}, lease_timeout_s=1000, silence_timeout_s=1000)
         ending = asyncio.create_task(learner.send_heartbeats())
         longest_s, before = 0.0, asyncio.get_running_loop().time()
         for _ in range(50):

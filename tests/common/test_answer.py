@@ -14,7 +14,7 @@ HEADER = Header("<lang_select>\n{code}\n</lang_select>\n", ["de", "en"])
 
 
 @pytest.mark.parametrize(
-    ("span", "rewarded_too", "judged"),
+    ("span", "final_too", "judged"),
     [
         ("all", False, ["one", "two"]),
         ("thinking", False, ["one"]),
@@ -23,13 +23,13 @@ HEADER = Header("<lang_select>\n{code}\n</lang_select>\n", ["de", "en"])
     ],
 )
 def test_the_thought_is_not_rewarded_and_the_span_says_what_is_judged(
-    span: GateSpan, rewarded_too: bool, judged: list[str]
+    span: GateSpan, final_too: bool, judged: list[str]
 ) -> None:
     answer = read_answer(" <think>one</think> two ", "German", True)
-    assert (answer.thought, answer.final, answer.rewarded) == ("one", "two", "two")
-    assert answer.judged(span, rewarded_too) == judged
-    bare = read_answer("two", "de").judged(span, rewarded_too)
-    assert bare == {"all": ["two"], "thinking": ["", "two"][: 1 + rewarded_too], "answer": ["two"]}[span]
+    assert (answer.thought, answer.final) == ("one", "two")
+    assert answer.judged(span, final_too) == judged
+    bare = read_answer("two", "de").judged(span, final_too)
+    assert bare == {"all": ["two"], "thinking": ["", "two"][: 1 + final_too], "answer": ["two"]}[span]
     assert (answer.asked, answer.truncated, answer.header, answer.selection) == ("de", True, "", {})
     assert answer.thought_closed and answer.oddities == ()
 

@@ -108,7 +108,14 @@ def test_the_key_is_read_from_a_file_beside_the_keys_of_the_run(
         assert ask(f"m@{url}") == "fine"
         monkeypatch.setenv("OPENAI_API_KEY", "another-key")
         assert ask(f"m@{url}") == "fine"
-    assert seen == ["Bearer secret-key", "Bearer another-key"]
+        monkeypatch.setenv("OPENAI_API_KEY", "a-third-key\n")  # as a secret of Kubernetes that was made of a file
+        assert ask(f"m@{url}") == "fine"
+    assert seen == ["Bearer secret-key", "Bearer another-key", "Bearer a-third-key"]
+    for wrong in ("secret key", " ", "secret\x01key", "sécret-key"):
+        monkeypatch.setenv("OPENAI_API_KEY", wrong)
+        with pytest.raises(FatalError, match="cannot read the key of endpoints from OPENAI_API_KEY: it ") as error:
+            read_api_key()
+        assert "cret" not in str(error.value)
     monkeypatch.delenv("OPENAI_API_KEY")
     for content, problem in ((b"", "holds 0 words"), (b"secret key\n", "holds 2 words"), (b"\xff", "it is no text")):
         (tmp_path / KEY_FILE).write_bytes(content)
@@ -119,6 +126,29 @@ def test_the_key_is_read_from_a_file_beside_the_keys_of_the_run(
     (tmp_path / KEY_FILE).mkdir()
     with pytest.raises(FatalError, match="Is a directory"):
         read_api_key()
+
+
+@pytest.mark.parametrize("status", [400, 401, 500, 200])
+def test_a_key_that_a_server_repeats_is_in_no_message(
+    status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
+
+    def repeat(request: dict[str, Any]) -> str | tuple[int, str]:
+        key = str(request["key"])
+        return key if status == 200 else (status, f"{'-' * 290}{key}")  # where the message ends
+
+    async def scene(url: str) -> str | Failure:
+        endpoints = Endpoints([f"m@{url}"], attempts=1, timeout_s=60)
+        try:
+            return await endpoints.ask([{"role": "user", "content": "?"}], lambda answer: str(int(answer[-10:])))
+        finally:
+            await endpoints.close()
+
+    with serving(repeat) as url:
+        failure = asyncio.run(scene(url))
+    assert isinstance(failure, Failure) and "Bearer" in failure.reason
+    assert "secr" not in failure.reason + caplog.text
 
 
 # -- several endpoints -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.config import load
-from common.run_files import owned_directory, sync_of_run
+from common.run_files import delete_left_behind, owned_directory, sync_of_run
 
 HOLDER = """
 import sys, time
@@ -50,6 +51,25 @@ def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path: Path) 
     finally:
         alive.kill()
         alive.wait()
+
+
+@pytest.mark.parametrize(
+    ("changed", "deleted"),
+    [({}, True), ({"boot": "before"}, True), ({"host": "container"}, True), ({"host": "x", "boot": "y"}, False)],
+    ids=["killed here", "before a reboot", "in a container", "on another host"],
+)
+def test_a_directory_of_another_host_is_left_alone_though_its_lock_looks_free(
+    changed: dict[str, str], deleted: bool, tmp_path: Path
+) -> None:
+    """On some file systems a lock is seen on its own host alone."""
+    process, left = held_by_another_process(tmp_path)
+    process.kill()
+    process.wait()
+    owner = json.loads((left / "owner.lock").read_text())
+    assert owner["host"] and owner["boot"]
+    (left / "owner.lock").write_text(json.dumps(owner | changed))
+    delete_left_behind(tmp_path)
+    assert left.exists() != deleted
 
 
 def test_the_directory_and_an_empty_one_above_it_go_whatever_happens(tmp_path: Path) -> None:

@@ -24,6 +24,16 @@ def test_a_group_arrives_bit_for_bit(rng: np.random.Generator) -> None:
         assert (sent.score, sent.language, sent.text) == (got.score, got.language, got.text)
 
 
+def test_scores_are_read_as_earlier_versions_recorded_them() -> None:
+    languages = {"consistent": True, "lines": True, "words": None, "switches": False}
+    numbers = {"reward": 1.0, "quality": 1.0, "similarity": 0.0, "compliant": True, "detected": "en"}
+    recorded = {**numbers, "thought": languages, "answer": languages | {"consistent": False}}
+    score = wire.unpack(msgpack.packb(recorded), wire.Score)
+    assert score.thought_languages is not None and score.thought_languages.consistent
+    assert score.final_languages is not None and not score.final_languages.consistent
+    assert recorded.items() <= msgpack.unpackb(wire.encode(score)).items()
+
+
 def test_only_arrays_of_the_protocols_types_travel_and_any_text_does(rng: np.random.Generator) -> None:
     sent = random_rollout(rng).model_copy(update={"text": "a \ud800 b"})
     back = wire.unpack(wire.encode([sent]), list[wire.Rollout])[0]

@@ -48,7 +48,8 @@ MATTERS = {
     "learner.groups_per_step": "16", "learner.window": "7", "learner.weight_decay": "0.1", "learner.std_ddof": "0",
     "learner.stages": "[{}]", "model.path": '"models/b"', "model.dtype": '"float32"', "router.diversity": "0.5",
     "router.rollouts": "4", "sampling.temperature": "0.5", "reward.terms": '{"default" = {"exact" = 1.0}}',
-    "reward.embedder": '"other"', "run.seed": "3", "sync.pause": '"drain"', "data.max_prompt_tokens": "100",
+    "reward.embedder": '"other"', "reward.embedder_dtype": '"float32"', "run.seed": "3", "sync.pause": '"drain"',
+    "data.max_prompt_tokens": "100",
 }  # fmt: skip
 
 

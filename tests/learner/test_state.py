@@ -13,7 +13,7 @@ from common.config import Config, load
 from common.process import FatalError
 from learner.groups import Group
 from learner.state import LEDGER_FILE, VERSION, RunState, Snapshot
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.work.ledger import audit
 from learner.work.scheduler import Setbacks
 from router import Context, Observation, Router
@@ -22,9 +22,9 @@ from tests.support.groups import random_rollout, work
 LANGUAGES = ["de", "en", "zh"]
 
 
-def configuration(run_dir: Path) -> Config:
+def configuration(run_dir: Path, *more: str) -> Config:
     flags = ["--learner.groups_per_step", "2", "--learner.staleness", "2", "--learner.steps", "20"]
-    return load(["--run.dir", str(run_dir), *flags])
+    return load(["--run.dir", str(run_dir), *flags, *more])
 
 
 def router(config: Config, languages: list[str] = LANGUAGES) -> Router:
@@ -107,6 +107,16 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert again.router.draw("de", ["Chat"], []) == state.router.draw("de", ["Chat"], []), "the next draw is the same"
     resumed, _ = restored(config, snapshot, queued).capture()
     assert resumed.as_json() | {"wall_seconds": 0} == snapshot.as_json() | {"wall_seconds": 0}
+
+
+@pytest.mark.parametrize("engines", [1, 3])
+def test_a_group_is_given_up_when_it_has_ended_as_many_engines_as_is_set(engines: int, tmp_path: Path) -> None:
+    config = configuration(tmp_path, "--learner.group_engines", str(engines))
+    state = RunState.begin(config=config, router=router(config), questions_digest="d", lock=threading.Condition())
+    sequence = state.queue.lease("a", deadline=60)
+    assert sequence is not None
+    given_up = [state.queue.end_engine("a", [sequence]) for _ in range(engines)]
+    assert given_up == [*[None] * (engines - 1), sequence]
 
 
 def test_a_file_system_that_hangs_does_not_keep_the_server_from_its_lock(

@@ -394,7 +394,7 @@ def test_calibrate_script(calibrate: Calibrate, tmp_path: Path) -> None:
     every = set(combinations_with_replacement(["de", "en", "ja"], 2))
     assert set(statistics.levels) == set(Quantiles.read(quantile_path(out)).tables) == every
     found = json.loads((tmp_path / "pairs.json").read_text())
-    assert found["retained pairs"] == 6
+    assert (found["retained pairs"], found["embedder dtype"]) == (6, "float32")
     assert found["equivalent"] == pytest.approx(statistics.mean, abs=0.02)  # but for what the clip takes away
     assert found["mismatched"] < found["equivalent"] - 0.3
     assert "too little data" in printed and "de-ja" in printed

@@ -396,8 +396,9 @@ def test_a_blocking_coroutine_is_named_in_the_log(
     functions: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(waits, "_BLOCKED_S", 0.5)
+    monkeypatch.setattr(waits, "_BEAT_S", 0.1)
     functions.write_text(
-        "import time\nasync def f(group, tools):\n    time.sleep(5)\n    return [{'long': 1.0, 'kept': 0.0}]\n"
+        "import time\nasync def f(group, tools):\n    time.sleep(2)\n    return [{'long': 1.0, 'kept': 0.0}]\n"
     )
     one = scorer(functions, "f")
     future = one.begin([asked(["a"], ["en"])])[0]

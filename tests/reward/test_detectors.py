@@ -160,12 +160,12 @@ def test_scores_say_which_languages_thought_and_answer_are_in(detector: str, tex
         (scores,) = scorer.score([request(answers, ["de"] * 3)])
     finally:
         scorer.close()
-    parts = [(score.thought, score.answer) for score in scores]
+    parts = [(score.thought_languages, score.final_languages) for score in scores]
     if detector == "off":
         assert parts == [(None, None)] * 3
         return
     consistent = [tuple(part and part.consistent for part in pair) for pair in parts]
     unended = detector == "langdetect"  # PolyMath's rule accepts an empty answer
     assert consistent == [(False, True), (None, True), (False, unended)]
-    samples = [diagnostics.Sample(s.thought, s.answer, s.quality >= 0.5, 1) for s in scores]
+    samples = [diagnostics.Sample(s.thought_languages, s.final_languages, s.quality >= 0.5, 1) for s in scores]
     assert diagnostics.summarise(samples)["lc"] == pytest.approx(1 / 3)

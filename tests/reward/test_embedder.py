@@ -122,7 +122,7 @@ def test_reference_embeddings_outlive_the_process(
         (probe,) = connection.execute("SELECT vector FROM probe").fetchone()
         connection.execute("UPDATE probe SET vector = ?", ((-np.frombuffer(probe, np.float32)).tobytes(),))
     connection.close()
-    assert len(ReferenceCache(embedder, 100, file)) == 0 and "another encoder" in caplog.text
+    assert len(ReferenceCache(embedder, 100, file)) == 0 and "another encoder, or in another dtype" in caplog.text
     for old in file.parent.iterdir():
         old.unlink()
     file.write_bytes(b"damaged" * 1000)
@@ -150,24 +150,75 @@ def test_missing_embedder_is_named() -> None:
         Embedder("/no/such/encoder")
 
 
-def test_plain_encoder_is_mean_pooled_under_its_mask(tmp_path: Path) -> None:
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    """A small transformer of random weights, without a pooling layer."""
     words = ["[PAD]", "[UNK]", "the", "capital", "of", "Japan", "is", "Tokyo", "no", "longer", "short"]
     tokenizer = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     transformers: Any = importlib.import_module("transformers")  # its classes are only half typed
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    fast.save_pretrained(tmp_path)
+    path = tmp_path / "plain"
+    fast.save_pretrained(path)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
-    texts = ["the capital of Japan is Tokyo", "short", "no longer"]
-    batch = transformers.AutoTokenizer.from_pretrained(tmp_path)(texts, padding=True, return_tensors="pt")
+    transformers.BertModel(transformers.BertConfig(vocab_size=len(words), **sizes)).save_pretrained(path)
+    return path
+
+
+_TEXTS = ["the capital of Japan is Tokyo", "short", "no longer"]
+
+
+def test_plain_encoder_is_mean_pooled_under_its_mask(plain: Path) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    batch = transformers.AutoTokenizer.from_pretrained(plain)(_TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        states = transformers.AutoModel.from_pretrained(tmp_path).eval()(**batch).last_hidden_state
+        states = transformers.AutoModel.from_pretrained(plain).eval()(**batch).last_hidden_state
     mask = batch["attention_mask"][..., None]
     mean = (states * mask).sum(1) / mask.sum(1)
     expected = torch.nn.functional.normalize(mean, dim=1).numpy()
     for budget in (4, 12, 1000):  # padded to itself, with others, and all together
-        embedder = Embedder(str(tmp_path), "cpu", batch_tokens=budget)
-        np.testing.assert_allclose(embedder.embed(texts), expected, atol=1e-5)
+        embedder = Embedder(str(plain), "cpu", batch_tokens=budget)
+        np.testing.assert_allclose(embedder.embed(_TEXTS), expected, atol=1e-5)
     assert embedder.counts == {"batches": 1, "tokens": 9, "tokens_padded": 18}
+
+
+def test_the_dtype_is_the_one_that_was_asked_for(plain: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """On a CPU float32 unless it is another; references are kept for the dtype that they were computed in."""
+    by_default, single, half = (Embedder(str(plain), "cpu", dtype=one) for one in ("auto", "float32", "bfloat16"))
+    assert (by_default.dtype, single.dtype, half.dtype) == ("float32", "float32", "bfloat16")
+    vectors, rounded = single.embed(_TEXTS), half.embed(_TEXTS)
+    assert vectors.dtype == rounded.dtype == np.float32
+    np.testing.assert_array_equal(by_default.embed(_TEXTS), vectors)
+    assert 1e-4 < np.abs(vectors - rounded).max() < 0.02, "so little that the probe alone would not tell"
+    file = tmp_path / "references.sqlite"
+    for embedder, cached in ((half, 0), (half, 3), (single, 0), (by_default, 3)):
+        cache = ReferenceCache(embedder, 100, file)
+        np.testing.assert_allclose(cache.embed(_TEXTS), embedder.embed(_TEXTS), atol=1e-6)
+        assert cache.counts["references_cached"] == cached
+        cache.close()
+    assert caplog.text.count("in another dtype") == 1
+
+
+def test_the_default_encoder_has_one_dtype(embedder: Embedder) -> None:
+    assert embedder.dtype == "float32" and RewardConfig(embedder_dtype="float32").embedder == "use"
+    with pytest.raises(ValueError, match=r'embedder_dtype = "bfloat16" is not for embedder = "use"'):
+        RewardConfig(embedder_dtype="bfloat16")
+
+
+def test_a_calibration_in_another_dtype_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs, summary = tmp_path / "pairs.csv", tmp_path / "pairs.json"
+    pairs.write_text("lang_a,lang_b,count,mean,std\nEnglish,German,30,0.9,0.1\n")
+
+    def told(text: str | None, **settings: Any) -> bool:
+        summary.unlink(missing_ok=True)
+        if text is not None:
+            summary.write_text(text)
+        caplog.clear()
+        Scorer(RewardConfig(calibration=pairs, **settings)).close()
+        return "pairs.csv was measured by an embedder in bfloat16, and this one computes in float32" in caplog.text
+
+    assert told('{"embedder dtype": "bfloat16"}')
+    assert not told('{"embedder dtype": "bfloat16"}', calibration_mode="raw")
+    for other in (None, "{}", "[]", "{", '{"embedder dtype": "float32"}'):
+        assert not told(other), "equal, or nobody knows"

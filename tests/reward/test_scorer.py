@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,17 @@ from common.wire import PartLanguages, Score, ScoreRequest
 from learner.evaluate.choices import accuracy, pass_at_k
 from learner.evaluate.diagnostics import samples
 from learner.groups import Group
-from learner.train.samples import group_advantages
+from learner.train.outcomes import group_advantages
 from learner.work.curriculum import CurriculumState
-from reward.calibration.files import Level, PairStatistics, Quantiles, pair_of, quantile_path
+from reward.calibration.files import KINDS, Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.embedder import TokenisedTexts, Vectors
+from reward.gate import ComplianceGate
 from reward.scorer import Scorer
 from reward.service import Service
+from reward.terms import quality, registry
+from reward.terms.inputs import TermFunction, TermInput
+from reward.terms.registry import TERMS, Term
+from reward.terms.tools import Tools
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES, request
 from tests.support.groups import random_rollout, work
 
@@ -63,13 +69,55 @@ def test_reward_is_quality_where_the_language_is_the_one_asked(scorer: Scorer, p
 def test_answers_without_content_earn_nothing(scorer: Scorer) -> None:
     empty, emoji = scorer.score([request([" \n", "😀😀😀"], ["en", "en"])])[0]
     assert scorer.counts["empty"] == 1
-    assert empty.answer == PartLanguages(consistent=False, lines=False, words=None, switches=False)
-    assert empty.model_copy({"answer": None}) == Score(
+    assert empty.final_languages == PartLanguages(consistent=False, lines=False, words=None, switches=False)
+    assert empty.model_copy({"final_languages": None}) == Score(
         reward=0, quality=0, similarity=0, compliant=False, detected="", language="en", terms={"similarity": 0}
     )
     assert (emoji.reward, emoji.compliant, emoji.detected) == (0, False, "")
     assert scorer.score([]) == []
     assert scorer.score([request([], [])]) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "trust"),
+    [("calibration_weight", 1.0, 1.0), ("calibration_weight", 0.25, 0.25), ("calibration_shrink", 60.0, 1 / 3)],
+)
+def test_an_offset_is_removed_as_far_as_is_set(setting: str, value: float, trust: float, tmp_path: Path) -> None:
+    statistics = PairStatistics({("de", "en"): Level(30, 0.5, 0.1), ("en", "en"): Level(30, 0.9, 0.1)})
+    statistics.write(tmp_path / "pairs.csv")
+    fields = {"calibration": tmp_path / "pairs.csv", "similarity_range": (-1, 1), setting: value}
+    answer = "Die Äpfel liegen im Korb, und der Korb steht auf dem Tisch."  # so that nothing is clipped
+    (score,) = Scorer(RewardConfig.model_validate(fields)).score([request([answer], ["de"])])[0]
+    corrected = score.similarity - trust * (0.5 - statistics.mean)
+    assert score.quality == pytest.approx((corrected + 1) / 2, abs=1e-6) and corrected < 1
+
+
+@pytest.mark.parametrize(("above", "warned"), [(0.2, True), (1.0, False)])
+def test_drift_is_told_above_the_distance_that_is_set(
+    above: float, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    PairStatistics({("de", "en"): Level(30, 0.5, 0.1)}).write(tmp_path / "pairs.csv")
+    table = np.linspace(-0.9, -0.8, 3)  # of texts that have nothing to do with the answers
+    tables = {("de", "en"): dict.fromkeys(("all", *KINDS), table)}
+    Quantiles(np.linspace(0, 1, 3), tables, {}).write(quantile_path(tmp_path / "pairs.csv"))
+    one = Scorer(RewardConfig(calibration=tmp_path / "pairs.csv", drift_warning=above))
+    one.score([request([SENTENCES["de"]] * 64, ["de"] * 64)])
+    assert ("have drifted from their calibration" in caplog.text) == warned
+
+
+@pytest.mark.parametrize(("entries", "embedded"), [(1, 3), (2, 2)])
+def test_as_many_references_are_kept_as_is_set(entries: int, embedded: int) -> None:
+    one = Scorer(RewardConfig(cache_entries=entries))
+    for reference in (SENTENCES["en"], SENTENCES["fr"], SENTENCES["en"]):
+        one.score([request([SENTENCES["de"]], ["de"], reference)])
+    assert one._load_encoder()[1].counts["references_embedded"] == embedded
+
+
+@pytest.mark.parametrize(("least", "detected"), [(0.0, "de"), (1.0, "")])
+def test_a_text_whose_language_is_less_certain_than_is_set_has_none(least: float, detected: str) -> None:
+    gate = ComplianceGate(RewardConfig(gate_min_probability=least))
+    (found,) = gate.judge([SENTENCES["de"]], ["de"])
+    assert (found.language, found.matches) == (detected, bool(detected))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +189,8 @@ def test_odd_answers_have_a_defined_score_and_are_counted(scorer: Scorer, monkey
 
     monkeypatch.setattr(embedder, "encode", poisoned)
     spanish, english = scorer.score([request([SENTENCES["es"], SENTENCES["en"]], ["es", "en"], reference="Tokyo!")])[0]
-    assert spanish.answer == PartLanguages(consistent=True, lines=True, words=True, switches=False)
-    assert spanish.model_copy({"answer": None}) == Score(
+    assert spanish.final_languages == PartLanguages(consistent=True, lines=True, words=True, switches=False)
+    assert spanish.model_copy({"final_languages": None}) == Score(
         reward=0, quality=0, similarity=0, compliant=True, detected="es", language="es", scored=False
     ), "what cannot be compared is missing, and not worthless"
     assert scorer.counts["not_finite"] == scorer.counts["unscored"] == 1 and english.reward > 0
@@ -202,6 +250,26 @@ def test_the_gate_reads_the_configured_span_and_what_earns_similarity(
     )[0]
     assert [score.compliant for score in scores] == compliant
     assert scores[0].similarity == bare.similarity, "the thinking part is no part of what is compared"
+
+
+def test_an_embedding_term_of_ones_own_is_earned_in_the_language_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is enough to enter it in TERMS. A term that costs, or embeds nothing, leaves the span as it is."""
+
+    def half(_: Tools) -> TermFunction:
+        async def values(given: Sequence[TermInput]) -> list[float]:
+            return [0.5] * len(given)
+
+        return values
+
+    thought, answer = f"<think>{SENTENCES['de']}</think>", f" {SENTENCES['en']}"
+    for earns, embeds, terms in ((True, True, {"mine": 1.0}), (True, False, {"mine": 1.0}),
+                                 (False, True, {"mine": 0.1, "contains": 1.0})):  # fmt: skip
+        monkeypatch.setattr(registry, "TERMS", {**TERMS, "mine": Term(earns, half, embeds)})
+        monkeypatch.setattr(quality, "TERMS", registry.TERMS)
+        scorer = Scorer(RewardConfig(gate_span="thinking", terms={"default": terms}))
+        (score,) = scorer.score([request([thought + answer], ["de"])])[0]
+        assert score.compliant is not (earns and embeds), (earns, embeds)
+        scorer.close()
 
 
 def test_short_texts_and_languages_of_the_run() -> None:

@@ -78,6 +78,27 @@ class Published:
                 arm[language] = 0.9 * arm[language] + 0.1 * value
 
 
+def test_z_scores_take_the_size_of_a_difference_away(rng: np.random.Generator) -> None:
+    """So languages that differ by a hundredth, and equal ones that noise tells apart, are driven apart as far."""
+
+    def distance_from_even(norm: str, quality: dict[str, float], noise: float = 0.0) -> float:
+        one = router(credit="reference", group_norm=norm)
+        for _ in range(12):  # updates, as in 64 steps with one every five
+            drawn = tuple(rng.permutation(LANGUAGES * 64).tolist())
+            rewards = tuple(quality[language] + noise * rng.normal() for language in drawn)
+            one.observe([Observation(Context("en", ("Chat",), ()), drawn, rewards, (True,) * len(drawn))])
+        chances = one._chances([Context("en", ("Chat",), ())])[0]
+        return float(np.abs(chances - 1 / len(LANGUAGES)).sum() / 2)
+
+    small = dict(zip(LANGUAGES, (0.60, 0.601, 0.602, 0.604), strict=True))
+    large = dict(zip(LANGUAGES, (0.50, 0.60, 0.70, 0.90), strict=True))
+    assert distance_from_even("zscore", small) == pytest.approx(distance_from_even("zscore", large), abs=0.01)
+    assert distance_from_even("zscore", small) > 0.15
+    assert distance_from_even("center", small) < 0.001 < distance_from_even("center", large) / 20
+    equal = [distance_from_even("zscore", dict.fromkeys(LANGUAGES, 0.6), noise=1e-3) for _ in range(20)]
+    assert np.mean(equal) > 0.02
+
+
 @pytest.mark.parametrize("region_topics", [(), ("Regional Knowledge",)])
 @pytest.mark.parametrize("norm", ["none", "center", "zscore"])
 def test_reference_credit_is_that_of_the_public_code(
@@ -198,17 +219,18 @@ def explicit(bandit: Router, table: int, arm: int) -> tuple[dict[str, int], Any,
         for name, (_, kind) in terms(context).items():
             if name not in index:
                 index[name] = len(index)
-                prior.append(fit.variances[arm, kind])
+                prior.append(fit.prior.variance_A_V[arm, kind])
                 own = arm < len(LANGUAGES) and name == f"question:{LANGUAGES[arm]}"
-                centre.append(fit.own_mean[0] * own + 0.5 * (name == "shared" and arm == len(LANGUAGES)))
+                centre.append(fit.prior.own_mean[0] * own + 0.5 * (name == "shared" and arm == len(LANGUAGES)))
     x = np.zeros((len(contexts), len(index)))
     for row, context in enumerate(contexts):
         for name, (weight, _) in terms(context).items():
             x[row, index[name]] = weight
     noise = beliefs._noise.answers[table]
-    told, sums = beliefs._told[beliefs.rate, table, :, arm] / noise, beliefs._sums[beliefs.rate, table, :, arm] / noise
-    covariance = np.linalg.inv(x.T @ (told[:, None] * x) + np.diag(1 / np.array(prior)))
-    mean = covariance @ (x.T @ sums + np.array(centre) / prior)
+    precision = beliefs._information_S_T_C_A[beliefs.rate, table, :, arm] / noise
+    weighted_value = beliefs._weighted_value_S_T_C_A[beliefs.rate, table, :, arm] / noise
+    covariance = np.linalg.inv(x.T @ (precision[:, None] * x) + np.diag(1 / np.array(prior)))
+    mean = covariance @ (x.T @ weighted_value + np.array(centre) / prior)
     return index, x, mean, covariance
 
 
@@ -227,7 +249,7 @@ def test_the_posterior_is_that_of_regression_on_all_terms(own: bool, rng: np.ran
             np.testing.assert_allclose(found[:, arm], x @ mean, atol=1e-6)
             np.testing.assert_allclose(variance[:, arm], ((x @ covariance) * x).sum(1), rtol=1e-4, atol=5e-9)
             if arm < len(LANGUAGES):
-                assert fit.mean[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
+                assert fit.mean_A_J[arm, 0] == pytest.approx(mean[index["shared"]], abs=1e-6)
 
 
 def test_beliefs_are_as_sure_as_they_are_right(rng: np.random.Generator) -> None:

@@ -88,16 +88,16 @@ def test_propensities_are_those_of_the_distribution(
 
 @settings(max_examples=30)
 @given(asked=st.lists(contexts, min_size=1, max_size=8), seed=st.integers(0, 99), credit=st.sampled_from(CREDITS))
-def test_draws_by_place_depend_on_nothing_else_that_is_drawn(asked: list[Context], seed: int, credit: str) -> None:
+def test_draws_by_group_depend_on_nothing_else_that_is_drawn(asked: list[Context], seed: int, credit: str) -> None:
     one, other = (trained(seed=seed, credit=credit) for _ in range(2))
-    inorder = [one.draw(*context, place) for place, context in enumerate(asked)]
+    inorder = [one.draw(*context, group) for group, context in enumerate(asked)]
     other.draw(*asked[0], 0)  # asked again, in another order, with others between
     other.draw("de", ["Chat"], [])
-    backwards = [other.draw(*asked[place], place) for place in reversed(range(len(asked)))]
+    backwards = [other.draw(*asked[group], group) for group in reversed(range(len(asked)))]
     assert inorder == backwards[::-1]
-    places = range(400)
-    first = {tuple(one.draw("de", ["Chat"], [], place).languages) for place in places}
-    assert len(first) > 1, "places differ"
+    groups = range(400)
+    first = {tuple(one.draw("de", ["Chat"], [], group).languages) for group in groups}
+    assert len(first) > 1, "groups differ"
 
 
 @settings(max_examples=30)

@@ -15,7 +15,7 @@ from common.config import Config, ConfigError, load
 from scripts.data import check
 from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
-from scripts.data.reward_checks import check_reward, warning_of_judges
+from scripts.data.reward_checks import check_reward, warning_of_columns, warning_of_judges
 from scripts.ops.recipes import find_recipe, recipe_files
 
 ROOT = Path(__file__).parents[2]
@@ -169,6 +169,46 @@ def test_rows_without_a_column_that_is_named_are_listed(
     check.main([*flags, "--model.path", str(tiny_policy), "--run.dir", str(tmp_path / "run"), *_SHORT])
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("lacks: ")]
     assert len(said) == 3 and "questions.jsonl, row 1, meta.hint: it is missing or empty" in said[0]
+
+
+@pytest.mark.parametrize("recipe", recipe_files())
+def test_no_recipe_is_said_to_leave_its_columns_unread(recipe: str) -> None:
+    columns = load([str(find_recipe(recipe))]).data.columns
+    assert not warning_of_columns(load([str(find_recipe(recipe))])), columns
+
+
+def test_a_column_that_nothing_reads_is_named() -> None:
+    file = str(find_recipe("m-thinker"))
+    anchor = ["--data.columns.language", "data_source", "--data.columns.anchor", "extra_info.en_answer"]
+    said = warning_of_columns(load([file, *anchor]))
+    assert said.startswith(
+        'reward.function = "configs/recipes/m_thinker.py:m_thinker" does not read data.columns.anchor'
+    )
+    assert said.endswith("; it reads english_question, english_thought")
+    hint, pivot = ["--data.columns.hint", "hint"], ["--reward.pivot", "hint", "--reward.terms.default.pivot", "1"]
+    assert warning_of_columns(load(hint)).startswith("no term of the reward reads data.columns.hint; ")
+    assert not warning_of_columns(load([*hint, *pivot])) and "hint" in warning_of_columns(load([*hint, *pivot[:2]]))
+
+
+@pytest.mark.parametrize(
+    ("code", "unread"),
+    [
+        ("return group.extra['other']", True),
+        ("return 1.0", True),
+        ("return group.extra.get('hint', '')", False),
+        ("return column(group, 'hint')", False),
+        ("return group.extra.items()", False),
+        ("extra = group.extra\n    return extra[tools.config.pivot]", False),
+        ("return dataclasses.asdict(group)", False),
+        ("from mine import column\n    return column(group)", False),
+        ("from . import column\n    return column(group)", False),
+    ],
+)
+def test_nothing_is_said_of_a_column_that_may_be_read(code: str, unread: bool, tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text(f"import dataclasses\n\n\ndef score(group, tools):\n    {code}\n")
+    function = ["--reward.function", f"{tmp_path}/score.py:score", "--reward.parts", "{a = 1.0}"]
+    said = warning_of_columns(load(["--data.columns.hint", "hint", *function]))
+    assert ("does not read data.columns.hint" in said) is unread and bool(said) is unread
 
 
 def _checked(tmp_path: Path, policy: Path, questions: int, *flags: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ import yaml
 from common.config import Config, load
 from learner.supervision import SUCCESSOR
 from learner.work.server import WorkServer
+from scripts.ops import supervise
 from scripts.ops.health import find_problem
 from scripts.ops.supervise import ChildFailed, Children
+from scripts.pool import launch as pool_launch
 from scripts.pool.launch import Process
+from tests.support import processes
 from tests.support.chat import serving
 
 ROOT = Path(__file__).parents[2]
@@ -56,14 +60,16 @@ PARTITIONS = {
 
 
 SCRIPT = (str(ROOT / "scripts" / "launch_pool.sh"),)
+FORKED = (sys.executable, "-m", "scripts.pool.launch")  # what the script runs, without the start of an interpreter
 
 
 def launch(
-    path: Path, *arguments: str, pool: str = "", program: Sequence[str] = SCRIPT, **environment: str
+    path: Path, *arguments: str, pool: str = "", program: Sequence[str] = FORKED, **environment: str
 ) -> subprocess.CompletedProcess[str]:
+    """Gives the command; tests about what the script or ``lrpo`` set for it give that as the ``program``."""
     (path / "pool.toml").write_text(pool)
     command = [*program, str(path / "pool.toml"), *arguments]
-    return subprocess.run(
+    return processes.run(
         command,
         cwd=ROOT,
         capture_output=True,
@@ -85,7 +91,7 @@ def started(line: str) -> tuple[dict[str, str], str, Config]:
 
 
 def test_over_ssh_each_process_has_its_gpus_name_and_place(tmp_path: Path) -> None:
-    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), LRPO_KEYS="/keys")
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), program=SCRIPT, LRPO_KEYS="/keys")
     assert told.returncode == 0, told.stderr
     found = [
         (shlex.split(line)[1], *started(shlex.split(line)[2]))
@@ -257,9 +263,11 @@ def keys_in(path: Path) -> Path:
     return path
 
 
-def test_the_command_ends_with_the_run_and_not_with_a_reward_process(tmp_path: Path) -> None:
+def test_the_command_ends_with_the_run_and_not_with_a_reward_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tool(tmp_path, "ssh", FOREVER)
-    tool(tmp_path, "sbatch", "#!/bin/sh\necho submitted\n")
+    tool(tmp_path, "sbatch", '#!/bin/sh\ntouch "$TOLD"\n')
     own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LRPO_KEYS": str(keys_in(tmp_path / "keys"))}
     run = ["--run.dir", str(tmp_path / "run")]
     told = launch(tmp_path, *CONFIG, *run, pool=pool_of(REWARD, ACTOR), **own)  # beside a run that is going
@@ -271,13 +279,18 @@ def test_the_command_ends_with_the_run_and_not_with_a_reward_process(tmp_path: P
     meeting.write_text(json.dumps(place))
     batches = ['learner gpu="a" partition="p" count=1', 'actor gpu="a" partition="p" count=1']
     (tmp_path / "pool.toml").write_text(pool_of(REWARD, *batches))
-    command = [*SCRIPT, str(tmp_path / "pool.toml"), *CONFIG, *run]
-    with subprocess.Popen(command, cwd=ROOT, env=os.environ | own, stdout=subprocess.PIPE, text=True) as here:
-        assert here.stdout is not None and here.stdout.readline() == "submitted\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            here.wait(8)  # the run before this one is over
-        meeting.write_text(json.dumps(place | {"life": 4}))
-        assert here.wait(_PATIENCE_S) == 0
+    for name, value in (own | {"TOLD": str(tmp_path / "told")}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pool_launch, "_OVER_S", 0.2)
+    monkeypatch.chdir(ROOT)
+    with ThreadPoolExecutor(1) as executor:
+        here = executor.submit(pool_launch.main, [str(tmp_path / "pool.toml"), *CONFIG, *run])
+        try:
+            within(lambda: (tmp_path / "told").exists() or here.done())
+            assert not wait([here], 1.5).done, "the run before this one is over"
+        finally:
+            meeting.write_text(json.dumps(place | {"life": 4}))
+        here.result(_PATIENCE_S)
 
 
 def test_one_job_of_all_partitions_ends_with_its_actors_and_not_with_a_reward_process(tmp_path: Path) -> None:
@@ -394,17 +407,17 @@ def test_what_the_user_has_set_reaches_every_host_and_what_this_host_has_does_no
     own |= {"LRPO_DEVICE": "", "LRPO_ENV_SET": "", "OMP_NUM_THREADS": "", "LRPO_KEYS": str(keys_in(tmp_path / "keys"))}
     for given in ("1", ""):
         own["HF_HUB_OFFLINE"] = given
-        told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), **own)
+        told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), program=SCRIPT, **own)
         for environment, *_ in over_ssh(told):
             assert environment.get("HF_HUB_OFFLINE", "") == given and "LRPO_DEVICE" not in environment
         assert "secret-key" not in told.stdout + told.stderr, "the list of processes shows a command to everybody"
-        told = launch(tmp_path, *CONFIG, pool=POOL.format(**PARTITIONS), **own)
+        told = launch(tmp_path, *CONFIG, pool=POOL.format(**PARTITIONS), program=SCRIPT, **own)
         assert told.returncode == 0, told.stderr
         job = dict(line.split("=", 1) for line in (tmp_path / "told").read_text().splitlines() if "=" in line)
         assert job.get("HF_HUB_OFFLINE", "") == given and job["OPENAI_API_KEY"] == "secret-key"
         assert not job.keys() & {"LRPO_DEVICE", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LRPO_ENV_SET"}
     own["LRPO_DEVICE"] = "cpu"
-    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), **own)
+    told = launch(tmp_path, "--dry-run", *CONFIG, pool=POOL.format(**HOSTS), program=SCRIPT, **own)
     assert all(environment["LRPO_DEVICE"] == "cpu" for environment, *_ in over_ssh(told)), "the user has said so"
 
 
@@ -491,7 +504,7 @@ with locked(run), (run / "told").open("a") as told:
     if len((run / "told").read_text().splitlines()) == 1:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(int((run / "ssh").read_text()), 9)  # the connection breaks, and this learner takes its time to save
-        time.sleep(8)
+        time.sleep(4)
         print("saved", file=told, flush=True)
     else:
         (run / "over").touch()
@@ -516,6 +529,7 @@ def test_a_learner_goes_on_where_its_connection_broke(tmp_path: Path, monkeypatc
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("RUN", str(run))
+    monkeypatch.setattr(supervise, "_AWAY_S", 1.0)
     learner = Process("learner-alpha-0", "learner", "alpha", [sys.executable, "-c", LOCKED])
     ends = iter([["trains"], ["trains", "saved", "trains"]])
     awaited = next(ends)
@@ -574,6 +588,7 @@ SRUN = """#!/usr/bin/env bash
 # Slurm's srun as far as it matters here: the tasks of a component, one after the other.
 group=0
 while [[ $1 == --* ]]; do echo "$1" >>"$TOLD.srun"; [[ $1 != --het-group=* ]] || group=${1#*=}; shift; done
+[[ -z ${CODE:-} ]] || exit "$CODE"
 for ((task = 0; task < TASKS; task++)); do
     SLURM_PROCID=$task GROUP=$group "$@" &
     touch "$TOLD.$!"
@@ -602,7 +617,7 @@ def slurm(path: Path, command: list[str], **environment: str) -> subprocess.Pope
     tools = {
         "srun": SRUN,
         "scancel": SCANCEL,
-        "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n',
+        "scontrol": '#!/bin/sh\nsleep "${SLOW:-0}"; [ "$1" = show ] && echo gamma || echo "$@" >>"$TOLD"\n',
     }
     tools |= {f"scripts/launch_{role}.sh": LAUNCH for role in ("learner", "reward", "actor")}
     for name, text in tools.items():
@@ -649,6 +664,14 @@ def test_slurm_asks_the_learner_to_end_and_queues_the_job_again(tmp_path: Path) 
     assert (job / "told").read_text().splitlines()[1:] == ["ended", "requeue 42"]
 
 
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_job_whose_first_step_ends_before_the_last_one_is_started_has_its_code(code: int, tmp_path: Path) -> None:
+    words = ["actor", "0", "0", "flag", "--", "learner", "0", "0", "flag"]
+    command = ["scripts/deploy/slurm/pool.sbatch", *words]
+    job = slurm(tmp_path / "job", command, SLURM_HET_SIZE="2", TASKS="1", CODE=str(code), SLOW="1")
+    assert job.wait(_PATIENCE_S) == code
+
+
 def test_wrong_pools_are_refused(tmp_path: Path) -> None:
     uneven = POOL.format(**HOSTS) + '[[nodes]]\nrole = "learner"\ngpu = "h100"\nhosts = ["delta"]\nengines = 2\n'
     apart = (
@@ -686,6 +709,10 @@ def test_kubernetes_starts_the_launch_scripts_and_asks_our_health(tmp_path: Path
         assert container["livenessProbe"]["exec"]["command"] == ["scripts/ops/health.sh", role, *container["args"]]
         secrets = {item["path"] for item in job["spec"]["template"]["spec"]["volumes"][-1]["secret"]["items"]}
         assert ("server.key_secret" in secrets) == (role != "actor")
+        if role == "actor":
+            probe = container["livenessProbe"]
+            patience_s = probe["periodSeconds"] * (probe["failureThreshold"] - 1)
+            assert patience_s > config.actor.start_timeout_s, "an engine that failed has the time to start again"
     assert jobs["learner"]["spec"]["completions"] == config.learner.nodes
     assert config.learner.torchrun == "lrpo-learner-0-0.lrpo:29400" and jobset["spec"]["network"]["subdomain"] == "lrpo"
 

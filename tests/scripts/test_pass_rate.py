@@ -26,6 +26,7 @@ from scripts.data import anchors, pass_rate
 from scripts.data.answering import Journal, Task, _Doing
 from scripts.data.prepare import records
 from tests.learner.work.test_questions import configured
+from tests.support.processes import forked
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,12 +41,14 @@ def graded(group, tools):
 def run(tmp_path: Path, policy: Path, *flags: str, parts: str = "{right = 1.0}") -> list[dict[str, Any]]:
     out = tmp_path / "out" / "rated.parquet"
     (tmp_path / "mine.py").write_text(MINE)
-    pass_rate.main([
+    words = [
         "--out", str(out), "--samples", "4", "--data.train", str(tmp_path / "rows.jsonl"), "--run.dir",
         str(tmp_path / "run"), "--model.path", str(policy), "--model.dtype", "float32", "--run.languages",
         '["en", "de"]', "--sampling.max_new_tokens", "3", "--reward.function", f"{tmp_path}/mine.py:graded",
         "--reward.parts", parts, "--reward.gated", "false", "--actor.start_timeout_s", "400", *flags,
-    ])  # fmt: skip
+    ]  # fmt: skip
+    with forked():
+        pass_rate.main(words)
     rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
     return rows
 
@@ -120,11 +123,13 @@ def test_the_accuracy_says_what_is_right_and_not_a_reward_of_many_parts(
         "\n".join(json.dumps({"question": f"{n} of 4", "answer": "yes", "language": "en"}) for n in (0, 1))
     )
     out = tmp_path / "anchored.parquet"
-    anchors.main([
+    words = [
         "--out", str(out), "--write", "anchor=whole", "--rounds", "1,4", "--data.train", str(tmp_path / "rows.jsonl"),
         "--run.dir", str(tmp_path / "run"), "--model.path", str(tiny_policy), "--model.dtype", "float32",
         "--sampling.max_new_tokens", "3", "--reward.parts", parts, "--actor.start_timeout_s", "400", *flags,
-    ])  # fmt: skip
+    ]  # fmt: skip
+    with forked():
+        anchors.main(words)
     found = [row["anchor"] for row in pq.read_table(out).to_pylist()]
     assert found[0] is None and found[1], "without a right answer there is no anchor"
     monkeypatch.setattr(pass_rate, "measure", None)
@@ -190,9 +195,10 @@ def test_anchors_are_right_by_a_term_where_the_reward_needs_them(
         "--reward.function", f"{tmp_path}/hints.py:graded", "--reward.parts", "{right = 1.0}", "--data.columns",
         "{hint = 'hint'}",
     ]  # fmt: skip
-    with pytest.raises(SystemExit, match=r"its row has no hint.* let a term say what is right \(--by math\)"):
-        anchors.main(words)
-    anchors.main([*words, "--by", "contains"])
+    with forked():
+        with pytest.raises(SystemExit, match=r"its row has no hint.* let a term say what is right \(--by math\)"):
+            anchors.main(words)
+        anchors.main([*words, "--by", "contains"])
     found = [json.loads(line)["hint"] for line in out.read_text().splitlines()]
     assert len(found) == 9 and "h" not in found and all(found)
 

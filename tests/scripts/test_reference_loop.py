@@ -27,7 +27,7 @@ from common.tokenizer import load_tokenizer
 from common.wire import Score
 from learner import recording
 from learner.groups import Group
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.train.trainer import Trainer
 from router import Observation, Router
 from scripts.study import reference_loop

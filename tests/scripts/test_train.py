@@ -124,6 +124,40 @@ def test_a_failed_process_ends_all_or_is_started_again(tmp_path: Path, capsys: p
     assert children._running["learner"].returncode is not None
 
 
+def flaky(path: Path, failures: int, name: str) -> list[str]:
+    """A process that fails so many times before it is ready, and then runs until it is ended."""
+    count = f"n=$(($(cat {path / name} 2>/dev/null || echo 0) + 1)); echo $n >{path / name}"
+    return ["bash", "-c", f'{count}; ((n > {failures})) || {{ echo "error: no GPU on {name}"; exit 1; }}; '
+            f'echo " is ready"; sleep 100']  # fmt: skip
+
+
+def test_an_actor_that_does_not_start_is_tried_again_while_another_may_come(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Children(tmp_path) as children:
+        commands = {"good": flaky(tmp_path, 0, "good"), "bad": flaky(tmp_path, 2, "bad")}
+        children.start_any(commands, restarts=1000)
+        children.wait_until(lambda: " is ready" in children.log("bad").read_text())
+        assert children._running["good"].poll() is None, "it was left alone"
+    shown = capsys.readouterr().out
+    assert shown.count("error: no GPU on bad\nstarting bad again in 2 s") == 1, "the reason is told"
+    assert shown.count("error: no GPU on bad\nstarting bad again in 4 s") == 1
+
+
+def test_where_no_actor_becomes_ready_all_end(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match=r"error: no GPU on (a|b)$"), Children(tmp_path) as children:
+        children.start("learner", child("one", 100))
+        children.start_any({name: flaky(tmp_path, 10**6, name) for name in ("a", "b")}, restarts=1000)
+        children.wait_for("learner")
+    assert children._running["learner"].returncode is not None
+
+
+def test_the_end_of_any_of_several_is_enough(tmp_path: Path) -> None:
+    with Children(tmp_path) as children:
+        children.start_any({"a": flaky(tmp_path, 10**6, "a"), "b": child("b", 3.0)}, restarts=1000)
+        children.wait_for("a", "b")
+
+
 def test_an_interrupt_while_all_are_ended_kills_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupts, sleep = itertools.count(), time.sleep
 

@@ -31,8 +31,8 @@ _REQUEST_BYTES = 1 << 17  # at most: the arguments and the environment of a proc
 PRELOADED = (
     "actor.__main__", "learner.__main__", "learner.launch", "learner.replay", "reward.__main__", "reward.scorer",
     "scripts.bench.chaos.__main__", "scripts.data.calibrate", "scripts.data.sft", "scripts.ops.status",
-    "scripts.study.compare", "scripts.world.build", "scripts.world.demo", "scripts.world.warm_start",
-    "tests.support.measured_run", "tests.support.rank", "tests.support.train_once",
+    "scripts.pool.launch", "scripts.study.compare", "scripts.world.build", "scripts.world.demo",
+    "scripts.world.warm_start", "tests.support.measured_run", "tests.support.rank", "tests.support.train_once",
     "aiohttp.web", "pytest", "safetensors.torch", "torch._dynamo", "torch.distributed.checkpoint",
     "torch.distributed.run", "torch.multiprocessing.reductions", "torch.utils.tensorboard",
     "transformers.models.qwen3.modeling_qwen3", "trl.trainer.sft_trainer",

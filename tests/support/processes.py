@@ -170,11 +170,16 @@ def _server() -> tuple[Path, socket.socket]:
                 start_new_session=True,
             )  # fmt: skip
         deadline = time.monotonic() + _START_S
-        while True:
-            try:
-                alive.connect(str(path))
-                return path, alive
-            except OSError:
-                assert server.poll() is None, f"the fork server has died:\n{log.read_text(errors='replace')}"
-                assert time.monotonic() < deadline, "the fork server does not start"
-                time.sleep(0.1)
+        try:
+            while True:
+                try:
+                    alive.connect(str(path))
+                    return path, alive
+                except OSError:
+                    assert server.poll() is None, f"the fork server has died:\n{log.read_text(errors='replace')}"
+                    assert time.monotonic() < deadline, "the fork server does not start"
+                    time.sleep(0.1)
+        except BaseException:
+            server.kill()  # it would wait for its first client for ever
+            server.wait()
+            raise

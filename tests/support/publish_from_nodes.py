@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from common import wire
 from common.config import Config
-from learner.gathering import GatherAction, published_buckets
+from learner.gather_action import GatherAction, published_buckets
 from learner.rank_links import RankLinks
 from learner.rank_watch import RankWatch
 from learner.ranks import Command, Ranks
@@ -124,7 +124,7 @@ def publish_past_a_stopped_leader(
             ranks.run("change")
             published = publisher.publish(version, lambda plan: ranks.walk(ranks.run("gather", data=plan)), _PROBE)
             longest_s = round_deadlines(sync, len(engines), sum(map(bytes_of, buckets)), 0, 0.0, math.inf).round_s(0.0)
-            own = [name for name, each in publisher.transports["group"]._connections.items() if each.leader == 0]  # type: ignore[attr-defined]
+            own = [name for name, each in publisher.transports["group"]._groups.items() if each.leader == 0]  # type: ignore[attr-defined]
             line = {"members": sorted(published.members), "s": published.seconds, "longest_s": longest_s, "own": own}
             with (directory / "versions").open("a") as lines:
                 lines.write(json.dumps(line) + "\n")

@@ -22,8 +22,8 @@ from common.languages import POLICY_CHOOSES
 from common.tokenizer import load_tokenizer
 from learner.groups import Group
 from learner.train import stages
+from learner.train.outcomes import group_outcome, step_advantages
 from learner.train.policy import full_weights
-from learner.train.samples import group_outcome, step_advantages
 from learner.train.step_reward import StepReward
 from learner.train.trainer import Trainer
 from reward import embedder, gate, lid
@@ -49,6 +49,7 @@ OWN_SIZES = {
     "dapo": ["--learner.overlong_limit", str(OVERLONG["limit"]), "--learner.overlong_buffer", str(OVERLONG["buffer"]),
              "--sampling.max_new_tokens", str(OVERLONG["limit"])],
     "hybrid": ["--router.free_rollouts", "2"],
+    "mcot": ["--lora.dropout", "0"],  # whose noise would hide from the comparison with the engine that weights agree
 }  # fmt: skip
 
 FRENCH = "On multiplie six par sept et on additionne les nombres pas à pas, jusqu'à ce que le résultat soit certain. "

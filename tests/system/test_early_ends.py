@@ -43,8 +43,8 @@ def write_heldout(path: Path, reference: str) -> None:
 
 def test_a_run_whose_actors_are_gone_keeps_the_steps_that_it_has_trained(tiny_policy: Path, tmp_path: Path) -> None:
     flags = [
-        *flags_of(tmp_path), "--learner.steps", "6", "--learner.group_timeout_s", "30",
-        "--actor.request_timeout_s", "20", "--actor.start_timeout_s", "60",
+        *flags_of(tmp_path), "--learner.steps", "6", "--learner.group_timeout_s", "15",
+        "--actor.request_timeout_s", "10", "--actor.start_timeout_s", "15",
     ]  # fmt: skip
     until = tmp_path / "record" / "step-000003.msgpack"
     run = measured_run(tmp_path, tiny_policy, {"a-0": (0.004, 0.002)}, *flags, until=until, lost=True)
@@ -71,7 +71,9 @@ def test_a_reward_that_fails_on_every_question_ends_the_run_at_once_and_costs_no
     assert "error: no answer can be scored: 16 groups came back unscored" in said
     assert re.search(r"mine\.py:4 in \S+: AttributeError: 'GroupAnswer' object has no attribute 'last'", said)
     (tmp_path / "mine.py").write_text(REWARD)
+    flags += ["--learner.checkpoint_every", "1", "--learner.checkpoints_kept", "1"]
     measured_run(tmp_path, tiny_policy, {"a-0": (0.0, 0.0)}, *flags)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"], "by default there are two"
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert sorted(line["sequence"] for line in lines) == [*range(32)], "each is asked, and none was given up"
 

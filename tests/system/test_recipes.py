@@ -18,8 +18,9 @@ from common.config import Config, ConfigError, load
 from common.diagnostics import is_right
 from common.languages import POLICY_CHOOSES
 from learner.train.aggregation import token_weights
-from learner.train.samples import group_outcome
+from learner.train.outcomes import group_outcome
 from learner.train.trainer import make_objective
+from reward.gate import ComplianceGate
 from router import Router
 from scripts.lrpo import main as lrpo
 from scripts.ops.dry_run import Machine, ModelShape
@@ -173,6 +174,18 @@ def test_lrpo_rewards_calibrated_similarity_in_the_language_asked_for(trained: d
         calibrated = min(step["similarities"][number] - (pair - reference), 1)
         assert step["rewards"][number] == pytest.approx((calibrated + 1) / 2, abs=1e-6)
     assert step["similarities"][3] == pytest.approx(1, abs=1e-4) and step["rewards"][3] == 0
+
+
+def test_lrpo_as_published_pays_for_no_near_language() -> None:
+    """Its label of lid.176 has to be equal to the language asked for, as in the public code."""
+    texts = {
+        "id": "Saya tidak boleh datang ke mesyuarat itu kerana kereta saya rosak dan perlu dibaiki di bengkel.",
+        "pt": "A capital de Galicia é Santiago de Compostela, onde viven moitas persoas que falan galego nas casas.",
+        "zh": "東京都庁第一本庁舎展望室。日本国憲法第九条改正問題。",
+    }
+    for name, counts in (("lrpo-paper", False), ("lrpo", True)):
+        kept = ComplianceGate(config_of(name).reward).in_language([*texts.values()], [*texts])
+        assert kept == [counts] * len(texts), name
 
 
 def test_mcot_and_pb_rlsvr_measure_language_and_meaning(trained: dict[str, Any]) -> None:

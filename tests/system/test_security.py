@@ -25,7 +25,7 @@ from tests.support.groups import random_rollout
 
 OPTIONAL = {
     "slots", "seconds", "gauges", "drain_s", "timing", "generating", "cause",
-    "actor_life", "learner_life", "name", "process", "waited_s", "replaces",
+    "actor_life", "learner_life", "name", "process", "settings", "waited_s", "replaces",
 }  # fmt: skip  # some kinds of messages may lack these
 HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH

@@ -94,8 +94,8 @@ def chaos(directory: Path, count: int, seed: int, engine: str) -> dict[str, Any]
 @command()
 def main(
     *,
-    events: Annotated[int, typer.Option(help="Number of events.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the events and of the run.")] = 0,
+    events: Annotated[int, typer.Option(min=0, help="Number of events.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the events and of the run.")] = 0,
     engine: Annotated[Literal["sglang", "light"], typer.Option(help="The real engine, or a light one.")] = "sglang",
     dir: Annotated[
         Path | None, typer.Option(help="Directory for the logs and the run; default: a temporary one.")

@@ -36,8 +36,8 @@ def random_rollout(generator: np.random.Generator, *, reward: float | None = Non
             similarity=0.5,
             compliant=compliant,
             detected="en",
-            thought=part_languages(generator),
-            answer=part_languages(generator),
+            thought_languages=part_languages(generator),
+            final_languages=part_languages(generator),
         ),
     )
 

@@ -35,7 +35,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer(rng: np.random.Ge
         for k in (1, 2, 4):
             wins = [any(chosen) for chosen in combinations(right, k)]
             assert figures[f"{setting}_pass@{k}"] == pytest.approx(sum(wins) / len(wins))
-        kept = [part.consistent for r in answers if (part := r.score.answer)]
+        kept = [part.consistent for r in answers if (part := r.score.final_languages)]
         assert figures[f"consistency/gate_{setting}_answer"] == pytest.approx(np.mean(kept))
         lengths = [len(rollout.response_ids) for rollout in answers]
         assert figures[f"{setting}_tokens"] == pytest.approx(sum(lengths) / 4)

@@ -15,7 +15,8 @@ from common.config import LearnerConfig, load
 from common.wire import Rollout
 from learner.groups import Group
 from learner.train.advantages import AdvantageForm, advantages, decoupled_sum, overlong_penalty, whiten
-from learner.train.samples import group_advantages, group_outcome, group_samples
+from learner.train.outcomes import group_advantages, group_outcome
+from learner.train.samples import group_samples
 from tests.support.groups import random_rollout, work
 from tests.support.train_once import configuration
 

@@ -28,8 +28,9 @@ from learner.report.choice_metrics import choice_metrics
 from learner.report.report import Report
 from learner.report.trackers.tensorboard_tracker import LINE_RUNS
 from learner.train import stages
+from learner.train.outcomes import group_outcome
 from learner.train.policy import full_weights
-from learner.train.samples import group_outcome, group_samples
+from learner.train.samples import group_samples
 from learner.train.trainer import Trainer
 from learner.work.chosen import work_as_answered
 from learner.work.ledger import Ledger

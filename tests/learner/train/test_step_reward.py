@@ -13,7 +13,8 @@ from common.process import FatalError
 from learner.groups import Group
 from learner.loop.observations import router_observations
 from learner.state import Snapshot
-from learner.train.samples import group_advantages, group_outcome, group_samples, step_advantages
+from learner.train.outcomes import group_advantages, group_outcome, step_advantages
+from learner.train.samples import group_samples
 from learner.train.step_reward import StepReward, make_step
 from tests.learner.test_run import make_run
 from tests.support.train_once import random_batch

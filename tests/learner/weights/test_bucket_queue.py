@@ -67,9 +67,9 @@ def test_who_holds_a_bucket_is_named_and_gets_nothing_after_it_has_left(monkeypa
 
 def test_buffers_that_came_back_are_used_again_and_the_others_are_freed() -> None:
     spare = SpareBuffers(8)
-    taken: list[Tensor] = [spare.take() for _ in range(3)]
+    taken: list[Tensor] = [spare.borrow() for _ in range(3)]
     assert len({buffer.data_ptr() for buffer in taken}) == 3 and all(buffer.nbytes == 8 for buffer in taken)
     for buffer in taken:
         spare.give_back(buffer)
-    again = [spare.take() for _ in range(3)]
+    again = [spare.borrow() for _ in range(3)]
     assert sum(any(new is old for old in taken) for new in again) == 2

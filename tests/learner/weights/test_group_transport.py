@@ -21,11 +21,11 @@ from learner.weights import process_group
 from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import cut_into_buckets, tensors_in
 from learner.weights.deadlines import Deadlines
-from learner.weights.leader import Gathering, Leader
+from learner.weights.leader import BucketHooks, Leader
 from learner.weights.leader_messages import FormGroup, LeaderOrder
 from learner.weights.process_group import GroupStore
 from learner.weights.publisher import Publisher
-from learner.weights.round import ActorLost, Receiver, Round
+from learner.weights.round import ActorGivenUp, Receiver, Round
 from learner.weights.transports import GroupTransport
 from learner.work.actors import ActorState
 from learner.work.server import WorkServer
@@ -90,17 +90,17 @@ class Engine:
         monkeypatch.setattr(leader_module, "connect_to_store", lambda *_: None)
         monkeypatch.setattr(leader_module, "form_group", lambda *_: group)
         self.told: list[Any] = []  # to the actor
-        self.lost = ""  # why
+        self.given_up = ""  # why
         self.errors: list[str] = []  # what leaders have reported as a mistake
         self.actor = ActorState(
             "one", "peer", "life", wire.ActorProcess(), engine_ranks=1, transport="group", drain_s=0.0, slots=1,
             last_heard=0.0,
         )  # fmt: skip
-        self.receiver = Receiver("one", self.actor, self.tell, lambda: is_present() and not self.lost)
+        self.receiver = Receiver("one", self.actor, self.tell, lambda: is_present() and not self.given_up)
         store = cast(GroupStore, SimpleNamespace(host="127.0.0.1", port=1))
         self.transport = GroupTransport(
-            store, "nccl", "run", {0: ""}, give_order=give_order or (lambda _, order: self.leader.take(order)),
-            on_lost=self.lose, on_failed=self.errors.append,
+            store, "nccl", "run", {0: ""}, give_order=give_order or (lambda _, order: self.leader.obey(order)),
+            on_given_up=self.give_up, on_failed=self.errors.append,
         )  # fmt: skip
         self.leader = Leader(BUCKETS, "nccl", torch.device("cpu"), self.transport.hear)
         self.rounds = 0
@@ -110,12 +110,12 @@ class Engine:
         if isinstance(message, wire.Join):
             self.actor.replies.put(wire.Joined(group=message.group))
 
-    def lose(self, name: str, actor: ActorState, reason: str) -> None:
+    def give_up(self, name: str, actor: ActorState, reason: str) -> None:
         assert (name, actor) == ("one", self.actor)
-        self.lost = reason
+        self.given_up = reason
 
     def publish(self, form_s: float = 30.0, transfer_s: float = 30.0, *, is_stopped: bool = False) -> wire.Receive:
-        """One round; raises ActorLost if the engine does not get the weights.
+        """One round; raises ActorGivenUp if the engine does not get the weights.
 
         Args:
             is_stopped: the leader is, when all is gathered.
@@ -132,7 +132,7 @@ class Engine:
 
         def gather() -> None:
             if not is_stopped:
-                self.leader.gather(weights, Gathering(take=lambda *_: round_.gathered.some.set()))
+                self.leader.gather(weights, BucketHooks(on_bucket=lambda *_: round_.gathered.has_first.set()))
             round_.gathered.end()
 
         threading.Thread(target=gather, daemon=True).start()
@@ -157,9 +157,9 @@ def test_the_first_update_alone_begins_with_a_small_bucket_that_is_replaced(monk
 def test_a_peer_that_is_dead_when_the_ranks_connect_costs_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     group = Group(peer_is_dead=True)
     engine, began = Engine(group, monkeypatch), time.monotonic()
-    with pytest.raises(ActorLost):
+    with pytest.raises(ActorGivenUp):
         engine.publish(form_s=0.3)
-    assert "its engine did not connect to the weight group within 0 s" in engine.lost
+    assert "its engine did not connect to the weight group within 0 s" in engine.given_up
     assert time.monotonic() - began < 20, "and not the deadline of the transfer, or none"
     assert group.aborted.wait(60) and group.destroyed.wait(60)
 
@@ -167,26 +167,26 @@ def test_a_peer_that_is_dead_when_the_ranks_connect_costs_one_deadline(monkeypat
 def test_whoever_leaves_while_the_ranks_connect_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     group, asked = Group(peer_is_dead=True), iter([True] * 3)
     engine = Engine(group, monkeypatch, lambda: next(asked, False))
-    with pytest.raises(ActorLost, match="it is gone"):
+    with pytest.raises(ActorGivenUp, match="it is gone"):
         engine.publish(form_s=3600)
-    engine.transport.disconnect("one", engine.actor)
+    engine.transport.forget("one", engine.actor)
     assert group.aborted.wait(60) and group.destroyed.wait(60), "its leader is told"
-    assert not engine.lost and not engine.errors
+    assert not engine.given_up and not engine.errors
 
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_an_error_of_nccl_costs_the_engine_alone(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not told by a wait without a deadline, and torch must not end the process for it."""
     engine = Engine(Group(fails_at=number), monkeypatch)
-    with pytest.raises(ActorLost):
+    with pytest.raises(ActorGivenUp):
         engine.publish()
-    assert "sending weights to its engine failed: NCCL error" in engine.lost and not engine.errors
+    assert "sending weights to its engine failed: NCCL error" in engine.given_up and not engine.errors
 
 
 def test_a_leader_that_is_stopped_costs_its_engines_the_deadlines_of_the_round(monkeypatch: pytest.MonkeyPatch) -> None:
     orders = list[LeaderOrder]()
     engine = Engine(Group(), monkeypatch, give_order=lambda _, order: orders.append(order))
-    with pytest.raises(ActorLost, match="rank 0, its leader, did not form its weight group within 1 s"):
+    with pytest.raises(ActorGivenUp, match="rank 0, its leader, did not form its weight group within 1 s"):
         engine.publish(form_s=0.2, transfer_s=0.1, is_stopped=True)
     [order] = orders
     assert isinstance(order, FormGroup)
@@ -196,14 +196,14 @@ def test_a_leader_that_is_gone_costs_its_engines(monkeypatch: pytest.MonkeyPatch
     def refuse(_: int, order: LeaderOrder) -> None:
         raise BrokenPipeError("broken pipe")
 
-    with pytest.raises(ActorLost, match="rank 0, its leader, cannot be reached: broken pipe"):
+    with pytest.raises(ActorGivenUp, match="rank 0, its leader, cannot be reached: broken pipe"):
         Engine(Group(), monkeypatch, give_order=refuse).publish()
 
 
 def test_a_mistake_of_a_leader_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(Group(), monkeypatch, lambda: not engine.errors)
     monkeypatch.setattr(leader_module, "start_broadcast", lambda *_: 1 // 0)
-    with pytest.raises(ActorLost):
+    with pytest.raises(ActorGivenUp):
         engine.publish()
     assert engine.errors == ["ZeroDivisionError: integer division or modulo by zero"]
 

@@ -1,4 +1,4 @@
-"""One leader by itself: engines that are lost before a round begins, its memory, and its CUDA stream.
+"""One leader by itself: engines that are given up before a round begins, its memory, and its CUDA stream.
 
 Process groups are stand-ins.
 """
@@ -22,10 +22,10 @@ from learner.weights import leader as leader_module
 from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import bytes_of, cut_into_buckets
 from learner.weights.deadlines import Deadlines
-from learner.weights.leader import Gathering, Leader, buckets_kept
+from learner.weights.leader import BucketHooks, Leader, buckets_kept
 from learner.weights.leader_messages import (
-    DropGroup,
     EngineGivenUp,
+    ForgetGroup,
     FormGroup,
     GroupFormed,
     RoundPlan,
@@ -78,7 +78,7 @@ class Sync:
         self.reports.append(report)
 
     def form(self) -> None:
-        self.leader.take(FormGroup("g0", "nccl", "127.0.0.1", 1, 2, LONG_S))
+        self.leader.obey(FormGroup("g0", "nccl", "127.0.0.1", 1, 2, LONG_S))
 
     def begin(self, first_bucket_s: float = LONG_S, number: int = 1) -> None:
         self.leader.begin_round(RoundPlan(number, DEADLINES, {0: {"g0": first_bucket_s}}, []), 0)
@@ -97,39 +97,39 @@ def in_time(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def late(begin: float) -> Gathering:
+def late(begin: float) -> BucketHooks:
     """Ends gathering when it takes as long as only a deadline would explain."""
 
     def check() -> None:
-        assert time.monotonic() < begin + PATIENCE_S, "gathering waits for an engine that is lost"
+        assert time.monotonic() < begin + PATIENCE_S, "gathering waits for an engine that is given up"
 
-    return Gathering(check=check)
+    return BucketHooks(check=check)
 
 
 @pytest.mark.parametrize("formed", [True, False])
-def test_an_engine_that_is_lost_before_this_leader_has_the_plan_holds_up_nothing(
+def test_an_engine_that_is_given_up_before_this_leader_has_the_plan_holds_up_nothing(
     formed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rank 0 has put it into the plan, and its order to drop it overtakes the plan; or its group did not form."""
+    """Rank 0 has put it into the plan, and its order to forget it overtakes the plan; or its group did not form."""
     sync = Sync(monkeypatch)
     monkeypatch.setattr(leader_module, "discard_group", lambda *_: None)
     if formed:
         sync.form()
         sync.wait(GroupFormed)
-        sync.leader.take(DropGroup("g0"))
+        sync.leader.obey(ForgetGroup("g0"))
     else:
         monkeypatch.setattr(leader_module, "form_group", lambda *_: (_ for _ in ()).throw(RuntimeError("refused")))
         sync.form()
         sync.wait(EngineGivenUp)
     sync.begin()
-    sync.gather(extra=late(time.monotonic()))
+    sync.gather(hooks=late(time.monotonic()))
     if formed:
         assert len(sync.reports) == 1, "rank 0 knows it already"
     sync.form()
-    assert not sync.leader._connections, "an order that comes after all makes no group that nobody would free"
+    assert not sync.leader._groups, "an order that comes after all makes no group that nobody would free"
 
 
-def test_a_group_that_forms_while_its_engine_is_dropped_is_discarded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_that_forms_while_its_engine_is_given_up_is_discarded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     sync = Sync(monkeypatch)
     discarded, may_form = list[Any](), threading.Event()
 
@@ -138,7 +138,7 @@ def test_a_group_that_forms_while_its_engine_is_dropped_is_discarded_once(monkey
         return sync.group
 
     def tell(_report: Any) -> None:
-        """Of the engine that is lost: between the mark and the look for its group, that forms now."""
+        """Of the engine that is given up: between the mark and the look for its group, that forms now."""
         may_form.set()
         in_time(lambda: bool(discarded))
 
@@ -184,7 +184,7 @@ def test_on_a_gpu_a_leader_has_no_more_buckets_than_it_must_and_none_between_rou
     for number in (1, 2):
         sync.reports.clear()
         sync.begin(number=number)
-        sync.leader.take(SendWeights("g0", number, connects=number == 1))
+        sync.leader.obey(SendWeights("g0", number, connects=number == 1))
         sync.gather("meta")
         sync.wait(WeightsSent)
         gc.collect()
@@ -195,7 +195,7 @@ def test_on_a_gpu_a_leader_has_no_more_buckets_than_it_must_and_none_between_rou
     most = 0
     sync.begin(number=3)
     sync.group.is_complete.clear()
-    sync.leader.take(SendWeights("g0", 3, connects=False))
+    sync.leader.obey(SendWeights("g0", 3, connects=False))
     gathering = threading.Thread(target=sync.gather, args=("meta",))
     gathering.start()
     in_time(lambda: len(buffers) > 2 * len(BUCKETS) + 1)
@@ -237,8 +237,8 @@ def test_no_broadcast_is_begun_on_the_stream_of_gathering(monkeypatch: pytest.Mo
     sync.form()
     sync.wait(GroupFormed)
     sync.begin()
-    sync.leader.take(SendWeights("g0", 1, connects=False))
-    sync.gather(extra=Gathering(memory=lambda number: buffers[number]))
+    sync.leader.obey(SendWeights("g0", 1, connects=False))
+    sync.gather(hooks=BucketHooks(memory=lambda number: buffers[number]))
     sync.wait(WeightsSent)
     assert used == ["stream 1"] * len(BUCKETS) and streams.current == "default"
     assert streams.priorities == [-1], "of a pool from which NCCL takes none for its groups"

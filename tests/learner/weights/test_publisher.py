@@ -33,7 +33,7 @@ from learner.train.policy import full_weights, published_shapes
 from learner.train.trainer import Trainer
 from learner.weights.bucket_queue import BucketQueue
 from learner.weights.buckets import bytes_of, cut_into_buckets
-from learner.weights.leader import _Round as LeaderRound
+from learner.weights.leader import _LeaderRound as LeaderRound
 from learner.weights.publisher import Publisher
 from learner.weights.transports import GroupTransport
 from learner.work.server import WorkServer
@@ -138,9 +138,9 @@ def change_round(
     leader, groups = pool.publisher.leader, cast(GroupTransport, pool.publisher.transports["group"])
     wait_for_round = leader._wait_for_round
 
-    def changed(connection: Any, number: int) -> LeaderRound:
-        round_ = wait_for_round(connection, number)
-        return change(round_) if groups._connections[name].group == connection.name else round_
+    def changed(group: Any, number: int) -> LeaderRound:
+        round_ = wait_for_round(group, number)
+        return change(round_) if groups._groups[name].name == group.name else round_
 
     patch.setattr(leader, "_wait_for_round", changed)
 
@@ -198,7 +198,8 @@ def test_an_engine_of_another_model_is_refused_and_its_actor_says_so(
 def test_an_engine_left_paused_by_a_killed_actor_goes_on_with_the_next(present: ActorPool, engine_url: str) -> None:
     for route in ("pause_generation", "begin_weight_update"):
         post(f"{engine_url}/{route}", {"mode": "retract"})
-    present.start("next", "--actor.engine_url", engine_url)
+    # It waits for twice this time, as another actor might be in its weight update.
+    present.start("next", "--actor.engine_url", engine_url, "--sync.timeout_s", "5")
     try:
         present.here("next")
         assert "next" in present.publish().members

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from common import wire
-from learner.weights.round import ActorLost, Receiver
+from learner.weights.round import ActorGivenUp, Receiver
 from learner.work.actors import ActorState
 
 DEADLINE_S, SOON_S = 0.3, 20.0
@@ -57,9 +57,9 @@ def test_an_actor_that_talks_of_something_else_is_not_waited_for_longer_than_a_s
 
 
 def outcome(receiver: Receiver, deadline_s: float) -> str:
-    with pytest.raises(ActorLost) as lost:
+    with pytest.raises(ActorGivenUp) as given_up:
         receiver.wait_ready(1, deadline_s)
-    return str(lost.value)
+    return str(given_up.value)
 
 
 def test_the_reply_that_is_expected_is_taken_after_those_of_earlier_rounds() -> None:

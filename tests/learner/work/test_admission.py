@@ -14,7 +14,8 @@ from common.config import LearnerConfig
 from common.languages import POLICY_CHOOSES
 from common.wire import Rollout
 from learner.groups import Group
-from learner.train.samples import group_outcome, group_samples
+from learner.train.outcomes import group_outcome
+from learner.train.samples import group_samples
 from learner.work.admission import UNLIMITED, Limits, cut_to_fit, find_problem
 from tests.support.groups import random_rollout, seeded_generator, work
 

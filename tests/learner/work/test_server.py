@@ -272,17 +272,28 @@ def test_an_actor_of_another_version_is_told_why_it_is_refused(server: WorkServe
     assert isinstance(actor.receive(), wire.Status) and server.refused_messages == 3 and not server.members()
 
 
-def test_a_lease_that_runs_out_is_given_again_and_then_the_group_is_given_up(server: WorkServer, address: str) -> None:
+def test_a_lease_that_runs_out_is_given_again_and_held_against_no_group(server: WorkServer, address: str) -> None:
     queue, failures = serve(server, groups=1, attempts=2)
     actor = Client(address, "a")
     join(server, actor, slots=3)
-    for _ in range(2):
+    for _ in range(4):
         leased = actor.receive(wire.Leased).work[0]
         with server.lock:
             queue.extend("a", [leased.sequence], time.monotonic() - 1)
-    wait_for(lambda: failures)
-    assert failures == ["its lease ran out"]
-    assert server.counts()["retried"] == 2
+    assert actor.submit(actor.receive(wire.Leased).work[0])
+    assert not failures and server.counts()["retried"] == 4
+
+
+def test_actors_with_other_settings_are_told_so(server: WorkServer, address: str) -> None:
+    early, late = Client(address, "early"), Client(address, "late")
+    early.hello(1)
+    server.require({"sampling.temperature": "1.0"})
+    told = early.receive(wire.Stop)
+    assert told.lives == early.lives and "sampling.temperature is 1.0 here and not given in actor early" in told.error
+    late.say_hello(1, settings={"sampling.temperature": "0.7"})
+    assert late.receive(wire.Stop).error.startswith("sampling.temperature is 1.0 here and 0.7 in actor late: ")
+    late.hello(1, settings={"sampling.temperature": "1.0"})
+    assert list(server.members()) == ["late"]
 
 
 def test_waiting_ends_when_every_group_handed_out_is_finished(server: WorkServer, address: str) -> None:

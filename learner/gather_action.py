@@ -39,7 +39,7 @@ class GatherAction:
         if dist.get_rank() and leads_its_node() and self._adapters is None:
             buckets = published_buckets(config, trainer)
             self._leader = Leader(buckets, group_backend(config.sync, trainer.device), trainer.device, self._report)
-            links.listen(CHANNEL, LeaderOrder, self._take)
+            links.listen(CHANNEL, LeaderOrder, self._obey)
 
     def __call__(self, command: Command) -> Iterator[tuple[str, Tensor]]:
         """On rank 0 the names and tensors, which must be walked through; other ranks have done so when this returns.
@@ -58,9 +58,9 @@ class GatherAction:
             deque(weights, maxlen=0)  # the other ranks take part until the end
         return weights
 
-    def _take(self, _rank: int, order: LeaderOrder) -> None:
+    def _obey(self, _rank: int, order: LeaderOrder) -> None:
         assert self._leader is not None
-        self._leader.take(order)
+        self._leader.obey(order)
 
     def _report(self, report: LeaderReport) -> None:
         try:

@@ -1,0 +1,170 @@
+"""Actors that fail at what others can do: they take no question with them, nor do they go on for ever."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common import wire
+from learner.work.actors import MAX_EXPULSIONS, MAX_VIOLATIONS
+from tests.learner.work.test_actors import Setting, answers
+
+FAILURES = ("generation", "scoring", "refusal", "unforeseen", "numbers", "engine")
+
+
+def fail(setting: Setting, name: str, one: wire.Work, kind: str) -> None:
+    """The actor fails at a group that it holds."""
+    registry = setting.registry
+    match kind:
+        case "numbers":
+            assert not registry.submit(name, answers(one, version=99))
+            if registry.is_untrustworthy(name):
+                registry.remove(name)
+        case "engine":
+            registry.leave(name, wire.Leave(reason="code -11", generating=[one.id]))
+        case "generation" | "scoring" | "refusal" | "unforeseen":
+            assert registry.release(name, wire.Release(id=one.id, reason=kind, cause=kind))
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_one_bad_actor_gives_up_no_question_while_others_are_there(kind: str) -> None:
+    """It is idle again at once, and so is always the one that asks next."""
+    setting = Setting(groups=4, attempts=3)
+    for name, slots in (("bad", 2), ("good1", 1), ("good2", 1)):
+        setting.join(name, slots)
+    for life in range(20):
+        setting.grant()
+        for one in setting.held("bad"):
+            if "bad" in setting.registry.actors:
+                fail(setting, "bad", one, kind)
+        if "bad" not in setting.registry.actors:
+            answer = setting.say_hello("bad", 2)
+            if isinstance(answer, wire.Stop):
+                assert kind == "numbers" and life >= MAX_EXPULSIONS - 1
+                break
+            setting.registry.mark_published({"bad": setting.registry.actors["bad"]})
+    assert not setting.failures
+    while held := [(name, one) for name in ("good1", "good2") for one in setting.held(name)]:
+        for name, one in held:
+            assert setting.registry.submit(name, answers(one))
+        setting.grant()
+    assert sorted(setting.queue.finished()) == [0, 1, 2, 3] and not setting.failures
+
+
+@pytest.mark.parametrize("kind", ["generation", "refusal", "engine"])
+def test_a_bad_question_is_given_up_by_two_actors_or_by_the_only_one(kind: str) -> None:
+    for names in (["a"], ["a", "b"], ["a", "b", "c", "d"]):
+        setting, failed_with = Setting(groups=1, attempts=3), list[str]()
+        for name in names:
+            setting.join(name, 1)
+        while not setting.failures:
+            ((name, (sequence,)),) = setting.grant().items()
+            assert sequence == 0 and len(failed_with) < 5
+            failed_with.append(name)
+            fail(setting, name, setting.held(name)[0], kind)
+            if kind == "engine":
+                setting.join(name, 1)
+        assert len(set(failed_with)) >= min(2, len(names))
+        attempts = {"generation": 3, "refusal": 1, "engine": 2}[kind]
+        assert len(failed_with) <= max(attempts, len(names[:2])) + (kind == "engine")
+
+
+def test_a_group_is_no_longer_kept_for_an_actor_that_has_left() -> None:
+    setting = Setting(groups=1, attempts=3)
+    setting.join("a", 1)
+    setting.grant()
+    setting.join("b", 1)
+    fail(setting, "a", setting.held("a")[0], "generation")
+    setting.registry.actors["b"].slots = 0
+    assert setting.grant() == {"a": [0]}, "b can hold nothing"
+    fail(setting, "a", setting.held("a")[0], "generation")
+    setting.registry.actors["b"].slots = 1
+    setting.registry.remove("b")
+    assert setting.grant() == {"a": [0]}
+    fail(setting, "a", setting.held("a")[0], "generation")
+    assert [sequence for sequence, _ in setting.failures] == [0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), groups=st.integers(1, 6), attempts=st.integers(1, 4), actors=st.integers(1, 5))
+def test_questions_fail_with_two_actors_and_nothing_waits_for_ever(
+    seed: int, groups: int, attempts: int, actors: int
+) -> None:
+    """Some actors fail at everything, some groups fail everywhere, and actors come and go."""
+    rng = random.Random(seed)
+    setting = Setting(groups=groups, attempts=attempts)
+    registry = setting.registry
+    names = [f"a{number}" for number in range(actors)]
+    bad = {name for name in names if rng.random() < 0.4}
+    poisoned = {number for number in range(200) if rng.random() < 0.2}
+    steady = not bad.issuperset(names) and rng.random() < 0.5  # one good actor is there from the beginning to the end
+    steadfast = next((name for name in names if name not in bad), names[0])
+    failed_with: dict[int, set[str]] = defaultdict(set)
+    for name in names:
+        setting.join(name, rng.randint(1, 4))
+    for _ in range(3000):
+        if len(setting.queue.finished()) == groups:
+            break
+        setting.grant()
+        present = [name for name, actor in registry.actors.items() if actor.leases]
+        away = [name for name in names if name not in registry.actors]
+        if away and (rng.random() < 0.2 or not present):
+            answer = setting.say_hello(name := rng.choice(away), rng.randint(1, 4))
+            if isinstance(answer, wire.Welcome):
+                registry.mark_published({name: registry.actors[name]})
+            else:
+                names.remove(name)
+            continue
+        if not present:
+            assert not registry.actors, "who is there has work, as long as something is unfinished"
+            break
+        name = rng.choice(present)
+        if rng.random() < 0.03 and not (steady and name == steadfast):
+            registry.remove(name)
+            continue
+        one = rng.choice(setting.held(name))
+        if name not in bad and one.sequence not in poisoned:
+            assert registry.submit(name, answers(one))
+            continue
+        failed_with[one.sequence].add(name)
+        others = [other for other in registry.actors if other not in failed_with[one.sequence]]
+        before = len(setting.failures)
+        fail(setting, name, one, rng.choice(FAILURES if name in bad else FAILURES[:3]))
+        for sequence, _ in setting.failures[before:]:
+            assert len(failed_with[sequence]) > 1 or not others
+            assert sequence in poisoned or not (steady and len(bad) == 1), "one bad actor and a good one"
+    else:
+        raise AssertionError("it did not come to an end")
+
+
+def test_an_actor_that_goes_on_to_break_rules_is_refused_by_its_name() -> None:
+    """Each engine that starts again is a new life, in which no violation is remembered."""
+    setting = Setting(groups=8, attempts=3)
+    for life in range(MAX_EXPULSIONS):
+        setting.join("bad", 4)
+        setting.grant()
+        for one in setting.held("bad")[:MAX_VIOLATIONS]:
+            assert not setting.registry.submit("bad", answers(one, version=99)), life
+        assert setting.registry.is_untrustworthy("bad")
+        setting.registry.remove("bad")
+    answer = setting.say_hello("bad", 4)
+    assert isinstance(answer, wire.Stop) and "3 times" in answer.error and "policy versions 99" in answer.error
+    assert "actor.name" in answer.error and not setting.registry.actors
+    setting.join("good", 4)
+
+
+def test_an_actor_with_other_settings_is_refused_before_and_after_the_learner_knows_its_own() -> None:
+    setting = Setting()
+    own = {"model.prompt_style": '"tag"', "sampling.temperature": "1.0"}
+    setting.join("early", 1)
+    assert isinstance(setting.say_hello("same", 1, settings=own), wire.Welcome)
+    refused = setting.registry.require(own)
+    assert [actor.name for actor, _ in refused] == ["early"] and list(setting.registry.actors) == ["same"]
+    answer = setting.say_hello("x", 1, settings={**own, "model.prompt_style": '"system"'})
+    assert isinstance(answer, wire.Stop)
+    assert answer.error.startswith('model.prompt_style is "tag" here and "system" in actor x: ')
+    assert isinstance(setting.say_hello("x", 1, settings=own), wire.Welcome)
