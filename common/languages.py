@@ -2,7 +2,10 @@
 
 A language is given by that code, by any ISO 639-1 or 639-3 code, as a BCP 47 tag (``pt-BR``, ``zh-Hant``), or by its
 English or its own name. Tags and names come from langcodes and the Unicode CLDR; region and script are dropped, because
-lid.176 does not tell them apart.
+lid.176 does not tell them apart. A variety that ISO 639-3 has a code for (``quy``, Ayacucho Quechua) is the language
+that it is a variety of.
+
+Further languages are declared: ``run.other_languages`` of a configuration, by :func:`declare`, for the whole process.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
+from collections.abc import Mapping
 from functools import cache, lru_cache
 
 # By code the English name in lower case, as data rows spell it.
@@ -59,6 +63,25 @@ _LABEL_BY_STANDARD = {
     "chm": "mhr", "zza": "diq", "kok": "gom", "knn": "gom", "lah": "pnb", "hbs": "sh", "nci": "nah", "cmn": "zh",
     "bik": "bcl",
 }  # fmt: skip
+# Members of ISO 639-3's macrolanguages that go by the name of the whole, by its label. Left out are those that lid.176
+# tells apart, creoles, and those with a name and a literature of their own, as Banjar, Latgalian or Hakka, or that are
+# written in a script in which lid.176 has not seen the language, as Southern Kurdish.
+_VARIETIES = {
+    "ar": "aao abh abv acm acq acw acx acy adf aeb aec afb ajp apc apd arq ars ary auz avl ayh ayl ayn ayp shu ssh",
+    "sq": "aae aat aln",
+    "gn": "gnw gui gun nhd",
+    "kv": "koi",
+    "mg": "bhr bjq bmm bzc msh skg tdx tkg txy xmv xmw",
+    "mn": "mvf",
+    "ms": "btj bve bvu coa jax max meo mfa mqg msi pse vkt zlm zmi",
+    "ps": "pbt pst",
+    "qu": "cqu qub qud quf qug quh quk qul qup qur qus quw qux quy qva qvc qve qvh qvi qvj qvl qvm qvn qvo qvp qvs qvw "
+          "qvz qwa qwc qwh qws qxa qxc qxh qxl qxn qxo qxp qxr qxt qxu qxw",
+    "sc": "sdc sdn sro",
+    "uz": "uzs",
+    "yi": "yih",
+}  # fmt: skip
+_LABEL_BY_VARIETY = {code: label for label, codes in _VARIETIES.items() for code in codes.split()}
 # Names in use that CLDR does not have.
 _OTHER_NAMES = {
     "alemannic": "als", "bangla": "bn", "bihari": "bh", "buryat": "bxr", "byelorussian": "be", "castilian": "es",
@@ -73,6 +96,12 @@ _OTHER_NAMES = {
 _OWN_NAMES = {"als": "Alemannisch", "bh": "भोजपुरी", "eml": "emigliân-rumagnôl", "arz": "اللهجة المصرية",
               "azb": "تۆرکجه", "pnb": "پنجابی", "wuu": "吴语", "tl": "Tagalog"}  # fmt: skip
 _TAG = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{1,8})*", re.IGNORECASE)
+_LABEL = re.compile(r"[a-z]{2,8}")  # of a declared language: it becomes a part of tags, headers and names of metrics
+
+# What was declared in this process: names in lower case by label, and labels by simplified name, and by standard code.
+_declared: dict[str, str] = {}
+_declared_by_name: dict[str, str] = {}
+_declared_by_standard: dict[str, str] = {}
 _NORWEGIAN = {"no", "nn"}  # written standards of one language, which lid.176 confuses in short texts
 
 
@@ -88,21 +117,66 @@ def code_of(name: str) -> str:
         ValueError: the language is unknown. An unknown language never silently becomes English.
     """
     key = _simplify(name)
-    if key in _TABLE:
+    if key in _TABLE or key in _declared:
         return key
-    if key in _CODE_BY_NAME:
-        return _CODE_BY_NAME[key]
+    if code := _CODE_BY_NAME.get(key) or _declared_by_name.get(key):
+        return code
     code = _code_of_tag(name.strip()) or _OTHER_NAMES.get(key) or _codes_by_name().get(key)
     if code is None and "(" in name:  # as in "Portuguese (Brazil)"
         code = _codes_by_name().get(_simplify(name.partition("(")[0]))
-    if code in _TABLE:
+    if code is not None and (code in _TABLE or code in _declared):
         return code
-    raise ValueError(f"unknown language {name!r}; {_hint(key, code)}")
+    raise ValueError(f"unknown language {name!r}; {_hint(name.strip(), key, code)}")
+
+
+def declare(languages: Mapping[str, str]) -> None:
+    """Makes further languages known to this process, besides those that lid.176 tells apart.
+
+    From then on they are given as any other: by label, by the codes and tags that the standards have for it, by this
+    name, and by the names that CLDR has. What was declared before stays, under the newest name.
+
+    Args:
+        languages: by label, as "tir" (2 to 8 small letters; where it is a standard's code, of that language), the
+            English name, as "Tigrinya". A language model of one's own may know the label.
+
+    Raises:
+        ValueError: a label has another form or is known already, or a name is that of another language. Nothing was
+            declared.
+    """
+    names: dict[str, str] = {}
+    labels = dict(_declared_by_standard)  # by standard code
+    for label, name in languages.items():
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f"the label {label!r} must be 2 to 8 letters from a to z, as the code tir of ISO 639-3")
+        if (known := _plain_code(label)) in _TABLE:
+            raise ValueError(f"{label!r} is {_TABLE[known].title()}, which is known as {known!r}: leave it out")
+        if (same := labels.setdefault(known, label)) != label:
+            raise ValueError(f"{label!r} and {same!r} are one language: declare one of them")
+        key = _simplify(name)
+        if not key or not name.isprintable():
+            raise ValueError(f"{label} = {name!r} is no name: give the English one, on one line")
+        taken = names | {one: _simplify(other) for one, other in _declared.items() if one not in languages}
+        other = key if key in _TABLE else _CODE_BY_NAME.get(key)
+        other = other or next((one for one, simplified in taken.items() if simplified == key), None)
+        if other:
+            raise ValueError(f"{label} = {name!r} is the name or code of another language, {other!r}: give one that "
+                             "tells them apart")  # fmt: skip
+        names[label] = key
+    if all(_declared.get(label) == name.lower() for label, name in languages.items()):
+        return
+    _declared.update({label: name.lower() for label, name in languages.items()})
+    _declared_by_standard.update(labels)
+    _declared_by_name.clear()
+    _declared_by_name.update({_simplify(name): label for label, name in _declared.items()})
+    code_of.cache_clear()
+    native_name.cache_clear()
+    _codes_by_name.cache_clear()
 
 
 def english_name(code: str) -> str:
     """The English name of a language in lower case, as ``extra_info.language`` of a data row has it."""
-    return _TABLE[code_of(code)]
+    code = code_of(code)
+    return _TABLE.get(code) or _declared[code]
 
 
 @cache
@@ -111,8 +185,10 @@ def native_name(code: str) -> str:
     from langcodes import Language
 
     code = code_of(code)
-    own = _OWN_NAMES.get(code) or Language.make(_standard(code)).autonym()
-    return own if own and "[" not in own else _TABLE[code].title()
+    standard = standard_code(code)
+    own = _OWN_NAMES.get(code) or (Language.make(standard).autonym() if _TAG.fullmatch(standard) else "")
+    # Of a language without a name in CLDR langcodes gives the code, or "Unknown language [..]".
+    return own if own and "[" not in own and own != standard else english_name(code).title()
 
 
 def tag(code: str) -> str:
@@ -155,13 +231,36 @@ def _code_of_tag(name: str) -> str | None:
         codes = [Language.get(standardize_tag(name, macro=macro)).language for macro in (False, True)]
     except LanguageTagError:
         return None
-    known = [_LABEL_BY_STANDARD.get(code, code) for code in codes if code]
-    label = next((code for code in known if code in _TABLE and not (code == "als" and "als" in codes)), None)
+    known = [_label(code) for code in codes if code]
+    label = next(
+        (one for one in known if one in _declared or (one in _TABLE and not (one == "als" and "als" in codes))), None
+    )
     return label or (known[0] if known and known[0] != "und" else None)
 
 
-def _standard(code: str) -> str:
-    return next((standard for standard, label in _LABEL_BY_STANDARD.items() if label == code), code)
+def _label(standard: str) -> str:
+    """The label of a language by the standards' code; that code where it has none."""
+    declared = _declared_by_standard.get(standard)
+    return declared or _LABEL_BY_STANDARD.get(standard) or _LABEL_BY_VARIETY.get(standard, standard)
+
+
+def _plain_code(label: str) -> str:
+    """The code of the language that a label is of by the standards, or the label where they have none or another's.
+
+    Unlike :func:`code_of` it does not take a variety for the whole: Moroccan Arabic may be declared by itself.
+    """
+    if label in _TABLE or not _TAG.fullmatch(label):
+        return label
+    from langcodes import Language, standardize_tag
+
+    code = Language.get(standardize_tag(label)).language or label
+    return _LABEL_BY_STANDARD.get(code, code)
+
+
+def standard_code(code: str) -> str:
+    """The code that the standards have for the language of a label."""
+    labels = _LABEL_BY_STANDARD | _declared_by_standard
+    return next((standard for standard, label in labels.items() if label == code), code)
 
 
 @cache
@@ -183,15 +282,19 @@ def _codes_by_name() -> dict[str, str]:
     return found | {_simplify(name): code for code, name in _OWN_NAMES.items()}
 
 
-def _hint(key: str, code: str | None) -> str:
+def _hint(name: str, key: str, code: str | None) -> str:
     if code is not None:
         from langcodes import Language
 
+        english, label = Language.get(code).display_name(), name if _LABEL.fullmatch(name) else code
         return (
-            f"it is {Language.get(code).display_name()}, which is none of the {len(_TABLE)} languages that lid.176 "
-            "tells apart, so no answer could be checked"
+            f"it is {english}, which is none of the {len(_TABLE)} languages that lid.176 tells apart: declare it with "
+            f'run.other_languages = {{{label} = "{english}"}} (docs/languages.md)'
         )
-    ways = "give an ISO 639 code, a BCP 47 tag, or the English or own name, as in sv, swe, pt-BR, Swedish, svenska"
-    known = [*_CODE_BY_NAME, *_OTHER_NAMES]
+    ways = (
+        "give an ISO 639 code, a BCP 47 tag, or the English or own name, as in sv, swe, pt-BR, Swedish, svenska; one "
+        "that has none of these is declared in run.other_languages (docs/languages.md)"
+    )
+    known = [*_CODE_BY_NAME, *_OTHER_NAMES, *_declared_by_name]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.7) if len(key) > 3 else []
     return f"did you mean {', '.join(map(repr, near))}?" if near else ways

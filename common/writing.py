@@ -14,6 +14,7 @@ import numpy as np
 from babel.core import get_global
 from numpy.typing import NDArray
 
+from common.languages import CODES, standard_code
 from common.text import normalise
 
 # By the code of ISO 15924 that CLDR uses: the scripts of letters in texts of a language.
@@ -81,8 +82,14 @@ def scripts_of(codes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 @cache
 def scripts_of_language(code: str) -> int:
-    """The set of scripts in which a language is written, by CLDR's likely script of the language."""
-    likely = get_global("likely_subtags").get(code, "").split("_")
+    """The set of scripts in which a language is written, by CLDR's likely script of the language.
+
+    Of a language that was declared and is none of CLDR's it is not known, and may be any.
+    """
+    subtags = get_global("likely_subtags")
+    likely = (subtags.get(code) or subtags.get(standard_code(code), "")).split("_")
+    if likely == [""] and code not in CODES:
+        return ~0
     scripts = [likely[1] if len(likely) > 1 else "Latn"]
     scripts += [script for script, languages in _ALSO.items() if code in languages.split()]
     return sum({1 << _NUMBER[name] for script in scripts for name in _NAMES.get(script, ())})

@@ -26,7 +26,8 @@ def serve(config: Config) -> None:
 
     Raises:
         FatalError: the address is already in use, or a model cannot be loaded.
-        ConfigError: a calibration file is missing or malformed.
+        ConfigError: a calibration file is missing or malformed, or answers are to be gated by their language and the
+            language model does not know a language of the run.
     """
     reward = config.reward
     address = reward.addresses[reward.replica]
@@ -39,6 +40,7 @@ def serve(config: Config) -> None:
                 from reward.scorer import Scorer
 
                 scorer = Scorer(reward, config.run.languages, config.run.dir / "reward", config.model.header)
+                scorer.check_languages(config)
                 scorer.warm_up()
             logger.info("reward is ready on %s", address)
             try:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias
 
 from common.answer import Answer
 from common.diagnostics import consistent_polymath, lines_pass_adamame, part_adamame, words_pass, words_pass_adamame
-from common.languages import CODES, code_of
+from common.languages import code_of
 from common.process import FatalError
 from common.prose import judged_words
 from common.wire import PartLanguages
@@ -101,7 +101,7 @@ class GateDetector:
         self._gate = gate
 
     def knows(self, language: str) -> bool:
-        return language in CODES
+        return self._gate.knows(language)
 
     def parts(self, texts: Sequence[str], asked: Sequence[str]) -> list[PartLanguages | None]:
         judged = self._gate.judge(texts, asked)
@@ -118,6 +118,9 @@ class GateDetector:
         switching = {n for n, one in zip(doubtful, again, strict=True) if not one.matches}
         found: list[PartLanguages | None] = []
         for n, (text, code) in enumerate(zip(texts, asked, strict=True)):
+            if code and not self.knows(code):
+                found.append(None)
+                continue
             by_lines = bool(text.strip() and code) and n not in failing
             found.append(
                 PartLanguages(

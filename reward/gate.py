@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -18,8 +18,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from common.answer import Answer
-from common.config import RewardConfig
+from common.config import Config, ConfigError, RewardConfig, unchecked_problem
 from common.config.reward import NEAR_LANGUAGES
+from common.languages import english_name
 from common.process import FatalError
 from common.prose import judged_words
 from common.wire import PartLanguages
@@ -71,6 +72,10 @@ class LanguageGate:
         self._lock = threading.Lock()  # the model keeps the words that it has read
         self._previous: dict[tuple[str, str], Finding] = {}  # by text and language asked for, of the last call
 
+    def knows(self, language: str) -> bool:
+        """Whether the model knows a language, by code, or one of those near it: else no text can be checked for it."""
+        return bool(self._model.index([language, *self._near.get(language, ())]))
+
     def detect(self, texts: Sequence[str], among: Sequence[Collection[str]] | None = None) -> list[str]:
         """Identifies the language that each text as a whole is most probably in.
 
@@ -90,7 +95,8 @@ class LanguageGate:
 
         A text counts as being in its language where no larger share of its letters than ``share`` is foreign. One
         without letters that has digits, as a bare number, counts as being in any language. Variables and units are no
-        letters in a language of another script (:mod:`reward.symbols`).
+        letters in a language of another script (:mod:`reward.symbols`). Of a language that the model does not know
+        (:meth:`knows`) nothing is checked: any text with letters or digits counts as being in it.
 
         Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
         """
@@ -113,6 +119,9 @@ class LanguageGate:
         letters = np.bincount(units.owner, units.letters, count)
         has_letters = letters >= [max(1, _MIN_LETTERS * len(text)) for text in words]
         families = {code: self._model.index([code, *self._near.get(code, ())]) for code in set(asked)}
+        unknown = {code for code, family in families.items() if code and not family}
+        checked = ["" if code in unknown else code for code in asked]
+        families[""] = []
 
         # The most probable language of each text as a whole.
         begins = np.flatnonzero(np.diff(units.owner, prepend=-1))
@@ -131,10 +140,14 @@ class LanguageGate:
         certain = has_letters & (chances.max(1, initial=0) >= max(self._min_probability, 1e-12))
 
         whole = np.where(certain, best, -1)
-        foreign = self._foreign_letters.count(units, words, asked, families, letters, allowed, whole)
+        foreign = self._foreign_letters.count(units, words, checked, families, letters, allowed, whole)
         foreign /= np.maximum(letters, 1)
         findings = []
         for row, code in enumerate(asked):
+            if code in unknown:
+                says_something = any(map(str.isalnum, texts[row]))
+                findings.append(Finding(code if says_something else "", 0.0, says_something))
+                continue
             named = languages[best[row]] if certain[row] else ""
             wordless = letters[row] == 0 and any(map(str.isalnum, texts[row]))
             matches = bool(code) and (wordless or (bool(named) and bool(foreign[row] <= self._share)))
@@ -185,6 +198,10 @@ class ComplianceGate:
             config.language_model, config.gate_min_probability, config.gate_share, config.near_languages
         )
 
+    def knows(self, language: str) -> bool:
+        """Whether answers can be checked for a language; of another one every answer that says something passes."""
+        return self.language_gate.knows(language)
+
     def judge(self, texts: Sequence[str], asked: Sequence[str]) -> list[Finding]:
         """What ``language_gate`` finds in texts, among the languages of the run with ``reward.gate_active_only``."""
         return self.language_gate.judge(texts, asked, self._among(asked))
@@ -209,7 +226,7 @@ class ComplianceGate:
         """:meth:`in_language` for a text in which :meth:`judge` has found this."""
         if not asked or not text.strip():
             return False
-        if self._is_short(text) and self._config.gate_short != "detect":
+        if self._is_short(text) and self._config.gate_short != "detect" and self.knows(asked):
             return self._config.gate_short == "pass"
         return found.matches
 
@@ -245,6 +262,28 @@ class ComplianceGate:
 
     def _is_short(self, text: str) -> bool:
         return len(text) < self._config.gate_short_characters
+
+
+def check_languages(config: Config, knows: Callable[[str], bool]) -> str:
+    """What to say of the languages of a run that no answer can be checked for; empty where there are none.
+
+    Args:
+        config: the whole configuration.
+        knows: :meth:`LanguageGate.knows` of its language model.
+
+    Raises:
+        ConfigError: the reward is gated, and that is not by ``reward.unchecked`` the user's choice.
+    """
+    if problem := unchecked_problem(config, knows):
+        raise ConfigError(f"configuration: {problem}")
+    languages = dict.fromkeys([*config.run.languages, *config.learner.evaluate_unseen, *config.run.other_languages])
+    unknown = [f"{code} ({english_name(code).title()})" for code in languages if not knows(code)]
+    if not unknown:
+        return ""
+    return (
+        f"the language model does not know {', '.join(unknown)}: whether an answer is in it is not checked, and "
+        "any counts as compliant (docs/languages.md)"
+    )
 
 
 def shipped_model() -> Path:

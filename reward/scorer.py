@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from common.answer import ODDITIES, Answer, read_answer, replace_surrogates
-from common.config import ModelConfig, RewardConfig
+from common.config import Config, ModelConfig, RewardConfig
 from common.header import Header
 from common.languages import POLICY_CHOOSES, code_of
 from common.process import FatalError
@@ -43,7 +43,7 @@ from reward.calibration.files import Pair, Quantiles, pair_of, quantile_path, wa
 from reward.calibration.formulas import Calibration
 from reward.detectors import Detector, diagnose, make_detector
 from reward.encoder_languages import warning_of_languages
-from reward.gate import ComplianceGate, Decision
+from reward.gate import ComplianceGate, Decision, check_languages
 from reward.liveness import Liveness
 from reward.scored import ScoredAnswer, UnscoredError
 from reward.terms.custom import CustomReward
@@ -155,6 +155,15 @@ class Scorer:
         if self._needs_embeddings:
             self._load_encoder()[0].embed(texts)
         self._gate.decide([read_answer(text, "en") for text in texts], [True] * len(texts))
+
+    def check_languages(self, config: Config) -> None:
+        """Says in the log which languages of a run cannot be checked.
+
+        Raises:
+            ConfigError: the reward is gated, and that is not by ``reward.unchecked`` the user's choice.
+        """
+        if warning := check_languages(config, self._gate.knows):
+            logger.warning("%s", warning)
 
     def close(self) -> None:
         """Ends threads, processes and connections. Blocks for at most a few seconds."""

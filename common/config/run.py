@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.config.section import Directory, Fraction, LanguageCode, Section
 from common.instructions import DEFAULT, names_the_language
-from common.languages import code_of, count_as_one
+from common.languages import code_of, count_as_one, declare
 
 
 class RunConfig(Section):
@@ -22,7 +22,17 @@ class RunConfig(Section):
     # Where metrics go: TensorBoard's event files in ``dir``, and on request wandb or trackio, which pip installs.
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     seed: int = Field(0, ge=0, lt=2**63)
+    # Languages that lid.176 does not know, by label: {tir = "Tigrinya"}. They are then given as any other, in settings
+    # and data; docs/languages.md says what is checked of them.
+    other_languages: dict[str, str] = {}
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] = ("en",)  # those the router may pick [L]
+
+    @field_validator("other_languages")
+    @classmethod
+    def _are_known_from_now_on(cls, given: dict[str, str]) -> dict[str, str]:
+        """Before the fields and sections below are read, which may name them."""
+        declare(given)
+        return given
 
     @model_validator(mode="after")
     def _languages_differ(self) -> Self:

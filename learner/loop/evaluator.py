@@ -91,6 +91,11 @@ class Evaluator:
             for name, questions in question_sets.items()
             if questions
         }
+        for name, asked_now in self._question_sets.items() if config.evaluate else ():
+            log.info(
+                "evaluating %d of %d questions of %s (learner.evaluate_questions)", len(asked_now),
+                len(question_sets[name]), name,
+            )  # fmt: skip
         self._training_work, self._publishing, self._batches, self._ranks = training_work, publishing, batches, ranks
         self._limits, self._report, self._stopwatch, self._interrupts = limits, report, stopwatch, interrupts
         asked = self._question_sets if config.evaluate else {}

@@ -57,7 +57,13 @@ def read_questions(config: Config, tokenizer: PreTrainedTokenizerBase) -> RunQue
         train = _with_pass_rate(config, _read(config, config.data.train, checked, problems), problems)
         heldout: list[QuestionRow] = []
         if config.data.heldout:
-            heldout = _read(config, config.data.heldout, checked, problems)
+            try:
+                heldout = _read(config, config.data.heldout, checked, problems)
+            except FatalError as error:  # a recipe before the user's own file may have named it
+                raise FatalError(
+                    f"data.heldout = {config.data.heldout!r}: {error}. Name another, or leave it out with data.heldout "
+                    '= ""'
+                ) from None
             heldout = _without_trained(heldout, train, config.data.heldout, problems)
     finally:
         problems.write(config.run.dir / PROBLEMS_FILE)

@@ -4,10 +4,11 @@
 
 Prints how many questions there are by language and topic, and lists the rows that are not used, those whose accepted
 answers math-verify cannot read, where the term "math" or the reward function asks it, and those without a further
-column that data.columns names. Says, too, which of these columns nothing of the reward reads, and where similarity is
-asked of languages that the embedder does not know, and asks the judges of the reward for a few grades. The exit code is
-not 0 where the learner would refuse the data, as where they make no step or do not fit into the model, or the reward
-process the reward (functions of your own are loaded for it), or where a judge can grade nothing.
+column that data.columns names. Says, too, which of these columns nothing of the reward reads, where similarity is asked
+of languages that the embedder does not know, and for which languages no answer can be checked, as the language model
+does not know them, and asks the judges of the reward for a few grades. The exit code is not 0 where the learner would
+refuse the data, as where they make no step or do not fit into the model, or the reward process the reward (functions of
+your own are loaded for it), or where a judge can grade nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from common.context import check_context
 from common.tokenizer import load_tokenizer
 from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
+from reward.gate import LanguageGate, check_languages
 from scripts.data.judge_check import ask_judges_first
 from scripts.data.reward_checks import check_reward, warning_of_columns, warning_of_judges, warning_of_similarity
 from scripts.data.unscorable import warn_of_rows
@@ -46,6 +48,9 @@ def main(context: typer.Context) -> None:
     config = load(context.args)
     check_reward(config)
     for warning in filter(None, (warning_of_judges(config.reward), warning_of_columns(config))):
+        log.warning("warning: %s", warning)
+    gate = LanguageGate(config.reward.language_model, near=config.reward.near_languages)
+    if warning := check_languages(config, gate.knows):
         log.warning("warning: %s", warning)
     found = read_questions(config, load_tokenizer(config.model.path))
     print(_summary("data.train", found.train))

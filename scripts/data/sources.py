@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.languages import CODES
 from common.process import FatalError
 from learner.data.problems import Problems, RowError
 from learner.data.rows import QuestionRow, Rules, drop_repeated, read_question_rows
@@ -90,7 +89,7 @@ def _detect_languages(rows: list[QuestionRow], problems: Problems) -> list[Quest
     detected = iter(LanguageGate().detect(unnamed) if unnamed else ())
     complete = [row if row.language else replace(row, language=next(detected)) for row in rows]
     for row in complete:
-        if row.language not in CODES:
+        if not row.language:
             reason = "the language could not be detected: name it with --language"
             problems.add(row.place, RowError("language", reason))
-    return [row for row in complete if row.language in CODES]
+    return [row for row in complete if row.language]

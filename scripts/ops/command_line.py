@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import typer
 from typer.main import get_command
 
-from common.config import ConfigError
+from common.config import ConfigError, load
 from common.process import LOG_FORMAT, LOG_TIME, FatalError, interrupt_when_asked
 from common.progress import LOGGER
 
+_LANGUAGES = "--run.other_languages"
 program = ""  # the command as it was typed, where that is not the name of a module: ``lrpo NAME``
 
 
@@ -32,6 +33,9 @@ def command(
     The command returns when the function does. Otherwise it raises SystemExit: with a line ``error: ...`` as its
     message (and so with code 1) for a FatalError and for ``errors``, with code 2 for a ConfigError and for wrong
     arguments, and with code 130 when it was interrupted, which SIGTERM does as SIGINT does.
+
+    Every command takes ``--run.other_languages '{tir = "Tigrinya"}'``, as a configuration does: also one that reads
+    none, whose data or options name such a language.
 
     Args:
         errors: further exceptions that the user can correct, with a message that explains how.
@@ -53,8 +57,11 @@ def command(
             if arguments is None:  # this is the process's own command, not one that another command calls
                 interrupt_when_asked()
                 _log_progress()
+            words = sys.argv[1:] if arguments is None else list(arguments)
             try:
-                get_command(app)(None if arguments is None else list(arguments), prog_name=_program(function, name))
+                if not passes_flags_on:
+                    words = _declare_languages(words)
+                get_command(app)(words, prog_name=_program(function, name))
             except SystemExit as end:  # typer ends the process with code 0 when the function returns, too
                 if end.code:
                     raise
@@ -67,6 +74,25 @@ def command(
         return run
 
     return decorate
+
+
+def _declare_languages(words: Sequence[str]) -> list[str]:
+    """Declares the languages that a command line has, and returns the other words.
+
+    Raises:
+        ConfigError: they are not given as a table of labels and names, or cannot be declared.
+    """
+    rest, given = list[str](), list[str]()
+    remaining = iter(words)
+    for word in remaining:
+        flag, equals, value = word.partition("=")
+        if flag == _LANGUAGES:
+            given += [flag, value if equals else next(remaining, "")]
+        else:
+            rest.append(word)
+    if given:
+        load([*given, "--reward.unchecked", "pass"])  # no answer is gated here
+    return rest
 
 
 def files_first(words: Sequence[str]) -> list[str]:

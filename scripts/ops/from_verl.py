@@ -10,6 +10,8 @@ docs/papers.md. What cannot be carried is printed, and stands in the file as a c
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from common.config import Config, explain
+from common.config import Config, LearnerConfig, explain
 from common.process import FatalError
 from scripts.ops.command_line import command
 from scripts.ops.verl_options import OPTIONS, OVERLONG, Carried, Computed, Fixed
@@ -28,6 +30,9 @@ _ACTOR = "actor_rollout_ref.actor"
 _LRPO_LANGUAGES = ["ar", "de", "en", "es", "fr", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru", "vi", "zh"]
 _MICROBATCH = 16384  # our default
 _GENERATIONS = 10  # most generation batches of DAPO's filter where the script gives no limit, as in DAPO's own script
+_FORK = "of the fork, not an option"
+_PATHS = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
+_VARIABLE = re.compile(r"\$\w+|\$\{[^}]*\}?|\$\(")
 _KL_FORMS = {"low_var_kl": "k3", "k3": "k3", "kl": "k1", "k1": "k1", "mse": "k2", "k2": "k2"}
 
 
@@ -88,11 +93,18 @@ def convert(given: Mapping[str, str]) -> Converted:
     Raises:
         FatalError: a value cannot be read, or what comes out is no valid configuration.
     """
+    given = {name: _expand_path(value) if name in _PATHS else value for name, value in given.items()}
     options, result = _Options(given), Converted()
-    routed = bool(options("data.dynamic_lang_policy")) and any("lang_policy" in name for name in given)
+    for name, value in given.items():
+        if unknown := sorted(set(_VARIABLE.findall(value))):
+            result.left.append(f"{name} = {value}: the script does not say what {', '.join(unknown)} is: put it in")
+    # The fork tags its prompts and counts answers in a batch whether or not it routes.
+    of_fork = any("lang_policy" in name for name in given)
+    routed = of_fork and bool(options("data.dynamic_lang_policy"))
     _carry(options, routed, result)
+    _ask(of_fork, result)
     _route(options, routed, result)
-    _batch(options, routed, result)
+    _batch(options, of_fork, result)
     _train(options, result)
     _score(options, result)
     result.left += [
@@ -112,6 +124,11 @@ def convert(given: Mapping[str, str]) -> Converted:
     return result
 
 
+def _expand_path(text: str) -> str:
+    """With the home directory and the environment's variables, as the shell would have it where the script is run."""
+    return os.path.expanduser(os.path.expandvars(text))
+
+
 def _carry(options: _Options, routed: bool, result: Converted) -> None:
     """Settings of the same meaning, and values that ours always has."""
     for name, option in OPTIONS.items():
@@ -127,17 +144,29 @@ def _carry(options: _Options, routed: bool, result: Converted) -> None:
                 result.left.append(f"{name} = {value}: {option.why}")
 
 
-def _route(options: _Options, routed: bool, result: Converted) -> None:
+def _ask(of_fork: bool, result: Converted) -> None:
+    """The languages of a run, and how an answer in one is asked for."""
     set_to = result.settings
-    if not routed:
-        set_to["router.mode"] = "monolingual", "verl answers in the language of the prompt"
-        set_to["router.own_language"] = 0, "every answer is in it already"
-        set_to["model.prompt_style"] = "system", "verl sends prompts as they are, and has no such option"
-        result.left.append("run.languages: verl has no such list; name the languages of your questions")
+    if of_fork:
+        set_to["run.languages"] = _LRPO_LANGUAGES, _FORK
+        set_to["model.prompt_style"] = "tag", _FORK
         return
-    fork = "of the fork, not an option"
-    set_to["run.languages"] = _LRPO_LANGUAGES, fork
-    set_to["model.prompt_style"] = "tag", fork
+    set_to["model.prompt_style"] = "system", "verl sends prompts as they are, and has no such option"
+    result.left += [
+        "run.languages: verl has no such list; name the languages of your questions",
+        "data.language: rows of verl, as those of GSM8K and MATH, name no language, and one without is broken here: "
+        'set it to the language of such rows, as data.language = "en", or name the column in data.columns',
+        'prompts: verl sends them as they are; model.prompt_style = "system" puts before each an instruction to answer '
+        "in the question's language",
+    ]
+
+
+def _route(options: _Options, routed: bool, result: Converted) -> None:
+    set_to, fork = result.settings, _FORK
+    if not routed:
+        set_to["router.mode"] = "monolingual", "without routing every answer is in the language of its question"
+        set_to["router.own_language"] = 0, "every answer is in it already"
+        return
     set_to["router.mode"] = "learned", options.origin("data.dynamic_lang_policy")
     set_to["router.credit"] = "reference", fork
     set_to["router.region_topics"] = ["Regional Knowledge"], fork
@@ -162,13 +191,13 @@ def _route(options: _Options, routed: bool, result: Converted) -> None:
         set_to["router.exploration"], set_to["router.exploration_min"] = (constant, why), (constant, why)
 
 
-def _batch(options: _Options, routed: bool, result: Converted) -> None:
+def _batch(options: _Options, of_fork: bool, result: Converted) -> None:
     rollouts, batch = options("actor_rollout_ref.rollout.n"), options("data.train_batch_size")
     origin = options.origin("data.train_batch_size")
-    if routed and batch % rollouts:
+    if of_fork and batch % rollouts:
         raise FatalError(f"data.train_batch_size = {batch} is no multiple of actor_rollout_ref.rollout.n = {rollouts}")
-    questions = batch // rollouts if routed else batch
-    result.settings["learner.groups_per_step"] = questions, f"{origin}, {batch} answers" if routed else origin
+    questions = batch // rollouts if of_fork else batch
+    result.settings["learner.groups_per_step"] = questions, f"{origin}, {batch} answers" if of_fork else origin
     name = f"{_ACTOR}.ppo_mini_batch_size"
     result.settings["learner.minibatches"] = -(-questions // options(name)), options.origin(name)
     if options("algorithm.filter_groups.enable"):
@@ -187,7 +216,10 @@ def _batch(options: _Options, routed: bool, result: Converted) -> None:
         several = [part.strip(" '\"") for part in files.strip("[]").split(",")]
         result.settings[ours] = several[0], name
         if len(several) > 1:
-            result.left.append(f"{name}: {ours} is one file, so {', '.join(several[1:])} is left out: join the files")
+            result.left.append(
+                f"{name}: {ours} is one file or one folder, so {', '.join(several[1:])} is left out: put all of them "
+                f"into one folder, and name that in {ours}"
+            )
     longest = result.settings["data.max_prompt_tokens"][0] + result.settings["sampling.max_new_tokens"][0]
     if longest > _MICROBATCH:
         result.settings["learner.microbatch_tokens"] = longest, "as long as a prompt with its answer"
@@ -217,6 +249,12 @@ def _train(options: _Options, result: Converted) -> None:
         set_to["learner.evaluate"] = False, "trainer.test_freq"
         del set_to["learner.evaluate_before"]
     set_to["learner.evaluate_every"] = every, options.origin("trainer.test_freq")
+    if "data.heldout" in set_to and set_to.get("learner.evaluate", (True, ""))[0]:
+        most = LearnerConfig().evaluate_questions
+        result.left.append(
+            f"data.val_files: verl evaluates all of them, ours at most learner.evaluate_questions = {most}, evenly "
+            "spread: raise it to evaluate more"
+        )
     if name := options("trainer.experiment_name"):
         set_to["run.dir"] = f"runs/{name}", "trainer.experiment_name"
 

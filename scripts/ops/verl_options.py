@@ -78,7 +78,7 @@ Option: TypeAlias = Carried | Computed | Fixed | Unneeded
 
 _MEMORY = "memory and speed alone; sequences are packed into learner.microbatch_tokens"
 _ACTOR, _ROLLOUT, _REF = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
-_ROUTED = "with the options of the router; without them every answer is in the question's language"
+_ROUTED = "unless it is false or no option lang_policy is given: then every answer is in the question's language"
 
 # Where versions of verl keep the penalty for long answers.
 OVERLONG = (
@@ -123,11 +123,11 @@ OPTIONS: Mapping[str, Option] = {
     "data.lang_policy_log_max_keys": Unneeded("router.jsonl has up to 200 rows"),
     "data.lang_policy_log_path": Unneeded("router.jsonl lies in run.dir"),
     # Data
-    "data.train_files": Computed("data.train", "one file", str),
-    "data.val_files": Computed("data.heldout", "one file", str),
+    "data.train_files": Computed("data.train", "one file, or a folder of several", str),
+    "data.val_files": Computed("data.heldout", "one file, or a folder of several", str),
     "data.train_batch_size": Computed(
         "learner.groups_per_step",
-        "divided by rollout.n with the options of the router, whose fork counts answers; else as it is",
+        "divided by rollout.n with an option lang_policy, whose fork counts answers, routed or not; else as it is",
         integer,
         "1024",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,77 @@ def test_what_has_taken_the_place_of_a_former_setting_is_one() -> None:
         assert former not in known
         given = re.findall(r"as in (\S+) = (\S+)$", told)
         assert len(given) == 1 and load([f"--{given[0][0]}", given[0][1]])
+
+
+def test_languages_that_the_detector_lacks_are_declared_for_all_settings(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        '[data]\nlanguage = "Tigrinya"\n[run]\nlanguages = ["ti", "en"]\nother_languages = {tir = "Tigrinya"}\n'
+        '[reward]\nunchecked = "pass"\nnear_languages = {tir_Ethi = ["am"]}\n'
+    )
+    config = load([str(tmp_path / "mine.toml"), "--router.initial", '{"shared:" = {tir = 0.5}}'])
+    assert config.run.languages == ("tir", "en") and config.data.language == "tir"
+    assert config.router.initial == {"shared:": {"tir": 0.5}} and config.reward.near_languages == {"tir": ("am",)}
+    again = Config.model_validate_json(config.model_dump_json())
+    assert again == config, "as a run writes it, and its ranks read it"
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        ([], True),
+        (["--reward.unchecked", "pass"], False),
+        (["--reward.gated", "false"], False),
+        (["--reward.near_languages", '{tir = ["am"]}'], False),
+        (["--reward.near_languages", '{tir = ["xyz"]}'], True),  # none of lid.176's
+        (["--reward.language_model", "mine.ftz"], False),  # the reward process looks what it knows
+        (["--reward.function", "f.py:f", "--reward.parts", "{a = 1.0}"], False),
+        (["--reward.function", "f.py:f", "--reward.parts", "{a = 1.0}", "--reward.gated", "true"], True),
+        (["--run.languages", '["am", "en"]'], True),  # a question of its own is asked in it, too
+        (["--run.languages", '["am", "en"]', "--router.own_language", "0"], False),
+    ],
+)  # fmt: skip
+def test_a_gate_that_does_not_know_a_language_is_the_users_choice(flags: list[str], refused: bool) -> None:
+    words = ["--run.other_languages", '{tir = "Tigrinya"}', "--run.languages", '["tir", "en"]', *flags]
+    with pytest.raises(ConfigError, match="does not know tir \\(Tigrinya\\)") if refused else nullcontext():
+        load(words)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ('{de = "Saxon"}', "run.other_languages: 'de' is German, which is known as 'de': leave it out"),
+        ('["tir"]', "run.other_languages = ['tir']"),
+    ],
+)
+def test_what_cannot_be_declared_is_named(given: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        load(["--run.other_languages", given])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said"),
+    [
+        ("learner.beta", "did you mean 'learner.kl'?"),
+        ("learner.scale_rewards", "did you mean 'learner.advantage_std'?"),
+        ("learner.epsilon", "did you mean 'learner.clip_low'?"),
+        ("router.epsilon", "did you mean 'router.exploration'?"),
+        ("learner.epsilon_high", "did you mean 'learner.clip_high'?"),
+        ("learner.num_train_epochs", "did you mean 'learner.epochs'?"),
+        ("learner.num_iterations", "did you mean 'learner.passes'?"),
+        ("reward.reward_funcs", "did you mean 'reward.function'?"),
+        ("data.prompt_key", "did you mean 'data.columns.question'?"),
+        ("data.val", "did you mean 'data.heldout'?"),
+        ("data.eval", "did you mean 'data.heldout'?"),
+        ("lora.r", "did you mean 'lora.rank'?"),
+        ("sampling.repetition_penalty", "answers are drawn from the whole distribution"),
+        ("learner.per_device_train_batch_size", "a step has learner.groups_per_step questions"),
+        ("learner.gradient_accumulation_steps", "learner.microbatch_tokens says how many tokens"),
+    ],
+)  # fmt: skip
+def test_names_of_other_trainers_lead_to_ours(theirs: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"unknown key {theirs!r}")) as error:
+        load([f"--{theirs}", "1"])
+    assert said in str(error.value)
 
 
 def test_other_names_stand_for_settings_that_there_are() -> None:

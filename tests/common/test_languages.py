@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import unicodedata
@@ -13,7 +14,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.languages import CODES, code_of, count_as_one, english_name, native_name, tag
+from common.instructions import instruction
+from common.languages import (
+    _LABEL_BY_VARIETY,
+    CODES,
+    code_of,
+    count_as_one,
+    declare,
+    english_name,
+    native_name,
+    tag,
+)  # fmt: skip
+from common.writing import scripts_of_language
 from reward.gate import shipped_model
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +73,8 @@ def test_every_form_of_every_language_leads_back_to_it(
         ("Mandarin", "zh"), ("Brazilian Portuguese", "pt"), ("Portuguese (Brazil)", "pt"), ("Farsi", "fa"),
         ("Norwegian Bokmål", "no"), ("svenska", "sv"), ("Ελληνικά", "el"), ("ΕΛΛΗΝΙΚΑ", "el"), ("Українська", "uk"),
         ("日本語", "ja"), ("简体中文", "zh"), ("한국어", "ko"), ("हिन्दी", "hi"), ("Español", "es"), ("espanol", "es"),
+        ("quy", "qu"), ("quy_Latn", "qu"), ("quh", "qu"), ("qub", "qu"), ("pbt", "ps"), ("pbt_Arab", "ps"),
+        ("uzs", "uz"), ("ary", "ar"), ("apc_Arab", "ar"), ("Moroccan Arabic", "ar"), ("arz_Arab", "arz"),
         ("Bangla", "bn"), ("Bengali", "bn"), ("Central Kurdish", "ckb"),
     ],
 )  # fmt: skip
@@ -75,6 +89,8 @@ def test_names_in_use(name: str, code: str) -> None:
         ("Germann", "did you mean 'german'"),
         ("italien", "did you mean 'italian'"),
         ("tlh", "it is Klingon, which is none of the 176 languages"),
+        ("tir", 'declare it with run.other_languages = {tir = "Tigrinya"}'),
+        ("Hausa", 'declare it with run.other_languages = {ha = "Hausa"}'),
         ("klingon", "it is Klingon"),
         ("nan-Hant", "which is none of the 176"),
         ("xx", "give an ISO 639 code"),
@@ -88,6 +104,90 @@ def test_an_unknown_language_never_becomes_another(name: str, hint: str) -> None
     with pytest.raises(ValueError, match=hint) as error:
         code_of(name)
     str(error.value).encode()
+
+
+# The codes of FLORES-200, and those of them that are languages which lid.176 lacks.
+FLORES = """
+    ace_Arab ace_Latn acm_Arab acq_Arab aeb_Arab afr_Latn ajp_Arab aka_Latn amh_Ethi apc_Arab arb_Arab arb_Latn ars_Arab
+    ary_Arab arz_Arab asm_Beng ast_Latn awa_Deva ayr_Latn azb_Arab azj_Latn bak_Cyrl bam_Latn ban_Latn bel_Cyrl bem_Latn
+    ben_Beng bho_Deva bjn_Arab bjn_Latn bod_Tibt bos_Latn bug_Latn bul_Cyrl cat_Latn ceb_Latn ces_Latn cjk_Latn ckb_Arab
+    crh_Latn cym_Latn dan_Latn deu_Latn dik_Latn dyu_Latn dzo_Tibt ell_Grek eng_Latn epo_Latn est_Latn eus_Latn ewe_Latn
+    fao_Latn fij_Latn fin_Latn fon_Latn fra_Latn fur_Latn fuv_Latn gla_Latn gle_Latn glg_Latn grn_Latn guj_Gujr hat_Latn
+    hau_Latn heb_Hebr hin_Deva hne_Deva hrv_Latn hun_Latn hye_Armn ibo_Latn ilo_Latn ind_Latn isl_Latn ita_Latn jav_Latn
+    jpn_Jpan kab_Latn kac_Latn kam_Latn kan_Knda kas_Arab kas_Deva kat_Geor knc_Arab knc_Latn kaz_Cyrl kbp_Latn kea_Latn
+    khm_Khmr kik_Latn kin_Latn kir_Cyrl kmb_Latn kmr_Latn kon_Latn kor_Hang lao_Laoo lij_Latn lim_Latn lin_Latn lit_Latn
+    lmo_Latn ltg_Latn ltz_Latn lua_Latn lug_Latn luo_Latn lus_Latn lvs_Latn mag_Deva mai_Deva mal_Mlym mar_Deva min_Arab
+    min_Latn mkd_Cyrl plt_Latn mlt_Latn mni_Beng khk_Cyrl mos_Latn mri_Latn mya_Mymr nld_Latn nno_Latn nob_Latn npi_Deva
+    nso_Latn nus_Latn nya_Latn oci_Latn gaz_Latn ory_Orya pag_Latn pan_Guru pap_Latn pes_Arab pol_Latn por_Latn prs_Arab
+    pbt_Arab quy_Latn ron_Latn run_Latn rus_Cyrl sag_Latn san_Deva sat_Olck scn_Latn shn_Mymr sin_Sinh slk_Latn slv_Latn
+    smo_Latn sna_Latn snd_Arab som_Latn sot_Latn spa_Latn als_Latn srd_Latn srp_Cyrl ssw_Latn sun_Latn swe_Latn swh_Latn
+    szl_Latn tam_Taml tat_Cyrl tel_Telu tgk_Cyrl tgl_Latn tha_Thai tir_Ethi taq_Latn taq_Tfng tpi_Latn tsn_Latn tso_Latn
+    tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Latn uig_Arab ukr_Cyrl umb_Latn urd_Arab uzn_Latn vec_Latn vie_Latn war_Latn
+    wol_Latn xho_Latn ydd_Hebr yor_Latn yue_Hant zho_Hans zho_Hant zsm_Latn zul_Latn
+"""
+LACKING = """
+    ace aka awa ayr bam ban bem bjn bug cjk crh dik dyu dzo ewe fao fij fon fur fuv hau hne ibo kab kac kam kas knc kbp
+    kea kik kin kmb kon lij lin ltg lua lug luo lus mag mni mos mri nso nus nya gaz pag pap run sag sat shn smo sna sot
+    ssw szl tir taq tpi tsn tso tum twi tzm umb wol xho zul
+"""
+
+
+def test_the_codes_of_flores_are_known_or_languages_that_the_detector_lacks() -> None:
+    codes = FLORES.split()
+    assert len(codes) == 204
+    unknown = set()
+    for code in codes:
+        try:
+            assert code_of(code) in CODES
+        except ValueError as error:
+            assert "run.other_languages = {" in str(error), code
+            unknown.add(code.partition("_")[0])
+    assert unknown == set(LACKING.split())
+
+
+def test_varieties_are_members_of_the_macrolanguage_and_no_languages_of_the_detector() -> None:
+    """By the table of langcodes, which is that of the registry of language subtags."""
+    for code, label in _LABEL_BY_VARIETY.items():
+        assert langcodes.data_dicts.MACROLANGUAGES[code] == label and code not in CODES, code
+
+
+def test_a_declared_language_is_given_as_any_other() -> None:
+    declare({"tir": "Tigrinya", "ary": "Moroccan Arabic", "conlang": "Kla Kla"})
+    for name in ("tir", "TIR", "ti", "tir_Ethi", "ti-ER", "Tigrinya", "tigrinya", "ትግርኛ"):
+        assert code_of(name) == "tir", name
+    assert (english_name("ti"), native_name("ti"), tag("ti")) == ("tigrinya", "ትግርኛ", "<|out_lang_tir|>")
+    assert instruction("tir") == (
+        "You are a helpful assistant. Always answer in Tigrinya (ትግርኛ), and in no other language."
+    )
+    assert scripts_of_language("tir") == scripts_of_language("am")
+    assert [code_of(one) for one in ("ary_Arab", "Moroccan Arabic", "apc", "ar")] == ["ary", "ary", "ar", "ar"]
+    assert (code_of("kla kla"), native_name("conlang")) == ("conlang", "Kla Kla")
+    assert "answer in Kla Kla, and" in instruction("conlang")
+    assert all(code_of(code) == code for code in CODES) and "tir" not in CODES
+    declare({"tir": "Tigrigna"})  # of another configuration in the same process
+    assert code_of("Tigrigna") == "tir" and english_name("tir") == "tigrigna"
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"de": "Saxon"}, "'de' is German, which is known as 'de'"),
+        ({"deu": "German"}, "'deu' is German, which is known as 'de'"),
+        ({"nob": "Bokmål"}, "'nob' is Norwegian, which is known as 'no'"),
+        ({"tir_Ethi": "Tigrinya"}, "must be 2 to 8 letters"),
+        ({"gaa": "Ga"}, "is the name or code of another language, 'ga'"),
+        ({"xaa": "arabic"}, "is the name or code of another language, 'ar'"),
+        ({"xaa": "One", "xab": "one"}, "is the name or code of another language, 'xaa'"),
+        ({"ti": "Tigrinya", "tir": "Tigrigna"}, "'tir' and 'ti' are one language"),
+        ({"xaa": " "}, "is no name"),
+        ({"xaa": "two\nlines"}, "is no name"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_declared_is_named(given: dict[str, str], complaint: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        declare(given)
+    with pytest.raises(ValueError, match="unknown language"):
+        code_of("tir")
 
 
 @given(st.text(max_size=12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 from unittest.mock import Mock
 
@@ -12,6 +13,7 @@ import pytest
 
 from common.config import load
 from common.stopwatch import Stopwatch
+from common.wire import Question
 from learner.groups import Group
 from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupted
@@ -23,11 +25,14 @@ from tests.support.groups import question, random_rollout, seeded_generator, wor
 LANGUAGES = ["de", "en"]
 
 
-def make_evaluator(*flags: str, heldout: str = "", **parts: Any) -> tuple[Evaluator, Mock]:
+def make_evaluator(
+    *flags: str, heldout: str = "", sets: Mapping[str, list[Question]] | None = None, **parts: Any
+) -> tuple[Evaluator, Mock]:
     """An evaluator after step 7, and the stand-ins for its parts.
 
     Args:
         heldout: the reference of the held-out question.
+        sets: the questions, by default one for training and one that is held out.
     """
     config, mocks = load([*flags]), Mock()
     mocks.state.step, mocks.state.router = 7, Router(config.router, LANGUAGES, 0, 1)
@@ -35,11 +40,28 @@ def make_evaluator(*flags: str, heldout: str = "", **parts: Any) -> tuple[Evalua
     mocks.state.lock = threading.Condition()
     names = ("state", "server", "training_work", "publishing", "batches", "ranks", "report", "interrupts")
     others = {name: getattr(mocks, name) for name in names} | parts
-    sets = {"train": [question(0, "de")], "heldout": [question(1, "en").model_copy(update={"reference": heldout})]}
+    sets = sets or {
+        "train": [question(0, "de")],
+        "heldout": [question(1, "en").model_copy(update={"reference": heldout})],
+    }
     evaluator = Evaluator(
         config.learner, LANGUAGES, sets, limits=UNLIMITED, detector="gate", stopwatch=Stopwatch(), **others
     )
     return evaluator, mocks
+
+
+def test_how_many_questions_of_a_set_are_evaluated_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    questions = [question(number, "en") for number in range(5)]
+    with caplog.at_level(logging.INFO):
+        make_evaluator("--learner.evaluate_questions", "2", sets={"train": questions, "heldout": questions[:1]})
+    assert caplog.messages == [
+        "evaluating 2 of 5 questions of train (learner.evaluate_questions)",
+        "evaluating 1 of 1 questions of heldout (learner.evaluate_questions)",
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        make_evaluator("--learner.evaluate", "false")
+    assert not caplog.messages
 
 
 def answered(number: int, *, scored: bool) -> Group:

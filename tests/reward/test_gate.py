@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fasttext
 import numpy as np
@@ -16,11 +17,13 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from common.answer import read_answer
-from common.config import RewardConfig
+from common.config import Config, ConfigError, RewardConfig
+from common.languages import declare
 from common.process import FatalError
 from common.writing import normalise_word
+from reward.detectors import GateDetector
 from reward.foreign_letters import ForeignLetters
-from reward.gate import ComplianceGate, Finding, LanguageGate, shipped_model
+from reward.gate import ComplianceGate, Finding, LanguageGate, check_languages, shipped_model
 from reward.lid import LanguageModel
 from scripts.bench.support.scoring import LANGUAGES, SENTENCES
 from scripts.world.sources import paragraphs
@@ -335,6 +338,49 @@ def test_gate_may_choose_among_some_languages_and_ask_for_certainty(gate: Langua
         ]
         strict = LanguageGate(min_probability=least)
         assert strict.detect(texts) == expected
+
+
+TIGRINYA = "እዚ ብትግርኛ ዝተጻሕፈ ጽሑፍ እዩ። ኣስመራ ርእሲ ከተማ ኤርትራ እያ፣ ብዙሓት ሰባት ድማ ኣብኣ ይነብሩ።"
+
+
+def test_a_language_that_the_model_does_not_know_is_not_checked(gate: LanguageGate) -> None:
+    declare({"tir": "Tigrinya"})
+    assert not gate.knows("tir") and gate.knows("am")
+    texts = [TIGRINYA, SENTENCES["en"], "12", "", "?!"]
+    asked = ["tir", "en", *["tir"] * 3]
+    passing, none = Finding("tir", 0.0, True), Finding("", 0.0, False)
+    found = gate.judge(texts, asked)
+    assert found == [passing, gate.judge([SENTENCES["en"]], ["en"])[0], passing, none, none]
+    assert not gate.judge([TIGRINYA], ["en"])[0].matches, "the others are checked as before"
+    near = LanguageGate(near={"tir": ["am"]})
+    assert near.knows("tir")
+    assert [one.matches for one in near.judge([TIGRINYA, SENTENCES["en"]], ["tir", "tir"])] == [True, False]
+
+
+def test_an_unchecked_language_has_no_diagnostics_and_is_never_too_short() -> None:
+    declare({"tir": "Tigrinya"})
+    strict = ComplianceGate(RewardConfig(gate_short="fail", gate_short_characters=1000))
+    assert strict.in_language([TIGRINYA, SENTENCES["en"]], ["tir", "en"]) == [True, False]
+    detector = GateDetector(ComplianceGate(RewardConfig()))
+    assert not detector.knows("tir") and detector.knows("en")
+    unknown, known = detector.parts([TIGRINYA, SENTENCES["en"]], ["tir", "en"])
+    assert unknown is None and known is not None and known.consistent
+
+
+def test_a_model_of_ones_own_knows_its_labels(tmp_path: Path, declaration: dict[str, list[str]]) -> None:
+    """lid.176 with another label for Turkish: a language that it lacks, and without one that it has."""
+    declare({"ha": "Hausa"})
+    file = tmp_path / "own.ftz"
+    file.write_bytes(shipped_model().read_bytes().replace(b"__label__tr\0", b"__label__ha\0"))
+    own, text = LanguageGate(str(file)), " ".join(declaration["tr"][:5])
+    assert own.knows("ha") and not own.knows("tr")
+    assert [one.matches for one in own.judge([text, text, text], ["ha", "en", "tr"])] == [True, False, True]
+    reward: dict[str, Any] = {"language_model": str(file)}
+    settings = {"run": {"languages": ["ha", "tr"]}, "reward": reward}
+    with pytest.raises(ConfigError, match=r"own\.ftz' does not know tr \(Turkish\), and"):
+        check_languages(Config.model_validate(settings), own.knows)
+    reward["gated"] = False
+    assert "does not know tr (Turkish): whether" in check_languages(Config.model_validate(settings), own.knows)
 
 
 def test_the_settings_have_rules() -> None:

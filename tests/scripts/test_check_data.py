@@ -257,6 +257,18 @@ def test_languages_that_the_default_embedder_does_not_know_are_named(
     assert "not trained" not in said()
 
 
+def test_languages_that_no_answer_can_be_checked_for_are_named(
+    tiny_policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = ["--run.other_languages", '{tir = "Tigrinya"}', "--run.languages", '["en", "ti"]']
+    declared += ["--reward.terms.default", "{exact = 1.0}"]
+    _checked(tmp_path, tiny_policy, 8, *declared, "--reward.unchecked", "pass")
+    assert "the language model does not know tir (Tigrinya): whether an answer is in it is not checked" in caplog.text
+    caplog.clear()
+    _checked(tmp_path, tiny_policy, 8, *declared, "--reward.near_languages", '{tir = ["am"]}')
+    assert "does not know" not in caplog.text
+
+
 _FUNCTIONS = """
 async def plain(group, tools):
     return await helper(group, tools)

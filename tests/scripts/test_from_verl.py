@@ -76,7 +76,10 @@ def test_the_public_script_is_our_recipe(tmp_path: Path, capsys: pytest.CaptureF
     assert found["actor.engine_args"] == {"tp": 2} and found["run.dir"] == Path("runs/LRPO")
     told = capsys.readouterr()
     left = told.err.splitlines()
-    assert [line.split(":")[1].strip() for line in left] == ["trainer.total_epochs", "custom_reward_function.path"]
+    assert [line.split(":")[1].strip() for line in left] == [
+        "trainer.total_epochs", "data.val_files", "custom_reward_function.path",
+    ]  # fmt: skip
+    assert "at most learner.evaluate_questions = 64, evenly spread" in left[1]
     text = (tmp_path / "run.toml").read_text()
     assert all(line.removeprefix("not carried: ") in text for line in left)
     assert "ema = 0.1 # data.lang_policy_alpha" in text and "betas = [0.9, 0.999] # actor_rollout_ref" in text
@@ -112,10 +115,43 @@ def test_plain_verl_counts_questions_and_has_no_router(tmp_path: Path, capsys: p
     left = capsys.readouterr().err
     for complaint in (
         "actor_rollout_ref.rollout.top_p = 0.9: the whole distribution is sampled",
-        "b.parquet is left out: join the files", "some.new.option = 3: this option is not known here",
+        "data.train is one file or one folder, so b.parquet is left out: put all of them into one folder",
+        "some.new.option = 3: this option is not known here",
         "verl chooses a rule by data_source", "run.languages: verl has no such list",
+        'data.language: rows of verl, as those of GSM8K and MATH, name no language', "prompts: verl sends them as they",
     ):  # fmt: skip
         assert complaint in left
+
+
+@pytest.mark.parametrize("routed", [True, False])
+def test_the_fork_counts_answers_and_tags_prompts_whether_or_not_it_routes(routed: bool, tmp_path: Path) -> None:
+    """Its main_ppo.py takes MultilangRepeatDataset and GroupedBatchSampler in any case."""
+    config = written(tmp_path, LRPO.replace("dynamic_lang_policy=True", f"dynamic_lang_policy={routed}"))
+    assert (config.learner.groups_per_step, config.learner.minibatches) == (256, 1)
+    assert config.model.prompt_style == "tag" and len(config.run.languages) == 15
+    assert (config.router.mode, config.router.own_language) == (("learned", 2) if routed else ("monolingual", 0))
+    bare = {"data.dynamic_lang_policy": "False", "data.train_batch_size": "64", "actor_rollout_ref.rollout.n": "8"}
+    assert convert(bare).settings["learner.groups_per_step"][0] == 8
+
+
+def test_paths_have_the_variables_of_the_environment_and_what_is_unknown_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/she")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    script = tmp_path / "run.sh"
+    script.write_text(
+        "main_ppo data.train_files=$HOME/data/gsm8k/train.parquet data.val_files=$NOWHERE/test.parquet "
+        "actor_rollout_ref.model.path=~/models/qwen actor_rollout_ref.rollout.n=8 trainer.experiment_name=run_${RANK}"
+    )
+    found = convert(read_script(script))
+    assert found.settings["data.train"][0] == "/home/she/data/gsm8k/train.parquet"
+    assert found.settings["model.path"][0] == "/home/she/models/qwen"
+    unknown = [line for line in found.left if "the script does not say what" in line]
+    assert unknown == [
+        "data.val_files = $NOWHERE/test.parquet: the script does not say what $NOWHERE is: put it in",
+        "trainer.experiment_name = run_${RANK}: the script does not say what ${RANK} is: put it in",
+    ]
 
 
 def test_a_script_of_dapo_becomes_a_run_of_dapo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,23 @@ def test_helpsteer3_keeps_the_conversation_and_the_preferred_answer(tmp_path: Pa
     assert rejected.found[1].kind == "broken" and "unknown language 'python'" in rejected.found[1].reason
 
 
+def test_a_language_that_is_declared_is_known_to_commands_without_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"{n}?", "answer": "a", "language": "tir_Ethi"} for n in range(4)]
+    words = [jsonl(tmp_path / "rows.jsonl", *rows), "--out", str(tmp_path / "data"), "--heldout", "0.25"]
+    with pytest.raises(SystemExit):
+        main(words)
+    said = capsys.readouterr()
+    assert 'run.other_languages = {ti = "Tigrinya"}' in said.out + said.err
+    main([*words, "--run.other_languages", '{tir = "Tigrinya"}'])
+    [row] = read_rows(str(tmp_path / "data" / "heldout.parquet"))
+    assert row["extra_info"]["language"] == "tigrinya"
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--run.other_languages=tir"])
+    assert "run.other_languages = 'tir'" in capsys.readouterr().err
+
+
 def test_care_takes_the_best_rated_response_and_detects_the_language(tmp_path: Path) -> None:
     rated = [
         {**CARE, "response": text, "human_rating": rating}

@@ -187,6 +187,9 @@ def test_a_question_is_asked_once_and_never_trained_and_held_out(
 def test_a_missing_file_or_column_is_named(tiny_policy: Path, tmp_path: Path) -> None:
     with pytest.raises(FatalError, match=r"nothing\.parquet: there is no such file"):
         read(tmp_path, tiny_policy, tmp_path / "nothing.parquet")
+    good = write(tmp_path / "good.parquet", [{"question": "Why?", "answer": "So.", "language": "en"}])
+    with pytest.raises(FatalError, match=r"data\.heldout = 'none\.json': .*no such file.* with data\.heldout = \"\"$"):
+        read(tmp_path, tiny_policy, good, heldout="none.json")
     (tmp_path / "text.parquet").write_text("no parquet")
     with pytest.raises(FatalError, match=r"text\.parquet"):
         read(tmp_path, tiny_policy, tmp_path / "text.parquet")
