@@ -517,12 +517,12 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
-    policy_may_choose, prompts_say_the_language, nodes_can_meet, unseen_languages_are_unseen, mode_has_its_languages,
-    gate_knows_the_languages, addresses_are_well_formed, engine_stays_on_loopback, engine_ranks_are_tensor_parallel,
-    engine_numbers_are_numbers, replicas_divide_ranks, lease_outlasts_heartbeats, waiting_outlasts_generation, sequences_fit_a_microbatch,
-    importance_bounds_hold_one, engines_can_load_adapters, targets_differ, adapters_keep_their_optimizer,
-    optimizer_state_is_kept_in_one_way, dropout_has_one_optimizer_step, loss_has_its_settings, settings_have_an_effect,
-    decoupled_parts_exist, refill_knows_the_rewards, right_answers_are_known, evaluation_is_on, steps_are_counted,
-    warm_up_ends, stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out,
-    accepted_keys_exist,
+    policy_may_choose, prompts_say_the_language, nodes_can_meet, unseen_languages_are_unseen,
+    mode_has_its_languages, gate_knows_the_languages, addresses_are_well_formed, engine_stays_on_loopback,
+    engine_ranks_are_tensor_parallel, engine_numbers_are_numbers, replicas_divide_ranks, lease_outlasts_heartbeats,
+    waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters,
+    targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way,
+    dropout_has_one_optimizer_step, loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist,
+    refill_knows_the_rewards, right_answers_are_known, evaluation_is_on, steps_are_counted, warm_up_ends,
+    stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,
 )  # fmt: skip
