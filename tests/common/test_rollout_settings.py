@@ -12,6 +12,9 @@ from common.rollout_settings import find_difference, rollout_settings
 from common.tokenizer import load_tokenizer
 
 
+_SYSTEM = ["--model.prompt_style", "system", "--model.instructions.de"]
+
+
 @pytest.mark.parametrize(
     ("flags", "found"),
     [
@@ -19,6 +22,9 @@ from common.tokenizer import load_tokenizer
         (["--sampling.temperature", "0.7"], "sampling.temperature is 1.0 here and 0.7 in actor x: "),
         (["--model.template_args.enable_thinking", "false"], "model.template_args is {} here and {"),
         (["--run.languages", '["de", "en"]'], 'run.languages is ["en"] here and ["de", "en"] in actor x: '),
+        ([*_SYSTEM, "Kurz."], 'model.instructions is {} here and {"de": "Kurz."} in actor x: '),
+        ([*_SYSTEM, 9999 * "lang "], 'model.instructions is {} here and {"de": "lang lang '),
+        (["--run.other_languages.tir", "Tigrinya"], 'run.other_languages is {} here and {"tir": "Tigrinya"} in actor'),
         (["--actor.attempts", "9", "--sync.timeout_s", "9"], ""),  # nothing that the answers depend on
     ],
 )
@@ -29,7 +35,7 @@ def test_a_setting_that_answers_depend_on_is_named_where_it_differs(
     own, others = rollout_settings(load([]), tokenizer), rollout_settings(load(flags), tokenizer)
     assert find_difference(own, own, "x") == ""
     difference = find_difference(own, others, "x")
-    assert difference.startswith(found) and bool(difference) == bool(found)
+    assert difference.startswith(found) and bool(difference) == bool(found) and len(difference) < 500
 
 
 def test_another_tokenizer_and_another_chat_template_are_told_apart(tiny_policy: Path) -> None:
