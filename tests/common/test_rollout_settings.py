@@ -11,8 +11,8 @@ from common.config import load
 from common.rollout_settings import find_difference, rollout_settings
 from common.tokenizer import load_tokenizer
 
-
 _SYSTEM = ["--model.prompt_style", "system", "--model.instructions.de"]
+_TIGRINYA = ["--run.other_languages.tir", "Tigrinya", "--reward.unchecked", "pass"]
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ _SYSTEM = ["--model.prompt_style", "system", "--model.instructions.de"]
         (["--run.languages", '["de", "en"]'], 'run.languages is ["en"] here and ["de", "en"] in actor x: '),
         ([*_SYSTEM, "Kurz."], 'model.instructions is {} here and {"de": "Kurz."} in actor x: '),
         ([*_SYSTEM, 9999 * "lang "], 'model.instructions is {} here and {"de": "lang lang '),
-        (["--run.other_languages.tir", "Tigrinya"], 'run.other_languages is {} here and {"tir": "Tigrinya"} in actor'),
+        (_TIGRINYA, 'run.other_languages is {} here and {"tir": "Tigrinya"} in actor'),
         (["--actor.attempts", "9", "--sync.timeout_s", "9"], ""),  # nothing that the answers depend on
     ],
 )
