@@ -419,7 +419,10 @@ def stages_last_a_step(config: Sections) -> Iterator[str]:
 
 
 def engines_can_load_adapters(config: Sections) -> Iterator[str]:
-    """SGLang computes q, k and v as one layer, and cannot load an adapter of q without one of v, or the reverse."""
+    """SGLang computes q, k and v as one layer, and gate and up as another.
+
+    It cannot load an adapter of q without one of v, or the reverse, nor one of up without one of gate.
+    """
     if not config.lora.sends_adapters:
         return
     targets = set(config.lora.targets)
@@ -427,6 +430,11 @@ def engines_can_load_adapters(config: Sections) -> Iterator[str]:
         yield (
             f"lora.targets = {sorted(targets)}: SGLang loads adapters of q_proj, k_proj and v_proj only if q_proj and "
             "v_proj are both among them: add the missing one, or set lora.sync = 'merged'"
+        )
+    if "up_proj" in targets and "gate_proj" not in targets:
+        yield (
+            f"lora.targets = {sorted(targets)}: SGLang loads adapters of up_proj only with those of gate_proj: add it, "
+            "or set lora.sync = 'merged'"
         )
     for name in ("dp", "dp_size"):
         if str(config.actor.engine_args.get(name, 1)) != "1":

@@ -211,6 +211,10 @@ REFUSED = {
         ["--lora.rank", "4", "--lora.targets", '["q_proj", "o_proj"]'],
         "lora.targets = ['o_proj', 'q_proj']: SGLang loads adapters of q_proj, k_proj and v_proj only if",
     ),
+    "an adapter of up without one of gate": (
+        ["--lora.rank", "4", "--lora.targets", '["up_proj", "down_proj"]'],
+        "lora.targets = ['down_proj', 'up_proj']: SGLang loads adapters of up_proj only with those of gate_proj",
+    ),
     "an adapter twice": (["--lora.targets", '["o_proj", "o_proj"]'], "lora.targets has 'o_proj' 2 times"),
     "adapters of no rank": (
         ["--lora.alpha", "64"],
