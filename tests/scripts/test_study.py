@@ -294,6 +294,10 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert (tmp_path / "out" / "differences.png").stat().st_size > 1000
     study.main([*words, "--dry-run"])
     assert "0 of 6 runs are left to do" in capsys.readouterr().out
+    study.main([*words, "--report", "--compare-with", "uniform"])
+    assert "| arm | seeds | own_heldout | uniform less this |" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="--compare-with unifor: there are ours, paper"):
+        study.main([*words, "--report", "--compare-with", "unifor"])
     shutil.rmtree(tmp_path / "out" / "region" / "uniform-1")
     monkeypatch.setattr(figures, "_mean_of_metric", lambda run, tag: 0.125)  # as if a figure meant something else now
     trained.clear()

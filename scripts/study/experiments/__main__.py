@@ -123,11 +123,17 @@ def main(
     again: Annotated[
         bool, typer.Option("--measure-again", help="Train nothing; read the figures of the finished runs anew.")
     ] = False,
+    compared: Annotated[
+        str | None, typer.Option("--compare-with", help="The arm that tables compare with; default: ours.")
+    ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say what the runs need and how many there are.")] = False,
 ) -> None:
     of_recipes = name == "recipes"
     if of_recipes and (base or regimes or best_language):
         raise FatalError("lrpo study recipes has one world: --base, --regimes and --best-language are of other studies")
+    if compared and (of_recipes or compared not in arms_of(name)):
+        choice = "it is for the other studies" if of_recipes else f"there are {', '.join(arms_of(name))}"
+        raise FatalError(f"--compare-with {compared}: {choice}")
     if base and (regimes or warm_start_steps):
         raise FatalError("--regimes and --warm-start-steps are of the offline worlds, which --base leaves out")
     if best_language and not base:
@@ -181,7 +187,7 @@ def main(
     records = records_of(name, Results(out / "results.json").records)
     if not records:
         raise FatalError(f"{out / 'results.json'} has no finished run of this study yet")
-    print(write_report(name, records, out))
+    print(write_report(name, records, out, compared))
 
 
 if __name__ == "__main__":

@@ -23,12 +23,16 @@ def records_of(name: Name, records: Records) -> Records:
     return [record for record in records if record["arm"] in arms and (record["regime"] == REGIME) == of_recipes]
 
 
-def write_report(name: Name, records: Records, out: Path) -> str:
-    """Writes tables and picture of the finished runs of a study into a directory, and returns the tables."""
+def write_report(name: Name, records: Records, out: Path, compared: str | None = None) -> str:
+    """Writes tables and picture of the finished runs of a study into a directory, and returns the tables.
+
+    Args:
+        compared: the arm that the others are compared with; None: the first of the study. Not for recipes.
+    """
     if name == "recipes":
         text, base = f"{recipe_table(records)}\n\n{what_differs()}\n\n{left_out()}", BASE
     else:
-        base = next(iter(arms_of(name)))
+        base = compared or next(iter(arms_of(name)))
         own_reward = [arm for arm, flags in arms_of(name).items() if has_own_reward(flags)]
         text = tables(records, base, figures.MEANING, own_reward)
     text += versions(records)
