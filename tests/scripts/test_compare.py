@@ -190,7 +190,8 @@ def test_paired_differences_see_what_unpaired_means_cannot(tmp_path: Path, capsy
 
 def arm(values: Any, **more: Any) -> dict[str, compare.Measured]:
     found = np.atleast_2d(np.asarray(values, np.float64))
-    return {"CARE": compare.Measured(found, [str(n) for n in range(found.shape[1])], **more)}
+    numbers = [str(n) for n in range(found.shape[1])]
+    return {"CARE": compare.Measured(found, numbers, numbers, **more)}
 
 
 def test_a_difference_is_more_than_chance_by_its_adjusted_p_value_alone(rng: np.random.Generator) -> None:

@@ -66,11 +66,11 @@ def test_the_directory_holds_the_model_and_a_card_of_the_summary(
 
 # Settings that may hold a text and name no place: they may be shown.
 _NO_PLACES = {
-    "run.languages", "data.columns", "data.language", "model.header", "model.template_args", "model.instructions",
-    "router.fixed_language", "router.region_topics", "router.initial", "actor.engine_args", "reward.terms",
-    "reward.parts", "reward.pivot", "reward.pivot_language", "reward.judge_prompt", "reward.judge_sampling",
-    "reward.near_languages", "reward.embedder", "reward.device", "learner.decoupled_parts", "learner.evaluate_unseen",
-    "lora.targets", "resume.accept",
+    "run.languages", "run.other_languages", "data.columns", "data.language", "model.header", "model.template_args",
+    "model.instructions", "router.fixed_language", "router.region_topics", "router.initial", "actor.engine_args",
+    "reward.terms", "reward.parts", "reward.pivot", "reward.pivot_language", "reward.judge_prompt",
+    "reward.judge_sampling", "reward.near_languages", "reward.embedder", "reward.device", "learner.decoupled_parts",
+    "learner.evaluate_unseen", "lora.targets", "resume.accept",
 }  # fmt: skip
 
 

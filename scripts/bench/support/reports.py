@@ -76,6 +76,7 @@ def random_step(
             engine_ranks=1,
             transport="group",
             drain_s=0.0,
+            settings={},
             slots=4,
             last_heard=0.0,
             seconds=seconds,

@@ -93,8 +93,8 @@ class Engine:
         self.given_up = ""  # why
         self.errors: list[str] = []  # what leaders have reported as a mistake
         self.actor = ActorState(
-            "one", "peer", "life", wire.ActorProcess(), engine_ranks=1, transport="group", drain_s=0.0, slots=1,
-            last_heard=0.0,
+            "one", "peer", "life", wire.ActorProcess(), engine_ranks=1, transport="group", drain_s=0.0, settings={},
+            slots=1, last_heard=0.0,
         )  # fmt: skip
         self.receiver = Receiver("one", self.actor, self.tell, lambda: is_present() and not self.given_up)
         store = cast(GroupStore, SimpleNamespace(host="127.0.0.1", port=1))

@@ -18,7 +18,7 @@ DEADLINE_S, SOON_S = 0.3, 20.0
 def actor() -> ActorState:
     return ActorState(
         name="a", peer="a/process", life="a life", process=wire.ActorProcess(), engine_ranks=1, transport="group",
-        drain_s=0.0, slots=1, last_heard=0.0,
+        drain_s=0.0, settings={}, slots=1, last_heard=0.0,
     )  # fmt: skip
 
 
