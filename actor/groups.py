@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +45,13 @@ from common.prompts import PROMPT_STYLES
 
 log = logging.getLogger("actor")
 
+T = TypeVar("T")
+
 _LONGEST_BACK_OFF_S = 30.0
 
 
 @dataclass(frozen=True)
-class _Answered:
+class _Generated:
     """The K answers of a group before they are scored.
 
     Attributes:
@@ -65,6 +70,14 @@ class _Answered:
     spent: GenerationTime
     at: float
     checking: asyncio.Task[None]
+
+
+class _GivenUp(Exception):
+    """A group that this actor gives up; the text says why."""
+
+    def __init__(self, reason: str, cause: wire.Cause) -> None:
+        super().__init__(reason)
+        self.cause = cause
 
 
 class PromptGroups:
@@ -105,7 +118,7 @@ class PromptGroups:
         self._task_group = TaskGroup()
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by lease id
         self._generating: set[str] = set()  # lease ids; those of an engine that has ended stay
-        self._answered: set[str] = set()  # lease ids whose answers are generated
+        self._generated: set[str] = set()  # lease ids whose answers are generated
         self._ending = False
         self.tokens_generated = 0
 
@@ -148,7 +161,7 @@ class PromptGroups:
             task.cancel()
         self._tasks.clear()
         self._generating.clear()
-        self._answered.clear()
+        self._generated.clear()
         self._times.set_groups_held(0)
         return count
 
@@ -158,7 +171,7 @@ class PromptGroups:
         The others are left to whoever leases them next. Waits at most ``timeout_s`` seconds.
         """
         self._ending = True
-        generated = [task for lease_id, task in self._tasks.items() if lease_id in self._answered]
+        generated = [task for lease_id, task in self._tasks.items() if lease_id in self._generated]
         if generated:
             await asyncio.wait(generated, timeout=timeout_s)
 
@@ -180,7 +193,7 @@ class PromptGroups:
                 self._generating.discard(work.id)
                 await self._session.deliver(wire.Release(id=work.id, reason=repr(error)).of(lives))
         finally:
-            self._answered.discard(work.id)
+            self._generated.discard(work.id)
             self._tasks.pop(work.id, None)
             self._times.set_groups_held(len(self._tasks))
 
@@ -193,33 +206,49 @@ class PromptGroups:
         Raises:
             EngineLost, EngineReplaced: there is no engine any more that could answer.
         """
-        answered: _Answered | None = None
+        try:
+            generated = await self._retried(work, "generation", self._generate_answers)
+            self._generated.add(work.id)
+            gives_up_at = time.monotonic() + self._config.actor.score_patience_s
+            submit = await self._retried(work, "scoring", partial(self._score, generated=generated), gives_up_at)
+        except RequestRefused as error:
+            return wire.Release(id=work.id, reason=str(error), cause="refusal")
+        except _GivenUp as error:
+            return wire.Release(id=work.id, reason=str(error), cause=error.cause)
+        return await self._when_proved(work, submit)
+
+    async def _retried(
+        self,
+        work: wire.Work,
+        cause: wire.Cause,
+        stage: Callable[[wire.Work], Awaitable[T]],
+        gives_up_at: float = math.inf,
+    ) -> T:
+        """The result of a stage of a group, which is tried again after a pause where engine or reward service fail.
+
+        Args:
+            cause: as which a failure of the stage counts, unless it is an outage of the reward service.
+            gives_up_at: when no further attempt may begin, on the monotonic clock.
+
+        Raises:
+            _GivenUp: it failed too often, or for too long.
+            EngineLost, EngineReplaced: there is no engine any more that could answer.
+            RequestRefused: the engine will never answer the request.
+        """
         failures: Counter[wire.Cause] = Counter()
-        back_off_s, gives_up = 1.0, float("inf")
+        back_off_s = 1.0
         while True:
-            cause: wire.Cause = "generation" if answered is None else "scoring"
             try:
-                if answered is None:
-                    answered = await self._generate_answers(work)
-                    self._answered.add(work.id)
-                    gives_up = time.monotonic() + self._config.actor.score_patience_s
-                    continue
-                submit = await self._score(work, answered)
-                await answered.checking
-                return await self._when_proved(work, submit)
-            except (EngineLost, EngineReplaced):
+                return await stage(work)
+            except (EngineLost, EngineReplaced, RequestRefused):
                 raise
-            except RequestRefused as error:
-                return wire.Release(id=work.id, reason=str(error), cause="refusal")
             except (EngineError, ScoringError) as error:
-                reason = str(error)
-                if isinstance(error, ScoringError) and error.later:
-                    cause = "outage"
-                failures[cause] += 1
-                log.warning("group %s, %s: %s", work.id, cause, reason)
-            attempts = float("inf") if cause == "outage" else self._config.actor.attempts
-            if failures[cause] >= attempts or time.monotonic() + back_off_s > gives_up:
-                return wire.Release(id=work.id, reason=reason, cause=cause)
+                failed_as: wire.Cause = "outage" if isinstance(error, ScoringError) and error.later else cause
+                log.warning("group %s, %s: %s", work.id, failed_as, error)
+                failures[failed_as] += 1
+                attempts = math.inf if failed_as == "outage" else self._config.actor.attempts
+                if failures[failed_as] >= attempts or time.monotonic() + back_off_s > gives_up_at:
+                    raise _GivenUp(str(error), failed_as) from error
             await asyncio.sleep(back_off_s)
             back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
 
@@ -231,7 +260,7 @@ class PromptGroups:
         reason = f"weights of the versions {sorted(versions)} were replaced before they were proved"
         return wire.Release(id=work.id, reason=reason, cause="outage")
 
-    async def _generate_answers(self, work: wire.Work) -> _Answered:
+    async def _generate_answers(self, work: wire.Work) -> _Generated:
         """Generates the K answers of a group.
 
         Raises:
@@ -253,7 +282,7 @@ class PromptGroups:
         self._task_group.create_task(self._adapt_slots(spent.groups_at_end, retracted=retracted))
         checking = self._task_group.create_task(self._engine.check_members())
         texts = [self._decode(generation.ids) for generation in generations]
-        return _Answered(prompts, generations, texts, spent, at, checking)
+        return _Generated(prompts, generations, texts, spent, at, checking)
 
     @contextmanager
     def _in_engine(self, lease_id: str) -> Iterator[None]:
@@ -279,25 +308,27 @@ class PromptGroups:
         if self._concurrency.slots != slots_before:
             await self._session.send_heartbeat()
 
-    async def _score(self, work: wire.Work, answered: _Answered) -> wire.Submit:
-        """Has the K answers of a group scored.
+    async def _score(self, work: wire.Work, generated: _Generated) -> wire.Submit:
+        """Has the K answers of a group scored, and waits until it is known that the engines were the actor's own.
 
         Raises:
             ScoringError: no replica of the reward service scored them.
+            EngineReplaced: they are of other engines.
         """
-        generations = answered.generations
+        generations = generated.generations
         scores = await self._scoring.score(
             work.question,
-            answered.texts,
+            generated.texts,
             work.languages,
             [generation.truncated for generation in generations],
             self._thinking_opened,
             [len(generation.ids) for generation in generations],
         )
-        spent = answered.spent
-        score_s = time.monotonic() - answered.at
+        score_s = time.monotonic() - generated.at
+        await generated.checking
+        spent = generated.spent
         timing = wire.Timing(generate_s=spent.seconds, groups=spent.mean_groups, score_s=score_s)
-        answers = zip(work.languages, answered.prompts, generations, answered.texts, scores, strict=True)
+        answers = zip(work.languages, generated.prompts, generations, generated.texts, scores, strict=True)
         return wire.Submit(id=work.id, rollouts=[self._make_rollout(*answer) for answer in answers], timing=timing)
 
     def _draws(self, work: wire.Work) -> tuple[int, str]:
