@@ -29,7 +29,7 @@ from actor.engine.client import Engine
 from actor.engine.errors import EngineError
 from actor.probing import prove
 from actor.tasks import TaskGroup
-from actor.weights import Order
+from actor.updates import Order
 from common import wire
 from common.config import SyncConfig
 from common.process import FatalError
@@ -40,7 +40,7 @@ log = logging.getLogger("actor")
 
 
 class AdapterUpdates:
-    """Carries out the learner's orders to load adapters, one after another. It has the methods of ``WeightUpdates``.
+    """Carries out the learner's orders to load adapters; an :class:`~actor.updates.EngineUpdates`.
 
     Args:
         engine: ready to generate, and started for adapters.

@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from actor.adapters import AdapterUpdates
 from actor.concurrency import Concurrency
 from actor.engine.client import Engine
 from actor.engine.errors import EngineError, EngineLost, EngineReplaced, RequestRefused
@@ -35,7 +34,7 @@ from actor.scoring import Scoring, ScoringError
 from actor.session import Session
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes, GenerationTime
-from actor.weights import WeightUpdates
+from actor.updates import EngineUpdates
 from common import wire
 from common.config import Config
 from common.header import Header
@@ -100,7 +99,7 @@ class PromptGroups:
         scoring: Scoring,
         tokenizer: PreTrainedTokenizerBase,
         session: Session,
-        weights: WeightUpdates | AdapterUpdates,
+        weights: EngineUpdates,
         times: ActorTimes,
     ) -> None:
         self._config = config

@@ -26,7 +26,8 @@ from actor.scoring import Scoring
 from actor.session import Session
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes
-from actor.weights import Order, WeightUpdates
+from actor.updates import EngineUpdates, Order
+from actor.weights import WeightUpdates
 from common import wire
 from common.config import HEARTBEAT_S, Config
 from common.net.rendezvous import Route
@@ -66,7 +67,7 @@ class Life:
         self._times = ActorTimes()
         self._session = session
         probe_timeout_s = config.actor.request_timeout_s
-        self._weights: WeightUpdates | AdapterUpdates
+        self._weights: EngineUpdates
         if config.lora.sends_adapters:
             self._weights = AdapterUpdates(self._engine, learner.send, sync_of_run(config), probe_timeout_s)
         else:

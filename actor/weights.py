@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Set
 from contextlib import suppress
-from typing import NoReturn, TypeAlias
+from typing import NoReturn
 
 from actor.engine.checkpoint_shapes import describe_differences
 from actor.engine.client import Engine
@@ -24,6 +24,7 @@ from actor.probing import prove
 from actor.proof import WeightProof, WeightState
 from actor.tasks import TaskGroup
 from actor.times import ActorTimes
+from actor.updates import Order
 from common import wire
 from common.config import SyncConfig
 from common.process import FatalError
@@ -34,11 +35,9 @@ _END_S = 1.0  # for an engine to end an update that was cut off; it does not ans
 RECOVERY_S = 5.0  # for it to do that and to go on
 _PROOF_SHARE = 0.25  # share of sync.timeout_s for which a pause waits for a running probe; the rest is the engine's
 
-Order: TypeAlias = wire.Join | wire.Pause | wire.Receive | wire.LoadAdapter
-
 
 class WeightUpdates:
-    """Carries out the learner's orders, one after another.
+    """Carries out the learner's orders to take all weights; an :class:`~actor.updates.EngineUpdates`.
 
     Args:
         engine: ready to generate.
