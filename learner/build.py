@@ -21,6 +21,7 @@ from learner.loop.interrupts import Interrupts
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
+from learner.loop.settling import Settling
 from learner.loop.skips import SkippedSteps
 from learner.loop.training_work import TrainingWork
 from learner.rank_links import RankLinks
@@ -114,21 +115,18 @@ def build_run(
     )
     return Run(
         learner,
-        config.run.languages,
         state=state,
         ranks=ranks,
         training_work=training_work,
         batches=batches,
         publishing=publishing,
         evaluator=evaluator,
-        recorder=Recorder(learner.record, skipped),
+        settling=Settling(config, state, Recorder(learner.record, skipped)),
         reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
         skipped_steps=SkippedSteps(learner.steps - state.step, skipped),
         step_reward=StepReward.of(learner),
-        right=config.data.curriculum_right if config.data.gives("curriculum_right") else None,
-        gated=config.reward.is_gated,
     )
 
 

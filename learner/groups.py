@@ -5,10 +5,13 @@ These types depend on no socket, so that training, checkpoints and recordings do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from common import wire
 
@@ -42,7 +45,7 @@ class Group(wire.WireStruct):
     timing: wire.Timing | None = None
     advantages: list[float] = msgspec.field(default_factory=list)
 
-    def took(self) -> dict[str, Any]:
+    def cost(self) -> dict[str, Any]:
         """What the ledger keeps of the cost: ``actor``, ``lengths`` [K] of the responses in tokens, and ``timing``."""
         lengths = [len(rollout.response_ids) for rollout in self.rollouts]
         return {"actor": self.actor, "lengths": lengths, "timing": self.timing and msgspec.structs.asdict(self.timing)}
@@ -80,3 +83,13 @@ class StepResult:
     gradient_noise: float | None = None
     optimizer_steps: int = 1
     left_out: int = 0
+
+
+def token_lags(batch: Sequence[Group], version: int) -> NDArray[np.int32]:
+    """The lag of each response token of a batch, in policy updates, in the step that trains on it: [tokens] int32.
+
+    Args:
+        version: the policy version that the step begins with.
+    """
+    lags: NDArray[np.int32] = version - np.concatenate([r.versions for group in batch for r in group.rollouts])
+    return lags

@@ -5,7 +5,7 @@
         take the next P groups         learner.loop.batches
         set the rewards of the stage   learner.train.stages, learner.train.step_reward
         train on them, on all ranks    learner.train.trainer, through learner.ranks
-        settle what became of them     ledger, totals, router
+        settle what became of them     learner.loop.settling
         report the step                learner.loop.reporting
         end where nothing is trained   learner.loop.skips
         publish, or evaluate as well   learner.loop.publishing, learner.loop.evaluator
@@ -18,7 +18,6 @@ The parts are made in ``learner.build``. Everything that outlives this process i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from common.config import LearnerConfig
 from common.progress import BRIEF_S, Activity
@@ -27,20 +26,16 @@ from learner.groups import Group, StepResult
 from learner.loop.batches import Batches
 from learner.loop.evaluator import Evaluator
 from learner.loop.interrupts import Interrupted, NobodyCame
-from learner.loop.observations import router_observations
 from learner.loop.publishing import Publishing
 from learner.loop.reporting import Reporting
 from learner.loop.saving import Saving
+from learner.loop.settling import Settling
 from learner.loop.skips import SkippedSteps
 from learner.loop.training_work import TrainingWork
 from learner.ranks import Ranks
-from learner.recording import Recorder
-from learner.report.metrics import token_lags
 from learner.state import RunState
 from learner.train import stages
-from learner.train.outcomes import group_outcome
 from learner.train.step_reward import StepReward
-from learner.work.chosen import work_as_answered
 
 log = logging.getLogger("learner")
 
@@ -50,11 +45,6 @@ class Run:
 
     Args:
         config: the section ``learner``.
-        languages: of the run, as the router has them.
-        right: the least accuracy, or quality, that counts as right for the curriculum; None where
-            ``data.curriculum_right`` is not set.
-        gated: whether the reward is gated: right answers must be in their language, too. Otherwise the router learns
-            from quality alone.
         step_reward: a step term of the user's own; None: there is none.
         state: what the steps change.
         ranks: knows the actions ``train`` and ``export``.
@@ -62,7 +52,7 @@ class Run:
         batches: waits for them.
         publishing: publishes the policy.
         evaluator: evaluates it.
-        recorder: keeps trained groups.
+        settling: settles what became of a step's groups.
         reporting: tells people.
         saving: writes checkpoints.
         stopwatch: counts the seconds of the state ``train``.
@@ -72,7 +62,6 @@ class Run:
     def __init__(
         self,
         config: LearnerConfig,
-        languages: Sequence[str],
         *,
         state: RunState,
         ranks: Ranks,
@@ -80,19 +69,16 @@ class Run:
         batches: Batches,
         publishing: Publishing,
         evaluator: Evaluator,
-        recorder: Recorder,
+        settling: Settling,
         reporting: Reporting,
         saving: Saving,
         stopwatch: Stopwatch,
         skipped_steps: SkippedSteps,
         step_reward: StepReward | None = None,
-        right: float | None = None,
-        gated: bool = True,
     ) -> None:
-        self.config, self.languages, self.state, self.ranks = config, list(languages), state, ranks
-        self.right, self.gated = right, gated
+        self.config, self.state, self.ranks = config, state, ranks
         self.training_work, self.batches, self.publishing = training_work, batches, publishing
-        self.evaluator, self.recorder, self.reporting, self.saving = evaluator, recorder, reporting, saving
+        self.evaluator, self.settling, self.reporting, self.saving = evaluator, settling, reporting, saving
         self.stopwatch, self.skipped_steps, self.step_reward = stopwatch, skipped_steps, step_reward
 
     def train(self) -> None:
@@ -112,7 +98,7 @@ class Run:
                 scored = self.batches.next_batch()
                 batch = self.with_step_rewards(scored)
                 result = self.train_step(batch)
-                self.settle(batch, result, scored)
+                self.settling.settle(batch, result, scored)
                 # This step is trained, so it is reported before an interrupt may end the run.
                 self.reporting.step(batch, result)
                 self.end_if_nothing_is_trained(result)
@@ -164,34 +150,6 @@ class Run:
         with self.stopwatch("train"), Activity("learner", f"training step {self.state.step + 1}", silent_s=BRIEF_S):
             result: StepResult = self.ranks.run("train", number=self.state.step, batch=batch)
         return result
-
-    def settle(self, batch: list[Group], result: StepResult, scored: list[Group]) -> None:
-        """Counts the step, enters what became of each group, and lets router and curriculum learn from all of them.
-
-        Args:
-            batch: as it was trained.
-            scored: the same groups as the reward process scored them, from which router and curriculum learn: an answer
-                that a step term leaves out is known to them all the same.
-        """
-        state = self.state
-        state.totals.add_tokens(token_lags(batch, state.step))
-        state.step += 1
-        self.recorder.record(state.step, batch, result)
-        for number, group in enumerate(batch):
-            became, reason = group_outcome(group, self.config), group.note
-            if number in result.skipped:
-                became, reason = "skipped", result.problem
-            work = work_as_answered(group)
-            state.ledger.enter(
-                group.work.sequence, work.question.index, became, state.step, reason, work, **group.took()
-            )
-        state.ledger.flush()
-        with state.lock:
-            state.router.observe(router_observations(scored, self.languages, gated=self.gated))
-            for group in scored:
-                scores = [rollout.score for rollout in group.rollouts]
-                sequence, row = group.work.sequence, group.work.question.index
-                state.curriculum.record(sequence, row, scores, self.right, gated=self.gated)
 
     def end_if_nothing_is_trained(self, result: StepResult) -> None:
         """Saves and raises the FatalError of a run in which every optimizer step is left out, step after step."""

@@ -59,16 +59,6 @@ class StepContext:
     spent_s: float
 
 
-def token_lags(batch: Sequence[Group], version: int) -> NDArray[np.int32]:
-    """The lag of each response token of a batch, in policy updates, in the step that trains on it: [tokens] int32.
-
-    Args:
-        version: the policy version that the step begins with.
-    """
-    lags: NDArray[np.int32] = version - np.concatenate([r.versions for group in batch for r in group.rollouts])
-    return lags
-
-
 def health_metrics(
     batch: Sequence[Group], lags: NDArray[np.int32], bound: int, result: StepResult, context: StepContext,
     config: LearnerConfig,
@@ -76,7 +66,7 @@ def health_metrics(
     """Whether the run does what it promises.
 
     Args:
-        lags: as ``token_lags`` gives them.
+        lags: as ``learner.groups.token_lags`` gives them.
         bound: what no lag may exceed.
     """
     p50, p99 = np.percentile(lags, [50, 99], method="inverted_cdf")

@@ -16,7 +16,7 @@ from common.config.resume import CONFIG_FILE
 from common.files import replace_text
 from common.header import Header
 from learner.evaluate.languages import Evaluation
-from learner.groups import Group, StepResult
+from learner.groups import Group, StepResult, token_lags
 from learner.report import evaluations
 from learner.report.best_effort import BestEffortFiles
 from learner.report.bottleneck import Bottleneck, find_bottleneck
@@ -30,7 +30,6 @@ from learner.report.metrics import (
     language_metrics,
     learning_metrics,
     regions_and_languages,
-    token_lags,
     with_row_names,
 )
 from learner.report.router_log import RouterLog, steps_between_lines

@@ -15,6 +15,7 @@ from common.process import FatalError
 from common.stopwatch import Stopwatch
 from learner.groups import Group, StepResult
 from learner.loop.interrupts import Interrupted, NobodyCame
+from learner.loop.settling import Settling
 from learner.loop.skips import SkippedSteps
 from learner.run import Run
 from learner.state import LEDGER_FILE, RunState
@@ -28,7 +29,7 @@ FINE = StepResult(means={"loss": 0.0}, by_language={}, fill=1.0, grad_norm=1.0, 
 
 def configuration(run_dir: Path, steps: int, *further: str) -> Config:
     flags = ["--learner.steps", str(steps), "--learner.evaluate_every", "2", *further]
-    return load(["--run.dir", str(run_dir), *flags])
+    return load(["--run.dir", str(run_dir), "--run.languages", json.dumps(LANGUAGES), *flags])
 
 
 def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[Run, Mock]:
@@ -46,11 +47,12 @@ def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[
     others: dict[str, Any] = {
         name: getattr(parts, name)
         for name in (
-            "ranks", "training_work", "batches", "publishing", "evaluator", "recorder", "reporting", "saving",
+            "ranks", "training_work", "batches", "publishing", "evaluator", "reporting", "saving",
         )
     }  # fmt: skip
     skipped = SkippedSteps(config.learner.steps - step, config.run.dir / "skipped")
-    return Run(config.learner, LANGUAGES, state=state, stopwatch=Stopwatch(), skipped_steps=skipped, **others), parts
+    others |= {"settling": Settling(config, state, parts.recorder), "skipped_steps": skipped}
+    return Run(config.learner, state=state, stopwatch=Stopwatch(), **others), parts
 
 
 def asked(parts: Mock) -> list[str]:
@@ -97,8 +99,8 @@ def test_a_step_is_settled_in_ledger_totals_and_router(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gated", [True, False])
 def test_the_curriculum_learns_what_is_right_whatever_a_stage_pays(tmp_path: Path, gated: bool) -> None:
     stage = ["--learner.stages", "[{correctness = 0.0, compliance = 5.0}]", "--router.mode", "policy"]
-    run, parts = make_run(configuration(tmp_path, 1, *stage, "--model.prompt_style", "select"))
-    run.gated = gated
+    stage += ["--model.prompt_style", "select", "--reward.gated", str(gated).lower()]
+    run, parts = make_run(configuration(tmp_path, 1, *stage))
     batch = [
         group.model_copy(update={"rollouts": [
             one.model_copy(update={"score": one.score.model_copy(update={
