@@ -151,13 +151,13 @@ def _ask(of_fork: bool, result: Converted) -> None:
         set_to["run.languages"] = _LRPO_LANGUAGES, _FORK
         set_to["model.prompt_style"] = "tag", _FORK
         return
-    set_to["model.prompt_style"] = "system", "verl sends prompts as they are, and has no such option"
+    set_to["model.prompt_style"] = "plain", "verl sends prompts as they are"
     result.left += [
         "run.languages: verl has no such list; name the languages of your questions",
         "data.language: rows of verl, as those of GSM8K and MATH, name no language, and one without is broken here: "
         'set it to the language of such rows, as data.language = "en", or name the column in data.columns',
-        'prompts: verl sends them as they are; model.prompt_style = "system" puts before each an instruction to answer '
-        "in the question's language",
+        'a language to answer in: prompts go as they are, as with verl; model.prompt_style = "system" asks for one, which '
+        "routing needs",
     ]
 
 

@@ -112,13 +112,14 @@ def test_plain_verl_counts_questions_and_has_no_router(tmp_path: Path, capsys: p
         "constant",
         1,
     )
+    assert config.model.prompt_style == "plain", "prompts as the rows have them"
     left = capsys.readouterr().err
     for complaint in (
         "actor_rollout_ref.rollout.top_p = 0.9: the whole distribution is sampled",
         "data.train is one file or one folder, so b.parquet is left out: put all of them into one folder",
         "some.new.option = 3: this option is not known here",
         "verl chooses a rule by data_source", "run.languages: verl has no such list",
-        'data.language: rows of verl, as those of GSM8K and MATH, name no language', "prompts: verl sends them as they",
+        'data.language: rows of verl, as those of GSM8K and MATH, name no language', "prompts go as they are",
     ):  # fmt: skip
         assert complaint in left
 
