@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,21 @@ from learner.work.questions import RunQuestions, read_questions
 from learner.work.server import WorkServer
 
 log = logging.getLogger("learner")
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What rank 0 alone has, as it leads the run.
+
+    Attributes:
+        server: hands out groups to the actors.
+        questions: of the run.
+        place: what it announced in the rendezvous; None where there is none.
+    """
+
+    server: WorkServer
+    questions: RunQuestions
+    place: rendezvous.Place | None
 
 
 def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -> None:
@@ -78,9 +94,16 @@ def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 ends the run, and needs the others to save it
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         links = RankLinks(rendezvous.host_of(address) if config.learner.nodes > 1 else "127.0.0.1")
+        lead = None if server is None or questions is None else Lead(server, questions, place)
         with RankWatch(links):
-            _train(config, make_trainer, tokenizer, links, server, questions, place)
+            _train(config, make_trainer, tokenizer, links, lead)
         dist.destroy_process_group()
+
+
+def _count_questions(lead: Lead | None) -> int:
+    """How many questions are trained on. Rank 0 alone reads them and tells the others; every rank must call this."""
+    told = broadcast(b"" if lead is None else str(len(lead.questions.train)).encode())
+    return int(told)
 
 
 def _closing(server: WorkServer, restarts: int) -> Callable[..., None]:
@@ -100,46 +123,43 @@ def _train(
     make_trainer: Callable[[Config], Trainer],
     tokenizer: PreTrainedTokenizerBase,
     links: RankLinks,
-    server: WorkServer | None,
-    questions: RunQuestions | None,
-    place: rendezvous.Place | None,
+    lead: Lead | None,
 ) -> None:
-    """Makes what all ranks have, and then leads or follows; server and questions are those of rank 0 alone."""
-    leads = server is not None
+    """Makes what all ranks have, and then leads or follows."""
     torch.manual_seed(config.run.seed)
-    if leads:
+    if lead is not None:
         log.info("run.seed is %d; each engine's seed is made of it and of its actor's name", config.run.seed)
-    # Rank 0 alone reads the questions; the others are told how many there are.
-    config = config.with_questions(int(broadcast(str(len(questions.train)).encode() if questions else b"")))
+    config = config.with_questions(_count_questions(lead))
     others_wait_s = collective_timeout_s(config) if dist.get_world_size() > 1 else math.inf
     checkpoints = Checkpoints(config.run.dir / "checkpoints", config.learner.checkpoints_kept, others_wait_s)
     with Activity("learner", f"looking for a whole checkpoint in {config.run.dir}", silent_s=BRIEF_S):
         latest = checkpoints.latest()
     snapshot = None if latest is None else Snapshot.from_json(latest.state, latest.path / STATE_FILE)
-    if leads:  # before a model is read, and weights of another layout
+    if lead is not None:  # before a model is read, and weights of another layout
         resume.check(config, None if snapshot is None else snapshot.settings)
-    if questions is not None:
-        check_context(config, questions.longest_prompt)
+        check_context(config, lead.questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
         trainer = make_trainer(config)
     if latest is not None and snapshot is not None:
         with Activity("learner", f"reading the checkpoint {latest.path}"):
             found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
             trainer.resume_reference(found, snapshot.step)
-    actions = RankActions(config, trainer, checkpoints, tokenizer, links, place)
+    actions = RankActions(config, trainer, checkpoints, tokenizer, links, None if lead is None else lead.place)
     ranks = Ranks(actions.by_name())
-    if server is None or questions is None:
+    if lead is None:
         ranks.follow()
         checkpoints.wait()
         return
     interrupts = Interrupts()
     try:
-        run = build_run(config, server, trainer, questions, ranks, links, checkpoints, latest, snapshot, interrupts)
+        run = build_run(
+            config, lead.server, trainer, lead.questions, ranks, links, checkpoints, latest, snapshot, interrupts
+        )
         actions.state = run.state
         interrupts.install()
         run.train()
         ranks.run("stop")
-        rendezvous.retire(config.run, "learner", place)
+        rendezvous.retire(config.run, "learner", lead.place)
     except BaseException as error:
         ranks.stop()
         checkpoints.finish()

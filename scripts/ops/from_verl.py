@@ -156,8 +156,8 @@ def _ask(of_fork: bool, result: Converted) -> None:
         "run.languages: verl has no such list; name the languages of your questions",
         "data.language: rows of verl, as those of GSM8K and MATH, name no language, and one without is broken here: "
         'set it to the language of such rows, as data.language = "en", or name the column in data.columns',
-        'a language to answer in: prompts go as they are, as with verl; model.prompt_style = "system" asks for one, which '
-        "routing needs",
+        'a language to answer in: prompts go as they are, as with verl; model.prompt_style = "system" asks for one, '
+        "which routing needs",
     ]
 
 
