@@ -26,7 +26,8 @@ from learner.work.scheduler import WorkQueue
 log = logging.getLogger("learner.server")
 
 MAX_VIOLATIONS = 2  # groups of one actor that break a rule before the actor is given up
-MAX_EXPULSIONS = 3  # how often an actor of one name is given up for that before the name is refused
+MAX_EXPULSIONS = 3  # how often in a row an actor of one name is given up for that before the name is refused
+FORGIVEN_AFTER = 100  # groups of one life that were accepted: those of its name before it no longer count
 MAX_REPLIES = 100  # of one actor to orders of the weight sync that nobody has read; two or three are usual
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
@@ -59,6 +60,7 @@ class ActorState:
     last_heard: float  # time of its last message, on the clock of whoever calls ``ActorRegistry``
     has_weights: bool = False  # its engine has the current weights, so that it may lease
     violations: int = 0  # number of its groups that broke a rule of ``learner/work/admission.py``
+    accepted: int = 0  # number of its groups that were accepted
     leases: dict[str, wire.Work] = field(default_factory=dict)  # by the id of the lease
     seconds: dict[str, float] = field(default_factory=dict)  # time spent in each state, from its last heartbeat
     gauges: dict[str, float] = field(default_factory=dict)  # of its engine, from its last heartbeat
@@ -114,7 +116,7 @@ class ActorRegistry:
         self._lease_timeout_s = lease_timeout_s
         self._lease_numbers = itertools.count()
         self._required: dict[str, str] = {}  # the learner's own settings, which actors need to share; empty until known
-        self._expulsions: dict[str, list[str]] = {}  # by name, why an actor was given up for groups that broke a rule
+        self._expulsions: dict[str, list[str]] = {}  # by name, why actors were given up in a row for their groups
         self._given_back: dict[int, tuple[wire.Work, str]] = {}  # by sequence number, with the newest reason
 
     def serve(self, served: ServedQueue) -> None:
@@ -181,9 +183,9 @@ class ActorRegistry:
         expulsions = self._expulsions.get(name, [])
         if len(expulsions) >= MAX_EXPULSIONS:
             return (
-                f"actor {name} was given up {len(expulsions)} times because its groups broke a rule, the last time for "
-                f"this: {expulsions[-1]}. Look at its machine and its software; when it is mended, give it another "
-                "actor.name, or start the learner again"
+                f"actor {name} was given up {len(expulsions)} times in a row because its groups broke a rule, the last "
+                f"time for this: {expulsions[-1]}. Look at its machine and its software; when it is mended, give it "
+                "another actor.name, or start the learner again"
             )
         return find_difference(self._required, settings, name) if self._required else ""
 
@@ -339,7 +341,8 @@ class ActorRegistry:
 
         They are refused if the actor does not hold the lease, or if they break a rule of ``learner/work/admission.py``.
         In the second case the group is offered again. An actor for which ``is_untrustworthy`` then holds is to be given
-        up, and its name is refused after ``MAX_EXPULSIONS`` such times, because a new engine did not help.
+        up, and its name is refused after ``MAX_EXPULSIONS`` such times in a row, because a new engine did not help. A
+        life of which ``FORGIVEN_AFTER`` groups were accepted ends the row: rare faults do not add up over a long run.
         """
         work = self.actors[name].leases.pop(message.id, None)
         if work is None or self.served is None:
@@ -358,6 +361,9 @@ class ActorRegistry:
         group = Group(work=work, actor=name, rollouts=rollouts, note=note, timing=message.timing)
         accepted = self.served.queue.submit(work.sequence, name, group)
         self.accepted += accepted
+        self.actors[name].accepted += accepted
+        if self.actors[name].accepted >= FORGIVEN_AFTER:
+            self._expulsions.pop(name, None)
         self._given_back.pop(work.sequence, None)
         if not any(one.score.scored for one in message.rollouts):
             self._note_unscored(work, _NEVER_SCORED)

@@ -5,8 +5,9 @@ and gives each of them to exactly one step. ``docs/staleness.md`` proves the bou
 reads no clock, opens no socket and starts no thread, and it is not thread-safe. Whether the *answers* of a group are
 valid is not decided here but in ``learner/work/admission.py``.
 
-A group that an actor could not do goes to an actor that has not failed at it, as long as there is one, so that one bad
-machine gives up no group: that takes two actors, unless there is only one.
+A group that an actor could not do goes to an actor that has not had it, as long as there is one, and then in turn to
+each. So no machine keeps a group from those that could do it, and one bad machine gives up no group: that takes two
+actors that have failed at it, or one, where all others that are there have had it and could not do it either.
 
 With *refill* a finished group that is of no use for training is set aside, and its slot is free at once for another
 question, so that a step has P groups that are. The groups set aside are handed to that step as well, to be reported and
@@ -88,6 +89,8 @@ class _Slot(Generic[Result]):
     failed_attempts: dict[str, int] = field(default_factory=dict)  # by cause
     engines_ended: int = 0  # engines that ended by themselves while they generated its answers
     failed_actors: set[str] = field(default_factory=set)  # by which one of these two was counted, in this process
+    # Those that had the group in this process and could not do it, whoever is at fault, the newest last.
+    tried: dict[str, None] = field(default_factory=dict)
     overtaken: int = 0  # number of younger groups that steps have taken before this one
     result: Result | None = None  # present from the answer until a step takes it
     training: bool = False  # a step has taken it, and the weights of that step are not yet published
@@ -104,7 +107,7 @@ class WorkQueue(Generic[Result]):
         staleness: S.
         window: W; a step may pass over an unfinished group until W − 1 younger groups have been taken before it.
         attempts: how often a group may be released for the same cause before it is given up for good. It is not given
-            up before it has failed with two actors, unless there is no other.
+            up before it has failed with two actors, unless all others that are there could not do it either.
         engines: how many engines may end by themselves while they generate the answers of a group. From then on the
             group is leased alone, and it is given up if it was alone when the last of them ended.
         total: number of groups that steps are still to take; no group is leased beyond it.
@@ -175,7 +178,8 @@ class WorkQueue(Generic[Result]):
     def lease(self, actor: str, deadline: float, present: Collection[str] = ()) -> int | None:
         """Leases the oldest group that has no lease, or else a new one; none that is to be leased alone.
 
-        A group at which the actor has failed is left to those who have not, as long as one of them is present.
+        A group that the actor could not do is left to those who have not had it, as long as one of them is present, and
+        then to the one of those present who had it the longest ago.
 
         Args:
             actor: who gets the lease.
@@ -253,14 +257,14 @@ class WorkQueue(Generic[Result]):
         """Ends a lease without a result and counts a failed attempt.
 
         The group is then offered again, or given up for good when so many attempts have failed for this cause, and not
-        all of them with one actor while another is there.
+        all of them with one actor while another is there that has not had the group.
 
         Args:
             sequence: of the group.
             actor: must hold the lease.
             cause: attempts are counted for each cause apart.
             attempts: how many may fail for it; None means those of the constructor. Where it is infinite, the attempt
-                is not held against this actor either.
+                does not count as a failure of this actor either; all others are asked before it is asked again.
             present: the names of all actors that may lease.
 
         Returns: whether the group was given up. False, too, if the actor does not hold the lease.
@@ -271,8 +275,7 @@ class WorkQueue(Generic[Result]):
         slot.failed_attempts[cause] = slot.failed_attempts.get(cause, 0) + 1
         self.retried += 1
         attempts = self.attempts if attempts is None else attempts
-        if attempts < math.inf:
-            slot.failed_actors.add(actor)
+        _note_tried(slot, actor, failed=attempts < math.inf)
         if slot.failed_attempts[cause] < attempts or not _is_given_up(slot, present):
             self._offer(sequence)
             return False
@@ -290,7 +293,7 @@ class WorkQueue(Generic[Result]):
         held = [n for n in sequences if n in self._alive and self._alive[n].actor == actor]
         for sequence in held:
             self._alive[sequence].engines_ended += 1
-            self._alive[sequence].failed_actors.add(actor)
+            _note_tried(self._alive[sequence], actor, failed=True)
         if len(held) != 1 or not self.is_suspect(held[0]) or not _is_given_up(self._alive[held[0]], present):
             return None
         self.retried += 1
@@ -418,13 +421,12 @@ class WorkQueue(Generic[Result]):
         """The oldest group of a heap that this actor may be given now; None if there is none."""
         if not heap:
             return None
-        if actor not in self._alive[heap[0]].failed_actors:  # so it is, nearly always
+        if actor not in self._alive[heap[0]].tried:  # so it is, nearly always
             return heap[0] if self._is_admitted(heap[0]) else None
         for sequence in sorted(heap):
             if not self._is_admitted(sequence):
                 return None
-            failed = self._alive[sequence].failed_actors
-            if actor not in failed or failed.issuperset(present):
+            if _is_next(self._alive[sequence], actor, present):
                 return sequence
         return None
 
@@ -456,6 +458,24 @@ class WorkQueue(Generic[Result]):
         return [(sequence, slot) for sequence, slot in self._alive.items() if not slot.training]
 
 
+def _note_tried(slot: _Slot[Result], actor: str, *, failed: bool) -> None:
+    """Notes that an actor could not do a group, and whether it counts as its failure."""
+    if failed:
+        slot.failed_actors.add(actor)
+    slot.tried.pop(actor, None)
+    slot.tried[actor] = None
+
+
+def _is_next(slot: _Slot[Result], actor: str, present: Collection[str]) -> bool:
+    """Whether it is this actor's turn: it has not had the group, or all present have and it had it the longest ago.
+
+    In turn, because an actor that can never do it, and is idle again first, would otherwise get it each time.
+    """
+    if actor not in slot.tried:
+        return True
+    return slot.tried.keys() >= set(present) and actor == next((one for one in slot.tried if one in present), actor)
+
+
 def _is_given_up(slot: _Slot[Result], present: Collection[str]) -> bool:
-    """Whether a group with too many failures is given up: two actors have failed at it, or no other is present."""
-    return len(slot.failed_actors) > 1 or slot.failed_actors.issuperset(present)
+    """Whether a group with too many failures is given up: two have failed at it, or all present could not do it."""
+    return len(slot.failed_actors) > 1 or slot.tried.keys() >= set(present)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import wire
-from learner.work.actors import MAX_EXPULSIONS, MAX_VIOLATIONS
+from learner.work.actors import FORGIVEN_AFTER, MAX_EXPULSIONS, MAX_VIOLATIONS
 from tests.learner.work.test_actors import Setting, answers
 
 FAILURES = ("generation", "scoring", "refusal", "unforeseen", "numbers", "engine")
@@ -26,7 +26,7 @@ def fail(setting: Setting, name: str, one: wire.Work, kind: str) -> None:
                 registry.remove(name)
         case "engine":
             registry.leave(name, wire.Leave(reason="code -11", generating=[one.id]))
-        case "generation" | "scoring" | "refusal" | "unforeseen":
+        case "generation" | "scoring" | "refusal" | "unforeseen" | "outage":
             assert registry.release(name, wire.Release(id=one.id, reason=kind, cause=kind))
 
 
@@ -94,20 +94,28 @@ def test_a_group_is_no_longer_kept_for_an_actor_that_has_left() -> None:
 def test_questions_fail_with_two_actors_and_nothing_waits_for_ever(
     seed: int, groups: int, attempts: int, actors: int
 ) -> None:
-    """Some actors fail at everything, some groups fail everywhere, and actors come and go."""
+    """Some actors fail at everything, some groups fail everywhere, and actors come and go.
+
+    In half of the runs one actor is there all the time and gives everything back because of an outage, and others fail
+    by chance.
+    """
     rng = random.Random(seed)
     setting = Setting(groups=groups, attempts=attempts)
     registry = setting.registry
     names = [f"a{number}" for number in range(actors)]
     bad = {name for name in names if rng.random() < 0.4}
     poisoned = {number for number in range(200) if rng.random() < 0.2}
-    steady = not bad.issuperset(names) and rng.random() < 0.5  # one good actor is there from the beginning to the end
+    cut_off = rng.choice(names) if rng.random() < 0.5 else None
+    bad.discard(cut_off or "")
+    # One good actor is there from the beginning to the end.
+    steady = not cut_off and not bad.issuperset(names) and rng.random() < 0.5
     steadfast = next((name for name in names if name not in bad), names[0])
     failed_with: dict[int, set[str]] = defaultdict(set)
+    had_by: dict[int, set[str]] = defaultdict(set)  # who could not do it, also because of an outage
     for name in names:
         setting.join(name, rng.randint(1, 4))
     for _ in range(3000):
-        if len(setting.queue.finished()) == groups:
+        if len(setting.queue.finished()) == groups or names == [cut_off]:
             break
         setting.grant()
         present = [name for name, actor in registry.actors.items() if actor.leases]
@@ -123,15 +131,20 @@ def test_questions_fail_with_two_actors_and_nothing_waits_for_ever(
             assert not registry.actors, "who is there has work, as long as something is unfinished"
             break
         name = rng.choice(present)
-        if rng.random() < 0.03 and not (steady and name == steadfast):
+        if rng.random() < 0.03 and not (steady and name == steadfast) and name != cut_off:
             registry.remove(name)
             continue
         one = rng.choice(setting.held(name))
-        if name not in bad and one.sequence not in poisoned:
+        had_by[one.sequence].add(name)
+        if name == cut_off:
+            fail(setting, name, one, "outage")
+            continue
+        by_chance = cut_off is not None and rng.random() < 0.1
+        if name not in bad and one.sequence not in poisoned and not by_chance:
             assert registry.submit(name, answers(one))
             continue
         failed_with[one.sequence].add(name)
-        others = [other for other in registry.actors if other not in failed_with[one.sequence]]
+        others = [other for other in registry.actors if other not in had_by[one.sequence]]
         before = len(setting.failures)
         fail(setting, name, one, rng.choice(FAILURES if name in bad else FAILURES[:3]))
         for sequence, _ in setting.failures[before:]:
@@ -139,6 +152,55 @@ def test_questions_fail_with_two_actors_and_nothing_waits_for_ever(
             assert sequence in poisoned or not (steady and len(bad) == 1), "one bad actor and a good one"
     else:
         raise AssertionError("it did not come to an end")
+
+
+@pytest.mark.parametrize("cut_off", ["a", "b"])
+@pytest.mark.parametrize("fails_first", [True, False])
+def test_an_actor_with_an_outage_keeps_no_group_from_another(cut_off: str, fails_first: bool) -> None:
+    """Whichever name is first, and whether the other one has failed once at the group or not."""
+    setting, other = Setting(groups=1, attempts=3), {"a": "b", "b": "a"}[cut_off]
+    if fails_first:
+        setting.join(other, 1)
+        setting.grant()
+        setting.join(cut_off, 1)
+        fail(setting, other, setting.held(other)[0], "generation")
+    else:
+        setting.join("a", 1)
+        setting.join("b", 1)
+    for _ in range(3):
+        for name in setting.grant():
+            if name == cut_off:
+                fail(setting, name, setting.held(name)[0], "outage")
+            else:
+                assert setting.registry.submit(name, answers(setting.held(name)[0]))
+    assert list(setting.queue.finished()) == [0] and not setting.failures
+
+
+def test_all_who_give_a_group_back_for_an_outage_get_it_in_turn() -> None:
+    setting, holders = Setting(groups=1, attempts=1), list[str]()
+    for name in ("a", "b", "c"):
+        setting.join(name, 1)
+    for _ in range(9):
+        ((name, _),) = setting.grant().items()
+        holders.append(name)
+        fail(setting, name, setting.held(name)[0], "outage")
+    assert holders == ["a", "b", "c"] * 3 and not setting.failures
+
+
+def test_what_an_actor_broke_before_many_good_groups_is_forgiven() -> None:
+    """Two bad groups now and then, in a run of thousands, do not end in a refusal."""
+    setting = Setting(groups=10 * FORGIVEN_AFTER, attempts=10**6)
+    for good in [FORGIVEN_AFTER] * (MAX_EXPULSIONS + 1) + [FORGIVEN_AFTER - 1] * (MAX_EXPULSIONS - 1):
+        setting.join("a", good + MAX_VIOLATIONS)
+        setting.grant()
+        held = setting.held("a")
+        for one in held[:good]:
+            assert setting.registry.submit("a", answers(one))
+        for one in held[good:][:MAX_VIOLATIONS]:
+            assert not setting.registry.submit("a", answers(one, version=99))
+        setting.registry.remove("a")
+    answer = setting.say_hello("a", 1)
+    assert isinstance(answer, wire.Stop) and "3 times in a row" in answer.error
 
 
 def test_an_actor_that_goes_on_to_break_rules_is_refused_by_its_name() -> None:
