@@ -72,9 +72,10 @@ class Children:
         self._spawn(name)
 
     def start_any(self, commands: Mapping[str, Sequence[str]], restarts: int) -> None:
-        """Starts processes of which one is enough. Each that fails is started again at most ``restarts`` times.
+        """Starts processes of which one is enough. Each that fails is started again.
 
-        All are ended only where none of them has been ready, and each has failed.
+        All are ended only where none of them has been ready and each has failed, or where one has failed more than
+        ``restarts`` times while no other was ever ready.
         """
         for name, command in commands.items():
             self._peers[name] = frozenset(commands)
@@ -169,13 +170,15 @@ class Children:
             self._start_together_again(lost)
             return
         failure = self._failure(name, code)
-        if self._restarts[name] == 0 or not self._may_come(name):
+        # Where another one of those of which one is enough does the work, this one is tried for as long as it takes.
+        dispensable = any(_READY in self._output(other) for other in self._peers.get(name, frozenset()) - {name})
+        if not self._may_come(name) or (self._restarts[name] == 0 and not dispensable):
             raise failure
         was_ready = _READY in self._output(name, self._newest_offset[name])
         early = self._early_failures[name] = 0 if was_ready else self._early_failures.get(name, 0) + 1
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(early, 9), _LONGEST_PAUSE_S)
         self._display.message(f"{failure}\nstarting {name} again in {pause_s:.0f} s")
-        self._restarts[name] -= 1
+        self._restarts[name] -= not dispensable
         _send_signal(self._running[name], signal.SIGKILL)  # ends what is left of its process group
         self._due[name] = time.monotonic() + pause_s
 

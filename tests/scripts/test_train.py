@@ -144,6 +144,14 @@ def test_an_actor_that_does_not_start_is_tried_again_while_another_may_come(
     assert shown.count("error: no GPU on bad\nstarting bad again in 4 s") == 1
 
 
+def test_an_actor_is_tried_as_often_as_it_takes_once_another_was_ready(tmp_path: Path) -> None:
+    with Children(tmp_path) as children:
+        children.start("learner", child("one", 100))
+        children.start_any({"good": flaky(tmp_path, 0, "good"), "bad": flaky(tmp_path, 2, "bad")}, restarts=1)
+        children.wait_until(lambda: " is ready" in children.log("bad").read_text())
+        assert children._running["learner"].poll() is None and children._restarts["bad"] == 1
+
+
 def test_where_no_actor_becomes_ready_all_end(tmp_path: Path) -> None:
     with pytest.raises(ChildFailed, match=r"error: no GPU on (a|b)$"), Children(tmp_path) as children:
         children.start("learner", child("one", 100))
