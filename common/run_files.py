@@ -9,6 +9,7 @@ several hosts share may keep locks to the host that took them. The files of anot
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -63,16 +64,31 @@ def owned_directory(parent: Path) -> Iterator[Path]:
 
 
 def delete_left_behind(parent: Path) -> None:
-    """Deletes the directories in ``parent`` whose process was on this host and has ended. Blocks meanwhile."""
+    """Deletes the directories in ``parent`` whose process was on this host and has ended. Blocks meanwhile.
+
+    Those that do not say whose they are, as a version before left them, stay: a warning names each.
+    """
     for directory in sorted(parent.glob("*")):
         if directory.suffix == _NEW:
             continue
         with suppress(OSError), (directory / _LOCK_FILE).open("r+") as lock:  # no such file; no locks; somebody's lock
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_of_this_host(lock.read()):
+            owner = lock.read()
+            if not owner.strip():
+                _warn_of_unknown(directory)
+            if not _is_of_this_host(owner):
                 continue
             shutil.rmtree(directory, ignore_errors=True)
             log.info("deleted %s, which a process of this run left behind when it was killed", directory)
+
+
+@functools.cache  # once for each, however often this process makes a directory
+def _warn_of_unknown(directory: Path) -> None:
+    log.warning(
+        "%s was left by a process of an earlier version, which did not note its host, and is not deleted: delete it if "
+        "no process of this run runs on another host",
+        directory,
+    )
 
 
 def _is_of_this_host(owner: str) -> bool:

@@ -72,6 +72,19 @@ def test_a_directory_of_another_host_is_left_alone_though_its_lock_looks_free(
     assert left.exists() != deleted
 
 
+def test_a_directory_of_an_earlier_version_stays_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = tmp_path / "0a1b2c3d"
+    left.mkdir()
+    (left / "owner.lock").write_text("")
+    for _ in range(2):
+        delete_left_behind(tmp_path)
+    assert left.exists()
+    (warning,) = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert str(left) in warning and "delete it if" in warning
+
+
 def test_the_directory_and_an_empty_one_above_it_go_whatever_happens(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), owned_directory(tmp_path / "run") as own:
         (own / "weights").write_text("")
