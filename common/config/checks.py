@@ -108,6 +108,14 @@ def unseen_languages_are_unseen(config: Sections) -> Iterator[str]:
         yield f"learner.evaluate_unseen = {seen}: these are in run.languages, and so not unseen"
 
 
+def languages_are_declared(config: Sections) -> Iterator[str]:
+    """A language that lid.176 lacks is declared by the same configuration, and not by another one of this process."""
+    named = {"run.languages": config.run.languages, "learner.evaluate_unseen": config.learner.evaluate_unseen}
+    for key, codes in named.items():
+        if unknown := [code for code in codes if code not in CODES and code not in config.run.other_languages]:
+            yield f"{key} has {unknown[0]!r}, which lid.176 lacks: declare it with run.other_languages"
+
+
 def mode_has_its_languages(config: Sections) -> Iterator[str]:
     """A fixed strategy has its language, and initial values are of languages that can be drawn."""
     known, router = config.run.languages, config.router
@@ -150,14 +158,12 @@ def unchecked_problem(config: Sections, knows: Callable[[str], bool]) -> str:
 
 
 def _asked_for(config: Sections) -> list[str]:
-    """The languages in which answers may be asked for in training, and those of ``evaluate_unseen``."""
-    languages = [*config.run.languages, *config.learner.evaluate_unseen]
-    mode = config.router.mode
-    if mode in ("monolingual", "input_dominant", "english_dominant", "uniform") or (
-        mode in ("learned", "fixed", "hybrid") and config.router.own_language
-    ):
-        languages += config.run.other_languages  # a question's own language is asked for, whatever it is
-    return list(dict.fromkeys(languages))
+    """The languages in which answers may be asked for in training, and those of ``evaluate_unseen``.
+
+    Any declared language may be that of a question, whose answers are asked for in it in most modes, and in every mode
+    where the question is of the topic Translation.
+    """
+    return list(dict.fromkeys([*config.run.languages, *config.learner.evaluate_unseen, *config.run.other_languages]))
 
 
 def addresses_are_well_formed(config: Sections) -> Iterator[str]:
@@ -526,10 +532,10 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
 
 _RULES: Sequence[Callable[[Sections], Iterator[str]]] = (
     policy_may_choose, prompts_say_the_language, nodes_can_meet, unseen_languages_are_unseen,
-    mode_has_its_languages, gate_knows_the_languages, addresses_are_well_formed, engine_stays_on_loopback,
-    engine_ranks_are_tensor_parallel, engine_numbers_are_numbers, replicas_divide_ranks, lease_outlasts_heartbeats,
-    waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one, engines_can_load_adapters,
-    targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way,
+    languages_are_declared, mode_has_its_languages, gate_knows_the_languages, addresses_are_well_formed,
+    engine_stays_on_loopback, engine_ranks_are_tensor_parallel, engine_numbers_are_numbers, replicas_divide_ranks,
+    lease_outlasts_heartbeats, waiting_outlasts_generation, sequences_fit_a_microbatch, importance_bounds_hold_one,
+    engines_can_load_adapters, targets_differ, adapters_keep_their_optimizer, optimizer_state_is_kept_in_one_way,
     dropout_has_one_optimizer_step, loss_has_its_settings, settings_have_an_effect, decoupled_parts_exist,
     refill_knows_the_rewards, right_answers_are_known, evaluation_is_on, steps_are_counted, warm_up_ends,
     stages_last_a_step, calibration_has_its_file, request_fits_the_queue, heldout_is_held_out, accepted_keys_exist,

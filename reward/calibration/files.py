@@ -86,7 +86,8 @@ class PairStatistics:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
                 f"cannot read reward.calibration = {path}: {error}. scripts.data.calibrate writes this file; to run "
-                'without it, with similarities as they are, set reward.calibration = "" and no calibration_mode'
+                'without it, with similarities as they are, set reward.calibration = "" and '
+                'reward.calibration_mode = "raw"'
             ) from None
         return cls(levels)
 

@@ -107,6 +107,8 @@ def main(
 ) -> None:
     if problem := name_problem(out, ".csv"):
         raise FatalError(f"--out: {problem}")
+    if embedder == "use" and dtype == "bfloat16":
+        raise FatalError('--dtype bfloat16: the embedder "use" computes in float32; leave it out or name another one')
     if parallel is not None and not references:
         of_references = {"--language": language, "--languages": languages, "--translate": translate, "--model": model}
         if useless := [flag for flag, value in of_references.items() if value]:

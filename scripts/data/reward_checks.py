@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from reward.terms.quality import check_terms
 from reward.terms.user_call import UserFunction
 
 _READ_ALL = {"asdict", "astuple", "attrgetter", "eval", "exec", "fields", "getattr", "vars", "__dict__"}
+_OWN_PACKAGES = {"actor", "common", "learner", "reward", "router", "scripts", "tests"}
 _ASKS = {"judge", "judge_or_failure"}  # of the tools that a reward function gets
 
 
@@ -32,12 +33,37 @@ def check_reward(config: Config) -> None:
     """
     reward = config.reward
     if reward.function:
+        known = {*sys.modules}
         UserFunction(reward.function)
+        # In a run these two files are in processes of their own, and each finds the modules that lie beside it.
+        _forget_neighbours({*sys.modules} - known, user_file(reward.function).resolve().parent)
     else:
         check_terms(reward.terms)
         if any("judge" in row for row in reward.terms.values()):
             check_judge(reward)
     StepReward.of(config.learner)
+
+
+def _forget_neighbours(names: Set[str], directory: Path) -> None:
+    """Takes modules and packages that lie directly in a directory out of those that are imported.
+
+    Others of their names can be imported then.
+
+    Args:
+        names: of the modules that may be taken out, those of packages included.
+    """
+    found = [name for name in names if _lies_in(directory, name.partition(".")[0])]
+    for name in found:
+        del sys.modules[name]
+
+
+def _lies_in(directory: Path, name: str) -> bool:
+    """Whether an imported module or package, none of this project's, lies directly in a directory."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None or name in _OWN_PACKAGES:
+        return False
+    path = Path(file).resolve()
+    return directory == (path.parent.parent if path.name == "__init__.py" else path.parent)
 
 
 def warning_of_judges(reward: RewardConfig) -> str:

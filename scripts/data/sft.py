@@ -35,7 +35,7 @@ from learner.export import writing
 from learner.generation_settings import make_savable
 from learner.launch import launch
 from scripts.data.prepare import pairs
-from scripts.ops.command_line import command
+from scripts.ops.command_line import command, declared_flags
 
 
 def read_examples(source: str, columns: Mapping[str, str], language: str) -> list[dict[str, Any]]:
@@ -220,7 +220,7 @@ def main(
     if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--columns", columns, "--language", language, "--template-args", template_args, "--date", date]
-        words += ["--instructions", instructions]
+        words += ["--instructions", instructions, *declared_flags()]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
     if "RANK" in os.environ:

@@ -227,13 +227,21 @@ def test_languages_that_the_detector_lacks_are_declared_for_all_settings(tmp_pat
         (["--reward.function", "f.py:f", "--reward.parts", "{a = 1.0}"], False),
         (["--reward.function", "f.py:f", "--reward.parts", "{a = 1.0}", "--reward.gated", "true"], True),
         (["--run.languages", '["am", "en"]'], True),  # a question of its own is asked in it, too
-        (["--run.languages", '["am", "en"]', "--router.own_language", "0"], False),
+        (["--run.languages", '["am", "en"]', "--router.own_language", "0"], True),  # where its topic is Translation
     ],
 )  # fmt: skip
 def test_a_gate_that_does_not_know_a_language_is_the_users_choice(flags: list[str], refused: bool) -> None:
     words = ["--run.other_languages", '{tir = "Tigrinya"}', "--run.languages", '["tir", "en"]', *flags]
     with pytest.raises(ConfigError, match="does not know tir \\(Tigrinya\\)") if refused else nullcontext():
         load(words)
+
+
+def test_a_language_that_another_configuration_declared_is_not_known(tmp_path: Path) -> None:
+    """As of two arms of a comparison that are read in one process, and are runs of their own."""
+    load(["--run.other_languages", '{tir = "Tigrinya"}', "--reward.unchecked", "pass"])
+    for flags in (["--run.languages", '["tir", "en"]'], ["--learner.evaluate_unseen", '["tir"]']):
+        with pytest.raises(ConfigError, match=r"has 'tir', which lid\.176 lacks: declare it with run\.other_languages"):
+            load([*flags, "--reward.unchecked", "pass"])
 
 
 @pytest.mark.parametrize(

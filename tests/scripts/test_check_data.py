@@ -412,3 +412,15 @@ def test_a_judge_of_a_function_only_has_to_answer(tiny_policy: Path, tmp_path: P
     with serving(answer) as url:
         _checked(tmp_path, tiny_policy, 8, *function, "--reward.judges", f'["m@{url}"]')
     assert asked == ["Reply with the number 5 and nothing else."]
+
+
+def test_two_files_with_neighbours_of_one_name_find_each_its_own(tmp_path: Path) -> None:
+    """In a run they are read by two processes; here by one after the other."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "neighbour.py").write_text(f"of_{name} = 1.0\n")
+    reward = "def score(group, tools):\n    return [{'p': of_a} for _ in group.answers]\n"
+    (tmp_path / "a" / "r.py").write_text(f"from neighbour import of_a\n{reward}")
+    (tmp_path / "b" / "s.py").write_text("from neighbour import of_b\ndef term(step):\n    return of_b\n")
+    flags = ["--reward.function", f"{tmp_path}/a/r.py:score", "--reward.parts", "{p = 1.0}"]
+    check_reward(load([*flags, "--learner.step_reward", f"{tmp_path}/b/s.py:term"]))

@@ -604,8 +604,13 @@ def test_rewards_of_different_scales_are_not_subtracted(tmp_path: Path, rng: np.
         lines = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("|")]
         rows = {cells[1]: cells[4] for cells in lines}
         assert rows["split"], "its reward is that of the others"
-        told = figure in ("accuracy_heldout", "both_heldout", "compliance")
+        told = figure in ("accuracy_heldout", "both_heldout")
         assert bool(rows["no-gate"]) == bool(rows["similarity-raw"]) == told, figure
+    text = write_report("mechanism", records_of("mechanism", records), tmp_path, "no-gate")
+    for figure, told in (("own_heldout", False), ("accuracy_heldout", True)):
+        table = text.partition(f"**region: {figure}**")[2].partition("**region")[0]
+        cells = [line.split("|")[4].strip() for line in table.splitlines() if line.startswith("| split |")]
+        assert bool(cells[0]) == told, "rewards of another scale, whichever arm they are compared with"
     router = write_report("router", records_of("router", records), tmp_path)
     assert "scales of their own" not in router and "| uniform |" in router and "split" not in router
 

@@ -87,19 +87,20 @@ def tables(records: Records, base: str, figures: Mapping[str, str], own_reward: 
 
     Args:
         figures: name -> what it means.
-        own_reward: arms with another reward than the base's. Where a figure is a reward, they have no difference.
+        own_reward: arms with a reward of their own. Where a figure is a reward, they have no difference to others.
     """
     parts = []
-    if own := [arm for arm in dict.fromkeys(record["arm"] for record in records) if arm in own_reward]:
+    arms = list(dict.fromkeys(record["arm"] for record in records))
+    if own := [arm for arm in arms if arm in own_reward]:
         comparable = ", ".join(f"`{figure}`" for figure in figures if figure not in REWARDS)
         parts.append(
             f"Rewards of {', '.join(f'`{arm}`' for arm in own)} are on scales of their own, and have no difference to "
-            f"those of `{base}`. All arms can be compared by {comparable}."
+            f"those of other arms. All arms can be compared by {comparable}."
         )
     for regime in dict.fromkeys(record["regime"] for record in records):
         parts.append(f"**{regime}: means** over so many seeds\n\n{overview(records, regime, figures)}")
         for figure in figures:
-            incomparable = own_reward if figure in REWARDS else ()
+            incomparable = (arms if base in own_reward else own_reward) if figure in REWARDS else ()
             rows = [_cells(row) for row in compare_arms(records, regime, base, figure, incomparable)]
             if rows:
                 head = ["arm", "seeds", figure, f"{base} less this", "p, adjusted", "g"]

@@ -42,9 +42,10 @@ MEANING = {
     "tokens": "tokens of all training answers",
 }
 
-# What an arm with another reward has on a scale of its own. The others are about right answers, languages and counts.
+# What an arm with another reward has on a scale of its own: what is paid, and what counts as compliant for it. The
+# others are about right answers, languages and counts.
 REWARDS = frozenset(MEANING) - {
-    "accuracy_heldout", "both_heldout", "known", "diversity", "compliance", "zero_variance", "gradient_noise", "tokens",
+    "accuracy_heldout", "both_heldout", "known", "diversity", "zero_variance", "gradient_noise", "tokens",
 }  # fmt: skip
 
 
