@@ -241,7 +241,7 @@ def test_settings_that_transformers_reads_and_does_not_write_are_mended(
     assert {name: getattr(found, name) for name in exported} == exported
     if "penalty_alpha" in values:
         return  # transformers has contrastive search elsewhere, and refuses it before the export as after it
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     question = torch.tensor([[5, 6, 7]])
     answers = {tuple(model.generate(question, max_new_tokens=8)[0].tolist()) for _ in range(4)}
     assert (len(answers) > 1) == bool(exported["do_sample"]), "sampled or not, as the file says"
