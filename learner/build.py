@@ -125,7 +125,7 @@ def build_run(
         reporting=Reporting(config, state, questions.questions, bound, report, server, publishing, stopwatch),
         saving=Saving(learner.checkpoint_every, state.step, checkpoints, ranks, stopwatch),
         stopwatch=stopwatch,
-        skipped_steps=SkippedSteps(learner.steps - state.step, skipped),
+        skipped_steps=SkippedSteps(state, learner.steps, skipped),
         step_reward=StepReward.of(learner),
     )
 

@@ -89,10 +89,12 @@ class Run:
         Raises:
             Interrupted: the process was asked to end early; the newest step is in a checkpoint.
             NobodyCame: no actor came, or no group in time; the newest step is in a checkpoint.
-            FatalError: every question was given up, no answer can be scored, nothing is trained in many steps in a row,
-                or something could not be written.
+            FatalError: every question was given up, no answer can be scored, nothing is trained in many steps in a row
+                (at once where that was so in the run that is resumed), or something could not be written.
         """
         try:
+            if (error := self.skipped_steps.error()) is not None:  # as the run ended that this one resumes
+                raise error
             self.begin()
             while self.state.step < self.config.steps:
                 scored = self.batches.next_batch()

@@ -87,6 +87,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         choice_shares: running shares of the languages that the policy chose.
         step_reward: what the user's step term keeps from step to step; it must be plain JSON.
         curriculum: which questions are asked, and which taught nothing lately.
+        skipped_in_a_row: how many steps in a row trained nothing, as ``learner.loop.skips`` counts them; 0 where a
+            program wrote the checkpoint that did not keep it.
         wall_seconds: since the run began, without the time between an end and a resume.
     """
 
@@ -110,6 +112,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     evaluated_before: dict[str, str] = {}
     evaluated_step: int | None = None
     settings: dict[str, Any] = {}
+    skipped_in_a_row: int = 0
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -160,6 +163,7 @@ class RunState:
         choice_shares: see Snapshot.
         step_reward: see Snapshot.
         curriculum: see Snapshot.
+        skipped_in_a_row: see Snapshot.
         began: when the run would have begun had it never been interrupted, in seconds of ``time.monotonic``.
     """
 
@@ -177,6 +181,7 @@ class RunState:
     choice_shares: Mapping[str, float] = field(default_factory=dict)
     step_reward: dict[str, Any] = field(default_factory=dict)
     curriculum: CurriculumState = field(default_factory=CurriculumState)
+    skipped_in_a_row: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def wall_seconds(self) -> float:
@@ -209,6 +214,7 @@ class RunState:
                 choice_shares=dict(self.choice_shares),
                 step_reward=self.step_reward,
                 curriculum=self.curriculum.capture(self.queue.untaken()),
+                skipped_in_a_row=self.skipped_in_a_row,
                 wall_seconds=self.wall_seconds(),
             )
             queued = list(self.queue.finished().values())
@@ -270,6 +276,7 @@ class RunState:
             choice_shares=snapshot.choice_shares,
             step_reward=snapshot.step_reward,
             curriculum=CurriculumState.restore(snapshot.curriculum, snapshot.next_sequence),
+            skipped_in_a_row=snapshot.skipped_in_a_row,
             began=time.monotonic() - snapshot.wall_seconds,
         )
 

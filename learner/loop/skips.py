@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common.process import FatalError
 from learner.groups import StepResult
+from learner.state import RunState
 
 _MOST = 10  # steps in a row of which nothing was trained; a single bad batch makes one
 
@@ -13,26 +14,41 @@ _MOST = 10  # steps in a row of which nothing was trained; a single bad batch ma
 class SkippedSteps:
     """Counts the steps in a row of which every optimizer step was left out.
 
+    The count is part of the run's state. Were it of this process alone, each restart of a run that trains nothing would
+    go on for ten steps more, and the last would export the model as it was.
+
     Args:
-        steps: how many the run has still to make. Where these are fewer than ten, all of them have to be so.
+        state: has the count.
+        steps: of the whole run. Where these are fewer than ten, all of them have to be so.
         directory: where the groups of such steps are, for the error.
     """
 
-    def __init__(self, steps: int, directory: Path) -> None:
-        self._most, self._directory = min(_MOST, max(steps, 1)), directory
-        self._in_a_row = 0
+    def __init__(self, state: RunState, steps: int, directory: Path) -> None:
+        self._state, self._most, self._directory = state, min(_MOST, max(steps, 1)), directory
 
     def count(self, result: StepResult) -> FatalError | None:
         """Counts a step. The error with which the run is to end, once it is saved; None where it goes on."""
         if result.problem and result.left_out == result.optimizer_steps:
-            self._in_a_row += 1
+            self._state.skipped_in_a_row += 1
         elif "loss" in result.means:  # otherwise no answer of the step carried gradient, which says nothing
-            self._in_a_row = 0
-        if self._in_a_row < self._most:
+            self._state.skipped_in_a_row = 0
+        return self.error(result.problem)
+
+    def error(self, problem: str = "") -> FatalError | None:
+        """The error with which the run is to end; None where it goes on.
+
+        Args:
+            problem: which loss or gradient of the last step was not finite; empty where another process trained it.
+        """
+        skipped = self._state.skipped_in_a_row
+        if skipped < self._most:
             return None
         return FatalError(
-            f"nothing was trained in {self._in_a_row} steps in a row: every optimizer step was left out "
-            f"({result.problem}). Look at the answers and gradients that the log names and at the groups in "
-            f"{self._directory}: most often learner.lr is too high, or the model has weights that are not finite. The "
-            "newest step is in a checkpoint; to go on from an earlier one, remove those after it"
+            f"nothing was trained in {skipped} steps in a row: every optimizer step was left out"
+            f"{f' ({problem})' if problem else ''}. Look at the answers and gradients that the log names and at the "
+            f"groups in {self._directory}: most often learner.lr is too high, or the model has weights that are not "
+            f"finite. The same command ends at once with this message, as step {self._state.step} is in a checkpoint: "
+            f"mend the cause, and remove the newest checkpoint (those after step {self._state.step - skipped} hold "
+            "nothing more that is trained), so that the run goes on from the one before it; where there is none, it "
+            "begins anew"
         )

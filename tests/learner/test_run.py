@@ -18,7 +18,7 @@ from learner.loop.interrupts import Interrupted, NobodyCame
 from learner.loop.settling import Settling
 from learner.loop.skips import SkippedSteps
 from learner.run import Run
-from learner.state import LEDGER_FILE, RunState
+from learner.state import LEDGER_FILE, RunState, Snapshot
 from learner.train.step_reward import StepReward
 from router import Router
 from tests.support.train_once import random_batch
@@ -32,11 +32,17 @@ def configuration(run_dir: Path, steps: int, *further: str) -> Config:
     return load(["--run.dir", str(run_dir), "--run.languages", json.dumps(LANGUAGES), *flags])
 
 
-def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[Run, Mock]:
-    """A run and the stand-in that remembers what its parts were asked, in order."""
+def make_run(
+    config: Config, result: StepResult = FINE, step: int = 0, snapshot: Snapshot | None = None
+) -> tuple[Run, Mock]:
+    """A run and the stand-in that remembers what its parts were asked, in order; after a step, or a snapshot."""
     router = Router(config.router, LANGUAGES, 0, config.learner.steps)
-    state = RunState.begin(config=config, router=router, questions_digest="", lock=threading.Condition())
-    state.step = step
+    parts_of_state: dict[str, Any] = {"config": config, "router": router, "lock": threading.Condition()}
+    if snapshot is None:
+        state = RunState.begin(questions_digest="", **parts_of_state)
+        state.step = step
+    else:
+        state = RunState.restore(snapshot, [], questions_digest="", **parts_of_state)
     parts = Mock()
     parts.ranks.run.return_value = result
     parts.batches.next_batch.side_effect = lambda: random_batch(state.step)
@@ -50,7 +56,7 @@ def make_run(config: Config, result: StepResult = FINE, step: int = 0) -> tuple[
             "ranks", "training_work", "batches", "publishing", "evaluator", "reporting", "saving",
         )
     }  # fmt: skip
-    skipped = SkippedSteps(config.learner.steps - step, config.run.dir / "skipped")
+    skipped = SkippedSteps(state, config.learner.steps, config.run.dir / "skipped")
     others |= {"settling": Settling(config, state, parts.recorder), "skipped_steps": skipped}
     return Run(config.learner, state=state, stopwatch=Stopwatch(), **others), parts
 
@@ -148,6 +154,36 @@ def test_a_run_in_which_nothing_is_trained_is_saved_and_ends(
         run.train()
     assert run.state.step == ends and parts.saving.save.call_args.args == (ends,)
     assert asked(parts)[-4:] == ["reporting.step", "saving.save", "saving.wait", "reporting.close"]
+
+
+@pytest.mark.parametrize("steps", [30, 10, 3])
+def test_a_run_in_which_nothing_is_trained_ends_so_however_often_it_is_resumed(tmp_path: Path, steps: int) -> None:
+    config, ends = configuration(tmp_path, steps), min(steps, 10)
+    run, _ = make_run(config, NOT_FINITE)
+    with pytest.raises(FatalError, match="nothing was trained"):
+        run.train()
+    for _ in range(2):
+        run, parts = make_run(config, FINE, snapshot=run.state.capture()[0])
+        with pytest.raises(FatalError, match=rf"in {ends} steps.*at once.*step {ends} is.*mend.*remove.*after step 0"):
+            run.train()
+        assert asked(parts) == ["reporting.close"] and run.state.step == ends
+
+
+def test_the_steps_before_and_after_a_resume_are_one_row(tmp_path: Path) -> None:
+    config = configuration(tmp_path, 30)
+    run, parts = make_run(config, NOT_FINITE)
+    parts.batches.next_batch.side_effect = [random_batch(step) for step in range(6)] + [Interrupted()]
+    with pytest.raises(Interrupted):
+        run.train()
+    run, _ = make_run(config, NOT_FINITE, snapshot=run.state.capture()[0])
+    with pytest.raises(FatalError, match=r"nothing was trained in 10 steps.*after step 0"):
+        run.train()
+
+
+def test_a_single_bad_batch_at_the_end_of_a_resumed_run_does_not_end_it(tmp_path: Path) -> None:
+    run, parts = make_run(configuration(tmp_path, steps=1000), NOT_FINITE, step=999)
+    run.train()
+    assert asked(parts)[-len(END) :] == END and run.state.step == 1000
 
 
 def test_router_and_curriculum_learn_from_answers_that_a_step_term_leaves_out(tmp_path: Path) -> None:

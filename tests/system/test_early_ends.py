@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -76,6 +77,24 @@ def test_a_reward_that_fails_on_every_question_ends_the_run_at_once_and_costs_no
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"], "by default there are two"
     lines = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert sorted(line["sequence"] for line in lines) == [*range(32)], "each is asked, and none was given up"
+
+
+def test_a_run_that_trains_nothing_exports_nothing_and_goes_on_when_it_is_mended(
+    tiny_policy: Path, tmp_path: Path
+) -> None:
+    flags = [*flags_of(tmp_path), "--learner.steps", "3", "--learner.checkpoint_every", "1"]
+    for _ in range(2):
+        infinite = ["--learner.entropy_bonus", "1e39"]  # in float32, and so are the losses
+        run = measured_run(tmp_path, tiny_policy, {"a-0": (0.0, 0.0)}, *flags, *infinite, ends=1)
+        said = (tmp_path / "learner.log").read_text()
+        assert "error: nothing was trained in 3 steps in a row" in said
+        assert not (run / "model").exists() and not (run / "summary.json").exists()
+    assert "resuming after step 3 of 3" in said
+    shutil.rmtree(run / "checkpoints" / "step-000003")  # as the message says
+    accepted = ["--resume.accept", "learner.entropy_bonus"]
+    measured_run(tmp_path, tiny_policy, {"a-0": (0.0, 0.0)}, *flags, *accepted)
+    assert "resuming after step 2 of 3" in (tmp_path / "learner.log").read_text()
+    assert (run / "model").exists() and json.loads((run / "summary.json").read_text())["steps"] == 3
 
 
 def test_an_evaluation_that_was_interrupted_is_made_by_the_resume(tiny_policy: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -208,19 +209,51 @@ def test_the_exported_model_ends_its_answers_as_in_training(
 
 
 @pytest.mark.parametrize(
-    "values", [{"temperature": 0.6, "top_p": 0.9}, {"do_sample": False, "top_k": 20}, {"max_new_tokens": 2048}]
-)
+    ("values", "exported"),
+    [
+        ({"max_new_tokens": 8}, {"max_new_tokens": 8, "do_sample": None}),
+        ({"temperature": 0.6, "top_p": 0.9}, {"temperature": 0.6, "top_p": 0.9, "do_sample": True}),
+        ({"do_sample": True, "top_k": 20}, {"top_k": 20, "do_sample": True}),
+        ({"do_sample": False, "top_k": 20, "top_p": 0.7}, {"top_k": None, "top_p": None, "do_sample": False}),
+        ({"temperature": 0.0, "top_p": 0.9}, {"temperature": None, "top_p": None, "do_sample": None}),
+        ({"do_sample": False, "temperature": 0.0}, {"temperature": None, "do_sample": False}),
+        ({"do_sample": True, "temperature": 0.0}, {"temperature": None, "do_sample": False}),
+        ({"num_beams": 2, "top_k": 20}, {"num_beams": 2, "top_k": None, "do_sample": None}),
+        ({"penalty_alpha": 0.6, "top_k": 4}, {"penalty_alpha": 0.6, "top_k": None, "do_sample": None}),
+    ],
+)  # fmt: skip
 def test_settings_that_transformers_reads_and_does_not_write_are_mended(
-    values: dict[str, Any], mesh: DeviceMesh, tmp_path: Path, seed: int
+    values: dict[str, Any],
+    exported: dict[str, Any],
+    mesh: DeviceMesh,
+    tmp_path: Path,
+    seed: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = saved(tmp_path / "model", "LlamaConfig", seed)
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} | values))
     policy = load(path)
     make_savable(policy.lm, path)
+    changed = values | exported != {"do_sample": None} | values
+    assert (f"generation_config.json of {path} is mended" in caplog.text) == changed
     export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
     found = GenerationConfig.from_pretrained(tmp_path / "out")
-    for name, value in (values | ({"do_sample": True} if "max_new_tokens" not in values else {})).items():
-        assert getattr(found, name) == value
+    assert {name: getattr(found, name) for name in exported} == exported
+    if "penalty_alpha" in values:
+        return  # transformers has contrastive search elsewhere, and refuses it before the export as after it
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    question = torch.tensor([[5, 6, 7]])
+    answers = {tuple(model.generate(question, max_new_tokens=8)[0].tolist()) for _ in range(4)}
+    assert (len(answers) > 1) == bool(exported["do_sample"]), "sampled or not, as the file says"
+
+
+def test_a_temporary_directory_that_cannot_be_written_is_not_the_models_fault(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load(saved(tmp_path / "model", "LlamaConfig", seed))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(FatalError, match=rf"temporary directory.*No such file.*{tmp_path}/absent.*TMPDIR"):
+        make_savable(policy.lm, "model")
 
 
 def test_what_cannot_be_exported_is_said(mesh: DeviceMesh, tmp_path: Path, seed: int) -> None:
