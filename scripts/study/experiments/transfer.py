@@ -38,9 +38,9 @@ def measure_transfer(
     trained, so their gain is taken off, language by language: ``taught`` and ``transfer`` are means, over pairs of a
     trained fact and a language that did not know it, of the gain less the mean gain of the held-out questions that
     this language did not know. For ``taught`` an answer to the fact was asked for in that very language, for
-    ``transfer`` none was. Which of the two it is was settled before anything was earned. Pairs that were asked for and
-    not trained, because all answers of their groups earned the same, stay in ``taught``: what they earned decided it,
-    so a mean without them would be selected on its outcome.
+    ``transfer`` none was. Pairs that were asked for and not trained, because all answers of their groups earned the
+    same, stay in ``taught``: what they earned decided it, so a mean without them would be selected on its outcome. Only
+    where the languages are fixed is it settled beforehand which pairs are asked for.
 
     Several questions may ask for one fact, as in the worlds, once in each language. The gain of a pair is the mean
     over them.
