@@ -72,8 +72,8 @@ def test_judges_may_move_and_stay_the_same_models(tmp_path: Path) -> None:
 
 def test_the_targets_of_adapters_may_come_in_another_order(tmp_path: Path) -> None:
     lora = ["--lora.rank", "4", "--lora.targets"]
-    kept = begun(tmp_path, *lora, '["o_proj", "up_proj"]')
-    resume.check(going_on(tmp_path, *lora, '["up_proj", "o_proj"]'), kept)
+    kept = begun(tmp_path, *lora, '["o_proj", "gate_proj"]')
+    resume.check(going_on(tmp_path, *lora, '["gate_proj", "o_proj"]'), kept)
     with pytest.raises(FatalError, match="adapters of another form"):
         resume.check(going_on(tmp_path, *lora, '["o_proj", "down_proj"]'), kept)
 

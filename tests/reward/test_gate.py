@@ -376,7 +376,7 @@ def test_a_model_of_ones_own_knows_its_labels(tmp_path: Path, declaration: dict[
     assert own.knows("ha") and not own.knows("tr")
     assert [one.matches for one in own.judge([text, text, text], ["ha", "en", "tr"])] == [True, False, True]
     reward: dict[str, Any] = {"language_model": str(file)}
-    settings = {"run": {"languages": ["ha", "tr"]}, "reward": reward}
+    settings = {"run": {"languages": ["ha", "tr"], "other_languages": {"ha": "Hausa"}}, "reward": reward}
     with pytest.raises(ConfigError, match=r"own\.ftz' does not know tr \(Turkish\), and"):
         check_languages(Config.model_validate(settings), own.knows)
     reward["gated"] = False
