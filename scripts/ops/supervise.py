@@ -19,10 +19,8 @@ _POLL_S = 0.2
 _GRACE_S = 5.0  # from the request to end to the kill; short enough that an interrupted run ends within 10 s
 _NOTICE_S = 45.0  # in which a lost connection is noticed: ssh asks every 10 s, and gives up after three questions
 _AWAY_S = 5.0  # from a lost connection to the next attempt
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = (
-    1.0,
-    60.0,
-)  # before a failed process is started again; doubles each time it fails early
+_FIRST_PAUSE_S = 1.0  # before a failed process is started again; doubles each time it fails early
+_LONGEST_PAUSE_S = 60.0
 _READY = " is ready"  # which a process logs
 _KILL_S = 2.0  # for the system to end what was killed; longer if a process hangs inside the system itself
 
