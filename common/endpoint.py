@@ -199,9 +199,10 @@ class Endpoints:
             self._cache.close()
 
     def _what_counts(self, answer: str) -> str:
-        """
+        """What of an answer is read: what follows its thought, unless thoughts are asked for.
+
         Raises:
-            ValueError: the answer is a thought without an end, which does not count.
+            ValueError: the answer is a thought without an end.
         """
         return answer if self._thoughts else without_thought(answer)
 

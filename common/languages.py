@@ -173,6 +173,11 @@ def declare(languages: Mapping[str, str]) -> None:
     _codes_by_name.cache_clear()
 
 
+def declared() -> dict[str, str]:
+    """What this process was told by :func:`declare`: English names in lower case, by label."""
+    return dict(_declared)
+
+
 def english_name(code: str) -> str:
     """The English name of a language in lower case, as ``extra_info.language`` of a data row has it."""
     code = code_of(code)

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from common.answer import Answer
-from common.config import Config, ConfigError, RewardConfig, unchecked_problem
+from common.config import Config, ConfigError, RewardConfig, languages_asked_for, unchecked_problem
 from common.config.reward import NEAR_LANGUAGES
 from common.languages import english_name
 from common.process import FatalError
@@ -276,8 +276,7 @@ def check_languages(config: Config, knows: Callable[[str], bool]) -> str:
     """
     if problem := unchecked_problem(config, knows):
         raise ConfigError(f"configuration: {problem}")
-    languages = dict.fromkeys([*config.run.languages, *config.learner.evaluate_unseen, *config.run.other_languages])
-    unknown = [f"{code} ({english_name(code).title()})" for code in languages if not knows(code)]
+    unknown = [f"{code} ({english_name(code).title()})" for code in languages_asked_for(config) if not knows(code)]
     if not unknown:
         return ""
     return (

@@ -144,7 +144,7 @@ def unchecked_problem(config: Sections, knows: Callable[[str], bool]) -> str:
         knows: whether the model knows a language, by code, or one that counts as it.
     """
     reward = config.reward
-    unknown = [code for code in _asked_for(config) if not knows(code)]
+    unknown = [code for code in languages_asked_for(config) if not knows(code)]
     if not unknown or not reward.is_gated or reward.unchecked == "pass":
         return ""
     named = " and ".join(f"{code} ({english_name(code).title()})" for code in unknown)
@@ -157,7 +157,7 @@ def unchecked_problem(config: Sections, knows: Callable[[str], bool]) -> str:
     )
 
 
-def _asked_for(config: Sections) -> list[str]:
+def languages_asked_for(config: Sections) -> list[str]:
     """The languages in which answers may be asked for in training, and those of ``evaluate_unseen``.
 
     Any declared language may be that of a question, whose answers are asked for in it in most modes, and in every mode

@@ -76,14 +76,6 @@ def command(
     return decorate
 
 
-_declared: list[str] = []  # the flags of this process that declare languages, which it took out of its command line
-
-
-def declared_flags() -> list[str]:
-    """The flags with which this command was told of further languages, for commands that it starts."""
-    return list(_declared)
-
-
 def _declare_languages(words: Sequence[str]) -> list[str]:
     """Declares the languages that a command line has, and returns the other words.
 
@@ -99,7 +91,6 @@ def _declare_languages(words: Sequence[str]) -> list[str]:
         else:
             rest.append(word)
     if given:
-        _declared.extend(given)
         load([*given, "--reward.unchecked", "pass"])  # no answer is gated here
     return rest
 

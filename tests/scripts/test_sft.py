@@ -106,11 +106,14 @@ def test_a_model_is_written_again_whatever_transformers_says_of_its_settings(tin
 
 @pytest.mark.skipif(has_cuda(), reason="two ranks would need two GPUs")
 def test_two_ranks_train_as_one_does(tiny_policy: Path, tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist(rows(["en", "de", "zh", "fr"] * 2)), tmp_path / "examples.parquet")
+    examples = rows(["en", "de", "zh", "fr"] * 2)
+    examples[-1]["language"] = "tir"  # which each rank has to be told of
+    pq.write_table(pa.Table.from_pylist(examples), tmp_path / "examples.parquet")
     trained = []
     for ranks in (1, 2):
         out = tmp_path / f"{ranks}"
         words = [str(tiny_policy), str(tmp_path / "examples.parquet"), "--out", str(out), "--ranks", str(ranks)]
+        words += ["--run.other_languages", '{tir = "Tigrinya"}']
         command = [sys.executable, "-m", "scripts.data.sft", *words, "--batch", "8", "--lr", "1e-3"]
         processes.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": "1"})
         trained.append(load_file(out / "model.safetensors"))
