@@ -68,7 +68,8 @@ class Score(WireStruct, rename=_SCORE_ON_THE_WIRE):
     """What the reward process says of one answer.
 
     The reward is the quality where the answer is compliant and 0 elsewhere, unless ``reward.gated`` is off. An answer
-    that could not be scored has ``scored`` False, and all its numbers are 0 and say nothing.
+    that could not be scored has ``scored`` False: its reward and quality are 0 and say nothing, and ``terms`` has the
+    terms or parts that could be had.
     """
 
     reward: float
