@@ -22,11 +22,14 @@ def token_weights(
     * ``fertility``: 1 / (N · f), where f is the mean length of the rollouts in the same language. A language counts by
       its number of rollouts, however many tokens it needs to say the same, and within a language every token counts
       alike.
-    * ``constant``: 1 / (N · L) with a fixed number L, so that a token weighs the same in short and in long answers, and
-      in every step (Dr. GRPO, arXiv 2503.20783, section 3).
+    * ``constant``: 1 / (N · L) with a fixed number L, so that a token weighs the same in short and in long answers. It
+      is that of Dr. GRPO (arXiv 2503.20783, section 3), and the same in every step, where N is the number of all
+      rollouts. Where some are left out, the others weigh more, by as much as the step has fewer.
 
     Args:
-        lengths_N: number of response tokens n_i of each of the N rollouts of the optimizer step, those of all ranks.
+        lengths_N: number of response tokens n_i of each of the N rollouts of the optimizer step that carry gradient,
+            those of all ranks. Left out are those of groups without variance, if ``learner.drop_zero_variance`` is set,
+            truncated ones, if ``learner.mask_truncated`` is, and those that could not be scored.
         languages_N: the language of each of these rollouts.
         length: L.
 
