@@ -9,6 +9,8 @@ is sharded. In float32, because rounding to bfloat16 makes differences that othe
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -18,6 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -26,8 +29,10 @@ from common.process import FatalError
 from learner.train.attention import PACKED_ATTENTION
 from learner.train.fused import plain
 from learner.train.packing import MicroBatch, bare_sample, pack
-from learner.train.policy import Policy, drop_gathered
+from learner.train.policy import Policy, drop_gathered, read_config
 from learner.weights.probe import probe_tolerance
+
+log = logging.getLogger("learner.fidelity")
 
 _LEAST_LAYERS = 4  # of a model of which not all are computed
 _LENGTHS = (23, 3, 10)  # of the sequences, packed in this order
@@ -107,6 +112,30 @@ def check_fidelity(policy: Policy) -> Agreement:
             "trained; docs/models.md lists what is supported"
         )
     return agreement
+
+
+def check_first_layers(make_policy: Callable[..., Policy], path: str, device: torch.device) -> None:
+    """Compares the first layers of a model, of every kind that it has, with transformers' own in float32.
+
+    For a model whose weights are not kept in float32: all of them would take twice the memory.
+
+    Args:
+        make_policy: takes ``config`` and ``dtype``, as ``Policy`` does.
+        path: of the model.
+
+    Raises:
+        FatalError: it cannot be loaded, or its log-probabilities are not those of transformers.
+    """
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # it would name all weights of the other layers
+    try:
+        policy = make_policy(config=first_layers(read_config(path)), dtype=torch.float32).to(device)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    found = check_fidelity(policy)
+    log.info("log-probabilities of %d layers in float32: %.1e nats apart", policy.layers, found.difference)
+    del policy
+    gc.collect()  # its modules refer to one another, and the memory is needed for the whole model
 
 
 @torch.no_grad()

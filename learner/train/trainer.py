@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -14,7 +13,6 @@ from typing import cast
 import numpy as np
 import torch
 import torch.distributed as dist
-import transformers
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -23,7 +21,7 @@ from common.process import FatalError
 from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.train.distributed import sharding_mesh, training_device
-from learner.train.fidelity import Agreement, check_fidelity, compare, first_layers, rounding_difference
+from learner.train.fidelity import Agreement, check_fidelity, check_first_layers, compare, rounding_difference
 from learner.train.gradient_noise import noise_share
 from learner.train.lora import Adapters
 from learner.train.model_digest import model_digest
@@ -31,7 +29,7 @@ from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
 from learner.train.optimizer import make_optimizer, set_rates, take_step
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, drop_gathered, read_config, shard, store_weights
+from learner.train.policy import Policy, drop_gathered, shard, store_weights
 from learner.train.prefetch import prefetch
 from learner.train.reference_state import ReferenceState
 from learner.train.samples import group_samples
@@ -411,30 +409,6 @@ class Trainer:
         with self.policy.adapters.reference():
             logp_R = self.policy(batch, with_entropy=False)[0]
         return logp_R
-
-
-def check_first_layers(make_policy: Callable[..., Policy], path: str, device: torch.device) -> None:
-    """Compares the first layers of a model, of every kind that it has, with transformers' own in float32.
-
-    For a model whose weights are not kept in float32: all of them would take twice the memory.
-
-    Args:
-        make_policy: takes ``config`` and ``dtype``, as ``Policy`` does.
-        path: of the model.
-
-    Raises:
-        FatalError: it cannot be loaded, or its log-probabilities are not those of transformers.
-    """
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # it would name all weights of the other layers
-    try:
-        policy = make_policy(config=first_layers(read_config(path)), dtype=torch.float32).to(device)
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-    found = check_fidelity(policy)
-    log.info("log-probabilities of %d layers in float32: %.1e nats apart", policy.layers, found.difference)
-    del policy
-    gc.collect()  # its modules refer to one another, and the memory is needed for the whole model
 
 
 def make_objective(config: LearnerConfig) -> Objective:
