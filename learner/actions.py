@@ -12,7 +12,7 @@ from common.prompts import ChatTemplate
 from learner.checkpoint import Checkpoints
 from learner.export import export, export_adapters
 from learner.gather_action import GatherAction
-from learner.generation_settings import make_savable
+from learner.generation_settings import add_stop_ids, mend_sampling, try_to_save
 from learner.rank_links import RankLinks
 from learner.ranks import Action, Command
 from learner.state import LEDGER_FILE, RunState
@@ -49,7 +49,10 @@ class RankActions:
         self.state: RunState | None = None
         # The tokens that end the answers in training end those of the exported model, too.
         stop_ids = ChatTemplate(tokenizer, config.model).stop_ids
-        make_savable(trainer.policy.lm, config.model.path, stop_ids)
+        model = trainer.policy.lm
+        add_stop_ids(model, stop_ids)
+        mend_sampling(model, config.model.path)
+        try_to_save(model, config.model.path)
 
     def by_name(self) -> dict[str, Action]:
         """All actions, for ``Ranks``."""

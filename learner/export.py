@@ -12,7 +12,7 @@ from typing import Any
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from common.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from common.process import FatalError
@@ -49,7 +49,7 @@ def export(policy: Policy, tokenizer: PreTrainedTokenizerBase | None, directory:
         with writing("model", directory):
             policy.lm.save_pretrained(directory, state_dict=weights)
             if policy.adapters is not None:  # transformers has written the dtype of what is frozen
-                policy.lm.config.dtype = "float32"
+                _set_dtype(policy.lm.config, "float32")
                 policy.lm.config.save_pretrained(directory)
             if tokenizer is not None:
                 tokenizer.save_pretrained(directory)
@@ -74,6 +74,14 @@ def export_adapters(policy: Policy, base_model: str, directory: Path) -> None:
             save_file(weights, directory / WEIGHTS_FILE, metadata={"format": "pt"})
             (directory / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         log.info("exported the adapters to %s", directory)
+
+
+def _set_dtype(config: PreTrainedConfig, dtype: str) -> None:
+    """Says which dtype the weights have, also in the configurations of the parts of a model, as an image encoder's."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        if (part := getattr(config, name, None)) is not None:
+            _set_dtype(part, dtype)
 
 
 @contextmanager

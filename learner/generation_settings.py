@@ -19,38 +19,52 @@ _OF_SAMPLING = {
     "temperature": 1.0, "top_p": 1.0, "top_k": 50, "typical_p": 1.0, "min_p": None, "top_h": None,
     "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
 }  # fmt: skip
+_OFF = {"top_k": 0, "min_p": 0.0}  # which switch a filter off and are not transformers' own, so that it refuses them
 
 
-def make_savable(model: PreTrainedModel, path: str, stop_ids: Sequence[int] = ()) -> None:
-    """Makes the settings of a model such as transformers writes them, in place, and tries it in a temporary directory.
+def add_stop_ids(model: PreTrainedModel, stop_ids: Sequence[int]) -> None:
+    """Lets tokens end an answer besides those that the model's ``generation_config.json`` has, in place."""
+    settings: GenerationConfig | None = model.generation_config
+    if settings is None:
+        return
+    known = settings.eos_token_id
+    ends = [] if known is None else list(known) if isinstance(known, list) else [known]
+    ends += [token for token in stop_ids if token not in ends]
+    settings.eos_token_id = (ends if len(ends) > 1 else ends[0]) if ends else None
+
+
+def mend_sampling(model: PreTrainedModel, path: str) -> None:
+    """Makes ``do_sample`` of a model's settings and their values for sampling agree, in place; logs what is changed.
 
     transformers loads settings with a mistake in them, and refuses to write them. The usual one, also of published
     models, is a temperature, ``top_p`` or ``top_k`` where ``do_sample`` is not true. Where nothing else says how
     answers are found, whoever wrote it wanted them to be sampled so, and ``do_sample`` is set. Where it is given as
     false, the temperature is 0, or beams or a contrastive search are asked for, answers are not to be sampled, and the
-    values for sampling are left out. What is changed is in the log.
+    values for sampling are left out. A value that only switches a filter off, as ``top_k`` = 0, asks for no sampling.
 
     Args:
-        path: of the model, for the log and the error.
-        stop_ids: tokens that end an answer besides those that its ``generation_config.json`` has.
-
-    Raises:
-        FatalError: there is another mistake, or the temporary directory cannot be written.
+        path: of the model, for the log.
     """
     settings: GenerationConfig | None = model.generation_config
-    if settings is not None:
-        known = settings.eos_token_id
-        ends = [] if known is None else list(known) if isinstance(known, list) else [known]
-        ends += [token for token in stop_ids if token not in ends]
-        settings.eos_token_id = (ends if len(ends) > 1 else ends[0]) if ends else None
-        change = _mend_sampling(settings)
-        if change and not (dist.is_initialized() and dist.get_rank()):  # once, not by every rank
-            log.warning("generation_config.json of %s is mended for the export: %s", path, change)
+    change = "" if settings is None else _mend(settings)
+    if change and not (dist.is_initialized() and dist.get_rank()):  # once, not by every rank
+        log.warning("generation_config.json of %s is mended for the export: %s", path, change)
+
+
+def try_to_save(model: PreTrainedModel, path: str) -> None:
+    """Writes the settings of a model into a temporary directory, as the export will.
+
+    Args:
+        path: of the model, for the error.
+
+    Raises:
+        FatalError: transformers does not write them, or the temporary directory cannot be written.
+    """
     try:
         with tempfile.TemporaryDirectory() as directory:
             model.config.save_pretrained(directory)
-            if settings is not None:
-                settings.save_pretrained(directory)
+            if model.generation_config is not None:
+                model.generation_config.save_pretrained(directory)
     except OSError as error:  # of the machine, not of the model
         raise FatalError(
             f"cannot try out in a temporary directory whether the model can be exported: {error}. Make room there, or "
@@ -63,7 +77,7 @@ def make_savable(model: PreTrainedModel, path: str, stop_ids: Sequence[int] = ()
         ) from None
 
 
-def _mend_sampling(settings: GenerationConfig) -> str:
+def _mend(settings: GenerationConfig) -> str:
     """Makes ``do_sample`` and the values for sampling agree, in place. What was changed; empty where they agreed."""
     given = {
         name: value
@@ -73,10 +87,11 @@ def _mend_sampling(settings: GenerationConfig) -> str:
     greedy = settings.temperature == 0  # as engines read it; transformers divides by it, and raises
     if not given or (settings.do_sample and not greedy):
         return ""
+    asking = {name: value for name, value in given.items() if value != _OFF.get(name)}
     searches = (settings.num_beams or 1) > 1 or (getattr(settings, "penalty_alpha", None) or 0) > 0
-    if settings.do_sample is None and not greedy and not searches:
+    if asking and settings.do_sample is None and not greedy and not searches:
         settings.do_sample = True
-        return f"do_sample = true is set, as {_listed(given)} is given"
+        return f"do_sample = true is set, as {_listed(asking)} is given"
     for name in given:
         setattr(settings, name, None)  # as where the file has none: transformers has its default
     change = f"{_listed(given)} is left out, as answers are not sampled"

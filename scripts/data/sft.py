@@ -33,7 +33,7 @@ from common.tokenizer import load_tokenizer
 from learner.data.problems import Problems
 from learner.data.rows import Rules, read_question_rows
 from learner.export import writing
-from learner.generation_settings import make_savable
+from learner.generation_settings import mend_sampling, try_to_save
 from learner.launch import launch
 from scripts.data.prepare import pairs
 from scripts.ops.command_line import command
@@ -138,7 +138,8 @@ def build_trainer(
         model: Any = AutoModelForCausalLM.from_pretrained(model_path, dtype="float32")
     except (OSError, ValueError) as error:
         raise FatalError(f"cannot load the model {model_path!r}: {error}") from None
-    make_savable(model, model_path)
+    mend_sampling(model, model_path)
+    try_to_save(model, model_path)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(len(tokenizer))
     steps = epochs * -(-len(rows) // batch_size)

@@ -34,7 +34,7 @@ from common.process import FatalError
 from common.progress import Activity
 from common.prompts import PROMPT_STYLES, ChatTemplate
 from common.tokenizer import load_tokenizer
-from learner.generation_settings import make_savable
+from learner.generation_settings import mend_sampling, try_to_save
 from learner.train.fidelity import check_fidelity, first_layers
 from learner.train.lora import adapted_layers, adapter_size
 from learner.train.policy import Policy
@@ -117,7 +117,8 @@ class Checks:
 
     def _export(self) -> Iterator[Line]:
         assert self._model_of_policy is not None  # it agreed
-        make_savable(self._model_of_policy, self._config.model.path)
+        mend_sampling(self._model_of_policy, self._config.model.path)
+        try_to_save(self._model_of_policy, self._config.model.path)
         self._model_of_policy = None  # and its memory
         yield Line("export", "ok", "the model can be written as transformers wants it")
 

@@ -26,15 +26,16 @@ from transformers import (
     PreTrainedModel,
 )
 
-from common.config import LearnerConfig
+from common.config import LearnerConfig, LoraConfig
 from common.process import FatalError
 from learner.checkpoint import Checkpoints
 from learner.export import export
-from learner.generation_settings import make_savable
+from learner.generation_settings import add_stop_ids, mend_sampling, try_to_save
 from learner.train import kernels
 from learner.train.attention import PACKED_ATTENTION, packed_attention
 from learner.train.fidelity import check_fidelity, compare, rounding_difference
 from learner.train.logprob import LogitTransform
+from learner.train.lora import Adapters
 from learner.train.optimizer import make_optimizer, take_step
 from learner.train.packing import Sample, pack
 from learner.train.policy import Policy, full_weights, logit_transform, published_shapes, shard
@@ -203,7 +204,7 @@ def test_the_exported_model_ends_its_answers_as_in_training(
     settings = policy.lm.generation_config
     assert settings is not None
     settings.eos_token_id = known
-    make_savable(policy.lm, "model", stop_ids=[7])
+    add_stop_ids(policy.lm, [7])
     export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == exported
 
@@ -220,6 +221,13 @@ def test_the_exported_model_ends_its_answers_as_in_training(
         ({"do_sample": True, "temperature": 0.0}, {"temperature": None, "do_sample": False}),
         ({"num_beams": 2, "top_k": 20}, {"num_beams": 2, "top_k": None, "do_sample": None}),
         ({"penalty_alpha": 0.6, "top_k": 4}, {"penalty_alpha": 0.6, "top_k": None, "do_sample": None}),
+        ({"min_p": 0.0}, {"min_p": None, "do_sample": None}),  # as the rest, it only switches a filter off
+        ({"top_k": 0}, {"top_k": None, "do_sample": None}),
+        ({"top_p": 1.0, "epsilon_cutoff": 0.0}, {"top_p": 1.0, "epsilon_cutoff": 0.0, "do_sample": None}),
+        ({"do_sample": False, "min_p": 0.0, "top_k": 0}, {"min_p": None, "top_k": None, "do_sample": False}),
+        ({"temperature": 0.0, "top_k": 0}, {"temperature": None, "top_k": None, "do_sample": None}),
+        ({"temperature": 0.6, "top_k": 0}, {"temperature": 0.6, "top_k": 0, "do_sample": True}),
+        ({"do_sample": True, "top_k": 0, "min_p": 0.0}, {"top_k": 0, "min_p": 0.0, "do_sample": True}),
     ],
 )  # fmt: skip
 def test_settings_that_transformers_reads_and_does_not_write_are_mended(
@@ -233,7 +241,8 @@ def test_settings_that_transformers_reads_and_does_not_write_are_mended(
     path = saved(tmp_path / "model", "LlamaConfig", seed)
     (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"eos_token_id": 2} | values))
     policy = load(path)
-    make_savable(policy.lm, path)
+    mend_sampling(policy.lm, path)
+    try_to_save(policy.lm, path)
     changed = values | exported != {"do_sample": None} | values
     assert (f"generation_config.json of {path} is mended" in caplog.text) == changed
     export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
@@ -253,7 +262,7 @@ def test_a_temporary_directory_that_cannot_be_written_is_not_the_models_fault(
     policy = load(saved(tmp_path / "model", "LlamaConfig", seed))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     with pytest.raises(FatalError, match=rf"temporary directory.*No such file.*{tmp_path}/absent.*TMPDIR"):
-        make_savable(policy.lm, "model")
+        try_to_save(policy.lm, "model")
 
 
 def test_what_cannot_be_exported_is_said(mesh: DeviceMesh, tmp_path: Path, seed: int) -> None:
@@ -263,7 +272,7 @@ def test_what_cannot_be_exported_is_said(mesh: DeviceMesh, tmp_path: Path, seed:
     with pytest.raises(
         FatalError, match=rf"could not be exported.*generation_config.json that {path} has.*length_penalty"
     ):
-        make_savable(policy.lm, path)
+        try_to_save(policy.lm, path)
     (tmp_path / "out").write_text("a file where the directory should be")
     with pytest.raises(FatalError, match=rf"cannot export the model to {tmp_path}/out: .*the same command exports it"):
         export(shard(policy, mesh, torch.float32), None, tmp_path / "out")
@@ -296,6 +305,22 @@ def test_a_run_of_a_model_with_an_image_encoder_resumes_after_a_step(
     assert any("vision_tower." in key for key in found[0]), "it is published all the same"
     for key, value in found[0].items():
         assert torch.equal(value, found[1][key]), key
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_an_export_says_its_dtype_of_every_part(rank: int, mesh: DeviceMesh, tmp_path: Path, seed: int) -> None:
+    """What is frozen beside adapters is kept in bfloat16, and all of an export is in float32."""
+    model = AutoModelForCausalLM.from_config(with_images(), dtype=torch.bfloat16)
+    path = save_randomised(model, tmp_path / "model", seed)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["text_config"]["dtype"] == "bfloat16"
+    dtype = torch.bfloat16 if rank else torch.float32
+    policy = Policy(path, temperature=1.0, head_chunk=7, dtype=dtype)
+    if rank:
+        policy.adapters = Adapters(policy.lm, LoraConfig(rank=rank), seed)
+    export(shard(policy, mesh, dtype), None, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert {config["dtype"], config["text_config"]["dtype"], config["vision_config"]["dtype"]} == {"float32"}
+    assert {one.dtype for one in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
