@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from common.gpus import has_cuda
 from common.nccl import set_nccl_defaults
@@ -74,14 +74,26 @@ def training_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else torch.device("cpu")
 
 
-def sharding_mesh(device: torch.device, replicas: int) -> DeviceMesh:
+def sharding_mesh(device: torch.device, replicas: int, timeout_s: float) -> DeviceMesh:
     """The mesh of all ranks to shard over: one dimension, or (replicas, shards) with more than one replica.
 
+    Args:
+        replicas: the setting ``learner.replicas``.
+        timeout_s: the longest that a collective may take among some of the ranks. One of all ranks has the time that
+            :func:`set_up_distributed` was given.
+
     Raises:
-        FatalError: ``replicas`` (the setting learner.replicas) does not divide the number of ranks.
+        FatalError: ``replicas`` does not divide the number of ranks.
     """
     ranks = dist.get_world_size()
     if ranks % replicas:
         raise FatalError(f"learner.replicas = {replicas} does not divide the {ranks} ranks")
-    mesh = init_device_mesh(device.type, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
-    return mesh if replicas > 1 else mesh["shard"]
+    # From groups made here: those of init_device_mesh have torch's own timeout, which is half an hour for gloo.
+    if replicas == 1:
+        everyone = dist.group.WORLD
+        assert everyone is not None  # the default group, which was set up
+        return DeviceMesh.from_group(everyone, device.type, mesh_dim_names=("shard",))
+    mesh, timeout = torch.arange(ranks).view(replicas, -1), timedelta(seconds=timeout_s)
+    alike, _ = dist.new_subgroups_by_enumeration(mesh.T.tolist(), timeout=timeout)
+    parts, _ = dist.new_subgroups_by_enumeration(mesh.tolist(), timeout=timeout)
+    return DeviceMesh.from_group([alike, parts], device.type, mesh, mesh_dim_names=("replicate", "shard"))

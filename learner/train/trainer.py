@@ -20,6 +20,7 @@ from common.config import Config, LearnerConfig
 from common.process import FatalError
 from common.wire import Probe
 from learner.groups import Group, StepResult
+from learner.ranks import collective_timeout_s
 from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, check_first_layers, compare, rounding_difference
 from learner.train.gradient_noise import noise_share
@@ -95,7 +96,7 @@ class Trainer:
         self._model_dtype, self._probe_tolerance = config.model.dtype, config.sync.probe_tolerance
         self.device = training_device()
         self.ranks = dist.get_world_size()
-        mesh = sharding_mesh(self.device, learner.replicas)
+        mesh = sharding_mesh(self.device, learner.replicas, collective_timeout_s(config))
         dtype = getattr(torch, learner.param_dtype)
         make_policy = partial(
             Policy,

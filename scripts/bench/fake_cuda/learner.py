@@ -24,6 +24,7 @@ from transformers.initialization import no_init_weights
 from common.config import Config
 from common.wire import Rollout, Score
 from learner.groups import Group
+from learner.ranks import collective_timeout_s
 from learner.train import fused, kernels, logprob, policy, trainer
 from learner.train.distributed import sharding_mesh
 from learner.train.trainer import Trainer
@@ -100,7 +101,7 @@ def predict(config: Config, *, layers: int = 0) -> Prediction:
 def _predict(config: Config, ranks: int) -> Prediction:
     sequences = max(1, config.learner.microbatch_tokens // (_PROMPT + _ANSWER))
     meter = Meter(sequences * (_PROMPT + _ANSWER) ** 2 / 2)
-    mesh = sharding_mesh(_DEVICE, config.learner.replicas)
+    mesh = sharding_mesh(_DEVICE, config.learner.replicas, collective_timeout_s(config))
     batch = _groups(sequences * _MICRO_BATCHES * ranks)
     with FakeTensorMode(allow_non_fake_inputs=True), meter, _watched(meter):
         with patch.object(trainer, "sharding_mesh", lambda *_: mesh):

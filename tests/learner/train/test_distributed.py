@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from learner.train.distributed import sharding_mesh
+from tests.support.rank import TIMEOUT_S
 from tests.support.train_once import (
     record_steps,
     run_ranks,
@@ -153,3 +156,29 @@ def test_a_step_that_is_not_finite_is_skipped_and_names_the_place(tiny_policy: P
     found = torch.load(tmp_path / "out.pt")
     assert found["problem"].startswith(f"not finite: loss of train-2, answer 2 ({found['language']}), gradient of lm.")
     assert found["same"] and found["moved"] and not found["next"]
+
+
+def write_timeouts(out: Path) -> None:
+    """Writes how long each group waits that is made for sharding, in seconds, by the number of its ranks."""
+    cpu = torch.device("cpu")
+    found = [
+        [sharding_mesh(cpu, replicas, 77.0).get_group(n) for n in range(2 if replicas > 1 else 1)]
+        for replicas in (1, 2, 4)
+    ]
+    listed = [
+        [(one.size(), one._get_backend(cpu).options._timeout.total_seconds()) for one in groups] for groups in found
+    ]
+    total = torch.ones(1)
+    for group in found[1]:
+        dist.all_reduce(total, group=group)
+    if dist.get_rank() == 0:
+        out.write_text(json.dumps([listed, float(total)]))
+
+
+def test_every_group_that_weights_are_sharded_over_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
+    """Not for torch's half hour, which is less than rank 0 may take for a round of weights."""
+    assert run_ranks(4, write_timeouts, tmp_path / "out") == [0] * 4
+    (whole, both, copies), total = json.loads((tmp_path / "out").read_text())
+    assert whole == [[4, float(TIMEOUT_S)]], "that of all ranks is the default group"
+    assert both == [[2, 77.0], [2, 77.0]] and copies == [[4, 77.0], [1, 77.0]]
+    assert total == 4, "every rank was in one group of each dimension"
