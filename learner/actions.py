@@ -79,6 +79,7 @@ class RankActions:
             reference_stage=trainer.reference_state.stage
             if config.learner.stages or trainer.reference_state.stage
             else None,
+            trained=None if snapshot is None else snapshot.step - snapshot.skipped_in_a_row,
         )
 
     def _export(self) -> None:

@@ -105,7 +105,7 @@ class Checkpoints:
 
     Args:
         root: the directory.
-        kept: how many of the newest to keep.
+        kept: how many of the newest to keep, besides the last one from before steps that trained nothing.
         collective_s: how long the ranks wait for one another in a collective; infinite where there is one rank.
     """
 
@@ -128,6 +128,7 @@ class Checkpoints:
         reference: Policy | None = None,
         depends_on: Sequence[Path] = (),
         reference_stage: int | None = None,
+        trained: int | None = None,
     ) -> None:
         """Begins to write a checkpoint; all ranks call it together.
 
@@ -140,6 +141,8 @@ class Checkpoints:
             reference: the policy that the KL is taken to, where it is no longer the one the run began with.
             reference_stage: the stage for which the reference was last set, from 0; None where there are no stages.
             depends_on: files without which the state means nothing, as they are now; they reach the disk before it.
+            trained: the last step that trained something, as rank 0 gives it: of the checkpoints until there the newest
+                is kept in any case; None: this step.
 
         Raises:
             FatalError: the checkpoint before it could not be written, or this one cannot.
@@ -178,7 +181,7 @@ class Checkpoints:
         self._due = time.monotonic() + _deadline_s(self._bytes, self._collective_s)
         written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
         assert isinstance(written, Future)
-        self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on))
+        self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on), trained)
 
     def poll(self) -> None:
         """Does not block. Raises the FatalError of a checkpoint that could not be written; call it once a step."""
@@ -269,7 +272,9 @@ class Checkpoints:
         has_reference |= any(map(is_reference, model))
         return ReferenceState(moved=has_reference, stage=None if described is None else described["stage"])
 
-    def _complete_when_written(self, written: Future[Any], partial: Path, depends_on: list[Path]) -> None:
+    def _complete_when_written(
+        self, written: Future[Any], partial: Path, depends_on: list[Path], trained: int | None
+    ) -> None:
         """On the checkpoint thread: digests and the rename, each on the disk in turn; then the oldest are removed."""
         try:
             written.result()
@@ -284,7 +289,7 @@ class Checkpoints:
         except (OSError, CheckpointException) as error:
             self._fail(partial, error)
         if dist.get_rank() == 0:
-            for old in self._complete()[: -self._kept]:
+            for old in self._superfluous(trained):
                 _remove(old, "the old checkpoint")
 
     def _fail(self, partial: Path, error: OSError | CheckpointException) -> NoReturn:
@@ -325,9 +330,19 @@ class Checkpoints:
             raise FatalError(f"no whole checkpoint, only {', '.join(damaged)}: delete {self._root} to begin anew")
         return None
 
+    def _superfluous(self, trained: int | None) -> list[Path]:
+        """Those that are not to be kept, oldest first; ``trained`` as in :meth:`save`."""
+        complete = self._complete()
+        spared = [] if trained is None else [path for path in complete if _step_of(path) <= trained][-1:]
+        return [path for path in complete[: -self._kept] if path not in spared]
+
     def _complete(self) -> list[Path]:
         """Oldest first."""
         return sorted(path for path in self._root.glob("step-*") if not path.suffix)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _remove(directory: Path, what: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
-from common.config.resume import CONFIG_FILE
+from common.config.resume import CONFIG_FILE, SKIPPED_UNTIL
 from common.files import replace_text
 from common.process import FatalError
 
@@ -156,6 +156,22 @@ def check(config: Config, kept: Mapping[str, Any] | None) -> None:
                 "%s: router.anneal, learner.stages and lr_schedule go by the share of the run, and move with it",
                 change,
             )
+
+
+def are_forgiven(config: Config, kept: Mapping[str, Any], step: int) -> bool:
+    """Whether the steps in a row that trained nothing until ``step`` no longer count (``learner.loop.skips``).
+
+    That is so where ``resume.accept`` has ``skipped-until-STEP``, with the step, so that the same command given again
+    does not forgive later ones; and where a setting that matters has changed since, if there are steps left for it.
+
+    Args:
+        kept: as of :func:`check`.
+        step: of the checkpoint.
+    """
+    if f"{SKIPPED_UNTIL}{step}" in config.resume.accept:
+        return True
+    changed = bool(kept) and not all(change.is_harmless for change in changes(kept, config))
+    return changed and step < config.learner.steps
 
 
 def keep_configuration(config: Config, kept: Mapping[str, Any], step: int) -> None:

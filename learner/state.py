@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from common.config import Config
 from common.process import FatalError
+from learner import resume
 from learner.former_run import set_aside_former_run
 from learner.groups import Group
 from learner.train.outcomes import group_outcome
@@ -235,7 +236,7 @@ class RunState:
         """The state that was captured, in this process.
 
         With a lower staleness bound than before, finished groups whose answers could become too old are asked for
-        again, and the ledger says so.
+        again, and the ledger says so. Steps that trained nothing are counted anew as ``learner.resume`` has it.
 
         Args:
             queued: the finished groups that were captured with it.
@@ -276,7 +277,7 @@ class RunState:
             choice_shares=snapshot.choice_shares,
             step_reward=snapshot.step_reward,
             curriculum=CurriculumState.restore(snapshot.curriculum, snapshot.next_sequence),
-            skipped_in_a_row=snapshot.skipped_in_a_row,
+            skipped_in_a_row=_skipped_in_a_row(config, snapshot),
             began=time.monotonic() - snapshot.wall_seconds,
         )
 
@@ -292,6 +293,14 @@ class RunState:
             router=router,
             settings=config.model_dump(mode="json"),
         )
+
+
+def _skipped_in_a_row(config: Config, snapshot: Snapshot) -> int:
+    skipped = snapshot.skipped_in_a_row
+    if skipped and resume.are_forgiven(config, snapshot.settings, snapshot.step):
+        log.info("steps that train nothing are counted anew: until step %d there were %d", snapshot.step, skipped)
+        return 0
+    return skipped
 
 
 def _without_stale(config: Config, snapshot: Snapshot, queued: Sequence[Group], ledger: Ledger) -> list[Group]:

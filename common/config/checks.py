@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.config.idle import settings_have_an_effect
-from common.config.resume import CONFIG_FILE
+from common.config.resume import CONFIG_FILE, SKIPPED_UNTIL
 from common.config.section import is_http
 from common.config.sections import Sections
 from common.languages import CODES, english_name
@@ -524,7 +524,7 @@ def accepted_keys_exist(config: Sections) -> Iterator[str]:
     for key in config.resume.accept:
         section, dot, name = key.partition(".")
         fields = getattr(type(sections.get(section)), "model_fields", {})
-        if key == CONFIG_FILE:
+        if key == CONFIG_FILE or (key.startswith(SKIPPED_UNTIL) and key.removeprefix(SKIPPED_UNTIL).isdecimal()):
             continue
         if section not in sections or (dot and name not in fields):
             yield f"resume.accept: there is no setting {key!r}"

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator
 from common.config.section import Section
 
 CONFIG_FILE = "config.json"  # in run.dir: the configuration of the newest start
+SKIPPED_UNTIL = "skipped-until-"  # and a step: that steps until there trained nothing
 
 
 def _split(value: Any) -> Any:
@@ -21,4 +22,5 @@ class ResumeConfig(Section):
     # Settings that may differ from those the run has had so far, as in "learner.lr"; a section's name means all of it.
     # In a shell also with commas: --resume.accept learner.lr,learner.kl
     # "config.json": whatever has changed, where that file of the run cannot be read.
+    # "skipped-until-500": that many steps in a row until step 500 trained nothing, for which the run had ended.
     accept: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.config.resume import SKIPPED_UNTIL
 from common.process import FatalError
 from learner.groups import StepResult
 from learner.state import RunState
@@ -15,7 +16,8 @@ class SkippedSteps:
     """Counts the steps in a row of which every optimizer step was left out.
 
     The count is part of the run's state. Were it of this process alone, each restart of a run that trains nothing would
-    go on for ten steps more, and the last would export the model as it was.
+    go on for ten steps more, and the last would export the model as it was. It begins anew where somebody has decided
+    so, as ``learner.resume.are_forgiven`` has it.
 
     Args:
         state: has the count.
@@ -24,7 +26,8 @@ class SkippedSteps:
     """
 
     def __init__(self, state: RunState, steps: int, directory: Path) -> None:
-        self._state, self._most, self._directory = state, min(_MOST, max(steps, 1)), directory
+        self._state, self._steps, self._directory = state, steps, directory
+        self._most = min(_MOST, max(steps, 1))
 
     def count(self, result: StepResult) -> FatalError | None:
         """Counts a step. The error with which the run is to end, once it is saved; None where it goes on."""
@@ -47,8 +50,11 @@ class SkippedSteps:
             f"nothing was trained in {skipped} steps in a row: every optimizer step was left out"
             f"{f' ({problem})' if problem else ''}. Look at the answers and gradients that the log names and at the "
             f"groups in {self._directory}: most often learner.lr is too high, or the model has weights that are not "
-            f"finite. The same command ends at once with this message, as step {self._state.step} is in a checkpoint: "
-            f"mend the cause, and remove the newest checkpoint (those after step {self._state.step - skipped} hold "
-            "nothing more that is trained), so that the run goes on from the one before it; where there is none, it "
-            "begins anew"
+            f"finite. The same command ends at once with this message, as step {self._state.step} is in a checkpoint, "
+            "whose weights are those of the last step that was trained. Mend the cause, and the run goes on from there "
+            f"with another setting that you accept, as --resume.accept learner.lr, or with the same ones and "
+            f"--resume.accept {SKIPPED_UNTIL}{self._state.step}{self._no_step_is_left()}"
         )
+
+    def _no_step_is_left(self) -> str:
+        return "" if self._state.step < self._steps else f"; raise learner.steps, too: all {self._steps} were made"

@@ -355,6 +355,10 @@ REFUSED = {
         ["--resume.accept", "learner.lrr"],
         "resume.accept: there is no setting 'learner.lrr'",
     ),
+    "skipped steps to accept without the step": (
+        ["--resume.accept", "skipped-until-"],
+        "resume.accept: there is no setting 'skipped-until-'",
+    ),
 }
 
 
@@ -399,6 +403,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ["--reward.calibration", "pairs.csv", "--reward.calibration_mode", "raw"],  # an ablation
         ["--learner.epochs", "2", "--learner.stages", "[{until = 0.001}, {}]"],  # the number of steps is not known yet
         ["--resume.accept", "learner.lr, router,router.initial"],
+        ["--resume.accept", "config.json,skipped-until-500"],
         ["--data.curriculum", "0.5", "--reward.function", "f.py:f", "--reward.parts", "{acc = 1.0, wins = 1.0}"],
         ["--data.curriculum", "0.5", "--reward.terms", "{default = {similarity = 1.0, contains = 0.001}}"],
         ["--data.curriculum", "0.5", "--data.curriculum_right", "0.5"],

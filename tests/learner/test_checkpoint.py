@@ -192,6 +192,23 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_it_stays(tiny_pol
         assert "File too large" in message and "\n" not in message and "kept (step-000001)" in message
 
 
+def save_steps_that_train_nothing(out: Path, model: Path) -> None:
+    """Which checkpoints there are after each, where the steps after the third train nothing, and the seventh does."""
+    trainer, found = Trainer(configuration(model)), list[list[str]]()
+    checkpoints = Checkpoints(out.parent / "checkpoints", 1)
+    for step, trained in ((2, 2), (3, 3), (5, 3), (6, 3), (7, None), (8, 8)):
+        checkpoints.save(trainer.policy, trainer.optimizer, step, {}, trained=trained)
+        checkpoints.wait()
+        found.append(sorted(path.name.removeprefix("step-00000") for path in (out.parent / "checkpoints").iterdir()))
+    out.write_text(json.dumps(found))
+
+
+def test_the_last_checkpoint_from_before_steps_that_train_nothing_is_kept(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, save_steps_that_train_nothing, tmp_path / "found", tiny_policy) == [0]
+    found = json.loads((tmp_path / "found").read_text())
+    assert found == [["2"], ["3"], ["3", "5"], ["3", "6"], ["7"], ["8"]]
+
+
 def save_where_nothing_can_be_removed(out: Path, model: Path) -> None:
     """As on a network file system on which somebody has a file of the directory open."""
     logging.basicConfig(filename=out.parent / "removal.log", force=True)

@@ -164,7 +164,7 @@ def test_a_run_in_which_nothing_is_trained_ends_so_however_often_it_is_resumed(t
         run.train()
     for _ in range(2):
         run, parts = make_run(config, FINE, snapshot=run.state.capture()[0])
-        with pytest.raises(FatalError, match=rf"in {ends} steps.*at once.*step {ends} is.*mend.*remove.*after step 0"):
+        with pytest.raises(FatalError, match=rf"in {ends} steps.*at once.*step {ends} is.*skipped-until-{ends}"):
             run.train()
         assert asked(parts) == ["reporting.close"] and run.state.step == ends
 
@@ -176,8 +176,54 @@ def test_the_steps_before_and_after_a_resume_are_one_row(tmp_path: Path) -> None
     with pytest.raises(Interrupted):
         run.train()
     run, _ = make_run(config, NOT_FINITE, snapshot=run.state.capture()[0])
-    with pytest.raises(FatalError, match=r"nothing was trained in 10 steps.*after step 0"):
+    with pytest.raises(FatalError, match=r"nothing was trained in 10 steps.*skipped-until-10$"):
         run.train()
+
+
+@pytest.mark.parametrize(
+    "flags", [["--resume.accept", "skipped-until-10"], ["--learner.lr", "1e-7", "--resume.accept", "learner.lr"]]
+)
+def test_a_run_in_which_nothing_was_trained_goes_on_when_somebody_decides_so(tmp_path: Path, flags: list[str]) -> None:
+    """Once: a command that is given again by itself, as torchrun does, does not go on for ever."""
+    run, _ = make_run(configuration(tmp_path, 30), NOT_FINITE)
+    with pytest.raises(FatalError, match="nothing was trained"):
+        run.train()
+    ended, again = run.state.capture()[0], configuration(tmp_path, 30, *flags)
+    run, _ = make_run(again, FINE, snapshot=ended)
+    run.train()
+    assert run.state.step == 30
+    run, _ = make_run(again, NOT_FINITE, snapshot=ended)
+    with pytest.raises(FatalError, match=r"nothing was trained in 10 steps.*skipped-until-20$"):
+        run.train()
+    run, parts = make_run(again, FINE, snapshot=run.state.capture()[0])
+    with pytest.raises(FatalError, match=r"nothing was trained in 10 steps.*skipped-until-20$"):
+        run.train()
+    assert asked(parts) == ["reporting.close"] and run.state.step == 20
+
+
+@pytest.mark.parametrize("flags", [["--learner.checkpoint_every", "7"], ["--resume.accept", "skipped-until-9"]])
+def test_a_harmless_change_forgives_no_steps_that_trained_nothing(tmp_path: Path, flags: list[str]) -> None:
+    run, _ = make_run(configuration(tmp_path, 30), NOT_FINITE)
+    with pytest.raises(FatalError, match="nothing was trained"):
+        run.train()
+    run, _ = make_run(configuration(tmp_path, 30, *flags), FINE, snapshot=run.state.capture()[0])
+    with pytest.raises(FatalError, match="nothing was trained"):
+        run.train()
+
+
+def test_a_run_without_a_step_left_does_not_export_what_it_did_not_train(tmp_path: Path) -> None:
+    run, _ = make_run(configuration(tmp_path, 3), NOT_FINITE)
+    with pytest.raises(
+        FatalError, match=r"nothing was trained in 3 steps.*raise learner\.steps, too: all 3 were made$"
+    ):
+        run.train()
+    ended, lower = run.state.capture()[0], ["--learner.lr", "1e-7", "--resume.accept", "learner.lr"]
+    run, _ = make_run(configuration(tmp_path, 3, *lower), FINE, snapshot=ended)
+    with pytest.raises(FatalError, match="raise learner"):
+        run.train()
+    run, _ = make_run(configuration(tmp_path, 6, *lower), FINE, snapshot=ended)
+    run.train()
+    assert run.state.step == 6
 
 
 def test_a_single_bad_batch_at_the_end_of_a_resumed_run_does_not_end_it(tmp_path: Path) -> None:
