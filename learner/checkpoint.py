@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
@@ -71,6 +71,11 @@ class Checkpoint:
 
     path: Path
     state: dict[str, Any]
+
+    @property
+    def has_reference_adapters(self) -> bool:
+        """Whether it has adapters of the reference policy, for which those of the policy have to be made."""
+        return any(map(is_reference, _tensors(self.path)))
 
     def read_queued(self) -> list[Group]:
         """The groups that were finished and had not been trained; read after the version in ``state`` was looked at.
@@ -236,10 +241,13 @@ class Checkpoints:
         Raises:
             FatalError: the checkpoint is damaged, of another model, of other adapters, or of another form of optimizer;
                 or the reference policy is the model that the run began with, and another one was loaded.
+            ValueError: it has adapters of the reference policy, and those of ``policy`` were made without.
         """
         check_same_adapters(_read_description(path / _ADAPTERS_FILE), policy.adapters, str(path))
         check_same_state(_read_description(path / _OPTIMIZER_FILE), optimizer, str(path))
-        saved = FileSystemReader(path).read_metadata().state_dict_metadata
+        saved = _tensors(path)
+        if policy.adapters is not None and not policy.adapters.reference_moves and any(map(is_reference, saved)):
+            raise ValueError(f"{path} has adapters of the reference policy, and these were made without")
         has_reference = reference is not None and any(name.startswith(f"{_REFERENCE}.") for name in saved)
         base = (_read_description(path / _BASE_FILE) or {}).get("base")
         if not has_reference:
@@ -354,6 +362,11 @@ def _remove(directory: Path, what: str) -> None:
         shutil.rmtree(directory)
     except OSError as error:
         log.warning("%s %s cannot be removed and stays: %s", what, directory, error.strerror or error)
+
+
+def _tensors(checkpoint: Path) -> Collection[str]:
+    """The names of the tensors in a checkpoint."""
+    return FileSystemReader(checkpoint).read_metadata().state_dict_metadata.keys()
 
 
 def _read_description(path: Path) -> dict[str, Any] | None:

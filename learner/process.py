@@ -56,11 +56,11 @@ class Lead:
     place: rendezvous.Place | None
 
 
-def learn(config: Config, make_trainer: Callable[[Config], Trainer] = Trainer) -> None:
+def learn(config: Config, make_trainer: Callable[..., Trainer] = Trainer) -> None:
     """Runs one rank of the learner under torchrun, from its start to the end of the run.
 
     Args:
-        make_trainer: makes the trainer, once the default process group is up.
+        make_trainer: makes the trainer, once the default process group is up; takes what ``Trainer`` does.
 
     Raises:
         FatalError: the run cannot begin or go on; or another rank has failed, for the reason given.
@@ -120,7 +120,7 @@ def _closing(server: WorkServer, restarts: int) -> Callable[..., None]:
 
 def _train(
     config: Config,
-    make_trainer: Callable[[Config], Trainer],
+    make_trainer: Callable[..., Trainer],
     tokenizer: PreTrainedTokenizerBase,
     links: RankLinks,
     lead: Lead | None,
@@ -139,7 +139,7 @@ def _train(
         resume.check(config, None if snapshot is None else snapshot.settings)
         check_context(config, lead.questions.longest_prompt)
     with Activity("learner", f"reading the weights of {config.model.path}"):
-        trainer = make_trainer(config)
+        trainer = make_trainer(config, reference_moves=latest is not None and latest.has_reference_adapters)
     if latest is not None and snapshot is not None:
         with Activity("learner", f"reading the checkpoint {latest.path}"):
             found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)

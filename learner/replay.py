@@ -127,9 +127,10 @@ def _save(trainer: Trainer, step: int, directory: Path) -> Path:
 def _resume(config: Config, step: int, root: Path) -> Trainer:
     """Goes on from what :func:`_save` wrote, and removes it. A collective."""
     try:
-        trainer, checkpoints = Trainer(config), Checkpoints(root, kept=1)
+        checkpoints = Checkpoints(root, kept=1)
         latest = checkpoints.latest()
         assert latest is not None  # it was written a moment ago
+        trainer = Trainer(config, reference_moves=latest.has_reference_adapters)
         found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
         trainer.resume_reference(found, step)
         dist.barrier()

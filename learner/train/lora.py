@@ -87,6 +87,7 @@ class Adapters:
         config: the section ``lora``.
         layers: the adapted layers by their names in the model, in its order.
         base: digest of the frozen weights, the same however they are sharded and in which dtype they were loaded.
+        reference_moves: as given.
 
     Args:
         model: whose linear layers get adapters, in place. All its other parameters are frozen.
@@ -99,7 +100,7 @@ class Adapters:
     """
 
     def __init__(self, model: PreTrainedModel, config: LoraConfig, seed: int, *, reference_moves: bool = False) -> None:
-        self.config = config
+        self.config, self.reference_moves = config, reference_moves
         self._switch = _Switch()
         self.base = model_digest(model)
         model.requires_grad_(False)

@@ -85,12 +85,16 @@ class Trainer:
     the run and the step. The loss is a mean over the whole mini-batch, that is over all its micro-batches of all ranks
     together. With ``lora.rank`` the reference policy is the policy itself without its adapters.
 
+    Args:
+        reference_moves: whether the checkpoint that the run goes on from has adapters of a reference policy, which this
+            configuration alone would not need.
+
     Raises:
         FatalError: the model cannot be loaded, its log-probabilities are not those of transformers,
             learner.replicas does not divide the number of ranks, or the package of the optimizer is not installed.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, reference_moves: bool = False) -> None:
         learner = self._config = config.learner
         self._seed, self._dropout = config.run.seed, config.lora.dropout if config.lora.rank else 0.0
         self._model_dtype, self._probe_tolerance = config.model.dtype, config.sync.probe_tolerance
@@ -114,7 +118,7 @@ class Trainer:
         self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
         self.reference_state = ReferenceState(moved=False, stage=0)
         if config.lora.rank:
-            moves = any(stage.reset_anchor for stage in learner.stages)
+            moves = reference_moves or any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, reference_moves=moves)
         elif learner.has_kl:
             policy.base = model_digest(policy.lm)
@@ -288,10 +292,9 @@ class Trainer:
             FatalError: there is a KL penalty, and the checkpoint no longer has the reference that a stage had set.
         """
         if state.stage is None:
-            # An older program wrote the checkpoint without the stage. Take the last one until ``step`` that resets the
-            # reference by the present configuration.
-            known = state.moved or self.policy.adapters is not None
-            last = (self._config.stage_number(step - 1) or 0) if known and step else 0
+            # The run had no stages, or an older program wrote the checkpoint without the stage. Where a stage may have
+            # set the reference, it is the last one until ``step`` that does by the present configuration.
+            last = (self._config.stage_number(step - 1) or 0) if state.moved and step else 0
             reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
             state = replace(state, stage=max(reset, default=0))
         if state.stage and not state.moved:  # steps without a KL were trained since, or are to be

@@ -446,13 +446,15 @@ def test_the_reference_moves_again_where_a_resume_with_more_steps_is_before_the_
     assert fourth > 1e-6 and fifth == pytest.approx(0, abs=1e-9) and sixth > 1e-6
 
 
-def resume_with_other_penalties(out: Path, model: Path) -> None:
+def resume_with_other_penalties(out: Path, model: Path, adapters: bool) -> None:
     """A run in two stages, the second of which sets the reference, goes on without a KL, and then with one."""
     told, kept = [], Checkpoints(out.parent / "checkpoints", kept=3)
     staged, without = ["--learner.stages", _STAGES], ["--learner.kl", "0"]
-    for end, flags in ((3, staged), (4, without), (5, without), (6, staged), (6, [])):
-        trainer = Trainer(train_configuration(model, "--learner.steps", "4", *flags))
+    always = ["--learner.steps", "4", *(["--lora.rank", "2"] if adapters else [])]
+    for end, flags in ((3, staged), (4, without), (5, without), (6, staged), (7, [])):
         latest = kept.latest()
+        moves = latest is not None and latest.has_reference_adapters
+        trainer = Trainer(train_configuration(model, *always, *flags), reference_moves=moves)
         begin = 0 if latest is None else latest.state["step"]
         try:
             if latest is not None:
@@ -474,13 +476,59 @@ def resume_with_other_penalties(out: Path, model: Path) -> None:
 def test_a_reference_that_was_dropped_is_not_taken_for_the_model_of_the_beginning(
     tiny_policy: Path, tmp_path: Path
 ) -> None:
-    log = tmp_path / "log"
-    assert run_ranks(1, resume_with_other_penalties, tmp_path / "told", tiny_policy, output=log) == [0], log.read_text()
+    log, out = tmp_path / "log", tmp_path / "told"
+    assert run_ranks(1, resume_with_other_penalties, out, tiny_policy, False, output=log) == [0], log.read_text()
     begun, dropped, again, *refused = json.loads((tmp_path / "told").read_text())
     assert begun == dropped == again == ""
     for message in refused:
         assert message.startswith("cannot resume with a KL penalty: stage 2 of the run so far had set its reference")
     assert len(refused) == 2 and log.read_text().count("the reference policy that stage 2 had set is not kept") == 2
+
+
+def test_adapters_of_a_reference_stay_whatever_penalty_a_run_goes_on_with(tiny_policy: Path, tmp_path: Path) -> None:
+    log, out = tmp_path / "log", tmp_path / "told"
+    assert run_ranks(1, resume_with_other_penalties, out, tiny_policy, True, output=log) == [0], log.read_text()
+    assert json.loads(out.read_text()) == [""] * 5 and "is not kept" not in log.read_text()
+
+
+_LATER = "[{until = 0.4, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
+
+
+def change_stages(out: Path, model: Path, adapters: bool) -> None:
+    """A run without stages gets some in the midst of the second, which sets the reference, and then has none again.
+
+    Writes the KL of every step. The last step is trained twice: with the stages, and after a resume without.
+    """
+    kls, kept = [], Checkpoints(out.parent / "checkpoints", kept=9)
+    always = ["--learner.steps", "10", *(["--lora.rank", "2"] if adapters else [])]
+    for begin, end, flags in ((0, 6, []), (6, 9, ["--learner.stages", _LATER]), (8, 9, [])):
+        latest = kept.latest()
+        moves = latest is not None and latest.has_reference_adapters
+        trainer = Trainer(train_configuration(model, *always, *flags), reference_moves=moves)
+        if latest is not None:
+            assert latest.state["step"] == begin
+            found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+            trainer.resume_reference(found, begin)
+        for number in range(begin, end):
+            kls.append(trainer.step(random_batch(number), number).means["kl"])
+            if number + 1 in (6, 8):
+                reference = trainer.reference if trainer.reference_state.moved else None
+                stage = trainer.reference_state.stage or None
+                state = {"step": number + 1}
+                kept.save(trainer.policy, trainer.optimizer, number + 1, state, (), reference, reference_stage=stage)
+                kept.wait()
+    out.write_text(json.dumps(kls))
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_stages_may_come_and_go_at_a_resume_and_the_reference_stays(
+    adapters: bool, tiny_policy: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    assert run_ranks(1, change_stages, tmp_path / "kl", tiny_policy, adapters, output=log) == [0], log.read_text()
+    *before, seventh, eighth, ninth, again = json.loads((tmp_path / "kl").read_text())
+    assert before[-1] > 1e-7 and seventh == pytest.approx(0, abs=1e-9), "the stage has begun, and sets the reference"
+    assert eighth > 1e-9 and ninth > 1e-9 and again == ninth, "the reference is that of the stage"
 
 
 # -- a step, from the batch to the dashboard -------------------------------------------------------------------------
