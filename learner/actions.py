@@ -74,11 +74,9 @@ class RankActions:
             command.number,
             {} if snapshot is None else snapshot.as_json(),
             queued,
-            reference=trainer.reference if trainer.reference_state.moved else None,
+            reference=trainer.reference.saved,
             depends_on=[config.run.dir / LEDGER_FILE] if dist.get_rank() == 0 else [],
-            reference_stage=trainer.reference_state.stage
-            if config.learner.stages or trainer.reference_state.stage
-            else None,
+            reference_stage=trainer.reference.state.stage,
             trained=None if snapshot is None else snapshot.step - snapshot.skipped_in_a_row,
         )
 

@@ -43,7 +43,7 @@ from learner.train.lora import check_same_adapters, is_reference, saved_paramete
 from learner.train.model_digest import check_same_model
 from learner.train.optimizer import as_plain_tensors, check_same_state, describe_state, initialise
 from learner.train.policy import Policy
-from learner.train.reference_state import ReferenceState
+from learner.train.reference import ReferenceState
 from learner.weights.deadlines import SHARE_OF_COLLECTIVE
 
 log = logging.getLogger("learner.checkpoint")
@@ -53,7 +53,7 @@ _ADAPTERS_FILE = "adapters.json"  # only where adapters are trained: which they 
 _OPTIMIZER_FILE = "optimizer.json"  # only where its state is not in float32: in which form it is
 _BASE_FILE = "base.json"  # only where the reference policy is the model that the run began with: its digest
 _REFERENCE = "anchor"  # begins the names of the reference policy's tensors
-_REFERENCE_FILE = "anchor.json"  # only where the run has stages: for which of them the reference was last set
+_REFERENCE_FILE = "anchor.json"  # for which stage of the run the reference was last set
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
 _DISK_S, _DISK_MB_PER_S = 600.0, 20.0  # a file system that stalls, and the slowest that is put up with
@@ -97,9 +97,9 @@ class Checkpoints:
     """The directories ``step-000010`` under ``root``: sharded model and optimizer, ``queued.msgpack``, ``run.json``.
 
     Where adapters are trained they take the place of the model, and ``adapters.json`` says which they are. Where the
-    state of the optimizer is in 8 bits, ``optimizer.json`` says so. Where a run has stages, ``anchor.json`` says of
-    which one the reference policy is. Where there is a KL penalty and all weights are trained, ``base.json`` has the
-    digest of the model that the run began with.
+    state of the optimizer is in 8 bits, ``optimizer.json`` says so. ``anchor.json`` says of which stage of the run the
+    reference policy is. Where there is a KL penalty and all weights are trained, ``base.json`` has the digest of the
+    model that the run began with.
 
     One is written under another name and renamed when it is complete, with the SHA-256 of every file. Before that, all
     its files and those that it depends on are on the disk, so that it is whole after a power cut if it is there at all.
@@ -144,7 +144,7 @@ class Checkpoints:
             state: JSON; what rank 0 gives is kept.
             queued: as ``state``.
             reference: the policy that the KL is taken to, where it is no longer the one the run began with.
-            reference_stage: the stage for which the reference was last set, from 0; None where there are no stages.
+            reference_stage: the stage for which the reference was last set, from 0; None where nobody knows.
             depends_on: files without which the state means nothing, as they are now; they reach the disk before it.
             trained: the last step that trained something, as rank 0 gives it: of the checkpoints until there the newest
                 is kept in any case; None: this step.

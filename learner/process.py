@@ -142,8 +142,8 @@ def _train(
         trainer = make_trainer(config, reference_moves=latest is not None and latest.has_reference_adapters)
     if latest is not None and snapshot is not None:
         with Activity("learner", f"reading the checkpoint {latest.path}"):
-            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-            trainer.resume_reference(found, snapshot.step)
+            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
+            trainer.reference.resume(found, snapshot.step)
     actions = RankActions(config, trainer, checkpoints, tokenizer, links, None if lead is None else lead.place)
     ranks = Ranks(actions.by_name())
     if lead is None:

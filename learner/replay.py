@@ -117,9 +117,8 @@ def _save(trainer: Trainer, step: int, directory: Path) -> Path:
         raise FatalError(f"a replay writes a checkpoint into {directory}, and cannot: {error.strerror}") from None
     root = Path(broadcast(name.encode()).decode())
     checkpoints = Checkpoints(root, kept=1)
-    state = trainer.reference_state
-    reference = trainer.reference if state.moved else None
-    checkpoints.save(trainer.policy, trainer.optimizer, step, {}, reference=reference, reference_stage=state.stage)
+    reference, stage = trainer.reference.saved, trainer.reference.state.stage
+    checkpoints.save(trainer.policy, trainer.optimizer, step, {}, reference=reference, reference_stage=stage)
     checkpoints.wait()
     return root
 
@@ -131,8 +130,8 @@ def _resume(config: Config, step: int, root: Path) -> Trainer:
         latest = checkpoints.latest()
         assert latest is not None  # it was written a moment ago
         trainer = Trainer(config, reference_moves=latest.has_reference_adapters)
-        found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-        trainer.resume_reference(found, step)
+        found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
+        trainer.reference.resume(found, step)
         dist.barrier()
     finally:
         if dist.get_rank() == 0:

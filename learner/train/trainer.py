@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from common.config import Config, LearnerConfig
-from common.process import FatalError
 from common.wire import Probe
 from learner.groups import Group, StepResult
 from learner.ranks import collective_timeout_s
@@ -25,14 +22,13 @@ from learner.train.distributed import sharding_mesh, training_device
 from learner.train.fidelity import Agreement, check_fidelity, check_first_layers, compare, rounding_difference
 from learner.train.gradient_noise import noise_share
 from learner.train.lora import Adapters
-from learner.train.model_digest import model_digest
 from learner.train.non_finite import describe_non_finite, finite_samples
 from learner.train.objective import Objective
 from learner.train.optimizer import make_optimizer, set_rates, take_step
 from learner.train.packing import MicroBatch, Sample, assign_micro_batches, bare_sample, pack
-from learner.train.policy import Policy, drop_gathered, shard, store_weights
+from learner.train.policy import Policy, drop_gathered, shard
 from learner.train.prefetch import prefetch
-from learner.train.reference_state import ReferenceState
+from learner.train.reference import Reference
 from learner.train.samples import group_samples
 from learner.train.schedules import learning_rate
 from learner.train.statistics import Axes, StepSums, make_axes
@@ -83,7 +79,7 @@ class Trainer:
 
     The default process group must be set up. Nothing in a step is random but ``lora.dropout``, whose seed is that of
     the run and the step. The loss is a mean over the whole mini-batch, that is over all its micro-batches of all ranks
-    together. With ``lora.rank`` the reference policy is the policy itself without its adapters.
+    together.
 
     Args:
         reference_moves: whether the checkpoint that the run goes on from has adapters of a reference policy, which this
@@ -115,18 +111,11 @@ class Trainer:
             check_first_layers(make_policy, config.model.path, self.device)
         policy = make_policy(dtype=torch.float32 if in_float32 else dtype).to(self.device)
         agreement = check_fidelity(policy) if in_float32 else compare(policy)
-        self.reference: Policy | None = None  # only where some step has a KL penalty, and all weights are trained
-        self.reference_state = ReferenceState(moved=False, stage=0)
         if config.lora.rank:
             moves = reference_moves or any(stage.reset_anchor for stage in learner.stages)
             policy.adapters = Adapters(policy.lm, config.lora, config.run.seed, reference_moves=moves)
-        elif learner.has_kl:
-            policy.base = model_digest(policy.lm)
-            reference_on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
-            reference = copy.deepcopy(policy).requires_grad_(False)
-            store_weights(reference, dtype)
-            stays = learner.keep_gathered and not reference_on_cpu
-            self.reference = shard(reference, mesh, dtype, on_cpu=reference_on_cpu, stays_gathered=stays)
+        reference_on_cpu = learner.reference_on_cpu and self.device.type == "cuda"
+        self.reference = Reference(learner, policy, mesh, on_cpu=reference_on_cpu)
         on_cpu = learner.optimizer_on_cpu and self.device.type == "cuda"
         self.policy = shard(policy, mesh, dtype, on_cpu=on_cpu, stays_gathered=learner.keep_gathered)
         self._tell_agreement(agreement)
@@ -140,7 +129,9 @@ class Trainer:
         Where the loss or the gradient of an optimizer step is not finite, that one is left out, also of the means, and
         ``StepResult.problem`` says why.
         """
-        self._apply_stage(number)
+        self.reference.begin_step(number)
+        if (stage := self._config.stage(number)) is not None:
+            self._objective = replace(self._objective, kl=stage.kl)
         samples, languages = group_samples(batch, self._config)
         lr = self._set_optimizer(number)
         if not samples:  # there is no gradient, and weight decay alone does not make a step
@@ -256,61 +247,6 @@ class Trainer:
                 self.optimizer.zero_grad()
         return found
 
-    def _apply_stage(self, number: int) -> None:
-        """Sets what the stage of this step changes: the weight of the KL and, if it says so, the reference policy."""
-        current = self._config.stage_number(number)
-        if current is None:
-            return
-        stage = self._config.stages[current]
-        self._objective = replace(self._objective, kl=stage.kl)
-        # Not asked of the step before: a resume with another number of steps may begin within a later stage.
-        if stage.reset_anchor and self.reference_state.stage != current:
-            self._reset_reference()
-            self.reference_state = ReferenceState(moved=True, stage=current)
-        elif current < (self.reference_state.stage or 0):  # the run has become longer, and that stage is to begin again
-            self.reference_state = replace(self.reference_state, stage=current)
-
-    def _reset_reference(self) -> None:
-        """Makes the present policy the reference, where there is one."""
-        if self.policy.adapters is not None:
-            self.policy.adapters.reset_reference()
-        elif self.reference is not None:
-            drop_gathered(self.reference)
-            with torch.no_grad():
-                for reference, present in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
-                    # The shards are copied one by one, because those of the reference may be in host memory.
-                    cast(DTensor, reference).to_local().copy_(cast(DTensor, present).to_local())
-
-    def resume_reference(self, state: ReferenceState, step: int) -> None:
-        """Goes on with the reference policy of a checkpoint, which :meth:`Checkpoints.load` has filled.
-
-        Args:
-            state: what the checkpoint says of it.
-            step: how many steps were trained until there.
-
-        Raises:
-            FatalError: there is a KL penalty, and the checkpoint no longer has the reference that a stage had set.
-        """
-        if state.stage is None:
-            # The run had no stages, or an older program wrote the checkpoint without the stage. Where a stage may have
-            # set the reference, it is the last one until ``step`` that does by the present configuration.
-            last = (self._config.stage_number(step - 1) or 0) if state.moved and step else 0
-            reset = [number for number in range(1, last + 1) if self._config.stages[number].reset_anchor]
-            state = replace(state, stage=max(reset, default=0))
-        if state.stage and not state.moved:  # steps without a KL were trained since, or are to be
-            if self._config.has_kl:
-                raise FatalError(
-                    f"cannot resume with a KL penalty: stage {state.stage + 1} of the run so far had set its reference "
-                    "policy, which the checkpoint does not have, because no step had a penalty any more. Now it would "
-                    "be to the model that the run began with. Leave learner.kl and the kl of all stages at 0, or begin "
-                    "another run.dir"
-                )
-            log.warning(
-                "the reference policy that stage %d had set is not kept, because no step has a KL penalty any more: "
-                "the run cannot go on with one later", state.stage + 1,
-            )  # fmt: skip
-        self.reference_state = state
-
     def _set_optimizer(self, number: int) -> float:
         """Sets the optimizer as the configuration says. The learning rate of the step."""
         config = self._config
@@ -387,7 +323,7 @@ class Trainer:
         Returns:
             The losses, log-probabilities and statistics of its response tokens, each [R].
         """
-        ref_logp_R = self._reference_logp(batch) if self._objective.kl > 0 else None
+        ref_logp_R = self.reference.logp(batch) if self._objective.kl > 0 else None
         logp_R, entropy_R = self.policy(batch)
         loss_R, statistics = self._objective(
             logp_R,
@@ -402,17 +338,6 @@ class Trainer:
         (loss_R @ batch.weight_R * self.ranks).backward()
         more = {"entropy": entropy_R.detach(), "tokens": torch.ones_like(entropy_R)}
         return loss_R.detach(), logp_R.detach(), {**statistics, **more}
-
-    @torch.no_grad()
-    def _reference_logp(self, batch: MicroBatch) -> Tensor:
-        """Log-probabilities of ``batch.targets_R`` under the reference policy, [R] float32. A collective."""
-        if self.policy.adapters is None:
-            assert self.reference is not None  # there is one wherever a step has a KL penalty
-            logp_R: Tensor = self.reference(batch, with_entropy=False)[0]
-            return logp_R
-        with self.policy.adapters.reference():
-            logp_R = self.policy(batch, with_entropy=False)[0]
-        return logp_R
 
 
 def make_objective(config: LearnerConfig) -> Objective:

@@ -59,7 +59,7 @@ def resume_from_another_model(out: Path, model: Path) -> None:
         latest = checkpoints.latest()
         try:
             if latest is not None:
-                checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
+                checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
         except FatalError as error:
             return str(error)
         if save_as:

@@ -194,8 +194,8 @@ def record_with_a_resume(directory: Path, model: Path, first: list[str], second:
         config = configuration(model, *flags)
         trainer = Trainer(config)
         if (latest := checkpoints.latest()) is not None:
-            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-            trainer.resume_reference(found, begin)
+            found = checkpoints.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
+            trainer.reference.resume(found, begin)
         if dist.get_rank() == 0:
             recording.begin(directory, config, begin)
         for number in (begin, begin + 1):
@@ -203,7 +203,7 @@ def record_with_a_resume(directory: Path, model: Path, first: list[str], second:
             result = trainer.step(batch, number)
             if dist.get_rank() == 0:
                 recording.write(directory, number + 1, batch, result)
-        stage = trainer.reference_state.stage
+        stage = trainer.reference.state.stage
         checkpoints.save(trainer.policy, trainer.optimizer, begin + 2, {}, reference_stage=stage)
         checkpoints.wait()
 

@@ -267,8 +267,8 @@ def _watched(meter: Meter) -> Iterator[None]:
 
 def _name_phases(learner: Trainer, meter: Meter) -> None:
     """Has the meter count by phases, which begin where the parts of a step do."""
-    if learner.reference is not None:
-        learner.reference.register_forward_pre_hook(lambda *_: meter.enter("reference"))
+    if learner.reference.copy is not None:
+        learner.reference.copy.register_forward_pre_hook(lambda *_: meter.enter("reference"))
     learner.policy.register_forward_pre_hook(lambda *_: meter.enter("forward"))
     learner.policy.register_forward_hook(lambda *_: meter.enter("loss"))
     accumulate, backward = learner._accumulate, Tensor.backward

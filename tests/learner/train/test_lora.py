@@ -249,7 +249,7 @@ def move_reference(out: Path, model: Path) -> None:
     stages = "[{until = 0.5, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
     config = configuration(model, *FLAGS, "--learner.stages", stages, "--learner.steps", "4")
     trainer, kept = Trainer(config), Checkpoints(out.parent / f"{out.name}-checkpoints", kept=1)
-    assert trainer.reference is None, "a second copy of the model is what adapters spare"
+    assert trainer.reference.copy is None, "a second copy of the model is what adapters spare"
     kls = []
     for number in range(4):
         if number == 3:
@@ -258,7 +258,7 @@ def move_reference(out: Path, model: Path) -> None:
         kls.append(trainer.step(random_batch(number), number).means["kl"])
     resumed, latest = Trainer(config), kept.latest()
     assert latest is not None
-    resumed.resume_reference(kept.load(latest.path, resumed.policy, resumed.optimizer), 3)
+    resumed.reference.resume(kept.load(latest.path, resumed.policy, resumed.optimizer), 3)
     kls.append(resumed.step(random_batch(3), 3).means["kl"])
     if dist.get_rank() == 0:
         out.write_text(json.dumps(kls))

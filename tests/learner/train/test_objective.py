@@ -416,7 +416,7 @@ def write_losses(out: Path, model: Path, seed: int, order: int) -> None:
     for name, shift in CASES:
         config = configuration(model, *BATCHES[name], "--learner.microbatch_tokens", "100")
         trainer._config, trainer._objective = config.learner, make_objective(config.learner)
-        for policy in (trainer.policy, trainer.reference):
+        for policy in (trainer.policy, trainer.reference.copy):
             assert policy is not None
             policy.temperature = config.sampling.temperature
         samples, languages = group_samples(batch, config.learner)

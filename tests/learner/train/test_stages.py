@@ -401,11 +401,11 @@ def staged(out: Path, model: Path, checkpoints: Path, begin: int, end: int, step
     flags = ["--learner.stages", _STAGES, "--learner.steps", str(steps)]
     trainer, kept = Trainer(train_configuration(model, *flags)), Checkpoints(checkpoints, kept=2)
     if (latest := kept.latest()) is not None:
-        found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-        trainer.resume_reference(found, latest.state["step"])
+        found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
+        trainer.reference.resume(found, latest.state["step"])
     kls = [trainer.step(random_batch(number), number).means["kl"] for number in range(begin, end)]
-    reference = trainer.reference if trainer.reference_state.moved else None
-    stage = trainer.reference_state.stage if told else None
+    reference = trainer.reference.saved
+    stage = trainer.reference.state.stage if told else None
     kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), reference, reference_stage=stage)
     kept.wait()
     torch.save({"kl": kls, "weights": {name: whole.clone() for name, whole in full_weights(trainer.policy)}}, out)
@@ -458,15 +458,15 @@ def resume_with_other_penalties(out: Path, model: Path, adapters: bool) -> None:
         begin = 0 if latest is None else latest.state["step"]
         try:
             if latest is not None:
-                found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-                trainer.resume_reference(found, begin)
+                found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
+                trainer.reference.resume(found, begin)
         except FatalError as error:
             told.append(str(error))
             continue
         for number in range(begin, end):
             trainer.step(random_batch(number), number)
-        reference = trainer.reference if trainer.reference_state.moved else None
-        stage = trainer.reference_state.stage or None
+        reference = trainer.reference.saved
+        stage = trainer.reference.state.stage
         kept.save(trainer.policy, trainer.optimizer, end, {"step": end}, (), reference, reference_stage=stage)
         kept.wait()
         told.append("")
@@ -494,38 +494,40 @@ def test_adapters_of_a_reference_stay_whatever_penalty_a_run_goes_on_with(tiny_p
 _LATER = "[{until = 0.4, kl = 0.05}, {kl = 0.05, reset_anchor = true}]"
 
 
-def change_stages(out: Path, model: Path, adapters: bool) -> None:
+def change_stages(out: Path, model: Path, adapters: bool, first: list[str]) -> None:
     """A run without stages gets some in the midst of the second, which sets the reference, and then has none again.
+
+    Until the first checkpoint it has what ``first`` says.
 
     Writes the KL of every step. The last step is trained twice: with the stages, and after a resume without.
     """
     kls, kept = [], Checkpoints(out.parent / "checkpoints", kept=9)
     always = ["--learner.steps", "10", *(["--lora.rank", "2"] if adapters else [])]
-    for begin, end, flags in ((0, 6, []), (6, 9, ["--learner.stages", _LATER]), (8, 9, [])):
+    for begin, end, flags in ((0, 2, first), (2, 6, []), (6, 9, ["--learner.stages", _LATER]), (8, 9, [])):
         latest = kept.latest()
         moves = latest is not None and latest.has_reference_adapters
         trainer = Trainer(train_configuration(model, *always, *flags), reference_moves=moves)
         if latest is not None:
             assert latest.state["step"] == begin
-            found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference)
-            trainer.resume_reference(found, begin)
+            found = kept.load(latest.path, trainer.policy, trainer.optimizer, trainer.reference.copy)
+            trainer.reference.resume(found, begin)
         for number in range(begin, end):
             kls.append(trainer.step(random_batch(number), number).means["kl"])
-            if number + 1 in (6, 8):
-                reference = trainer.reference if trainer.reference_state.moved else None
-                stage = trainer.reference_state.stage or None
+            if number + 1 in (2, 6, 8):
+                reference = trainer.reference.saved
+                stage = trainer.reference.state.stage
                 state = {"step": number + 1}
                 kept.save(trainer.policy, trainer.optimizer, number + 1, state, (), reference, reference_stage=stage)
                 kept.wait()
     out.write_text(json.dumps(kls))
 
 
-@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize(("adapters", "first"), [(False, []), (True, []), (True, ["--learner.stages", _LATER])])
 def test_stages_may_come_and_go_at_a_resume_and_the_reference_stays(
-    adapters: bool, tiny_policy: Path, tmp_path: Path
+    adapters: bool, first: list[str], tiny_policy: Path, tmp_path: Path
 ) -> None:
-    log = tmp_path / "log"
-    assert run_ranks(1, change_stages, tmp_path / "kl", tiny_policy, adapters, output=log) == [0], log.read_text()
+    log, out = tmp_path / "log", tmp_path / "kl"
+    assert run_ranks(1, change_stages, out, tiny_policy, adapters, first, output=log) == [0], log.read_text()
     *before, seventh, eighth, ninth, again = json.loads((tmp_path / "kl").read_text())
     assert before[-1] > 1e-7 and seventh == pytest.approx(0, abs=1e-9), "the stage has begun, and sets the reference"
     assert eighth > 1e-9 and ninth > 1e-9 and again == ninth, "the reference is that of the stage"
