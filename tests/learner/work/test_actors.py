@@ -55,7 +55,7 @@ class Setting:
 
 def hello(name: str, slots: int, host: str = "", **fields: Any) -> wire.Hello:
     fields = {"engine_ranks": 2, "actor_life": secrets.token_hex(4), "drain_s": 3.0, **fields}
-    fields["process"] = wire.ActorProcess(host=host)
+    fields.setdefault("process", wire.ActorProcess(host=host))
     return wire.Hello(protocol=wire.PROTOCOL, name=name, slots=slots, transport="shared", **fields)
 
 
