@@ -310,8 +310,8 @@ class Pool:
     def fail(self, name: str, one: wire.Work) -> None:
         registry, sequence, failed = self.setting.registry, one.sequence, len(self.setting.failures)
         alone, present = len(registry.actors) == 1, set(registry.actors)
-        cause = self.random.choice([*FAILURES, "engine"])
-        if cause == "engine":
+        cause = self.random.choice([*FAILURES, None])
+        if cause is None:
             registry.leave(name, wire.Leave(reason="code -11", generating=[one.id]))
         else:
             assert registry.release(name, wire.Release(id=one.id, reason=cause, cause=cause))
