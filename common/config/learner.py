@@ -51,9 +51,11 @@ class LearnerConfig(Section):
     # Fewer than this many younger groups may be trained before an unfinished one; 1: strictly oldest first [W].
     window: int = Field(1, gt=0)  # docs/staleness.md
     lease_timeout_s: float = Field(60, gt=0)  # the groups of an actor that is silent for so long go to the others
-    group_attempts: int = Field(3, gt=0)  # a group handed back this often for the same cause is entered as failed
+    # A group is entered as failed when so many attempts have failed for the same cause, and with two machines or all
+    # that are there (docs/failures.md). One attempt is enough for what an engine refuses, and an outage is none.
+    group_attempts: int = Field(3, gt=0)
     # So many engines may end by themselves while they generate a group. Then it is leased alone, and entered as failed
-    # if it was alone when the last of them ended.
+    # if it was alone when the last of them ended, and those of two machines or of all that are there have.
     group_engines: int = Field(2, gt=0)
     group_timeout_s: float = Field(1800, gt=0)  # the run ends with an error when no group has come for so long
 

@@ -131,17 +131,17 @@ class Submit(LifeMessage):
     timing: Timing | None = None
 
 
-# Why a group is handed back. Attempts are counted for each cause apart.
+# Why a group is handed back. Attempts are counted for each cause apart, see learner/work/turns.py.
 #   generation, scoring   this stage has failed as often as ``actor.attempts`` allows
-#   refusal               it can never be done: the engine refuses its prompts, because they are too long, say
-#   outage                nothing speaks against the group: a service is out of reach, or the weights that made its
-#                         answers were replaced before they were proved. No attempt is counted.
-#   unforeseen            anything else: an error that nobody expected; a lease that ran out; answers that break a rule
+#   refusal               this engine can never do it: it refuses the prompts, because they are too long for it, say
+#   outage                nothing speaks against the group or the actor: a service is out of reach, the lease ran out,
+#                         or the weights that made its answers were replaced before they were proved. None is counted.
+#   unforeseen            anything else: an error that nobody expected; answers that break a rule
 Cause: TypeAlias = Literal["generation", "scoring", "refusal", "outage", "unforeseen"]
 
 
 class Release(LifeMessage):
-    """Actor to learner: this actor could not finish the group; another may try, unless it is a refusal."""
+    """Actor to learner: this actor could not finish the group. Another one may try, or this one again."""
 
     id: str  # of the lease
     reason: str

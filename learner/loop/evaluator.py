@@ -28,7 +28,7 @@ from learner.work.server import EveryQuestionGivenUp, WorkServer
 
 log = logging.getLogger("learner")
 
-_ATTEMPTS = 3  # a question handed back this often is left out
+_ATTEMPTS = 3  # a question at which so many attempts have failed for one cause is left out, see learner/work/turns.py
 _NEWCOMERS = 3  # times that actors come in the wait before an evaluation, after which it is left out
 _SETTINGS = "_settings"  # after the name of a set: its figures with sampled answers
 

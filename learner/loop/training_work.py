@@ -33,7 +33,9 @@ class TrainingWork:
 
     def serve(self) -> None:
         """Has the server hand out training groups from now on, in place of what it handed out before."""
-        self._server.serve(self._state.queue, self.make, self.enter_failure, self._limits, self.enter_stale)
+        self._server.serve(
+            self._state.queue, self.make, self.enter_failure, self._limits, self.enter_stale, trains=True
+        )
 
     def make(self, sequence: int) -> wire.Work:
         """The question of a group, with languages drawn from the newest router."""

@@ -6,10 +6,8 @@ Nothing is lost with an actor, because the groups of one that leaves, fails or f
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
-import math
 import queue
 import secrets
 from collections.abc import Callable, Mapping
@@ -22,6 +20,7 @@ from learner.groups import Group
 from learner.work import admission
 from learner.work.admission import Limits
 from learner.work.scheduler import WorkQueue
+from learner.work.turns import FreeActors
 
 log = logging.getLogger("learner.server")
 
@@ -31,14 +30,16 @@ FORGIVEN_AFTER = 100  # groups of one life that were accepted: those of its name
 MAX_REPLIES = 100  # of one actor to orders of the weight sync that nobody has read; two or three are usual
 _CLAIM_S = 3 * HEARTBEAT_S  # how long a second actor of a name waits for a sign of life of the first, at least
 _LONGEST_NAME = 200  # characters
-# So many groups that come back because their answers cannot be scored, before any was scored, show that none can be.
+# So many groups that come back because their answers cannot be scored, before any was scored, show that none can be; or
+# all those of a step, where these are fewer, so that no step is trained before. A judge may refuse one or two for good.
 UNSCORABLE_GROUPS = 16
+FEWEST_UNSCORABLE = 4
 _NEVER_SCORED = (
     "no answer of a group has a score, and none would have one another time: a judge refuses each or gives no grade "
     "that can be read (the log of the reward process has what it says), or the reward function returns tools.never"
 )
-# How many attempts may fail for a cause; for the others learner.group_attempts.
-_ATTEMPTS: dict[wire.Cause, float] = {"refusal": 1, "outage": math.inf}
+# How many attempts may fail for a cause; for the others learner.group_attempts. An outage is no attempt.
+_ATTEMPTS: dict[wire.Cause, int] = {"refusal": 1}
 
 
 @dataclass(eq=False)
@@ -67,6 +68,11 @@ class ActorState:
     # Its answers to the orders of a weight sync. The queue is thread-safe; the publisher's threads wait on it.
     replies: queue.Queue[wire.Joined | wire.Synced] = field(default_factory=lambda: queue.Queue(MAX_REPLIES))
 
+    @property
+    def may_lease(self) -> bool:
+        """Whether it gets groups as soon as it has a free slot."""
+        return self.has_weights and self.slots > 0
+
 
 @dataclass(frozen=True)
 class ServedQueue:
@@ -78,6 +84,7 @@ class ServedQueue:
     limits: Limits  # of the answers, see ``learner/work/admission.py``
     # Called with the sequence number and the reason when a finished group has become too old and is asked for again.
     on_stale: Callable[[int, str], None] = lambda _sequence, _reason: None
+    trains: bool = False  # whether steps are made of the groups, see ``UNSCORABLE_GROUPS``
 
 
 class ActorRegistry:
@@ -94,9 +101,9 @@ class ActorRegistry:
         refused_groups: number of groups that were refused because an answer broke a rule, or that became too old while
             they waited.
         accepted: number of groups that were accepted, of all queues.
-        unscorable: why nothing can be scored: what the newest of the first ``UNSCORABLE_GROUPS`` groups, of all queues,
-            came back with, where each of them came back because its scoring failed, or with no answer that is scored;
-            ``""`` as long as that is not so, and for good once any answer was scored.
+        unscorable: how many groups, of all queues, came back unscored before any answer was scored, and the newest
+            reason: its scoring failed, or none of its answers has a score. ``None`` as long as these are fewer than
+            ``UNSCORABLE_GROUPS`` says, and for good once any answer was scored.
 
     Args:
         lease_timeout_s: how long an actor may be silent, and a lease may last without a heartbeat that mentions it.
@@ -107,7 +114,7 @@ class ActorRegistry:
         self.served: ServedQueue | None = None
         self.newest_version = 0
         self.refused_groups = self.accepted = 0
-        self.unscorable = ""
+        self.unscorable: tuple[int, str] | None = None
         self._scored = False  # any answer in this life
         self._unscored: set[str] = set()  # the groups that came back unscored, by their ids without that of the lease
         self.life = secrets.token_hex(6)
@@ -214,7 +221,7 @@ class ActorRegistry:
         actor = self.actors[name]
         if self.served is not None:
             works = [actor.leases[lease] for lease in message.generating if lease in actor.leases]
-            given_up = self.served.queue.end_engine(name, [work.sequence for work in works], self._able())
+            given_up = self.served.queue.end_engine(name, [work.sequence for work in works], self._present())
             for work in works:
                 if work.sequence == given_up:
                     ended = self.served.queue.engines
@@ -275,53 +282,47 @@ class ActorRegistry:
     def grant(self, now: float) -> dict[str, list[wire.Work]]:
         """Leases as many groups as the queue and the free slots allow.
 
-        The actor with the fewest leases is always next, and the first by name among equals. A group at which an actor
-        has failed is left to those who have not, as long as one of them is there and may lease.
+        The oldest group is first, and goes to the actor with the fewest leases, the first by name among equals. Where
+        actors could not do it, ``learner/work/turns.py`` says who gets it.
 
         Returns: the new leases by the name of the actor. Each work's ``id`` is that of its lease.
         """
         granted: dict[str, list[wire.Work]] = {}
         if self.served is None:
             return granted
-        work_queue = self.served.queue
-        asking = [
-            (len(actor.leases), name)
+        work_queue, deadline = self.served.queue, now + self._lease_timeout_s
+        asking = {
+            name: (len(actor.leases), actor.slots)
             for name, actor in self.actors.items()
             if actor.has_weights and len(actor.leases) < actor.slots and not self._holds_suspect(actor)
-        ]
+        }
         if not asking:
             return granted
-        deadline, able = now + self._lease_timeout_s, self._able()
-        without_suspect: list[tuple[int, str]] = []
+        free = FreeActors(asking, [name for name, actor in self.actors.items() if actor.may_lease], self._present())
         emptied = False  # whether an actor gets no more until it holds nothing, and then the suspect
-        for held, name in sorted(asking):
-            if not work_queue.has_suspect(name, able):
-                without_suspect.append((held, name))
-            elif not held:
-                granted[name] = [self._lease(name, work_queue.lease_alone(name, deadline, able))]
-            elif emptied:
-                without_suspect.append((held, name))
-            else:
+        for sequence in work_queue.suspects():
+            trials = work_queue.trials(sequence)
+            if (name := free.choose_empty(trials)) is not None:
+                work_queue.lease(name, deadline, sequence)
+                granted[name] = [self._lease(name, sequence)]
+                free.remove(name)
+            elif not emptied and (name := free.choose_soonest_empty(trials)) is not None:
                 emptied = True
-        asking = without_suspect  # sorted, and so a heap
-        while asking:
-            held, name = asking[0]
-            sequence = work_queue.lease(name, deadline, able)
-            if sequence is None:
-                if work_queue.is_exhausted():
-                    break
-                heapq.heappop(asking)
-                continue
-            granted.setdefault(name, []).append(self._lease(name, sequence))
-            if held + 1 < self.actors[name].slots:
-                heapq.heapreplace(asking, (held + 1, name))
-            else:
-                heapq.heappop(asking)
+                free.remove(name)
+        for sequence in work_queue.offers() if free else ():
+            if (name := free.choose(work_queue.trials(sequence))) is not None:
+                work_queue.lease(name, deadline, sequence)
+                granted.setdefault(name, []).append(self._lease(name, sequence))
+                free.add_lease(name)
+            if not free:
+                break
         return granted
 
-    def _able(self) -> list[str]:
-        """The names of the actors that may lease."""
-        return [name for name, actor in self.actors.items() if actor.has_weights and actor.slots]
+    def _present(self) -> dict[str, str]:
+        """The hosts of the actors that are there and may do groups, also of those whose engines start, by name."""
+        return {
+            name: actor.process.host for name, actor in self.actors.items() if actor.may_lease or not actor.has_weights
+        }
 
     def _holds_suspect(self, actor: ActorState) -> bool:
         if len(actor.leases) != 1 or self.served is None:
@@ -386,11 +387,12 @@ class ActorRegistry:
 
     def _note_unscored(self, work: wire.Work, reason: str) -> None:
         """A group came back without any score: once there are many and nothing else, nothing can be scored."""
-        if self._scored:
+        if self._scored or self.served is None:
             return
         self._unscored.add(work.id.partition(":")[2])
-        if len(self._unscored) >= UNSCORABLE_GROUPS:
-            self.unscorable = reason
+        step = max(FEWEST_UNSCORABLE, self.served.queue.groups_per_step)
+        if len(self._unscored) >= (min(UNSCORABLE_GROUPS, step) if self.served.trains else UNSCORABLE_GROUPS):
+            self.unscorable = len(self._unscored), reason
 
     def release_expired(self, now: float) -> None:
         """Ends the leases that no heartbeat has extended in time, although their actors are present."""
@@ -460,7 +462,9 @@ class ActorRegistry:
     def _release(self, name: str, work: wire.Work, reason: str, cause: wire.Cause = "unforeseen") -> None:
         assert self.served is not None  # there are no leases without a queue
         self._given_back[work.sequence] = work, reason
-        if self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause), self._able()):
+        if cause == "outage":
+            self.served.queue.put_back(work.sequence, name)
+        elif self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause), self._present()):
             self._report_failed(work, reason)
 
     def _report_failed(self, work: wire.Work, reason: str) -> None:

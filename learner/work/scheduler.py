@@ -5,9 +5,8 @@ and gives each of them to exactly one step. ``docs/staleness.md`` proves the bou
 reads no clock, opens no socket and starts no thread, and it is not thread-safe. Whether the *answers* of a group are
 valid is not decided here but in ``learner/work/admission.py``.
 
-A group that an actor could not do goes to an actor that has not had it, as long as there is one, and then in turn to
-each. So no machine keeps a group from those that could do it, and one bad machine gives up no group: that takes two
-actors that have failed at it, or one, where all others that are there have had it and could not do it either.
+Which actor gets a group that others could not do, and when it is given up for good, is decided in
+``learner/work/turns.py``.
 
 With *refill* a finished group that is of no use for training is set aside, and its slot is free at once for another
 question, so that a step has P groups that are. The groups set aside are handed to that step as well, to be reported and
@@ -18,12 +17,13 @@ Symbols: P = ``learner.groups_per_step``, S = ``learner.staleness``, W = ``learn
 
 from __future__ import annotations
 
-import heapq
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
+
+from learner.work.turns import Trials
 
 Result = TypeVar("Result")
 
@@ -86,11 +86,7 @@ class _Slot(Generic[Result]):
 
     actor: str | None = None  # the actor that holds the lease; None while there is no lease
     deadline: float = 0.0  # of the lease, on the caller's clock
-    failed_attempts: dict[str, int] = field(default_factory=dict)  # by cause
-    engines_ended: int = 0  # engines that ended by themselves while they generated its answers
-    failed_actors: set[str] = field(default_factory=set)  # by which one of these two was counted, in this process
-    # Those that had the group in this process and could not do it, whoever is at fault, the newest last.
-    tried: dict[str, None] = field(default_factory=dict)
+    trials: Trials = field(default_factory=Trials)
     overtaken: int = 0  # number of younger groups that steps have taken before this one
     result: Result | None = None  # present from the answer until a step takes it
     training: bool = False  # a step has taken it, and the weights of that step are not yet published
@@ -106,10 +102,10 @@ class WorkQueue(Generic[Result]):
         groups_per_step: P.
         staleness: S.
         window: W; a step may pass over an unfinished group until W − 1 younger groups have been taken before it.
-        attempts: how often a group may be released for the same cause before it is given up for good. It is not given
-            up before it has failed with two actors, unless all others that are there could not do it either.
+        attempts: how often a group may fail for the same cause before it is given up for good, by the rules of
+            ``learner/work/turns.py``.
         engines: how many engines may end by themselves while they generate the answers of a group. From then on the
-            group is leased alone, and it is given up if it was alone when the last of them ended.
+            group is leased alone, and it is given up by the same rules if it was alone when the last of them ended.
         total: number of groups that steps are still to take; no group is leased beyond it.
         next_sequence: the first new sequence number, when a run resumes.
         pending: when a run resumes, the sequence numbers handed out before and not yet trained.
@@ -164,61 +160,67 @@ class WorkQueue(Generic[Result]):
         # Ordered from the oldest group to the youngest.
         self._alive: dict[int, _Slot[Result]] = {n: _Slot(result=done.get(n)) for n in sorted(pending)}
         for one in setbacks:
-            slot = self._alive[one.sequence]
-            slot.failed_attempts, slot.engines_ended = dict(one.failed_attempts), one.engines_ended
+            self._alive[one.sequence].trials = Trials(one.failed_attempts, one.engines_ended)
         unleased = [n for n, slot in self._alive.items() if slot.result is None]
-        self._waiting = [n for n in unleased if not self.is_suspect(n)]  # a heap of those without a lease
-        self._suspects = [n for n in unleased if self.is_suspect(n)]  # a heap as well, of those that are leased alone
+        self._waiting = [n for n in unleased if not self.is_suspect(n)]  # those without a lease, the oldest first
+        self._suspects = [n for n in unleased if self.is_suspect(n)]  # as well, of those that are leased alone
         self._finished, self._training = len(self._alive) - len(unleased), 0  # numbers of slots in these states
         self._refill, self._is_useful = refill, is_useful
         self._aside: dict[int, Result] = {}  # results that the next step gets beside its P groups; they hold no slot
         for sequence in sorted(done):
             self._set_aside_if_useless(sequence, done[sequence])
 
-    def lease(self, actor: str, deadline: float, present: Collection[str] = ()) -> int | None:
-        """Leases the oldest group that has no lease, or else a new one; none that is to be leased alone.
+    def offers(self) -> Iterator[int]:
+        """The groups that may be leased now beside others: those that wait, the oldest first, and then new ones.
 
-        A group that the actor could not do is left to those who have not had it, as long as one of them is present, and
-        then to the one of those present who had it the longest ago.
+        A new one is offered only after the one before it was leased.
+        """
+        yield from self._admitted(self._waiting)
+        while len(self._alive) < self.capacity and len(self._alive) - self._training < self.remaining:
+            offered = self.next_sequence
+            yield offered
+            if offered == self.next_sequence:
+                break
+
+    def suspects(self) -> list[int]:
+        """The groups that may have ended engines and have no lease, the oldest first.
+
+        An actor that gets one of them must hold no other group, and must get none while it holds this one.
+        """
+        return self._admitted(self._suspects)
+
+    def trials(self, sequence: int) -> Trials:
+        """The attempts at a group that gave no result; a new group has none."""
+        slot = self._alive.get(sequence)
+        return Trials() if slot is None else slot.trials
+
+    def lease(self, actor: str, deadline: float, sequence: int | None = None) -> int | None:
+        """Leases a group.
 
         Args:
             actor: who gets the lease.
             deadline: when the lease expires, on the clock that ``expired`` is called with.
-            present: the names of all actors that may lease.
+            sequence: one of ``offers`` or ``suspects``; None means the first of ``offers``.
 
-        Returns: the sequence number, or None if there is none for this actor now; see ``is_exhausted``.
+        Returns: the sequence number, or None if nothing is offered.
         """
-        if (offered := self._oldest_for(self._waiting, actor, present)) is not None:
-            return self._give(self._waiting, offered, actor, deadline)
-        if len(self._alive) >= self.capacity or len(self._alive) - self._training >= self.remaining:
+        if sequence is None and (sequence := next(self.offers(), None)) is None:
             return None
-        sequence = self.next_sequence
-        self.next_sequence += 1
-        self._alive[sequence] = _Slot(actor=actor, deadline=deadline)
+        if sequence == self.next_sequence:
+            self.next_sequence += 1
+            self._alive[sequence] = _Slot()
+        else:
+            unleased = self._suspects if self.is_suspect(sequence) else self._waiting
+            place = bisect_left(unleased, sequence)
+            assert unleased[place : place + 1] == [sequence], f"group {sequence} is not offered"
+            del unleased[place]
+        self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
         return sequence
-
-    def is_exhausted(self) -> bool:
-        """Whether no actor would get anything of ``lease``, after one of them got nothing."""
-        return not (self._waiting and self._is_admitted(self._waiting[0]))
-
-    def has_suspect(self, actor: str, present: Collection[str] = ()) -> bool:
-        """Whether ``lease_alone`` has a group to lease. Arguments are those of ``lease``."""
-        return self._oldest_for(self._suspects, actor, present) is not None
-
-    def lease_alone(self, actor: str, deadline: float, present: Collection[str] = ()) -> int:
-        """Leases the oldest of the groups that may have ended engines; there must be one, see ``has_suspect``.
-
-        The actor must hold no other group, and must get none while it holds this one. Arguments and result are those of
-        ``lease``.
-        """
-        offered = self._oldest_for(self._suspects, actor, present)
-        assert offered is not None, "has_suspect() comes first"
-        return self._give(self._suspects, offered, actor, deadline)
 
     def is_suspect(self, sequence: int) -> bool:
         """Whether the group is one that is leased alone."""
         slot = self._alive.get(sequence)
-        return slot is not None and slot.engines_ended >= self.engines
+        return slot is not None and slot.trials.engines_ended >= self.engines
 
     def submit(self, sequence: int, actor: str, result: Result) -> bool:
         """Stores the result of a group, and returns whether it was accepted.
@@ -246,59 +248,64 @@ class WorkQueue(Generic[Result]):
         for slot in self._alive.values():
             slot.deadline = max(slot.deadline, min(latest, slot.deadline + seconds))
 
+    def put_back(self, sequence: int, actor: str) -> None:
+        """Ends a lease without a result, for a reason that says nothing about the group: no attempt is counted.
+
+        Does nothing if the actor does not hold the lease.
+        """
+        slot = self._alive.get(sequence)
+        if slot is not None and slot.actor == actor:
+            slot.trials.add_outage(actor)
+            self.retried += 1
+            self._offer(sequence)
+
     def release(
         self,
         sequence: int,
         actor: str,
         cause: str = "",
-        attempts: float | None = None,
-        present: Collection[str] = (),
+        attempts: int | None = None,
+        present: Mapping[str, str] | None = None,
     ) -> bool:
-        """Ends a lease without a result and counts a failed attempt.
-
-        The group is then offered again, or given up for good when so many attempts have failed for this cause, and not
-        all of them with one actor while another is there that has not had the group.
+        """Ends a lease without a result and counts a failed attempt; the group is offered again, or given up for good.
 
         Args:
             sequence: of the group.
             actor: must hold the lease.
             cause: attempts are counted for each cause apart.
-            attempts: how many may fail for it; None means those of the constructor. Where it is infinite, the attempt
-                does not count as a failure of this actor either; all others are asked before it is asked again.
-            present: the names of all actors that may lease.
+            attempts: how many may fail for it; None means those of the constructor.
+            present: the hosts of all actors that are there, also of those that start, by name. None means that no other
+                is.
 
         Returns: whether the group was given up. False, too, if the actor does not hold the lease.
         """
         slot = self._alive.get(sequence)
         if slot is None or slot.actor != actor:
             return False
-        slot.failed_attempts[cause] = slot.failed_attempts.get(cause, 0) + 1
         self.retried += 1
-        attempts = self.attempts if attempts is None else attempts
-        _note_tried(slot, actor, failed=attempts < math.inf)
-        if slot.failed_attempts[cause] < attempts or not _is_given_up(slot, present):
-            self._offer(sequence)
-            return False
-        self._give_up(sequence)
-        return True
+        limit = self.attempts if attempts is None else attempts
+        if slot.trials.add_failure(actor, cause, limit, {actor: ""} if present is None else present):
+            self._give_up(sequence)
+            return True
+        self._offer(sequence)
+        return False
 
-    def end_engine(self, actor: str, sequences: Iterable[int], present: Collection[str] = ()) -> int | None:
+    def end_engine(self, actor: str, sequences: Iterable[int], present: Mapping[str, str] | None = None) -> int | None:
         """Notes that an engine has ended by itself while it generated the answers of these groups of an actor.
 
         Args:
-            present: the names of all actors that may lease.
+            present: as for ``release``.
 
         Returns: the group that was given up for it, if there is one. The leases of the others go on.
         """
         held = [n for n in sequences if n in self._alive and self._alive[n].actor == actor]
+        present, alone = {actor: ""} if present is None else present, len(held) == 1
         for sequence in held:
-            self._alive[sequence].engines_ended += 1
-            _note_tried(self._alive[sequence], actor, failed=True)
-        if len(held) != 1 or not self.is_suspect(held[0]) or not _is_given_up(self._alive[held[0]], present):
-            return None
-        self.retried += 1
-        self._give_up(held[0])
-        return held[0]
+            if self._alive[sequence].trials.add_ended_engine(actor, self.engines, present, alone=alone):
+                self.retried += 1
+                self._give_up(sequence)
+                return sequence
+        return None
 
     def release_all(self, actor: str) -> None:
         """Ends all leases of an actor that is gone. No attempt is counted, because the groups are not at fault."""
@@ -397,9 +404,9 @@ class WorkQueue(Generic[Result]):
     def setbacks(self) -> list[Setbacks]:
         """What is held against the groups that no step has taken yet, of those against which anything is."""
         return [
-            Setbacks(sequence, dict(slot.failed_attempts), slot.engines_ended)
+            Setbacks(sequence, dict(slot.trials.failed_attempts), slot.trials.engines_ended)
             for sequence, slot in self._untaken_slots()
-            if slot.failed_attempts or slot.engines_ended
+            if slot.trials.failed_attempts or slot.trials.engines_ended
         ]
 
     def count_leased(self) -> int:
@@ -413,36 +420,16 @@ class WorkQueue(Generic[Result]):
             self._finished -= 1
             self._aside[sequence] = result
 
-    def _is_admitted(self, sequence: int) -> bool:
-        """Whether this group may be leased again: a run that resumes with a smaller S may hold more than it admits."""
-        return len(self._alive) <= self.capacity or sequence in islice(self._alive, self.capacity)
-
-    def _oldest_for(self, heap: list[int], actor: str, present: Collection[str]) -> int | None:
-        """The oldest group of a heap that this actor may be given now; None if there is none."""
-        if not heap:
-            return None
-        if actor not in self._alive[heap[0]].tried:  # so it is, nearly always
-            return heap[0] if self._is_admitted(heap[0]) else None
-        for sequence in sorted(heap):
-            if not self._is_admitted(sequence):
-                return None
-            if _is_next(self._alive[sequence], actor, present):
-                return sequence
-        return None
-
-    def _give(self, heap: list[int], sequence: int, actor: str, deadline: float) -> int:
-        """Leases a group of this heap."""
-        if sequence == heap[0]:
-            heapq.heappop(heap)
-        else:
-            heap.remove(sequence)
-            heapq.heapify(heap)
-        self._alive[sequence].actor, self._alive[sequence].deadline = actor, deadline
-        return sequence
+    def _admitted(self, sequences: list[int]) -> list[int]:
+        """Those that may be leased again: a run that resumes with a smaller S may hold more than it admits."""
+        if len(self._alive) <= self.capacity:
+            return list(sequences)
+        admitted = set(islice(self._alive, self.capacity))
+        return [sequence for sequence in sequences if sequence in admitted]
 
     def _offer(self, sequence: int) -> None:
         self._alive[sequence].actor = None
-        heapq.heappush(self._suspects if self.is_suspect(sequence) else self._waiting, sequence)
+        insort(self._suspects if self.is_suspect(sequence) else self._waiting, sequence)
 
     def _give_up(self, sequence: int) -> None:
         del self._alive[sequence]
@@ -456,26 +443,3 @@ class WorkQueue(Generic[Result]):
 
     def _untaken_slots(self) -> list[tuple[int, _Slot[Result]]]:
         return [(sequence, slot) for sequence, slot in self._alive.items() if not slot.training]
-
-
-def _note_tried(slot: _Slot[Result], actor: str, *, failed: bool) -> None:
-    """Notes that an actor could not do a group, and whether it counts as its failure."""
-    if failed:
-        slot.failed_actors.add(actor)
-    slot.tried.pop(actor, None)
-    slot.tried[actor] = None
-
-
-def _is_next(slot: _Slot[Result], actor: str, present: Collection[str]) -> bool:
-    """Whether it is this actor's turn: it has not had the group, or all present have and it had it the longest ago.
-
-    In turn, because an actor that can never do it, and is idle again first, would otherwise get it each time.
-    """
-    if actor not in slot.tried:
-        return True
-    return slot.tried.keys() >= set(present) and actor == next((one for one in slot.tried if one in present), actor)
-
-
-def _is_given_up(slot: _Slot[Result], present: Collection[str]) -> bool:
-    """Whether a group with too many failures is given up: two have failed at it, or all present could not do it."""
-    return len(slot.failed_actors) > 1 or slot.tried.keys() >= set(present)

@@ -26,7 +26,6 @@ from common.stood_still import WORTH_TELLING_S, stood_still_s
 from learner.groups import Group
 from learner.work.actors import (
     MAX_REPLIES,
-    UNSCORABLE_GROUPS,
     ActorRegistry,
     ActorState,
     ServedQueue,
@@ -51,8 +50,8 @@ class WorkServer:
 
     Public methods may be called from any thread but the server's own. The thread runs from construction to ``close``.
     If it fails, ``take``, ``members`` and ``wait_until_all_finished`` raise FatalError. They also raise it if no answer
-    can be scored: ``UNSCORABLE_GROUPS`` groups came back unscored, and none was scored since this process began. This
-    process has not trained a step then. So a resume goes on from where it began, and asks again what was given up.
+    can be scored: so many groups came back unscored as ``learner.work.actors.UNSCORABLE_GROUPS`` says, and none was
+    scored since this process began.
 
     Attributes:
         address: where it listens.
@@ -105,6 +104,8 @@ class WorkServer:
         on_failed: Callable[[int, str], None],
         limits: Limits = UNLIMITED,
         on_stale: Callable[[int, str], None] = lambda _sequence, _reason: None,
+        *,
+        trains: bool = False,
     ) -> None:
         """Begins to lease the groups of ``work_queue`` instead of those served before, whose leases end.
 
@@ -115,9 +116,11 @@ class WorkServer:
                 thread, which holds ``lock``.
             limits: answers beyond these are refused or cut.
             on_stale: as ``on_failed``, for a finished group that has become too old and is asked for again.
+            trains: whether steps are made of the groups. Then none is made of groups of which no answer has a score as
+                long as none has had one, unless a step has very few groups.
         """
         with self.lock:
-            self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits, on_stale))
+            self._registry.serve(ServedQueue(work_queue, make_work, on_failed, limits, on_stale, trains))
         self._wake()
 
     def require(self, settings: Mapping[str, str]) -> None:
@@ -142,11 +145,12 @@ class WorkServer:
         with self.lock:
             assert self._registry.served is not None, "serve() comes first"
             work_queue = self._registry.served.queue
+            self._check()
             taken = work_queue.take()
             if taken is None:
                 self.lock.wait(timeout_s)
+                self._check()
                 taken = work_queue.take()
-            self._check()
             if taken is None and not work_queue.remaining:
                 raise EveryQuestionGivenUp("every question was given up, for the reasons logged above")
             return None if taken is None else [group for _, group in taken]
@@ -278,11 +282,12 @@ class WorkServer:
     def _check(self) -> None:
         if self._crash is not None:
             raise FatalError(f"the learner's server has failed: {self._crash!r}") from self._crash
-        if self._registry.unscorable:
+        if self._registry.unscorable is not None:
+            groups, reason = self._registry.unscorable
             raise FatalError(
-                f"no answer can be scored: {UNSCORABLE_GROUPS} groups came back unscored, before any was scored. The "
-                f"newest reason: {self._registry.unscorable}. Mend it, start the reward processes anew, and give the "
-                "same command again, which asks these questions again"
+                f"no answer can be scored: {groups} groups came back unscored, before any was scored. The newest "
+                f"reason: {reason}. Mend it, start the reward processes anew, and give the same command again, which "
+                "goes on from the newest checkpoint and asks again what was asked since"
             )
 
     def _wake(self) -> None:

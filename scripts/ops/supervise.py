@@ -235,7 +235,7 @@ class Children:
         return self.log(name).read_bytes()[self._offset[name] if offset is None else offset :].decode(errors="replace")
 
     def _failure(self, name: str, code: int) -> ChildFailed:
-        lines = self._output(name).splitlines()
+        lines = self._output(name, self._newest_offset[name]).splitlines()
         errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
         shown = lines[errors[-1] :] if errors else lines[-20:]
         last = "\n".join(shown)

@@ -102,8 +102,9 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert (again.queue.retried, again.queue.orphaned, again.queue.failed) == (3, 2, 0)
     assert again.queue.setbacks() == state.queue.setbacks()
     assert again.queue.setbacks() == [Setbacks(2, {}, 2), Setbacks(4, {"scoring": 1}, 0), Setbacks(5, {}, 2)]
-    assert again.queue.has_suspect("c") and again.queue.lease("b", 60) == 4, "those that ended engines are leased alone"
-    assert again.queue.lease_alone("c", 60) == 2 and again.queue.end_engine("c", [2]) == 2, "and given up for the next"
+    assert again.queue.suspects() == [2, 5] and again.queue.lease("b", 60) == 4, "what ended engines is leased alone"
+    assert again.queue.lease("c", 60, 2) == 2 and again.queue.end_engine("c", [2]) == 2, "and given up for the next"
+    assert again.queue.suspects() == [5]
     again = restored(config, through_a_file(snapshot, tmp_path / "run.json"), queued)
     assert again.router.state() == state.router.state()
     assert again.router.draw("de", ["Chat"], []) == state.router.draw("de", ["Chat"], []), "the next draw is the same"

@@ -124,9 +124,15 @@ def test_a_failed_process_ends_all_or_is_started_again(tmp_path: Path, capsys: p
     assert children._running["learner"].returncode is not None
 
 
-def flaky(path: Path, failures: int, name: str) -> list[str]:
-    """A process that fails so many times before it is ready, and then runs until it is ended."""
+def flaky(path: Path, failures: int, name: str, after: str = "") -> list[str]:
+    """A process that fails so many times before it is ready, and then runs until it is ended.
+
+    Args:
+        after: another one, which is to be ready before this one does anything.
+    """
     count = f"n=$(($(cat {path / name} 2>/dev/null || echo 0) + 1)); echo $n >{path / name}"
+    if after:
+        count = f"until grep -q ' is ready' {path / after}.log; do sleep 0.1; done; {count}"
     return ["bash", "-c", f'{count}; ((n > {failures})) || {{ echo "error: no GPU on {name}"; exit 1; }}; '
             f'echo " is ready"; sleep 100']  # fmt: skip
 
@@ -147,9 +153,20 @@ def test_an_actor_that_does_not_start_is_tried_again_while_another_may_come(
 def test_an_actor_is_tried_as_often_as_it_takes_once_another_was_ready(tmp_path: Path) -> None:
     with Children(tmp_path) as children:
         children.start("learner", child("one", 100))
-        children.start_any({"good": flaky(tmp_path, 0, "good"), "bad": flaky(tmp_path, 2, "bad")}, restarts=1)
+        commands = {"good": flaky(tmp_path, 0, "good"), "bad": flaky(tmp_path, 2, "bad", after="good")}
+        children.start_any(commands, restarts=1)
         children.wait_until(lambda: " is ready" in children.log("bad").read_text())
         assert children._running["learner"].poll() is None and children._restarts["bad"] == 1
+
+
+def test_the_reason_that_is_told_is_that_of_the_newest_start(tmp_path: Path) -> None:
+    """And not an error that an earlier start has logged."""
+    once = tmp_path / "once"
+    script = f'if [ ! -e {once} ]; then touch {once}; echo " is ready"; echo "error: no GPU"; exit 1; fi'
+    with pytest.raises(ChildFailed, match=r"no memory left\nKilled$") as failed, Children(tmp_path) as children:
+        children.start("actor", ["bash", "-c", f"{script}; echo no memory left; echo Killed; exit 137"], restarts=1)
+        children.wait_for("actor")
+    assert "no GPU" not in str(failed.value) and "error: no GPU" in children.log("actor").read_text()
 
 
 def test_where_no_actor_becomes_ready_all_end(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,5 +91,5 @@ def test_a_judge_that_refuses_every_answer_ends_the_run(tiny_policy: Path, tmp_p
         flags = {"reward.judges": f'["m@{url}"]', "reward.terms.default": "{judge = 1.0}", "learner.steps": 9}
         done = _train(tmp_path, tiny_policy, **flags, **{"router.mode": "monolingual", "model.prompt_style": "plain"})
     said = _said(done)
-    assert done.returncode and "no answer can be scored: 16 groups came back unscored" in said, said
+    assert done.returncode and re.search(r"no answer can be scored: \d+ groups came back unscored", said), said
     assert "a judge refuses each" in said

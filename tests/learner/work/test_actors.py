@@ -10,7 +10,7 @@ import pytest
 
 from common import wire
 from learner.groups import Group
-from learner.work.actors import UNSCORABLE_GROUPS, ActorRegistry, ServedQueue
+from learner.work.actors import FEWEST_UNSCORABLE, UNSCORABLE_GROUPS, ActorRegistry, ServedQueue
 from learner.work.admission import UNLIMITED, Limits
 from learner.work.scheduler import WorkQueue
 from tests.support.groups import random_rollout, seeded_generator, work
@@ -40,9 +40,9 @@ class Setting:
         """A new life of the actor's one process says hello; returns the answer."""
         return self.registry.admit(fields.pop("peer", f"{name}/1"), hello(name, slots, **fields), now)
 
-    def join(self, name: str, slots: int, now: float = 0.0) -> None:
+    def join(self, name: str, slots: int, now: float = 0.0, **fields: Any) -> None:
         """An actor says hello, and gets the current weights."""
-        assert isinstance(self.say_hello(name, slots, now), wire.Welcome)
+        assert isinstance(self.say_hello(name, slots, now, **fields), wire.Welcome)
         self.registry.mark_published({name: self.registry.actors[name]})
 
     def grant(self, now: float = 0.0) -> dict[str, list[int]]:
@@ -53,8 +53,9 @@ class Setting:
         return list(self.registry.actors[name].leases.values())
 
 
-def hello(name: str, slots: int, **fields: Any) -> wire.Hello:
+def hello(name: str, slots: int, host: str = "", **fields: Any) -> wire.Hello:
     fields = {"engine_ranks": 2, "actor_life": secrets.token_hex(4), "drain_s": 3.0, **fields}
+    fields.setdefault("process", wire.ActorProcess(host=host))
     return wire.Hello(protocol=wire.PROTOCOL, name=name, slots=slots, transport="shared", **fields)
 
 
@@ -397,7 +398,7 @@ def test_attempts_are_counted_for_each_cause_and_outages_for_none() -> None:
     assert setting.failures == [(0, "scoring")]
 
 
-def test_what_can_never_be_done_is_given_up_at_once() -> None:
+def test_what_the_only_actor_can_never_do_is_given_up_at_once() -> None:
     setting = Setting(groups=1, attempts=9)
     setting.join("a", slots=1)
     setting.grant()
@@ -425,14 +426,15 @@ def test_a_group_that_ends_engines_is_found_out_and_no_other_is_blamed() -> None
     assert setting.grant() == {"b": [1]} and not setting.failures
     registry = setting.registry
     assert registry.submit("a", answers(setting.held("a")[0]))
-    assert setting.grant() == {"a": [4, 5, 6, 7]}, "the others are for one whose engine they have not ended"
+    assert setting.grant() == {"a": [2]}, "whoever is empty, also one whose engine has ended with others in it, too"
+    engine_ends(setting, "a")
+    assert not setting.failures, "engines of one actor alone have ended"
     assert registry.submit("b", answers(setting.held("b")[0]))
-    assert setting.grant() == {"b": [2]}
+    assert setting.grant() == {"b": [2], "a": [3]}, "what ended an engine alone is for another"
     engine_ends(setting, "b")
     assert [sequence for sequence, _ in setting.failures] == [2] and "code -11" in setting.failures[0][1]
-    assert setting.grant() == {"b": [3]}
-    assert registry.submit("b", answers(setting.held("b")[0]))
-    assert setting.grant() == {"b": [8]}, "and the others as before"
+    assert registry.submit("a", answers(setting.held("a")[0]))
+    assert setting.grant() == {"a": [4, 6, 8], "b": [5, 7]}, "and the others as before"
     assert len(setting.failures) == 1
 
 
@@ -489,7 +491,7 @@ def test_nothing_can_be_scored_where_no_group_was_and_many_came_back_for_it(slot
         seen |= {one.sequence for one in setting.held("a")}
         give_back(setting, "scoring", f"the newest of {len(seen)}")
     assert len(before) < UNSCORABLE_GROUPS <= len(seen), "groups count, and not their leases"
-    assert setting.registry.unscorable == f"the newest of {len(seen)}"
+    assert setting.registry.unscorable == (len(seen), f"the newest of {len(seen)}")
 
 
 def test_groups_of_an_evaluation_count_beside_those_of_training() -> None:
@@ -535,7 +537,23 @@ def test_groups_without_any_score_are_no_scored_ones() -> None:
     setting = Setting(groups=UNSCORABLE_GROUPS)
     setting.join("a", UNSCORABLE_GROUPS - 1)
     assert hand_in(setting, scored=False) == UNSCORABLE_GROUPS - 1 and not setting.registry.unscorable
-    assert hand_in(setting, scored=False) == 1 and "a judge refuses each" in setting.registry.unscorable
+    assert hand_in(setting, scored=False) == 1 and setting.registry.unscorable
+    groups, reason = setting.registry.unscorable
+    assert groups == UNSCORABLE_GROUPS and "a judge refuses each" in reason
+
+
+@pytest.mark.parametrize("groups", [1, FEWEST_UNSCORABLE, UNSCORABLE_GROUPS - 6])
+def test_no_step_is_made_of_groups_without_any_score(groups: int) -> None:
+    """Where a step has fewer than 16, all of its groups are enough; not one alone, which a judge may refuse."""
+    setting = Setting()
+    queue = WorkQueue[Group](groups_per_step=groups, staleness=0, window=1, attempts=1, total=9 * groups)
+    setting.registry.serve(ServedQueue(queue, setting.make_work, setting.on_failed, UNLIMITED, trains=True))
+    setting.join("a", groups)
+    while not setting.registry.unscorable:
+        assert queue.take() is None or groups < FEWEST_UNSCORABLE
+        queue.mark_published()
+        assert hand_in(setting, scored=False) == groups
+    assert setting.registry.unscorable[0] == max(FEWEST_UNSCORABLE, groups)
 
 
 def test_one_score_shows_that_answers_can_have_one() -> None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections import defaultdict
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from common import wire
 from learner.work.actors import FORGIVEN_AFTER, MAX_EXPULSIONS, MAX_VIOLATIONS
@@ -87,71 +82,6 @@ def test_a_group_is_no_longer_kept_for_an_actor_that_has_left() -> None:
     assert setting.grant() == {"a": [0]}
     fail(setting, "a", setting.held("a")[0], "generation")
     assert [sequence for sequence, _ in setting.failures] == [0]
-
-
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), groups=st.integers(1, 6), attempts=st.integers(1, 4), actors=st.integers(1, 5))
-def test_questions_fail_with_two_actors_and_nothing_waits_for_ever(
-    seed: int, groups: int, attempts: int, actors: int
-) -> None:
-    """Some actors fail at everything, some groups fail everywhere, and actors come and go.
-
-    In half of the runs one actor is there all the time and gives everything back because of an outage, and others fail
-    by chance.
-    """
-    rng = random.Random(seed)
-    setting = Setting(groups=groups, attempts=attempts)
-    registry = setting.registry
-    names = [f"a{number}" for number in range(actors)]
-    bad = {name for name in names if rng.random() < 0.4}
-    poisoned = {number for number in range(200) if rng.random() < 0.2}
-    cut_off = rng.choice(names) if rng.random() < 0.5 else None
-    bad.discard(cut_off or "")
-    # One good actor is there from the beginning to the end.
-    steady = not cut_off and not bad.issuperset(names) and rng.random() < 0.5
-    steadfast = next((name for name in names if name not in bad), names[0])
-    failed_with: dict[int, set[str]] = defaultdict(set)
-    had_by: dict[int, set[str]] = defaultdict(set)  # who could not do it, also because of an outage
-    for name in names:
-        setting.join(name, rng.randint(1, 4))
-    for _ in range(3000):
-        if len(setting.queue.finished()) == groups or names == [cut_off]:
-            break
-        setting.grant()
-        present = [name for name, actor in registry.actors.items() if actor.leases]
-        away = [name for name in names if name not in registry.actors]
-        if away and (rng.random() < 0.2 or not present):
-            answer = setting.say_hello(name := rng.choice(away), rng.randint(1, 4))
-            if isinstance(answer, wire.Welcome):
-                registry.mark_published({name: registry.actors[name]})
-            else:
-                names.remove(name)
-            continue
-        if not present:
-            assert not registry.actors, "who is there has work, as long as something is unfinished"
-            break
-        name = rng.choice(present)
-        if rng.random() < 0.03 and not (steady and name == steadfast) and name != cut_off:
-            registry.remove(name)
-            continue
-        one = rng.choice(setting.held(name))
-        had_by[one.sequence].add(name)
-        if name == cut_off:
-            fail(setting, name, one, "outage")
-            continue
-        by_chance = cut_off is not None and rng.random() < 0.1
-        if name not in bad and one.sequence not in poisoned and not by_chance:
-            assert registry.submit(name, answers(one))
-            continue
-        failed_with[one.sequence].add(name)
-        others = [other for other in registry.actors if other not in had_by[one.sequence]]
-        before = len(setting.failures)
-        fail(setting, name, one, rng.choice(FAILURES if name in bad else FAILURES[:3]))
-        for sequence, _ in setting.failures[before:]:
-            assert len(failed_with[sequence]) > 1 or not others
-            assert sequence in poisoned or not (steady and len(bad) == 1), "one bad actor and a good one"
-    else:
-        raise AssertionError("it did not come to an end")
 
 
 @pytest.mark.parametrize("cut_off", ["a", "b"])
