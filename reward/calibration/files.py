@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import ConfigError, RewardConfig
-from common.languages import code_of, english_name
+from common.languages import code_of, display_name
 
 Pair: TypeAlias = tuple[str, str]  # two language codes in alphabetical order, possibly equal
 KINDS = ("equivalent", "mismatched", "hard")  # the kinds of text pairs that are measured
@@ -102,7 +102,7 @@ class PairStatistics:
 
 def display(code: str) -> str:
     """The English name of a language with a capital letter, as the files spell it."""
-    return english_name(code).capitalize()
+    return display_name(code)
 
 
 def _parse(row: list[str]) -> tuple[Pair, Level]:
