@@ -229,6 +229,16 @@ def native_name(code: str) -> str:
     return display_name(code) if unnamed else own
 
 
+def is_variety(name: str) -> bool:
+    """Whether a name that :func:`code_of` knows is that of a variety, which counts as the language that it is one of.
+
+    As "Moroccan Arabic", unless that is declared.
+    """
+    varieties = _Declared({code: "" for code in _LABEL_BY_VARIETY}, {}, {code: code for code in _LABEL_BY_VARIETY})
+    found = _resolve(name.strip(), varieties)
+    return found in _LABEL_BY_VARIETY and code_of(name) == _LABEL_BY_VARIETY[found]
+
+
 def tag(code: str) -> str:
     """The token that asks a warm-started policy to answer in a language, for example ``<|out_lang_zh|>``."""
     return f"<|out_lang_{code_of(code)}|>"
