@@ -141,6 +141,9 @@ def _resume(config: Config, step: int, root: Path) -> Trainer:
 
 def main() -> None:
     """Replays under torchrun, or starts itself under torchrun with the recorded number of ranks."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise SystemExit("usage: python -m learner.replay DIR")
     try:

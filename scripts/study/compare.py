@@ -40,7 +40,7 @@ from scripts.ops.command_line import command, files_first, languages_flag
 from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all
 from scripts.study.iterate.record import digest_of_source
-from scripts.study.statistics import Floats, Interval, holm, paired_test, translated_interval, without_nan
+from scripts.study.statistics import Floats, Interval, holm, paired_test, seed_means, translated_interval, without_nan
 
 _LEVEL = 0.05  # of the adjusted p-value, below which a difference is more than chance
 _SCORES_FILE, _QUESTIONS_FILE = "scores.json", "questions.json"  # beside summary.json; the latter has digests
@@ -106,14 +106,17 @@ def compare(arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
                 "seeds": len(own.values),
                 "mean": translated_interval(own.values, own.ids),
             }
-            row["by_seed"] = np.nanmean(own.values, 1).tolist()
+            row["by_seed"] = seed_means(own.values).tolist()
             if of_first is None:
                 row["first_lacks"] = True
             elif name != first:
                 row["defined_otherwise"] = _differing(of_first.defined_by, own.defined_by)
                 if not row["defined_otherwise"]:
-                    row["difference"] = translated_interval(own.values - of_first.values, of_first.ids)
-                    row["p"], row["effect"] = paired_test(np.nanmean(own.values - of_first.values, 1))
+                    differences = own.values - of_first.values
+                    row["difference"] = translated_interval(differences, of_first.ids)
+                    by_seed = seed_means(differences)
+                    row["p"], row["effect"] = paired_test(by_seed)
+                    row["paired_seeds"] = int((~np.isnan(by_seed)).sum())
             of_metric.append(row)
         compared = [row for row in of_metric if "difference" in row]
         for row, adjusted in zip(compared, holm([row["p"] for row in compared]), strict=True):
@@ -153,6 +156,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             line += "" if np.isnan(row["p_adjusted"]) else f"  p {row['p_adjusted']:.3f}"
             line += "" if np.isnan(row["effect"]) else f"  g {row['effect']:+.2f}"
             line += "  more than chance" if row["more_than_chance"] else ""
+            if row["paired_seeds"] < row["seeds"]:
+                line += f"  (of {row['paired_seeds']} seeds: the others have no score in common)"
         elif row.get("defined_otherwise"):
             line += f"  not comparable: {', '.join(row['defined_otherwise'])}"
         elif row.get("first_lacks"):

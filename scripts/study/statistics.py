@@ -113,6 +113,12 @@ def _filled(values: Floats) -> Floats:
     return np.where(missing, mean + rows + columns, values)
 
 
+def seed_means(values: Floats) -> Floats:
+    """The mean [seeds] of each seed's values [seeds, questions]; nan for a seed that has none."""
+    counts = (~np.isnan(values)).sum(1)
+    return np.where(counts > 0, np.nansum(values, 1) / np.maximum(counts, 1), np.nan)
+
+
 def seed_interval(values: Floats) -> Interval:
     """The mean of values [n], one a seed, with the interval of Student's t; nan bounds with one seed."""
     mean, half = float(values.mean()), half_width(values)
@@ -122,10 +128,13 @@ def seed_interval(values: Floats) -> Interval:
 def paired_test(differences: Floats) -> tuple[float, float]:
     """Of paired differences [n], one a seed: the p-value of the t test against 0, and the effect size g.
 
+    A seed whose difference is nan counts as not there.
+
     g is the mean in standard deviations of the differences, without the bias of few seeds. Both are nan with one seed,
     or where all differences are equal but for rounding, as 0.7 - 0.6 and 0.8 - 0.7 are; g also with two, whose standard
     deviation says too little for any correction.
     """
+    differences = differences[~np.isnan(differences)]
     count = len(differences)
     if count < 2 or np.ptp(differences) <= _ROUNDING * max(1.0, float(np.abs(differences).max())):
         return float("nan"), float("nan")

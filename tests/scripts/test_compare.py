@@ -212,6 +212,18 @@ def test_a_difference_is_more_than_chance_by_its_adjusted_p_value_alone(rng: np.
     assert shown["clear"].endswith("more than chance") == (rows["clear"]["p_adjusted"] < 0.05)
 
 
+def test_a_seed_without_a_score_takes_no_verdict_from_the_others(rng: np.random.Generator) -> None:
+    base = rng.random((4, 50))
+    better = base + np.array([[0.30], [0.32], [0.28], [0.31]])
+    of_three = compare.compare({"base": arm(base[:3]), "better": arm(better[:3])})[1]
+    better[3] = np.nan
+    rows = compare.compare({"base": arm(base), "better": arm(better)})
+    for key in ("p", "effect", "difference", "more_than_chance"):
+        assert rows[1][key] == pytest.approx(of_three[key])
+    assert rows[1]["more_than_chance"] and (rows[1]["seeds"], rows[1]["paired_seeds"]) == (4, 3)
+    assert compare.table(rows).endswith("more than chance  (of 3 seeds: the others have no score in common)")
+
+
 def test_one_seed_has_no_verdict(rng: np.random.Generator) -> None:
     base = rng.random((1, 200))
     rows = compare.compare({"base": arm(base), "better": arm(base + 0.1)})

@@ -207,7 +207,7 @@ def test_figures_of_a_run(tmp_path: Path, sampled: list[str]) -> None:
     assert (found["answers"], found["training_seconds"], found["tokens"]) == (3, 12.5, 30)
     with pytest.raises(FatalError, match=r"no-run holds no finished run: .*No such file"):
         read_figures(tmp_path / "no-run", {}, {})
-    with pytest.raises(FatalError, match=r"holds no model to measure; remove .*no-run, so that it is trained again"):
+    with pytest.raises(FatalError, match=r"no-run.model holds no model to measure, as a run keeps only with --keep"):
         place.figures(BASE, tmp_path / "no-run")
 
 

@@ -296,20 +296,34 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert "0 of 6 runs are left to do" in capsys.readouterr().out
     study.main([*words, "--report", "--compare-with", "uniform"])
     assert "| arm | seeds | own_heldout | uniform less this |" in capsys.readouterr().out
+    study.main([*words[:2], "ours,uniform", *words[5:], "--report", "--seeds", "1"])
+    shown = capsys.readouterr().out
+    assert "| ours (1) | uniform (1) |" in shown and "best-fixed" not in shown, "tables of what was chosen alone"
+    with pytest.raises(SystemExit, match="--compare-with hybrid: there is no finished run of it"):
+        study.main([*words, "--report", "--compare-with", "hybrid"])
+    with pytest.raises(SystemExit, match="--report, --measure-again and --dry-run do different things"):
+        study.main([*words, "--report", "--measure-again"])
     with pytest.raises(SystemExit, match="--compare-with unifor: there are ours, paper"):
         study.main([*words, "--report", "--compare-with", "unifor"])
     shutil.rmtree(tmp_path / "out" / "region" / "uniform-1")
+    (tmp_path / "out" / "region" / "ours-1" / "ledger.jsonl").unlink()
     monkeypatch.setattr(figures, "_mean_of_metric", lambda run, tag: 0.125)  # as if a figure meant something else now
+    monkeypatch.setattr(results, "code_version", lambda: "later")
     trained.clear()
     study.main([*words, "--measure-again"])
-    assert not trained and "uniform-1 holds no finished run; its record keeps the figures" in capsys.readouterr().err
+    printed, warned = capsys.readouterr()
+    assert not trained and "uniform-1 holds no finished run; its record keeps the figures" in warned
+    assert "ours-1 holds no finished and evaluated run" in warned and "ledger.jsonl" in warned
+    assert "that trained the runs" not in printed and "that read the figures" in printed
     again = json.loads((tmp_path / "out" / "results.json").read_text())
     for was, now in zip(records, again, strict=True):
-        changed = {} if was["figures"] == now["figures"] else {"reward_std": 0.125, "gradient_noise": 0.125}
-        assert now == {**was, "figures": {**was["figures"], **changed}}
-    assert [f"{one['arm']}-{one['seed']}" for was, one in zip(records, again, strict=True) if was == one] == [
-        "uniform-1"
-    ]
+        kept = f"{was['arm']}-{was['seed']}" in ("uniform-1", "ours-1")
+        changed = {} if kept else {"reward_std": 0.125, "gradient_noise": 0.125}
+        assert now == {**was, "figures": {**was["figures"], **changed}} | ({} if kept else {"measured": "later"})
+    monkeypatch.setattr(figures, "_mean_of_metric", lambda run, tag: None)  # as if tensorboard/ were gone
+    study.main([*words, "--measure-again"])
+    assert "uniform-0 has no reward_std, gradient_noise any more; its record keeps them" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == again
     with pytest.raises(SystemExit, match=r"has ours, region, seed 0 with other settings: choose another --out"):
         study.main([*words, "--learner.lr", "1e-3"])
     with pytest.raises(SystemExit, match="seed 0 with 1 actors, and these runs would have 2: give --actors 1"):

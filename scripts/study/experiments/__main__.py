@@ -16,8 +16,9 @@ thinks and how often it is right (docs/papers.md). Model, lengths, groups and st
 
 Seeds are the outermost loop, so the study is balanced whenever it is stopped; the same command goes on, in the middle
 of a run as well. ``OUT/results.json`` has a record for each finished run: its figures, a hash of its settings, the
-version of the code, and the seconds since the run was last begun. ``--report`` only reads it. ``--measure-again`` reads
-the figures anew from the directories of the runs, after a change of what a figure means.
+version of the code, and the seconds since the run was last begun. ``--report`` only reads it: all of it, or what
+``--arms``, ``--regimes`` and ``--seeds`` name. ``--measure-again`` reads the figures anew from the directories of the
+runs, after a change of what a figure means.
 
 With ``--base`` nothing is prepared: its files and flags name the model and the data. Further flags
 ``--section.key value`` are settings of all arms. What an arm or the study itself sets cannot be given.
@@ -45,11 +46,12 @@ from scripts.study.experiments.facts_world import REGIMES, FactsWorld, OwnData
 from scripts.study.experiments.given import check_given
 from scripts.study.experiments.place import Place
 from scripts.study.experiments.reasoning_world import ReasoningWorld
-from scripts.study.experiments.report import left_out, records_of, write_report
+from scripts.study.experiments.report import left_out, records_of, select, write_report
 from scripts.study.experiments.results import Results, sole_user
 from scripts.study.experiments.runner import measure_again, missing_runs, train_missing
 
 _ROOT = Path(__file__).parents[3]
+_SEEDS = "0,1,2,3,4"
 
 
 def _chosen(what: str, given: str, known: Sequence[str]) -> list[str]:
@@ -98,8 +100,9 @@ def main(
     name: Annotated[Name, typer.Argument(help="Which study.")],
     *,
     seeds: Annotated[
-        str, typer.Option(help="Seeds, separated by commas: of the world, the warm start and the run.")
-    ] = ("0,1,2,3,4"),
+        str,
+        typer.Option(help="Seeds, separated by commas: of the world, the warm start and the run; default: 0,1,2,3,4."),
+    ] = "",
     regimes: Annotated[str, typer.Option(help="Worlds of facts, separated by commas; default: all three.")] = "",
     arms: Annotated[
         str, typer.Option("--arms", "--recipes", help="Arms, separated by commas; default: all of the study.")
@@ -121,7 +124,7 @@ def main(
     keep: Annotated[bool, typer.Option("--keep", help="Keep checkpoints and models.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Train nothing; only write tables and picture.")] = False,
     again: Annotated[
-        bool, typer.Option("--measure-again", help="Train nothing; read the figures of the finished runs anew.")
+        bool, typer.Option("--measure-again", help="Train no run; read the figures of the finished runs anew.")
     ] = False,
     compared: Annotated[
         str | None, typer.Option("--compare-with", help="The arm that tables compare with; default: ours.")
@@ -136,6 +139,8 @@ def main(
         raise FatalError(f"--compare-with {compared}: {choice}")
     if base and (regimes or warm_start_steps):
         raise FatalError("--regimes and --warm-start-steps are of the offline worlds, which --base leaves out")
+    if sum((report, again, dry)) > 1:
+        raise FatalError("--report, --measure-again and --dry-run do different things: give one of them")
     if best_language and not base:
         raise FatalError(
             "--best-language goes with --base: of the offline world the study knows which language knows most"
@@ -147,7 +152,7 @@ def main(
         print(f"left out, as they are for the offline world: {', '.join(left_to_world)}")
         chosen = [arm for arm in chosen if arm not in left_to_world]
     check_given(given, _own_flags(name, chosen), has_world=not base)
-    numbers = _seeds(seeds)
+    numbers = _seeds(seeds or _SEEDS)
     places: list[Place]
     if of_recipes:
         places = [ReasoningWorld(seed, cache, given, warm_start_steps) for seed in numbers]
@@ -185,8 +190,11 @@ def main(
                 print(f"\ninterrupted; the same command goes on, --report shows what is in {out}", file=sys.stderr)
                 raise
     records = records_of(name, Results(out / "results.json").records)
+    if report:
+        regimes_named = {place.regime for place in places} if regimes else None
+        records = select(records, chosen if arms else None, regimes_named, numbers if seeds else None)
     if not records:
-        raise FatalError(f"{out / 'results.json'} has no finished run of this study yet")
+        raise FatalError(f"{out / 'results.json'} has no finished run of this{' choice' if report else ' study'} yet")
     print(write_report(name, records, out, compared))
 
 

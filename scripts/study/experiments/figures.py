@@ -76,12 +76,10 @@ def read_figures(
         earlier = before["heldout"]["own_by_language"]
         losses = [max(0.0, earlier[one] - languages[one]) for one in languages if one in earlier]
         gains = {part: after[part]["own"] - before[part]["own"] for part in ("train", "heldout")}
+        routing, asked = _read_routing(run / "ledger.jsonl", knowledge)
     except (OSError, ValueError, LookupError) as error:
-        raise FatalError(
-            f"{run} holds no finished and evaluated run: {error!r}; remove it, so that it is trained again"
-        ) from None
+        raise FatalError(f"{run} holds no finished and evaluated run: {type(error).__name__}: {error}") from None
     groups = summary["groups_trained"] + summary["groups_zero_variance"]
-    routing, asked = _read_routing(run / "ledger.jsonl", knowledge)
     transfer = measure_transfer(before.get("rewards", {}), read_rewards(run, "after"), asked, knowledge)
     return {
         "own_heldout": heldout["own"],

@@ -66,7 +66,7 @@ def measure_policy(model: Path, world: Path, seed: int, samples: int = SAMPLES) 
         FatalError: there is no such model.
     """
     if not (model / "config.json").exists():
-        raise FatalError(f"{model} holds no model to measure; remove {model.parent}, so that it is trained again")
+        raise FatalError(f"{model} holds no model to measure, as a run keeps only with --keep")
     judged = measure(model, world, samples, seed)
     return _summary(judged)
 

@@ -103,12 +103,22 @@ class Results:
         self.records.append(record)
         self._write()
 
-    def replace_figures(self, regime: str, arm: str, seed: int, figures: Figures) -> None:
-        """Replaces the figures of the record of a run and writes the file, at once or not at all."""
+    def replace_figures(self, regime: str, arm: str, seed: int, figures: Figures) -> list[str]:
+        """Replaces the figures of the record of a run and writes the file, at once or not at all.
+
+        A figure that cannot be read any more, as part of the run's directory is gone, stays as it is.
+
+        Returns: the names of those figures.
+        """
+        kept: list[str] = []
         for one in self._of(regime):
             if (one["arm"], one["seed"]) == (arm, seed):
-                one["figures"] = dict(figures)
+                before: Figures = one["figures"]
+                kept = [name for name, value in figures.items() if value is None and before.get(name) is not None]
+                one["figures"] = {name: before[name] if name in kept else value for name, value in figures.items()}
+                one["measured"] = code_version()
         self._write()
+        return kept
 
     def _write(self) -> None:
         lines = ",\n".join(json.dumps(one, sort_keys=True, allow_nan=False) for one in self.records)

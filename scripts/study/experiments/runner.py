@@ -88,7 +88,8 @@ def train_missing(runs: Sequence[Run], results: Results, out: Path, actors: int,
 def measure_again(runs: Sequence[Run], results: Results, out: Path) -> None:
     """Reads the figures of the recorded runs anew, for records that were made when a figure was defined otherwise.
 
-    A run whose directory is gone keeps its figures, and a line on stderr names it.
+    A run that cannot be read any more, because its directory or its model is gone, keeps its figures, and so does a
+    single figure; a line on stderr names them. Trains no run, but makes a world or a policy that is missing.
 
     Args:
         runs: those without a record are left out.
@@ -110,7 +111,13 @@ def measure_again(runs: Sequence[Run], results: Results, out: Path) -> None:
             place.prepare()
             results.check_start(place.regime, place.seed, place.starts_from())
             prepared.append(place)
-        results.replace_figures(place.regime, arm, place.seed, _finite(place.figures(arm, run), run))
+        try:
+            figures = _finite(place.figures(arm, run), run)
+        except FatalError as error:
+            print(f"warning: {error}; the record of {run} keeps the figures that it has", file=sys.stderr)
+            continue
+        if kept := results.replace_figures(place.regime, arm, place.seed, figures):
+            print(f"warning: {run} has no {', '.join(kept)} any more; its record keeps them", file=sys.stderr)
 
 
 def _warn_of_versions(others: Collection[str], out: Path) -> None:
@@ -135,7 +142,7 @@ def _train(place: Place, arm: str, run: Path, actors: int) -> Figures:
     """Trains one run, unless that is done, and returns its figures. Blocks as long as that takes.
 
     Raises:
-        FatalError: it is done, with other settings.
+        FatalError: it is done, with other settings, or lacks what is read.
     """
     with place.around(arm, run) as further:
         own = ["--run.dir", str(run), "--run.seed", str(place.seed), *further]
@@ -145,4 +152,7 @@ def _train(place: Place, arm: str, run: Path, actors: int) -> Figures:
             run_all(settings, run, actors)
         else:  # it was stopped before its record was written
             check_settings(run, config)
-    return place.figures(arm, run)
+    try:
+        return place.figures(arm, run)
+    except FatalError as error:
+        raise FatalError(f"{error}; remove {run}, so that it is trained again") from None
