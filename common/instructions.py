@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from common.languages import english_name, native_name
+from common.languages import display_name, native_name
 
 DEFAULT = "default"  # the key of one's own instruction for all languages that have none of their own
 PLACES = ("{language}", "{native}")  # where it names the language: in English, and in itself
@@ -102,13 +102,12 @@ def instruction(language: str, own: Mapping[str, str] = NONE_OWN) -> str:
     Where nobody has written one in the language itself, it is an English one with the language's own name.
 
     Args:
-        own: ``model.instructions``, which take the place of those of this file.
+        own: ``model.instructions``, which take the place of those of this file. Each may have the places ``PLACES``.
     """
-    if language in own:
-        return own[language]
-    english, native = english_name(language).title(), native_name(language)
-    if DEFAULT in own:
-        return own[DEFAULT].replace("{language}", english).replace("{native}", native)
+    english, native = display_name(language), native_name(language)
+    for given in (language, DEFAULT):
+        if given in own:
+            return own[given].replace("{language}", english).replace("{native}", native)
     if language in INSTRUCTIONS:
         return INSTRUCTIONS[language]
     name = english if native == english else f"{english} ({native})"

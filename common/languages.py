@@ -15,6 +15,8 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cache, lru_cache
+from types import MappingProxyType
+from typing import NamedTuple
 
 # By code the English name in lower case, as data rows spell it.
 _TABLE: dict[str, str] = {
@@ -98,11 +100,20 @@ _OWN_NAMES = {"als": "Alemannisch", "bh": "भोजपुरी", "eml": "emigl
 _TAG = re.compile(r"[a-z]{2,3}([-_][a-z0-9]{1,8})*", re.IGNORECASE)
 _LABEL = re.compile(r"[a-z]{2,8}")  # of a declared language: it becomes a part of tags, headers and names of metrics
 
-# What was declared in this process: names in lower case by label, and labels by simplified name, and by standard code.
-_declared: dict[str, str] = {}
-_declared_by_name: dict[str, str] = {}
-_declared_by_standard: dict[str, str] = {}
 _NORWEGIAN = {"no", "nn"}  # written standards of one language, which lid.176 confuses in short texts
+
+
+class _Declared(NamedTuple):
+    """Languages that were declared."""
+
+    names: Mapping[str, str] = MappingProxyType({})  # in English by label, as they were given
+    by_name: Mapping[str, str] = MappingProxyType({})  # labels by simplified name
+    by_standard: Mapping[str, str] = MappingProxyType({})  # labels by the standards' code
+    newest: Mapping[str, str] = MappingProxyType({})  # of the names those that were given last
+
+
+_NOTHING = _Declared()
+_declared = _NOTHING  # what was declared in this process
 
 
 @lru_cache(maxsize=4096)
@@ -116,24 +127,18 @@ def code_of(name: str) -> str:
     Raises:
         ValueError: the language is unknown. An unknown language never silently becomes English.
     """
-    key = _simplify(name)
-    if key in _TABLE or key in _declared:
-        return key
-    if code := _CODE_BY_NAME.get(key) or _declared_by_name.get(key):
+    code = _resolve(name.strip(), _declared)
+    if code is not None and (code in _TABLE or code in _declared.names):
         return code
-    code = _code_of_tag(name.strip()) or _OTHER_NAMES.get(key) or _codes_by_name().get(key)
-    if code is None and "(" in name:  # as in "Portuguese (Brazil)"
-        code = _codes_by_name().get(_simplify(name.partition("(")[0]))
-    if code is not None and (code in _TABLE or code in _declared):
-        return code
-    raise ValueError(f"unknown language {name!r}; {_hint(name.strip(), key, code)}")
+    raise ValueError(f"unknown language {name!r}; {_hint(name.strip(), code)}")
 
 
 def declare(languages: Mapping[str, str]) -> None:
     """Makes further languages known to this process, besides those that lid.176 tells apart.
 
     From then on they are given as any other: by label, by the codes and tags that the standards have for it, by this
-    name, and by the names that CLDR has. What was declared before stays, under the newest name.
+    name, and by the names that CLDR has. What another configuration declared before stays where a label, a code or a
+    name does not mean another language by this one.
 
     Args:
         languages: by label, as "tir" (2 to 8 small letters; where it is a standard's code, of that language), the
@@ -143,45 +148,71 @@ def declare(languages: Mapping[str, str]) -> None:
         ValueError: a label has another form or is known already, or a name is that of another language. Nothing was
             declared.
     """
-    names: dict[str, str] = {}
-    labels = dict(_declared_by_standard)  # by standard code
-    for label, name in languages.items():
+    global _declared
+    if languages.items() <= _declared.newest.items():
+        return
+    new = _checked(languages)
+    # Of two configurations that are read in one process the newest is understood as it would be in one of its own.
+    kept = {label: name for label, name in _declared.names.items() if _resolve(label, new) not in new.names}
+    by_name = {_simplify(name): label for label, name in kept.items() if _resolve(name, new) not in new.names}
+    by_standard = {standard: label for standard, label in _declared.by_standard.items() if label in kept}
+    _declared = _Declared(
+        kept | dict(languages), {**by_name, **new.by_name}, {**by_standard, **new.by_standard}, dict(languages)
+    )
+    code_of.cache_clear()
+    native_name.cache_clear()
+
+
+def _checked(languages: Mapping[str, str]) -> _Declared:
+    """Languages as they are declared, each of which is told apart from the others and from all that were known before.
+
+    Raises:
+        ValueError: as :func:`declare`.
+    """
+    by_name, by_standard = dict[str, str](), dict[str, str]()
+    for label in languages:
         if not _LABEL.fullmatch(label):
             raise ValueError(f"the label {label!r} must be 2 to 8 letters from a to z, as the code tir of ISO 639-3")
-        if (known := _plain_code(label)) in _TABLE:
-            raise ValueError(f"{label!r} is {_TABLE[known].title()}, which is known as {known!r}: leave it out")
-        if (same := labels.setdefault(known, label)) != label:
+        known = _resolve(label, _NOTHING)
+        # A variety may be a language by itself.
+        if known is not None and known in _TABLE and label not in _LABEL_BY_VARIETY:
+            raise ValueError(
+                f"{label!r} is {_TABLE[known].title()}, which is known as {known!r}: leave it out, or choose "
+                "another label"
+            )
+        if (same := by_standard.setdefault(_plain_code(label), label)) != label:
             raise ValueError(f"{label!r} and {same!r} are one language: declare one of them")
+    without_names = _Declared(languages, {}, by_standard)
+    for label, name in languages.items():
         key = _simplify(name)
         if not key or not name.isprintable():
             raise ValueError(f"{label} = {name!r} is no name: give the English one, on one line")
-        taken = names | {one: _simplify(other) for one, other in _declared.items() if one not in languages}
-        other = key if key in _TABLE else _CODE_BY_NAME.get(key)
-        other = other or next((one for one, simplified in taken.items() if simplified == key), None)
-        if other:
-            raise ValueError(f"{label} = {name!r} is the name or code of another language, {other!r}: give one that "
-                             "tells them apart")  # fmt: skip
-        names[label] = key
-    if all(_declared.get(label) == name.lower() for label, name in languages.items()):
-        return
-    _declared.update({label: name.lower() for label, name in languages.items()})
-    _declared_by_standard.update(labels)
-    _declared_by_name.clear()
-    _declared_by_name.update({_simplify(name): label for label, name in _declared.items()})
-    code_of.cache_clear()
-    native_name.cache_clear()
-    _codes_by_name.cache_clear()
+        other = _resolve(name.strip(), without_names)
+        if other not in _TABLE and other not in languages:  # one that nobody knows, or that lid.176 lacks as well
+            other = by_name.setdefault(key, label)
+        if other != label:
+            raise ValueError(
+                f"{label} = {name!r} is the name or code of another language, {other!r}: give one that tells them apart"
+            )
+        by_name[key] = label
+    return _Declared(dict(languages), by_name, by_standard)
 
 
 def declared() -> dict[str, str]:
-    """What this process was told by :func:`declare`: English names in lower case, by label."""
-    return dict(_declared)
+    """What this process was told by :func:`declare`: English names as they were given, by label."""
+    return dict(_declared.names)
 
 
 def english_name(code: str) -> str:
     """The English name of a language in lower case, as ``extra_info.language`` of a data row has it."""
     code = code_of(code)
-    return _TABLE.get(code) or _declared[code]
+    return _TABLE.get(code) or _declared.names[code].strip().lower()
+
+
+def display_name(code: str) -> str:
+    """The English name of a language as prompts and messages have it, as "Swiss German"; a declared one as given."""
+    code = code_of(code)
+    return _TABLE[code].title() if code in _TABLE else _declared.names[code].strip()
 
 
 @cache
@@ -191,9 +222,21 @@ def native_name(code: str) -> str:
 
     code = code_of(code)
     standard = standard_code(code)
-    own = _OWN_NAMES.get(code) or (Language.make(standard).autonym() if _TAG.fullmatch(standard) else "")
-    # Of a language without a name in CLDR langcodes gives the code, or "Unknown language [..]".
-    return own if own and "[" not in own and own != standard else english_name(code).title()
+    language = Language.make(standard)
+    own = _OWN_NAMES.get(code) or (language.autonym() if _TAG.fullmatch(standard) else "")
+    # Of a language without a name in CLDR langcodes gives the code, "Unknown language [..]", or the English name.
+    unnamed = not own or "[" in own or own == standard or (code not in _TABLE and own == language.display_name())
+    return display_name(code) if unnamed else own
+
+
+def is_variety(name: str) -> bool:
+    """Whether a name that :func:`code_of` knows is that of a variety, which counts as the language that it is one of.
+
+    As "Moroccan Arabic", unless that is declared.
+    """
+    varieties = _Declared({code: "" for code in _LABEL_BY_VARIETY}, {}, {code: code for code in _LABEL_BY_VARIETY})
+    found = _resolve(name.strip(), varieties)
+    return found in _LABEL_BY_VARIETY and code_of(name) == _LABEL_BY_VARIETY[found]
 
 
 def tag(code: str) -> str:
@@ -220,8 +263,49 @@ def _simplify(name: str) -> str:
     return " ".join(re.sub(r"[(),;_’'\u2018]", " ", "".join(letters)).split())
 
 
-def _code_of_tag(name: str) -> str | None:
-    """The code of a language tag, or what stands for it in the standards where lid.176 has none; None: it is no tag."""
+def _resolve(name: str, declared: _Declared) -> str | None:
+    """The code of a language, or what stands for it in the standards where it is not known; None: it is no language.
+
+    Args:
+        declared: what is known besides the languages of lid.176.
+    """
+    key = _simplify(name)
+    if key in _TABLE or key in declared.names:
+        return key
+    if code := _CODE_BY_NAME.get(key) or declared.by_name.get(key):
+        return code
+    return _code_of_tag(name, declared) or _code_of_name(key, declared) or _code_with_brackets(name, declared)
+
+
+def _code_of_name(key: str, declared: _Declared) -> str | None:
+    """As :func:`_resolve` for a simplified name, in English or in the language itself, which is no code."""
+    if code := _CODE_BY_NAME.get(key) or declared.by_name.get(key) or _OTHER_NAMES.get(key):
+        return code
+    if code := next((code for code, name in _OWN_NAMES.items() if _simplify(name) == key), None):
+        return code
+    tag = _tags_by_name().get(key)
+    return _code_of_tag(tag, declared) if tag else None
+
+
+def _code_with_brackets(name: str, declared: _Declared) -> str | None:
+    """As :func:`_resolve` for "Portuguese (Brazil)", "Arabic (Egyptian)", "Kurdish (Sorani)" or "Serbian (Latin)".
+
+    What stands in brackets may be a part of the name or the name of the language itself, else a country or a script.
+    """
+    before, _, inside = map(_simplify, name.partition("("))
+    if not before or not inside:
+        return None
+    if code := _code_of_name(f"{inside} {before}", declared):
+        return code
+    code, named = _code_of_name(before, declared), _code_of_name(inside, declared)
+    # IN is a country rather than Indonesian, whose code it was.
+    if code is None or named is None or len(inside) <= 3 or inside in (others := _other_names_of_cldr()):
+        return code
+    return code if named in {_tags_by_name().get(other) for other in others} else named
+
+
+def _code_of_tag(name: str, declared: _Declared) -> str | None:
+    """As :func:`_resolve` for a language tag; None: it is none."""
     if not _TAG.fullmatch(name):
         return None
     from langcodes import Language, standardize_tag, tag_is_valid
@@ -236,17 +320,18 @@ def _code_of_tag(name: str) -> str | None:
         codes = [Language.get(standardize_tag(name, macro=macro)).language for macro in (False, True)]
     except LanguageTagError:
         return None
-    known = [_label(code) for code in codes if code]
+    known = [_label(code, declared) for code in codes if code]
     label = next(
-        (one for one in known if one in _declared or (one in _TABLE and not (one == "als" and "als" in codes))), None
+        (one for one in known if one in declared.names or (one in _TABLE and not (one == "als" and "als" in codes))),
+        None,
     )
     return label or (known[0] if known and known[0] != "und" else None)
 
 
-def _label(standard: str) -> str:
+def _label(standard: str, declared: _Declared) -> str:
     """The label of a language by the standards' code; that code where it has none."""
-    declared = _declared_by_standard.get(standard)
-    return declared or _LABEL_BY_STANDARD.get(standard) or _LABEL_BY_VARIETY.get(standard, standard)
+    label = declared.by_standard.get(standard)
+    return label or _LABEL_BY_STANDARD.get(standard) or _LABEL_BY_VARIETY.get(standard, standard)
 
 
 def _plain_code(label: str) -> str:
@@ -264,30 +349,41 @@ def _plain_code(label: str) -> str:
 
 def standard_code(code: str) -> str:
     """The code that the standards have for the language of a label."""
-    labels = _LABEL_BY_STANDARD | _declared_by_standard
+    labels = _LABEL_BY_STANDARD | dict(_declared.by_standard)
     return next((standard for standard, label in labels.items() if label == code), code)
 
 
 @cache
-def _codes_by_name() -> dict[str, str]:
-    """By simplified name, in English or in the language itself, the code of every language that CLDR names."""
+def _tags_by_name() -> dict[str, str]:
+    """By simplified name, in English or in the language itself, the tag of every language that CLDR names."""
     from langcodes import Language
     from language_data.name_data import CODE_TO_NAMES
 
     found: dict[str, str] = {}
     for one, names in CODE_TO_NAMES.items():
-        if not _TAG.fullmatch(one) or not one[:2].islower():
-            continue  # a script or a territory
-        language = Language.get(one).language
-        code = _code_of_tag(one)
-        if code:
-            for spoken in ("en", one, language):
+        if _is_of_a_language(one) and _code_of_tag(one, _NOTHING):
+            for spoken in ("en", one, Language.get(one).language):
                 if spoken and spoken in names:
-                    found.setdefault(_simplify(names[spoken]), code)
-    return found | {_simplify(name): code for code, name in _OWN_NAMES.items()}
+                    found.setdefault(_simplify(names[spoken]), one)
+    return found
 
 
-def _hint(name: str, key: str, code: str | None) -> str:
+@cache
+def _other_names_of_cldr() -> frozenset[str]:
+    """The simplified English names of scripts and territories, some of which are also those of languages."""
+    from language_data.name_data import CODE_TO_NAMES
+
+    return frozenset(
+        _simplify(names["en"]) for one, names in CODE_TO_NAMES.items() if "en" in names and not _is_of_a_language(one)
+    )
+
+
+def _is_of_a_language(code: str) -> bool:
+    """Whether a code of CLDR is one of a language, not of a script, which has a capital letter, or a territory."""
+    return bool(_TAG.fullmatch(code)) and code[:2].islower()
+
+
+def _hint(name: str, code: str | None) -> str:
     if code is not None:
         from langcodes import Language
 
@@ -300,6 +396,7 @@ def _hint(name: str, key: str, code: str | None) -> str:
         "give an ISO 639 code, a BCP 47 tag, or the English or own name, as in sv, swe, pt-BR, Swedish, svenska; one "
         "that has none of these is declared in run.other_languages (docs/languages.md)"
     )
-    known = [*_CODE_BY_NAME, *_OTHER_NAMES, *_declared_by_name]
+    key = _simplify(name)
+    known = [*_CODE_BY_NAME, *_OTHER_NAMES, *_declared.by_name]
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.7) if len(key) > 3 else []
     return f"did you mean {', '.join(map(repr, near))}?" if near else ways

@@ -3,7 +3,8 @@
 Whoever is killed cannot delete what it has written. So each such directory lies in one that belongs to the run alone,
 and the process that made it holds a lock in it, which the system frees when the process ends, however that happens.
 Before a process makes a directory it deletes those of its own host in which nobody holds the lock: a file system that
-several hosts share may keep locks to the host that took them. The files of another run lie elsewhere.
+several hosts share may keep locks to the host that took them. A warning names those of other hosts in which the lock
+looks free. The files of another run lie elsewhere.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def owned_directory(parent: Path) -> Iterator[Path]:
 def delete_left_behind(parent: Path) -> None:
     """Deletes the directories in ``parent`` whose process was on this host and has ended. Blocks meanwhile.
 
-    Those that do not say whose they are, as a version before left them, stay: a warning names each.
+    Those of processes on other hosts, which may have ended, stay, as do those that do not say whose they are, as a
+    version before left them: a warning names each.
     """
     for directory in sorted(parent.glob("*")):
         if directory.suffix == _NEW:
@@ -74,21 +76,34 @@ def delete_left_behind(parent: Path) -> None:
         with suppress(OSError), (directory / _LOCK_FILE).open("r+") as lock:  # no such file; no locks; somebody's lock
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             owner = lock.read()
-            if not owner.strip():
-                _warn_of_unknown(directory)
             if not _is_of_this_host(owner):
+                _warn_of_others(directory, _host(owner))
                 continue
             shutil.rmtree(directory, ignore_errors=True)
             log.info("deleted %s, which a process of this run left behind when it was killed", directory)
 
 
 @functools.cache  # once for each, however often this process makes a directory
-def _warn_of_unknown(directory: Path) -> None:
+def _warn_of_others(directory: Path, host: str) -> None:
+    """
+    Args:
+        host: of the process that made the directory; empty where it did not note it.
+    """
     log.warning(
-        "%s was left by a process of an earlier version, which did not note its host, and is not deleted: delete it if "
-        "no process of this run runs on another host",
+        "%s was made by %s, and is not deleted: this host cannot tell whether it is still used. Delete it if no "
+        "process of this run runs %s",
         directory,
+        f"a process of this run on host {host}" if host else "an earlier version, which did not note its host",
+        f"on {host}" if host else "on another host",
     )
+
+
+def _host(owner: str) -> str:
+    """The host that the text of a lock file names; empty where it names none."""
+    try:
+        return str(json.loads(owner)["host"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _is_of_this_host(owner: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from common.config import RewardConfig
-from common.languages import english_name
+from common.languages import display_name
 from reward.terms.quality import choose_weights, earns_by_similarity
 
 # Of the multilingual Universal Sentence Encoder v3, by the table of its model card: 16, of which two are Chinese, in
@@ -33,7 +33,7 @@ def warning_of_languages(reward: RewardConfig, languages: Iterable[str]) -> str:
     unknown = sorted({*languages, *pivot} - USE_LANGUAGES - {""})
     if reward.embedder != "use" or not unknown:
         return ""
-    named = ", ".join(f"{code} ({english_name(code).capitalize()})" for code in unknown)
+    named = ", ".join(f"{code} ({display_name(code)})" for code in unknown)
     return (
         f'reward.embedder = "use" was not trained on {named}: what it says of texts in these languages may be little '
         'more than noise. Set reward.embedder to a model that was, as "jhu-clsp/mmBERT-small", and calibrate with it, '

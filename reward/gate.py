@@ -9,6 +9,7 @@ that is decided here.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 from common.answer import Answer
 from common.config import Config, ConfigError, RewardConfig, languages_asked_for, unchecked_problem
 from common.config.reward import NEAR_LANGUAGES
-from common.languages import english_name
+from common.languages import display_name
 from common.process import FatalError
 from common.prose import judged_words
 from common.wire import PartLanguages
@@ -28,8 +29,9 @@ from reward.foreign_letters import ForeignLetters
 from reward.lid import LanguageModel, sum_rows
 from reward.symbols import without_symbols
 
-Near: TypeAlias = Mapping[str, Collection[str]]
+logger = logging.getLogger("reward")
 
+Near: TypeAlias = Mapping[str, Collection[str]]
 
 _MIN_LETTERS = 0.05  # a text with a smaller share of letters has no language
 
@@ -52,13 +54,21 @@ class LanguageGate:
         min_probability: a text whose most probable language is less probable than this has no language.
         share: a text with a larger share of letters in other languages is not in the language asked for.
         near: for a language those that count as it, because the model cannot tell them apart.
+        unchecked_passes: whether texts count as being in a language that the model does not know. Otherwise none does
+            that has letters, and a warning names the language once.
 
     Raises:
         FatalError: the file does not exist or is not a fastText classifier.
     """
 
     def __init__(
-        self, path: str = "auto", min_probability: float = 0.0, share: float = 0.12, near: Near = NEAR_LANGUAGES
+        self,
+        path: str = "auto",
+        min_probability: float = 0.0,
+        share: float = 0.12,
+        near: Near = NEAR_LANGUAGES,
+        *,
+        unchecked_passes: bool = True,
     ) -> None:
         file = shipped_model() if path == "auto" else Path(path)
         if not file.is_file():
@@ -68,6 +78,7 @@ class LanguageGate:
             )
         self._model = LanguageModel(file)
         self._min_probability, self._share, self._near = min_probability, share, near
+        self._unchecked_passes, self._warned = unchecked_passes, set[str]()
         self._foreign_letters = ForeignLetters(self._model, share)
         self._lock = threading.Lock()  # the model keeps the words that it has read
         self._previous: dict[tuple[str, str], Finding] = {}  # by text and language asked for, of the last call
@@ -96,7 +107,8 @@ class LanguageGate:
         A text counts as being in its language where no larger share of its letters than ``share`` is foreign. One
         without letters that has digits, as a bare number, counts as being in any language. Variables and units are no
         letters in a language of another script (:mod:`reward.symbols`). Of a language that the model does not know
-        (:meth:`knows`) nothing is checked: any text with letters or digits counts as being in it.
+        (:meth:`knows`) nothing is checked: with ``unchecked_passes`` any text with letters or digits counts as being in
+        it, and otherwise none with letters.
 
         Equal texts are judged once, and not again in the next call: the diagnoses ask for what has just been decided.
         """
@@ -143,16 +155,30 @@ class LanguageGate:
         foreign = self._foreign_letters.count(units, words, checked, families, letters, allowed, whole)
         foreign /= np.maximum(letters, 1)
         findings = []
+        if not self._unchecked_passes:
+            self._warn_of(unknown)
         for row, code in enumerate(asked):
-            if code in unknown:
+            if code in unknown and self._unchecked_passes:
                 says_something = any(map(str.isalnum, texts[row]))
                 findings.append(Finding(code if says_something else "", 0.0, says_something))
                 continue
             named = languages[best[row]] if certain[row] else ""
             wordless = letters[row] == 0 and any(map(str.isalnum, texts[row]))
-            matches = bool(code) and (wordless or (bool(named) and bool(foreign[row] <= self._share)))
+            is_in_it = bool(named) and code not in unknown and bool(foreign[row] <= self._share)
+            matches = bool(code) and (wordless or is_in_it)
             findings.append(Finding(code if matches and named else named, float(foreign[row]), matches))
         return findings
+
+    def _warn_of(self, unknown: Collection[str]) -> None:
+        """Names languages that answers were asked for and none can be in, each once."""
+        for code in sorted(set(unknown) - self._warned):
+            logger.warning(
+                "answers are asked for in %s (%s), which the language model does not know: none counts as being in it, "
+                'as reward.unchecked = "refuse" is set. Leave questions in it out, or see docs/languages.md',
+                code,
+                display_name(code),
+            )
+        self._warned |= set(unknown)
 
 
 @dataclass(frozen=True)
@@ -194,12 +220,21 @@ class ComplianceGate:
 
     def __init__(self, config: RewardConfig, languages: Collection[str] = ()) -> None:
         self._config, self._languages = config, frozenset(languages)
+        self._unchecked_passes = not config.is_gated or config.unchecked == "pass"
         self.language_gate = LanguageGate(
-            config.language_model, config.gate_min_probability, config.gate_share, config.near_languages
+            config.language_model,
+            config.gate_min_probability,
+            config.gate_share,
+            config.near_languages,
+            unchecked_passes=self._unchecked_passes,
         )
 
     def knows(self, language: str) -> bool:
-        """Whether answers can be checked for a language; of another one every answer that says something passes."""
+        """Whether answers can be checked for a language.
+
+        Of another one every answer that says something passes where the reward is not gated, or by
+        ``reward.unchecked = "pass"``, and else none that has letters.
+        """
         return self.language_gate.knows(language)
 
     def judge(self, texts: Sequence[str], asked: Sequence[str]) -> list[Finding]:
@@ -226,7 +261,8 @@ class ComplianceGate:
         """:meth:`in_language` for a text in which :meth:`judge` has found this."""
         if not asked or not text.strip():
             return False
-        if self._is_short(text) and self._config.gate_short != "detect" and self.knows(asked):
+        passes_unchecked = self._unchecked_passes and not self.knows(asked)
+        if self._is_short(text) and self._config.gate_short != "detect" and not passes_unchecked:
             return self._config.gate_short == "pass"
         return found.matches
 
@@ -276,7 +312,7 @@ def check_languages(config: Config, knows: Callable[[str], bool]) -> str:
     """
     if problem := unchecked_problem(config, knows):
         raise ConfigError(f"configuration: {problem}")
-    unknown = [f"{code} ({english_name(code).title()})" for code in languages_asked_for(config) if not knows(code)]
+    unknown = [f"{code} ({display_name(code)})" for code in languages_asked_for(config) if not knows(code)]
     if not unknown:
         return ""
     return (

@@ -114,10 +114,11 @@ class ReferenceCache:
                         "%s was made by another encoder, or in another dtype, so references are embedded again",
                         self._file,
                     )
-                connection.execute(f"PRAGMA user_version = {_DTYPES[self._embedder.dtype]}")
                 connection.execute("DELETE FROM vectors")
                 connection.execute("DELETE FROM probe")
                 connection.execute("INSERT INTO probe VALUES (?)", (probe.tobytes(),))
+                # Last, as it is a part of the transaction that a DELETE begins, and before one would hold at once.
+                connection.execute(f"PRAGMA user_version = {_DTYPES[self._embedder.dtype]}")
             connection.execute(
                 "DELETE FROM vectors WHERE number NOT IN (SELECT number FROM vectors ORDER BY number DESC LIMIT ?)",
                 (self._entries,),

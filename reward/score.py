@@ -173,6 +173,7 @@ def main(arguments: Sequence[str]) -> int:
                 problems[number] = str(error)
     scorer = Scorer(config.reward, config.run.languages, header=config.model.header)
     try:
+        scorer.check_languages(config)
         for request, found in zip(requests, score_rows(scorer, requests), strict=True):
             if isinstance(found, Exception):
                 problems[request.row] = f"{type(found).__name__}: {found}"

@@ -169,10 +169,9 @@ def _seeded_globals(seed: int) -> None:
 def _declared_languages_are_forgotten() -> Generator[None]:
     """What a configuration of one test has in ``run.other_languages`` is unknown to the next one."""
     yield
-    if languages._declared:
-        for table in (languages._declared, languages._declared_by_name, languages._declared_by_standard):
-            table.clear()
-        for cached in (languages.code_of, languages.native_name, languages._codes_by_name):
+    if languages._declared is not languages._NOTHING:
+        languages._declared = languages._NOTHING
+        for cached in (languages.code_of, languages.native_name):
             cached.cache_clear()
 
 

@@ -16,7 +16,7 @@ from common.config.idle import settings_have_an_effect
 from common.config.resume import CONFIG_FILE, SKIPPED_UNTIL
 from common.config.section import is_http
 from common.config.sections import Sections
-from common.languages import CODES, english_name
+from common.languages import CODES, display_name
 
 HEARTBEAT_S = 2.0  # seconds between two heartbeats of an actor
 _LEAST_HEARTBEATS = 3  # that fit into a lease: one or two may be late on a busy machine
@@ -147,7 +147,7 @@ def unchecked_problem(config: Sections, knows: Callable[[str], bool]) -> str:
     unknown = [code for code in languages_asked_for(config) if not knows(code)]
     if not unknown or not reward.is_gated or reward.unchecked == "pass":
         return ""
-    named = " and ".join(f"{code} ({english_name(code).title()})" for code in unknown)
+    named = " and ".join(f"{code} ({display_name(code)})" for code in unknown)
     gated = "reward.gated = true" if reward.gated else "reward.gated, by default with terms"
     return (
         f"reward.language_model = {reward.language_model!r} does not know {named}, and an answer in another language "

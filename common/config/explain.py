@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from typing import get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from common.config.former import FORMER
 from common.config.other_names import ABSENT, OTHER_NAMES
 from common.config.sections import Sections
+
+_OF_VERL = {"actor_rollout_ref", "trainer", "algorithm", "critic", "reward_model", "custom_reward_function"}  # sections
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -19,10 +22,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     probably meant, or with all that its section has.
     """
     lines = []
+    of_verl = False
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(_unknown(item["loc"], model))
+            lines.append(_unknown(item["loc"], model, item["input"]))
+            of_verl |= item["loc"][0] in _OF_VERL and issubclass(model, Sections)
         elif item["type"] == "value_error":  # from our own validators, whose messages name the value
             lines.append(f"{key}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": "))
         elif item["type"] == "missing":
@@ -31,13 +36,19 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f'{key} = {item["input"]!r}: a list is meant, in a shell as \'["a", "b"]\'')
         else:
             lines.append(f"{key} = {item['input']!r}: {item['msg']}")
+    if of_verl:
+        lines.append("lrpo from-verl SCRIPT translates a whole launch script of verl (docs/papers.md)")
     return "\n  ".join(lines)
 
 
-def _unknown(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
+def _unknown(place: tuple[int | str, ...], model: type[BaseModel], given: Any) -> str:
     """What to say of a key that there is not.
 
     Only the last part of its name is compared: that of the section is right, or pydantic would have refused that one.
+    Of a section that nothing here is called alike each key is looked up, as ``trainer.total_epochs`` of verl.
+
+    Args:
+        given: its value.
     """
     key, last = ".".join(map(str, place)), str(place[-1])
     if key in FORMER:
@@ -48,7 +59,11 @@ def _unknown(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
     path = [part for part in place[:-1] if isinstance(part, str)]  # without places in lists
     section = _section_at(model, path)
     near = [".".join([*path, one]) for one in difflib.get_close_matches(last, section.model_fields, n=1)]
-    alike = [f"{name}.{last}" for name in model.model_fields if last in _section_at(model, [name]).model_fields]
+    if settings and isinstance(given, Mapping) and (place[0] in _OF_VERL or not near):
+        told = {inner: _by_other_name(inner, model) for inner in _keys_below(key, given)}
+        if any(told.values()):
+            return "\n  ".join(f"unknown key {inner!r}{said}" for inner, said in told.items())
+    alike = _alike(last, model)
     if settings and (other := OTHER_NAMES.get(key, OTHER_NAMES.get(last))):
         names = [other]
     else:  # what sounds alike in this section, and what others call so; of a key without a section the latter alone
@@ -57,6 +72,31 @@ def _unknown(place: tuple[int | str, ...], model: type[BaseModel]) -> str:
         return f"unknown key {key!r}; did you mean {' or '.join(map(repr, names))}?"
     head = f"{'.'.join(path)} has" if path else "there are"
     return f"unknown key {key!r}; {head} {', '.join(section.model_fields)}"
+
+
+def _by_other_name(key: str, model: type[BaseModel]) -> str:
+    """Which of our settings a key in a section of others stands for, as the rest of a sentence; empty if none does."""
+    last = key.rpartition(".")[2]
+    if last in ABSENT:
+        return f": {ABSENT[last]}"
+    other = OTHER_NAMES.get(key, OTHER_NAMES.get(last))
+    names = [other] if other else _alike(last, model)
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
+
+
+def _alike(last: str, model: type[BaseModel]) -> list[str]:
+    """The settings of all sections with this last part of a name."""
+    return [f"{name}.{last}" for name in model.model_fields if last in _section_at(model, [name]).model_fields]
+
+
+def _keys_below(key: str, table: Mapping[str, Any]) -> Iterator[str]:
+    """The keys of all values in a table, and in those in it."""
+    for name, value in table.items():
+        inner = f"{key}.{name}"
+        if isinstance(value, Mapping) and value:
+            yield from _keys_below(inner, value)
+        else:
+            yield inner
 
 
 def _section_at(model: type[BaseModel], path: list[str]) -> type[BaseModel]:

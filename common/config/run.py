@@ -92,7 +92,7 @@ class ModelConfig(Section):
     # prompt, "select" by a header with which the answer begins, "plain" by nothing: prompts are as the rows have them.
     prompt_style: Literal["tag", "system", "select", "plain"] = "tag"
     # With "system", instructions of one's own by language, in place of those of common/instructions.py. "default" is
-    # that of all others, with {language} for the language's English name and {native} for its own:
+    # that of all others. In each {language} stands for the language's English name and {native} for its own:
     # {de = "Antworte knapp und auf Deutsch.", default = "Answer in {language}."}
     instructions: dict[str, str] = {}
     header: str = "<lang_select>\n{code}\n</lang_select>\n"  # the header of "select"; {code} is the language

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import ConfigError, RewardConfig
-from common.languages import code_of, english_name
+from common.languages import code_of, display_name, is_variety
+
+logger = logging.getLogger("reward")
 
 Pair: TypeAlias = tuple[str, str]  # two language codes in alphabetical order, possibly equal
 KINDS = ("equivalent", "mismatched", "hard")  # the kinds of text pairs that are measured
@@ -64,12 +68,13 @@ class PairStatistics:
 
     @classmethod
     def read(cls, path: Path) -> PairStatistics:
-        """Reads the CSV.
+        """Reads the CSV. Rows of languages that this process does not know are left out, and a warning names them.
 
         Raises:
             ConfigError: the file cannot be read or is malformed; the message names file and line.
         """
         levels: dict[Pair, Level] = {}
+        known = _KnownLanguages(path)
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = csv.reader(file)
@@ -77,18 +82,21 @@ class PairStatistics:
                     raise ConfigError(f"{path}, line 1: the header must be {','.join(_HEADER)}")
                 for row in rows:
                     try:
-                        pair, level = _parse(row)
+                        level = _parse(row)
+                        pair = known.pair(row[0], row[1])
                         if pair in levels:
                             raise ValueError(f"the pair {row[0]}, {row[1]} already occurred before")
                     except ValueError as error:
                         raise ConfigError(f"{path}, line {rows.line_num}: {error}") from None
-                    levels[pair] = level
+                    if pair is not None:
+                        levels[pair] = level
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(
                 f"cannot read reward.calibration = {path}: {error}. scripts.data.calibrate writes this file; to run "
                 'without it, with similarities as they are, set reward.calibration = "" and '
                 'reward.calibration_mode = "raw"'
             ) from None
+        known.warn()
         return cls(levels)
 
     def write(self, path: Path) -> None:
@@ -102,16 +110,56 @@ class PairStatistics:
 
 def display(code: str) -> str:
     """The English name of a language with a capital letter, as the files spell it."""
-    return english_name(code).capitalize()
+    return display_name(code)
 
 
-def _parse(row: list[str]) -> tuple[Pair, Level]:
+class _KnownLanguages:
+    """The languages of a file that this process knows: a run may have declared others before it was measured."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._unknown = path, set[str]()
+
+    def pair(self, first: str, second: str) -> Pair | None:
+        """The pair of two languages by name; None where one is not known, or only as a variety of another."""
+        codes = [code for code in map(self._code, (first, second)) if code]
+        return pair_of(codes[0], codes[1]) if len(codes) == 2 else None
+
+    def _code(self, name: str) -> str:
+        try:
+            code = code_of(name)
+        except ValueError:
+            if not name.strip():
+                raise
+            code = ""
+        if not code or is_variety(name):
+            self._unknown.add(name)
+            return ""
+        return code
+
+    def warn(self) -> None:
+        """Names the languages that were not known."""
+        if self._unknown:
+            stem = self._path.name.removesuffix(".quantiles.json").removesuffix(".csv")
+            _warn_of_unknown(self._path.with_name(stem), tuple(sorted(self._unknown)))
+
+
+@functools.cache  # once for a calibration, whose files are read one after the other
+def _warn_of_unknown(stem: Path, names: tuple[str, ...]) -> None:
+    logger.warning(
+        "%s.csv: the pairs with %s are left out, as this run does not know such a language: correct it where it is "
+        "misspelt, or declare it with run.other_languages where the run has it",
+        stem,
+        ", ".join(names),
+    )
+
+
+def _parse(row: list[str]) -> Level:
     if len(row) != len(_HEADER):
         raise ValueError(f"{len(row)} fields instead of {len(_HEADER)}")
     level = Level(int(row[2]), float(row[3]), float(row[4]))
     if level.count < 1 or not -1 <= level.mean <= 1 or not 0 <= level.std < math.inf:
         raise ValueError("count must be positive, mean a cosine and std not negative")
-    return pair_of(code_of(row[0]), code_of(row[1])), level
+    return level
 
 
 @dataclass(frozen=True)
@@ -142,13 +190,15 @@ class Quantiles:
 
     @classmethod
     def read(cls, path: Path) -> Quantiles:
-        """Reads the JSON tables.
+        """Reads the JSON tables. Pairs of languages that this process does not know are left out, and a warning names
+        them.
 
         Raises:
             ConfigError: the file cannot be read or is malformed; the message names file and pair.
         """
         where = str(path)
         tables, anchors = {}, {}
+        known = _KnownLanguages(path)
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             shares = np.array(raw["shares"], np.float64)
@@ -156,7 +206,9 @@ class Quantiles:
                 raise ValueError('"shares" must increase from 0 to 1')
             for row in raw["pairs"]:
                 where = f"{path}, pair {row['lang_a']}, {row['lang_b']}"
-                pair = pair_of(code_of(row["lang_a"]), code_of(row["lang_b"]))
+                pair = known.pair(row["lang_a"], row["lang_b"])
+                if pair is None:
+                    continue
                 tables[pair] = {kind: np.array(row[kind], np.float64) for kind in ("all", *KINDS) if kind in row}
                 anchors[pair] = float(row.get("anchor", 1.0))
                 if not anchors[pair] > 0:
@@ -170,6 +222,7 @@ class Quantiles:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{where}: {error!r}") from None
+        known.warn()
         return cls(shares, tables, anchors)
 
     def write(self, path: Path) -> None:

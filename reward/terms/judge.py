@@ -10,7 +10,7 @@ from string import Formatter
 
 from common.config import ConfigError, RewardConfig
 from common.endpoint import Conversation, Failure, read_grade
-from common.languages import english_name
+from common.languages import display_name
 from common.wire import Chat
 from reward.terms.inputs import TermFunction, TermInput
 from reward.terms.tools import Tools
@@ -49,7 +49,7 @@ def judge_request(prompt: str, messages: Sequence[Chat], reference: str, answer:
         question="\n\n".join(turn.content for turn in messages if turn.role != "system"),
         reference=reference,
         answer=answer,
-        language=english_name(language).capitalize() if language else "any language",
+        language=display_name(language) if language else "any language",
     )
     return [{"role": "user", "content": asked}]
 

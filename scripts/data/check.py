@@ -8,7 +8,8 @@ column that data.columns names. Says, too, which of these columns nothing of the
 of languages that the embedder does not know, and for which languages no answer can be checked, as the language model
 does not know them, and asks the judges of the reward for a few grades. The exit code is not 0 where the learner would
 refuse the data, as where they make no step or do not fit into the model, or the reward process the reward (functions of
-your own are loaded for it), or where a judge can grade nothing.
+your own are loaded for it), or where a judge can grade nothing, or no answer to a question could earn anything because
+the language model does not know its language.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from common.wire import Question
 from learner.work.questions import PROBLEMS_FILE, read_questions
 from reward.gate import LanguageGate, check_languages
 from scripts.data.judge_check import ask_judges_first
-from scripts.data.reward_checks import check_reward, warning_of_columns, warning_of_judges, warning_of_similarity
+from scripts.data.reward_checks import (
+    check_languages_of_questions,
+    check_reward,
+    warning_of_columns,
+    warning_of_judges,
+    warning_of_similarity,
+)
 from scripts.data.unscorable import warn_of_rows
 from scripts.ops.command_line import command
 
@@ -53,6 +60,7 @@ def main(context: typer.Context) -> None:
     if warning := check_languages(config, gate.knows):
         log.warning("warning: %s", warning)
     found = read_questions(config, load_tokenizer(config.model.path))
+    check_languages_of_questions(config, {"data.train": found.train, "data.heldout": found.heldout}, gate.knows)
     print(_summary("data.train", found.train))
     if found.heldout:
         print(_summary("data.heldout", found.heldout))

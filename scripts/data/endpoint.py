@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from common.endpoint import FORM, Conversation, Endpoints, Failure, read_grade
-from common.languages import english_name
+from common.languages import display_name
 from common.process import FatalError
 from reward.gate import LanguageGate
 
@@ -123,7 +123,7 @@ def in_languages(codes: Sequence[str]) -> Callable[[int, str], str]:
 
     def read(number: int, answer: str) -> str:
         if not gate.judge([answer], [codes[number]])[0].matches:
-            raise ValueError(f"it is not in {english_name(codes[number]).capitalize()}")
+            raise ValueError(f"it is not in {display_name(codes[number])}")
         return answer
 
     return read
@@ -137,6 +137,6 @@ def whole_number(least: int, most: int) -> Callable[[int, str], int]:
 def translate(name: str, cache: Path, texts: Sequence[tuple[str, str]]) -> list[str | Failure]:
     """Each text in the language beside it, translated by the endpoint ``MODEL@URL``; blocks until all are."""
     form = "Translate this text into {}. Reply with the translation and nothing else.\n\n{}"
-    asked = [form.format(english_name(language).capitalize(), text) for text, language in texts]
+    asked = [form.format(display_name(language), text) for text, language in texts]
     conversations = [[{"role": "user", "content": one}] for one in asked]
     return Endpoint[str](name, cache).ask(conversations, in_languages([language for _, language in texts]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
-from common.config import Config, RewardConfig
+from common.config import Config, ConfigError, RewardConfig
+from common.languages import display_name
 from common.user_code import user_file
 from common.wire import Question
 from learner.data.rows import OURS
@@ -17,6 +18,7 @@ from reward.encoder_languages import compares, warning_of_languages
 from reward.terms.judge import check_judge
 from reward.terms.quality import check_terms
 from reward.terms.user_call import UserFunction
+from router.modes import fixed_languages
 
 _READ_ALL = {"asdict", "astuple", "attrgetter", "eval", "exec", "fields", "getattr", "vars", "__dict__"}
 _OWN_PACKAGES = {"actor", "common", "learner", "reward", "router", "scripts", "tests"}
@@ -42,6 +44,37 @@ def check_reward(config: Config) -> None:
         if any("judge" in row for row in reward.terms.values()):
             check_judge(reward)
     StepReward.of(config.learner)
+
+
+def check_languages_of_questions(
+    config: Config, questions: Mapping[str, Sequence[Question]], knows: Callable[[str], bool]
+) -> None:
+    """Returns if answers can be checked for the languages of the questions, where the reward is gated.
+
+    Args:
+        questions: by the setting that names their source.
+        knows: whether the language model knows a language, by code.
+
+    Raises:
+        ConfigError: answers to a question are asked for in its own language, and all that have letters would earn 0.
+    """
+    if not config.reward.is_gated or config.reward.unchecked == "pass":
+        return
+    for name, asked in questions.items():
+        unchecked = [
+            one
+            for one in asked
+            if not knows(one.language) and one.language in fixed_languages(config.router, one.language, one.topics)
+        ]
+        if unchecked:
+            first = unchecked[0]
+            raise ConfigError(
+                f"{len(unchecked)} questions of {name} are asked in their own language, which reward.language_model = "
+                f"{config.reward.language_model!r} does not know, so that no answer to them could earn a reward. The "
+                f"first is row {first.index}, in {first.language} ({display_name(first.language)}): leave them out, "
+                'give a model that has the language, or set reward.unchecked = "pass" or reward.near_languages '
+                "(docs/languages.md)"
+            )
 
 
 def _forget_neighbours(names: Set[str], directory: Path) -> None:

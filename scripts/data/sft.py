@@ -13,7 +13,6 @@ GPU computes in bfloat16. Ranks share the examples of a step; on GPUs they also 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from common.config import LearnerConfig, ModelConfig, load
 from common.gpus import has_cuda
 from common.instructions import NONE_OWN
-from common.languages import code_of, declared, tag
+from common.languages import code_of, tag
 from common.parent import die_with_launcher
 from common.process import FatalError
 from common.prompts import PROMPT_STYLES, ChatTemplate, PromptError
@@ -36,7 +35,7 @@ from learner.export import writing
 from learner.generation_settings import mend_sampling, try_to_save
 from learner.launch import launch
 from scripts.data.prepare import pairs
-from scripts.ops.command_line import command
+from scripts.ops.command_line import command, languages_flag
 
 
 def read_examples(source: str, columns: Mapping[str, str], language: str) -> list[dict[str, Any]]:
@@ -222,8 +221,7 @@ def main(
     if ranks > 1 and "RANK" not in os.environ:
         words = [model, examples, "--out", str(out), "--prompt-style", prompt_style, "--epochs", str(epochs)]
         words += ["--columns", columns, "--language", language, "--template-args", template_args, "--date", date]
-        further = ", ".join(f"{label} = {json.dumps(name)}" for label, name in declared().items())
-        words += ["--instructions", instructions, "--run.other_languages", f"{{{further}}}"]
+        words += ["--instructions", instructions, *languages_flag()]
         words += ["--batch", str(batch), "--micro-batch", str(micro_batch), "--lr", str(lr), "--seed", str(seed)]
         return launch("scripts.data.sft", LearnerConfig(ranks=ranks), words)
     if "RANK" in os.environ:

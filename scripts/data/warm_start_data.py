@@ -25,7 +25,7 @@ from typing import Annotated, Any
 import typer
 
 from common.endpoint import Failure
-from common.languages import code_of, english_name
+from common.languages import code_of, display_name
 from common.process import FatalError
 from common.prompts import add_instruction
 from learner.data.problems import PROBLEMS_SUFFIX, Problems, RowError
@@ -90,7 +90,7 @@ def teach(
     made = []
     for (row, language), answer in zip(wanted, said, strict=True):
         if isinstance(answer, Failure):
-            reason = f"no answer in {english_name(language).capitalize()}: {answer}"
+            reason = f"no answer in {display_name(language)}: {answer}"
             problems.add(row.place, RowError("", reason, "not answered"))
         else:
             made.append({"messages": row.messages, "language": language, "answer": answer})

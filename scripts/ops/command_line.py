@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import typer
 from typer.main import get_command
 
 from common.config import ConfigError, load
+from common.languages import declared
 from common.process import LOG_FORMAT, LOG_TIME, FatalError, interrupt_when_asked
 from common.progress import LOGGER
 
@@ -35,7 +37,7 @@ def command(
     arguments, and with code 130 when it was interrupted, which SIGTERM does as SIGINT does.
 
     Every command takes ``--run.other_languages '{tir = "Tigrinya"}'``, as a configuration does: also one that reads
-    none, whose data or options name such a language.
+    none, whose data or options name such a language. One that starts others passes it on (:func:`languages_flag`).
 
     Args:
         errors: further exceptions that the user can correct, with a message that explains how.
@@ -93,6 +95,12 @@ def _declare_languages(words: Sequence[str]) -> list[str]:
     if given:
         load([*given, "--reward.unchecked", "pass"])  # no answer is gated here
     return rest
+
+
+def languages_flag() -> list[str]:
+    """The words by which another process is told of the languages that this one declared; none if it did not."""
+    languages = ", ".join(f"{label} = {json.dumps(name, ensure_ascii=False)}" for label, name in declared().items())
+    return [_LANGUAGES, f"{{{languages}}}"] if languages else []
 
 
 def files_first(words: Sequence[str]) -> list[str]:

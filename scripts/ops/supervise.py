@@ -51,6 +51,7 @@ class Children:
         self._offset: dict[str, int] = {}  # size of the log when the process was first started
         self._newest_offset: dict[str, int] = {}  # and when it was last started
         self._peers: dict[str, frozenset[str]] = {}  # of those of which one is enough, with their own name
+        self._replaceable: set[str] = set()  # of these, those beside which others work that are not started here
         self._failed_early: set[str] = set()  # of these, those that failed before they were ready
         self._early_failures: dict[str, int] = {}  # in a row
         self._due: dict[str, float] = {}  # monotonic time at which a failed process is started again
@@ -69,12 +70,18 @@ class Children:
         self._read[name] = self._offset[name]
         self._spawn(name)
 
-    def start_any(self, commands: Mapping[str, Sequence[str]], restarts: int) -> None:
+    def start_any(self, commands: Mapping[str, Sequence[str]], restarts: int, *, elsewhere: bool = False) -> None:
         """Starts processes of which one is enough. Each that fails is started again.
 
         All are ended only where none of them has been ready and each has failed, or where one has failed more than
         ``restarts`` times while no other was ever ready.
+
+        Args:
+            elsewhere: whether others do the same work that are not started here, as in the jobs of a cluster. Then none
+                of these is needed, and each is started again as often as it takes.
         """
+        if elsewhere:
+            self._replaceable |= {*commands}
         for name, command in commands.items():
             self._peers[name] = frozenset(commands)
             self.start(name, command, restarts)
@@ -115,7 +122,11 @@ class Children:
         Raises:
             ChildFailed: a process ended with an error and may not be started again.
         """
-        self.wait_until(lambda: any(self._running[name].poll() == 0 for name in names))
+        self.wait_until(lambda: self.any_ended(*names))
+
+    def any_ended(self, *names: str) -> bool:
+        """Whether one of these has ended with code 0."""
+        return any(self._running[name].poll() == 0 for name in names)
 
     def wait_until(self, over: Callable[[], bool]) -> None:
         """Blocks until ``over()``, which is asked again and again, and shows what all processes log until then.
@@ -169,7 +180,9 @@ class Children:
             return
         failure = self._failure(name, code)
         # Where another one of those of which one is enough does the work, this one is tried for as long as it takes.
-        dispensable = any(_READY in self._output(other) for other in self._peers.get(name, frozenset()) - {name})
+        dispensable = name in self._replaceable or any(
+            _READY in self._output(other) for other in self._peers.get(name, frozenset()) - {name}
+        )
         if not self._may_come(name) or (self._restarts[name] == 0 and not dispensable):
             raise failure
         was_ready = _READY in self._output(name, self._newest_offset[name])
@@ -185,7 +198,7 @@ class Children:
 
         It was ready once; or it is one of those of which one is enough, and another was ready or may still be.
         """
-        if _READY in self._output(name):
+        if name in self._replaceable or _READY in self._output(name):
             return True
         self._failed_early.add(name)
         others = self._peers.get(name, frozenset()) - {name}

@@ -1,13 +1,15 @@
 """Reads the options that a shell script gives to verl's trainer, without running it.
 
-Understood are assignments ``NAME=value``, ``${NAME:-default}``, arithmetic ``$((1024 * 4))``, arrays ``NAME=(...)``
-that are given as ``"${NAME[@]}"``, and the options ``key=value`` after the trainer's name.
+Understood are assignments ``NAME=value``, ``${NAME:-default}``, whose NAME may be set in the environment, arithmetic
+``$((1024 * 4))``, arrays ``NAME=(...)`` that are given as ``"${NAME[@]}"``, and the options ``key=value`` after the
+trainer's name.
 """
 
 from __future__ import annotations
 
 import ast
 import operator
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,7 @@ from common.process import FatalError
 ENTRY = "main_ppo"  # of verl; the options follow it
 _ENTRIES = (ENTRY, "main_dapo")  # and of its recipe for DAPO
 _ENDS = {"|", "||", "&", "&&", ";", ">", ">>", "2>&1", "&>", "<"}  # shell words after which no options come
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?::?-([^}]*))?\})")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?)-([^}]*))?\})")
 _ARITHMETIC = re.compile(r"\$\(\(((?:[^()]|\([^()]*\))*)\)\)")
 _LINES_OF_ARRAY = re.compile(r"^(\s*\w+=\()\s*$(.*?)^\s*\)\s*$", re.MULTILINE | re.DOTALL)
 _ARRAY = re.compile(r"^\s*(\w+)=\((.*)\)\s*$")
@@ -84,11 +86,15 @@ def _options(words: list[str], variables: Mapping[str, str]) -> Iterator[tuple[s
 
 
 def _expand(text: str, variables: Mapping[str, str]) -> str:
-    """Shell variables that are known get their values; ``${NAME:-default}`` its default otherwise."""
+    """Shell variables that the script sets get their values; ``${NAME:-default}`` that of the environment, or its
+    default."""
 
     def value(match: re.Match[str]) -> str:
-        default = match[0] if match[3] is None else match[3]
-        return variables.get(match[1] or match[2], default)
+        name, default = match[1] or match[2], match[4]
+        if default is None:
+            return variables.get(name, match[0])
+        found = variables.get(name, os.environ.get(name))
+        return default if found is None or (match[3] and not found) else found
 
     return _VARIABLE.sub(value, text)
 

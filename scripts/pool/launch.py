@@ -6,8 +6,8 @@ partition as Slurm jobs.
 Every process is started by its launch script, from this directory's path, which all hosts must see. When a host goes
 away, its processes are started again as soon as it is back. Reward processes that fail after they were ready are
 started again after a pause. So are actors whenever they fail: a host that cannot run one costs the run no more than
-that, and it ends where none of the actors becomes ready. When this command is interrupted, it interrupts them all, and
-the learner saves a checkpoint.
+that. Where all actors have hosts and none of them becomes ready, the run ends; those of Slurm may still come. When this
+command is interrupted, it interrupts them all, and the learner saves a checkpoint.
 """
 
 from __future__ import annotations
@@ -287,13 +287,20 @@ def awaited(over_ssh: Sequence[Process], role: str | None) -> list[str]:
 
 
 def start(
-    batches: list[list[str]], over_ssh: list[Process], run: RunConfig, role: str | None = None, *, dry_run: bool
+    batches: list[list[str]],
+    over_ssh: list[Process],
+    run: RunConfig,
+    role: str | None = None,
+    *,
+    actors_in_jobs: bool = False,
+    dry_run: bool,
 ) -> None:
     """Submits the Slurm jobs, then runs the other processes until the run is over.
 
     Args:
         run: of the configuration that all processes have.
         role: of the processes that were asked for, if not all were.
+        actors_in_jobs: whether some of the Slurm jobs are actors. Then the run does without those over ssh.
 
     Raises:
         ChildFailed: a process failed and could not be started again.
@@ -326,8 +333,11 @@ def start(
                 if process.role == "reward":
                     children.start(process.name, process.over_ssh(), restarts=_RESTARTS)
             actors = {process.name: process.over_ssh() for process in over_ssh if process.role == "actor"}
-            children.start_any(actors, restarts=_RESTARTS)
-            if last := awaited(over_ssh, role):
+            children.start_any(actors, restarts=_RESTARTS, elsewhere=actors_in_jobs)
+            last = awaited(over_ssh, role)
+            if last and actors_in_jobs and not learners:  # perhaps none of the actors here ever works
+                children.wait_until(lambda: run_ends() or children.any_ended(*last))
+            elif last:
                 children.wait_for(*last)
             else:  # reward processes, whose run is one of Slurm's jobs
                 children.wait_until(run_ends)
@@ -365,7 +375,8 @@ def main(
         roles = {nodes.role for nodes in pool.nodes if role in (None, nodes.role)}
         addresses = [config.learner.address, *config.reward.addresses]
         check_keys(addresses, serves=roles != {"actor"}, asks="actor" in roles)
-    start(batches, over_ssh, config.run, role, dry_run=dry_run)
+    in_jobs = any(nodes.partition and nodes.role == "actor" and role in (None, "actor") for nodes in pool.nodes)
+    start(batches, over_ssh, config.run, role, actors_in_jobs=in_jobs, dry_run=dry_run)
 
 
 if __name__ == "__main__":

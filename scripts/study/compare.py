@@ -36,7 +36,7 @@ import typer
 from common.config import load
 from common.process import FatalError
 from learner.resume import Change
-from scripts.ops.command_line import command, files_first
+from scripts.ops.command_line import command, files_first, languages_flag
 from scripts.ops.finished_run import check_settings, read_summary
 from scripts.ops.local_run import run_all
 from scripts.study.iterate.record import digest_of_source
@@ -457,7 +457,8 @@ def main(
         if runs:
             check_seeds(files)
     else:
-        definitions = {name: files_first([*shlex.split(base), *shlex.split(text)]) for name, text in pairs}
+        of_all = [*shlex.split(base), *languages_flag()]  # which the command line had, as no configuration is read yet
+        definitions = {name: files_first([*of_all, *shlex.split(text)]) for name, text in pairs}
         scored_with = shlex.split(evaluate_flags)
         planned = plan(definitions, _each_once("the seed", seeds.split(",")), scored_with, out)
         found = {name: train(some, scored_with, actors) for name, some in planned.items()}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from common.answer import read_answer
 from common.endpoint import Failure
-from common.languages import english_name
+from common.languages import display_name
 from common.numbers import last_number
 from common.process import FatalError
 from learner.data.rows import QuestionRow
@@ -86,7 +86,7 @@ def _judge(
     form, reading = (_CARE_PRO, read_label) if name == "CARE-pro" else (_CARE, whole_number(1, 10))
     talks = []
     for row, answer in zip(rows, finals, strict=True):
-        language = english_name(row.language).capitalize()
+        language = display_name(row.language)
         shown = form.format(question=row.prompt, reference=row.reference, answer=answer, language=language)
         talks.append([{"role": "user", "content": shown}])
     return judge.ask(talks, reading)

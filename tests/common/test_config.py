@@ -282,6 +282,26 @@ def test_names_of_other_trainers_lead_to_ours(theirs: str, said: str) -> None:
     assert said in str(error.value)
 
 
+def test_sections_of_verl_lead_to_ours_key_by_key() -> None:
+    theirs = {
+        "trainer.total_epochs": "did you mean 'learner.epochs'?",
+        "trainer.n_gpus_per_node": "",
+        "actor_rollout_ref.rollout.n": "did you mean 'router.rollouts'?",
+        "actor_rollout_ref.rollout.top_p": "answers are drawn from the whole distribution",
+        "actor_rollout_ref.actor.optim.lr": "did you mean 'learner.lr'?",
+        "algorithm.kl_ctrl.kl_coef": "did you mean 'learner.kl'?",
+    }
+    with pytest.raises(ConfigError) as error:
+        load([word for key in theirs for word in (f"--{key}", "1")])
+    for key, said in theirs.items():
+        (line,) = [line for line in str(error.value).splitlines() if f"unknown key {key!r}" in line]
+        assert said in line
+    assert str(error.value).count("lrpo from-verl SCRIPT translates a whole launch script") == 1
+    with pytest.raises(ConfigError, match=r"unknown key 'optim\.lr'; did you mean 'learner\.lr'") as error:
+        load(["--optim.lr", "1"])
+    assert "from-verl" not in str(error.value)
+
+
 def test_other_names_stand_for_settings_that_there_are() -> None:
     sections = {name: field.default.model_dump() for name, field in Config.model_fields.items()}
     known = {f"{section}.{key}" for section, keys in sections.items() for key in keys}

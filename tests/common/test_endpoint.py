@@ -152,6 +152,22 @@ def test_a_key_that_a_server_repeats_is_in_no_message(
     assert "secr" not in failure.reason + caplog.text
 
 
+@pytest.mark.parametrize("key", ["x", "e", "EMPTY"])
+def test_a_key_that_is_none_leaves_messages_as_they_are(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+
+    async def scene(url: str) -> str | Failure:
+        endpoints = Endpoints([f"m@{url}"], attempts=1, timeout_s=60)
+        try:
+            return await endpoints.ask([{"role": "user", "content": "?"}], str)
+        finally:
+            await endpoints.close()
+
+    with serving(lambda request: (400, "the context of exactly 4096 tokens is EMPTY")) as url:
+        failure = asyncio.run(scene(url))
+    assert isinstance(failure, Failure) and "the context of exactly 4096 tokens is EMPTY" in failure.reason
+
+
 # -- several endpoints -------------------------------------------------------------------------------------------------
 
 

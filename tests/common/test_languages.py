@@ -21,6 +21,7 @@ from common.languages import (
     code_of,
     count_as_one,
     declare,
+    display_name,
     english_name,
     native_name,
     tag,
@@ -75,7 +76,11 @@ def test_every_form_of_every_language_leads_back_to_it(
         ("日本語", "ja"), ("简体中文", "zh"), ("한국어", "ko"), ("हिन्दी", "hi"), ("Español", "es"), ("espanol", "es"),
         ("quy", "qu"), ("quy_Latn", "qu"), ("quh", "qu"), ("qub", "qu"), ("pbt", "ps"), ("pbt_Arab", "ps"),
         ("uzs", "uz"), ("ary", "ar"), ("apc_Arab", "ar"), ("Moroccan Arabic", "ar"), ("arz_Arab", "arz"),
-        ("Bangla", "bn"), ("Bengali", "bn"), ("Central Kurdish", "ckb"),
+        ("Bangla", "bn"), ("Bengali", "bn"), ("Central Kurdish", "ckb"), ("Kurdish (Sorani)", "ckb"),
+        ("Chinese (Cantonese)", "yue"), ("Arabic (Egyptian)", "arz"), ("Arabic (Moroccan)", "ar"),
+        ("Norwegian (Nynorsk)", "nn"), ("German (Swiss)", "als"), ("Serbian (Latin)", "sr"),
+        ("Assamese (Bengali)", "as"), ("English (Nauru)", "en"), ("English (IN)", "en"), ("Irish (ga)", "ga"),
+        ("Portuguese (Brazil", "pt"), ("Farsi (Dari)", "fa"),
     ],
 )  # fmt: skip
 def test_names_in_use(name: str, code: str) -> None:
@@ -93,6 +98,8 @@ def test_names_in_use(name: str, code: str) -> None:
         ("Hausa", 'declare it with run.other_languages = {ha = "Hausa"}'),
         ("klingon", "it is Klingon"),
         ("nan-Hant", "which is none of the 176"),
+        ("Chinese (Hakka)", "it is Hakka Chinese"),
+        ("Foo (German)", "did you mean 'low german'"),
         ("xx", "give an ISO 639 code"),
         ("und", "give an ISO 639 code"),
         ("", "give an ISO 639 code"),
@@ -122,7 +129,7 @@ FLORES = """
     pbt_Arab quy_Latn ron_Latn run_Latn rus_Cyrl sag_Latn san_Deva sat_Olck scn_Latn shn_Mymr sin_Sinh slk_Latn slv_Latn
     smo_Latn sna_Latn snd_Arab som_Latn sot_Latn spa_Latn als_Latn srd_Latn srp_Cyrl ssw_Latn sun_Latn swe_Latn swh_Latn
     szl_Latn tam_Taml tat_Cyrl tel_Telu tgk_Cyrl tgl_Latn tha_Thai tir_Ethi taq_Latn taq_Tfng tpi_Latn tsn_Latn tso_Latn
-    tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Latn uig_Arab ukr_Cyrl umb_Latn urd_Arab uzn_Latn vec_Latn vie_Latn war_Latn
+    tuk_Latn tum_Latn tur_Latn twi_Latn tzm_Tfng uig_Arab ukr_Cyrl umb_Latn urd_Arab uzn_Latn vec_Latn vie_Latn war_Latn
     wol_Latn xho_Latn ydd_Hebr yor_Latn yue_Hant zho_Hans zho_Hant zsm_Latn zul_Latn
 """
 LACKING = """
@@ -164,8 +171,53 @@ def test_a_declared_language_is_given_as_any_other() -> None:
     assert (code_of("kla kla"), native_name("conlang")) == ("conlang", "Kla Kla")
     assert "answer in Kla Kla, and" in instruction("conlang")
     assert all(code_of(code) == code for code in CODES) and "tir" not in CODES
-    declare({"tir": "Tigrigna"})  # of another configuration in the same process
-    assert code_of("Tigrigna") == "tir" and english_name("tir") == "tigrigna"
+
+
+@pytest.mark.parametrize("name", ["isiZulu", "K'iche'", "Arabic (Moroccan)", "MALAY of Kelantan"])
+def test_a_declared_name_stays_as_it_was_given(name: str) -> None:
+    label = {"isiZulu": "zu", "K'iche'": "quc", "Arabic (Moroccan)": "ary", "MALAY of Kelantan": "mfa"}[name]
+    declare({label: name})
+    assert display_name(label) == name and english_name(label) == name.lower() and code_of(name.upper()) == label
+    assert f"Always answer in {name}" in instruction(label)
+    assert instruction(label, {"default": "In {language}."}) == f"In {name}."
+
+
+@pytest.mark.parametrize(
+    ("earlier", "newer"),
+    [
+        ({"tir": "Tigrinya"}, {"tir": "Tigrigna"}),
+        ({"ti": "Tigrinya"}, {"tir": "Tigrinya"}),
+        ({"xaa": "Hausa"}, {"ha": "The language of Kano"}),
+        ({"xaa": "Kla"}, {"xab": "Kla"}),
+        ({"kla": "Other"}, {"xaa": "Kla"}),
+        ({"xaa": "Kla"}, {"kla": "Other"}),
+    ],
+)
+def test_of_two_configurations_in_one_process_the_newest_is_understood(
+    earlier: dict[str, str], newer: dict[str, str]
+) -> None:
+    asked = ["ti", "tir", "tir_Ethi", "Tigrinya", "ትግርኛ", "ha", "hau", "Hausa", "Kla", "other", *newer, *newer.values()]
+
+    def known() -> dict[str, str]:
+        return {name: code for name in asked if (code := _code_or_none(name)) in newer}
+
+    declare(newer)
+    alone = known()
+    assert {*newer.items()} <= {(code, display_name(code)) for code in alone.values()}
+    declare(earlier)
+    for label in earlier:
+        assert code_of(label) == label and display_name(label) == earlier[label]
+    declare(newer)
+    assert known() == alone
+    for label in earlier:
+        display_name(label)  # what the first configuration has can still be named
+
+
+def _code_or_none(name: str) -> str:
+    try:
+        return code_of(name)
+    except ValueError:
+        return ""
 
 
 @pytest.mark.parametrize(
@@ -179,6 +231,19 @@ def test_a_declared_language_is_given_as_any_other() -> None:
         ({"xaa": "arabic"}, "is the name or code of another language, 'ar'"),
         ({"xaa": "One", "xab": "one"}, "is the name or code of another language, 'xaa'"),
         ({"ti": "Tigrinya", "tir": "Tigrigna"}, "'tir' and 'ti' are one language"),
+        ({"malay": "Kelantan Malay"}, "'malay' is Malay, which is known as 'ms': leave it out, or choose another"),
+        ({"arb": "Standard"}, "'arb' is Arabic, which is known as 'ar'"),
+        ({"stq": "Frisian"}, "is the name or code of another language, 'fy'"),
+        ({"xaa": "Farsi"}, "is the name or code of another language, 'fa'"),
+        ({"xaa": "Deutsch"}, "is the name or code of another language, 'de'"),
+        ({"xaa": "svenska"}, "is the name or code of another language, 'sv'"),
+        ({"xaa": "Mandarin"}, "is the name or code of another language, 'zh'"),
+        ({"xaa": "deu"}, "is the name or code of another language, 'de'"),
+        ({"xaa": "pt-BR"}, "is the name or code of another language, 'pt'"),
+        ({"xaa": "Kurdish (Sorani)"}, "is the name or code of another language, 'ckb'"),
+        ({"ary": "Tunisian Arabic"}, "is the name or code of another language, 'ar'"),
+        ({"ary": "Kla", "kla": "Other"}, "is the name or code of another language, 'kla'"),
+        ({"zu": "Hausa", "ha": "Haussa"}, "is the name or code of another language, 'ha'"),
         ({"xaa": " "}, "is no name"),
         ({"xaa": "two\nlines"}, "is no name"),
     ],

@@ -79,6 +79,8 @@ def test_ones_own_words_ask_for_a_language(tiny_policy: Path) -> None:
     assert INSTRUCTIONS["ja"] in prompt("ja", **own)
     own["default"] = "Answer in {language} ({native}), in \\boxed{}."
     assert "system\nAnswer in Japanese (日本語), in \\boxed{}.\n\nBe brief." in prompt("ja", **own)
+    own["Swahili"] = "Jibu kwa {native}, that is {language}."
+    assert "system\nJibu kwa Kiswahili, that is Swahili.\n\nBe brief." in prompt("sw", **own)
     assert "Auf Deutsch" in prompt("de", **own) and INSTRUCTIONS["ja"] not in prompt("ja", **own)
 
 

@@ -20,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+import common.languages
 from common.config import ConfigError
+from common.languages import declare
 from reward.calibration.drift import Drift
 from reward.calibration.files import KINDS, Level, PairStatistics, Quantiles, pair_of, quantile_path
 from reward.calibration.formulas import Calibration
@@ -127,7 +129,7 @@ def test_statistics_read_the_references_file(tmp_path: Path) -> None:
     ("row", "reason"),
     [
         ("Chinese,Japanese,30,0.9", "4 fields"),
-        ("Chinese,Japanes,30,0.9,0.1", "did you mean 'japanese'"),
+        ("Chinese,,30,0.9,0.1", "unknown language ''"),
         ("Chinese,Japanese,many,0.9,0.1", "many"),
         ("Chinese,Japanese,0,0.9,0.1", "positive"),
         ("Chinese,Japanese,30,nan,0.1", "cosine"),
@@ -163,14 +165,39 @@ def test_quantiles_survive_their_file_and_malformed_ones_name_the_pair(tmp_path:
     good = json.loads(path.read_text())
     for key, value in {
         "all": [1, 0, 2],
-        "lang_a": "Englisch",
+        "lang_a": "",
         "anchor": 0,
         "hard": [0.1] * 11 + [float("nan")],
     }.items():
         bad = {**good, "pairs": [*good["pairs"][:-1], {**good["pairs"][-1], key: value}]}
         path.write_text(json.dumps(bad))
-        with pytest.raises(ConfigError, match=r"pairs\.quantiles\.json, pair (English|Englisch), Japanese: "):
+        with pytest.raises(ConfigError, match=r"pairs\.quantiles\.json, pair (English)?, Japanese: "):
             Quantiles.read(path)
+
+
+def test_pairs_that_a_declaring_run_measured_are_left_out_elsewhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of a variety, which without the declaration would be pairs of the language that it is one of."""
+    path, level, shares = tmp_path / "pairs.csv", Level(30, 0.9, 0.1), np.array([0.0, 1.0])
+    others = [("ary", "en"), ("ary", "zu"), ("en", "zu")]
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(common.languages, "_declared", common.languages._declared)
+        declare({"zu": "isiZulu", "ary": "Moroccan Arabic"})
+        pairs = [("ar", "en"), *others]
+        PairStatistics(dict.fromkeys(pairs, level)).write(path)
+        tables = {pair: {"all": np.array([0.0, 0.5])} for pair in pairs}
+        Quantiles(shares, tables, {}).write(quantile_path(path))
+        assert set(PairStatistics.read(path).levels) == set(Quantiles.read(quantile_path(path)).tables) == set(pairs)
+    common.languages.code_of.cache_clear()
+    assert "isiZulu" in path.read_text() and not caplog.records
+    for mode in ("quantile", "mean"):
+        calibration = Calibration.load(mode, path, 1, 0, (-1, 1))
+        assert calibration.knows("ar", "en") and not calibration.knows("en", "zu")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: the pairs with Moroccan Arabic, isiZulu are left out, as this run does not know such a language: "
+        "correct it where it is misspelt, or declare it with run.other_languages where the run has it"
+    ]
 
 
 # --- drift --------------------------------------------------------------------------------------------------------

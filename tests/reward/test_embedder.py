@@ -200,6 +200,25 @@ def test_the_dtype_is_the_one_that_was_asked_for(plain: Path, tmp_path: Path, ca
     assert caplog.text.count("in another dtype") == 1
 
 
+def test_a_change_of_dtype_that_is_cut_off_is_made_the_next_time(plain: Path, tmp_path: Path) -> None:
+    single, half = (Embedder(str(plain), "cpu", dtype=one) for one in ("float32", "bfloat16"))
+    file = tmp_path / "references.sqlite"
+    for embedder, cached in ((half, 0), (half, 3), (single, 0), (single, 0), (half, 3)):
+        cut_off = embedder is single
+        with sqlite3.connect(file) as connection:
+            if cut_off:  # as a full disk or the end of the process would
+                connection.execute(
+                    "CREATE TRIGGER IF NOT EXISTS ends BEFORE DELETE ON probe BEGIN SELECT RAISE(ROLLBACK, 'full'); END"
+                )
+            else:
+                connection.execute("DROP TRIGGER IF EXISTS ends")
+        connection.close()
+        cache = ReferenceCache(embedder, 100, file)
+        np.testing.assert_allclose(cache.embed(_TEXTS), embedder.embed(_TEXTS), atol=1e-6)
+        assert cache.counts["references_cached"] == cached
+        cache.close()
+
+
 def test_the_default_encoder_has_one_dtype(embedder: Embedder) -> None:
     assert embedder.dtype == "float32" and RewardConfig(embedder_dtype="float32").embedder == "use"
     with pytest.raises(ValueError, match=r'embedder_dtype = "bfloat16" is not for embedder = "use"'):

@@ -357,14 +357,30 @@ def test_a_language_that_the_model_does_not_know_is_not_checked(gate: LanguageGa
     assert [one.matches for one in near.judge([TIGRINYA, SENTENCES["en"]], ["tir", "tir"])] == [True, False]
 
 
-def test_an_unchecked_language_has_no_diagnostics_and_is_never_too_short() -> None:
+@pytest.mark.parametrize(
+    "settings", [{"unchecked": "pass"}, {"gated": False}, {"function": "mine.py:pay", "parts": {"a": 1.0}}]
+)
+def test_an_unchecked_language_has_no_diagnostics_and_is_never_too_short(settings: dict[str, Any]) -> None:
     declare({"tir": "Tigrinya"})
-    strict = ComplianceGate(RewardConfig(gate_short="fail", gate_short_characters=1000))
+    strict = ComplianceGate(RewardConfig(gate_short="fail", gate_short_characters=1000, **settings))
     assert strict.in_language([TIGRINYA, SENTENCES["en"]], ["tir", "en"]) == [True, False]
     detector = GateDetector(ComplianceGate(RewardConfig()))
     assert not detector.knows("tir") and detector.knows("en")
     unknown, known = detector.parts([TIGRINYA, SENTENCES["en"]], ["tir", "en"])
     assert unknown is None and known is not None and known.consistent
+
+
+def test_where_it_is_not_to_pass_no_text_is_in_an_unchecked_language(caplog: pytest.LogCaptureFixture) -> None:
+    """As of a question whose language the model does not know, which nothing refused before the run."""
+    declare({"tir": "Tigrinya"})
+    gate = ComplianceGate(RewardConfig())
+    texts = [TIGRINYA, SENTENCES["en"], "12", ""]
+    assert gate.in_language(texts, ["tir"] * 4) == [False, False, True, False]
+    assert [one.language for one in gate.judge(texts[1:], ["tir"] * 3)] == ["en", "", ""]
+    assert gate.in_language([SENTENCES["en"]], ["en"]) == [True]
+    assert caplog.text.count("in tir (Tigrinya), which the language model does not know: none counts") == 1
+    short = ComplianceGate(RewardConfig(gate_short="pass", gate_short_characters=1000))
+    assert short.in_language(texts, ["tir"] * 4) == [True, True, True, False]
 
 
 def test_a_model_of_ones_own_knows_its_labels(tmp_path: Path, declaration: dict[str, list[str]]) -> None:
@@ -375,6 +391,8 @@ def test_a_model_of_ones_own_knows_its_labels(tmp_path: Path, declaration: dict[
     own, text = LanguageGate(str(file)), " ".join(declaration["tr"][:5])
     assert own.knows("ha") and not own.knows("tr")
     assert [one.matches for one in own.judge([text, text, text], ["ha", "en", "tr"])] == [True, False, True]
+    gated = ComplianceGate(RewardConfig(language_model=str(file)))
+    assert gated.in_language([text, text, text], ["ha", "en", "tr"]) == [True, False, False]
     reward: dict[str, Any] = {"language_model": str(file)}
     settings = {"run": {"languages": ["ha", "tr"], "other_languages": {"ha": "Hausa"}}, "reward": reward}
     with pytest.raises(ConfigError, match=r"own\.ftz' does not know tr \(Turkish\), and"):

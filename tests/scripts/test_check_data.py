@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from common.config import Config, ConfigError, load
+from reward.gate import shipped_model
 from scripts.data import check
 from scripts.data.further_columns import rows_without_columns
 from scripts.data.golds import unread_golds
@@ -267,6 +268,23 @@ def test_languages_that_no_answer_can_be_checked_for_are_named(
     caplog.clear()
     _checked(tmp_path, tiny_policy, 8, *declared, "--reward.near_languages", '{tir = ["am"]}')
     assert "does not know" not in caplog.text
+
+
+def test_questions_that_no_answer_can_be_checked_for_are_refused(
+    tiny_policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """lid.176 without German, in which the questions are, and none of the languages of the run."""
+    file = tmp_path / "own.ftz"
+    file.write_bytes(shipped_model().read_bytes().replace(b"__label__de\0", b"__label__xx\0"))
+    flags = ["--reward.language_model", str(file), "--run.languages", '["en", "fr"]']
+    flags += ["--reward.terms.default", "{exact = 1.0}"]
+    with pytest.raises(SystemExit):
+        _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "monolingual")
+    error = capsys.readouterr().err
+    assert "8 questions of data.train are asked in their own language" in error
+    assert "The first is row 0, in de (German): leave them out" in error
+    _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "policy", "--model.prompt_style", "select")
+    _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "monolingual", "--reward.unchecked", "pass")
 
 
 _FUNCTIONS = """

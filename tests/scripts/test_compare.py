@@ -331,6 +331,15 @@ def test_rewards_of_different_scales_are_not_compared(
     assert ("heldout_after", "lrpo") in rows and ("heldout_after", "own") not in rows
 
 
+def test_languages_that_the_command_declares_are_those_of_its_runs(tmp_path: Path, trained: list[str]) -> None:
+    base = ["--base", '--run.languages \'["quc", "en"]\' --reward.unchecked pass', "--seeds", "0,1"]
+    flag = ["--run.other_languages", "{quc = \"K'iche'\"}"]
+    compare.main(["lrpo=", "grpo=--router.mode monolingual", *flag, *base, "--out", str(tmp_path)])
+    assert trained == ["lrpo-0", "lrpo-1", "grpo-0", "grpo-1"]
+    kept = json.loads((tmp_path / "grpo-1" / "config.json").read_text())["run"]
+    assert kept["other_languages"] == {"quc": "K'iche'"} and kept["languages"] == ["quc", "en"]
+
+
 def test_a_run_of_other_settings_is_not_taken_for_the_present_one(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,27 @@ def test_paths_have_the_variables_of_the_environment_and_what_is_unknown_is_name
         "data.val_files = $NOWHERE/test.parquet: the script does not say what $NOWHERE is: put it in",
         "trainer.experiment_name = run_${RANK}: the script does not say what ${RANK} is: put it in",
     ]
+
+
+@pytest.mark.parametrize("given", [{}, {"DATA_DIR": "/mine", "N": "4"}, {"DATA_DIR": "", "EMPTY": ""}], ids=str)
+def test_a_variable_with_a_default_is_what_the_shell_makes_of_it(
+    given: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DATA_DIR", "N", "EMPTY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    settings = 'n=${N:-16}\nroot=${DATA_DIR:-/data}\nset_here=x\nempty=""\n'
+    options = {
+        "data.train_files": "${DATA_DIR:-/data}/x.parquet", "data.val_files": "$root/y.parquet",
+        "actor_rollout_ref.rollout.n": "$n", "a": "${EMPTY-unset}", "b": "${set_here:-y}", "c": "${empty:-of_it}",
+    }  # fmt: skip
+    script = tmp_path / "run.sh"
+    script.write_text(f"{settings}main_ppo {' '.join(f'{name}={value}' for name, value in options.items())}")
+    quoted = " ".join(f'"{value}"' for value in options.values())
+    echo = f"{settings}printf '%s|' {quoted}"
+    shell = subprocess.run(["bash", "-c", echo], capture_output=True, text=True, check=True).stdout
+    assert "|".join(read_script(script).values()) + "|" == shell
 
 
 def test_a_script_of_dapo_becomes_a_run_of_dapo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,6 +293,29 @@ def test_the_command_ends_with_the_run_and_not_with_a_reward_process(
         here.result(_PATIENCE_S)
 
 
+BROKEN = """#!/usr/bin/env bash
+# ssh to a host that cannot run an actor; a learner runs until it is told, and ends well.
+while [[ $1 == -o ]]; do shift 2; done
+[[ $* != *launch_actor.sh* ]] || { echo "error: no GPU here"; echo >>"$TOLD"; exit 1; }
+until (($(wc -l <"$TOLD") > 2)); do sleep 0.1; done
+"""
+
+
+@pytest.mark.parametrize("actors", ["both", "over ssh"])
+def test_an_actor_over_ssh_that_fails_does_not_end_a_run_with_actors_of_slurm(actors: str, tmp_path: Path) -> None:
+    tool(tmp_path, "ssh", BROKEN)
+    tool(tmp_path, "sbatch", "#!/bin/sh\n")
+    (tmp_path / "told").touch()
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LRPO_KEYS": str(keys_in(tmp_path / "keys"))}
+    parts = ['learner gpu="a" hosts=["alpha"]', 'reward partition="p" count=1', 'actor gpu="a" hosts=["beta"]']
+    parts += ['actor gpu="a" partition="p" count=1'] * (actors == "both")
+    run = ["--run.dir", str(tmp_path / "run")]
+    told = launch(tmp_path, *CONFIG, *run, pool=pool_of(*parts), TOLD=str(tmp_path / "told"), **own)
+    assert "error: no GPU here" in told.stdout + told.stderr
+    assert (told.returncode == 0) == (actors == "both"), told.stderr
+    assert ("starting actor-beta-0 again in 4 s" in told.stdout) == (actors == "both")
+
+
 def test_one_job_of_all_partitions_ends_with_its_actors_and_not_with_a_reward_process(tmp_path: Path) -> None:
     pool = pool_of('reward partition="p" count=1', 'actor gpu="a" partition="p" count=1')
     told = launch(tmp_path, "--dry-run", "--together", *CONFIG, pool=pool)
@@ -465,6 +488,32 @@ def test_the_keys_are_found_where_the_line_says_that_make_keys_prints(tmp_path: 
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, str(keys.resolve())), done.stderr
     assert (keys / "server.key_secret").exists()
+
+
+def test_keys_are_made_whole_or_again(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+
+    def make(python: str = "") -> subprocess.CompletedProcess[str]:
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        script = [str(ROOT / "scripts" / "make_keys.sh"), str(keys)]
+        if python:  # in place of that of the environment
+            lines = (ROOT / "scripts" / "make_keys.sh").read_text().replace('"$LRPO_PYTHON"', python)
+            (tmp_path / "scripts").mkdir(exist_ok=True)
+            (tmp_path / "scripts" / "make_keys.sh").write_text(lines.replace('root="$(', f'root="{ROOT}" #"$('))
+            script = ["bash", str(tmp_path / "scripts" / "make_keys.sh"), str(keys)]
+        return subprocess.run(
+            script, capture_output=True, text=True, check=False, env=os.environ | path, timeout=_PATIENCE_S
+        )
+
+    assert make("false").returncode and not list(keys.glob("**/*.key*"))
+    done = make()
+    assert done.returncode == 0, done.stderr
+    files = sorted(str(file.relative_to(keys)) for file in keys.glob("**/*") if file.is_file())
+    assert files == ["clients/actor.key", "clients/actor.key_secret", "server.key", "server.key_secret"]
+    assert sorted(path.name for path in keys.iterdir()) == ["clients", "server.key", "server.key_secret"]
+    assert "has keys already" in make().stderr
+    (keys / "clients" / "actor.key_secret").unlink()
+    assert "are incomplete: remove its server.key, server.key_secret and clients" in make().stderr
 
 
 SSH = """#!/usr/bin/env bash

@@ -177,6 +177,14 @@ def test_where_no_actor_becomes_ready_all_end(tmp_path: Path) -> None:
     assert children._running["learner"].returncode is not None
 
 
+def test_actors_beside_those_of_a_cluster_are_tried_as_often_as_it_takes(tmp_path: Path) -> None:
+    with Children(tmp_path) as children:
+        children.start("learner", child("one", 100))
+        children.start_any({"bad": flaky(tmp_path, 2, "bad")}, restarts=1, elsewhere=True)
+        children.wait_until(lambda: " is ready" in children.log("bad").read_text())
+        assert children._running["learner"].poll() is None
+
+
 def test_the_end_of_any_of_several_is_enough(tmp_path: Path) -> None:
     with Children(tmp_path) as children:
         children.start_any({"a": flaky(tmp_path, 10**6, "a"), "b": child("b", 3.0)}, restarts=1000)
