@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from common.diagnostics import DetectAll, consistent_polymath
-from common.languages import display_name
+from common.languages import english_name
 from reward.detectors import Langdetect
 from reward.terms.custom import Group, GroupAnswer, Part, Parts
 from reward.terms.published import boxed_equals
@@ -99,7 +99,7 @@ async def cta_parts(group: Group, strict: Sequence[dict[str, Part]], tools: Tool
     async def whole(one: GroupAnswer, parts: dict[str, Part]) -> dict[str, Part]:
         if not parts["acc"] or not english:
             return {**parts, "cta": 0.0}
-        language = display_name(group.language)
+        language = english_name(group.language).capitalize()
         asked = ALIGNMENT.format(language=language, question=question, english=english, thought=one.thinking)
         share = await tools.judge([{"role": "user", "content": asked}], read_share)
         return {**parts, "cta": failed if share is None else share}
