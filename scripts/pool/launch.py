@@ -257,12 +257,17 @@ def jobs(
 
 
 class RunEnds:
-    """Whether the learner that is started after this was made has ended the run, by what it writes for all hosts."""
+    """Whether the run has ended since this was made, by what its learner writes for all hosts.
+
+    The learner may be started afterwards, or run already. A run that was over before does not count.
+    """
 
     def __init__(self, run: RunConfig) -> None:
         self._run = run
         before = rendezvous.find(run, "learner")
-        self._life, self._next_s = before.life if before else 0, 0.0
+        # The newest life that says nothing of this run. One that is not over may be that of the learner that runs now.
+        self._life = 0 if before is None else before.life if before.over else before.life - 1
+        self._next_s = 0.0
 
     def __call__(self) -> bool:
         if time.monotonic() < self._next_s:

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import Config, load
+from common.config import Config, RunConfig, load
+from common.net import rendezvous
 from learner.supervision import SUCCESSOR
 from learner.work.server import WorkServer
 from scripts.ops import supervise
@@ -291,6 +292,23 @@ def test_the_command_ends_with_the_run_and_not_with_a_reward_process(
         finally:
             meeting.write_text(json.dumps(place | {"life": 4}))
         here.result(_PATIENCE_S)
+
+
+def test_the_end_of_a_run_that_was_going_already_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Actors that come to a run: nobody announces another learner, the one that runs only says that it is over."""
+    monkeypatch.setattr(pool_launch, "_OVER_S", 0.0)
+    run = RunConfig(dir=tmp_path, rendezvous=tmp_path / "rendezvous")
+    for ends_before in (False, True):
+        place = rendezvous.announce(run, "learner", "tcp://127.0.0.1:5700")
+        if ends_before:
+            rendezvous.retire(run, "learner", place)
+        ends = pool_launch.RunEnds(run)
+        assert not ends(), "it runs, or was over before"
+        if ends_before:
+            place = rendezvous.announce(run, "learner", "tcp://127.0.0.1:5700")
+            assert not ends(), "another has started"
+        rendezvous.retire(run, "learner", place)
+        assert ends()
 
 
 BROKEN = """#!/usr/bin/env bash
