@@ -77,7 +77,7 @@ class RankActions:
             reference=trainer.reference.saved,
             depends_on=[config.run.dir / LEDGER_FILE] if dist.get_rank() == 0 else [],
             reference_stage=trainer.reference.state.stage,
-            trained=None if snapshot is None else snapshot.step - snapshot.skipped_in_a_row,
+            sound=None if snapshot is None else snapshot.sound_step,
         )
 
     def _export(self) -> None:

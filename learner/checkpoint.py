@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -55,6 +56,7 @@ _BASE_FILE = "base.json"  # only where the reference policy is the model that th
 _REFERENCE = "anchor"  # begins the names of the reference policy's tensors
 _REFERENCE_FILE = "anchor.json"  # for which stage of the run the reference was last set
 _QUEUED_FILE, _MANIFEST_FILE = "queued.msgpack", "manifest.json"
+_NAME = re.compile("step-[0-9]+")  # of a whole checkpoint
 _PARTIAL, _DAMAGED = ".partial", ".damaged"  # suffixes of directories that are no checkpoints
 _DISK_S, _DISK_MB_PER_S = 600.0, 20.0  # a file system that stalls, and the slowest that is put up with
 _FINISH_S = 5.0  # what a run that has failed gives the checkpoint that is being written
@@ -133,7 +135,7 @@ class Checkpoints:
         reference: Policy | None = None,
         depends_on: Sequence[Path] = (),
         reference_stage: int | None = None,
-        trained: int | None = None,
+        sound: int | None = None,
     ) -> None:
         """Begins to write a checkpoint; all ranks call it together.
 
@@ -146,8 +148,8 @@ class Checkpoints:
             reference: the policy that the KL is taken to, where it is no longer the one the run began with.
             reference_stage: the stage for which the reference was last set, from 0; None where nobody knows.
             depends_on: files without which the state means nothing, as they are now; they reach the disk before it.
-            trained: the last step that trained something, as rank 0 gives it: of the checkpoints until there the newest
-                is kept in any case; None: this step.
+            sound: the last step before those in a row that trained nothing, as rank 0 gives it: of the checkpoints
+                until there the newest is kept in any case; None: this step.
 
         Raises:
             FatalError: the checkpoint before it could not be written, or this one cannot.
@@ -186,7 +188,7 @@ class Checkpoints:
         self._due = time.monotonic() + _deadline_s(self._bytes, self._collective_s)
         written = async_save(tensors, checkpoint_id=partial, process_group=self._group)
         assert isinstance(written, Future)
-        self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on), trained)
+        self._writing = self._thread.submit(self._complete_when_written, written, partial, list(depends_on), sound)
 
     def poll(self) -> None:
         """Does not block. Raises the FatalError of a checkpoint that could not be written; call it once a step."""
@@ -281,7 +283,7 @@ class Checkpoints:
         return ReferenceState(moved=has_reference, stage=None if described is None else described["stage"])
 
     def _complete_when_written(
-        self, written: Future[Any], partial: Path, depends_on: list[Path], trained: int | None
+        self, written: Future[Any], partial: Path, depends_on: list[Path], sound: int | None
     ) -> None:
         """On the checkpoint thread: digests and the rename, each on the disk in turn; then the oldest are removed."""
         try:
@@ -297,7 +299,7 @@ class Checkpoints:
         except (OSError, CheckpointException) as error:
             self._fail(partial, error)
         if dist.get_rank() == 0:
-            for old in self._superfluous(trained):
+            for old in self._superfluous(sound):
                 _remove(old, "the old checkpoint")
 
     def _fail(self, partial: Path, error: OSError | CheckpointException) -> NoReturn:
@@ -338,15 +340,15 @@ class Checkpoints:
             raise FatalError(f"no whole checkpoint, only {', '.join(damaged)}: delete {self._root} to begin anew")
         return None
 
-    def _superfluous(self, trained: int | None) -> list[Path]:
-        """Those that are not to be kept, oldest first; ``trained`` as in :meth:`save`."""
+    def _superfluous(self, sound: int | None) -> list[Path]:
+        """Those that are not to be kept, oldest first; ``sound`` as in :meth:`save`."""
         complete = self._complete()
-        spared = [] if trained is None else [path for path in complete if _step_of(path) <= trained][-1:]
+        spared = [] if sound is None else [path for path in complete if _step_of(path) <= sound][-1:]
         return [path for path in complete[: -self._kept] if path not in spared]
 
     def _complete(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(path for path in self._root.glob("step-*") if not path.suffix)
+        """Oldest first. What has a further word in its name, as ``step-000500-best``, is somebody's own copy."""
+        return sorted((path for path in self._root.glob("step-*") if _NAME.fullmatch(path.name)), key=_step_of)
 
 
 def _step_of(checkpoint: Path) -> int:

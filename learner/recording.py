@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ log = logging.getLogger("learner")
 
 _CONFIG_FILE = "config.json"
 _LATER_CONFIG = "config-from-step-"
+_NAME = re.compile("step-[0-9]+")  # of the file of a step, without its suffix
 _SKIPPED_KEPT = 20  # skipped steps of a run; what makes one is in the first of them
 
 
@@ -140,7 +142,7 @@ def undo(directory: Path, step: int) -> None:
 
 
 def _remove_later(directory: Path, step: int) -> None:
-    for path in directory.glob("step-*.msgpack"):
+    for path in _steps(directory):
         if _number(path) > step:
             path.unlink()
 
@@ -152,7 +154,7 @@ def read(directory: Path) -> tuple[Config, Iterator[Step]]:
         FatalError: it is no recording, does not begin at step 1, has a gap, or a file is damaged.
     """
     config = _read_configuration(directory, directory / _CONFIG_FILE)
-    paths = sorted(directory.glob("step-*.msgpack"))
+    paths = _steps(directory)
     for expected, path in enumerate(paths, start=1):
         if _number(path) != expected:
             raise FatalError(f"{directory} lacks step {expected}: record a run from its beginning")
@@ -165,7 +167,7 @@ def later_configurations(directory: Path) -> dict[int, Config]:
     Raises:
         FatalError: one cannot be read.
     """
-    last = max(map(_number, directory.glob("step-*.msgpack")), default=0)
+    last = max(map(_number, _steps(directory)), default=0)
     return {
         number: _read_configuration(directory, path)
         for number, path in _later_configurations(directory)
@@ -191,6 +193,11 @@ def _read_step(path: Path) -> Step:
         return wire.unpack(path.read_bytes(), Step)
     except (OSError, wire.WireError) as error:
         raise FatalError(f"{path} is damaged, or of another version of the program: {error}") from None
+
+
+def _steps(directory: Path) -> list[Path]:
+    """In their order. What has a further word in its name, as ``step-000002-odd.msgpack``, is somebody's own copy."""
+    return sorted((path for path in directory.glob("step-*.msgpack") if _NAME.fullmatch(path.stem)), key=_number)
 
 
 def _number(path: Path) -> int:

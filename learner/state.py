@@ -90,6 +90,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         curriculum: which questions are asked, and which taught nothing lately.
         skipped_in_a_row: how many steps in a row trained nothing, as ``learner.loop.skips`` counts them; 0 where a
             program wrote the checkpoint that did not keep it.
+        sound_step: the last step before the first of these, and the newest step where there are none; None where a
+            program wrote the checkpoint that did not keep it.
         wall_seconds: since the run began, without the time between an end and a resume.
     """
 
@@ -114,6 +116,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     evaluated_step: int | None = None
     settings: dict[str, Any] = {}
     skipped_in_a_row: int = 0
+    sound_step: int | None = None
 
     @classmethod
     def from_json(cls, state: Mapping[str, Any], file: Path) -> Snapshot:
@@ -165,6 +168,7 @@ class RunState:
         step_reward: see Snapshot.
         curriculum: see Snapshot.
         skipped_in_a_row: see Snapshot.
+        sound_step: see Snapshot.
         began: when the run would have begun had it never been interrupted, in seconds of ``time.monotonic``.
     """
 
@@ -183,6 +187,7 @@ class RunState:
     step_reward: dict[str, Any] = field(default_factory=dict)
     curriculum: CurriculumState = field(default_factory=CurriculumState)
     skipped_in_a_row: int = 0
+    sound_step: int = 0
     began: float = field(default_factory=time.monotonic)
 
     def wall_seconds(self) -> float:
@@ -216,6 +221,7 @@ class RunState:
                 step_reward=self.step_reward,
                 curriculum=self.curriculum.capture(self.queue.untaken()),
                 skipped_in_a_row=self.skipped_in_a_row,
+                sound_step=self.sound_step,
                 wall_seconds=self.wall_seconds(),
             )
             queued = list(self.queue.finished().values())
@@ -278,6 +284,7 @@ class RunState:
             step_reward=snapshot.step_reward,
             curriculum=CurriculumState.restore(snapshot.curriculum, snapshot.next_sequence),
             skipped_in_a_row=_skipped_in_a_row(config, snapshot),
+            sound_step=_sound_step(snapshot),
             began=time.monotonic() - snapshot.wall_seconds,
         )
 
@@ -301,6 +308,11 @@ def _skipped_in_a_row(config: Config, snapshot: Snapshot) -> int:
         log.info("steps that train nothing are counted anew: until step %d there were %d", snapshot.step, skipped)
         return 0
     return skipped
+
+
+def _sound_step(snapshot: Snapshot) -> int:
+    # Where it was not kept: this late at the most, and earlier where steps without gradient lie between those skipped.
+    return snapshot.step - snapshot.skipped_in_a_row if snapshot.sound_step is None else snapshot.sound_step
 
 
 def _without_stale(config: Config, snapshot: Snapshot, queued: Sequence[Group], ledger: Ledger) -> list[Group]:

@@ -30,11 +30,13 @@ class SkippedSteps:
         self._most = min(_MOST, max(steps, 1))
 
     def count(self, result: StepResult) -> FatalError | None:
-        """Counts a step. The error with which the run is to end, once it is saved; None where it goes on."""
+        """Counts the newest step. The error with which the run is to end, once it is saved; None where it goes on."""
         if result.problem and result.left_out == result.optimizer_steps:
             self._state.skipped_in_a_row += 1
         elif "loss" in result.means:  # otherwise no answer of the step carried gradient, which says nothing
             self._state.skipped_in_a_row = 0
+        if not self._state.skipped_in_a_row:
+            self._state.sound_step = self._state.step
         return self.error(result.problem)
 
     def error(self, problem: str = "") -> FatalError | None:

@@ -196,8 +196,8 @@ def save_steps_that_train_nothing(out: Path, model: Path) -> None:
     """Which checkpoints there are after each, where the steps after the third train nothing, and the seventh does."""
     trainer, found = Trainer(configuration(model)), list[list[str]]()
     checkpoints = Checkpoints(out.parent / "checkpoints", 1)
-    for step, trained in ((2, 2), (3, 3), (5, 3), (6, 3), (7, None), (8, 8)):
-        checkpoints.save(trainer.policy, trainer.optimizer, step, {}, trained=trained)
+    for step, sound in ((2, 2), (3, 3), (5, 3), (6, 3), (7, None), (8, 8)):
+        checkpoints.save(trainer.policy, trainer.optimizer, step, {}, sound=sound)
         checkpoints.wait()
         found.append(sorted(path.name.removeprefix("step-00000") for path in (out.parent / "checkpoints").iterdir()))
     out.write_text(json.dumps(found))
@@ -207,6 +207,28 @@ def test_the_last_checkpoint_from_before_steps_that_train_nothing_is_kept(tiny_p
     assert run_ranks(1, save_steps_that_train_nothing, tmp_path / "found", tiny_policy) == [0]
     found = json.loads((tmp_path / "found").read_text())
     assert found == [["2"], ["3"], ["3", "5"], ["3", "6"], ["7"], ["8"]]
+
+
+def save_beside_copies(out: Path, model: Path) -> None:
+    """Whoever wants to keep a checkpoint copies it under another name, right beside the others."""
+    root = out.parent / "checkpoints"
+    trainer, checkpoints = Trainer(configuration(model)), Checkpoints(root, 1)
+    for step in (1, 2, 3):
+        checkpoints.save(trainer.policy, trainer.optimizer, step, {"step": step}, sound=step)
+        checkpoints.wait()
+        if step == 1:
+            for copy in ("step-000001-best", "step-000009-best"):
+                shutil.copytree(root / "step-000001", root / copy)
+    latest = checkpoints.latest()
+    assert latest is not None and latest.state["step"] == 3
+    out.write_text(json.dumps(sorted(path.name for path in root.iterdir())))
+
+
+def test_a_copy_beside_the_checkpoints_is_neither_counted_nor_removed(tiny_policy: Path, tmp_path: Path) -> None:
+    assert run_ranks(1, save_beside_copies, tmp_path / "left", tiny_policy, output=tmp_path / "log") == [0], (
+        tmp_path / "log"
+    ).read_text()
+    assert json.loads((tmp_path / "left").read_text()) == ["step-000001-best", "step-000003", "step-000009-best"]
 
 
 def save_where_nothing_can_be_removed(out: Path, model: Path) -> None:

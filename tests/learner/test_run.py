@@ -180,6 +180,25 @@ def test_the_steps_before_and_after_a_resume_are_one_row(tmp_path: Path) -> None
         run.train()
 
 
+def test_a_checkpoint_knows_the_last_step_before_those_that_trained_nothing(tmp_path: Path) -> None:
+    """Also where steps without a gradient lie between them, or before them, and after a resume."""
+    config, found = configuration(tmp_path, 30), list[int | None]()
+    results = [FINE, NO_GRADIENT, NOT_FINITE, NO_GRADIENT, NOT_FINITE, NO_GRADIENT, FINE, NOT_FINITE]
+    snapshot = None
+    for first in (0, 4):
+        run, parts = make_run(config, snapshot=snapshot)
+        parts.ranks.run.side_effect = lambda *_, number, **__: results[number]
+        parts.batches.next_batch.side_effect = [random_batch(step) for step in range(first, first + 4)] + [
+            Interrupted()
+        ]
+        state = run.state
+        parts.saving.save_if_due.side_effect = lambda _, state=state: found.append(state.capture()[0].sound_step)
+        with pytest.raises(Interrupted):
+            run.train()
+        snapshot = state.capture()[0]
+    assert found == [1, 2, 2, 2, 2, 2, 7, 7]
+
+
 @pytest.mark.parametrize(
     "flags", [["--resume.accept", "skipped-until-10"], ["--learner.lr", "1e-7", "--resume.accept", "learner.lr"]]
 )

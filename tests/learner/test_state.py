@@ -59,7 +59,7 @@ def busy_state(config: Config) -> RunState:
     state.step, state.totals.loop_s = 1, 2.5
     state.evaluation_before, state.choice_shares = {"train": {"own": 0.25}}, {"de": 0.75, "en": 0.25}
     state.evaluated_before, state.evaluated_step = {"train": "d"}, 1
-    state.skipped_in_a_row = 4
+    state.skipped_in_a_row, state.sound_step = 4, 7
     state.began -= 100
     return state
 
@@ -92,7 +92,7 @@ def test_a_state_comes_back_from_its_snapshot_as_it_was(tmp_path: Path) -> None:
     assert (again.totals.response_tokens, again.totals.lag_sum, again.totals.lag_max) == (3, 4.0, 3)
     assert (again.evaluation_before, again.choice_shares) == (state.evaluation_before, state.choice_shares)
     assert (again.evaluated_before, again.evaluated_step) == ({"train": "d"}, 1)
-    assert again.skipped_in_a_row == 4
+    assert (again.skipped_in_a_row, again.sound_step) == (4, 7)
     assert snapshot.settings == config.model_dump(mode="json")
     assert again.wall_seconds() == pytest.approx(state.wall_seconds(), abs=5) and again.wall_seconds() > 100
     assert len((tmp_path / LEDGER_FILE).read_text().splitlines()) == 2
@@ -181,11 +181,11 @@ def test_a_checkpoint_of_the_version_before_is_read(tmp_path: Path) -> None:
     config = configuration(tmp_path)
     snapshot, queued = busy_state(config).capture()
     older = snapshot.as_json()
-    for name in ("evaluated_before", "evaluated_step", "settings", "skipped_in_a_row"):
+    for name in ("evaluated_before", "evaluated_step", "settings", "skipped_in_a_row", "sound_step"):
         del older[name]
     again = restored(config, Snapshot.from_json(older, tmp_path / "run.json"), queued)
     assert (again.evaluated_before, again.evaluated_step) == ({}, again.step), "no evaluation is made twice"
-    assert again.skipped_in_a_row == 0
+    assert (again.skipped_in_a_row, again.sound_step) == (0, 1)
     assert again.capture()[0].settings == config.model_dump(mode="json"), "the next one has it"
 
 
