@@ -59,6 +59,7 @@ class ActorState:
     settings: dict[str, str]  # that its rollouts depend on
     slots: int  # most leases that it can hold
     last_heard: float  # time of its last message, on the clock of whoever calls ``ActorRegistry``
+    awaited: bool = True  # a group waits for its start, see ``ActorRegistry.remove``
     has_weights: bool = False  # its engine has the current weights, so that it may lease
     violations: int = 0  # number of its groups that broke a rule of ``learner/work/admission.py``
     accepted: int = 0  # number of its groups that were accepted
@@ -125,6 +126,8 @@ class ActorRegistry:
         self._required: dict[str, str] = {}  # the learner's own settings, which actors need to share; empty until known
         self._expulsions: dict[str, list[str]] = {}  # by name, why actors were given up in a row for their groups
         self._given_back: dict[int, tuple[wire.Work, str]] = {}  # by sequence number, with the newest reason
+        self._worked: set[str] = set()  # the names whose last life had weights
+        self._failed_hosts: set[str] = set()  # where a start has failed, and none since has ended with weights
 
     def serve(self, served: ServedQueue) -> None:
         """Leases from this queue from now on. The leases on the queue before it end, and their answers are refused."""
@@ -161,12 +164,16 @@ class ActorRegistry:
             if hello.waited_s >= _CLAIM_S and silent_s <= hello.waited_s / 2:
                 return wire.Stop(error=_describe_holder(holder, silent_s))
             return wire.Taken(holder=holder.process, holder_life=holder.life, silent_s=max(0.0, silent_s))
-        self.remove(hello.name)
+        # One that is ready goes on with the start that its hello before told of.
+        starts = holder if hello.engine_ranks else None
+        self.remove(hello.name, failed=starts is None)
+        awaited = hello.name in self._worked or hello.process.host not in self._failed_hosts
         self._names[hello.actor_life] = hello.name
         self.actors[hello.name] = ActorState(
             name=hello.name, peer=peer, life=hello.actor_life, process=hello.process,
             engine_ranks=hello.engine_ranks, transport=hello.transport, drain_s=hello.drain_s,
             settings=hello.settings, slots=hello.slots, last_heard=now,
+            awaited=awaited or (starts is not None and starts.awaited),
         )  # fmt: skip
         return wire.Welcome()
 
@@ -208,11 +215,24 @@ class ActorRegistry:
         """What messages to and from this actor belong to."""
         return wire.Lives(actor.life, self.life)
 
-    def remove(self, name: str) -> None:
-        """An actor is gone: its groups are leased to others. Does nothing for an unknown name."""
+    def remove(self, name: str, *, failed: bool = True) -> None:
+        """An actor is gone: its groups are leased to others. Does nothing for an unknown name.
+
+        Groups that have failed wait for those that start. One that goes without ever having had the weights has failed
+        to start, and may do so again and again: no group waits for a start that begins on its host, whatever the name,
+        until one there has the weights. The next start of an actor that had them is waited for.
+
+        Args:
+            failed: whether it has failed where it never had the weights.
+        """
         actor = self.actors.pop(name, None)
         if actor is not None:
             del self._names[actor.life]
+            if actor.has_weights:
+                self._worked.add(name)
+            elif failed:
+                self._worked.discard(name)
+                self._failed_hosts.add(actor.process.host)
             if self.served is not None:
                 self.served.queue.release_all(name)
 
@@ -242,6 +262,8 @@ class ActorRegistry:
     def mark_published(self, members: Mapping[str, ActorState]) -> None:
         """The engines of ``members`` have the newest weights: they may lease, and the last step's slots are free."""
         for actor in members.values():
+            if not actor.has_weights:
+                self._failed_hosts.discard(actor.process.host)
             actor.has_weights = True  # if the actor has returned in the meantime, this is not its present state
         if self.served is not None:
             self.served.queue.mark_published()
@@ -319,9 +341,11 @@ class ActorRegistry:
         return granted
 
     def _present(self) -> dict[str, str]:
-        """The hosts of the actors that are there and may do groups, also of those whose engines start, by name."""
+        """The hosts of the actors that are there and may do groups, or whose start is waited for, by name."""
         return {
-            name: actor.process.host for name, actor in self.actors.items() if actor.may_lease or not actor.has_weights
+            name: actor.process.host
+            for name, actor in self.actors.items()
+            if actor.may_lease or (actor.awaited and not actor.has_weights)
         }
 
     def _holds_suspect(self, actor: ActorState) -> bool:

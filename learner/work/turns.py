@@ -6,9 +6,11 @@ replaced, an engine that ended with others in it) keeps no free actor from it. A
 waits until all others that may lease have had it since, because it is idle again at once and would be asked for ever.
 
 A group is given up when so many attempts have failed for one cause as its limit says, and two machines have failed for
-this cause, or all that are there. Those that still start are there, and the group waits for them. A machine is a host,
-or an actor where all are on one host. Where others have an outage each time, so that no second one ever fails, the
-group is given up by the next failure after each of those who are there has had it ``_ENOUGH_TURNS`` times.
+this cause, or all that are there. Those that still start are there, and the group waits for them; ``ActorRegistry``
+leaves out those whose starts have failed before. A machine is a host, or an actor where all are on one host. Where
+others have an outage each time, so that no second one ever fails, the group is given up by the next failure after each
+of those who are there has had it ``_ENOUGH_TURNS`` times; and in any case, even if they come back under ever new names,
+once failures for one cause are ``_ENOUGH_TURNS`` for each of those who are there above the limit.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Trials:
 
         Args:
             limit: how many attempts may fail for this cause.
-            present: the hosts of all actors that are there, also of those that start, by name.
+            present: the hosts of all actors that are there, also of those whose start is waited for, by name.
         """
         self._note(actor, failed=True)
         self.failed_attempts[cause] = self.failed_attempts.get(cause, 0) + 1
@@ -70,22 +72,23 @@ class Trials:
             self._failed[_ENGINE][actor] = present.get(actor, "")
         return alone and self._is_to_be_given_up(_ENGINE, self.engines_ended, limit, present)
 
-    def places(self) -> dict[str, int]:
-        """Those that have had the group, by name: the larger the number, the later."""
-        return {actor: place for place, actor in enumerate(self._had)}
+    def turns(self, names: Iterable[str], able: Collection[str], present: Collection[str]) -> dict[str, int]:
+        """Which of these actors may get the group now, by name: the larger the number, the later they had it.
 
-    def may_have(self, actor: str, able: Collection[str], present: Collection[str]) -> bool:
-        """Whether the actor may get the group now: others come first where it has failed.
+        Whoever has not had it has -1. Whoever has failed at it may get it when all others have had it since.
 
         Args:
+            names: of some actors that may lease.
             able: the names of all actors that may lease.
             present: the names of all actors that are there. A group at its limit waits for those that start as well.
         """
-        _, failed = self._had.get(actor, (0, False))
-        if not failed:
-            return True
-        others, places = present if self._is_at_limit else able, self.places()
-        return all(other == actor or places.get(other, -1) > places[actor] for other in others)
+        places = {actor: place for place, actor in enumerate(self._had)}
+        longest_ago = min(places.get(other, -1) for other in (present if self._is_at_limit else able))
+        return {
+            name: place
+            for name in names
+            if (place := places.get(name, -1)) <= longest_ago or not self._had.get(name, (0, False))[1]
+        }
 
     def was_had(self) -> bool:
         """Whether any actor has had the group in this process and could not do it."""
@@ -101,6 +104,8 @@ class Trials:
         if self._have_enough_failed(self._failed[cause], present):
             return True
         self._is_at_limit = True
+        if count >= limit + _ENOUGH_TURNS * max(1, len(present)):
+            return True
         return all(self._had.get(one, (0, False))[0] >= _ENOUGH_TURNS for one in present)
 
     @staticmethod
@@ -146,7 +151,7 @@ class FreeActors:
 
     def choose_soonest_empty(self, trials: Trials) -> str | None:
         """Of those that may get the group, the one with the fewest leases."""
-        held = [(held, name) for name, held in self._held.items() if self._may_have(trials, name)]
+        held = [(self._held[name], name) for name in trials.turns(self._held, self._able, self._present)]
         return min(held)[1] if held else None
 
     def add_lease(self, name: str) -> None:
@@ -162,9 +167,5 @@ class FreeActors:
         del self._held[name]
 
     def _next_in_turn(self, trials: Trials, names: Iterable[str]) -> str | None:
-        places = trials.places()
-        turns = [(places.get(name, -1), self._held[name], name) for name in names if self._may_have(trials, name)]
-        return min(turns)[2] if turns else None
-
-    def _may_have(self, trials: Trials, name: str) -> bool:
-        return trials.may_have(name, self._able, self._present)
+        turns = trials.turns(names, self._able, self._present)
+        return min(turns, key=lambda name: (turns[name], self._held[name], name), default=None)

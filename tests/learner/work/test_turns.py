@@ -206,6 +206,74 @@ def test_what_waited_for_an_actor_that_never_started_comes_to_its_end() -> None:
     assert [sequence for sequence, _ in setting.failures] == [0]
 
 
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_group_does_not_wait_for_starts_that_fail_again_and_again(renamed: bool) -> None:
+    """Two hosts on which no engine starts, and one of the two is always there: a pool starts it again at once."""
+    setting, names = Setting(groups=1, attempts=ATTEMPTS), {"x": "x-1", "y": "y-1"}
+    setting.join("a", 1)
+    for host, name in names.items():
+        setting.say_hello(name, 0, engine_ranks=0, host=host)
+    setting.grant()
+    give_back(setting, "a", "refusal")
+    turns = 0
+    while setting.grant() == {}:
+        host = "xy"[turns % 2]
+        setting.registry.leave(names[host], wire.Leave(reason="it does not start"))
+        names[host] = f"{host}-{turns}" if renamed else names[host]
+        setting.say_hello(names[host], 0, engine_ranks=0, host=host)
+        turns += 1
+        assert turns <= 2 and not setting.failures, "each has had its first start"
+    give_back(setting, "a", "refusal")
+    assert [sequence for sequence, _ in setting.failures] == [0] and turns == 2
+
+
+def test_a_group_waits_for_the_next_start_of_an_actor_that_has_worked() -> None:
+    """Its host and its name are as those of one that never starts. It waits for a first start beside it, too."""
+    setting = Setting(groups=1, attempts=ATTEMPTS)
+    for name in ("a", "b"):
+        setting.join(name, 1, host="h0")
+    for name in ("c", "never"):
+        setting.say_hello(name, 0, engine_ranks=0, host="h0")
+    setting.registry.leave("never", wire.Leave(reason="it does not start"))
+    setting.registry.leave("b", wire.Leave(reason="code -9"))
+    for name in ("b", "never"):
+        setting.say_hello(name, 0, engine_ranks=0, host="h0")
+    setting.grant()
+    give_back(setting, "a", "refusal")
+    for waited_for in ("b", "c"):
+        assert setting.grant() == {} and not setting.failures
+        setting.say_hello(waited_for, 1, host="h0")
+        assert setting.grant() == {}, "it is ready, and has no weights yet"
+        setting.registry.remove(waited_for)
+    assert setting.grant() == {"a": [0]}
+
+
+def test_a_host_is_waited_for_again_once_an_engine_there_has_the_weights() -> None:
+    setting = Setting(groups=1, attempts=ATTEMPTS)
+    setting.join("a", 1, host="h0")
+    setting.say_hello("b", 0, engine_ranks=0, host="h1")
+    setting.registry.remove("b")
+    setting.join("b", 0, host="h1")
+    setting.say_hello("c", 0, engine_ranks=0, host="h1")
+    setting.grant()
+    give_back(setting, "a", "refusal")
+    assert setting.grant() == {} and not setting.failures
+
+
+def test_a_group_that_ends_engines_of_ever_new_names_on_one_host_comes_to_its_end() -> None:
+    setting, number = Setting(groups=1, attempts=ATTEMPTS), 0
+    for name in ("a-0", "b-0"):
+        setting.join(name, 1, host="h0")
+    while not setting.failures:
+        ((name, _),) = setting.grant().items()
+        number += 1
+        generating = [one.id for one in setting.held(name)]
+        setting.registry.leave(name, wire.Leave(reason="code -11", generating=generating))
+        setting.join(f"{name[0]}-{number}", 1, host="h0")
+        assert number <= 2 + 3 * 2, "the limit, and three turns for each of the two"
+    assert number == 2 + 3 * 2
+
+
 @pytest.mark.parametrize("cause", FAILURES)
 def test_a_group_at_which_one_fails_while_the_other_is_cut_off_comes_to_its_end(cause: wire.Cause) -> None:
     setting, holders = Setting(groups=1, attempts=ATTEMPTS), list[str]()
@@ -223,8 +291,9 @@ class Pool:
     """A pool that a generator of random numbers makes, and what is promised of it. Actors are cut off, fail and come.
 
     At most one machine is bad: an actor where all are on one host, else all actors of a host. Some groups fail
-    everywhere. A good actor has two outages at most with the same group, unless it is cut off for good; then somebody
-    is bad or some groups fail everywhere, which the others are there to find out.
+    everywhere. Some actors never become ready, and are started again at once. A good actor has two outages at most with
+    the same group, unless it is cut off for good; then somebody is bad or some groups fail everywhere, which the others
+    are there to find out.
     """
 
     def __init__(self, seed: int) -> None:
@@ -240,6 +309,11 @@ class Pool:
         self.bad = {one for one in names if bad and (self.host[one] == self.host[bad] if several else one == bad)}
         good = [name for name in names if name not in self.bad]
         self.cut_off = draw.choice(good) if len(good) > 1 and draw.random() < 0.3 else None
+        others = names[:-1] if bad is None else [name for name in names if name != bad]
+        self.never_ready = set(draw.sample(others, draw.randint(0, len(others)))) if draw.random() < 0.4 else set[str]()
+        self.failed_hosts: set[str] = set()  # where a start has ever failed
+        self.worked: set[str] = set()  # those whose last life had weights
+        self.waited_for: set[str] = set()  # those whose newest start groups wait for in any case
         self.slots = {name: draw.choice([1, 2, 9]) for name in names}
         self.poisoned = {number for number in range(200) if draw.random() < 0.2}
         self.outages: Counter[tuple[int, str]] = Counter()
@@ -250,7 +324,7 @@ class Pool:
     def run(self) -> None:
         for name in self.host:
             self.start(name)
-            if self.random.random() < 0.5:
+            if self.random.random() < 0.5 and name not in self.never_ready:
                 self.make_ready(name)
         for _ in range(4000):
             if len(self.setting.queue.finished()) == self.setting.queue.remaining:
@@ -262,10 +336,18 @@ class Pool:
         raise AssertionError("it did not come to an end")
 
     def start(self, name: str) -> None:
+        waits = name in self.worked or self.host[name] not in self.failed_hosts
+        (self.waited_for.add if waits else self.waited_for.discard)(name)
         assert isinstance(self.setting.say_hello(name, 0, self.now, engine_ranks=0, host=self.host[name]), wire.Welcome)
 
     def make_ready(self, name: str) -> None:
         self.setting.join(name, self.slots[name], self.now, host=self.host[name])
+        self.worked.add(name)
+
+    def fail_to_start(self, name: str) -> None:
+        self.setting.registry.remove(name)
+        self.worked.discard(name)
+        self.failed_hosts.add(self.host[name])
 
     def do_something(self) -> None:
         registry, draw = self.setting.registry, self.random
@@ -277,7 +359,13 @@ class Pool:
             self.start(draw.choice(away))
         elif starting and (not busy or draw.random() < 0.1):
             name = draw.choice(starting)
-            self.make_ready(name) if draw.random() < 0.8 else registry.remove(name)
+            if name in self.never_ready:
+                self.fail_to_start(name)
+                self.start(name)
+            elif draw.random() < 0.8:
+                self.make_ready(name)
+            else:
+                self.fail_to_start(name)
         elif draw.random() < 0.03:
             registry.remove(draw.choice(busy))
         else:
@@ -309,7 +397,8 @@ class Pool:
 
     def fail(self, name: str, one: wire.Work) -> None:
         registry, sequence, failed = self.setting.registry, one.sequence, len(self.setting.failures)
-        alone, present = len(registry.actors) == 1, set(registry.actors)
+        alone = len(registry.actors) == 1
+        present = {one for one, actor in registry.actors.items() if actor.has_weights or one in self.waited_for}
         cause = self.random.choice([*FAILURES, None])
         if cause is None:
             registry.leave(name, wire.Leave(reason="code -11", generating=[one.id]))
@@ -323,7 +412,7 @@ class Pool:
             self.setting.queue.lower_total()  # no other question takes its place
         if alone and cause == "refusal":
             assert given_up, "there is nobody else"
-        good = present - self.bad - {self.cut_off}
+        good = present - self.bad - self.never_ready - {self.cut_off}
         if given_up and sequence not in self.poisoned:
             assert not good, f"of {present}, {good} could have done group {sequence}"
         # Causes that have not reached their limits, and then three turns of each actor.
