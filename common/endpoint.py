@@ -44,7 +44,7 @@ Value = TypeVar("Value")
 
 KEY_FILE = "openai_api_key"  # in the directory of LRPO_KEYS, so that every host of a run finds it
 FORM = 'MODEL@URL of an OpenAI-compatible endpoint, as "judge-7b@http://127.0.0.1:8000/v1"; key in OPENAI_API_KEY'
-_SHORTEST_KEY = 8  # characters of a key that is kept out of messages
+_SHORTEST_KEY = 8  # characters of a key that is kept out of messages, unless it begins as keys do
 _ANSWERS = 3  # answers of a question that cannot be used before it is given up
 _REFUSED = frozenset({400, 413, 422})  # the status of a refusal of this question; others may be answered
 _DENIED = {  # statuses for a key or model that an endpoint does not take, whatever it is asked, and what to do
@@ -100,9 +100,11 @@ class _Server:
     def without_key(self, text: str) -> str:
         """``text`` as it may be logged: a server, or the client's own error, may repeat what it was sent.
 
-        A short key, as the x or EMPTY that local servers are asked with, is none, and may be a part of any word.
+        A short key, as the x or EMPTY that local servers are asked with, is none, and may be a part of any word; one
+        that begins with sk- is a key at any length.
         """
-        return text.replace(self.key, "…") if len(self.key) >= _SHORTEST_KEY else text
+        is_key = len(self.key) >= _SHORTEST_KEY or self.key.startswith("sk-")
+        return text.replace(self.key, "…") if is_key else text
 
 
 @dataclass

@@ -191,8 +191,11 @@ def _checked(languages: Mapping[str, str]) -> _Declared:
         if other not in _TABLE and other not in languages:  # one that nobody knows, or that lid.176 lacks as well
             other = by_name.setdefault(key, label)
         if other != label:
+            # The code of another language: as a name it would be read as that one, in data rows and calibrations.
+            better = f', as "{name.strip()} language"' if key == _simplify(_name_in_cldr(label)) else ""
             raise ValueError(
-                f"{label} = {name!r} is the name or code of another language, {other!r}: give one that tells them apart"
+                f"{label} = {name!r} is the name or code of another language, {other!r}: give one that tells them "
+                f"apart{better}"
             )
         by_name[key] = label
     return _Declared(dict(languages), by_name, by_standard)
@@ -347,6 +350,13 @@ def _plain_code(label: str) -> str:
     return _LABEL_BY_STANDARD.get(code, code)
 
 
+def _name_in_cldr(label: str) -> str:
+    """The English name that CLDR has for the language of a label; empty where it is of no language."""
+    from langcodes import Language
+
+    return Language.get(label).display_name() if _TAG.fullmatch(label) else ""
+
+
 def standard_code(code: str) -> str:
     """The code that the standards have for the language of a label."""
     labels = _LABEL_BY_STANDARD | dict(_declared.by_standard)
@@ -383,11 +393,20 @@ def _is_of_a_language(code: str) -> bool:
     return bool(_TAG.fullmatch(code)) and code[:2].islower()
 
 
+def near_names(name: str) -> list[str]:
+    """Known names that one resembles which is of no language, best first: it may be one of them, misspelt."""
+    if _resolve(name.strip(), _declared) is not None:
+        return []
+    key, known = _simplify(name), [*_CODE_BY_NAME, *_OTHER_NAMES, *_declared.by_name]
+    return difflib.get_close_matches(key, known, n=3, cutoff=0.7) if len(key) > 3 else []
+
+
 def _hint(name: str, code: str | None) -> str:
     if code is not None:
-        from langcodes import Language
-
-        english, label = Language.get(code).display_name(), name if _LABEL.fullmatch(name) else code
+        english, label = _name_in_cldr(code), name if _LABEL.fullmatch(name) else code
+        other = _resolve(english, _declared)
+        if other in _TABLE or other in _declared.names:  # Mon is also the code of Mongolian
+            english += " language"
         return (
             f"it is {english}, which is none of the {len(_TABLE)} languages that lid.176 tells apart: declare it with "
             f'run.other_languages = {{{label} = "{english}"}} (docs/languages.md)'
@@ -396,7 +415,5 @@ def _hint(name: str, code: str | None) -> str:
         "give an ISO 639 code, a BCP 47 tag, or the English or own name, as in sv, swe, pt-BR, Swedish, svenska; one "
         "that has none of these is declared in run.other_languages (docs/languages.md)"
     )
-    key = _simplify(name)
-    known = [*_CODE_BY_NAME, *_OTHER_NAMES, *_declared.by_name]
-    near = difflib.get_close_matches(key, known, n=3, cutoff=0.7) if len(key) > 3 else []
+    near = near_names(name)
     return f"did you mean {', '.join(map(repr, near))}?" if near else ways

@@ -55,7 +55,7 @@ class LanguageGate:
         share: a text with a larger share of letters in other languages is not in the language asked for.
         near: for a language those that count as it, because the model cannot tell them apart.
         unchecked_passes: whether texts count as being in a language that the model does not know. Otherwise none does
-            that has letters, and a warning names the language once.
+            that has letters.
 
     Raises:
         FatalError: the file does not exist or is not a fastText classifier.
@@ -78,7 +78,7 @@ class LanguageGate:
             )
         self._model = LanguageModel(file)
         self._min_probability, self._share, self._near = min_probability, share, near
-        self._unchecked_passes, self._warned = unchecked_passes, set[str]()
+        self._unchecked_passes = unchecked_passes
         self._foreign_letters = ForeignLetters(self._model, share)
         self._lock = threading.Lock()  # the model keeps the words that it has read
         self._previous: dict[tuple[str, str], Finding] = {}  # by text and language asked for, of the last call
@@ -155,8 +155,6 @@ class LanguageGate:
         foreign = self._foreign_letters.count(units, words, checked, families, letters, allowed, whole)
         foreign /= np.maximum(letters, 1)
         findings = []
-        if not self._unchecked_passes:
-            self._warn_of(unknown)
         for row, code in enumerate(asked):
             if code in unknown and self._unchecked_passes:
                 says_something = any(map(str.isalnum, texts[row]))
@@ -168,17 +166,6 @@ class LanguageGate:
             matches = bool(code) and (wordless or is_in_it)
             findings.append(Finding(code if matches and named else named, float(foreign[row]), matches))
         return findings
-
-    def _warn_of(self, unknown: Collection[str]) -> None:
-        """Names languages that answers were asked for and none can be in, each once."""
-        for code in sorted(set(unknown) - self._warned):
-            logger.warning(
-                "answers are asked for in %s (%s), which the language model does not know: none counts as being in it, "
-                'as reward.unchecked = "refuse" is set. Leave questions in it out, or see docs/languages.md',
-                code,
-                display_name(code),
-            )
-        self._warned |= set(unknown)
 
 
 @dataclass(frozen=True)
@@ -221,6 +208,7 @@ class ComplianceGate:
     def __init__(self, config: RewardConfig, languages: Collection[str] = ()) -> None:
         self._config, self._languages = config, frozenset(languages)
         self._unchecked_passes = not config.is_gated or config.unchecked == "pass"
+        self._warned, self._lock = set[str](), threading.Lock()
         self.language_gate = LanguageGate(
             config.language_model,
             config.gate_min_probability,
@@ -233,12 +221,18 @@ class ComplianceGate:
         """Whether answers can be checked for a language.
 
         Of another one every answer that says something passes where the reward is not gated, or by
-        ``reward.unchecked = "pass"``, and else none that has letters.
+        ``reward.unchecked = "pass"``, and else none that has letters, unless it is short and ``reward.gate_short`` is
+        ``pass``.
         """
         return self.language_gate.knows(language)
 
     def judge(self, texts: Sequence[str], asked: Sequence[str]) -> list[Finding]:
-        """What ``language_gate`` finds in texts, among the languages of the run with ``reward.gate_active_only``."""
+        """What ``language_gate`` finds in texts, among the languages of the run with ``reward.gate_active_only``.
+
+        A warning names each language once in which no answer with letters can be.
+        """
+        if not self._unchecked_passes:
+            self._warn_of({code for code in asked if code and not self.knows(code)})
         return self.language_gate.judge(texts, asked, self._among(asked))
 
     def detect(self, texts: Sequence[str], asked: Sequence[str]) -> list[str]:
@@ -295,6 +289,21 @@ class ComplianceGate:
 
     def _among(self, asked: Sequence[str]) -> list[Collection[str]] | None:
         return [self._languages | {code} for code in asked] if self._config.gate_active_only else None
+
+    def _warn_of(self, unknown: Collection[str]) -> None:
+        """Names languages that answers were asked for and none with letters can be in, each once."""
+        with self._lock:
+            new = set(unknown) - self._warned
+            self._warned |= new
+        for code in sorted(new):
+            logger.warning(
+                "answers are asked for in %s (%s), which the language model does not know: none with letters counts as "
+                'being in it%s, as reward.unchecked = "refuse" is set. Leave questions in it out, or see '
+                "docs/languages.md",
+                code,
+                display_name(code),
+                ' unless it is short (reward.gate_short = "pass")' if self._config.gate_short == "pass" else "",
+            )
 
     def _is_short(self, text: str) -> bool:
         return len(text) < self._config.gate_short_characters

@@ -10,7 +10,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import ConfigError, RewardConfig
-from common.languages import code_of, display_name, is_variety
+from common.languages import code_of, display_name, is_variety, near_names
 
 logger = logging.getLogger("reward")
 
@@ -71,7 +71,8 @@ class PairStatistics:
         """Reads the CSV. Rows of languages that this process does not know are left out, and a warning names them.
 
         Raises:
-            ConfigError: the file cannot be read or is malformed; the message names file and line.
+            ConfigError: the file cannot be read or is malformed, also where a name is misspelt; the message names
+                file and line. Or all rows are left out.
         """
         levels: dict[Pair, Level] = {}
         known = _KnownLanguages(path)
@@ -96,7 +97,7 @@ class PairStatistics:
                 'without it, with similarities as they are, set reward.calibration = "" and '
                 'reward.calibration_mode = "raw"'
             ) from None
-        known.warn()
+        known.report(levels)
         return cls(levels)
 
     def write(self, path: Path) -> None:
@@ -120,24 +121,40 @@ class _KnownLanguages:
         self._path, self._unknown = path, set[str]()
 
     def pair(self, first: str, second: str) -> Pair | None:
-        """The pair of two languages by name; None where one is not known, or only as a variety of another."""
+        """The pair of two languages by name; None where one is not known, or only as a variety of another.
+
+        Raises:
+            ValueError: a name is none, or seems to be a known one that is misspelt.
+        """
         codes = [code for code in map(self._code, (first, second)) if code]
         return pair_of(codes[0], codes[1]) if len(codes) == 2 else None
 
     def _code(self, name: str) -> str:
         try:
             code = code_of(name)
-        except ValueError:
+        except ValueError as error:
             if not name.strip():
                 raise
+            if near_names(name):
+                raise ValueError(f"{error} If it is another language, declare it with run.other_languages") from None
             code = ""
         if not code or is_variety(name):
             self._unknown.add(name)
             return ""
         return code
 
-    def warn(self) -> None:
-        """Names the languages that were not known."""
+    def report(self, kept: Collection[Pair]) -> None:
+        """Names the languages that were not known, by a warning where there are pairs of others.
+
+        Raises:
+            ConfigError: every pair is left out.
+        """
+        if self._unknown and not kept:
+            raise ConfigError(
+                f"{self._path}: no pair of languages that this run knows, as all are with "
+                f"{', '.join(sorted(self._unknown))}: declare those with run.other_languages that the run has, or name "
+                "another file in reward.calibration"
+            )
         if self._unknown:
             stem = self._path.name.removesuffix(".quantiles.json").removesuffix(".csv")
             _warn_of_unknown(self._path.with_name(stem), tuple(sorted(self._unknown)))
@@ -194,7 +211,8 @@ class Quantiles:
         them.
 
         Raises:
-            ConfigError: the file cannot be read or is malformed; the message names file and pair.
+            ConfigError: the file cannot be read or is malformed, also where a name is misspelt; the message names
+                file and pair. Or all pairs are left out.
         """
         where = str(path)
         tables, anchors = {}, {}
@@ -222,7 +240,7 @@ class Quantiles:
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{where}: {error!r}") from None
-        known.warn()
+        known.report(tables)
         return cls(shares, tables, anchors)
 
     def write(self, path: Path) -> None:

@@ -48,7 +48,7 @@ class Fleet:
     def __init__(self, directory: Path, flags: Mapping[str, object]) -> None:
         prepare(directory, seed=0)
         own = {
-            "learner.address": f"ipc://{directory}/queue", "reward.addresses": [f"ipc://{directory}/reward"],
+            "learner.address": f"ipc://{directory}/queue", "reward.addresses": [f"ipc://{directory}/scores"],
             "run.dir": directory, "learner.lease_timeout_s": 60, "sync.timeout_s": 60,
         }  # fmt: skip
         self._directory, self._runs = directory, 0

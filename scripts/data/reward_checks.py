@@ -68,12 +68,13 @@ def check_languages_of_questions(
         ]
         if unchecked:
             first = unchecked[0]
+            but = ' unless it is short, with reward.gate_short = "pass"' if config.reward.gate_short == "pass" else ""
             raise ConfigError(
                 f"{len(unchecked)} questions of {name} are asked in their own language, which reward.language_model = "
-                f"{config.reward.language_model!r} does not know, so that no answer to them could earn a reward. The "
-                f"first is row {first.index}, in {first.language} ({display_name(first.language)}): leave them out, "
-                'give a model that has the language, or set reward.unchecked = "pass" or reward.near_languages '
-                "(docs/languages.md)"
+                f"{config.reward.language_model!r} does not know, so that no answer with letters could earn a "
+                f"reward{but}. The first is row {first.index}, in {first.language} ({display_name(first.language)}): "
+                'leave them out, give a model that has the language, or set reward.unchecked = "pass" or '
+                "reward.near_languages (docs/languages.md)"
             )
 
 

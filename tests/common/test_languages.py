@@ -13,11 +13,13 @@ import langcodes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from language_data.name_data import CODE_TO_NAMES
 
 from common.instructions import instruction
 from common.languages import (
     _LABEL_BY_VARIETY,
     CODES,
+    _checked,
     code_of,
     count_as_one,
     declare,
@@ -97,6 +99,7 @@ def test_names_in_use(name: str, code: str) -> None:
         ("tir", 'declare it with run.other_languages = {tir = "Tigrinya"}'),
         ("Hausa", 'declare it with run.other_languages = {ha = "Hausa"}'),
         ("klingon", "it is Klingon"),
+        ("mnw", 'run.other_languages = {mnw = "Mon language"}'),
         ("nan-Hant", "which is none of the 176"),
         ("Chinese (Hakka)", "it is Hakka Chinese"),
         ("Foo (German)", "did you mean 'low german'"),
@@ -173,6 +176,22 @@ def test_a_declared_language_is_given_as_any_other() -> None:
     assert all(code_of(code) == code for code in CODES) and "tir" not in CODES
 
 
+def test_the_declaration_that_the_error_proposes_is_accepted() -> None:
+    """Of every language that CLDR has a code for; of some the name is the code of another, as Mon is of Mongolian."""
+    proposed = {}
+    for code in CODE_TO_NAMES:
+        try:
+            code_of(code)
+        except ValueError as error:
+            if found := re.search(r'run\.other_languages = \{(\w+) = "(.+)"\} \(docs', str(error)):
+                proposed[code] = (found[1], found[2])
+    assert len(proposed) > 7000 and sum(name.endswith(" language") for _, name in proposed.values()) > 20
+    for code, (label, name) in proposed.items():
+        assert _checked({label: name}).by_standard, code
+    declare(dict([proposed["mnw"]]))
+    assert (code_of(english_name("mnw")), display_name("mnw"), code_of("mon")) == ("mnw", "Mon language", "mn")
+
+
 @pytest.mark.parametrize("name", ["isiZulu", "K'iche'", "Arabic (Moroccan)", "MALAY of Kelantan"])
 def test_a_declared_name_stays_as_it_was_given(name: str) -> None:
     label = {"isiZulu": "zu", "K'iche'": "quc", "Arabic (Moroccan)": "ary", "MALAY of Kelantan": "mfa"}[name]
@@ -227,7 +246,8 @@ def _code_or_none(name: str) -> str:
         ({"deu": "German"}, "'deu' is German, which is known as 'de'"),
         ({"nob": "Bokmål"}, "'nob' is Norwegian, which is known as 'no'"),
         ({"tir_Ethi": "Tigrinya"}, "must be 2 to 8 letters"),
-        ({"gaa": "Ga"}, "is the name or code of another language, 'ga'"),
+        ({"gaa": "Ga"}, "another language, 'ga': give one that tells them apart, as \"Ga language\""),
+        ({"mnw": " Mon"}, "another language, 'mn': give one that tells them apart, as \"Mon language\""),
         ({"xaa": "arabic"}, "is the name or code of another language, 'ar'"),
         ({"xaa": "One", "xab": "one"}, "is the name or code of another language, 'xaa'"),
         ({"ti": "Tigrinya", "tir": "Tigrigna"}, "'tir' and 'ti' are one language"),

@@ -200,6 +200,30 @@ def test_pairs_that_a_declaring_run_measured_are_left_out_elsewhere(
     ]
 
 
+@pytest.mark.parametrize("name", ["Japanesse", "Germann"])
+def test_a_misspelt_language_of_the_run_is_no_other_one(name: str, tmp_path: Path) -> None:
+    path, near = tmp_path / "pairs.csv", {"Japanesse": "japanese", "Germann": "german"}[name]
+    problem = f"line 3: unknown language '{name}'; did you mean '{near}'.* declare it with run.other_languages"
+    path.write_text(f"lang_a,lang_b,count,mean,std\nEnglish,French,9,0.8,0.1\nEnglish,{name},9,0.8,0.1\n")
+    with pytest.raises(ConfigError, match=problem):
+        PairStatistics.read(path)
+    rows = [{"lang_a": "English", "lang_b": other, "all": [0, 0.5]} for other in ("French", name)]
+    path.write_text(json.dumps({"shares": [0, 1], "pairs": rows}))
+    with pytest.raises(ConfigError, match=f"pair English, {name}: .*did you mean"):
+        Quantiles.read(path)
+
+
+@pytest.mark.parametrize("mode", ["mean", "zscore", "quantile"])
+def test_a_calibration_without_a_pair_of_known_languages_is_refused(mode: Any, tmp_path: Path) -> None:
+    """By its quantiles a similarity would be nan, and by its means raw."""
+    path = tmp_path / "pairs.csv"
+    path.write_text("lang_a,lang_b,count,mean,std\nEnglish,isiZulu,9,0.8,0.1\n")
+    rows = [{"lang_a": "English", "lang_b": "isiZulu", "all": [0, 0.5]}]
+    quantile_path(path).write_text(json.dumps({"shares": [0, 1], "pairs": rows}))
+    with pytest.raises(ConfigError, match="no pair of languages that this run knows, as all are with isiZulu"):
+        Calibration.load(mode, path, 1, 0, (-1, 1))
+
+
 # --- drift --------------------------------------------------------------------------------------------------------
 
 

@@ -378,9 +378,11 @@ def test_where_it_is_not_to_pass_no_text_is_in_an_unchecked_language(caplog: pyt
     assert gate.in_language(texts, ["tir"] * 4) == [False, False, True, False]
     assert [one.language for one in gate.judge(texts[1:], ["tir"] * 3)] == ["en", "", ""]
     assert gate.in_language([SENTENCES["en"]], ["en"]) == [True]
-    assert caplog.text.count("in tir (Tigrinya), which the language model does not know: none counts") == 1
+    assert caplog.text.count("in tir (Tigrinya), which the language model does not know: none with letters counts") == 1
+    assert "unless it is short" not in caplog.text
     short = ComplianceGate(RewardConfig(gate_short="pass", gate_short_characters=1000))
     assert short.in_language(texts, ["tir"] * 4) == [True, True, True, False]
+    assert caplog.text.count('counts as being in it unless it is short (reward.gate_short = "pass"), as') == 1
 
 
 def test_a_model_of_ones_own_knows_its_labels(tmp_path: Path, declaration: dict[str, list[str]]) -> None:

@@ -282,7 +282,12 @@ def test_questions_that_no_answer_can_be_checked_for_are_refused(
         _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "monolingual")
     error = capsys.readouterr().err
     assert "8 questions of data.train are asked in their own language" in error
-    assert "The first is row 0, in de (German): leave them out" in error
+    assert "so that no answer with letters could earn a reward. The first is row 0, in de (German): leave" in error
+    with pytest.raises(SystemExit):
+        _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "monolingual", "--reward.gate_short", "pass")
+    assert (
+        'could earn a reward unless it is short, with reward.gate_short = "pass". The first' in capsys.readouterr().err
+    )
     _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "policy", "--model.prompt_style", "select")
     _checked(tmp_path, tiny_policy, 8, *flags, "--router.mode", "monolingual", "--reward.unchecked", "pass")
 
