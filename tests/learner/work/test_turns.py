@@ -307,10 +307,12 @@ class Pool:
         bad = draw.choice([None, *names])
         several = len(set(self.host.values())) > 1
         self.bad = {one for one in names if bad and (self.host[one] == self.host[bad] if several else one == bad)}
-        good = [name for name in names if name not in self.bad]
-        self.cut_off = draw.choice(good) if len(good) > 1 and draw.random() < 0.3 else None
         others = names[:-1] if bad is None else [name for name in names if name != bad]
         self.never_ready = set(draw.sample(others, draw.randint(0, len(others)))) if draw.random() < 0.4 else set[str]()
+        working = [name for name in names if name not in self.never_ready]
+        good = [name for name in working if name not in self.bad]
+        # Somebody else must be there to end what it cannot.
+        self.cut_off = draw.choice(good) if good and len(working) > 1 and draw.random() < 0.3 else None
         self.failed_hosts: set[str] = set()  # where a start has ever failed
         self.worked: set[str] = set()  # those whose last life had weights
         self.waited_for: set[str] = set()  # those whose newest start groups wait for in any case
