@@ -320,7 +320,9 @@ class ActorRegistry:
         }
         if not asking:
             return granted
-        free = FreeActors(asking, [name for name, actor in self.actors.items() if actor.may_lease], self._present())
+        free = FreeActors(
+            asking, lambda: ([name for name, actor in self.actors.items() if actor.may_lease], self._present())
+        )
         emptied = False  # whether an actor gets no more until it holds nothing, and then the suspect
         for sequence in work_queue.suspects():
             trials = work_queue.trials(sequence)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 
 _ENOUGH_TURNS = 3
 _ENGINE = "engine"  # the cause of a failure of which Trials.engines_ended is the number
@@ -123,16 +124,22 @@ class FreeActors:
 
     Args:
         free: (number of leases held, number of slots) of each actor that has free slots, by name.
-        able: the names of all actors that may lease.
-        present: the names of all actors that are there.
+        others: gives the names of all actors that may lease, and those of all that are there. It is asked once at most,
+            for the first group that somebody has had: to name all takes a while, and most turns have none.
     """
 
-    def __init__(self, free: Mapping[str, tuple[int, int]], able: Collection[str], present: Collection[str]) -> None:
+    def __init__(
+        self, free: Mapping[str, tuple[int, int]], others: Callable[[], tuple[Collection[str], Collection[str]]]
+    ) -> None:
         self._held = {name: held for name, (held, _) in free.items()}
         self._slots = {name: slots for name, (_, slots) in free.items()}
         # A heap of (leases held, name). Entries that no longer agree with _held are passed over.
         self._by_load = sorted((held, name) for name, held in self._held.items())
-        self._able, self._present = able, present
+        self._ask_for_others = others
+
+    @cached_property
+    def _others(self) -> tuple[Collection[str], Collection[str]]:
+        return self._ask_for_others()
 
     def __bool__(self) -> bool:
         return bool(self._held)
@@ -151,7 +158,7 @@ class FreeActors:
 
     def choose_soonest_empty(self, trials: Trials) -> str | None:
         """Of those that may get the group, the one with the fewest leases."""
-        held = [(self._held[name], name) for name in trials.turns(self._held, self._able, self._present)]
+        held = [(self._held[name], name) for name in trials.turns(self._held, *self._others)]
         return min(held)[1] if held else None
 
     def add_lease(self, name: str) -> None:
@@ -167,5 +174,5 @@ class FreeActors:
         del self._held[name]
 
     def _next_in_turn(self, trials: Trials, names: Iterable[str]) -> str | None:
-        turns = trials.turns(names, self._able, self._present)
+        turns = trials.turns(names, *self._others)
         return min(turns, key=lambda name: (turns[name], self._held[name], name), default=None)
