@@ -85,7 +85,8 @@ def delete_left_behind(parent: Path) -> None:
 
 @functools.cache  # once for each, however often this process makes a directory
 def _warn_of_others(directory: Path, host: str) -> None:
-    """
+    """Says that a directory of another host is left alone.
+
     Args:
         host: of the process that made the directory; empty where it did not note it.
     """

@@ -241,7 +241,7 @@ class ActorRegistry:
         actor = self.actors[name]
         if self.served is not None:
             works = [actor.leases[lease] for lease in message.generating if lease in actor.leases]
-            given_up = self.served.queue.end_engine(name, [work.sequence for work in works], self._present())
+            given_up = self.served.queue.end_engine(name, [work.sequence for work in works], self._present(name))
             for work in works:
                 if work.sequence == given_up:
                     ended = self.served.queue.engines
@@ -342,12 +342,16 @@ class ActorRegistry:
                 break
         return granted
 
-    def _present(self) -> dict[str, str]:
-        """The hosts of the actors that are there and may do groups, or whose start is waited for, by name."""
+    def _present(self, failing: str = "") -> dict[str, str]:
+        """The hosts of the actors that are there and may do groups, or whose start is waited for, by name.
+
+        Args:
+            failing: an actor that has just failed at a group. It was there, even if it gets no more.
+        """
         return {
             name: actor.process.host
             for name, actor in self.actors.items()
-            if actor.may_lease or (actor.awaited and not actor.has_weights)
+            if name == failing or actor.may_lease or (actor.awaited and not actor.has_weights)
         }
 
     def _holds_suspect(self, actor: ActorState) -> bool:
@@ -490,7 +494,7 @@ class ActorRegistry:
         self._given_back[work.sequence] = work, reason
         if cause == "outage":
             self.served.queue.put_back(work.sequence, name)
-        elif self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause), self._present()):
+        elif self.served.queue.release(work.sequence, name, cause, _ATTEMPTS.get(cause), self._present(name)):
             self._report_failed(work, reason)
 
     def _report_failed(self, work: wire.Work, reason: str) -> None:

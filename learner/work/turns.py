@@ -50,11 +50,11 @@ class Trials:
 
         Args:
             limit: how many attempts may fail for this cause.
-            present: the hosts of all actors that are there, also of those whose start is waited for, by name.
+            present: the hosts of all actors that are there, this one and those whose start is waited for too, by name.
         """
         self._note(actor, failed=True)
         self.failed_attempts[cause] = self.failed_attempts.get(cause, 0) + 1
-        self._failed[cause][actor] = present.get(actor, "")
+        self._failed[cause][actor] = present[actor]
         return self._is_to_be_given_up(cause, self.failed_attempts[cause], limit, present)
 
     def add_ended_engine(self, actor: str, limit: int, present: Mapping[str, str], *, alone: bool) -> bool:
@@ -70,7 +70,7 @@ class Trials:
         self._note(actor, failed=alone)
         self.engines_ended += 1
         if alone or self.engines_ended > 1:
-            self._failed[_ENGINE][actor] = present.get(actor, "")
+            self._failed[_ENGINE][actor] = present[actor]
         return alone and self._is_to_be_given_up(_ENGINE, self.engines_ended, limit, present)
 
     def turns(self, names: Iterable[str], able: Collection[str], present: Collection[str]) -> dict[str, int]:

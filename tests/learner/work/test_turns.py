@@ -150,6 +150,21 @@ def test_two_bad_actors_of_one_host_are_one_machine_where_there_is_another(cause
     assert not setting.failures and sorted(setting.queue.finished()) == [0, 1, 2, 3]
 
 
+def test_an_actor_that_fails_when_it_is_to_get_no_more_is_of_its_own_host() -> None:
+    setting = Setting(groups=1, attempts=ATTEMPTS)
+    for name in ("bad0", "bad1"):
+        setting.join(name, 1, host="h0")
+    assert setting.grant() == {"bad0": [0]}
+    setting.say_hello("good", 0, engine_ranks=0, host="h1")
+    setting.registry.heartbeat("bad0", wire.Heartbeat(holding=[], seconds={}, slots=0), 0.0)
+    give_back(setting, "bad0", "refusal")
+    assert setting.grant() == {"bad1": [0]}
+    give_back(setting, "bad1", "refusal")
+    assert not setting.failures, "one machine has refused it, and the other one starts"
+    setting.join("good", 1, host="h1")
+    assert setting.grant() == {"good": [0]}
+
+
 def test_where_all_are_on_one_host_each_actor_is_a_machine() -> None:
     setting = Setting(groups=1, attempts=ATTEMPTS)
     for name in ("a", "b", "c"):
